@@ -1,0 +1,22 @@
+"""CLaRa (Continuous Latent Reasoning, arXiv 2511.18659) in JAX and Flax.
+
+One language model with three LoRA adapters compresses documents into a few memory vectors, ranks them for a question, and
+answers from them. `Clara` is the Python face; ``python -m clara_jax.train`` trains.
+"""
+
+__version__ = "0.1.0"
+
+__all__ = ["Answer", "Clara", "ClaraError", "Memories", "Ranking", "Source"]
+
+
+def __getattr__(name: str):
+    # Imported on first use: `python -m clara_jax.train --help` should not wait for JAX.
+    if name == "ClaraError":
+        from clara_jax.errors import ClaraError
+
+        return ClaraError
+    if name in __all__:
+        from clara_jax import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'clara_jax' has no attribute {name!r}")

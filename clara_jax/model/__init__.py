@@ -1,0 +1,14 @@
+"""The backbone: a decoder-only transformer that knows nothing of CLaRa.
+
+One legend for the shape letters, used in every einsum and comment of the package:
+
+====  ==========================================  ====  ======================================
+ B    batch                                        E    embedding width (the paper's d)
+ D    candidate documents of a question            H    query heads
+ K    selected documents (top-k)                   G    key/value heads
+ M    memory tokens of a document (the paper's l)  C    channels of a head
+ T    tokens of a sequence                         F    width of the MLP
+ S    key/value slots that attention reads         V    vocabulary of the base
+ L    layers                                       R    LoRA rank
+====  ==========================================  ====  ======================================
+"""

@@ -1,0 +1,191 @@
+"""One declaration per parameter, from which its shape, dtype, initial value and sharding all derive.
+
+A declaration tree is a nested dict of :class:`Leaf`. `abstract` gives restore targets and shapes for ahead-of-time
+compilation, `shardings` the placement, `initialise` the values. Nothing else in the package says what a parameter looks like.
+
+Layers are stacked: every leaf under ``layers`` has a leading axis L over which the backbone scans.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from clara_jax.model.config import ModelConfig
+from clara_jax.model.sharding import spec
+
+Tree = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """One parameter.
+
+    Attributes:
+      shape: its shape, the stacked layer axis included.
+      axes: the logical name of each axis (see `clara_jax.model.sharding`), None where it is never sharded.
+      dtype: the dtype it is stored in.
+      init: "normal", "zeros", "ones" or "uniform" (the last two of LoRA: B zeros, A uniform).
+      scale: standard deviation of "normal", bound of "uniform".
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    dtype: Any = jnp.float32
+    init: str = "normal"
+    scale: float = 0.02
+
+    def value(self, key: jax.Array) -> jax.Array:
+        match self.init:
+            case "normal":
+                return (self.scale * jax.random.normal(key, self.shape, jnp.float32)).astype(self.dtype)
+            case "uniform":
+                return jax.random.uniform(key, self.shape, jnp.float32, -self.scale, self.scale).astype(self.dtype)
+            case "zeros":
+                return jnp.zeros(self.shape, self.dtype)
+            case "ones":
+                return jnp.ones(self.shape, self.dtype)
+        raise ValueError(f"unknown init {self.init!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Map:
+    """One linear map of a block. Axes are (letter of the legend, size, logical name) triples."""
+
+    inputs: tuple[tuple[str, int, str | None], ...]
+    outputs: tuple[tuple[str, int, str | None], ...]
+    bias: bool = False
+
+    @property
+    def input_letters(self) -> str:
+        return "".join(letter for letter, _, _ in self.inputs)
+
+    @property
+    def output_letters(self) -> str:
+        return "".join(letter for letter, _, _ in self.outputs)
+
+
+def linear_units(config: ModelConfig) -> dict[str, dict[str, dict[str, Map]]]:
+    """Every linear map of a block as ``part -> unit -> name -> map``.
+
+    The maps of a unit share their input and one LoRA matrix A. A unit is a single map, except where the base fuses q, k, v
+    and gate, up into one matrix (Phi-3): their kernels are kept apart here, so that each is sharded by its own heads.
+    """
+    embed, mlp = (("E", config.width, "embed"),), (("F", config.mlp_width, "mlp"),)
+    queries = (("H", config.heads, "heads"), ("C", config.head_channels, None))
+    keys = (("G", config.kv_heads, "kv_heads"), ("C", config.head_channels, None))
+    q, k = Map(embed, queries, config.qkv_bias), Map(embed, keys, config.qkv_bias)
+    wide = Map(embed, mlp, config.mlp_bias)
+    out, down = {"o": {"o": Map(queries, embed, config.out_bias)}}, {"down": {"down": Map(mlp, embed, config.mlp_bias)}}
+    if config.fused:
+        return {
+            "attention": {"qkv": {"q": q, "k": k, "v": k}} | out,
+            "mlp": {"gate_up": {"gate": wide, "up": wide}} | down,
+        }
+    single = {"q": {"q": q}, "k": {"k": k}, "v": {"v": k}}
+    return {"attention": single | out, "mlp": {"gate": {"gate": wide}, "up": {"up": wide}} | down}
+
+
+def declare_base(config: ModelConfig, dtype: Any = jnp.bfloat16) -> Tree:
+    """The base model's parameters (section 4 of the design): embedding table [V, E], stacked blocks, final norm, LM head."""
+    stack = config.layers
+
+    def norm(size: int, stacked: bool = True) -> Leaf:
+        return Leaf(((stack,) if stacked else ()) + (size,), ((None,) if stacked else ()) + (None,), dtype, "ones")
+
+    def unit(maps: dict[str, Map]) -> dict[str, dict[str, Leaf]]:
+        leaves: dict[str, dict[str, Leaf]] = {"kernel": {}}
+        for name, m in maps.items():
+            _, in_sizes, in_axes = zip(*m.inputs, strict=True)
+            _, out_sizes, out_axes = zip(*m.outputs, strict=True)
+            shape, axes = (stack, *in_sizes, *out_sizes), (None, *in_axes, *out_axes)
+            leaves["kernel"][name] = Leaf(shape, axes, dtype, scale=math.prod(in_sizes) ** -0.5)
+            if m.bias:  # follows its map's output, which is whole along the embedding axis
+                axes = (None, *(None if axis == "embed" else axis for axis in out_axes))
+                leaves.setdefault("bias", {})[name] = Leaf((stack, *out_sizes), axes, dtype, "zeros")
+        return leaves
+
+    units = linear_units(config)
+    layers: dict[str, Any] = {part: {name: unit(maps) for name, maps in group.items()} for part, group in units.items()}
+    layers["attention_norm"], layers["mlp_norm"] = {"scale": norm(config.width)}, {"scale": norm(config.width)}
+    if config.qk_norm:
+        layers["attention"]["q_norm"] = {"scale": norm(config.head_channels)}
+        layers["attention"]["k_norm"] = {"scale": norm(config.head_channels)}
+    table = Leaf((config.vocab_size, config.width), ("vocab", "embed"), dtype)
+    tree = {"embed": {"table": table}, "layers": layers, "final_norm": {"scale": norm(config.width, stacked=False)}}
+    if not config.tied:
+        tree["lm_head"] = {"table": table}
+    return tree
+
+
+def declare_lora(config: ModelConfig, rank: int) -> Tree:
+    """One adapter: for each unit of `linear_units` A [L, in..., R] and, for each of its maps, B [L, R, out...]; float32.
+
+    A is uniform in ±1/√in and B zero, so a fresh adapter leaves the base unchanged (Hu et al. 2021).
+    """
+    tree: dict[str, Any] = {}
+    for part, group in linear_units(config).items():
+        tree[part] = {}
+        for unit, maps in group.items():
+            _, sizes, axes = zip(*next(iter(maps.values())).inputs, strict=True)
+            a = Leaf((config.layers, *sizes, rank), (None, *axes, None), init="uniform", scale=math.prod(sizes) ** -0.5)
+            b = {}
+            for name, m in maps.items():
+                _, out_sizes, out_axes = zip(*m.outputs, strict=True)
+                b[name] = Leaf((config.layers, rank, *out_sizes), (None, None, *out_axes), init="zeros")
+            tree[part][unit] = {"a": a, "b": b}
+    return {"layers": tree}
+
+
+def declare_added_rows(config: ModelConfig, memory: int, markers: int) -> Tree:
+    """Rows of the tokens added behind the base's vocabulary, float32: trained ones (memory), fixed ones (markers), and,
+    where the LM head is its own table, all their output rows."""
+    tree = {
+        "memory": Leaf((memory, config.width), (None, None)),
+        "markers": Leaf((markers, config.width), (None, None)),
+    }
+    if not config.tied:
+        tree["output"] = Leaf((memory + markers, config.width), (None, None))
+    return tree
+
+
+def map_leaves(function: Callable[[str, Leaf], Any], tree: Tree, path: str = "") -> dict[str, Any]:
+    """``function(path, leaf)`` for every leaf; paths look like ``layers/attention/q/kernel``."""
+    return {
+        name: function(f"{path}{name}", node)
+        if isinstance(node, Leaf)
+        else map_leaves(function, node, f"{path}{name}/")
+        for name, node in tree.items()
+    }
+
+
+def shardings(tree: Tree, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """The sharding of every leaf.
+
+    Raises:
+      ClaraError: a mesh that does not divide a leaf's axis, by name.
+    """
+    return map_leaves(lambda path, leaf: jax.NamedSharding(mesh, spec(leaf.shape, leaf.axes, mesh, path)), tree)
+
+
+def abstract(tree: Tree, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """A `jax.ShapeDtypeStruct` with its sharding for every leaf: restore targets, shapes for compilation."""
+    placed = shardings(tree, mesh)
+    shapes = map_leaves(lambda _, leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+    return jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placed)
+
+
+def initialise(tree: Tree, key: jax.Array, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """Fresh values, made where they live. A leaf's value depends on the key, its path and its shape alone."""
+
+    def values():
+        return map_leaves(lambda path, leaf: leaf.value(jax.random.fold_in(key, zlib.crc32(path.encode()))), tree)
+
+    with jax.set_mesh(mesh):
+        return jax.jit(values, out_shardings=shardings(tree, mesh))()

@@ -1,0 +1,74 @@
+"""Linear maps with an optional low-rank adapter (Hu et al. 2021): y = x W + b + (alpha / R) (dropout(x) A) B."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from clara_jax.model.declare import Map
+
+
+@flax.struct.dataclass
+class Dropout:
+    """Dropout on the adapters' inputs whose masks depend on the example and its token, never on where it is computed.
+
+    A key is folded per layer and map, then per token position counted from the first attended token; so a batch that is
+    sharded, accumulated, padded otherwise or resumed sees the same masks.
+    """
+
+    keys: jax.Array  # typed PRNG keys [B], one per example and step
+    positions: jax.Array  # int32 [B, T]
+    rate: float = flax.struct.field(pytree_node=False)
+
+    def __call__(self, x: jax.Array, site: jax.Array) -> jax.Array:
+        """x [B, T, ...] with entries dropped and the rest scaled by 1 / (1 - rate); ``site`` names layer and map."""
+        inner = x.shape[2:]
+        keys = jax.vmap(jax.random.fold_in, (0, None))(self.keys, site)
+        keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(keys, self.positions)
+        # 16 random bits a number: half the work of 32, and a rate exact to 1/65536.
+        draw = jax.vmap(jax.vmap(lambda key: jax.random.bits(key, inner, "uint16")))(keys)
+        keep = draw >= round(self.rate * 65536)
+        return jnp.where(keep, x / (1 - self.rate), 0).astype(x.dtype)
+
+
+class LoRALinear(nn.Module):
+    """The linear maps of one unit (`clara_jax.model.declare.linear_units`): one input, one A, a kernel and a B for each map.
+
+    Attributes:
+      maps: the unit's maps by name.
+      site: number of the unit inside its block, for dropout.
+      scale: alpha / rank.
+    """
+
+    maps: Mapping[str, Map]
+    site: int
+    scale: float
+
+    def __call__(self, x: jax.Array, layer: jax.Array, dropout: Dropout | None) -> dict[str, jax.Array]:
+        """x [B, T, inputs...] -> {name: [B, T, outputs...]} in x's dtype."""
+        ins = next(iter(self.maps.values())).input_letters
+        # Behind attention and inside the MLP the contracted axis is split over "model": the sum over it must be asked for.
+        summed = jax.P("data", None, None) if ins != "E" else None
+        params = self.variables["params"]
+        adapter = self.variables.get("lora")
+        if adapter is not None:
+            dropped = x if dropout is None else dropout(x, layer * 16 + self.site)
+            low = jnp.einsum(f"BT{ins},{ins}R->BTR", dropped, adapter["a"].astype(x.dtype), out_sharding=summed)
+        results = {}
+        for name, linear in self.maps.items():
+            outs = linear.output_letters
+            y = jnp.einsum(
+                f"BT{ins},{ins}{outs}->BT{outs}", x, params["kernel"][name].astype(x.dtype), out_sharding=summed
+            )
+            if linear.bias:
+                y += params["bias"][name].astype(x.dtype)
+            if adapter is not None:
+                y += self.scale * jnp.einsum(
+                    f"BTR,R{outs}->BT{outs}", low, adapter["b"][name].astype(x.dtype), out_sharding=summed
+                )
+            results[name] = y
+        return results

@@ -1,0 +1,243 @@
+"""The backbone: embed, a scanned stack of blocks, final norm, unembed.
+
+Flax Linen, used functionally: the collections are ``params`` (the frozen base), ``lora`` (one role's adapter, or absent) and
+``tokens`` (rows of added tokens). Choosing a role is choosing the subtree that goes into ``lora``. Modules only look leaves
+up; what the leaves are is declared in `clara_jax.model.declare`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from clara_jax.model.attention import attend
+from clara_jax.model.cache import Cache
+from clara_jax.model.config import ModelConfig
+from clara_jax.model.declare import Map, linear_units
+from clara_jax.model.lora import Dropout, LoRALinear
+from clara_jax.model.rope import rotate, rotations
+
+REMAT_POLICIES = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "names": jax.checkpoint_policies.save_only_these_names("attention_out", "mlp_out"),
+}
+
+
+class Context(NamedTuple):
+    """What every block reads: the same for all layers."""
+
+    mask: jax.Array  # bool [B, T, S], which slots each token attends to
+    query_rotation: tuple[jax.Array, jax.Array]
+    key_rotation: tuple[jax.Array, jax.Array]
+    dropout: Dropout | None
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale over the last axis, in float32 (Zhang and Sennrich 2019)."""
+
+    eps: float
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return (wide * self.get_variable("params", "scale").astype(jnp.float32)).astype(x.dtype)
+
+
+def project(
+    group: Mapping[str, Mapping[str, Map]], first_site: int, scale: float, x, layer, dropout
+) -> dict[str, jax.Array]:
+    """Applies several units to one input; call it inside a module's compact method."""
+    results = {}
+    for site, (unit, maps) in enumerate(group.items(), first_site):
+        results |= LoRALinear(maps, site, scale, name=unit)(x, layer, dropout)
+    return results
+
+
+class Attention(nn.Module):
+    """Rotary grouped-query attention."""
+
+    config: ModelConfig
+    lora_scale: float
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, layer: jax.Array, cache: Cache | None, context: Context
+    ) -> tuple[jax.Array, Cache | None]:
+        config = self.config
+        group = linear_units(config)["attention"]
+        out = {"o": group.pop("o")}
+        y = project(group, 0, self.lora_scale, x, layer, context.dropout)
+        q, k, v = y["q"], y["k"], y["v"]
+        if config.qk_norm:
+            q = RMSNorm(config.norm_eps, name="q_norm")(q)
+            k = RMSNorm(config.norm_eps, name="k_norm")(k)
+        q = rotate(q, context.query_rotation)
+        # LongRoPE may change tables while a sequence grows: its cache holds keys unrotated and rotates them on reading.
+        late = config.rope.kind == "longrope" and cache is not None
+        if not late:
+            k = rotate(k, context.key_rotation)
+        if cache is not None:
+            at = (layer, 0, cache.length, 0, 0)
+            cache = cache.replace(
+                k=jax.lax.dynamic_update_slice(cache.k, k[None].astype(cache.k.dtype), at),
+                v=jax.lax.dynamic_update_slice(cache.v, v[None].astype(cache.v.dtype), at),
+            )
+            k = jax.lax.dynamic_index_in_dim(cache.k, layer, keepdims=False)
+            v = jax.lax.dynamic_index_in_dim(cache.v, layer, keepdims=False)
+        if late:
+            k = rotate(k, context.key_rotation)
+        mixed = attend(q, k, v, context.mask)
+        return project(out, 4, self.lora_scale, mixed, layer, context.dropout)["o"], cache
+
+
+class MLP(nn.Module):
+    """down(silu(gate(x)) * up(x)) (Shazeer 2020)."""
+
+    config: ModelConfig
+    lora_scale: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, layer: jax.Array, dropout: Dropout | None) -> jax.Array:
+        group = linear_units(self.config)["mlp"]
+        down = {"down": group.pop("down")}
+        y = project(group, 8, self.lora_scale, x, layer, dropout)
+        return project(down, 12, self.lora_scale, jax.nn.silu(y["gate"]) * y["up"], layer, dropout)["down"]
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)); the carry is (x, cache), scanned over layers."""
+
+    config: ModelConfig
+    lora_scale: float
+
+    @nn.compact
+    def __call__(self, carry: tuple[jax.Array, Cache | None], layer: jax.Array, context: Context):
+        x, cache = carry
+        eps = self.config.norm_eps
+        y = RMSNorm(eps, name="attention_norm")(x)
+        y, cache = Attention(self.config, self.lora_scale, name="attention")(y, layer, cache, context)
+        x = x + checkpoint_name(y, "attention_out")
+        y = RMSNorm(eps, name="mlp_norm")(x)
+        y = MLP(self.config, self.lora_scale, name="mlp")(y, layer, context.dropout)
+        return (x + checkpoint_name(y, "mlp_out"), cache), None
+
+
+class Transformer(nn.Module):
+    """The whole backbone. Call its methods through `apply`, e.g. ``model.apply(variables, ids, method="embed")``.
+
+    Attributes:
+      config: the architecture.
+      lora_scale: alpha / rank of the adapter in the ``lora`` collection.
+      dtype: compute dtype; norms, softmax and rotations are float32 whatever it is.
+      remat: what the backward pass keeps of a block: "none" (everything), "full" (its input), "dots" (matrix products),
+        "names" (the outputs of attention and MLP).
+    """
+
+    config: ModelConfig
+    lora_scale: float = 1.0
+    dtype: Any = jnp.bfloat16
+    remat: str = "none"
+
+    def embed(self, ids: jax.Array) -> jax.Array:
+        """Token ids, int32 [B, T] -> embeddings [B, T, E]. Ids from V on are rows of the ``tokens`` collection."""
+        table = self.variables["params"]["embed"]["table"]
+        # Gathering the width first leaves one gather of the table and a local sum over "model".
+        table = jax.reshard(table, jax.P(jax.typeof(table).sharding.spec[0], None))
+        out = jax.P("data", None, None)
+        x = table.at[jnp.minimum(ids, self.config.vocab_size - 1)].get(out_sharding=out).astype(self.dtype)
+        if "tokens" not in self.variables:
+            return x
+        tokens = self.variables["tokens"]
+        rows = jnp.concatenate([tokens["memory"], tokens["markers"]]).astype(self.dtype)
+        added = rows.at[jnp.maximum(ids - self.config.vocab_size, 0)].get(out_sharding=out)
+        return jnp.where((ids >= self.config.vocab_size)[..., None], added, x)
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, mask: jax.Array, cache: Cache | None = None, dropout: Dropout | None = None
+    ) -> tuple[jax.Array, Cache | None]:
+        """Runs the blocks and the final norm.
+
+        Args:
+          x: embeddings [B, T, E].
+          mask: bool [B, T], which of the T tokens are attended. Padding may stand anywhere; positions count attended
+            tokens, so padding never changes a result beyond rounding.
+          cache: keys and values of earlier tokens; T new ones are appended.
+          dropout: for the adapters' inputs, in training.
+
+        Returns:
+          the last layer's states after the final norm, [B, T, E], and the cache with T more slots.
+        """
+        context, cache = self._context(mask, cache, dropout)
+        block = Block
+        if self.remat != "none":
+            # Inside a scan nothing can be merged across the checkpoint's border, so CSE need not be prevented.
+            block = nn.remat(Block, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
+        layers = nn.scan(
+            block,
+            variable_axes={"params": 0, "lora": 0},
+            split_rngs={"params": False},
+            in_axes=(0, nn.broadcast),
+            length=self.config.layers,
+        )(self.config, self.lora_scale, name="layers")
+        (x, cache), _ = layers((x.astype(self.dtype), cache), jnp.arange(self.config.layers, dtype=jnp.int32), context)
+        if cache is not None:
+            cache = cache.replace(length=cache.length + x.shape[1])
+        return RMSNorm(self.config.norm_eps, name="final_norm")(x), cache
+
+    def unembed(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """States [B, T, E] -> float32 logits of the base's vocabulary [B, T, V] and of the added tokens [B, T, added].
+
+        They are kept apart because the first are split over "model" and the second whole; `join_logits` puts them together.
+        """
+        base = self.variables["params"]
+        table = (base["embed"] if self.config.tied else base["lm_head"])["table"]
+        vocabulary = jax.typeof(table).sharding.spec[0]
+        logits = jnp.einsum(
+            "BTE,VE->BTV",
+            x,
+            table.astype(x.dtype),
+            preferred_element_type=jnp.float32,
+            out_sharding=jax.P("data", None, vocabulary),
+        )
+        if "tokens" not in self.variables:
+            return logits, None
+        tokens = self.variables["tokens"]
+        rows = jnp.concatenate([tokens["memory"], tokens["markers"]]) if self.config.tied else tokens["output"]
+        added = jnp.einsum("BTE,SE->BTS", x, rows.astype(x.dtype), preferred_element_type=jnp.float32)
+        return logits, added
+
+    def _context(self, mask: jax.Array, cache: Cache | None, dropout: Dropout | None) -> tuple[Context, Cache | None]:
+        """Positions, rotations and the attention mask, once for all layers."""
+        window, length = self.config.sliding_window, mask.shape[1]
+        if cache is None:
+            slots, start = mask, 0
+        else:
+            slots = jax.lax.dynamic_update_slice(cache.mask, mask, (0, cache.length))
+            start, cache = cache.length, cache.replace(mask=slots)
+        positions = jnp.maximum(jnp.cumsum(slots, axis=1, dtype=jnp.int32) - 1, 0)  # [B, S]
+        new = jax.lax.dynamic_slice_in_dim(positions, start, length, axis=1) if cache is not None else positions
+        attended = jnp.sum(slots, axis=1, dtype=jnp.int32)
+        at = start + jnp.arange(length, dtype=jnp.int32)[:, None]  # [T, 1]
+        slot = jnp.arange(slots.shape[1], dtype=jnp.int32)[None, :]  # [1, S]
+        allowed = (slot <= at)[None] & slots[:, None, :]
+        if window is not None:
+            allowed &= (new[:, :, None] - positions[:, None, :]) < window
+        rope = self.config.rope
+        late = rope.kind == "longrope" and cache is not None
+        queries = rotations(rope, new, attended)
+        return Context(allowed, queries, rotations(rope, positions, attended) if late else queries, dropout), cache
+
+
+def join_logits(base: jax.Array, added: jax.Array | None) -> jax.Array:
+    """All logits in one array [B, T, V + added], whole along the vocabulary."""
+    if added is None:
+        return base
+    return jnp.concatenate([jax.reshard(base, jax.P("data", None, None)), added], axis=-1)

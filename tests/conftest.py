@@ -1,0 +1,20 @@
+"""Tests run on eight fake CPU devices: one of them for most, a 4 x 2 mesh for those on sharding."""
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+from clara_jax.model.sharding import make_mesh  # noqa: E402  (after the device count is set)
+
+
+@pytest.fixture(scope="session")
+def mesh():
+    """A mesh of one device."""
+    return make_mesh(1, 1, devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="session")
+def mesh42():
+    """Eight devices, data 4 x model 2."""
+    return make_mesh(4, 2)

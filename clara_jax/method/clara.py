@@ -1,0 +1,132 @@
+"""The method's few numbers, and the backbone seen through one of its three roles."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from clara_jax.errors import ClaraError
+from clara_jax.model.cache import Cache
+from clara_jax.model.config import ModelConfig
+from clara_jax.model.lora import Dropout
+from clara_jax.model.transformer import REMAT_POLICIES, Transformer
+
+ROLES = ("compressor", "query_reasoner", "generator")
+MARKERS = ("<AE>", "<ENC>", "<SEP>")
+
+
+@dataclasses.dataclass(frozen=True)
+class ClaraConfig:
+    """What a CLaRa model fixes beside its base (Table 10; released checkpoint format).
+
+    Attributes:
+      doc_max_length: longest document, in tokens.
+      compress_rate: tokens of a full document per memory vector; M = doc_max_length / compress_rate.
+      lora_rank, lora_alpha, lora_dropout: of each of the three adapters; alpha defaults to twice the rank.
+      different_mem_tokens: M different memory tokens, or one token M times.
+      max_length: longest prompt with its answer, in tokens.
+      missing_bos: for a tokenizer without bos or eos, "omit" it, or do as the released code and take the first
+        "memory_token".
+    """
+
+    doc_max_length: int = 256
+    compress_rate: int = 16
+    lora_rank: int = 16
+    lora_alpha: float | None = None
+    lora_dropout: float = 0.1
+    different_mem_tokens: bool = True
+    max_length: int = 1024
+    missing_bos: str = "omit"
+
+    def __post_init__(self):
+        for field in ("doc_max_length", "compress_rate", "lora_rank", "max_length"):
+            value = getattr(self, field)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ClaraError(f"{field}: {value!r} is not a positive whole number")
+        if self.doc_max_length % self.compress_rate:
+            raise ClaraError(
+                f"compress_rate: {self.compress_rate} does not divide doc_max_length {self.doc_max_length}; choose a divisor, such as 4, 16 or 32"
+            )
+        if not 0 <= self.lora_dropout < 1:
+            raise ClaraError(f"lora_dropout: {self.lora_dropout!r} must be at least 0 and below 1")
+        if self.missing_bos not in ("omit", "memory_token"):
+            raise ClaraError(f'missing_bos: {self.missing_bos!r} must be "omit" or "memory_token"')
+
+    @property
+    def memory_tokens(self) -> int:
+        """M, the paper's l: vectors a document is compressed into."""
+        return self.doc_max_length // self.compress_rate
+
+    @property
+    def lora_scale(self) -> float:
+        """alpha / rank."""
+        return (2 * self.lora_rank if self.lora_alpha is None else self.lora_alpha) / self.lora_rank
+
+
+@dataclasses.dataclass(frozen=True)
+class ClaraModel:
+    """A backbone with the method's numbers: pure functions of ``params``, static under jit.
+
+    ``params`` is ``{"base", "lora": {role: ...}, "tokens"}`` (see `clara_jax.method.parameters`). All methods run under
+    `jax.set_mesh`.
+
+    Attributes:
+      precision: compute dtype, "bfloat16" or "float32" (then matrix products are exact float32 on every platform).
+      remat: what the backward pass keeps of each block, a name of `REMAT_POLICIES`.
+    """
+
+    config: ModelConfig
+    clara: ClaraConfig
+    precision: str = "bfloat16"
+    remat: str = "none"
+
+    def __post_init__(self):
+        if self.precision not in ("bfloat16", "float32"):
+            raise ClaraError(f'precision: {self.precision!r} must be "bfloat16" or "float32"')
+        if self.remat not in REMAT_POLICIES:
+            raise ClaraError(f"remat: {self.remat!r} must be one of {', '.join(REMAT_POLICIES)}")
+
+    @property
+    def dtype(self) -> Any:
+        return jnp.dtype(self.precision)
+
+    def embed(self, params: Any, ids: jax.Array) -> jax.Array:
+        """Token ids [B, T] -> embeddings [B, T, E]."""
+        return self._apply(params, None, ids, method="embed")
+
+    def forward(
+        self,
+        params: Any,
+        role: str,
+        x: jax.Array,
+        mask: jax.Array,
+        cache: Cache | None = None,
+        dropout: Dropout | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
+        """Embeddings [B, T, E] -> last-layer states [B, T, E] through the adapter of ``role``."""
+        return self._apply(params, role, x, mask, cache, dropout)
+
+    def logits(self, params: Any, states: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """States [B, T, E] -> float32 logits of the vocabulary and of the added tokens."""
+        return self._apply(params, None, states, method="unembed")
+
+    def dropout(self, keys: jax.Array | None, mask: jax.Array) -> Dropout | None:
+        """Dropout for sequences with these PRNG keys [B] and mask [B, T]; None without keys or at rate 0."""
+        if keys is None or self.clara.lora_dropout == 0:
+            return None
+        positions = jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
+        return Dropout(keys, positions, self.clara.lora_dropout)
+
+    def _apply(self, params: Any, role: str | None, *args, method: str | None = None):
+        variables = {"params": params["base"], "tokens": params["tokens"]}
+        if role is not None:
+            variables["lora"] = params["lora"][role]
+        exact = jax.default_matmul_precision("highest") if self.precision == "float32" else contextlib.nullcontext()
+        with exact:
+            return Transformer(self.config, self.clara.lora_scale, self.dtype, self.remat).apply(
+                variables, *args, method=method
+            )

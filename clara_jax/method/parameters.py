@@ -1,0 +1,100 @@
+"""The parameters of a CLaRa model as one tree, and the choice of subtrees that a stage trains.
+
+``{"base": ..., "lora": {"compressor", "query_reasoner", "generator"}, "tokens": {"memory", "markers"[, "output"]}}``.
+A subtree has a path, ``lora/generator`` or ``tokens/memory``; everything under it belongs to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from clara_jax.errors import ClaraError
+from clara_jax.method.clara import MARKERS, ROLES, ClaraConfig
+from clara_jax.model.config import ModelConfig
+from clara_jax.model.declare import declare_added_rows, declare_base, declare_lora, initialise
+
+Params = Mapping[str, Any]
+
+
+def declare(config: ModelConfig, clara: ClaraConfig, base_dtype: Any = jnp.bfloat16) -> Params:
+    """The declaration tree of all parameters."""
+    memory = clara.memory_tokens if clara.different_mem_tokens else 1
+    return {
+        "base": declare_base(config, base_dtype),
+        "lora": {role: declare_lora(config, clara.lora_rank) for role in ROLES},
+        "tokens": declare_added_rows(config, memory, len(MARKERS)),
+    }
+
+
+def initialise_adapters(
+    config: ModelConfig, clara: ClaraConfig, base: Params, key: jax.Array, mesh: jax.sharding.Mesh
+) -> Params:
+    """Fresh adapters and added rows over a given base.
+
+    The query reasoner starts as the compressor. Added rows are drawn around the mean of the base's table with its spread
+    per channel, so that a new token looks like one the base knows.
+    """
+    tree = declare(config, clara)
+    fresh = initialise({"lora": tree["lora"], "tokens": tree["tokens"]}, key, mesh)
+    fresh["lora"]["query_reasoner"] = jax.tree.map(jnp.copy, fresh["lora"]["compressor"])
+
+    @jax.jit
+    def like(rows, table):
+        table = table.astype(jnp.float32)
+        unit = rows / 0.02  # declared as normal with the standard deviation 0.02
+        return jax.reshard(jnp.mean(table, 0) + jnp.std(table, 0) * unit, jax.P(None, None))
+
+    with jax.set_mesh(mesh):
+        for name, rows in fresh["tokens"].items():
+            fresh["tokens"][name] = like(rows, base["lm_head" if name == "output" else "embed"]["table"])
+    return {"base": base, **fresh}
+
+
+def flatten(params: Params, prefix: str = "") -> dict[str, Any]:
+    """Leaves by path: ``{"lora/generator/layers/attention/q/a": ...}``."""
+    leaves: dict[str, Any] = {}
+    for name, node in params.items():
+        path = f"{prefix}{name}"
+        leaves |= flatten(node, f"{path}/") if isinstance(node, Mapping) else {path: node}
+    return leaves
+
+
+def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
+
+
+def split(params: Params, subtrees: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Params -> (those under the named subtrees, the rest), both as flat dicts by path.
+
+    Raises:
+      ClaraError: a subtree that does not exist.
+    """
+    leaves, subtrees = flatten(params), tuple(subtrees)
+    for name in subtrees:
+        if not any(_under(path, name) for path in leaves):
+            raise ClaraError(
+                f"trains: there is no subtree {name!r} in the parameters; known: base, lora/<role>, tokens/memory and what lies below them"
+            )
+    chosen = {path: leaf for path, leaf in leaves.items() if any(_under(path, name) for name in subtrees)}
+    return chosen, {path: leaf for path, leaf in leaves.items() if path not in chosen}
+
+
+def merge(chosen: Mapping[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `split`."""
+    return unflatten({**rest, **chosen})
+
+
+def _under(path: str, subtree: str) -> bool:
+    return path == subtree or path.startswith(f"{subtree}/")

@@ -1,0 +1,45 @@
+"""The query reasoner's scores, and the contrastive loss that may train them beforehand (section 3)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+# Finite, so that a row without any candidate gives numbers and not NaN; far below any score / temperature.
+EXCLUDED = -1e9
+
+
+def cosine_scores(query: jax.Array, documents: jax.Array) -> jax.Array:
+    """s_i = cos(q, M_i) of flattened memories (Eq. for s_i in section 3), in float32.
+
+    Args:
+      query: [B, M, E].
+      documents: [B, D, M, E].
+
+    Returns:
+      float32 [B, D].
+    """
+    query, documents = query.astype(jnp.float32), documents.astype(jnp.float32)
+    dot = jnp.einsum("BME,BDME->BD", query, documents, precision="highest")
+    norms = _norm(query, (1, 2))[:, None] * _norm(documents, (2, 3))
+    return dot / jnp.maximum(norms, 1e-8)
+
+
+def contrastive_loss(scores: jax.Array, positives: jax.Array, valid: jax.Array, temperature: float) -> jax.Array:
+    """-(logsumexp over the positives - logsumexp over all candidates) of s / temperature, candidates of the same row only.
+
+    Args:
+      scores: float32 [B, D].
+      positives, valid: bool [B, D], the gold documents and the candidates that exist.
+
+    Returns:
+      float32 [B]; 0 for a row without a positive.
+    """
+    logits = jnp.where(valid, scores / temperature, EXCLUDED)
+    gold = jax.nn.logsumexp(jnp.where(positives, logits, EXCLUDED), axis=-1)
+    return jnp.where(jnp.any(positives & valid, axis=-1), jax.nn.logsumexp(logits, axis=-1) - gold, 0)
+
+
+def _norm(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    # An absent document may be all zero: keep the root's gradient finite there.
+    return jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=axes), 1e-24))

@@ -1,0 +1,149 @@
+"""Every number of the golden folders: what the released implementation computes, this one computes too."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clara_jax import bundle as bundles
+from clara_jax.checkpoints.names import export_lora
+from clara_jax.data.batches import Batch
+from clara_jax.inference.decode import Sampling, generate
+from clara_jax.method.compressor import alignment_loss, encode
+from clara_jax.method.generator import splice
+from clara_jax.method.parameters import merge, split, unflatten
+from clara_jax.method.reranker import cosine_scores
+from clara_jax.method.stages import STAGES, Objective, counts, objective_value, rank_documents
+from clara_jax.method.topk import straight_through_topk
+from clara_jax.model.sharding import make_mesh
+from clara_jax.model.transformer import join_logits
+from tests.locations import golden_folders
+
+FOLDERS = golden_folders()
+STAGE_FILES = {stage.reference_name: stage for stage in STAGES.values()}
+ADAPTERS = {"encoder_adapter": "compressor", "decoder_adapter": "generator", "query_reasoner_adapter": "query_reasoner"}
+
+
+@pytest.fixture(scope="module", params=FOLDERS or [None], ids=lambda folder: folder.name if folder else "absent")
+def golden(request):
+    if request.param is None:
+        pytest.skip("no golden files: set CLARA_GOLDEN_DIR")
+    mesh = make_mesh(1, 1, devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        yield request.param, bundles.load(request.param / "clara_checkpoint", mesh, precision="float32")
+
+
+def read(folder, name):
+    return json.loads((folder / f"{name}.json").read_text()), dict(np.load(folder / f"{name}.npz"))
+
+
+def golden_batch(info, arrays, bundle):
+    """The golden token ids as a batch; what the files leave out is derived."""
+    rows = len(info["batch"])
+    ids, mask = arrays["enc_input_ids"], arrays["enc_attention_mask"].astype(bool)
+    prompt_ids = arrays["dec_input_ids"].astype(np.int32)
+    l = bundle.model.clara.memory_tokens
+    is_memory = np.isin(prompt_ids, bundle.tokenizer.memory_ids)
+    positives = None
+    if "pos_index" in info["batch"][0]:
+        positives = np.zeros((rows, len(ids) // rows), bool)
+        for row, record in enumerate(info["batch"]):
+            positives[row, record["pos_index"]] = True
+    query = {"query_ids": None, "query_mask": None}
+    if "query_input_ids" in arrays:
+        query = {
+            "query_ids": arrays["query_input_ids"].astype(np.int32),
+            "query_mask": arrays["query_attention_mask"].astype(bool),
+        }
+    labels = arrays["labels"].astype(np.int32)
+    assert ids.shape[1] > l
+    return Batch(
+        document_ids=ids.reshape(rows, -1, ids.shape[1]).astype(np.int32),
+        document_mask=mask.reshape(rows, -1, ids.shape[1]),
+        document_valid=np.ones((rows, len(ids) // rows), bool),
+        prompt_ids=prompt_ids,
+        prompt_mask=arrays["dec_attention_mask"].astype(bool),
+        memory_index=np.where(is_memory, np.cumsum(is_memory, axis=1) - 1, -1).astype(np.int32),
+        labels=labels[:, 1:],
+        positives=positives,
+        example_ids=np.arange(rows, dtype=np.int32),
+        **query,
+    )
+
+
+@pytest.mark.parametrize("reference", STAGE_FILES)
+def test_golden_stage(golden, reference):
+    folder, bundle = golden
+    stage = STAGE_FILES[reference]
+    info, arrays = read(folder, reference)
+    batch = golden_batch(info, arrays, bundle)
+    model = bundle.model
+    objective = Objective(top_k=info["generation_top_k"], temperature=info.get("temperature", 0.02))
+    trained, frozen = split(bundle.params, ("lora", "tokens/memory"))
+
+    @jax.jit
+    def loss(trained):
+        params = merge(trained, frozen)
+        return objective_value(stage, objective, stage.loss(model, params, batch, objective, None), counts(batch))
+
+    (_, terms), grads = jax.value_and_grad(loss, has_aux=True)(trained)
+    expected = (
+        {"ce": "loss", "mse": "mse_loss"}
+        if stage.name in ("scp", "instruct")
+        else {next(iter(stage.weights(objective))): "loss"}
+    )
+    for name, field in expected.items():
+        np.testing.assert_allclose(terms[name], arrays[field], atol=1e-5, rtol=1e-5, err_msg=name)
+    check_gradients(model, unflatten(grads), arrays)
+    check_outputs(model, bundle.params, batch, objective, arrays)
+
+
+def check_gradients(model, grads, arrays):
+    exported = {role: export_lora(model.config, grads["lora"][role]) for role in grads["lora"]}
+    checked = 0
+    for key, expected in arrays.items():
+        kind, _, name = key.partition(":")
+        if kind not in ("grad", "gnorm"):
+            continue
+        adapter = next(adapter for adapter in ADAPTERS if f".{adapter}." in name)
+        plain = name.replace(f".{adapter}.", ".")
+        ours = exported[ADAPTERS[adapter]][plain[plain.index("model.layers.") :]]
+        if kind == "gnorm":
+            np.testing.assert_allclose(np.linalg.norm(ours), expected, rtol=1e-3, atol=1e-7, err_msg=key)
+        else:
+            np.testing.assert_allclose(
+                ours, expected, rtol=0, atol=1e-3 * max(np.abs(expected).max(), 1e-7), err_msg=key
+            )
+        checked += 1
+    assert checked >= 14
+    rows, expected = np.asarray(grads["tokens"]["memory"]), arrays["grad_mem_rows"]
+    np.testing.assert_allclose(
+        np.broadcast_to(rows, expected.shape), expected, rtol=0, atol=1e-3 * np.abs(expected).max()
+    )
+
+
+def check_outputs(model, params, batch, objective, arrays):
+    rows, count, length = batch.document_ids.shape
+    if "memory" in arrays:
+        flat = batch.document_ids.reshape(-1, length), batch.document_mask.reshape(-1, length)
+        encoded = encode(model, params, "compressor", *flat)
+        np.testing.assert_allclose(encoded.memory, arrays["memory"], atol=1e-4)
+        np.testing.assert_allclose(jnp.mean(alignment_loss(encoded, flat[1])), arrays["mse_loss"], rtol=1e-5, atol=1e-5)
+        selected = encoded.memory.reshape(rows, count, *encoded.memory.shape[1:])
+    else:
+        scores, documents, query = rank_documents(model, params, batch, None)
+        np.testing.assert_allclose(scores, arrays["scores"], atol=1e-4)
+        np.testing.assert_allclose(query.reshape(rows, -1), arrays["query"], atol=1e-4)
+        selection, indices = straight_through_topk(scores, objective.top_k, objective.temperature)
+        np.testing.assert_array_equal(indices, arrays["topk_idx"])
+        selected = jnp.einsum("BKD,BDME->BKME", selection, documents)
+    if "logits" not in arrays:
+        return
+    x = splice(model, params, batch.prompt_ids, batch.memory_index, selected)
+    states, _ = model.forward(params, "generator", x, batch.prompt_mask)
+    logits = np.asarray(join_logits(*model.logits(params, states)))
+    assert logits.shape == arrays["logits"].shape
+    np.testing.assert_allclose(logits[batch.prompt_mask], arrays["logits"][batch.prompt_mask], atol=1e-4)

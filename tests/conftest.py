@@ -18,3 +18,11 @@ def mesh():
 def mesh42():
     """Eight devices, data 4 x model 2."""
     return make_mesh(4, 2)
+
+
+@pytest.fixture
+def fast_compile():
+    """Compiles with few optimizations: for tests that compile much and run little."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

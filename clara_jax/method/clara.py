@@ -16,7 +16,6 @@ from clara_jax.model.lora import Dropout
 from clara_jax.model.transformer import REMAT_POLICIES, Transformer
 
 ROLES = ("compressor", "query_reasoner", "generator")
-MARKERS = ("<AE>", "<ENC>", "<SEP>")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from clara_jax.data.batches import IGNORED
 from clara_jax.method.clara import ClaraModel
 
-IGNORED = -100  # label of a position that carries no loss
 CHUNK = 128  # target positions whose logits exist at one time
 
 

@@ -14,11 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from clara_jax.data.batches import Batch
+from clara_jax.data.batches import IGNORED, Batch
 from clara_jax.errors import ClaraError
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.compressor import Encoded, alignment_loss, encode
-from clara_jax.method.generator import IGNORED, language_model_loss, splice
+from clara_jax.method.generator import language_model_loss, splice
 from clara_jax.method.parameters import flatten, unflatten
 from clara_jax.method.reranker import contrastive_loss, cosine_scores
 from clara_jax.method.topk import straight_through_topk

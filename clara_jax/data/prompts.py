@@ -1,0 +1,136 @@
+"""Every prompt, in this one file.
+
+The strings are part of the released checkpoints' interface (released checkpoint format, "Prompts by stage"): a model
+answers best when asked as in training. Change one, and `PROMPT_VERSION` must change with it; the instructions for
+paraphrases are free, the released models saw many wordings.
+
+A prompt is a sequence of segments, text or memory: a document's memory and its plain text take the same path.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+
+from clara_jax.data.records import Record
+from clara_jax.errors import ClaraError
+
+PROMPT_VERSION = "1"
+
+MARKERS = ("<AE>", "<ENC>", "<SEP>")  # tokens added behind the memory tokens, in this order
+
+QUESTION_SYSTEM = (
+    "You are a helpful assistant. Your task is to extract relevant information from provided documents and to "
+    "answer to questions as briefly as possible."
+)
+SCP_QA_SYSTEM = (
+    "You are a helpful assistant. Given a document, your task is to generate some single questions to cover all key "
+    "information of the document and answer them sequentially."
+)
+PARAPHRASE_SYSTEM = (
+    "You are a helpful assistant. Your task is follow the instructions to paraphrase the background information."
+)
+
+PARAPHRASE_INSTRUCTIONS = (
+    "Background: {docs}\nSay the same thing in your own words.",
+    "{docs}\nRewrite the passage above without changing what it means.",
+    "Read this passage: {docs} Now tell it again in other words.",
+    "Here is a text: {docs}\nWrite a second text that carries the same facts.",
+    "Source: {docs}\nRestate everything the source says, worded differently.",
+    "Please rephrase the following background. {docs}",
+    "{docs} Put the information given here another way.",
+    "Turn this into a fresh version that keeps every detail: {docs}",
+    "Someone wrote: {docs}\nHow would you express this yourself?",
+    "Passage: {docs}\nParaphrase:",
+    "Write out, in new sentences, what is stated here: {docs}",
+    "Keep the content, change the wording: {docs}",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """The place of a document's memory in a prompt.
+
+    Attributes:
+      slot: which of the row's selected documents, in rank order, from 0.
+    """
+
+    slot: int
+
+
+Segment = str | Memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """What the generator reads, and what it should write.
+
+    Attributes:
+      system: the system message.
+      user: the user message, text and memories in order.
+      target: the assistant's message; None to have it generated.
+    """
+
+    system: str
+    user: tuple[Segment, ...]
+    target: str | None = None
+
+
+def question(question: str, documents: int | Sequence[str], target: str | None = None) -> Prompt:
+    """A question over documents (instruct, end_to_end, answering).
+
+    Args:
+      documents: a number of memory slots, or texts that stand in the prompt as they are, one a line (baselines).
+    """
+    return Prompt(QUESTION_SYSTEM, ("Background:\n", *_background(documents), f"\n\nQuestion:{question}"), target)
+
+
+def scp_qa(questions: Sequence[str], answers: Sequence[str], k: int = 1) -> Prompt:
+    """All key questions of a document and their answers, in turn (salient compressor pretraining, section 2.1)."""
+    target = "\n".join(f"Question: {q}\nAnswer: {a}" for q, a in zip(questions, answers, strict=True))
+    return Prompt(SCP_QA_SYSTEM, ("Background:\n", *_background(k)), target)
+
+
+def paraphrase(target: str | None, instruction: str, documents: int | Sequence[str] = 1) -> Prompt:
+    """A document told again (salient compressor pretraining, section 2.1).
+
+    Args:
+      instruction: text in which "{docs}" stands, once, where the document belongs.
+
+    Raises:
+      ClaraError: an instruction without "{docs}", or with several.
+    """
+    if instruction.count("{docs}") != 1:
+        raise ClaraError(
+            f'instruction {instruction!r}: it must contain "{{docs}}" exactly once, where the document belongs'
+        )
+    before, after = instruction.split("{docs}")
+    return Prompt(PARAPHRASE_SYSTEM, (before, *_background(documents), after), target)
+
+
+def paraphrase_instruction(record: Record, seed: int = 0) -> str:
+    """One of `PARAPHRASE_INSTRUCTIONS`, the same for the same document, target and seed wherever it lies."""
+    digest = hashlib.blake2b(repr((seed, record.documents, record.answers)).encode(), digest_size=8).digest()
+    return PARAPHRASE_INSTRUCTIONS[int.from_bytes(digest, "big") % len(PARAPHRASE_INSTRUCTIONS)]
+
+
+def record_prompt(record: Record, stage: str, k: int, seed: int = 0) -> Prompt:
+    """The training prompt of a record.
+
+    Args:
+      stage: "scp", "instruct", "end_to_end" or "retrieval".
+      k: memory slots in the prompt, fewer where the record has fewer documents; scp has one.
+      seed: chooses the instruction of a paraphrase.
+    """
+    if stage != "scp":
+        return question(record.questions[0], min(k, len(record.documents)), record.answers[0])
+    if record.kind == "paraphrase":
+        return paraphrase(record.answers[0], paraphrase_instruction(record, seed))
+    return scp_qa(record.questions, record.answers)
+
+
+def _background(documents: int | Sequence[str]) -> tuple[Segment, ...]:
+    if isinstance(documents, int):
+        return tuple(Memory(slot) for slot in range(documents))
+    return ("\n".join(documents),)

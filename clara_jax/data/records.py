@@ -1,0 +1,265 @@
+"""Training and evaluation records: JSONL files, each line checked, every spelling brought to one form.
+
+The fields are those of the released training data (released checkpoint format, "Training records"):
+
+- scp: ``data_type`` ("qa" or "paraphrase"), ``question``, ``answers``, one document in ``docs``;
+- instruct, end_to_end, retrieval: ``question``, ``docs``, ``answer``, and optionally ``gold_answer``, ``pos_index``,
+  ``qid``.
+
+Documents may also stand under ``context`` or ``content``, answers under ``answer``, ``answers``, ``golden_answers`` or
+``gold_answer``. A field that is null counts as missing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, BinaryIO
+
+from clara_jax.errors import ClaraError
+
+STAGES = ("scp", "instruct", "end_to_end", "retrieval")
+DOCUMENT_FIELDS = ("docs", "context", "content")
+ANSWER_FIELDS = ("answer", "answers", "golden_answers", "gold_answer")
+REFERENCE_FIELDS = ("golden_answers", "gold_answer")  # what an answer is measured against, where a file has it
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One line of a file.
+
+    Attributes:
+      kind: "qa" (scp: questions answered in turn), "paraphrase" (scp) or "question" (all other stages).
+      documents: at least one; exactly one for scp.
+      questions: qa: one or more; question: one; paraphrase: none.
+      answers: what is learned: qa: one per question; paraphrase: the text; question: the target.
+      gold_answers: every reference an answer may be compared with; never empty.
+      positives: sorted indices into ``documents``; empty where none is known.
+      where: "file.jsonl:17", for messages.
+      qid: the file's own name for the record, else ``where``.
+    """
+
+    kind: str
+    documents: tuple[str, ...]
+    questions: tuple[str, ...]
+    answers: tuple[str, ...]
+    gold_answers: tuple[str, ...]
+    positives: tuple[int, ...]
+    where: str
+    qid: str
+
+
+def read_records(
+    paths: str | os.PathLike | Sequence[str | os.PathLike], stage: str, limit: int | None = None
+) -> list[Record]:
+    """The records of one file or several, in order.
+
+    Args:
+      paths: JSONL files, UTF-8, also compressed with gzip (``.gz``). Blank lines are allowed.
+      stage: "scp", "instruct", "end_to_end" or "retrieval".
+      limit: stop after this many records; lines after them are not looked at.
+
+    Raises:
+      ClaraError: a file that cannot be read or holds no record, a line that is not a record of this stage, a retrieval
+        file none of whose records names a positive document.
+    """
+    if stage not in STAGES:
+        raise ClaraError(f"stage {stage!r} is unknown; it must be one of {', '.join(STAGES)}")
+    files = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    if not files:
+        raise ClaraError("no data file is named; name at least one JSONL file")
+    records: list[Record] = []
+    for path in map(os.fspath, files):
+        if limit is not None and len(records) >= limit:
+            break
+        first = len(records)
+        for where, fields in _lines(path):
+            records.append(parse_record(fields, stage, where))
+            if len(records) == limit:
+                break
+        if len(records) == first:
+            raise ClaraError(f"{path}: the file holds no records; write one JSON object on each line")
+        if stage == "retrieval" and not any(record.positives for record in records[first:]):
+            raise ClaraError(
+                f'{path}: no record has a "pos_index"; retrieval learns from documents that are marked as positive'
+            )
+    return records
+
+
+def parse_record(fields: Any, stage: str, where: str) -> Record:
+    """The `Record` of one decoded JSON value.
+
+    Args:
+      where: what messages begin with, e.g. "file.jsonl:17".
+
+    Raises:
+      ClaraError: not a record of this stage.
+    """
+    if not isinstance(fields, Mapping):
+        raise ClaraError(f"{where}: the line holds {_kind(fields)}; each line must be a JSON object")
+    documents = _documents(fields, where)
+    positives = _positives(fields, len(documents), where)
+    name = fields.get("qid")
+    if name is not None and (isinstance(name, bool) or not isinstance(name, str | int)):
+        raise ClaraError(f'{where}: "qid" is {_kind(name)}; it must be a string or a number')
+    kind, questions, answers, gold = (_scp if stage == "scp" else _question)(fields, stage, where)
+    if stage == "scp" and len(documents) != 1:
+        raise ClaraError(
+            f'{where}: "docs" holds {len(documents)} documents; an scp record has exactly one, split the record'
+        )
+    return Record(kind, documents, questions, answers, gold, positives, where, where if name is None else str(name))
+
+
+def _scp(fields: Mapping, stage: str, where: str):
+    kind = fields.get("data_type")
+    if kind not in ("qa", "paraphrase"):
+        problem = "is missing" if kind is None else f"is {kind!r}"
+        raise ClaraError(f'{where}: "data_type" {problem}; an scp record needs "qa" or "paraphrase"')
+    name, answers = _answers(fields, where)
+    if kind == "paraphrase":
+        return kind, (), answers[:1], answers
+    questions = _strings(fields, "question", where)
+    if len(questions) != len(answers):
+        raise ClaraError(
+            f'{where}: "question" has {len(questions)} entries and "{name}" has {len(answers)}; '
+            "write one answer for each question"
+        )
+    return kind, questions, answers, answers
+
+
+def _question(fields: Mapping, stage: str, where: str):
+    kind = fields.get("data_type")
+    if kind not in (None, "qa", "question"):
+        raise ClaraError(
+            f'{where}: "data_type" is {kind!r}; records of the stage {stage} are questions: write "qa" or leave it out'
+        )
+    question = _present(fields, "question", where)
+    if not isinstance(question, str):
+        raise ClaraError(
+            f'{where}: "question" is {_kind(question)}; a record of the stage {stage} has one question, a string'
+        )
+    _, answers = _answers(fields, where)
+    references = [
+        text for name in REFERENCE_FIELDS if fields.get(name) is not None for text in _strings(fields, name, where)
+    ]
+    gold = tuple(dict.fromkeys(references)) or answers
+    return "question", (_text(question, '"question"', where),), answers[:1], gold
+
+
+def _documents(fields: Mapping, where: str) -> tuple[str, ...]:
+    name = next((name for name in DOCUMENT_FIELDS if fields.get(name) is not None), None)
+    if name is None:
+        raise ClaraError(f'{where}: "docs" is missing; each record needs a list of documents (or "context", "content")')
+    value = fields[name]
+    if not isinstance(value, list):
+        raise ClaraError(f'{where}: "{name}" is {_kind(value)}; it must be a list of strings')
+    if not value:
+        raise ClaraError(f'{where}: "{name}" is empty; each record needs at least one document')
+    return tuple(_text(text, f'"{name}"[{i}]', where) for i, text in enumerate(value))
+
+
+def _answers(fields: Mapping, where: str) -> tuple[str, tuple[str, ...]]:
+    name = next((name for name in ANSWER_FIELDS if fields.get(name) is not None), None)
+    if name is None:
+        raise ClaraError(f'{where}: "answer" is missing; each record needs an answer ({", ".join(ANSWER_FIELDS)})')
+    return name, _strings(fields, name, where)
+
+
+def _positives(fields: Mapping, documents: int, where: str) -> tuple[int, ...]:
+    value = fields.get("pos_index")
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise ClaraError(
+            f'{where}: "pos_index" is {_kind(value)}; it must be a list of whole numbers, [] where none is known'
+        )
+    for i, index in enumerate(value):
+        if isinstance(index, bool) or not isinstance(index, int):
+            raise ClaraError(f'{where}: "pos_index"[{i}] is {_kind(index)}; it must be a whole number, counted from 0')
+        if not 0 <= index < documents:
+            raise ClaraError(
+                f'{where}: "pos_index"[{i}] is {index}, but the record has {documents} documents; '
+                f"it must be from 0 to {documents - 1}"
+            )
+    return tuple(sorted(set(value)))
+
+
+def _present(fields: Mapping, name: str, where: str) -> Any:
+    if fields.get(name) is None:
+        raise ClaraError(f'{where}: "{name}" is missing')
+    return fields[name]
+
+
+def _strings(fields: Mapping, name: str, where: str) -> tuple[str, ...]:
+    """A string, or a list of at least one."""
+    value = _present(fields, name, where)
+    if isinstance(value, str):
+        return (_text(value, f'"{name}"', where),)
+    if not isinstance(value, list):
+        raise ClaraError(f'{where}: "{name}" is {_kind(value)}; it must be a string or a list of strings')
+    if not value:
+        raise ClaraError(f'{where}: "{name}" is empty; it needs at least one entry')
+    return tuple(_text(text, f'"{name}"[{i}]', where) for i, text in enumerate(value))
+
+
+def _text(value: Any, field: str, where: str) -> str:
+    if not isinstance(value, str):
+        raise ClaraError(f"{where}: {field} is {_kind(value)}; it must be a string")
+    if not value.strip():
+        raise ClaraError(f"{where}: {field} is empty; write some text or remove it")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # JSON can say "\ud83d" alone, which no tokenizer can read
+        raise ClaraError(f"{where}: {field} holds half of a surrogate pair; write the character in UTF-8") from None
+    return value
+
+
+def _kind(value: Any) -> str:
+    """A JSON value's type, in words."""
+    names = {
+        bool: "true or false",
+        str: "a string",
+        int: "a number",
+        float: "a number",
+        list: "a list",
+        dict: "an object",
+    }
+    return "null" if value is None else names[type(value)]
+
+
+def _lines(path: str) -> Iterator[tuple[str, Any]]:
+    """("path:line", decoded JSON) of every line that is not blank."""
+    try:
+        with _open(path) as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield f"{path}:{number}", _decode(line, number, f"{path}:{number}")
+    except FileNotFoundError:
+        raise ClaraError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise ClaraError(f"{path}: is a directory; name a JSONL file") from None
+    except (OSError, EOFError, zlib.error) as error:  # damaged gzip files are among them
+        raise ClaraError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _open(path: str) -> BinaryIO:
+    return gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")
+
+
+def _decode(line: bytes, number: int, where: str) -> Any:
+    try:
+        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise ClaraError(f"{where}: byte {error.start + 1} of the line is not UTF-8; save the file as UTF-8") from None
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ClaraError(
+            f"{where}: column {error.colno}: not JSON ({error.msg}); each line must be one JSON object"
+        ) from None
+    except RecursionError:
+        raise ClaraError(f"{where}: nested too deeply to be a record") from None

@@ -1,0 +1,329 @@
+"""What a training run is told, as frozen dataclasses that check themselves.
+
+A config file builds an `ml_collections.ConfigDict`; `resolve` turns it, once, into a `RunConfig`. From there on no
+field is looked up by a string, nothing is missing, and every value has been checked. `to_json` writes the resolved
+config into the run directory, `from_json` reads it back.
+
+A ConfigDict holds the fields of `RunConfig`, with ``stages`` as the names of the stages in order, and a section of that
+name for each of them: a flag reaches every field of every stage (``--config.scp.learning_rate=1e-4``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import glob
+import math
+import os
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from clara_jax.errors import ClaraError
+from clara_jax.method.clara import ClaraConfig
+from clara_jax.method.stages import STAGES
+from clara_jax.model.transformer import REMAT_POLICIES
+
+SCHEDULES = ("cosine", "constant", "cosine_with_minimum")
+PRECISIONS = ("bfloat16", "float32")
+MSE_REDUCTIONS = ("mean", "sum")
+
+
+def _require(condition: bool, where: str, field: str, value: Any, rule: str) -> None:
+    if not condition:
+        raise ClaraError(f"config.{where}{field} is {value!r}; {rule}")
+
+
+def _one_of(names: Iterable[str]) -> str:
+    return "it must be one of " + ", ".join(names)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSection:
+    """The base language model.
+
+    Attributes:
+      base: "smollm2", a directory, a .gguf file or a hub id; "" where `RunConfig.initial_checkpoint` names it.
+      precision: "bfloat16" (base and compute; adapters, norms, softmax, losses stay float32) or "float32" throughout.
+      remat: what the backward pass keeps of a block, a name of `REMAT_POLICIES`: "none" keeps everything, "full" only
+        its input, "dots" the matrix products, "names" the outputs of attention and MLP.
+    """
+
+    base: str = ""
+    precision: str = "bfloat16"
+    remat: str = "none"
+
+    def __post_init__(self):
+        _require(self.precision in PRECISIONS, "model.", "precision", self.precision, _one_of(PRECISIONS))
+        _require(self.remat in REMAT_POLICIES, "model.", "remat", self.remat, _one_of(REMAT_POLICIES))
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+    """One stage of training. Its defaults are the paper's where the paper has one (Table 10).
+
+    Attributes:
+      name: "scp", "instruct", "end_to_end" or "retrieval".
+      train_data: JSONL files; glob patterns and ``${VARIABLE}`` are allowed (see `data_files`).
+      eval_data: held-out files of the same format.
+      steps: optimizer steps; exactly one of ``steps`` and ``epochs`` is given.
+      epochs: passes over the training records, a fraction allowed.
+      batch_size: records of one optimizer step, over all devices.
+      accumulate: parts that a batch is computed in, one after the other; divides ``batch_size``.
+      learning_rate: the peak.
+      schedule: after warm-up "cosine" (to zero), "constant", or "cosine_with_minimum".
+      minimum_ratio: where "cosine_with_minimum" ends, as a fraction of the peak.
+      warmup: below 1 a fraction of the stage's steps, otherwise a number of steps.
+      weight_decay: of AdamW, on matrices alone.
+      betas, eps: of AdamW.
+      clip_norm: largest global norm of a gradient.
+      mse_weight: λ of L = L_CE + λ L_MSE, in scp and instruct.
+      mse_reduction: L_MSE over the embedding axis: "mean" (released code) or "sum" (the paper's squared norm).
+      top_k: documents that the generator reads.
+      candidates: documents that the query reasoner ranks (end_to_end, retrieval).
+      temperature: τ of the softmax over cosine scores.
+      train_limit, eval_limit: read no more records than this.
+      eval_every: steps between evaluations; None evaluates before the first step and after the last.
+      eval_batches: batches of one evaluation; None takes all of ``eval_data``.
+      log_every: steps between lines of metrics.
+      trains: the subtrees of the parameters that are trained, e.g. "lora/generator"; None takes the stage's own list.
+    """
+
+    name: str
+    train_data: tuple[str, ...]
+    eval_data: tuple[str, ...] = ()
+    steps: int | None = None
+    epochs: float | None = None
+    batch_size: int = 128
+    accumulate: int = 1
+    learning_rate: float = 1e-4
+    schedule: str = "cosine"
+    minimum_ratio: float = 0.1
+    warmup: float = 0.03
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip_norm: float = 1.0
+    mse_weight: float = 0.1
+    mse_reduction: str = "mean"
+    top_k: int = 5
+    candidates: int = 20
+    temperature: float = 0.02
+    train_limit: int | None = None
+    eval_limit: int | None = None
+    eval_every: int | None = None
+    eval_batches: int | None = None
+    log_every: int = 1
+    trains: tuple[str, ...] | None = None
+
+    def __post_init__(self):
+        if self.name not in STAGES:
+            raise ClaraError(f"config.stages: there is no stage {self.name!r}{_nearest(self.name, STAGES)}")
+
+        def check(field: str, condition: bool, rule: str):
+            _require(condition, f"{self.name}.", field, getattr(self, field), rule)
+
+        check("train_data", bool(self.train_data) and all(self.train_data), "name at least one file")
+        check("eval_data", all(self.eval_data), "a file name may not be empty")
+        if (self.steps is None) == (self.epochs is None):
+            both = "neither is" if self.steps is None else "both are"
+            raise ClaraError(
+                f"config.{self.name}: give exactly one of steps and epochs, {both} given "
+                f"(on the command line 0 stands for none: --config.{self.name}.epochs=0)"
+            )
+        counts = ("steps", "batch_size", "accumulate", "top_k", "candidates", "log_every")
+        for field in counts + ("train_limit", "eval_limit", "eval_every", "eval_batches"):
+            check(field, getattr(self, field) is None or getattr(self, field) >= 1, "it must be at least 1")
+        for field in ("epochs", "learning_rate", "eps", "clip_norm", "temperature"):
+            value = getattr(self, field)
+            check(field, value is None or 0 < value < math.inf, "it must be positive")
+        for field in ("weight_decay", "mse_weight", "warmup"):
+            check(field, 0 <= getattr(self, field) < math.inf, "it must be zero or positive")
+        check("warmup", self.warmup < 1 or float(self.warmup).is_integer(), "from 1 on it is a whole number of steps")
+        check("accumulate", self.batch_size % self.accumulate == 0, f"it must divide batch_size {self.batch_size}")
+        check("schedule", self.schedule in SCHEDULES, _one_of(SCHEDULES))
+        check("minimum_ratio", 0 <= self.minimum_ratio <= 1, "it must be in [0, 1]")
+        check("betas", all(0 <= beta < 1 for beta in self.betas), "both must be in [0, 1)")
+        check("mse_reduction", self.mse_reduction in MSE_REDUCTIONS, _one_of(MSE_REDUCTIONS))
+        if self.name == "end_to_end":
+            check("top_k", self.top_k <= self.candidates, f"it may not exceed candidates {self.candidates}")
+        check("eval_every", self.eval_every is None or bool(self.eval_data), "eval_data names no file to evaluate on")
+        check("trains", self.trains is None or bool(self.trains), "name at least one subtree, or leave it out")
+
+    def total_steps(self, examples: int) -> int:
+        """Optimizer steps of the stage for a number of training records; at least one."""
+        return self.steps or max(1, math.ceil(self.epochs * examples / self.batch_size))
+
+    def warmup_steps(self, total_steps: int) -> int:
+        """Steps before the learning rate's peak, fewer than ``total_steps``."""
+        steps = math.ceil(self.warmup * total_steps) if self.warmup < 1 else int(self.warmup)
+        return min(steps, total_steps - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A training run: stages in order, each starting from the one before.
+
+    Attributes:
+      stages: in order; the first starts from ``initial_checkpoint`` or from fresh adapters.
+      model, clara: the base and the method's sizes.
+      seed: of initial values, order of records and dropout.
+      mesh: devices along (data, model); -1 for one of them takes what the other leaves.
+      workdir: the run directory; the command's ``--workdir`` goes before it.
+      initial_checkpoint: a run directory, one of its checkpoints, or a released CLaRa checkpoint.
+      progress: show a progress bar (a line now and then where standard error is no terminal).
+      progress_seconds: time between such lines.
+    """
+
+    stages: tuple[StageConfig, ...]
+    model: ModelSection = ModelSection()
+    clara: ClaraConfig = ClaraConfig()
+    seed: int = 0
+    mesh: tuple[int, int] = (-1, 1)
+    workdir: str = ""
+    initial_checkpoint: str | None = None
+    progress: bool = True
+    progress_seconds: float = 30.0
+
+    def __post_init__(self):
+        _require(bool(self.stages), "", "stages", self.stages, f"name at least one of {', '.join(STAGES)}")
+        _require(0 <= self.seed < 2**32, "", "seed", self.seed, "it must be in [0, 2^32)")
+        good = all(size >= 1 or size == -1 for size in self.mesh) and self.mesh.count(-1) <= 1
+        rule = "(data, model) must be at least 1 each; one of them may be -1: all that is left"
+        _require(good, "", "mesh", self.mesh, rule)
+        _require(self.progress_seconds > 0, "", "progress_seconds", self.progress_seconds, "it must be positive")
+        if not self.model.base and not self.initial_checkpoint:
+            raise ClaraError(
+                "config.model.base is empty: name a base model (smollm2, a directory, a .gguf file or a hub id), "
+                "or a checkpoint to start from in config.initial_checkpoint"
+            )
+
+
+def resolve(config: Any) -> RunConfig:
+    """The checked `RunConfig` of a config file's `ml_collections.ConfigDict`.
+
+    ``steps = 0`` and ``epochs = 0`` mean "not given": a flag cannot say None.
+
+    Raises:
+      ClaraError: an unknown field (with the nearest known name), a missing one, a wrong type, a value out of range.
+    """
+    try:
+        values = dict(config.to_dict())
+    except Exception as error:  # ml_collections: a required placeholder without value
+        raise ClaraError(f"config: {error}") from error
+    names = _convert(values.pop("stages", ()), tuple[str, ...], "config.stages")
+    sections = {name: values.pop(name) for name in STAGES if name in values}
+    known = (*(field.name for field in dataclasses.fields(RunConfig)), *STAGES)
+    for name in values:
+        if name not in known:
+            raise ClaraError(f"config.{name}: there is no such field{_nearest(name, known)}")
+    # A section that ``stages`` leaves out is checked too: a slip in it would wait for the day it is switched on.
+    stages = {name: _stage(name, section) for name, section in sections.items()}
+    for name in names:
+        if name not in STAGES:
+            raise ClaraError(f"config.stages: there is no stage {name!r}{_nearest(name, STAGES)}")
+        if name not in stages:
+            raise ClaraError(f"config.stages names {name}, but there is no section config.{name}")
+    values = {name: _convert(value, _hints(RunConfig)[name], f"config.{name}") for name, value in values.items()}
+    return RunConfig(stages=tuple(stages[name] for name in names), **values)
+
+
+def to_json(config: RunConfig) -> dict[str, Any]:
+    """Every field, as what JSON holds: dicts, lists, strings, numbers, None."""
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {name: plain(item) for name, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, tuple) else value
+
+    return plain(dataclasses.asdict(config))
+
+
+def from_json(values: Mapping[str, Any]) -> RunConfig:
+    """The inverse of `to_json`, with all of `resolve`'s checks."""
+    return _build(RunConfig, values, "config")
+
+
+def data_files(patterns: Iterable[str], field: str) -> tuple[str, ...]:
+    """The files that the patterns of a data field name: ``${VARIABLE}`` and ``~`` filled in, globs sorted.
+
+    Args:
+      patterns: e.g. ``("${CLARA_SHARED_DATA}/squad/*.train.jsonl",)``.
+      field: its name for messages, e.g. "config.scp.train_data".
+
+    Raises:
+      ClaraError: a variable that is not set, a file that does not exist, a pattern that matches none.
+    """
+    files: list[str] = []
+    for pattern in patterns:
+        for variable in re.findall(r"\$\{(\w+)\}", pattern):
+            if variable not in os.environ:
+                raise ClaraError(f"{field}: {pattern} needs the environment variable {variable}, which is not set")
+        path = os.path.expanduser(re.sub(r"\$\{(\w+)\}", lambda match: os.environ[match[1]], pattern))
+        # A name with brackets in it may be a file before it is a pattern.
+        found = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
+        if not found:
+            what = "matches no file" if glob.has_magic(path) else "does not exist"
+            raise ClaraError(f"{field}: {path} {what}")
+        files += [name for name in found if name not in files]
+    return tuple(files)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    known = tuple(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _stage(name: str, section: Any) -> StageConfig:
+    where = f"config.{name}"
+    if not isinstance(section, Mapping):
+        raise ClaraError(f"{where} is {section!r}; it must be a section (a ConfigDict)")
+    unset = {field: None for field in ("steps", "epochs") if section.get(field) == 0}
+    return _build(StageConfig, {**section, **unset, "name": name}, where)
+
+
+def _build(cls: type, values: Mapping[str, Any], where: str) -> Any:
+    """A dataclass from a mapping, field by field."""
+    hints = _hints(cls)
+    for name in values:
+        if name not in hints:
+            raise ClaraError(f"{where}.{name}: there is no such field{_nearest(str(name), hints)}")
+    for field in dataclasses.fields(cls):
+        if field.name not in values and field.default is dataclasses.MISSING:
+            raise ClaraError(f"{where}.{field.name} is missing")
+    return cls(**{name: _convert(value, hints[name], f"{where}.{name}") for name, value in values.items()})
+
+
+_WORDS = {int: "a whole number", float: "a number", str: "a string", bool: "True or False"}
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    """``value`` as the type that ``hint`` says, or an error in words. Integers pass as numbers, lists as tuples."""
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ClaraError(f"{where} is {value!r}; it must be a section")
+        return _build(hint, value, where)
+    if isinstance(hint, types.UnionType):  # X | None
+        (inner,) = (option for option in typing.get_args(hint) if option is not type(None))
+        return None if value is None else _convert(value, inner, where)
+    if typing.get_origin(hint) is tuple:
+        items = typing.get_args(hint)
+        if not isinstance(value, tuple | list):
+            raise ClaraError(f"{where} is {value!r}; it must be a tuple")
+        if items[-1] is Ellipsis:
+            items = items[:1] * len(value)
+        if len(items) != len(value):
+            raise ClaraError(f"{where} is {value!r}; it must hold {len(items)} values")
+        return tuple(_convert(v, item, f"{where}[{i}]") for i, (v, item) in enumerate(zip(value, items, strict=True)))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ClaraError(f"{where} is {value!r}; it must be {_WORDS[hint]}")
+    return value

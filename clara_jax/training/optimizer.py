@@ -1,0 +1,83 @@
+"""AdamW with warm-up, as the paper trains every stage (Table 10), assembled from Optax.
+
+The optimizer is given the trained subtrees alone, so it has neither state nor zero gradients for what is frozen.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from clara_jax.training.config import StageConfig
+
+
+def learning_rate_schedule(stage: StageConfig, total_steps: int) -> optax.Schedule:
+    """The learning rate of each step, counted from 0.
+
+    With W = ``stage.warmup_steps(total_steps)``: a line from peak / (W + 1) at step 0, so that the first batch is not
+    wasted on a rate of zero, to the peak at step W; then the stage's schedule, whose cosine ends at ``total_steps``.
+    """
+    peak, warmup = stage.learning_rate, stage.warmup_steps(total_steps)
+    match stage.schedule:
+        case "constant":
+            after = optax.constant_schedule(peak)
+        case "cosine":
+            after = optax.cosine_decay_schedule(peak, total_steps - warmup)
+        case "cosine_with_minimum":
+            after = optax.cosine_decay_schedule(peak, total_steps - warmup, alpha=stage.minimum_ratio)
+    if not warmup:
+        return after
+    return optax.join_schedules([optax.linear_schedule(peak / (warmup + 1), peak, warmup), after], [warmup])
+
+
+def decays(params: Any) -> Any:
+    """A tree of bools like ``params``: True where weight decay applies, on all but vectors, biases and norm scales.
+
+    Layers are stacked, so a norm's scale is a matrix [L, E] by shape: names tell them apart.
+    """
+
+    def decay(path: tuple, leaf: Any) -> bool:
+        names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        return jnp.ndim(leaf) >= 2 and not {"scale", "bias"}.intersection(names)
+
+    return jax.tree_util.tree_map_with_path(decay, params)
+
+
+def make_optimizer(stage: StageConfig, total_steps: int) -> optax.GradientTransformation:
+    """Clipping by global norm, then AdamW on the stage's schedule; moments and updates are float32.
+
+    Parameters may be bfloat16 (a base that is trained too): gradients are widened before the norm is taken, and
+    `optax.apply_updates` rounds the sum to the parameter's dtype.
+    """
+    b1, b2 = stage.betas
+    return _in_float32(
+        optax.chain(
+            optax.clip_by_global_norm(stage.clip_norm),
+            optax.adamw(
+                learning_rate_schedule(stage, total_steps),
+                b1=b1,
+                b2=b2,
+                eps=stage.eps,
+                weight_decay=stage.weight_decay,
+                mask=decays,
+            ),
+        )
+    )
+
+
+def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """``inner`` computed on float32 copies of gradients and parameters, whatever they are stored in."""
+
+    def wide(tree):
+        return None if tree is None else jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+    def init(params):
+        return inner.init(wide(params))
+
+    def update(gradients, state, params=None):
+        return inner.update(wide(gradients), state, wide(params))
+
+    return optax.GradientTransformation(init, update)

@@ -1,0 +1,98 @@
+"""One optimizer step, and one evaluation step: pure, jitted functions of a state and a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from clara_jax.data.batches import Batch
+from clara_jax.method.clara import ClaraModel
+from clara_jax.method.parameters import merge
+from clara_jax.method.stages import Objective, Stage, Terms, counts, objective_value
+
+Leaves = Mapping[str, Any]  # arrays by path, see clara_jax.method.parameters.split
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What changes from step to step. Frozen parameters are not in it: they get no gradient and no optimizer state."""
+
+    step: jax.Array  # int32 []
+    trained: Leaves
+    optimizer: Any
+
+
+def init_state(trained: Leaves, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step; the optimizer's moments are placed as their parameters are."""
+    # Step takes the buffers of its state: the caller's arrays stay whole.
+    trained = jax.tree.map(jnp.copy, trained)
+    return TrainState(jnp.int32(0), trained, jax.jit(optimizer.init)(trained))
+
+
+def make_train_step(
+    model: ClaraModel, stage: Stage, objective: Objective, optimizer: optax.GradientTransformation, accumulate: int = 1
+) -> Callable[[TrainState, Leaves, Batch, jax.Array], tuple[TrainState, Terms]]:
+    """``(state, frozen, batch, key) -> (state, metrics)``; the state is donated.
+
+    ``key`` is the run's: the step and each example's number are folded in here, so that dropout is the same however the
+    batch is sharded or accumulated and wherever a run was resumed. Metrics are float32 scalars: "loss", every term of the
+    stage as a mean, "grad_norm" before clipping.
+    """
+    gradient = jax.value_and_grad(make_loss(model, stage, objective), has_aux=True)
+
+    def step(state: TrainState, frozen: Leaves, batch: Batch, key: jax.Array) -> tuple[TrainState, Terms]:
+        keys = example_keys(jax.random.fold_in(key, state.step), batch.example_ids)
+        counted = counts(batch)
+        if accumulate == 1:
+            (loss, terms), grads = gradient(state.trained, frozen, batch, counted, keys)
+        else:
+            parts = jax.tree.map(lambda x: _parts(x, accumulate), (batch, keys))
+
+            def add(total, part):
+                return jax.tree.map(jnp.add, total, gradient(state.trained, frozen, part[0], counted, part[1])), None
+
+            first, rest = jax.tree.map(lambda x: x[0], parts), jax.tree.map(lambda x: x[1:], parts)
+            total = gradient(state.trained, frozen, first[0], counted, first[1])
+            ((loss, terms), grads), _ = jax.lax.scan(add, total, rest)
+        updates, opt_state = optimizer.update(grads, state.optimizer, state.trained)
+        trained = optax.apply_updates(state.trained, updates)
+        metrics = {"loss": loss, **terms, "grad_norm": optax.tree.norm(grads)}
+        return TrainState(state.step + 1, trained, opt_state), metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def make_loss(model: ClaraModel, stage: Stage, objective: Objective) -> Callable[..., tuple[jax.Array, Terms]]:
+    """``(trained, frozen, batch, counted, keys) -> (loss, terms)``: differentiable in ``trained`` alone."""
+
+    def loss(trained: Leaves, frozen: Leaves, batch: Batch, counted: Terms, keys: jax.Array | None):
+        terms = stage.loss(model, merge(trained, frozen), batch, objective, keys)
+        return objective_value(stage, objective, terms, counted)
+
+    return loss
+
+
+def make_eval_step(
+    model: ClaraModel, stage: Stage, objective: Objective
+) -> Callable[[Leaves, Leaves, Batch], tuple[Terms, Terms]]:
+    """``(trained, frozen, batch) -> (sums of the terms, their counts)``, without dropout; add both over batches."""
+
+    def step(trained: Leaves, frozen: Leaves, batch: Batch) -> tuple[Terms, Terms]:
+        return stage.loss(model, merge(trained, frozen), batch, objective, None), counts(batch)
+
+    return jax.jit(step)
+
+
+def example_keys(key: jax.Array, example_ids: jax.Array) -> jax.Array:
+    """A PRNG key for each example [B]."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, example_ids)
+
+
+def _parts(x: jax.Array, parts: int) -> jax.Array:
+    """[B, ...] -> [parts, B / parts, ...], every part spread over the devices as the batch is."""
+    return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)

@@ -1,0 +1,127 @@
+"""What the config files share: their arguments, and sections that hold every field, so that a flag can change it."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from clara_jax.errors import ClaraError
+from clara_jax.method.clara import ClaraConfig
+from clara_jax.training.config import ModelSection, RunConfig, StageConfig
+
+MISTRAL_7B = "mistralai/Mistral-7B-Instruct-v0.2"
+PHI4_MINI = "microsoft/Phi-4-mini-instruct"
+
+# Table 10 of the paper. The sizes of LoRA, the optimizer and λ are the defaults of `clara_jax.training.config`.
+COMPRESSION = dict(epochs=1.0, batch_size=128, learning_rate=1e-4, mse_weight=0.1, warmup=0.03, clip_norm=1.0)
+END_TO_END = dict(epochs=1.0, batch_size=32, learning_rate=5e-6, candidates=20, top_k=5, warmup=0.03, clip_norm=1.0)
+
+
+def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
+    """The argument behind the colon of ``--config=file.py:key=value,key=value``.
+
+    Args:
+      arg: the text behind the colon, or None.
+      defaults: the known keys. A value takes its default's type: int, float or str.
+
+    Raises:
+      ClaraError: an unknown key, or a value of another type.
+    """
+    values = dict(defaults)
+    for part in filter(None, (arg or "").split(",")):
+        key, equals, text = (piece.strip() for piece in part.partition("="))
+        if not equals or key not in defaults:
+            near = difflib.get_close_matches(key, defaults, n=1)
+            problem = "there is no such key" if equals else "write key=value"
+            hint = f"did you mean {near[0]}?" if near and equals else f"known are {', '.join(defaults)}"
+            raise ClaraError(f"config argument {part!r}: {problem}; {hint}")
+        kind = type(defaults[key])
+        try:
+            values[key] = kind(text)
+        except ValueError:
+            what = "a whole number" if kind is int else "a number"
+            raise ClaraError(f"config argument {part!r}: {key} must be {what}") from None
+    return ConfigDict(values)
+
+
+def choose(key: str, value: str, choices: Mapping[str, Any]) -> Any:
+    """``choices[value]``, or a `ClaraError` that names the choices."""
+    if value not in choices:
+        raise ClaraError(f"config argument {key}={value}: it must be one of {', '.join(choices)}")
+    return choices[value]
+
+
+def section(cls: type, **values: Any) -> ConfigDict:
+    """A section with every field of a dataclass of `clara_jax.training.config`: its default, or what is given.
+
+    A field that may be None becomes a placeholder, so that a flag can fill it.
+    """
+    hints, result = typing.get_type_hints(cls), ConfigDict()
+    for field in dataclasses.fields(cls):
+        if field.name in ("name", "stages", "model", "clara"):  # given by the section's place
+            continue
+        value = values.pop(field.name, field.default)
+        kinds = [kind for kind in typing.get_args(hints[field.name]) if kind is not type(None)]
+        if type(None) in typing.get_args(hints[field.name]):
+            result[field.name] = config_dict.placeholder(typing.get_origin(kinds[0]) or kinds[0])
+        if value is not None:
+            result[field.name] = value
+        elif field.name not in result:
+            raise TypeError(f"{cls.__name__}.{field.name} may not be None")
+    if values:
+        raise TypeError(f"{cls.__name__} has no field {', '.join(values)}")
+    return result
+
+
+def run(stages: Mapping[str, Mapping[str, Any]], *, model: Mapping, clara: Mapping, **values: Any) -> ConfigDict:
+    """A whole config: stages by name, in order, each with the fields that differ from the defaults."""
+    config = section(RunConfig, **values)
+    config.stages = tuple(stages)
+    config.model, config.clara = section(ModelSection, **model), section(ClaraConfig, **clara)
+    for name, fields in stages.items():
+        config[name] = section(StageConfig, **fields)
+    return config
+
+
+def shared_data() -> str:
+    """The folder of real records: ``$CLARA_SHARED_DATA``, else ``../shared/data`` beside the checkout."""
+    beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "shared", "data")
+    return os.environ.get("CLARA_SHARED_DATA") or os.path.normpath(beside)
+
+
+def paper(stage: str, arg: str | None, base: str) -> ConfigDict:
+    """One stage of the paper's recipe (Table 10) on one of its two backbones.
+
+    Arguments, as ``key=value,...``:
+
+    - ``rate``: the compress rate (16); the paper has 4, 16, 32, 64, 128 and 256;
+    - ``data``: the directory of the stage's training file (data); held-out files are named by
+      ``--config.<stage>.eval_data``;
+    - ``base``: another path or name of the base model;
+    - ``start``: the run directory or checkpoint to start from, as instruct and end_to_end do;
+    - ``schedule``, for end_to_end: the paper's "cosine" (default) or the released scripts' "constant".
+    """
+    keys = dict(rate=16, data="data", base=base, start="")
+    if stage == "end_to_end":
+        keys["schedule"] = "cosine"
+    args = parse_arg(arg, **keys)
+    train = dict(
+        scp="stage1_pretrain*.train.jsonl",
+        instruct="stage1_2_instruction.train.jsonl",
+        end_to_end="stage2_end_to_end.train.jsonl",
+    )
+    fields = dict(END_TO_END if stage == "end_to_end" else COMPRESSION)
+    fields["schedule"] = choose("schedule", args.get("schedule", "cosine"), dict(cosine="cosine", constant="constant"))
+    fields["train_data"] = (os.path.join(args.data, train[stage]),)
+    return run(
+        {stage: fields},
+        model=dict(base=args.base, precision="bfloat16", remat="dots"),
+        clara=dict(doc_max_length=256, compress_rate=args.rate, lora_rank=16, lora_alpha=32.0, lora_dropout=0.1),
+        initial_checkpoint=args.start or None,
+    )

@@ -1,0 +1,115 @@
+"""Every config file resolves; the paper's say what Table 10 says; every field can be set by a flag."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from clara_jax.errors import ClaraError
+from clara_jax.training.config import data_files, from_json, resolve, to_json
+from tests.locations import ROOT, shared_data
+
+NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "common"))
+PAPER = [name for name in NAMES if name.startswith(("mistral7b", "phi4_mini"))]
+
+
+def load(name, arg=None):
+    return importlib.import_module(f"configs.{name}").get_config(arg)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_resolves(name):
+    run = resolve(load(name))
+    assert from_json(to_json(run)) == run
+    module = importlib.import_module(f"configs.{name}")
+    assert f"python -m clara_jax.train --workdir runs/{name}" in module.__doc__
+    assert f"--config configs/{name}.py" in module.__doc__
+
+
+def test_the_six_of_the_paper_are_there():
+    stages = ("scp", "instruct", "end_to_end")
+    assert set(PAPER) == {f"{model}_{stage}" for model in ("mistral7b", "phi4_mini") for stage in stages}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_table_10(name):
+    run = resolve(load(name))
+    (stage,) = run.stages
+    assert name.endswith(stage.name)
+    mistral = name.startswith("mistral")
+    assert run.model.base == ("mistralai/Mistral-7B-Instruct-v0.2" if mistral else "microsoft/Phi-4-mini-instruct")
+    clara = run.clara
+    assert (clara.lora_rank, clara.lora_alpha, clara.lora_dropout) == (16, 32, 0.1)
+    assert (clara.doc_max_length, clara.compress_rate, clara.memory_tokens) == (256, 16, 16)
+    assert (stage.schedule, stage.warmup, stage.clip_norm) == ("cosine", 0.03, 1.0)
+    assert (stage.epochs, stage.steps) == (1.0, None)
+    if stage.name == "end_to_end":
+        assert (stage.batch_size, stage.learning_rate) == (32, 5e-6)
+        assert (stage.candidates, stage.top_k, stage.temperature) == (20, 5, 0.02)
+    else:
+        assert (stage.batch_size, stage.learning_rate, stage.mse_weight) == (128, 1e-4, 0.1)
+
+
+def test_arguments_of_the_paper_configs():
+    run = resolve(load("mistral7b_end_to_end", "rate=128,data=/d,schedule=constant,start=runs/a,base=/models/m"))
+    assert run.clara.memory_tokens == 2
+    assert run.stages[0].schedule == "constant"
+    assert run.stages[0].train_data == ("/d/stage2_end_to_end.train.jsonl",)
+    assert (run.initial_checkpoint, run.model.base) == ("runs/a", "/models/m")
+    for rate in (4, 16, 32, 64, 128, 256):
+        assert resolve(load("phi4_mini_scp", f"rate={rate}")).clara.memory_tokens == 256 // rate
+
+
+def test_smollm2_arguments():
+    run = resolve(load("smollm2"))
+    assert [stage.name for stage in run.stages] == ["scp", "instruct", "end_to_end"]
+    assert all(stage.steps >= 24 for stage in run.stages)
+    assert (run.model.base, run.model.precision) == ("smollm2", "float32")
+    run = resolve(load("smollm2", "stages=end_to_end+scp,rate=8,size=tiny,data=/d,base=/b"))
+    assert [stage.name for stage in run.stages] == ["end_to_end", "scp"]
+    assert all(2 <= stage.steps <= 4 for stage in run.stages)
+    assert (run.clara.compress_rate, run.model.base) == (8, "/b")
+    assert all(Path(file).is_relative_to("/d") for stage in run.stages for file in stage.train_data + stage.eval_data)
+    assert all(stage.epochs for stage in resolve(load("smollm2", "size=full")).stages)
+
+
+def test_smollm2_finds_its_data():
+    data = shared_data()
+    for stage in resolve(load("smollm2", f"data={data}")).stages:
+        assert data_files(stage.train_data, "train_data") and data_files(stage.eval_data, "eval_data")
+        assert not set(stage.train_data) & set(stage.eval_data)
+
+
+@pytest.mark.parametrize(
+    "name, arg, message",
+    [
+        ("smollm2", "sise=tiny", "'sise=tiny': there is no such key; did you mean size?"),
+        ("smollm2", "tiny", "'tiny': write key=value; known are stages, rate, size, data, base"),
+        ("smollm2", "size=huge", "size=huge: it must be one of tiny, short, full"),
+        ("smollm2", "stages=scp+stage2", "stages=stage2: it must be one of scp, instruct, end_to_end"),
+        ("smollm2", "rate=x", "'rate=x': rate must be a whole number"),
+        ("mistral7b_scp", "schedule=constant", "there is no such key"),
+        ("mistral7b_end_to_end", "schedule=linear", "it must be one of cosine, constant"),
+    ],
+)
+def test_bad_arguments(name, arg, message):
+    with pytest.raises(ClaraError) as error:
+        load(name, arg)
+    assert message in str(error.value)
+
+
+def test_a_rate_that_does_not_divide():
+    with pytest.raises(ClaraError, match="compress_rate is 24; it must divide doc_max_length 256"):
+        resolve(load("smollm2", "rate=24"))
+
+
+def test_optional_fields_can_be_filled_in_later():
+    config = load("smollm2", "size=full")
+    config.scp.steps, config.scp.epochs, config.scp.train_limit, config.scp.trains = 3, 0.0, 10, ("lora/generator",)
+    config.initial_checkpoint = "runs/a"
+    run = resolve(config)
+    stage = run.stages[0]
+    assert (stage.steps, stage.epochs, stage.train_limit, stage.trains) == (3, None, 10, ("lora/generator",))
+    assert run.initial_checkpoint == "runs/a"
+    with pytest.raises(TypeError):
+        config.scp.steps = "many"

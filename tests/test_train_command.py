@@ -1,0 +1,216 @@
+"""The train command: stages in order on a tiny base, what it leaves behind, and one clear line for every mistake."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from clara_jax import Clara, command, train
+from clara_jax.training.metrics import read_metrics
+from tests.locations import ROOT
+from tests.tiny import write_base, write_records
+
+CONFIG = """
+from configs import common
+
+def get_config(arg=None):
+    args = common.parse_arg(arg, base={base!r}, data={data!r}, steps=12)
+    files = lambda name: dict(train_data=(f"{{args.data}}/{{name}}.jsonl",), eval_data=(f"{{args.data}}/{{name}}.jsonl",))
+    small = dict(steps=args.steps, batch_size=8, accumulate=2, learning_rate=1e-2, warmup=0.1)
+    return common.run(
+        dict(
+            scp=small | files("scp"),
+            instruct=small | files("instruct") | dict(top_k=2),
+            retrieval=small | files("end_to_end") | dict(candidates=4, top_k=2),
+            end_to_end=small | files("end_to_end") | dict(candidates=4, top_k=2),
+        ),
+        model=dict(base=args.base, precision="float32"),
+        clara=dict(doc_max_length=64, compress_rate=16, lora_rank=8, max_length=256),
+        mesh=(1, 1),
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a base, records and a configuration."""
+    folder = tmp_path_factory.mktemp("place")
+    write_base(folder / "base")
+    write_records(folder / "data")
+    (folder / "config.py").write_text(CONFIG.format(base=str(folder / "base"), data=str(folder / "data")))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """The commands take all devices; tests have eight fake ones."""
+    import jax
+
+    devices = jax.devices()
+    monkeypatch.setattr(jax, "devices", lambda *args: devices[:1])
+
+
+def call(monkeypatch, *arguments):
+    """Runs the command in this process; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["clara_jax.train", *map(str, arguments)])
+    try:
+        command.run(train.main)
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+@pytest.fixture(scope="module")
+def finished(place):
+    """A whole run, through the real command line."""
+    env_code = "import sys; sys.argv = sys.argv[1:]; from clara_jax import command, train; command.run(train.main)"
+    out = subprocess.run(
+        [sys.executable, "-c", env_code, "train", "--config", f"{place}/config.py", "--workdir", f"{place}/run"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert out.returncode == 0, out.stderr
+    return place / "run", out
+
+
+def test_a_run_through_all_stages(finished):
+    run, out = finished
+    rows = read_metrics(run / "metrics.jsonl")
+    for stage in ("scp", "instruct", "retrieval", "end_to_end"):
+        steps = [row for row in rows if row["stage"] == stage and "loss" in row]
+        assert [row["step"] for row in steps] == list(range(12))
+        assert all(np.isfinite(row["loss"]) and row["grad_norm"] > 0 and row["learning_rate"] > 0 for row in steps)
+        summary = next(row for row in rows if row["stage"] == stage and row.get("finished"))
+        assert summary["compilations"] == 1
+        before, after = summary["held_out_loss"]
+        assert after < before, stage
+        assert np.mean([row["loss"] for row in steps[-4:]]) < np.mean([row["loss"] for row in steps[:4]]), stage
+    assert json.loads((run / "config.json").read_text())["stages"][0]["name"] == "scp"
+    assert "tokens/s" in out.stderr and "end_to_end 12/12" in out.stderr
+
+
+def test_a_stage_changes_what_it_trains_and_nothing_else(finished, mesh):
+    from clara_jax import bundle as bundles
+    from clara_jax.method.parameters import flatten
+
+    run, _ = finished
+    opened = [bundles.load(path, mesh) for path in sorted((run / "checkpoints").iterdir())]
+    leaves = [{path: np.asarray(leaf) for path, leaf in flatten(b.params).items()} for b in opened]
+    changed = [
+        {"/".join(p.split("/")[:2]) for p in a if not np.array_equal(a[p], b[p])}
+        for a, b in zip(leaves, leaves[1:], strict=False)
+    ]
+    assert changed[0] == {"lora/compressor", "lora/generator", "tokens/memory"}
+    assert changed[1] == {"lora/query_reasoner"}
+    assert changed[2] == {"lora/query_reasoner", "lora/generator"}
+    assert len({b.fingerprint() for b in opened}) == 4
+
+
+def test_a_checkpoint_opens_and_answers(finished, mesh):
+    run, _ = finished
+    clara = Clara.load(run, mesh=mesh, batch_size=4)
+    documents = [["Ada number 0 was born in Rouen.", "Rollo number 1 was born in Lima."]]
+    (answer,) = clara.answer(["Where was Ada number 0 born?"], documents, k=1, max_new_tokens=4)
+    assert len(answer.sources) == 1 and answer.sources[0].text in documents[0]
+
+
+def test_going_on_from_a_checkpoint(finished, place, monkeypatch, capsys):
+    run, _ = finished
+    again = (
+        "--config",
+        f"{place}/config.py:steps=2",
+        "--config.stages=('end_to_end',)",
+        f"--config.initial_checkpoint={run}",
+    )
+    assert call(monkeypatch, *again, "--workdir", place / "again") == 0
+    assert "finished" in capsys.readouterr().out
+    assert call(monkeypatch, *again, "--config.clara.compress_rate=8", "--workdir", place / "other") == 2
+    assert "compress_rate" in capsys.readouterr().err
+
+
+def bad_line(text):
+    def change(place):
+        good = (place / "data" / "scp.jsonl").read_text().splitlines()
+        folder = place / "bad"
+        write_records(folder)
+        (folder / "scp.jsonl").write_text("\n".join([*good[:2], text, *good[2:]]) + "\n")
+        return [f"--config={place}/config.py:data={folder}"]
+
+    return change
+
+
+def record(**change):
+    good = {"data_type": "qa", "question": ["Who?"], "answers": ["Ada"], "docs": ["A text."]}
+    return json.dumps({key: value for key, value in (good | change).items() if value is not ...})
+
+
+def broken_base(place, name, change):
+    base = write_base(place / name)
+    change(base)
+    return [f"--config={place}/config.py:base={base}"]
+
+
+def no_template(base):
+    path = next(p for p in (base / "chat_template.jinja", base / "tokenizer_config.json") if p.exists())
+    if path.suffix == ".jinja":
+        path.unlink()
+    config = json.loads((base / "tokenizer_config.json").read_text())
+    config.pop("chat_template", None)
+    (base / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+MISTAKES = {
+    "no config": (lambda p: [], "--config"),
+    "missing config": (lambda p: [f"--config={p}/nowhere.py"], "nowhere.py"),
+    "config that is no program": (lambda p: [(p / "broken.py").write_text("def get_config(:\n") and f"--config={p}/broken.py"], "broken.py"),
+    "unknown config argument": (lambda p: [f"--config={p}/config.py:stepz=3"], "steps"),
+    "unknown field": (lambda p: [f"--config={p}/config.py", "--config.scp.learning_rat=1"], "learning_rat"),
+    "missing data": (lambda p: [f"--config={p}/config.py:data={p}/none"], "none/scp.jsonl"),
+    "malformed line": (bad_line('{"data_type": "qa",'), "scp.jsonl:3"),
+    "missing field": (bad_line(record(docs=...)), 'scp.jsonl:3: "docs"'),
+    "empty field": (bad_line(record(question=[])), 'scp.jsonl:3: "question"'),
+    "wrong type": (bad_line(record(docs="text")), 'scp.jsonl:3: "docs"'),
+    "no answers": (bad_line(record(answers=[])), 'scp.jsonl:3: "answers"'),
+    "empty document": (bad_line(record(docs=[""])), 'scp.jsonl:3: "docs"'),
+    "no documents": (bad_line(record(docs=[])), 'scp.jsonl:3: "docs"'),
+    "position out of range": (bad_line(record(pos_index=[1])), 'scp.jsonl:3: "pos_index"'),
+    "missing base": (lambda p: [f"--config={p}/config.py:base={p}/nobase"], "nobase"),
+    "unreadable base": (lambda p: broken_base(p, "b1", lambda b: (b / "model.safetensors").write_bytes(b"junk")), "model.safetensors"),
+    "base config": (lambda p: broken_base(p, "b2", lambda b: (b / "config.json").write_text("{")), "config.json"),
+    "architecture": (lambda p: broken_base(p, "b3", lambda b: write_base(b, model_type="gpt2")), "gpt2"),
+    "no chat template": (lambda p: broken_base(p, "b4", no_template), "chat template"),
+    "shape of the base": (lambda p: broken_base(p, "b5", lambda b: (b / "config.json").write_text((b / "config.json").read_text().replace('"intermediate_size": 96', '"intermediate_size": 80'))), "gate_proj"),
+    "compress rate": (lambda p: [f"--config={p}/config.py", "--config.clara.compress_rate=24"], "compress_rate"),
+    "mesh": (lambda p: [f"--config={p}/config.py", "--config.mesh=3,1"], "mesh"),
+    "checkpoint that is none": (lambda p: [f"--config={p}/config.py", f"--config.initial_checkpoint={p}"], str("checkpoint")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_clear_line(name, place, monkeypatch, capsys, tmp_path):
+    arguments, expected = MISTAKES[name]
+    code = call(monkeypatch, *arguments(place), "--workdir", tmp_path / "run")
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(error) == 1 and expected in error[0], error
+    assert not (tmp_path / "run").exists(), "nothing half-written stays"
+
+
+def test_a_directory_with_a_run_is_kept(finished, place, monkeypatch, capsys):
+    run, _ = finished
+    before = (run / "metrics.jsonl").read_bytes()
+    assert call(monkeypatch, "--config", f"{place}/config.py", "--workdir", run) == 2
+    assert "holds a run already" in capsys.readouterr().err and (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_help_teaches_and_needs_no_jax():
+    out = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "clara_jax.train", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert out.returncode == 0 and "--workdir" in out.stdout and "--config.scp.learning_rate" in out.stdout
+    assert " jax\n" not in out.stderr

@@ -1,0 +1,199 @@
+"""A step is the same number whatever the mesh, the microbatches or the padding, and touches only what its stage trains."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from clara_jax.data.batches import Batch
+from clara_jax.method.clara import ClaraConfig, ClaraModel
+from clara_jax.method.parameters import declare, split
+from clara_jax.method.stages import STAGES, Objective, counts
+from clara_jax.model.config import ModelConfig
+from clara_jax.model.declare import initialise
+from clara_jax.model.sharding import put_batch
+from clara_jax.training.step import example_keys, init_state, make_loss, make_train_step
+
+pytestmark = pytest.mark.usefixtures("fast_compile")
+
+CONFIGS = {
+    "llama": {"model_type": "llama", "num_key_value_heads": 1, "tie_word_embeddings": True},
+    "phi3": {"model_type": "phi3", "num_key_value_heads": 2, "sliding_window": 9},
+    "qwen3": {"model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 24, "tie_word_embeddings": True},
+}
+SIZES = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 58, "rope_theta": 1e4,
+}  # fmt: skip
+OBJECTIVE = Objective(top_k=2, temperature=0.1)
+
+
+def make_model(architecture="llama", dropout=0.0, remat="none"):
+    clara = ClaraConfig(doc_max_length=12, compress_rate=4, lora_rank=4, lora_dropout=dropout)
+    return ClaraModel(ModelConfig.from_hf(SIZES | CONFIGS[architecture]), clara, "float32", remat)
+
+
+@functools.cache
+def make_params(model, mesh):
+    """Random everywhere: fresh adapters are zero in B and would hide half of the gradients."""
+    params = initialise(declare(model.config, model.clara, jnp.float32), jax.random.key(0), mesh)
+    with jax.set_mesh(mesh):
+        noise = jax.jit(
+            lambda tree: jax.tree.map(
+                lambda x: x + 0.05 * jnp.sin(jnp.arange(x.size, dtype=jnp.float32)).reshape(x.shape), tree
+            )
+        )
+        return params | {
+            "lora": jax.device_put(
+                noise(jax.device_get(params["lora"])), jax.tree.map(lambda x: x.sharding, params["lora"])
+            )
+        }
+
+
+def make_batch(model, rows=8, documents=3, seed=0, pad=0):
+    """Ragged rows; ``pad`` more columns of padding change nothing."""
+    rng = np.random.default_rng(seed)
+    l, vocabulary = model.clara.memory_tokens, model.config.vocab_size
+    memory_ids = vocabulary + np.arange(l)
+
+    def texts(shape, width):
+        lengths = rng.integers(3, width + 1, shape)
+        ids = rng.integers(0, vocabulary, (*shape, width))
+        mask = np.arange(width) >= width - lengths[..., None]
+        ids, mask = np.pad(ids, [(0, 0)] * len(shape) + [(pad, 0)]), np.pad(mask, [(0, 0)] * len(shape) + [(pad, 0)])
+        return np.where(mask, ids, 0), mask
+
+    def encoder(shape, width):
+        ids, mask = texts(shape, width)
+        return (
+            np.concatenate([ids, np.broadcast_to(memory_ids, (*shape, l))], -1).astype(np.int32),
+            np.concatenate([mask, np.ones((*shape, l), bool)], -1),
+        )
+
+    document_ids, document_mask = encoder((rows, documents), 9)
+    valid = np.arange(documents) < rng.integers(1, documents + 1, (rows, 1))
+    document_mask &= valid[..., None]
+    query_ids, query_mask = encoder((rows,), 6)
+    prompt_ids, prompt_mask = texts((rows,), 20)
+    prompt_mask[:, -16:] = True
+    index = np.full(prompt_ids.shape, -1)
+    slots = np.minimum(valid.sum(1), OBJECTIVE.top_k)
+    for row in range(rows):
+        n = slots[row] * l
+        index[row, -15 : -15 + n] = np.arange(n)
+    labels = prompt_ids[:, -6:].copy()
+    labels[np.arange(6) < rng.integers(0, 4, (rows, 1))] = -100
+    positives = np.zeros((rows, documents), bool)
+    positives[np.arange(rows), rng.integers(0, valid.sum(1))] = True
+    positives[0] = False
+    as_int = lambda x: x.astype(np.int32)  # noqa: E731
+    return Batch(
+        document_ids=document_ids, document_mask=document_mask, document_valid=valid, query_ids=query_ids, query_mask=query_mask,
+        prompt_ids=as_int(prompt_ids), prompt_mask=prompt_mask, memory_index=as_int(index), labels=as_int(labels),
+        positives=positives, example_ids=as_int(np.arange(rows) + 5),
+    )  # fmt: skip
+
+
+@functools.cache
+def gradient(stage, model):
+    return jax.jit(jax.value_and_grad(make_loss(model, STAGES[stage], OBJECTIVE), has_aux=True))
+
+
+def loss_and_gradients(stage, model, batch, mesh, subtrees=None):
+    params = make_params(model, mesh)
+    with jax.set_mesh(mesh):
+        trained, frozen = split(params, subtrees or STAGES[stage].trains)
+        batch = put_batch(batch, mesh)
+        keys = example_keys(jax.random.key(3), batch.example_ids)
+        (loss, terms), grads = gradient(stage, model)(trained, frozen, batch, counts(batch), keys)
+        return jax.device_get((loss, terms, grads))
+
+
+def assert_same(one, other):
+    np.testing.assert_allclose(one[0], other[0], rtol=1e-5, atol=1e-5)
+    assert one[2].keys() == other[2].keys() and one[2]
+    for path, gradient in one[2].items():
+        scale = max(1.0, np.abs(gradient).max())
+        np.testing.assert_allclose(gradient, other[2][path], rtol=0, atol=1e-5 * scale, err_msg=path)
+        assert np.any(gradient != 0), f"{path} has no gradient at all: the comparison would be empty"
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("stage", STAGES)
+def test_eight_devices_equal_one(stage, dropout, mesh, mesh42):
+    model = make_model("llama", dropout)
+    batch = make_batch(model)
+    assert_same(loss_and_gradients(stage, model, batch, mesh), loss_and_gradients(stage, model, batch, mesh42))
+
+
+@pytest.mark.parametrize("architecture", ["phi3", "qwen3"])
+def test_eight_devices_equal_one_with_everything_trained(architecture, mesh, mesh42):
+    """Another base from scratch: fused and separate maps, untied head, per-head norms, sliding window, rematerialized."""
+    subtrees = ("base", "lora/compressor", "lora/generator", "tokens/memory")
+    batch = make_batch(make_model(architecture))
+    plain = loss_and_gradients("scp", make_model(architecture), batch, mesh, subtrees)
+    assert_same(plain, loss_and_gradients("scp", make_model(architecture, remat="full"), batch, mesh42, subtrees))
+
+
+def test_dropout_changes_the_loss(mesh):
+    batch = make_batch(make_model())
+    with_dropout = loss_and_gradients("scp", make_model(dropout=0.2), batch, mesh)
+    assert abs(with_dropout[0] - loss_and_gradients("scp", make_model(), batch, mesh)[0]) > 1e-3
+
+
+@pytest.mark.parametrize("stage", ["scp", "end_to_end"])
+def test_padding_changes_nothing_with_dropout(stage, mesh):
+    model = make_model(dropout=0.2)
+    assert_same(
+        loss_and_gradients(stage, model, make_batch(model), mesh),
+        loss_and_gradients(stage, model, make_batch(model, pad=5), mesh),
+    )
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_accumulation_equals_the_whole_batch_and_frozen_leaves_stay_out(stage, mesh):
+    model = make_model(dropout=0.2)
+    results = []
+    for accumulate in (1, 2, 4):
+        params = make_params(model, mesh)
+        trained, frozen = split(params, STAGES[stage].trains)
+        with jax.set_mesh(mesh):
+            # Plain descent: the updates are the gradients, so nothing hides a difference.
+            state = init_state(trained, optax.sgd(1.0, momentum=0.9))
+            step = make_train_step(model, STAGES[stage], OBJECTIVE, optax.sgd(1.0, momentum=0.9), accumulate)
+            key = jax.random.key(0)
+            metrics = []
+            for i in range(2):
+                state, values = step(state, frozen, put_batch(make_batch(model, seed=i), mesh), key)
+                metrics.append(jax.device_get(values))
+            assert step._cache_size() == 1, "a stage compiles once"
+        assert set(state.trained) == set(trained) and not set(state.trained) & set(frozen)
+        moments = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim]
+        assert sorted(m.size for m in moments) == sorted(t.size for t in trained.values()), (
+            "moments for what is trained, only"
+        )
+        results.append((metrics, jax.device_get(state.trained)))
+    for metrics, after in results[1:]:
+        for one, other in zip(results[0][0], metrics, strict=True):
+            assert one.keys() == other.keys()
+            for name in one:
+                np.testing.assert_allclose(
+                    one[name], other[name], rtol=1e-4 if name == "grad_norm" else 1e-5, atol=1e-5, err_msg=name
+                )
+        for path, value in results[0][1].items():
+            np.testing.assert_allclose(after[path], value, rtol=0, atol=2e-5, err_msg=path)
+
+
+def test_documents_that_are_absent_count_for_nothing(mesh):
+    """Other tokens in absent documents leave loss and gradients exactly as they are."""
+    model = make_model()
+    batch = make_batch(model)
+    other = np.where(batch.document_valid[..., None], batch.document_ids, 7).astype(np.int32)
+    for stage in STAGES:
+        assert_same(
+            loss_and_gradients(stage, model, batch, mesh),
+            loss_and_gradients(stage, model, dataclasses.replace(batch, document_ids=other), mesh),
+        )

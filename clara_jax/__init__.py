@@ -1,7 +1,7 @@
 """CLaRa (Continuous Latent Reasoning, arXiv 2511.18659) in JAX and Flax.
 
-One language model with three LoRA adapters compresses documents into a few memory vectors, ranks them for a question, and
-answers from them. `Clara` is the Python face; ``python -m clara_jax.train`` trains.
+One language model with three LoRA adapters compresses documents into a few memory vectors, ranks them for a question,
+and answers from them. `Clara` is the Python face; ``python -m clara_jax.train`` trains.
 """
 
 __version__ = "0.1.0"

@@ -76,7 +76,8 @@ class Ranking:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A document an answer was given from. ``rank`` counts from 1; ``score`` is None where documents were not ranked."""
+    """A document an answer was given from. ``rank`` counts from 1; ``score`` is None where documents were not
+    ranked."""
 
     id: str
     rank: int
@@ -106,7 +107,8 @@ class Clara:
         self.bundle = bundle
         data = bundle.mesh.shape["data"]
         self.batch_size = -(-batch_size // data) * data
-        # A checkpoint from before the end-to-end stage has no query reasoner of its own: it would start as the compressor.
+        # A checkpoint from before the end-to-end stage has no query reasoner of its own: it would start as the
+        # compressor.
         self._params = inherit(STAGES["end_to_end"], bundle.params, bundle.trained)
         self._fingerprint = bundle.fingerprint()
 
@@ -190,7 +192,8 @@ class Clara:
           long: see `compress`.
 
         Raises:
-          ClaraError: neither or both of documents and memories; a question without candidates; memories of another model.
+          ClaraError: neither or both of documents and memories; a question without candidates; memories of another
+          model.
         """
         questions = _texts(questions, "questions")
         if (documents is None) == (memories is None):
@@ -257,14 +260,16 @@ class Clara:
         names = [str(i) for i in range(len(documents))] if ids is None else [str(name) for name in ids]
         if len(names) != len(documents) or len(set(names)) != len(names):
             raise ClaraError(
-                f"ids: {len(names)} names, {len(set(names))} of them different, for {len(documents)} documents; give one unique name each"
+                f"ids: {len(names)} names, {len(set(names))} of them different, for {len(documents)} documents; "
+                "give one unique name each"
             )
         tokenizer = self.bundle.tokenizer
         if long == "cut":
             cut = [name for name, text in zip(names, documents, strict=True) if tokenizer.is_cut(text)]
             if cut:
                 warnings.warn(
-                    f"{len(cut)} document(s) longer than {self.bundle.model.clara.doc_max_length} tokens lose their end "
+                    f"{len(cut)} document(s) longer than {self.bundle.model.clara.doc_max_length} tokens lose their "
+                    "end "
                     f"({', '.join(cut[:3])}{', ...' if len(cut) > 3 else ''}); long='chunk' keeps it",
                     stacklevel=3,
                 )
@@ -369,7 +374,8 @@ class Clara:
         for number, (prompt, own) in enumerate(zip(encoded, selected, strict=True)):
             if max(prompt.memory_index, default=-1) != len(own) * model.clara.memory_tokens - 1:
                 raise ClaraError(
-                    f"prompt {number}: {len(own)} memories and the question exceed max_length {model.clara.max_length} tokens; take fewer documents (k)"
+                    f"prompt {number}: {len(own)} memories and the question exceed max_length "
+                    f"{model.clara.max_length} tokens; take fewer documents (k)"
                 )
         slots = max(len(own) for own in selected)
         for batch_number, rows in enumerate(_batches(list(range(len(encoded))), self.batch_size)):

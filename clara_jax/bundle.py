@@ -52,8 +52,8 @@ class Bundle:
     history: tuple[Mapping[str, Any], ...] = ()
 
     def fingerprint(self) -> str:
-        """Hash of base, adapters, tokenizer, prompt version and compress rate: equal exactly when memories and answers are
-        interchangeable. Stores, caches and reports carry it and refuse another."""
+        """Hash of base, adapters, tokenizer, prompt version and compress rate: equal exactly when memories and answers
+        are interchangeable. Stores, caches and reports carry it and refuse another."""
         digest = hashlib.sha256()
         clara = self.model.clara
         facts = (
@@ -71,7 +71,8 @@ class Bundle:
         return digest.hexdigest()
 
     def save(self, directory: Path, stage: str) -> None:
-        """Writes a checkpoint that `load` opens: adapters, added rows, own base leaves, tokenizer, and what they belong to.
+        """Writes a checkpoint that `load` opens: adapters, added rows, own base leaves, tokenizer, and what they belong
+        to.
 
         Raises:
           ClaraError: the directory cannot be written; nothing half-written stays.
@@ -147,7 +148,8 @@ def _load_run(path: Path, mesh: jax.sharding.Mesh, base: str | None, precision: 
     metadata = run_checkpoints.read_metadata(path)
     if metadata["prompt_version"] != PROMPT_VERSION:
         raise ClaraError(
-            f"{path}: was trained with prompts of version {metadata['prompt_version']}, this program has {PROMPT_VERSION}"
+            f"{path}: was trained with prompts of version {metadata['prompt_version']}, this program has "
+            f"{PROMPT_VERSION}"
         )
     clara = ClaraConfig(**metadata["clara"])
     tokenizer = ClaraTokenizer.load(path / "tokenizer")
@@ -164,7 +166,8 @@ def _load_run(path: Path, mesh: jax.sharding.Mesh, base: str | None, precision: 
         opened = open_base(base or reference["name"])
         if opened.content_hash != reference["hash"]:
             raise ClaraError(
-                f"{path}: was trained on the base {reference['name']} with hash {reference['hash'][:12]}, but {opened.path} has "
+                f"{path}: was trained on the base {reference['name']} with hash {reference['hash'][:12]}, but "
+                f"{opened.path} has "
                 f"{opened.content_hash[:12]}; give the right base with --base"
             )
         weights = load_base(config, opened.tensors, model.dtype, mesh, opened.path)
@@ -193,7 +196,8 @@ def _load_released(path: Path, mesh: jax.sharding.Mesh, base: str | None, precis
             raise ClaraError(f"{path}: {name!r} is missing in decoder_first_last_layers.pth")
         if table is not None and table.shape != rows:
             raise ClaraError(
-                f"{path}: {name!r} has the shape {list(table.shape)} where the base {opened.name} with its special tokens needs {list(rows)}; "
+                f"{path}: {name!r} has the shape {list(table.shape)} where the base {opened.name} with its special "
+                f"tokens needs {list(rows)}; "
                 "give the right base with --base"
             )
     tensors = {"model.embed_tokens.weight": released.embedding, "lm_head.weight": released.head}
@@ -265,7 +269,8 @@ def _model_config(opened: BaseModel, vocab_size: int) -> ModelConfig:
     config = ModelConfig.from_hf(opened.config, f"{opened.path}: config.json")
     if vocab_size > config.vocab_size:
         raise ClaraError(
-            f"{opened.path}: the tokenizer has {vocab_size} tokens, the embedding table only {config.vocab_size} rows; they do not belong together"
+            f"{opened.path}: the tokenizer has {vocab_size} tokens, the embedding table only {config.vocab_size} "
+            "rows; they do not belong together"
         )
     return dataclasses.replace(config, vocab_size=vocab_size)
 

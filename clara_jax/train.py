@@ -36,7 +36,8 @@ def main() -> None:
     directory = Path(workdir or config.workdir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}")
     bundle = run(config, directory)
     print(
-        f"finished: {len(config.stages)} stage(s), fingerprint {bundle.fingerprint()[:12]}; open with clara_jax.Clara.load({str(directory)!r})"
+        f"finished: {len(config.stages)} stage(s), fingerprint {bundle.fingerprint()[:12]}; open with "
+        f"clara_jax.Clara.load({str(directory)!r})"
     )
 
 

@@ -1,8 +1,8 @@
 """Where the tests find golden numbers and real data that are not part of the repository.
 
-``CLARA_GOLDEN_DIR`` and ``CLARA_SHARED_DATA`` name the folders; by default they lie beside the checkout. A missing default
-folder skips (users of the repository have none); a variable that is set and leads nowhere fails (a check that silently
-did not run is worse than none).
+``CLARA_GOLDEN_DIR`` and ``CLARA_SHARED_DATA`` name the folders; by default they lie beside the checkout. A missing
+default folder skips (users of the repository have none); a variable that is set and leads nowhere fails (a check that
+silently did not run is worse than none).
 """
 
 import os

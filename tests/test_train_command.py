@@ -17,9 +17,9 @@ from configs import common
 
 def get_config(arg=None):
     args = common.parse_arg(arg, base={base!r}, data={data!r}, steps=12)
-    files = lambda name: dict(train_data=(f"{{args.data}}/{{name}}.jsonl",), eval_data=(f"{{args.data}}/{{name}}.jsonl",))
-    small = dict(steps=args.steps, batch_size=8, accumulate=2, learning_rate=1e-2, warmup=0.1)
-    return common.run(
+    files = lambda name: dict(train_data=(f"{{args.data}}/{{name}}.jsonl",),
+    eval_data=(f"{{args.data}}/{{name}}.jsonl",)) small = dict(steps=args.steps, batch_size=8, accumulate=2,
+    learning_rate=1e-2, warmup=0.1) return common.run(
         dict(
             scp=small | files("scp"),
             instruct=small | files("instruct") | dict(top_k=2),
@@ -147,10 +147,23 @@ def record(**change):
     return json.dumps({key: value for key, value in (good | change).items() if value is not ...})
 
 
-def broken_base(place, name, change):
-    base = write_base(place / name)
-    change(base)
-    return [f"--config={place}/config.py:base={base}"]
+def broken_base(change):
+    def arguments(place):
+        change(write_base(place / "broken_base"))
+        return [f"--config={place}/config.py:base={place}/broken_base"]
+
+    return arguments
+
+
+def broken_config(place):
+    (place / "broken.py").write_text("def get_config(:\n")
+    return [f"--config={place}/broken.py"]
+
+
+def narrow(base):
+    """A configuration that does not fit the weights."""
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"intermediate_size": 80}))
 
 
 def no_template(base):
@@ -165,7 +178,7 @@ def no_template(base):
 MISTAKES = {
     "no config": (lambda p: [], "--config"),
     "missing config": (lambda p: [f"--config={p}/nowhere.py"], "nowhere.py"),
-    "config that is no program": (lambda p: [(p / "broken.py").write_text("def get_config(:\n") and f"--config={p}/broken.py"], "broken.py"),
+    "config that is no program": (broken_config, "broken.py"),
     "unknown config argument": (lambda p: [f"--config={p}/config.py:stepz=3"], "steps"),
     "unknown field": (lambda p: [f"--config={p}/config.py", "--config.scp.learning_rat=1"], "learning_rat"),
     "missing data": (lambda p: [f"--config={p}/config.py:data={p}/none"], "none/scp.jsonl"),
@@ -178,15 +191,18 @@ MISTAKES = {
     "no documents": (bad_line(record(docs=[])), 'scp.jsonl:3: "docs"'),
     "position out of range": (bad_line(record(pos_index=[1])), 'scp.jsonl:3: "pos_index"'),
     "missing base": (lambda p: [f"--config={p}/config.py:base={p}/nobase"], "nobase"),
-    "unreadable base": (lambda p: broken_base(p, "b1", lambda b: (b / "model.safetensors").write_bytes(b"junk")), "model.safetensors"),
-    "base config": (lambda p: broken_base(p, "b2", lambda b: (b / "config.json").write_text("{")), "config.json"),
-    "architecture": (lambda p: broken_base(p, "b3", lambda b: write_base(b, model_type="gpt2")), "gpt2"),
-    "no chat template": (lambda p: broken_base(p, "b4", no_template), "chat template"),
-    "shape of the base": (lambda p: broken_base(p, "b5", lambda b: (b / "config.json").write_text((b / "config.json").read_text().replace('"intermediate_size": 96', '"intermediate_size": 80'))), "gate_proj"),
+    "unreadable base": (broken_base(lambda b: (b / "model.safetensors").write_bytes(b"junk")), "model.safetensors"),
+    "base config": (broken_base(lambda b: (b / "config.json").write_text("{")), "config.json"),
+    "architecture": (broken_base(lambda b: write_base(b, model_type="gpt2")), "gpt2"),
+    "no chat template": (broken_base(no_template), "chat template"),
+    "shape of the base": (broken_base(narrow), "gate_proj"),
     "compress rate": (lambda p: [f"--config={p}/config.py", "--config.clara.compress_rate=24"], "compress_rate"),
     "mesh": (lambda p: [f"--config={p}/config.py", "--config.mesh=3,1"], "mesh"),
-    "checkpoint that is none": (lambda p: [f"--config={p}/config.py", f"--config.initial_checkpoint={p}"], str("checkpoint")),
-}  # fmt: skip
+    "checkpoint that is none": (
+        lambda p: [f"--config={p}/config.py", f"--config.initial_checkpoint={p}"],
+        "checkpoint",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", MISTAKES)

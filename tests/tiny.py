@@ -1,4 +1,5 @@
-"""A tiny base model as a Hugging Face directory, and records to train on: everything the commands need, made in a second."""
+"""A tiny base model as a Hugging Face directory, and records to train on: everything the commands need, made in a
+second."""
 
 import json
 from pathlib import Path
@@ -72,9 +73,14 @@ def write_base(directory: Path, seed: int = 0, **overrides) -> Path:
     )
     c = e // h
     shapes = {
-        "self_attn.q_proj": (h * c, e), "self_attn.k_proj": (g * c, e), "self_attn.v_proj": (g * c, e), "self_attn.o_proj": (e, h * c),
-        "mlp.gate_proj": (f, e), "mlp.up_proj": (f, e), "mlp.down_proj": (e, f),
-    }  # fmt: skip
+        "self_attn.q_proj": (h * c, e),
+        "self_attn.k_proj": (g * c, e),
+        "self_attn.v_proj": (g * c, e),
+        "self_attn.o_proj": (e, h * c),
+        "mlp.gate_proj": (f, e),
+        "mlp.up_proj": (f, e),
+        "mlp.down_proj": (e, f),
+    }
     tensors = {
         "model.embed_tokens.weight": rng.normal(0, 0.3, (config["vocab_size"], e)),
         "model.norm.weight": np.ones(e),

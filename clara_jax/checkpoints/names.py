@@ -30,7 +30,8 @@ def load_base(
     """The base parameters from Hugging Face tensors, one leaf at a time.
 
     Args:
-      config: its ``vocab_size`` may be below the table's rows (tables padded beyond the tokenizer): the rest is left out.
+      config: its ``vocab_size`` may be below the table's rows (tables padded beyond the tokenizer): the rest is left
+        out.
       tensors: name -> array, as `open_base` gives them.
       dtype: what to store.
 
@@ -47,7 +48,8 @@ def load_base(
             array = array[:rows]
         if array.shape != shape:
             raise ClaraError(
-                f"{source}: tensor {name!r} has the shape {list(array.shape)} where the configuration asks for {list(shape)}"
+                f"{source}: tensor {name!r} has the shape {list(array.shape)} where the configuration asks for "
+                f"{list(shape)}"
             )
         return array
 
@@ -107,7 +109,8 @@ def load_lora(
         name = _lora_name(layer, part, unit, side)
         if found[name].shape != shape:
             raise ClaraError(
-                f"{source}: LoRA tensor {name!r} has the shape {list(found[name].shape)} where {list(shape)} fits; is the base or lora_r another?"
+                f"{source}: LoRA tensor {name!r} has the shape {list(found[name].shape)} where {list(shape)} fits; "
+                "is the base or lora_r another?"
             )
         return np.asarray(found[name], np.float32)
 

@@ -1,4 +1,5 @@
-"""Checkpoints in the format of the released CLaRa models (``config.json``, two ``.pth`` files); never executes a pickle."""
+"""Checkpoints in the format of the released CLaRa models (``config.json``, two ``.pth`` files); never executes a
+pickle."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ def read_released(path: Path) -> Released:
     config = _read_json(path / "config.json")
     if config.get("model_type") != "CLaRa":
         raise ClaraError(
-            f'{path / "config.json"}: "model_type" {config.get("model_type")!r} is not "CLaRa"; this is no released CLaRa checkpoint'
+            f'{path / "config.json"}: "model_type" {config.get("model_type")!r} is not "CLaRa"; this is no released '
+            "CLaRa checkpoint"
         )
     for field in ("doc_max_length", "compr_rate", "lora_r"):
         value = config.get(field)

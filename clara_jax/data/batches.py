@@ -55,6 +55,12 @@ class Batch:
     positives: Array | None
     example_ids: Array
 
+    @property
+    def tokens(self) -> int:
+        """Attended positions of all texts and prompts (of host arrays: reading a device's would wait for it)."""
+        masks = (self.document_mask, self.query_mask, self.prompt_mask)
+        return sum(int(mask.sum()) for mask in masks if mask is not None)
+
 
 @dataclasses.dataclass(frozen=True)
 class Example:

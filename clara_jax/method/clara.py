@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -45,15 +46,21 @@ class ClaraConfig:
         for field in ("doc_max_length", "compress_rate", "lora_rank", "max_length"):
             value = getattr(self, field)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ClaraError(f"{field}: {value!r} is not a positive whole number")
-        if self.doc_max_length % self.compress_rate:
+                raise ClaraError(f"{field} is {value!r}; it must be a positive whole number")
+        rates = [rate for rate in range(1, self.doc_max_length + 1) if self.doc_max_length % rate == 0]
+        if self.compress_rate not in rates:
             raise ClaraError(
-                f"compress_rate: {self.compress_rate} does not divide doc_max_length {self.doc_max_length}; choose a divisor, such as 4, 16 or 32"
+                f"compress_rate is {self.compress_rate}; it must divide doc_max_length {self.doc_max_length}: "
+                f"{', '.join(map(str, rates))}"
             )
+        if self.lora_alpha is None:
+            object.__setattr__(self, "lora_alpha", 2.0 * self.lora_rank)
+        if not 0 < self.lora_alpha < math.inf:
+            raise ClaraError(f"lora_alpha is {self.lora_alpha!r}; it must be positive")
         if not 0 <= self.lora_dropout < 1:
-            raise ClaraError(f"lora_dropout: {self.lora_dropout!r} must be at least 0 and below 1")
+            raise ClaraError(f"lora_dropout is {self.lora_dropout!r}; it must be at least 0 and below 1")
         if self.missing_bos not in ("omit", "memory_token"):
-            raise ClaraError(f'missing_bos: {self.missing_bos!r} must be "omit" or "memory_token"')
+            raise ClaraError(f'missing_bos is {self.missing_bos!r}; it must be "omit" or "memory_token"')
 
     @property
     def memory_tokens(self) -> int:
@@ -63,7 +70,7 @@ class ClaraConfig:
     @property
     def lora_scale(self) -> float:
         """alpha / rank."""
-        return (2 * self.lora_rank if self.lora_alpha is None else self.lora_alpha) / self.lora_rank
+        return self.lora_alpha / self.lora_rank
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,7 +38,7 @@ def alignment_loss(encoded: Encoded, mask: jax.Array, reduction: str = "mean") -
 
     Args:
       mask: bool [N, T], as given to `encode`.
-      reduction: over the E channels, "sum" as the paper writes the squared norm or "mean" as the released code computes it.
+      reduction: over the E channels: "sum", the paper's squared norm, or "mean", as the released code computes it.
 
     Returns:
       float32 [N]; 0 where a document is absent.

@@ -36,8 +36,8 @@ def initialise_adapters(
 ) -> Params:
     """Fresh adapters and added rows over a given base.
 
-    The query reasoner starts as the compressor. Added rows are drawn around the mean of the base's table with its spread
-    per channel, so that a new token looks like one the base knows.
+    The query reasoner starts as the compressor. Added rows are drawn around the mean of the base's table with its
+    spread per channel, so that a new token looks like one the base knows.
     """
     tree = declare(config, clara)
     fresh = initialise({"lora": tree["lora"], "tokens": tree["tokens"]}, key, mesh)
@@ -86,7 +86,8 @@ def split(params: Params, subtrees: Iterable[str]) -> tuple[dict[str, Any], dict
     for name in subtrees:
         if not any(_under(path, name) for path in leaves):
             raise ClaraError(
-                f"trains: there is no subtree {name!r} in the parameters; known: base, lora/<role>, tokens/memory and what lies below them"
+                f"trains: there is no subtree {name!r} in the parameters; known: base, lora/<role>, tokens/memory "
+                "and what lies below them"
             )
     chosen = {path: leaf for path, leaf in leaves.items() if any(_under(path, name) for name in subtrees)}
     return chosen, {path: leaf for path, leaf in leaves.items() if path not in chosen}

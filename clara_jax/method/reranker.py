@@ -26,7 +26,7 @@ def cosine_scores(query: jax.Array, documents: jax.Array) -> jax.Array:
 
 
 def contrastive_loss(scores: jax.Array, positives: jax.Array, valid: jax.Array, temperature: float) -> jax.Array:
-    """-(logsumexp over the positives - logsumexp over all candidates) of s / temperature, candidates of the same row only.
+    """-(logsumexp over the positives - logsumexp over all candidates) of s / τ, candidates of the same row only.
 
     Args:
       scores: float32 [B, D].

@@ -1,8 +1,8 @@
 """The training stages: one loss each, and the subtrees that it trains.
 
-A loss is a sum of terms, each a mean with its own count (labelled tokens, documents, questions with a gold document). The
-counts are those of the whole batch, known before any part of it is run, so the losses and gradients of microbatches simply
-add up to those of the batch.
+A loss is a sum of terms, each a mean with its own count (labelled tokens, documents, questions with a gold document).
+The counts are those of the whole batch, known before any part of it is run, so the losses and gradients of microbatches
+simply add up to those of the batch.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Stage:
 
 
 def counts(batch: Batch) -> Terms:
-    """How much each term's sum over the whole batch is a sum over: labelled tokens, documents, questions with a positive."""
+    """What each term is a mean over: the batch's labelled tokens, documents, or questions with a positive document."""
     labelled = jnp.sum(batch.labels != IGNORED)
     numbers = {"ce": labelled, "accuracy": labelled, "mse": jnp.sum(batch.document_valid)}
     if batch.positives is not None:
@@ -84,7 +84,7 @@ def objective_value(stage: Stage, objective: Objective, terms: Terms, counted: T
 
 
 def inherit(stage: Stage, params: Any, trained: Iterable[str]) -> Any:
-    """``params``, with the subtrees that the stage starts as copies of others, except those that were ``trained`` before."""
+    """``params`` as the stage finds them: what it starts as a copy of something else is one, unless ``trained``."""
     leaves = flatten(params)
     for target, source in stage.starts_from.items():
         if target not in set(trained):
@@ -141,7 +141,7 @@ def rank_documents(
 
 
 def recall(indices: jax.Array, positives: jax.Array) -> jax.Array:
-    """Recall@k: the fraction of a row's positives among the selected indices [B, K]; float32 [B], 0 without positives."""
+    """Recall@k: the fraction of a row's positives among the indices [B, K]; float32 [B], 0 without positives."""
     chosen = jnp.any(indices[..., None] == jnp.arange(positives.shape[-1], dtype=indices.dtype), axis=1)
     found, total = jnp.sum(chosen & positives, axis=-1), jnp.sum(positives, axis=-1)
     return found / jnp.maximum(total, 1).astype(jnp.float32)
@@ -195,8 +195,9 @@ STAGES = {
             scp_loss,
             _compression_weights,
         ),
-        # The released code also moves the memory tokens' rows here. They are the compressor's input too: moving them would
-        # change every compressed document, so they stay as they are unless the configuration's `trains` says otherwise.
+        # The released code also moves the memory tokens' rows here. They are the compressor's input too: moving them
+        # would change every compressed document, so they stay as they are unless the configuration's `trains` says
+        # otherwise.
         Stage(
             "end_to_end",
             "stage2",

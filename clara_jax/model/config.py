@@ -1,7 +1,7 @@
 """What a base model is: everything the backbone needs, read from a Hugging Face ``config.json``.
 
-A field that changes the numbers and that the backbone does not implement is refused by name; an architecture that it does
-not know is refused by name. Nothing is guessed.
+A field that changes the numbers and that the backbone does not implement is refused by name; an architecture that it
+does not know is refused by name. Nothing is guessed.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class ModelConfig:
     def __post_init__(self):
         if self.heads % self.kv_heads:
             raise ClaraError(
-                f'config.json: "num_attention_heads" {self.heads} is no multiple of "num_key_value_heads" {self.kv_heads}'
+                f'config.json: "num_attention_heads" {self.heads} is no multiple of "num_key_value_heads" '
+                f"{self.kv_heads}"
             )
 
     @classmethod

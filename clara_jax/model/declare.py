@@ -1,7 +1,8 @@
 """One declaration per parameter, from which its shape, dtype, initial value and sharding all derive.
 
 A declaration tree is a nested dict of :class:`Leaf`. `abstract` gives restore targets and shapes for ahead-of-time
-compilation, `shardings` the placement, `initialise` the values. Nothing else in the package says what a parameter looks like.
+compilation, `shardings` the placement, `initialise` the values. Nothing else in the package says what a parameter looks
+like.
 
 Layers are stacked: every leaf under ``layers`` has a leading axis L over which the backbone scans.
 """
@@ -74,8 +75,9 @@ class Map:
 def linear_units(config: ModelConfig) -> dict[str, dict[str, dict[str, Map]]]:
     """Every linear map of a block as ``part -> unit -> name -> map``.
 
-    The maps of a unit share their input and one LoRA matrix A. A unit is a single map, except where the base fuses q, k, v
-    and gate, up into one matrix (Phi-3): their kernels are kept apart here, so that each is sharded by its own heads.
+    The maps of a unit share their input and one LoRA matrix A. A unit is a single map, except where the base fuses q,
+    k, v and gate, up into one matrix (Phi-3): their kernels are kept apart here, so that each is sharded by its own
+    heads.
     """
     embed, mlp = (("E", config.width, "embed"),), (("F", config.mlp_width, "mlp"),)
     queries = (("H", config.heads, "heads"), ("C", config.head_channels, None))
@@ -93,7 +95,7 @@ def linear_units(config: ModelConfig) -> dict[str, dict[str, dict[str, Map]]]:
 
 
 def declare_base(config: ModelConfig, dtype: Any = jnp.bfloat16) -> Tree:
-    """The base model's parameters (section 4 of the design): embedding table [V, E], stacked blocks, final norm, LM head."""
+    """The base model's parameters: embedding table [V, E], stacked blocks, final norm, and the LM head if untied."""
     stack = config.layers
 
     def norm(size: int, stacked: bool = True) -> Leaf:
@@ -125,7 +127,7 @@ def declare_base(config: ModelConfig, dtype: Any = jnp.bfloat16) -> Tree:
 
 
 def declare_lora(config: ModelConfig, rank: int) -> Tree:
-    """One adapter: for each unit of `linear_units` A [L, in..., R] and, for each of its maps, B [L, R, out...]; float32.
+    """One adapter, float32: for each unit of `linear_units` A [L, in..., R], for each of its maps B [L, R, out...].
 
     A is uniform in ±1/√in and B zero, so a fresh adapter leaves the base unchanged (Hu et al. 2021).
     """

@@ -36,7 +36,7 @@ class Dropout:
 
 
 class LoRALinear(nn.Module):
-    """The linear maps of one unit (`clara_jax.model.declare.linear_units`): one input, one A, a kernel and a B for each map.
+    """The linear maps of one unit (see `linear_units`): one input, one A, a kernel and a B for each map.
 
     Attributes:
       maps: the unit's maps by name.
@@ -51,7 +51,8 @@ class LoRALinear(nn.Module):
     def __call__(self, x: jax.Array, layer: jax.Array, dropout: Dropout | None) -> dict[str, jax.Array]:
         """x [B, T, inputs...] -> {name: [B, T, outputs...]} in x's dtype."""
         ins = next(iter(self.maps.values())).input_letters
-        # Behind attention and inside the MLP the contracted axis is split over "model": the sum over it must be asked for.
+        # Behind attention and inside the MLP the contracted axis is split over "model": the sum over it must be asked
+        # for.
         summed = jax.P("data", None, None) if ins != "E" else None
         params = self.variables["params"]
         adapter = self.variables.get("lora")

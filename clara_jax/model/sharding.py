@@ -1,8 +1,8 @@
 """Where arrays live: a mesh of two axes, and the one table from logical axis names to them.
 
-``data`` splits the batch and, as in fully sharded data parallelism, the embedding axis of every weight; ``model`` splits
-heads, MLP and vocabulary (tensor parallelism). The mesh is Explicit: array types carry their sharding, so a missing
-annotation is an error and not a silent copy. The same code runs on the 1 x 1 mesh of a laptop.
+``data`` splits the batch and, as in fully sharded data parallelism, the embedding axis of every weight; ``model``
+splits heads, MLP and vocabulary (tensor parallelism). The mesh is Explicit: array types carry their sharding, so a
+missing annotation is an error and not a silent copy. The same code runs on the 1 x 1 mesh of a laptop.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def make_mesh(data: int = -1, model: int = 1, devices: list | None = None) -> ja
         data = max(1, len(devices) // model)
     if data * model != len(devices):
         raise ClaraError(
-            f"mesh: data {data} x model {model} = {data * model} does not match the {len(devices)} devices; choose sizes whose product is {len(devices)}"
+            f"mesh: data {data} x model {model} = {data * model} does not match the {len(devices)} devices; choose "
+            f"sizes whose product is {len(devices)}"
         )
     return jax.make_mesh((data, model), ("data", "model"), devices=devices, axis_types=(AxisType.Explicit,) * 2)
 
@@ -50,7 +51,8 @@ def spec(shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: jax.shardin
         if name and size % mesh.shape[name]:
             if axis not in MAY_STAY_WHOLE:
                 raise ClaraError(
-                    f'mesh: axis "{name}" of size {mesh.shape[name]} does not divide the {size} of "{axis}" in {path}; choose a divisor of {size}'
+                    f'mesh: axis "{name}" of size {mesh.shape[name]} does not divide the {size} of "{axis}" in '
+                    f"{path}; choose a divisor of {size}"
                 )
             name = None
         names.append(name)

@@ -1,8 +1,8 @@
 """The backbone: embed, a scanned stack of blocks, final norm, unembed.
 
-Flax Linen, used functionally: the collections are ``params`` (the frozen base), ``lora`` (one role's adapter, or absent) and
-``tokens`` (rows of added tokens). Choosing a role is choosing the subtree that goes into ``lora``. Modules only look leaves
-up; what the leaves are is declared in `clara_jax.model.declare`.
+Flax Linen, used functionally: the collections are ``params`` (the frozen base), ``lora`` (one role's adapter, or
+absent) and ``tokens`` (rows of added tokens). Choosing a role is choosing the subtree that goes into ``lora``. Modules
+only look leaves up; what the leaves are is declared in `clara_jax.model.declare`.
 """
 
 from __future__ import annotations
@@ -195,7 +195,8 @@ class Transformer(nn.Module):
     def unembed(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         """States [B, T, E] -> float32 logits of the base's vocabulary [B, T, V] and of the added tokens [B, T, added].
 
-        They are kept apart because the first are split over "model" and the second whole; `join_logits` puts them together.
+        They are kept apart because the first are split over "model" and the second whole; `join_logits` puts them
+        together.
         """
         base = self.variables["params"]
         table = (base["embed"] if self.config.tied else base["lm_head"])["table"]

@@ -23,7 +23,7 @@ from typing import Any
 
 from clara_jax.errors import ClaraError
 from clara_jax.method.clara import ClaraConfig
-from clara_jax.method.stages import STAGES
+from clara_jax.method.stages import STAGES, Objective
 from clara_jax.model.transformer import REMAT_POLICIES
 
 SCHEDULES = ("cosine", "constant", "cosine_with_minimum")
@@ -151,6 +151,11 @@ class StageConfig:
             check("top_k", self.top_k <= self.candidates, f"it may not exceed candidates {self.candidates}")
         check("eval_every", self.eval_every is None or bool(self.eval_data), "eval_data names no file to evaluate on")
         check("trains", self.trains is None or bool(self.trains), "name at least one subtree, or leave it out")
+
+    @property
+    def objective(self) -> Objective:
+        """The numbers of the stage's loss."""
+        return Objective(self.mse_weight, self.mse_reduction, self.top_k, self.temperature)
 
     def total_steps(self, examples: int) -> int:
         """Optimizer steps of the stage for a number of training records; at least one."""

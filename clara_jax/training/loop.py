@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -16,11 +16,11 @@ import numpy as np
 from clara_jax import bundle as bundles
 from clara_jax.bundle import Bundle
 from clara_jax.checkpoints.run import checkpoint_directory
-from clara_jax.data.batches import BatchPlan, Example, Shapes, collate, encode_records, plan_shapes
-from clara_jax.data.records import read_records
+from clara_jax.data.batches import Batch, BatchPlan, Example, Shapes, collate, encode_records, plan_shapes
+from clara_jax.data.records import Record, read_records
 from clara_jax.errors import ClaraError
 from clara_jax.method.parameters import merge, split
-from clara_jax.method.stages import STAGES, Objective, Stage, inherit, objective_value
+from clara_jax.method.stages import STAGES, Objective, Stage, Terms, inherit, objective_value
 from clara_jax.model.sharding import check_batch, make_mesh, put_batch
 from clara_jax.training.config import RunConfig, StageConfig, data_files, to_json
 from clara_jax.training.metrics import MetricWriter, Progress
@@ -41,10 +41,12 @@ def run(config: RunConfig, workdir: Path) -> Bundle:
         check_batch(stage.batch_size // stage.accumulate, mesh, f"config.{stage.name}.batch_size / accumulate")
     if (workdir / "config.json").exists():
         raise ClaraError(
-            f"{workdir}: holds a run already; name another directory with --workdir, or start from it with --config.initial_checkpoint={workdir}"
+            f"{workdir}: holds a run already; name another directory with --workdir, or start from this one with "
+            f"--config.initial_checkpoint={workdir}"
         )
     # All data is read before the first step: a bad line in the last stage's file should not cost the stages before it.
     data = [_read(stage) for stage in config.stages]
+    _say(config, f"opening {config.initial_checkpoint or config.model.base}")
     bundle = _start(config, mesh)
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "config.json").write_text(json.dumps(to_json(config), indent=2) + "\n", encoding="utf-8")
@@ -60,8 +62,8 @@ def run_stage(
     number: int,
     stage_config: StageConfig,
     bundle: Bundle,
-    train: Sequence[Any],
-    held_out: Sequence[Any],
+    train: Sequence[Record],
+    held_out: Sequence[Record],
     metrics: MetricWriter,
 ) -> Bundle:
     """Trains one stage and returns the bundle it leaves.
@@ -72,17 +74,17 @@ def run_stage(
         ``eval_every`` steps.
     """
     stage, model, mesh = STAGES[stage_config.name], bundle.model, bundle.mesh
-    objective = Objective(
-        stage_config.mse_weight, stage_config.mse_reduction, stage_config.top_k, stage_config.temperature
-    )
+    objective = stage_config.objective
     trains = stage_config.trains or stage.trains
     trained, frozen = split(inherit(stage, bundle.params, bundle.trained), trains)
-    training, shapes = _encode(train, bundle, stage_config, config.seed)
+    examples, shapes = _encode(train, bundle, stage_config, config.seed)
     evaluation = _held_out_batches(held_out, bundle, stage_config, config.seed)
-    steps = stage_config.total_steps(len(training))
-    plan = BatchPlan(len(training), stage_config.batch_size, config.seed + number)
+    steps = stage_config.total_steps(len(examples))
+    _say(config, f"{stage.name}: {len(train)} training and {len(held_out)} held-out records, {steps} steps; {shapes}")
+    plan = BatchPlan(len(examples), stage_config.batch_size, config.seed + number)
     optimizer = make_optimizer(stage_config, steps)
-    schedule = learning_rate_schedule(stage_config, steps)
+    # All rates at once: asking the device for one in every step would make the host wait for the step before.
+    rates = np.asarray(jax.vmap(learning_rate_schedule(stage_config, steps))(np.arange(steps)))
     state = init_state(trained, optimizer)
     step = make_train_step(model, stage, objective, optimizer, stage_config.accumulate)
     eval_step = make_eval_step(model, stage, objective)
@@ -91,48 +93,43 @@ def run_stage(
     def evaluate(at: int) -> dict[str, float]:
         values = _evaluate(eval_step, stage, objective, state.trained, frozen, evaluation, mesh)
         if values:
-            metrics.write(
-                {"stage": stage.name, "step": at, **{f"eval_{name}": value for name, value in values.items()}}
-            )
-            print(
-                f"{stage.name} step {at}: held-out "
-                + ", ".join(f"{name} {value:.4f}" for name, value in values.items()),
-                flush=True,
-            )
+            metrics.write({"stage": stage.name, "step": at} | {f"eval_{name}": x for name, x in values.items()})
+            shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+            print(f"{stage.name} step {at}: held-out {shown}", flush=True)
         return values
 
-    first = evaluate(0)
-    last, pending = first, None
-    started = time.monotonic()
+    def log(index: int, values: Terms, tokens: int) -> float:
+        values = {name: float(value) for name, value in jax.device_get(values).items()}
+        if not math.isfinite(values["loss"] + values["grad_norm"]):
+            records = ", ".join(examples[row].where for row in plan.rows(index))
+            raise ClaraError(
+                f"{stage.name} step {index}: loss {values['loss']}, gradient norm {values['grad_norm']}; lower "
+                f"config.{stage.name}.learning_rate or set config.model.precision=float32; the batch was {records}"
+            )
+        if index % stage_config.log_every == 0:
+            speed = {"learning_rate": rates[index], "tokens": tokens, "tokens_per_second": progress.tokens_per_second}
+            metrics.write({"stage": stage.name, "step": index, **values, **speed})
+        return values["loss"]
+
+    first = last = evaluate(0)
+    started, pending, loss = time.monotonic(), None, None
     with Progress(steps, stage.name, enabled=config.progress, seconds=config.progress_seconds) as progress:
         for index in range(steps):
-            rows = plan.rows(index)
-            batch = collate([training[row] for row in rows], shapes, bundle.tokenizer)
-            tokens = int(
-                batch.document_mask.sum()
-                + batch.prompt_mask.sum()
-                + (0 if batch.query_mask is None else batch.query_mask.sum())
-            )
+            batch = collate([examples[row] for row in plan.rows(index)], shapes, bundle.tokenizer)
             with jax.transfer_guard("disallow"):
                 state, values = step(state, frozen, put_batch(batch, mesh), key)
-            # The step is under way; meanwhile the one before is read and logged, so the device never waits for the host.
-            loss = None
+            # The step is under way; meanwhile the one before is read and logged: the device never waits for the host.
             if pending is not None:
-                loss = _log(metrics, stage_config, pending, progress)
-            pending = (index, values, float(schedule(index)), tokens)
-            progress.update(loss=loss, tokens=tokens)
+                loss = log(*pending)
+            pending = (index, values, batch.tokens)
+            progress.update(loss=loss, tokens=batch.tokens)
             if stage_config.eval_every and (index + 1) % stage_config.eval_every == 0 and index + 1 < steps:
                 last = evaluate(index + 1)
-        _log(metrics, stage_config, pending, progress)
+        log(*pending)
     last = evaluate(steps)
-    summary = {
-        "stage": stage.name,
-        "steps": steps,
-        "seconds": round(time.monotonic() - started, 1),
-        "compilations": step._cache_size(),
-    }
+    summary = {"stage": stage.name, "steps": steps, "seconds": round(time.monotonic() - started, 1)}
     summary |= {f"held_out_{name}": [first[name], last[name]] for name in last}
-    metrics.write({**summary, "finished": True})
+    metrics.write({**summary, "compilations": step._cache_size(), "finished": True})
     own = set(bundle.own) | {name for name in trains if name.split("/")[0] == "base"}
     return dataclasses.replace(
         bundle,
@@ -145,16 +142,12 @@ def run_stage(
 
 def _start(config: RunConfig, mesh: jax.sharding.Mesh) -> Bundle:
     precision, remat = config.model.precision, config.model.remat
-    if config.initial_checkpoint:
-        bundle = bundles.load(config.initial_checkpoint, mesh, config.model.base or None, precision, remat)
-        _same_shape(config, bundle)
-        return dataclasses.replace(
-            bundle,
-            model=dataclasses.replace(
-                bundle.model, clara=dataclasses.replace(bundle.model.clara, lora_dropout=config.clara.lora_dropout)
-            ),
-        )
-    return bundles.from_base(config.model.base, config.clara, mesh, precision, remat, config.seed)
+    if not config.initial_checkpoint:
+        return bundles.from_base(config.model.base, config.clara, mesh, precision, remat, config.seed)
+    bundle = bundles.load(config.initial_checkpoint, mesh, config.model.base or None, precision, remat)
+    _same_shape(config, bundle)
+    clara = dataclasses.replace(bundle.model.clara, lora_dropout=config.clara.lora_dropout)
+    return dataclasses.replace(bundle, model=dataclasses.replace(bundle.model, clara=clara))
 
 
 def _same_shape(config: RunConfig, bundle: Bundle) -> None:
@@ -163,26 +156,26 @@ def _same_shape(config: RunConfig, bundle: Bundle) -> None:
         have, asked = getattr(bundle.model.clara, field), getattr(config.clara, field)
         if have != asked:
             raise ClaraError(
-                f"config.clara.{field} is {asked!r}, but the checkpoint {config.initial_checkpoint} was made with {have!r}; set it to that"
+                f"config.clara.{field} is {asked!r}, but the checkpoint {config.initial_checkpoint} was made with "
+                f"{have!r}; set it to that"
             )
 
 
-def _read(stage: StageConfig) -> tuple[list[Any], list[Any]]:
-    train = read_records(data_files(stage.train_data, f"config.{stage.name}.train_data"), stage.name, stage.train_limit)
-    if not stage.eval_data:
-        return train, []
-    return train, read_records(
-        data_files(stage.eval_data, f"config.{stage.name}.eval_data"), stage.name, stage.eval_limit
-    )
+def _read(stage: StageConfig) -> tuple[list[Record], list[Record]]:
+    def records(field: str, limit: int | None) -> list[Record]:
+        patterns = getattr(stage, field)
+        return read_records(data_files(patterns, f"config.{stage.name}.{field}"), stage.name, limit) if patterns else []
+
+    return records("train_data", stage.train_limit), records("eval_data", stage.eval_limit)
 
 
-def _encode(records: Sequence[Any], bundle: Bundle, stage: StageConfig, seed: int) -> tuple[list[Example], Shapes]:
+def _encode(records: Sequence[Record], bundle: Bundle, stage: StageConfig, seed: int) -> tuple[list[Example], Shapes]:
     """Token ids of all records, and the one shape that holds every batch of them: a stage compiles once."""
     examples = encode_records(records, bundle.tokenizer, stage.name, stage.top_k, stage.candidates, seed)
     return examples, plan_shapes(examples, bundle.tokenizer)
 
 
-def _held_out_batches(records: Sequence[Any], bundle: Bundle, stage: StageConfig, seed: int) -> list[Any]:
+def _held_out_batches(records: Sequence[Record], bundle: Bundle, stage: StageConfig, seed: int) -> list[Batch]:
     if not records:
         return []
     examples, shapes = _encode(records, bundle, stage, seed)
@@ -201,23 +194,6 @@ def _evaluate(eval_step, stage: Stage, objective: Objective, trained, frozen, ba
     return {"loss": float(loss), **{name: float(value) for name, value in means.items()}}
 
 
-def _log(metrics: MetricWriter, stage: StageConfig, pending: tuple, progress: Progress) -> float:
-    index, values, learning_rate, tokens = pending
-    values = {name: float(value) for name, value in jax.device_get(values).items()}
-    if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
-        raise ClaraError(
-            f"{stage.name} step {index}: the loss is {values['loss']} and the gradient norm {values['grad_norm']}; lower config.{stage.name}.learning_rate or train with config.model.precision=float32"
-        )
-    if index % stage.log_every == 0:
-        rate = progress.tokens_per_second
-        metrics.write(
-            {
-                "stage": stage.name,
-                "step": index,
-                **values,
-                "learning_rate": learning_rate,
-                "tokens": tokens,
-                "tokens_per_second": rate and round(rate),
-            }
-        )
-    return values["loss"]
+def _say(config: RunConfig, line: str) -> None:
+    if config.progress:
+        print(line, file=sys.stderr, flush=True)

@@ -40,8 +40,8 @@ def make_train_step(
     """``(state, frozen, batch, key) -> (state, metrics)``; the state is donated.
 
     ``key`` is the run's: the step and each example's number are folded in here, so that dropout is the same however the
-    batch is sharded or accumulated and wherever a run was resumed. Metrics are float32 scalars: "loss", every term of the
-    stage as a mean, "grad_norm" before clipping.
+    batch is sharded or accumulated and wherever a run was resumed. Metrics are float32 scalars: "loss", every term of
+    the stage as a mean, "grad_norm" before clipping.
     """
     gradient = jax.value_and_grad(make_loss(model, stage, objective), has_aux=True)
 

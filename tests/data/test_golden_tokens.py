@@ -5,8 +5,8 @@ import warnings
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer
 
+from clara_jax.checkpoints.base import open_base
 from clara_jax.data import prompts
 from clara_jax.data.batches import Shapes, collate, encode_records, plan_shapes
 from clara_jax.data.prompts import PARAPHRASE_SYSTEM
@@ -31,7 +31,7 @@ def golden(request):
     meta = json.loads((request.param / "meta.json").read_text())
     config = meta["config"]
     tokenizer = ClaraTokenizer(
-        AutoTokenizer.from_pretrained(request.param / "base"),
+        open_base(str(request.param / "base")).load_tokenizer(),
         doc_max_length=config["doc_max_length"],
         memory_tokens=config["doc_max_length"] // config["compr_rate"],
         different_mem_tokens=config["different_mem_tokens"],

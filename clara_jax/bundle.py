@@ -19,7 +19,7 @@ import numpy as np
 
 from clara_jax.checkpoints import run as run_checkpoints
 from clara_jax.checkpoints.base import BaseModel, open_base
-from clara_jax.checkpoints.names import load_base, load_lora
+from clara_jax.checkpoints.names import BASE_HINT, load_base, load_lora
 from clara_jax.checkpoints.released import LICENCE_NOTE, is_released, read_released
 from clara_jax.data.prompts import MARKERS, PROMPT_VERSION
 from clara_jax.data.tokenization import ClaraTokenizer
@@ -69,6 +69,12 @@ class Bundle:
             digest.update(path.encode())
             digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
         return digest.hexdigest()
+
+    def with_limits(self, max_length: int, lora_dropout: float) -> Bundle:
+        """The same model with another longest prompt and another dropout: what a new stage may choose for itself."""
+        clara = dataclasses.replace(self.model.clara, max_length=max_length, lora_dropout=lora_dropout)
+        model = dataclasses.replace(self.model, clara=clara)
+        return dataclasses.replace(self, model=model, tokenizer=self.tokenizer.with_max_length(max_length))
 
     def save(self, directory: Path, stage: str) -> None:
         """Writes a checkpoint that `load` opens: adapters, added rows, own base leaves, tokenizer, and what they belong
@@ -168,7 +174,7 @@ def _load_run(path: Path, mesh: jax.sharding.Mesh, base: str | None, precision: 
             raise ClaraError(
                 f"{path}: was trained on the base {reference['name']} with hash {reference['hash'][:12]}, but "
                 f"{opened.path} has "
-                f"{opened.content_hash[:12]}; give the right base with --base"
+                f"{opened.content_hash[:12]}; give the right base {BASE_HINT}"
             )
         weights = load_base(config, opened.tensors, model.dtype, mesh, opened.path)
         arrays = flatten({"base": weights}) | arrays
@@ -198,7 +204,7 @@ def _load_released(path: Path, mesh: jax.sharding.Mesh, base: str | None, precis
             raise ClaraError(
                 f"{path}: {name!r} has the shape {list(table.shape)} where the base {opened.name} with its special "
                 f"tokens needs {list(rows)}; "
-                "give the right base with --base"
+                f"give the right base {BASE_HINT}"
             )
     tensors = {"model.embed_tokens.weight": released.embedding, "lm_head.weight": released.head}
     weights = load_base(config, _Overlay(opened.tensors, tensors), model.dtype, mesh, opened.path)
@@ -249,19 +255,22 @@ def _released_base(path: Path, config: Mapping[str, Any]) -> str:
     """The base a released checkpoint names: a hub id, or a folder relative to the checkpoint."""
     name = config.get("decoder_model_name")
     if not isinstance(name, str) or not name:
-        raise ClaraError(f'{path / "config.json"}: "decoder_model_name" names no base; give one with --base')
+        raise ClaraError(f'{path / "config.json"}: "decoder_model_name" names no base; give one {BASE_HINT}')
     beside = (path / name).resolve()
     if beside.is_dir():
         return str(beside)
     if Path(name).is_absolute():
         raise ClaraError(
-            f'{path / "config.json"}: "decoder_model_name" {name!r} does not exist here; name the base with --base'
+            f'{path / "config.json"}: "decoder_model_name" {name!r} does not exist here; name the base {BASE_HINT}'
         )
     return name
 
 
 def _reference(opened: BaseModel) -> dict[str, Any]:
-    return {"name": opened.name, "hash": opened.content_hash, "config": dict(opened.config)}
+    # A local path must lead there from any directory.
+    local = Path(opened.name).expanduser()
+    name = str(local.resolve()) if local.exists() else opened.name
+    return {"name": name, "hash": opened.content_hash, "config": dict(opened.config)}
 
 
 def _model_config(opened: BaseModel, vocab_size: int) -> ModelConfig:

@@ -4,7 +4,7 @@
 
 --config FILE[:ARG]        a Python file with get_config(arg); its docstring lists the arguments
 --config.FIELD=VALUE       overrides a field, e.g. --config.scp.learning_rate=3e-4 --config.mesh=4,2 --config.seed=1
---workdir DIR              the run directory (default runs/<configuration>): config.json, metrics.jsonl, checkpoints/
+--workdir DIR              the run directory (default runs/<date>-<time>): config.json, metrics.jsonl, checkpoints/
 
 A checkpoint, or the whole run directory, opens with clara_jax.Clara.load(DIR).
 """

@@ -103,11 +103,11 @@ def paper(stage: str, arg: str | None, base: str) -> ConfigDict:
     - ``rate``: the compress rate (16); the paper has 4, 16, 32, 64, 128 and 256;
     - ``data``: the directory of the stage's training file (data); held-out files are named by
       ``--config.<stage>.eval_data``;
-    - ``base``: another path or name of the base model;
+    - ``base``: another path or name of the base model (default: the paper's, or what ``start`` was trained on);
     - ``start``: the run directory or checkpoint to start from, as instruct and end_to_end do;
     - ``schedule``, for end_to_end: the paper's "cosine" (default) or the released scripts' "constant".
     """
-    keys = dict(rate=16, data="data", base=base, start="")
+    keys = dict(rate=16, data="data", base="", start="")
     if stage == "end_to_end":
         keys["schedule"] = "cosine"
     args = parse_arg(arg, **keys)
@@ -121,7 +121,7 @@ def paper(stage: str, arg: str | None, base: str) -> ConfigDict:
     fields["train_data"] = (os.path.join(args.data, train[stage]),)
     return run(
         {stage: fields},
-        model=dict(base=args.base, precision="bfloat16", remat="dots"),
+        model=dict(base=args.base or ("" if args.start else base), precision="bfloat16", remat="dots"),
         clara=dict(doc_max_length=256, compress_rate=args.rate, lora_rank=16, lora_alpha=32.0, lora_dropout=0.1),
         initial_checkpoint=args.start or None,
     )

@@ -17,9 +17,13 @@ from configs import common
 
 def get_config(arg=None):
     args = common.parse_arg(arg, base={base!r}, data={data!r}, steps=12)
-    files = lambda name: dict(train_data=(f"{{args.data}}/{{name}}.jsonl",),
-    eval_data=(f"{{args.data}}/{{name}}.jsonl",)) small = dict(steps=args.steps, batch_size=8, accumulate=2,
-    learning_rate=1e-2, warmup=0.1) return common.run(
+    small = dict(steps=args.steps, batch_size=8, accumulate=2, learning_rate=1e-2, warmup=0.1)
+
+    def files(name):
+        path = (f"{{args.data}}/{{name}}.jsonl",)
+        return dict(train_data=path, eval_data=path)
+
+    return common.run(
         dict(
             scp=small | files("scp"),
             instruct=small | files("instruct") | dict(top_k=2),

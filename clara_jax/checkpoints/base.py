@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clara_jax.checkpoints.gguf_file import GGUFFile, quiet_transformers
+from clara_jax.checkpoints.gguf_file import GGUFFile
 from clara_jax.checkpoints.safetensors_files import open_tensors, weight_files
 from clara_jax.errors import ClaraError
 
@@ -128,7 +128,6 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
-    quiet_transformers()
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     # AutoTokenizer may rebuild the tokenizer from the model type's own recipe (Qwen2's, for one) and so change its ids:

@@ -63,11 +63,6 @@ _SPLITS = {  # tokenizer.ggml.pre → how text is cut before the merges; None is
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5  # tokenizer.ggml.token_type
 
 
-def quiet_transformers():
-    """Call before importing transformers: only its tokenizers are used, so that torch is absent is no news."""
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-
-
 class GGUFFile:
     """One GGUF file, memory-mapped.
 
@@ -164,7 +159,6 @@ class GGUFFile:
         Raises:
           ClaraError: a tokenizer model or pre-tokenizer that is not supported, by name; damaged token lists.
         """
-        quiet_transformers()
         from transformers import PreTrainedTokenizerFast
 
         model = self._get("tokenizer.ggml.model")

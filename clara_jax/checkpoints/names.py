@@ -15,6 +15,8 @@ from clara_jax.errors import ClaraError
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.declare import Map, declare_base, declare_lora, linear_units, map_leaves, shardings
 
+BASE_HINT = "(base=... in Python, --config.model.base=... in training)"
+
 PARTS = {"attention": "self_attn", "mlp": "mlp"}
 NORMS = {
     "attention_norm": "input_layernorm",
@@ -103,7 +105,7 @@ def load_lora(
     }
     for name in sorted(found.keys() ^ expected):
         why = "is missing" if name in expected else "does not belong to this base"
-        raise ClaraError(f"{source}: LoRA tensor {name!r} {why}; is the base the right one (give it with --base)?")
+        raise ClaraError(f"{source}: LoRA tensor {name!r} {why}; give the right base {BASE_HINT}")
 
     def read(layer: int, part: str, unit: str, side: str, shape: tuple[int, ...]) -> np.ndarray:
         name = _lora_name(layer, part, unit, side)

@@ -50,6 +50,10 @@ def read_released(path: Path) -> Released:
         value = config.get(field)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ClaraError(f'{path / "config.json"}: "{field}" {value!r} is not a positive whole number')
+    if config.get("sep", True) is not True:
+        raise ClaraError(
+            f'{path / "config.json"}: "sep" {config["sep"]!r} is not supported; prompts have <SEP> between memories'
+        )
     raw = read_pth(path / "adapters.pth")
     unknown = sorted(set(raw) - set(ROLES))
     if unknown:

@@ -120,6 +120,12 @@ class ClaraTokenizer:
         self._choose_ends()
         self._specials = self._special_pattern()
 
+    def with_max_length(self, max_length: int) -> ClaraTokenizer:
+        """The same tokenizer for prompts of another longest length."""
+        changed = copy.copy(self)
+        changed.max_length = max_length
+        return changed
+
     def _add_tokens(self) -> None:
         names = [f"<MEM{j}>" for j in range(self.memory_tokens)] if self.different_mem_tokens else ["<MEM>"]
         self._memory_names = names * (self.memory_tokens // len(names))

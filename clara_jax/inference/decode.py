@@ -26,8 +26,8 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self):
-        if self.max_new_tokens < 1:
-            raise ClaraError(f"max_new_tokens: {self.max_new_tokens!r} must be at least 1")
+        if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
+            raise ClaraError(f"max_new_tokens: {self.max_new_tokens!r} is not a positive whole number")
         if self.temperature < 0:
             raise ClaraError(f"temperature: {self.temperature!r} must be 0 (greedy) or above")
         if not 0 < self.top_p <= 1:

@@ -98,5 +98,10 @@ def merge(chosen: Mapping[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]:
     return unflatten({**rest, **chosen})
 
 
+def overlap(one: str, other: str) -> bool:
+    """Whether two subtrees share a leaf: they are the same, or one lies in the other."""
+    return _under(one, other) or _under(other, one)
+
+
 def _under(path: str, subtree: str) -> bool:
     return path == subtree or path.startswith(f"{subtree}/")

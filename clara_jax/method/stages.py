@@ -19,7 +19,7 @@ from clara_jax.errors import ClaraError
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.compressor import Encoded, alignment_loss, encode
 from clara_jax.method.generator import language_model_loss, splice
-from clara_jax.method.parameters import flatten, unflatten
+from clara_jax.method.parameters import flatten, overlap, unflatten
 from clara_jax.method.reranker import contrastive_loss, cosine_scores
 from clara_jax.method.topk import straight_through_topk
 
@@ -87,7 +87,7 @@ def inherit(stage: Stage, params: Any, trained: Iterable[str]) -> Any:
     """``params`` as the stage finds them: what it starts as a copy of something else is one, unless ``trained``."""
     leaves = flatten(params)
     for target, source in stage.starts_from.items():
-        if target not in set(trained):
+        if not any(overlap(target, subtree) for subtree in trained):
             leaves |= {
                 path.replace(source, target, 1): leaf for path, leaf in leaves.items() if path.startswith(f"{source}/")
             }

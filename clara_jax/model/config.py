@@ -15,6 +15,15 @@ from clara_jax.errors import ClaraError
 
 ARCHITECTURES = ("mistral", "llama", "qwen2", "qwen3", "phi3")
 
+# What Hugging Face takes for a field that the file lacks, as far as it differs between model types.
+ABSENT = {
+    "mistral": {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
+    "llama": {"max_position_embeddings": 2048},
+    "qwen2": {"num_key_value_heads": 32, "max_position_embeddings": 32768},
+    "qwen3": {"num_key_value_heads": 32, "max_position_embeddings": 32768, "head_dim": 128},
+    "phi3": {"max_position_embeddings": 4096, "original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5},
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeConfig:
@@ -104,9 +113,10 @@ class _Reader:
         architecture = self.config.get("model_type")
         if architecture not in ARCHITECTURES:
             self.refuse("model_type", f"is not supported; known: {', '.join(ARCHITECTURES)}")
-        self.check_unsupported()
+        self.config = {**ABSENT[architecture], **self.config}
+        self.check_unsupported(architecture)
         width, heads = self.positive_int("hidden_size"), self.positive_int("num_attention_heads")
-        head_channels = self.positive_int("head_dim", 128 if architecture == "qwen3" else width // heads)
+        head_channels = self.positive_int("head_dim", width // heads)
         attention_bias = bool(self.config.get("attention_bias", False)) and architecture in ("llama", "qwen3")
         return ModelConfig(
             architecture=architecture,
@@ -118,8 +128,8 @@ class _Reader:
             head_channels=head_channels,
             mlp_width=self.positive_int("intermediate_size"),
             norm_eps=self.number("rms_norm_eps", 1e-6),
-            rope=self.rope(head_channels),
-            max_positions=self.positive_int("max_position_embeddings", 4096),
+            rope=self.rope(head_channels, architecture),
+            max_positions=self.positive_int("max_position_embeddings"),
             tied=bool(self.config.get("tie_word_embeddings", False)),
             qkv_bias=attention_bias or architecture == "qwen2",
             out_bias=attention_bias,
@@ -129,7 +139,7 @@ class _Reader:
             sliding_window=self.sliding_window(architecture),
         )
 
-    def check_unsupported(self):
+    def check_unsupported(self, architecture: str):
         if self.config.get("hidden_act", "silu") not in ("silu", "swish"):
             self.refuse("hidden_act", 'is not supported; known: "silu"')
         for field in ("attention_dropout", "resid_pdrop", "embd_pdrop"):
@@ -147,66 +157,74 @@ class _Reader:
         if self.config.get("use_sliding_window"):
             self.refuse("use_sliding_window", "is not supported (it differs from layer to layer); set it to false")
         kinds = set(self.config.get("layer_types") or ())
-        if len(kinds) > 1 or kinds - {"full_attention", "sliding_attention"}:
-            self.refuse("layer_types", "is not supported; every layer must be of one kind, full or sliding attention")
+        # Qwen slides only with "use_sliding_window"; elsewhere "sliding_window" alone decides.
+        known = {"full_attention"} if architecture.startswith("qwen") else {"full_attention", "sliding_attention"}
+        if len(kinds) > 1 or kinds - known:
+            self.refuse(
+                "layer_types", f"is not supported; every layer must be of one kind: {' or '.join(sorted(known))}"
+            )
 
     def sliding_window(self, architecture: str) -> int | None:
-        if architecture not in ("mistral", "phi3") or "full_attention" in (self.config.get("layer_types") or ()):
+        if architecture not in ("mistral", "phi3") or self.config.get("sliding_window") is None:
             return None
-        # Hugging Face's Mistral has a window unless the file says null.
-        if "sliding_window" not in self.config:
-            return 4096 if architecture == "mistral" else None
-        return None if self.config["sliding_window"] is None else self.positive_int("sliding_window")
+        return self.positive_int("sliding_window")
 
-    def rope(self, head_channels: int) -> RopeConfig:
+    def rope(self, head_channels: int, architecture: str) -> RopeConfig:
         # "rope_parameters" is the newer spelling: scaling and theta in one place.
-        field = "rope_parameters" if self.config.get("rope_parameters") else "rope_scaling"
+        field = "rope_scaling" if self.config.get("rope_scaling") else "rope_parameters"
         scaling = self.config.get(field) or {}
-        if not isinstance(scaling, Mapping):
-            self.refuse(field, "is not an object")
+        if not isinstance(scaling, Mapping) or any(isinstance(value, Mapping) for value in scaling.values()):
+            self.refuse(field, "is not one object for all layers, which is not supported")
 
-        def get(key: str, default: Any = None) -> Any:
+        def number(key: str, default: float | None = None) -> float:
             value = scaling.get(key, self.config.get(key))
-            if value is None:
-                value = default
-            if value is None:
-                raise ClaraError(f'{self.source}: "{field}" lacks "{key}"')
-            return value
+            value = default if value is None else value
+            if not isinstance(value, (int, float)) or isinstance(value, bool):
+                raise ClaraError(f'{self.source}: "{field}" needs a number for "{key}", not {value!r}')
+            return float(value)
+
+        def numbers(key: str, count: int) -> tuple[float, ...]:
+            value = scaling.get(key)
+            if (
+                not isinstance(value, list)
+                or len(value) != count
+                or not all(isinstance(x, (int, float)) for x in value)
+            ):
+                raise ClaraError(f'{self.source}: "{field}" needs a list of {count} numbers for "{key}"')
+            return tuple(map(float, value))
 
         kind = scaling.get("rope_type", scaling.get("type", "default"))
-        channels = int(head_channels * float(get("partial_rotary_factor", 1.0)))
-        base = RopeConfig(theta=float(get("rope_theta", 10000.0)), channels=channels)
+        part = number("partial_rotary_factor", 1.0)
+        if part != 1 and architecture != "phi3":
+            self.refuse("partial_rotary_factor", f'is not supported for "{architecture}"; only "phi3" rotates a part')
+        channels = int(head_channels * part)
+        base = RopeConfig(theta=number("rope_theta", 10000.0), channels=channels)
+        # Of this one field, Hugging Face prefers the spelling outside the scaling to the one inside.
+        longest, key = self.positive_int("max_position_embeddings"), "original_max_position_embeddings"
+        original = self.positive_int(key) if self.config.get(key) is not None else int(number(key, longest))
         if kind == "default":
             return base
         if kind == "linear":
-            return dataclasses.replace(base, kind="linear", factor=float(get("factor")))
+            return dataclasses.replace(base, kind="linear", factor=number("factor"))
         if kind == "llama3":
             return dataclasses.replace(
                 base,
                 kind="llama3",
-                factor=float(get("factor")),
-                low_frequency_factor=float(get("low_freq_factor")),
-                high_frequency_factor=float(get("high_freq_factor")),
-                original_positions=int(get("original_max_position_embeddings")),
+                factor=number("factor"),
+                low_frequency_factor=number("low_freq_factor"),
+                high_frequency_factor=number("high_freq_factor"),
+                original_positions=original,
             )
         if kind in ("longrope", "su"):
-            short, long = tuple(map(float, get("short_factor"))), tuple(map(float, get("long_factor")))
-            if len(short) != channels // 2 or len(long) != channels // 2:
-                self.refuse(field, f'must hold {channels // 2} numbers in "short_factor" and in "long_factor"')
-            original = int(get("original_max_position_embeddings", self.positive_int("max_position_embeddings")))
-            stretch = self.positive_int("max_position_embeddings") / original
-            if "original_max_position_embeddings" not in self.config and "factor" in scaling:
-                stretch = float(scaling["factor"])
-            scale = scaling.get("attention_factor")
-            if scale is None:
-                scale = math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
+            stretch = number("factor", longest / original)
+            default = math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
             return dataclasses.replace(
                 base,
                 kind="longrope",
                 original_positions=original,
-                short_factors=short,
-                long_factors=long,
-                attention_scale=float(scale),
+                short_factors=numbers("short_factor", channels // 2),
+                long_factors=numbers("long_factor", channels // 2),
+                attention_scale=number("attention_factor", default),
             )
         return self.refuse(
             field, f'has rope type "{kind}", which is not supported; known: default, linear, llama3, longrope'

@@ -32,7 +32,7 @@ class Leaf:
       shape: its shape, the stacked layer axis included.
       axes: the logical name of each axis (see `clara_jax.model.sharding`), None where it is never sharded.
       dtype: the dtype it is stored in.
-      init: "normal", "zeros", "ones" or "uniform" (the last two of LoRA: B zeros, A uniform).
+      init: "normal", "ones", "uniform" (LoRA's A) or "zeros" (LoRA's B, biases).
       scale: standard deviation of "normal", bound of "uniform".
     """
 

@@ -175,7 +175,7 @@ class RunConfig:
       stages: in order; the first starts from ``initial_checkpoint`` or from fresh adapters.
       model, clara: the base and the method's sizes.
       seed: of initial values, order of records and dropout.
-      mesh: devices along (data, model); -1 for one of them takes what the other leaves.
+      mesh: devices along (data, model); -1 for data takes all that model leaves.
       workdir: the run directory; the command's ``--workdir`` goes before it.
       initial_checkpoint: a run directory, one of its checkpoints, or a released CLaRa checkpoint.
       progress: show a progress bar (a line now and then where standard error is no terminal).
@@ -195,8 +195,8 @@ class RunConfig:
     def __post_init__(self):
         _require(bool(self.stages), "", "stages", self.stages, f"name at least one of {', '.join(STAGES)}")
         _require(0 <= self.seed < 2**32, "", "seed", self.seed, "it must be in [0, 2^32)")
-        good = all(size >= 1 or size == -1 for size in self.mesh) and self.mesh.count(-1) <= 1
-        rule = "(data, model) must be at least 1 each; one of them may be -1: all that is left"
+        good = (self.mesh[0] >= 1 or self.mesh[0] == -1) and self.mesh[1] >= 1
+        rule = "(data, model) must be at least 1 each; data may be -1: all that is left"
         _require(good, "", "mesh", self.mesh, rule)
         _require(self.progress_seconds > 0, "", "progress_seconds", self.progress_seconds, "it must be positive")
         if not self.model.base and not self.initial_checkpoint:

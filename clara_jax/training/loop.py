@@ -44,43 +44,47 @@ def run(config: RunConfig, workdir: Path) -> Bundle:
             f"{workdir}: holds a run already; name another directory with --workdir, or start from this one with "
             f"--config.initial_checkpoint={workdir}"
         )
-    # All data is read before the first step: a bad line in the last stage's file should not cost the stages before it.
-    data = [_read(stage) for stage in config.stages]
+    # Everything that can be wrong is looked at before the first step: a bad line in the last stage's file, or a subtree
+    # that does not exist, should not cost the stages before it.
+    records = [_read(stage) for stage in config.stages]
     _say(config, f"opening {config.initial_checkpoint or config.model.base}")
     bundle = _start(config, mesh)
+    config = dataclasses.replace(config, clara=bundle.model.clara)
+    for stage in config.stages:
+        split(bundle.params, stage.trains or STAGES[stage.name].trains)
+    data = [_prepare(config, stage, bundle, *own) for stage, own in zip(config.stages, records, strict=True)]
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "config.json").write_text(json.dumps(to_json(config), indent=2) + "\n", encoding="utf-8")
     with jax.set_mesh(mesh), MetricWriter(workdir / "metrics.jsonl") as metrics:
-        for number, (stage, (train, held_out)) in enumerate(zip(config.stages, data, strict=True)):
-            bundle = run_stage(config, number, stage, bundle, train, held_out, metrics)
+        for number, (stage, own) in enumerate(zip(config.stages, data, strict=True)):
+            bundle = run_stage(config, number, stage, bundle, own, metrics)
             bundle.save(checkpoint_directory(workdir, number, stage.name), stage.name)
     return bundle
 
 
+@dataclasses.dataclass(frozen=True)
+class StageData:
+    """A stage's records, tokenized, and the one shape that holds every batch of them: a stage compiles once."""
+
+    examples: Sequence[Example]
+    shapes: Shapes
+    held_out: Sequence[Batch]
+
+
 def run_stage(
-    config: RunConfig,
-    number: int,
-    stage_config: StageConfig,
-    bundle: Bundle,
-    train: Sequence[Record],
-    held_out: Sequence[Record],
-    metrics: MetricWriter,
+    config: RunConfig, number: int, stage_config: StageConfig, bundle: Bundle, data: StageData, metrics: MetricWriter
 ) -> Bundle:
     """Trains one stage and returns the bundle it leaves.
 
-    Args:
-      number: its place in the run.
-      train, held_out: records; the held-out loss is taken before the first step, after the last, and every
-        ``eval_every`` steps.
+    The held-out loss is taken before the first step, after the last, and every ``eval_every`` steps. ``number`` is the
+    stage's place in the run.
     """
     stage, model, mesh = STAGES[stage_config.name], bundle.model, bundle.mesh
     objective = stage_config.objective
     trains = stage_config.trains or stage.trains
     trained, frozen = split(inherit(stage, bundle.params, bundle.trained), trains)
-    examples, shapes = _encode(train, bundle, stage_config, config.seed)
-    evaluation = _held_out_batches(held_out, bundle, stage_config, config.seed)
+    examples, shapes = data.examples, data.shapes
     steps = stage_config.total_steps(len(examples))
-    _say(config, f"{stage.name}: {len(train)} training and {len(held_out)} held-out records, {steps} steps; {shapes}")
     plan = BatchPlan(len(examples), stage_config.batch_size, config.seed + number)
     optimizer = make_optimizer(stage_config, steps)
     # All rates at once: asking the device for one in every step would make the host wait for the step before.
@@ -91,7 +95,7 @@ def run_stage(
     key = jax.device_put(jax.random.fold_in(jax.random.key(config.seed), number), jax.NamedSharding(mesh, jax.P()))
 
     def evaluate(at: int) -> dict[str, float]:
-        values = _evaluate(eval_step, stage, objective, state.trained, frozen, evaluation, mesh)
+        values = _evaluate(eval_step, stage, objective, state.trained, frozen, data.held_out, mesh)
         if values:
             metrics.write({"stage": stage.name, "step": at} | {f"eval_{name}": x for name, x in values.items()})
             shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
@@ -124,6 +128,7 @@ def run_stage(
             pending = (index, values, batch.tokens)
             progress.update(loss=loss, tokens=batch.tokens)
             if stage_config.eval_every and (index + 1) % stage_config.eval_every == 0 and index + 1 < steps:
+                loss, pending = log(*pending), None
                 last = evaluate(index + 1)
         log(*pending)
     last = evaluate(steps)
@@ -146,13 +151,12 @@ def _start(config: RunConfig, mesh: jax.sharding.Mesh) -> Bundle:
         return bundles.from_base(config.model.base, config.clara, mesh, precision, remat, config.seed)
     bundle = bundles.load(config.initial_checkpoint, mesh, config.model.base or None, precision, remat)
     _same_shape(config, bundle)
-    clara = dataclasses.replace(bundle.model.clara, lora_dropout=config.clara.lora_dropout)
-    return dataclasses.replace(bundle, model=dataclasses.replace(bundle.model, clara=clara))
+    return bundle.with_limits(config.clara.max_length, config.clara.lora_dropout)
 
 
 def _same_shape(config: RunConfig, bundle: Bundle) -> None:
     """A checkpoint brings its own sizes; a configuration that says otherwise is a mistake."""
-    for field in ("doc_max_length", "compress_rate", "lora_rank", "different_mem_tokens"):
+    for field in ("doc_max_length", "compress_rate", "lora_rank", "lora_alpha", "different_mem_tokens"):
         have, asked = getattr(bundle.model.clara, field), getattr(config.clara, field)
         if have != asked:
             raise ClaraError(
@@ -169,19 +173,24 @@ def _read(stage: StageConfig) -> tuple[list[Record], list[Record]]:
     return records("train_data", stage.train_limit), records("eval_data", stage.eval_limit)
 
 
-def _encode(records: Sequence[Record], bundle: Bundle, stage: StageConfig, seed: int) -> tuple[list[Example], Shapes]:
-    """Token ids of all records, and the one shape that holds every batch of them: a stage compiles once."""
-    examples = encode_records(records, bundle.tokenizer, stage.name, stage.top_k, stage.candidates, seed)
-    return examples, plan_shapes(examples, bundle.tokenizer)
+def _prepare(
+    config: RunConfig, stage: StageConfig, bundle: Bundle, train: Sequence[Record], held_out: Sequence[Record]
+) -> StageData:
+    def encode(records: Sequence[Record]) -> tuple[list[Example], Shapes]:
+        # Held-out records are formed as the training records are, positives kept among the candidates: the loss on them
+        # is the training objective on what was not trained on.
+        examples = encode_records(records, bundle.tokenizer, stage.name, stage.top_k, stage.candidates, config.seed)
+        return examples, plan_shapes(examples, bundle.tokenizer)
 
-
-def _held_out_batches(records: Sequence[Record], bundle: Bundle, stage: StageConfig, seed: int) -> list[Batch]:
-    if not records:
-        return []
-    examples, shapes = _encode(records, bundle, stage, seed)
-    size = stage.batch_size // stage.accumulate
-    starts = range(0, len(examples), size)[: stage.eval_batches]
-    return [collate(examples[start : start + size], shapes, bundle.tokenizer, size) for start in starts]
+    examples, shapes = encode(train)
+    batches = []
+    if held_out:
+        others, other_shapes = encode(held_out)
+        size = stage.batch_size // stage.accumulate
+        starts = range(0, len(others), size)[: stage.eval_batches]
+        batches = [collate(others[start : start + size], other_shapes, bundle.tokenizer, size) for start in starts]
+    _say(config, f"{stage.name}: {len(train)} training records, {len(held_out)} held-out ones; {shapes}")
+    return StageData(examples, shapes, batches)
 
 
 def _evaluate(eval_step, stage: Stage, objective: Objective, trained, frozen, batches, mesh) -> dict[str, float]:

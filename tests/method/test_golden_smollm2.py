@@ -12,7 +12,7 @@ from clara_jax import bundle as bundles
 from clara_jax.checkpoints.base import open_base
 from clara_jax.inference.decode import Sampling, generate
 from clara_jax.method.clara import ClaraConfig
-from clara_jax.model.sharding import make_mesh
+from clara_jax.model.sharding import make_mesh, put_batch
 from clara_jax.model.transformer import join_logits
 from tests.locations import golden_dir
 
@@ -79,18 +79,9 @@ def test_golden_smollm2_greedy(golden):
         ids = tokenizer(chat, add_special_tokens=False)["input_ids"]
         assert ids == case["prompt_ids"]
         row, mask = padded(ids, width)
-        memories = jnp.zeros((1, 1, bundle.model.clara.memory_tokens, bundle.model.config.width))
-        sampling = Sampling(max_new_tokens=limit)
-        out = generate(
-            bundle.model,
-            bundle.params,
-            row,
-            mask,
-            np.full_like(row, -1),
-            memories,
-            jax.random.key(0),
-            sampling,
-            (tokenizer.eos_token_id,),
-        )
+        memories = np.zeros((1, 1, bundle.model.clara.memory_tokens, bundle.model.config.width), np.float32)
+        inputs = put_batch((row, mask, np.full_like(row, -1), memories), bundle.mesh)
+        sampling, ends = Sampling(max_new_tokens=limit), (tokenizer.eos_token_id,)
+        out = generate(bundle.model, bundle.params, *inputs, jax.random.key(0), sampling, ends)
         tokens = np.asarray(out.tokens)[0, : int(out.lengths[0])].tolist()
         assert tokens + [tokenizer.eos_token_id] == case["new_ids"]

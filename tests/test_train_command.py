@@ -1,6 +1,7 @@
 """The train command: stages in order on a tiny base, what it leaves behind, and one clear line for every mistake."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -73,6 +74,7 @@ def finished(place):
     out = subprocess.run(
         [sys.executable, "-c", env_code, "train", "--config", f"{place}/config.py", "--workdir", f"{place}/run"],
         cwd=ROOT,
+        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},  # compiles much, runs little
         capture_output=True,
         text=True,
     )
@@ -121,7 +123,7 @@ def test_a_checkpoint_opens_and_answers(finished, mesh):
     assert len(answer.sources) == 1 and answer.sources[0].text in documents[0]
 
 
-def test_going_on_from_a_checkpoint(finished, place, monkeypatch, capsys):
+def test_going_on_from_a_checkpoint(finished, place, monkeypatch, capsys, fast_compile):
     run, _ = finished
     again = (
         "--config",

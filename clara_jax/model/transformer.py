@@ -34,8 +34,7 @@ class Context(NamedTuple):
     """What every block reads: the same for all layers."""
 
     mask: jax.Array  # bool [B, T, S], which slots each token attends to
-    query_rotation: tuple[jax.Array, jax.Array]
-    key_rotation: tuple[jax.Array, jax.Array]
+    rotation: tuple[jax.Array, jax.Array]
     dropout: Dropout | None
 
 
@@ -78,11 +77,8 @@ class Attention(nn.Module):
         if config.qk_norm:
             q = RMSNorm(config.norm_eps, name="q_norm")(q)
             k = RMSNorm(config.norm_eps, name="k_norm")(k)
-        q = rotate(q, context.query_rotation)
-        # LongRoPE may change tables while a sequence grows: its cache holds keys unrotated and rotates them on reading.
-        late = config.rope.kind == "longrope" and cache is not None
-        if not late:
-            k = rotate(k, context.key_rotation)
+        # LongRoPE may change tables while a sequence grows: as in the released code, a cached key keeps its own.
+        q, k = rotate(q, context.rotation), rotate(k, context.rotation)
         if cache is not None:
             at = (layer, 0, cache.length, 0, 0)
             cache = cache.replace(
@@ -91,8 +87,6 @@ class Attention(nn.Module):
             )
             k = jax.lax.dynamic_index_in_dim(cache.k, layer, keepdims=False)
             v = jax.lax.dynamic_index_in_dim(cache.v, layer, keepdims=False)
-        if late:
-            k = rotate(k, context.key_rotation)
         mixed = attend(q, k, v, context.mask)
         return project(out, 4, self.lora_scale, mixed, layer, context.dropout)["o"], cache
 
@@ -231,10 +225,7 @@ class Transformer(nn.Module):
         allowed = (slot <= at)[None] & slots[:, None, :]
         if window is not None:
             allowed &= (new[:, :, None] - positions[:, None, :]) < window
-        rope = self.config.rope
-        late = rope.kind == "longrope" and cache is not None
-        queries = rotations(rope, new, attended)
-        return Context(allowed, queries, rotations(rope, positions, attended) if late else queries, dropout), cache
+        return Context(allowed, rotations(self.config.rope, new, attended), dropout), cache
 
 
 def join_logits(base: jax.Array, added: jax.Array | None) -> jax.Array:

@@ -144,7 +144,16 @@ def their_logits(model, row):
 
 
 def their_continuation(model, row):
-    """Greedy tokens, the whole sequence computed anew for each."""
+    """Greedy tokens, the whole sequence computed anew for each.
+
+    LongRoPE may change tables on the way: then what counts is the released code's way, generation from embeddings, in
+    which a cached key keeps the table it was read with.
+    """
+    if "short_factor" in (model.config.rope_parameters or {}):
+        embeddings = model.get_input_embeddings()(torch.tensor(np.asarray(row))[None].long())
+        mask, unknown = torch.ones(embeddings.shape[:2], dtype=torch.long), list(range(TOKENS, ROWS))
+        limits = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "suppress_tokens": unknown, "pad_token_id": 0}
+        return model.generate(inputs_embeds=embeddings, attention_mask=mask, **limits)[0].tolist()
     row = list(row)
     for _ in range(NEW_TOKENS):
         row.append(int(np.argmax(their_logits(model, row)[-1, :TOKENS])))

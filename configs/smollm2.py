@@ -41,9 +41,9 @@ SIZES = {
         "end_to_end": dict(steps=2, batch_size=2, train_limit=8, eval_limit=2, top_k=2, candidates=3),
     },
     "short": {
-        "scp": dict(steps=24, batch_size=4, learning_rate=1e-3, eval_limit=24),
+        "scp": dict(steps=30, batch_size=4, learning_rate=1e-3, eval_limit=24),
         "instruct": dict(steps=24, batch_size=2, learning_rate=5e-4, eval_limit=16),
-        "end_to_end": dict(steps=24, batch_size=2, learning_rate=2e-4, eval_limit=16, candidates=8),
+        "end_to_end": dict(steps=30, batch_size=2, learning_rate=2e-4, eval_limit=16, candidates=8),
     },
     "full": {
         "scp": dict(epochs=1.0, batch_size=32, learning_rate=5e-4, eval_every=100),

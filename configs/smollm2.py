@@ -7,7 +7,7 @@ Arguments, as ``key=value,...``:
 
 - ``stages``: which, in order, joined by ``+``: scp, instruct, end_to_end (all three);
 - ``rate``: the compress rate (16);
-- ``size``: ``short`` (about twenty minutes on two CPU cores), ``tiny`` (a few steps, to see it run), ``full`` (passes
+- ``size``: ``short`` (half an hour on two CPU cores), ``tiny`` (a few steps, to see it run), ``full`` (passes
   over all the data, for an accelerator);
 - ``data``: the directory of the data ($CLARA_SHARED_DATA, else ../shared/data beside the checkout);
 - ``base``: the base model (smollm2).

@@ -4,12 +4,12 @@ pickle."""
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from clara_jax.checkpoints.json_file import read_object
 from clara_jax.checkpoints.torch_pickle import read_pth
 from clara_jax.errors import ClaraError
 
@@ -40,7 +40,7 @@ def read_released(path: Path) -> Released:
     Raises:
       ClaraError: missing or malformed files, an adapter that is absent, a pickle with anything but tensors.
     """
-    config = _read_json(path / "config.json")
+    config = read_object(path / "config.json", "give the directory of a released CLaRa checkpoint")
     if config.get("model_type") != "CLaRa":
         raise ClaraError(
             f'{path / "config.json"}: "model_type" {config.get("model_type")!r} is not "CLaRa"; this is no released '
@@ -75,15 +75,3 @@ def read_released(path: Path) -> Released:
 
 def _table(tables: dict[str, Any], ending: str) -> np.ndarray | None:
     return next((np.asarray(array) for name, array in tables.items() if name.endswith(ending)), None)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ClaraError(f"{path}: cannot be read ({error.strerror}); give the directory of a checkpoint") from None
-    except ValueError as error:
-        raise ClaraError(f"{path}: is not valid JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise ClaraError(f"{path}: is not a JSON object")
-    return content

@@ -23,10 +23,12 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from clara_jax.checkpoints.json_file import read_object
 from clara_jax.errors import ClaraError
 
 FORMAT_VERSION = 1
 ARRAYS, METADATA, CHECKSUMS = "arrays", "clara.json", "checksums.json"
+RESTORE = "restore the file from a copy"
 
 Tree = Mapping[str, Any]
 
@@ -106,7 +108,7 @@ def read_metadata(directory: str | Path) -> dict[str, Any]:
     if METADATA not in sums:
         raise ClaraError(f"{directory / CHECKSUMS}: has no entry for {METADATA}; restore the checkpoint from a copy")
     _verify(directory, METADATA, sums[METADATA])
-    metadata = _read_json(directory / METADATA)
+    metadata = read_object(directory / METADATA, RESTORE)
     version = metadata.get("format_version")
     if version != FORMAT_VERSION:
         raise ClaraError(
@@ -213,23 +215,11 @@ def _checksums(directory: Path) -> dict[str, dict[str, Any]]:
         raise ClaraError(f"{directory}: no such checkpoint directory")
     if not (directory / CHECKSUMS).is_file():
         raise ClaraError(f"{directory}: no checkpoint of clara_jax: it has no {CHECKSUMS}")
-    sums = _read_json(directory / CHECKSUMS)
+    sums = read_object(directory / CHECKSUMS, RESTORE)
     for name, entry in sums.items():
         if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
             raise ClaraError(f"{directory / CHECKSUMS}: {name!r} has no bytes and sha256; restore the file from a copy")
     return sums
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ClaraError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ClaraError(f"{path}: is not JSON ({error}); restore the file from a copy") from error
-    if not isinstance(value, dict):
-        raise ClaraError(f"{path}: holds no JSON object; restore the file from a copy")
-    return value
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

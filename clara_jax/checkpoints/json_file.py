@@ -1,0 +1,29 @@
+"""Reading a JSON object from a file, with one line for whatever is wrong with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from clara_jax.errors import ClaraError
+
+
+def read_object(path: Path, remedy: str) -> dict[str, Any]:
+    """The object in a file.
+
+    Args:
+      remedy: what to do about a file that is not what it should be.
+
+    Raises:
+      ClaraError: the file cannot be read, or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ClaraError(f"{path}: cannot be read: {error.strerror}; {remedy}") from error
+    except ValueError as error:
+        raise ClaraError(f"{path}: is not JSON ({error}); {remedy}") from error
+    if not isinstance(value, dict):
+        raise ClaraError(f"{path}: holds no JSON object; {remedy}")
+    return value

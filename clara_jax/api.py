@@ -398,15 +398,9 @@ class Clara:
                 key = jax.device_put(
                     jax.random.fold_in(jax.random.key(seed), batch_number), jax.NamedSharding(mesh, jax.P())
                 )
-                out = jax.device_get(generate(model, self._params, *arrays, key, sampling, self._end_ids()))
+                out = jax.device_get(generate(model, self._params, *arrays, key, sampling, self.bundle.end_ids))
             for row in range(len(rows)):
                 yield out.tokens[row, : out.lengths[row]].tolist(), float(out.log_probability[row])
-
-    def _end_ids(self) -> tuple[int, ...]:
-        """The tokenizer's end token and those the base's configuration names (Llama 3 has several)."""
-        named = self.bundle.base["config"].get("eos_token_id")
-        named = named if isinstance(named, list) else [named]
-        return tuple(dict.fromkeys(i for i in (self.bundle.tokenizer.eos_id, *named) if i is not None))
 
 
 def _memory(model: ClaraModel, params: Any, role: str, ids: jax.Array, mask: jax.Array) -> jax.Array:

@@ -9,13 +9,14 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from transformers import PreTrainedTokenizerFast
 
 from clara_jax.checkpoints import run as run_checkpoints
 from clara_jax.checkpoints.base import BaseModel, open_base
@@ -27,7 +28,7 @@ from clara_jax.errors import ClaraError
 from clara_jax.method.clara import ROLES, ClaraConfig, ClaraModel
 from clara_jax.method.parameters import declare, flatten, initialise_adapters, split, unflatten
 from clara_jax.model.config import ModelConfig
-from clara_jax.model.declare import abstract, shardings
+from clara_jax.model.declare import abstract, declare_base, initialise, shardings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,19 +71,22 @@ class Bundle:
             digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
         return digest.hexdigest()
 
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """What ends an answer: the tokenizer's end token, and those that the base's configuration names."""
+        named = self.base["config"].get("eos_token_id")
+        named = named if isinstance(named, list) else [named]
+        return tuple(dict.fromkeys(i for i in (self.tokenizer.eos_id, *named) if i is not None))
+
     def with_limits(self, max_length: int, lora_dropout: float) -> Bundle:
         """The same model with another longest prompt and another dropout: what a new stage may choose for itself."""
         clara = dataclasses.replace(self.model.clara, max_length=max_length, lora_dropout=lora_dropout)
         model = dataclasses.replace(self.model, clara=clara)
         return dataclasses.replace(self, model=model, tokenizer=self.tokenizer.with_max_length(max_length))
 
-    def save(self, directory: Path, stage: str) -> None:
-        """Writes a checkpoint that `load` opens: adapters, added rows, own base leaves, tokenizer, and what they belong
-        to.
-
-        Raises:
-          ClaraError: the directory cannot be written; nothing half-written stays.
-        """
+    def contents(self, stage: str) -> Contents:
+        """What a checkpoint of this model holds: adapters, added rows, own base leaves, tokenizer, and what they belong
+        to."""
         stored, _ = split(self.params, ("lora", "tokens", *self.own))
         metadata = {
             "kind": "clara_jax",
@@ -96,9 +100,23 @@ class Bundle:
             "clara": dataclasses.asdict(self.model.clara),
             "precision": self.model.precision,
         }
-        run_checkpoints.save_checkpoint(
-            directory, unflatten(stored), metadata, lambda path: self.tokenizer.save(path / "tokenizer")
-        )
+        return Contents(unflatten(stored), metadata, lambda path: self.tokenizer.save(path / "tokenizer"))
+
+    def save(self, directory: Path, stage: str) -> None:
+        """Writes a checkpoint that `load` opens.
+
+        Raises:
+          ClaraError: the directory cannot be written; nothing half-written stays.
+        """
+        run_checkpoints.save_checkpoint(directory, *self.contents(stage))
+
+
+class Contents(NamedTuple):
+    """A checkpoint before it is written: arrays, metadata, and what writes the further files into a directory."""
+
+    arrays: dict[str, Any]
+    metadata: dict[str, Any]
+    write_extra: Callable[[Path], None]
 
 
 def from_base(
@@ -115,11 +133,39 @@ def from_base(
       ClaraError: a base that cannot be opened, has no chat template, or does not fit the mesh.
     """
     opened = open_base(base)
-    tokenizer = _tokenizer(opened, clara)
+    tokenizer = _added_tokens(opened.load_tokenizer(), clara)
     model = ClaraModel(_model_config(opened, tokenizer.vocab_size), clara, precision, remat)
     weights = load_base(model.config, opened.tensors, model.dtype, mesh, opened.path)
     params = initialise_adapters(model.config, clara, weights, jax.random.key(seed), mesh)
     return Bundle(model, params, tokenizer, mesh, _reference(opened))
+
+
+def from_scratch(
+    config: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerFast,
+    clara: ClaraConfig,
+    mesh: jax.sharding.Mesh,
+    precision: str = "bfloat16",
+    remat: str = "none",
+    seed: int = 0,
+) -> Bundle:
+    """A fresh base with fresh adapters. Its checkpoints hold the whole base, for there is none to refer to.
+
+    Args:
+      config: a ``config.json``'s content; the vocabulary and its end token are the tokenizer's.
+      tokenizer: with a chat template and an end token.
+
+    Raises:
+      ClaraError: a configuration that is not supported or does not fit the mesh.
+    """
+    added = _added_tokens(tokenizer, clara)
+    config = dict(config) | {"vocab_size": added.vocab_size, "eos_token_id": added.eos_id}
+    model = ClaraModel(ModelConfig.from_hf(config, "the base from scratch"), clara, precision, remat)
+    base_key, key = jax.random.split(jax.random.key(seed))
+    base = initialise(declare_base(model.config, model.dtype), base_key, mesh)
+    params = initialise_adapters(model.config, clara, base, key, mesh)
+    digest = hashlib.sha256(json.dumps([config, seed], sort_keys=True).encode()).hexdigest()
+    return Bundle(model, params, added, mesh, {"name": "scratch", "hash": digest, "config": config}, ("base",))
 
 
 def load(
@@ -166,7 +212,9 @@ def _load_run(path: Path, mesh: jax.sharding.Mesh, base: str | None, precision: 
     model = ClaraModel(config, clara, precision or metadata["precision"], remat)
     declared = declare(config, clara, jnp.dtype(metadata["precision"]))
     stored, _ = split(abstract(declared, mesh), ("lora", "tokens", *own))
-    arrays = flatten(run_checkpoints.load_arrays(path, unflatten(stored)))
+    # What else is there, a training run's optimizer, stays on disk.
+    only = ("lora", "tokens", *({"base"} if own else ()))
+    arrays = flatten(run_checkpoints.load_arrays(path, unflatten(stored), only))
     arrays = {name: leaf.astype(model.dtype) if name.startswith("base/") else leaf for name, leaf in arrays.items()}
     if "base" not in own:
         opened = open_base(base or reference["name"])
@@ -193,7 +241,7 @@ def _load_released(path: Path, mesh: jax.sharding.Mesh, base: str | None, precis
         different_mem_tokens=bool(released.config.get("different_mem_tokens", True)),
         missing_bos="memory_token",
     )
-    tokenizer = _tokenizer(opened, clara)
+    tokenizer = _added_tokens(opened.load_tokenizer(), clara)
     config = _model_config(opened, tokenizer.vocab_size)
     model = ClaraModel(config, clara, precision, remat)
     rows = (tokenizer.total_vocab, config.width)
@@ -284,9 +332,9 @@ def _model_config(opened: BaseModel, vocab_size: int) -> ModelConfig:
     return dataclasses.replace(config, vocab_size=vocab_size)
 
 
-def _tokenizer(opened: BaseModel, clara: ClaraConfig) -> ClaraTokenizer:
+def _added_tokens(tokenizer: PreTrainedTokenizerFast, clara: ClaraConfig) -> ClaraTokenizer:
     return ClaraTokenizer(
-        opened.load_tokenizer(),
+        tokenizer,
         doc_max_length=clara.doc_max_length,
         memory_tokens=clara.memory_tokens,
         different_mem_tokens=clara.different_mem_tokens,

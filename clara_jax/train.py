@@ -4,9 +4,11 @@
 
 --config FILE[:ARG]        a Python file with get_config(arg); its docstring lists the arguments
 --config.FIELD=VALUE       overrides a field, e.g. --config.scp.learning_rate=3e-4 --config.mesh=4,2 --config.seed=1
---workdir DIR              the run directory (default runs/<date>-<time>): config.json, metrics.jsonl, checkpoints/
+--workdir DIR              the run directory (default runs/<date>-<time>): config.json, run.json, metrics.jsonl,
+                           tensorboard/, curves.png, checkpoints/
 
-A checkpoint, or the whole run directory, opens with clara_jax.Clara.load(DIR).
+A run that was stopped or killed goes on with the same command, or with --workdir DIR alone; SIGTERM and Ctrl-C save
+first. A checkpoint, or the whole run directory, opens with clara_jax.Clara.load(DIR).
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import logging
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 from ml_collections import config_flags
@@ -22,23 +25,69 @@ from ml_collections import config_flags
 from clara_jax import command
 from clara_jax.errors import ClaraError
 
+if TYPE_CHECKING:
+    from clara_jax.training.config import RunConfig
+    from clara_jax.training.loop import Outcome
+
 
 def main() -> None:
     if {"--help", "-h", "--helpfull"} & set(sys.argv[1:]):
         print(__doc__)
         return
-    from clara_jax.training.config import resolve
+    # After the help, which should not wait for these.
+    from clara_jax.checkpoints.json_file import read_object
+    from clara_jax.training.config import from_json, resolve
     from clara_jax.training.loop import run
+    from clara_jax.training.resume import CONFIG
+    from clara_jax.training.stopping import Stopped, StopSignal
 
     config, workdir = _parse(sys.argv)
     logging.getLogger("absl").setLevel(logging.WARNING)
-    config = resolve(config)
+    if config is None:
+        config = from_json(read_object(Path(workdir) / CONFIG, "name a configuration with --config"))
+    else:
+        config = resolve(config)
     directory = Path(workdir or config.workdir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}")
-    bundle = run(config, directory)
+    with StopSignal().listening() as stop:
+        try:
+            outcome = run(config, directory, stop)
+        except Stopped as stopped:
+            print(stopped, flush=True)
+            return
+    if outcome is None:
+        print(
+            f"{directory}: this run is finished, nothing to do; open it with clara_jax.Clara.load({str(directory)!r})"
+        )
+        return
+    _show(outcome, config)
     print(
-        f"finished: {len(config.stages)} stage(s), fingerprint {bundle.fingerprint()[:12]}; open with "
+        f"finished: {len(config.stages)} stage(s), fingerprint {outcome.bundle.fingerprint()[:12]}; open with "
         f"clara_jax.Clara.load({str(directory)!r})"
     )
+
+
+def _show(outcome: Outcome, config: RunConfig) -> None:
+    """Questions of held-out records, the model's answers, and what they were given from."""
+    from clara_jax import Clara
+    from clara_jax.data.batches import RANKING_STAGES
+
+    stage = config.stages[-1]
+    asked = [record for record in outcome.held_out if record.kind == "question"][: config.show]
+    if not asked:
+        return
+    ranks = stage.name in RANKING_STAGES
+    documents = [record.documents[: stage.candidates if ranks else stage.top_k] for record in asked]
+    questions = [record.questions[0] for record in asked]
+    answers = Clara(outcome.bundle).answer(
+        questions, documents, k=stage.top_k if ranks else None, max_new_tokens=stage.answer_tokens
+    )
+    for record, answer in zip(asked, answers, strict=True):
+        print(f"\nQuestion: {record.questions[0]}\nAnswer:   {answer.text}   (reference: {record.gold_answers[0]})")
+        for source in answer.sources:
+            gold = " (gold)" if int(source.id.partition("#")[0]) in record.positives else ""
+            score = "" if source.score is None else f", score {source.score:+.3f}"
+            print(f"  source {source.rank}{score}{gold}: {source.text}")
+    print()
 
 
 def _parse(argv: list[str]):
@@ -60,7 +109,7 @@ def _parse(argv: list[str]):
         raise ClaraError(f"--config: {type(error).__name__}: {error}") from None
     if len(rest) > 1:
         raise ClaraError(f"unexpected argument {rest[1]!r}; see --help")
-    if values["config"].value is None:
+    if values["config"].value is None and not workdir.value:
         raise ClaraError("--config is missing; name a file, e.g. --config configs/smollm2.py")
     return values[holder.name].value, values[workdir.name].value
 

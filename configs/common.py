@@ -7,13 +7,15 @@ import difflib
 import os
 import typing
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from clara_jax.data.synthetic import SyntheticConfig
 from clara_jax.errors import ClaraError
 from clara_jax.method.clara import ClaraConfig
-from clara_jax.training.config import ModelSection, RunConfig, StageConfig
+from clara_jax.training.config import ModelSection, RunConfig, ScratchSection, StageConfig
 
 MISTRAL_7B = "mistralai/Mistral-7B-Instruct-v0.2"
 PHI4_MINI = "microsoft/Phi-4-mini-instruct"
@@ -64,7 +66,7 @@ def section(cls: type, **values: Any) -> ConfigDict:
     """
     hints, result = typing.get_type_hints(cls), ConfigDict()
     for field in dataclasses.fields(cls):
-        if field.name in ("name", "stages", "model", "clara"):  # given by the section's place
+        if field.name in ("name", "stages") or dataclasses.is_dataclass(hints[field.name]):  # sections of their own
             continue
         value = values.pop(field.name, field.default)
         kinds = [kind for kind in typing.get_args(hints[field.name]) if kind is not type(None)]
@@ -79,11 +81,20 @@ def section(cls: type, **values: Any) -> ConfigDict:
     return result
 
 
-def run(stages: Mapping[str, Mapping[str, Any]], *, model: Mapping, clara: Mapping, **values: Any) -> ConfigDict:
+def run(
+    stages: Mapping[str, Mapping[str, Any]],
+    *,
+    model: Mapping,
+    clara: Mapping,
+    scratch: Mapping = MappingProxyType({}),
+    synthetic: Mapping = MappingProxyType({}),
+    **values: Any,
+) -> ConfigDict:
     """A whole config: stages by name, in order, each with the fields that differ from the defaults."""
     config = section(RunConfig, **values)
     config.stages = tuple(stages)
     config.model, config.clara = section(ModelSection, **model), section(ClaraConfig, **clara)
+    config.scratch, config.synthetic = section(ScratchSection, **scratch), section(SyntheticConfig, **synthetic)
     for name, fields in stages.items():
         config[name] = section(StageConfig, **fields)
     return config

@@ -220,11 +220,58 @@ def test_a_mistake_is_one_clear_line(name, place, monkeypatch, capsys, tmp_path)
     assert not (tmp_path / "run").exists(), "nothing half-written stays"
 
 
-def test_a_directory_with_a_run_is_kept(finished, place, monkeypatch, capsys):
+def test_a_directory_with_another_run_is_kept(finished, place, monkeypatch, capsys):
     run, _ = finished
     before = (run / "metrics.jsonl").read_bytes()
-    assert call(monkeypatch, "--config", f"{place}/config.py", "--workdir", run) == 2
-    assert "holds a run already" in capsys.readouterr().err and (run / "metrics.jsonl").read_bytes() == before
+    for change in ("--config.scp.batch_size=16", "--config.stages=('scp','instruct')", "--config.clara.lora_rank=4"):
+        assert call(monkeypatch, "--config", f"{place}/config.py", change, "--workdir", run) == 2
+        error = capsys.readouterr().err
+        assert change.removeprefix("--").partition("=")[0] in error and "begun with" in error
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_explains_itself(finished):
+    run, out = finished
+    log = json.loads((run / "run.json").read_text())
+    (began,) = log["starts"]
+    assert began["versions"]["jax"] and began["command"] and log["finished"]["fingerprint"]
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert any((run / "tensorboard").iterdir())
+    rows = read_metrics(run / "metrics.jsonl")
+    evaluated = [row for row in rows if row["stage"] == "end_to_end" and "eval_loss" in row]
+    assert [row["step"] for row in evaluated] == [0, 12]
+    for name in ("exact_match", "f1", "recall@1", "ce_no_memory", "exact_match_no_memory"):
+        assert np.isfinite(evaluated[-1][f"eval_{name}"]), name
+    assert "Question: " in out.stdout and "(reference: " in out.stdout and out.stdout.count("source 1") == 3
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_steps_that_are_not_finite(policy, place, monkeypatch, capsys, tmp_path, fast_compile):
+    run = tmp_path / "run"
+    arguments = [f"--config={place}/config.py:steps=4", "--config.stages=scp", "--config.scp.learning_rate=1e30"]
+    code = call(monkeypatch, *arguments, f"--config.non_finite={policy}", "--workdir", run)
+    error = capsys.readouterr().err
+    files = list(run.glob("non_finite-scp-*.json"))
+    if policy == "stop":
+        assert code == 2 and len([line for line in error.splitlines() if line.startswith("error: ")]) == 1
+        (path,) = files
+        assert len(json.loads(path.read_text())["records"]) == 8 and path.name in error
+    else:
+        steps = [row for row in read_metrics(run / "metrics.jsonl") if "loss" in row]
+        assert code == 0 and not files and "the batch is skipped, 3 so far" in error
+        assert [row["skipped"] for row in steps] == [0, 1, 2, 3]
+
+
+def test_losses_that_do_not_fall_can_be_an_error(place, monkeypatch, capsys, tmp_path, fast_compile):
+    arguments = [f"--config={place}/config.py:steps=4", "--config.stages=scp", "--config.scp.learning_rate=1e-30"]
+    assert call(monkeypatch, *arguments, "--config.require_progress=True", "--workdir", tmp_path / "run") == 2
+    assert "loss did not fall" in capsys.readouterr().err
+
+
+def test_a_profile_is_written(place, monkeypatch, tmp_path, fast_compile):
+    arguments = [f"--config={place}/config.py:steps=4", "--config.stages=scp", "--config.profile=1,3"]
+    assert call(monkeypatch, *arguments, "--workdir", tmp_path / "run") == 0
+    assert any(path.suffix == ".pb" for path in (tmp_path / "run" / "profile").rglob("*"))
 
 
 def test_help_teaches_and_needs_no_jax():

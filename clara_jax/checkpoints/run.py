@@ -1,22 +1,29 @@
-"""Checkpoints of a training run: written whole or not at all, verified when read.
+"""Checkpoints of a training run: written whole or not at all, verified when read, thinned out while training goes on.
 
-A checkpoint is a directory ``<run>/checkpoints/<NN>-<stage>``:
+A checkpoint is a directory ``<run>/checkpoints/<NN>-<stage>-<step>``:
 
 - ``arrays/``: the arrays, as Orbax stores them (this is the one module that knows Orbax);
 - ``clara.json``: the metadata, and the version of this format;
 - further files of the caller's, such as the tokenizer;
 - ``checksums.json``: size and SHA-256 of every other file.
 
-It is written by one process.
+It is written by one process, which may be killed in any line. Hidden names are those of unfinished work: ``.partial``
+is being written, ``.removed`` being deleted, and ``.replaced`` makes room for another of its name; until that has come,
+it counts. The next save of the run clears them away.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
 import os
+import re
 import shutil
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,27 +39,86 @@ RESTORE = "restore the file from a copy"
 
 Tree = Mapping[str, Any]
 
+_NAME = re.compile(r"(\d+)-(.+)-(\d+)")
+_PARTIAL, _REMOVED, _REPLACED = ".partial", ".removed", ".replaced"
+_LOWER_IS_BETTER = ("ce", "mse", "contrastive")
+_HASHING_THREADS = 8
+# Small enough for a large checkpoint's files to be hashed side by side.
+_FILE_BYTES = 64 * 2**20
+# How TensorStore and the tokenizers' Rust code name the system's error in a message.
+_SYSTEM_ERROR = re.compile(r"os[ _]error(?:_code)?[ =]+'?(\d+)")
 
-def checkpoint_directory(run_dir: str | Path, number: int, stage: str) -> Path:
-    """Where the run's checkpoint ``number``, of ``stage``, lies: ``<run>/checkpoints/<NN>-<stage>``."""
-    return Path(run_dir) / "checkpoints" / f"{number:02d}-{stage}"
+
+class _UnknownFormat(ClaraError):
+    """A whole checkpoint that this program cannot read: no reason to go on from an older one."""
+
+
+def checkpoint_directory(run_dir: str | Path, number: int, stage: str, step: int) -> Path:
+    """Where the run's checkpoint behind ``step`` steps of its stage ``number`` lies:
+    ``<run>/checkpoints/<NN>-<stage>-<step>``, the step in eight digits."""
+    return Path(run_dir) / "checkpoints" / f"{number:02d}-{stage}-{step:08d}"
+
+
+def checkpoints(run_dir: str | Path) -> list[Path]:
+    """The run's checkpoints, damaged ones among them, by stage number and step; half-written ones do not count."""
+    folder = Path(run_dir) / "checkpoints"
+    if not folder.is_dir():
+        return []
+    named = {path.name: path for path in folder.iterdir()}
+    for name, path in list(named.items()):
+        if name.startswith(".") and name.endswith(_REPLACED):
+            named.setdefault(name[1 : -len(_REPLACED)], path)
+    found = [(match, path) for name, path in named.items() if (match := _NAME.fullmatch(name)) and path.is_dir()]
+    return [path for _, path in sorted(found, key=lambda item: (int(item[0][1]), int(item[0][3])))]
+
+
+def newest_intact(run_dir: str | Path) -> Path | None:
+    """The newest checkpoint whose files are all there and match their checksums; None where there is none.
+
+    Each damaged one that is passed over gets one warning line on standard error.
+
+    Raises:
+      ClaraError: it is whole, but another version's.
+    """
+    damaged, found = [], None
+    for path in reversed(checkpoints(run_dir)):
+        try:
+            verify_checkpoint(path)
+            found = path
+            break
+        except _UnknownFormat:
+            raise
+        except ClaraError as error:
+            damaged.append((path, error))
+    instead = "and no earlier one is intact" if found is None else f"using the one before, {found.name}"
+    for path, error in damaged:
+        reason = str(error).partition(";")[0]
+        warn_line(f"checkpoint {path.name} is damaged ({reason}); {instead}")
+    return found
 
 
 def latest_checkpoint(run_dir: str | Path) -> Path:
-    """The run's checkpoint of the highest number; half-written ones have other names and do not count.
+    """`newest_intact`, for those who cannot do without.
 
     Raises:
-      ClaraError: there is none.
+      ClaraError: there is none, or it is another version's.
     """
-    folder = Path(run_dir) / "checkpoints"
-    numbered = []
-    for path in folder.iterdir() if folder.is_dir() else ():
-        number, dash, _ = path.name.partition("-")
-        if dash and number.isdecimal() and path.is_dir():
-            numbered.append((int(number), path.name))
-    if not numbered:
-        raise ClaraError(f"{run_dir}: no checkpoint there; a training run keeps them in checkpoints/<NN>-<stage>")
-    return folder / max(numbered)[1]
+    if newest := newest_intact(run_dir):
+        return newest
+    if found := checkpoints(run_dir):
+        raise ClaraError(
+            f"{run_dir}: every checkpoint there is damaged ({len(found)} of them); restore one from a copy"
+        )
+    raise ClaraError(f"{run_dir}: no checkpoint there; a training run keeps them in checkpoints/<NN>-<stage>-<step>")
+
+
+def best_checkpoint(run_dir: str | Path, stage: str, metric: str) -> Path | None:
+    """The stage's checkpoint with the best ``metadata["evaluation"][metric]``, the newer of equals.
+
+    Lower is better for "ce", "mse", "contrastive" and what begins with "loss", higher for all else. None where no
+    readable checkpoint of the stage has the metric.
+    """
+    return _best([path for path in checkpoints(run_dir) if _stage(path)[1] == stage], metric)
 
 
 def save_checkpoint(
@@ -70,31 +136,105 @@ def save_checkpoint(
       write_extra: called with the directory to write further files into.
 
     Raises:
-      ClaraError: ``directory`` exists, or the file system refuses (disk full, no permission).
+      ClaraError: ``directory`` exists, the metadata has a number that is not finite, or the file system refuses (disk
+        full, no permission).
     """
     directory = Path(directory).absolute()
     if directory.exists():
         raise ClaraError(f"{directory}: a checkpoint exists already; remove it or choose another run directory")
-    # Hidden and on the same file system. One that a killed run left behind is overwritten.
-    partial = directory.with_name(f".{directory.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        ocp.save(partial / ARRAYS, dict(arrays))
-        _write_json(partial / METADATA, {"format_version": FORMAT_VERSION, **metadata})
-        if write_extra is not None:
-            write_extra(partial)
-        files = sorted(path for path in partial.rglob("*") if path.is_file())
-        _write_json(partial / CHECKSUMS, {path.relative_to(partial).as_posix(): _digest(path) for path in files})
-        for path in partial.rglob("*"):
-            _sync(path)
-        _sync(partial)
-        os.rename(partial, directory)
-        _sync(directory.parent)
-    except OSError as error:
-        raise ClaraError(f"{directory}: cannot write the checkpoint: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    _begin_save(directory, arrays, metadata, write_extra)()
+
+
+class CheckpointWriter:
+    """Saves a run's checkpoints while the run goes on, and thins them out.
+
+    Of the run it keeps the newest ``keep``, of each stage the best by the metric ``best`` (see `best_checkpoint`) and
+    the last with ``metadata["finished"]``. It deletes only after a new one is whole on disk, and none that is further
+    than that: what a run that went on from further back left ahead of it, it replaces when it gets there.
+
+    A context manager; at the end it waits for the disk. One writer per run directory.
+
+    Args:
+      best: None keeps no best one.
+    """
+
+    def __init__(self, run_dir: str | Path, keep: int = 3, best: str | None = "loss"):
+        if keep < 1:
+            raise ValueError(f"keep is {keep}; a run keeps at least its newest checkpoint")
+        self._run_dir, self._keep, self._best = Path(run_dir), keep, best
+        self._executor = ThreadPoolExecutor(1, "checkpoints")
+        self._saving: Future[None] | None = None
+
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except Exception as error:
+            if kind is None:
+                raise
+            # What ended the run is the news; that its last checkpoint failed as well comes beside it.
+            warn_line(str(error))
+
+    def save(
+        self,
+        number: int,
+        stage: str,
+        step: int,
+        arrays: Tree,
+        metadata: Mapping[str, Any],
+        write_extra: Callable[[Path], None] | None = None,
+        wait: bool = False,
+    ) -> None:
+        """Saves ``checkpoint_directory(run_dir, number, stage, step)`` once the save before it is done.
+
+        Returns when the arrays may be donated; a thread does the rest. One of that name, which a run meets again when
+        it goes on from further back, is replaced, be it damaged or intact: the same step of a run has the same arrays.
+
+        Args:
+          arrays, metadata: as for `save_checkpoint`.
+          write_extra: called in the thread with the directory to write further files into.
+          wait: returns when the disk holds it.
+
+        Raises:
+          ClaraError: this one or the one before it cannot be written; earlier ones are whole.
+        """
+        self.wait()
+        directory = checkpoint_directory(self._run_dir, number, stage, step).absolute()
+        with _file_errors(f"{directory.parent}: cannot clear away what a killed run left"):
+            _clear_unfinished(directory.parent)
+        finish = _begin_save(directory, arrays, metadata, write_extra)
+
+        def finish_and_thin_out() -> None:
+            finish()
+            _thin_out(self._run_dir.absolute(), directory, self._keep, self._best)
+
+        self._saving = self._executor.submit(finish_and_thin_out)
+        if wait:
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns when the disk holds what was saved last.
+
+        Raises:
+          ClaraError: it could not be written. It is said once.
+        """
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+    def close(self) -> None:
+        """`wait`, and ends the thread."""
+        try:
+            self.wait()
+        finally:
+            self._executor.shutdown()
+
+
+def warn_line(message: str) -> None:
+    """A warning for the user of a command: one line on standard error."""
+    print(f"warning: {' '.join(message.split())}", file=sys.stderr, flush=True)
 
 
 def read_metadata(directory: str | Path) -> dict[str, Any]:
@@ -111,7 +251,7 @@ def read_metadata(directory: str | Path) -> dict[str, Any]:
     metadata = read_object(directory / METADATA, RESTORE)
     version = metadata.get("format_version")
     if version != FORMAT_VERSION:
-        raise ClaraError(
+        raise _UnknownFormat(
             f"{directory / METADATA}: format_version is {version!r}, this program reads {FORMAT_VERSION}; "
             "use the version of clara_jax that wrote it"
         )
@@ -126,8 +266,7 @@ def verify_checkpoint(directory: str | Path) -> None:
     """
     directory = Path(directory)
     read_metadata(directory)
-    for name, expected in _checksums(directory).items():
-        _verify(directory, name, expected)
+    _in_threads(lambda item: _verify(directory, *item), _checksums(directory).items())
 
 
 def load_arrays(
@@ -139,7 +278,8 @@ def load_arrays(
       directory: the checkpoint.
       abstract: nested dict of `jax.ShapeDtypeStruct`, each placed by its sharding (without one: on the first device).
         None loads what is there, whole, onto the first device, whatever mesh wrote it.
-      only: top-level names to load, e.g. ``("params",)`` to leave the optimizer's state on disk.
+      only: top-level names to load, e.g. ``("lora", "tokens")``; the rest, the optimizer's state say, stays on disk and
+        may be missing from ``abstract``.
 
     Returns:
       A tree of the structure of ``abstract``.
@@ -167,6 +307,179 @@ def load_arrays(
     context.pytree.loading.partial_load = only is not None
     with context:
         return ocp.load(directory / ARRAYS, jax.tree.map(target, wanted))
+
+
+def json_text(value: Mapping[str, Any]) -> str:
+    """An object as the text of a JSON file; ValueError for a number that is not finite."""
+    return json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+def sync(path: Path) -> None:
+    """Has the disk hold what was written to a file or directory."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# --- writing ---
+
+
+def _begin_save(
+    directory: Path, arrays: Tree, metadata: Mapping[str, Any], write_extra: Callable[[Path], None] | None
+) -> Callable[[], None]:
+    """The part of a save that needs the arrays on their devices; returns what does the rest.
+
+    The arrays may be donated in between: they are on the host by then, or, on a CPU, Orbax holds their buffers, which
+    JAX therefore does not give away.
+    """
+    try:
+        described = json_text({"format_version": FORMAT_VERSION, **metadata})
+    except ValueError as error:
+        raise ClaraError(f"{directory}: the checkpoint's metadata cannot be written as JSON: {error}") from error
+    _quieten_orbax()
+    partial = _hidden(directory, _PARTIAL)
+    with _or_nothing(directory, partial):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        context = ocp.Context()
+        context.array.saving.ocdbt_target_data_file_size = _FILE_BYTES
+        with context:
+            writing = ocp.save_async(partial / ARRAYS, dict(arrays))
+
+    def finish() -> None:
+        with _or_nothing(directory, partial):
+            writing.result()
+            (partial / METADATA).write_text(described, encoding="utf-8")
+            if write_extra is not None:
+                write_extra(partial)
+            files = sorted(path for path in partial.rglob("*") if path.is_file())
+            names = [path.relative_to(partial).as_posix() for path in files]
+            sums = dict(zip(names, _in_threads(_digest, files), strict=True))
+            (partial / CHECKSUMS).write_text(json_text(sums), encoding="utf-8")
+            for path in partial.rglob("*"):
+                sync(path)
+            sync(partial)
+            _commit(partial, directory)
+
+    return finish
+
+
+def _commit(partial: Path, directory: Path) -> None:
+    replaced = _hidden(directory, _REPLACED)
+    if directory.exists():
+        os.rename(directory, replaced)
+    os.rename(partial, directory)
+    sync(directory.parent)
+    if replaced.exists():
+        shutil.rmtree(replaced)
+
+
+def _clear_unfinished(folder: Path) -> None:
+    """Removes what a killed writer left in a folder of checkpoints, and gives the one that it was replacing its name
+    back."""
+    for path in folder.glob(".*") if folder.is_dir() else ():
+        name = folder / path.stem[1:]
+        if path.suffix == _REPLACED and not name.exists():
+            os.rename(path, name)
+        elif path.suffix in (_PARTIAL, _REMOVED, _REPLACED):
+            shutil.rmtree(path)
+
+
+def _hidden(directory: Path, suffix: str) -> Path:
+    """A name beside it, on the same file system, under which it does not count."""
+    return directory.with_name(f".{directory.name}{suffix}")
+
+
+@contextlib.contextmanager
+def _or_nothing(directory: Path, partial: Path) -> Iterator[None]:
+    """Whatever goes wrong while a checkpoint is written, its half-written files go."""
+    try:
+        with _file_errors(f"{directory}: cannot write the checkpoint", "; earlier checkpoints are whole"):
+            yield
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
+def _file_errors(what: str, remark: str = "") -> Iterator[None]:
+    """Turns what the file system refuses into one line, whichever library passes it on; other errors are bugs."""
+    try:
+        yield
+    except ClaraError:
+        raise
+    except OSError as error:
+        raise ClaraError(f"{what}: {error.strerror or error}{remark}") from error
+    except Exception as error:
+        code = _SYSTEM_ERROR.search(str(error))
+        if code is None:
+            raise
+        raise ClaraError(f"{what}: {os.strerror(int(code[1]))}{remark}") from error
+
+
+def _quieten_orbax() -> None:
+    """Orbax raises what went wrong in its threads, and also logs it with a traceback: once is enough."""
+    logging.getLogger("absl").addFilter(_is_not_raised_anyway)
+
+
+def _is_not_raised_anyway(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and "orbax" in record.pathname)
+
+
+# --- thinning out ---
+
+
+def _thin_out(run_dir: Path, committed: Path, keep: int, best: str | None) -> None:
+    found = checkpoints(run_dir)
+    # What is further than the one just committed was found damaged, or the run would have gone on from there.
+    found = found[: found.index(committed) + 1]
+    kept = set(found[-keep:])
+    for stage in {_stage(path) for path in found}:
+        own = [path for path in found if _stage(path) == stage]
+        finished = [path for path in own if _metadata_if_readable(path).get("finished") is True]
+        kept.update(finished[-1:])
+        if best is not None and (path := _best(own, best)):
+            kept.add(path)
+    for path in found:
+        if path not in kept:
+            with _file_errors(f"{path}: cannot remove this old checkpoint"):
+                _remove(path)
+
+
+def _remove(directory: Path) -> None:
+    removed = _hidden(directory, _REMOVED)
+    os.rename(directory, removed)
+    # Otherwise the disk might know of the missing files before it knows of the new name.
+    sync(directory.parent)
+    shutil.rmtree(removed)
+
+
+def _stage(path: Path) -> tuple[int, str]:
+    """Number and name of the stage that a checkpoint belongs to."""
+    number, name, _ = _NAME.search(path.name).groups()
+    return int(number), name
+
+
+def _best(paths: Iterable[Path], metric: str) -> Path | None:
+    sign = -1 if metric.startswith("loss") or metric in _LOWER_IS_BETTER else 1
+    scored = []
+    for i, path in enumerate(paths):
+        value = _metadata_if_readable(path).get("evaluation", {}).get(metric)
+        if value is not None:
+            scored.append((sign * value, i, path))
+    return max(scored)[-1] if scored else None
+
+
+def _metadata_if_readable(path: Path) -> dict[str, Any]:
+    try:
+        return read_metadata(path)
+    except ClaraError:
+        return {}
+
+
+# --- reading ---
 
 
 def _leaves(tree: Tree) -> dict[str, Any]:
@@ -219,17 +532,13 @@ def _checksums(directory: Path) -> dict[str, dict[str, Any]]:
     for name, entry in sums.items():
         if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
             raise ClaraError(f"{directory / CHECKSUMS}: {name!r} has no bytes and sha256; restore the file from a copy")
+    # Nothing else vouches for this file. Written in one way only, it shows any change that its entries do not.
+    if (directory / CHECKSUMS).read_text(encoding="utf-8") != json_text(sums):
+        raise ClaraError(f"{directory / CHECKSUMS}: was changed since it was written; {RESTORE}")
     return sums
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _sync(path: Path) -> None:
-    """Has the disk hold what was written to a file or directory."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _in_threads(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+    """Calls it for each item; hashing and reading let go of the interpreter's lock."""
+    with ThreadPoolExecutor(min(_HASHING_THREADS, os.cpu_count() or 1)) as pool:
+        return list(pool.map(function, items))

@@ -65,23 +65,26 @@ class LoRALinear(nn.Module):
         ins = next(iter(self.maps.values())).input_letters
         # Behind attention and inside the MLP the contracted axis is split over "model": the sum over it must be asked
         # for.
-        summed = jax.P("data", None, None) if ins != "E" else None
+        summed = jax.P("data", None) if ins != "E" else None
         params = self.variables["params"]
         adapter = self.variables.get("lora")
+        dropped = x if adapter is None or dropout is None else dropout(x, layer * 16 + self.site)
+        # Rows and tokens become one axis N: with two, XLA on CPU computes every output's gradient a second time,
+        # transposed, for the gradient of its kernel.
+        tokens = x.shape[:2]
+        x, dropped = (jnp.reshape(y, (-1, *y.shape[2:])) for y in (x, dropped))
         if adapter is not None:
-            dropped = x if dropout is None else dropout(x, layer * 16 + self.site)
-            low = jnp.einsum(f"BT{ins},{ins}R->BTR", dropped, adapter["a"].astype(x.dtype), out_sharding=summed)
+            low = jnp.einsum(f"N{ins},{ins}R->NR", dropped, adapter["a"].astype(x.dtype), out_sharding=summed)
         results = {}
         for name, linear in self.maps.items():
             outs = linear.output_letters
             y = jnp.einsum(
-                f"BT{ins},{ins}{outs}->BT{outs}", x, params["kernel"][name].astype(x.dtype), out_sharding=summed
+                f"N{ins},{ins}{outs}->N{outs}", x, params["kernel"][name].astype(x.dtype), out_sharding=summed
             )
             if linear.bias:
                 y += params["bias"][name].astype(x.dtype)
             if adapter is not None:
-                y += self.scale * jnp.einsum(
-                    f"BTR,R{outs}->BT{outs}", low, adapter["b"][name].astype(x.dtype), out_sharding=summed
-                )
-            results[name] = y
+                b = adapter["b"][name].astype(x.dtype)
+                y += self.scale * jnp.einsum(f"NR,R{outs}->N{outs}", low, b, out_sharding=summed)
+            results[name] = jnp.reshape(y, (*tokens, *y.shape[1:]))
         return results

@@ -21,6 +21,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from clara_jax.data.synthetic import SyntheticConfig
 from clara_jax.errors import ClaraError
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.method.stages import STAGES, Objective
@@ -28,6 +29,8 @@ from clara_jax.model.transformer import REMAT_POLICIES
 
 SCHEDULES = ("cosine", "constant", "cosine_with_minimum")
 PRECISIONS = ("bfloat16", "float32")
+NON_FINITE = ("stop", "skip")
+SCRATCH = "scratch"
 MSE_REDUCTIONS = ("mean", "sum")
 
 
@@ -45,7 +48,8 @@ class ModelSection:
     """The base language model.
 
     Attributes:
-      base: "smollm2", a directory, a .gguf file or a hub id; "" where `RunConfig.initial_checkpoint` names it.
+      base: "smollm2", a directory, a .gguf file or a hub id; "scratch" for a fresh one of the sizes in
+        `RunConfig.scratch`; "" where `RunConfig.initial_checkpoint` names it.
       precision: "bfloat16" (base and compute; adapters, norms, softmax, losses stay float32) or "float32" throughout.
       remat: what the backward pass keeps of a block, a name of `REMAT_POLICIES`: "none" keeps everything, "full" only
         its input, "dots" the matrix products, "names" the outputs of attention and MLP.
@@ -61,13 +65,41 @@ class ModelSection:
 
 
 @dataclasses.dataclass(frozen=True)
+class ScratchSection:
+    """A small base made fresh, in the Llama architecture; names as in a ``config.json``.
+
+    Its tokenizer has a token for every word of the training records. Stages train the base by ``trains``.
+    """
+
+    hidden_size: int = 128
+    intermediate_size: int = 384
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 4
+    rope_theta: float = 10000.0
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            _require(value > 0, "scratch.", field.name, value, "it must be positive")
+        heads = self.num_attention_heads
+        rule = f"it must be an even multiple of num_attention_heads {heads}"
+        _require(self.hidden_size % (2 * heads) == 0, "scratch.", "hidden_size", self.hidden_size, rule)
+        rule = f"it must divide num_attention_heads {heads}"
+        _require(
+            heads % self.num_key_value_heads == 0, "scratch.", "num_key_value_heads", self.num_key_value_heads, rule
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class StageConfig:
     """One stage of training. Its defaults are the paper's where the paper has one (Table 10).
 
     Attributes:
       name: "scp", "instruct", "end_to_end" or "retrieval".
-      train_data: JSONL files; glob patterns and ``${VARIABLE}`` are allowed (see `data_files`).
-      eval_data: held-out files of the same format.
+      train_data: JSONL files; glob patterns and ``${VARIABLE}`` are allowed (see `data_files`). "synthetic:train"
+        names records of the synthetic corpus (`RunConfig.synthetic`).
+      eval_data: held-out files of the same format, or "synthetic:eval".
       steps: optimizer steps; exactly one of ``steps`` and ``epochs`` is given.
       epochs: passes over the training records, a fraction allowed.
       batch_size: records of one optimizer step, over all devices.
@@ -87,6 +119,10 @@ class StageConfig:
       train_limit, eval_limit: read no more records than this.
       eval_every: steps between evaluations; None evaluates before the first step and after the last.
       eval_batches: batches of one evaluation; None takes all of ``eval_data``.
+      eval_answers: held-out questions that are answered in one evaluation, for exact match and F1; 0 for none.
+      answer_tokens: longest such answer.
+      eval_controls: evaluate without memory and with another document's memory as well.
+      save_every: steps between checkpoints, besides those that `RunConfig.save_minutes` asks for and the stage's last.
       log_every: steps between lines of metrics.
       trains: the subtrees of the parameters that are trained, e.g. "lora/generator"; None takes the stage's own list.
     """
@@ -115,6 +151,10 @@ class StageConfig:
     eval_limit: int | None = None
     eval_every: int | None = None
     eval_batches: int | None = None
+    eval_answers: int = 64
+    answer_tokens: int = 32
+    eval_controls: bool = True
+    save_every: int | None = None
     log_every: int = 1
     trains: tuple[str, ...] | None = None
 
@@ -133,13 +173,13 @@ class StageConfig:
                 f"config.{self.name}: give exactly one of steps and epochs, {both} given "
                 f"(on the command line 0 stands for none: --config.{self.name}.epochs=0)"
             )
-        counts = ("steps", "batch_size", "accumulate", "top_k", "candidates", "log_every")
-        for field in counts + ("train_limit", "eval_limit", "eval_every", "eval_batches"):
+        counts = ("steps", "batch_size", "accumulate", "top_k", "candidates", "log_every", "answer_tokens")
+        for field in counts + ("train_limit", "eval_limit", "eval_every", "eval_batches", "save_every"):
             check(field, getattr(self, field) is None or getattr(self, field) >= 1, "it must be at least 1")
         for field in ("epochs", "learning_rate", "eps", "clip_norm", "temperature"):
             value = getattr(self, field)
             check(field, value is None or 0 < value < math.inf, "it must be positive")
-        for field in ("weight_decay", "mse_weight", "warmup"):
+        for field in ("weight_decay", "mse_weight", "warmup", "eval_answers"):
             check(field, 0 <= getattr(self, field) < math.inf, "it must be zero or positive")
         check("warmup", self.warmup < 1 or float(self.warmup).is_integer(), "from 1 on it is a whole number of steps")
         check("accumulate", self.batch_size % self.accumulate == 0, f"it must divide batch_size {self.batch_size}")
@@ -178,6 +218,17 @@ class RunConfig:
       mesh: devices along (data, model); -1 for data takes all that model leaves.
       workdir: the run directory; the command's ``--workdir`` goes before it.
       initial_checkpoint: a run directory, one of its checkpoints, or a released CLaRa checkpoint.
+      scratch: sizes of the base where ``model.base`` is "scratch".
+      synthetic: the corpus behind "synthetic:train" and "synthetic:eval".
+      save_minutes: time between checkpoints while a stage runs; a stage's last step is saved in any case.
+      keep: checkpoints that are kept, the newest; each stage's last and best stay besides.
+      best: the held-out value by which a checkpoint is best, e.g. "loss" or "exact_match"; "" keeps none for it.
+      non_finite: a step whose loss or gradient is not finite changes nothing; then "stop" the run with the batch's
+        records on file, or "skip" the batch and count it.
+      profile: write a profile of the steps from the first number up to the second, of the stage that runs.
+      tensorboard: write TensorBoard events, too.
+      show: questions of the last stage's held-out records that the finished model answers in print.
+      require_progress: fail at the end unless training and held-out loss have fallen in every stage.
       progress: show a progress bar (a line now and then where standard error is no terminal).
       progress_seconds: time between such lines.
     """
@@ -189,6 +240,16 @@ class RunConfig:
     mesh: tuple[int, int] = (-1, 1)
     workdir: str = ""
     initial_checkpoint: str | None = None
+    scratch: ScratchSection = ScratchSection()
+    synthetic: SyntheticConfig = SyntheticConfig()
+    save_minutes: float = 10.0
+    keep: int = 3
+    best: str = "loss"
+    non_finite: str = "stop"
+    profile: tuple[int, int] | None = None
+    tensorboard: bool = True
+    show: int = 3
+    require_progress: bool = False
     progress: bool = True
     progress_seconds: float = 30.0
 
@@ -199,6 +260,12 @@ class RunConfig:
         rule = "(data, model) must be at least 1 each; data may be -1: all that is left"
         _require(good, "", "mesh", self.mesh, rule)
         _require(self.progress_seconds > 0, "", "progress_seconds", self.progress_seconds, "it must be positive")
+        _require(self.save_minutes > 0, "", "save_minutes", self.save_minutes, "it must be positive")
+        _require(self.keep >= 1, "", "keep", self.keep, "it must be at least 1")
+        _require(self.show >= 0, "", "show", self.show, "it must be zero or positive")
+        _require(self.non_finite in NON_FINITE, "", "non_finite", self.non_finite, _one_of(NON_FINITE))
+        window = self.profile is None or 0 <= self.profile[0] < self.profile[1]
+        _require(window, "", "profile", self.profile, "it must be (first step, step after the last), e.g. 10,13")
         if not self.model.base and not self.initial_checkpoint:
             raise ClaraError(
                 "config.model.base is empty: name a base model (smollm2, a directory, a .gguf file or a hub id), "

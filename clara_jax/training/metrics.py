@@ -1,16 +1,20 @@
-"""What a run says about itself: metrics as JSON lines, a progress bar, tokens per second."""
+"""What a run says about itself: metrics as JSON lines and for TensorBoard, memory, a progress bar and its rates."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+import jax
 from tqdm import tqdm
 
 from clara_jax.errors import ClaraError
@@ -24,28 +28,122 @@ class MetricWriter:
 
     Args:
       path: the file; made with its directory where absent. A last line that a crash left half-written is removed.
+      tensorboard: a directory for TensorBoard events. The numbers of every row with a "step" go there, under
+        "<stage>/<name>" and the stage's own step. They mirror the file: what an earlier writer left in the directory
+        is replaced by the rows that the file holds.
+      keep_bytes: cut the file to this length first (a `sync` of an earlier writer), for a run that does again what came
+        behind.
+
+    Raises:
+      ClaraError: the file or the events cannot be written.
+
+    Warns:
+      on standard error, if the file is shorter than ``keep_bytes``: rows are lost, and the run can go on without them.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, tensorboard: Path | None = None, keep_bytes: int | None = None):
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "a+b")
+        self._events = None
+        with self._disk():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "a+b")
+            self._cut(keep_bytes)
+            if tensorboard is not None:
+                self._events = _Events(tensorboard)
+                for row in read_metrics(self.path):
+                    self._events.write(row)
+                self._events.flush()
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        row = {name: _plain(value) for name, value in values.items()}
+        with self._disk():
+            self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+            self._file.flush()
+            if self._events is not None:
+                self._events.write({name: _number(value) for name, value in row.items()})
+
+    def sync(self) -> int:
+        """Waits until the disk holds every row; returns the file's length in bytes."""
+        with self._disk():
+            os.fsync(self._file.fileno())
+            if self._events is not None:
+                self._events.flush()
+            return os.fstat(self._file.fileno()).st_size
+
+    def close(self) -> None:
+        with self._disk():
+            self._file.close()
+            if self._events is not None:
+                self._events.close()
+
+    def _cut(self, keep_bytes: int | None) -> None:
+        size = os.fstat(self._file.fileno()).st_size
+        if keep_bytes is not None and size < keep_bytes:
+            lost = f"it has {size} bytes where the checkpoint knew {keep_bytes}"
+            print(f"{self.path}: rows of earlier steps are missing ({lost}); going on", file=sys.stderr, flush=True)
+        self._file.truncate(size if keep_bytes is None else min(size, keep_bytes))
         self._file.seek(0)
         self._file.truncate(self._file.read().rfind(b"\n") + 1)
 
-    def write(self, values: Mapping[str, Any]) -> None:
-        line = json.dumps({name: _plain(value) for name, value in values.items()}, allow_nan=False)
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ClaraError(
+                f"{self.path}: metrics cannot be written: {error.strerror or error}; make room or choose another "
+                "--workdir, and give the command again"
+            ) from error
 
     def __enter__(self) -> MetricWriter:
         return self
 
     def __exit__(self, *_: Any) -> None:
         self.close()
+
+
+class _Events:
+    """TensorBoard's scalars, one event a row; on the disk every few seconds, for a flush waits for it."""
+
+    SECONDS = 5.0
+
+    def __init__(self, directory: Path):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        directory.mkdir(parents=True, exist_ok=True)
+        for old in directory.glob("events.out.tfevents.*"):
+            old.unlink()
+        # The plain writer: the usual SummaryWriter changes the "@" of recall@1, and its thread hangs on a full disk.
+        self._writer = EventsWriter(str(directory / "events"))
+        # A TensorBoard that is open forgets the rows it has seen of files that are gone.
+        session = SessionLog(status=SessionLog.SessionStatus.START)
+        self._writer.write_event(Event(wall_time=time.time(), step=0, session_log=session))
+        self.flush()
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        if "step" not in row:
+            return
+        numbers = {
+            name: float(value)
+            for name, value in row.items()
+            if name != "step" and isinstance(value, int | float) and not isinstance(value, bool)
+        }
+        prefix = f"{row['stage']}/" if "stage" in row else ""
+        summary = Summary(value=[Summary.Value(tag=prefix + name, simple_value=x) for name, x in numbers.items()])
+        self._writer.write_event(Event(wall_time=time.time(), step=int(row["step"]), summary=summary))
+        if time.monotonic() - self._flushed > self.SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        self._writer.flush()
+        self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
@@ -78,6 +176,19 @@ def _plain(value: Any) -> Any:
 
 def _number(value: Any) -> Any:
     return float(value) if value in ("nan", "inf", "-inf") else value
+
+
+def device_memory() -> dict[str, float]:
+    """Memory in GiB: "host_peak_gib", the most this process has held; and, where the platform says so (GPU, TPU),
+    "device_peak_gib" and "device_in_use_gib" of the fullest local device."""
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+    memory = {"host_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    for name, key in (("device_peak_gib", "peak_bytes_in_use"), ("device_in_use_gib", "bytes_in_use")):
+        known = [own[key] for own in stats if key in own]
+        if known:
+            memory[name] = max(known) / 2**30
+    return {name: round(value, 3) for name, value in memory.items()}
 
 
 class Throughput:
@@ -118,6 +229,7 @@ class Progress:
     Args:
       total: steps.
       name: of the stage.
+      start: steps that were done before, by a run that this one goes on from.
       stream: where to write; standard error by default.
       seconds: time between lines without a terminal.
       enabled: False writes nothing.
@@ -129,19 +241,20 @@ class Progress:
         total: int,
         name: str,
         *,
+        start: int = 0,
         stream: TextIO | None = None,
         seconds: float = 30.0,
         enabled: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self.total, self.name, self.step = total, name, 0
+        self.total, self.name, self.step, self._first = total, name, start, start + 1
         self._stream = sys.stderr if stream is None else stream
         self._seconds, self._clock, self._last_line = seconds, clock, -math.inf
         self._tokens, self._steps = Throughput(clock=clock), Throughput(clock=clock)
         self._enabled = enabled
         self._bar = None
         if enabled and self._stream.isatty():
-            self._bar = tqdm(total=total, desc=name, unit="step", file=self._stream, dynamic_ncols=True)
+            self._bar = tqdm(total=total, initial=start, desc=name, unit="step", file=self._stream, dynamic_ncols=True)
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -168,7 +281,7 @@ class Progress:
             self._bar.update()
             return
         now = self._clock()
-        if self.step in (1, self.total) or now - self._last_line >= self._seconds:
+        if self.step in (self._first, self.total) or now - self._last_line >= self._seconds:
             self._last_line = now
             if self.seconds_left is not None:
                 facts.append(f"{tqdm.format_interval(self.seconds_left)} left")

@@ -27,11 +27,11 @@ class TrainState:
     optimizer: Any
 
 
-def init_state(trained: Leaves, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step; the optimizer's moments are placed as their parameters are."""
+def init_state(trained: Leaves, optimizer: optax.GradientTransformation, step: int = 0) -> TrainState:
+    """The state before step ``step``, of a fresh optimizer; its moments are placed as their parameters are."""
     # Step takes the buffers of its state: the caller's arrays stay whole.
     trained = jax.tree.map(jnp.copy, trained)
-    return TrainState(jnp.int32(0), trained, jax.jit(optimizer.init)(trained))
+    return TrainState(jnp.int32(step), trained, jax.jit(optimizer.init)(trained))
 
 
 def make_train_step(
@@ -41,7 +41,11 @@ def make_train_step(
 
     ``key`` is the run's: the step and each example's number are folded in here, so that dropout is the same however the
     batch is sharded or accumulated and wherever a run was resumed. Metrics are float32 scalars: "loss", every term of
-    the stage as a mean, "grad_norm" before clipping.
+    the stage as a mean, "grad_norm" before clipping, "grad_norm/<subtree>" and "update_norm/<subtree>" (after clipping
+    and optimizer, learning rate included), and the bool "finite".
+
+    Where loss or gradient is not finite, parameters and moments stay as they were: the host learns of it a step later,
+    and whatever it then decides, nothing is spoiled. Step counters go on, so that schedule and data stay in step.
     """
     gradient = jax.value_and_grad(make_loss(model, stage, objective), has_aux=True)
 
@@ -59,10 +63,14 @@ def make_train_step(
             first, rest = jax.tree.map(lambda x: x[0], parts), jax.tree.map(lambda x: x[1:], parts)
             total = gradient(state.trained, frozen, first[0], counted, first[1])
             ((loss, terms), grads), _ = jax.lax.scan(add, total, rest)
-        updates, opt_state = optimizer.update(grads, state.optimizer, state.trained)
-        trained = optax.apply_updates(state.trained, updates)
-        metrics = {"loss": loss, **terms, "grad_norm": optax.tree.norm(grads)}
-        return TrainState(state.step + 1, trained, opt_state), metrics
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        updates, moments = optimizer.update(grads, state.optimizer, state.trained)
+        trained = _where(finite, optax.apply_updates(state.trained, updates), state.trained)
+        moments = _where(finite, moments, state.optimizer)
+        norms = subtree_norms("grad_norm", grads) | subtree_norms("update_norm", updates)
+        metrics = {"loss": loss, **terms, "grad_norm": norm, **norms, "finite": finite}
+        return TrainState(state.step + 1, trained, moments), metrics
 
     return jax.jit(step, donate_argnums=0)
 
@@ -91,6 +99,22 @@ def make_eval_step(
 def example_keys(key: jax.Array, example_ids: jax.Array) -> jax.Array:
     """A PRNG key for each example [B]."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, example_ids)
+
+
+def subtree_norms(name: str, leaves: Leaves) -> Terms:
+    """The Euclidean norm of each subtree: ``{"<name>/lora/generator": ..., "<name>/base": ...}``."""
+    groups: dict[str, list[jax.Array]] = {}
+    for path, leaf in leaves.items():
+        top, below, *_ = path.split("/")
+        groups.setdefault(top if top == "base" else f"{top}/{below}", []).append(leaf)
+    return {f"{name}/{group}": optax.tree.norm(members) for group, members in groups.items()}
+
+
+def _where(condition: jax.Array, new: Any, old: Any) -> Any:
+    """``new`` where the condition holds, else ``old``; counters (integers) are new in any case."""
+    return jax.tree.map(
+        lambda n, o: jnp.where(condition, n, o) if jnp.issubdtype(n.dtype, jnp.inexact) else n, new, old
+    )
 
 
 def _parts(x: jax.Array, parts: int) -> jax.Array:

@@ -1,0 +1,318 @@
+"""Evaluation while training: held-out loss, answers and ranking on fixed shapes, with controls beside them.
+
+The controls say how much of a value comes from the memories. *No memory* is the same prompt with the memories left out,
+*another document's memory* the same prompt over the documents of another example. Both go through the functions that
+are compiled for the real case.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clara_jax.data import prompts
+from clara_jax.data.batches import RANKING_STAGES, Batch, Example, collate, plan_shapes
+from clara_jax.data.records import Record
+from clara_jax.data.tokenization import ClaraTokenizer
+from clara_jax.evaluation.answers import exact_match, token_f1
+from clara_jax.evaluation.ranking import recall_at
+from clara_jax.inference.decode import Generated, Sampling, generate
+from clara_jax.method.clara import ClaraModel
+from clara_jax.method.compressor import encode
+from clara_jax.method.parameters import merge
+from clara_jax.method.stages import Objective, Stage, objective_value, rank_documents
+from clara_jax.method.topk import straight_through_topk
+from clara_jax.model.sharding import put_batch
+from clara_jax.training.step import Leaves, make_eval_step
+
+REAL, NO_MEMORY, OTHER_MEMORY = "", "_no_memory", "_other_memory"  # cases, and what ends the names of their values
+RECALL_AT = (1, 3, 5)
+
+
+class Evaluation:
+    """Measures a model on held-out examples; built once per stage, called as often as wanted.
+
+    All of it runs on a few fixed shapes, compiled at the first call. Batches are made once and kept on the host.
+
+    Attributes:
+      answers: the texts that the newest complete call generated, in the order of the records.
+    """
+
+    def __init__(
+        self,
+        model: ClaraModel,
+        stage: Stage,
+        objective: Objective,
+        tokenizer: ClaraTokenizer,
+        mesh: jax.sharding.Mesh,
+        examples: Sequence[Example],
+        records: Sequence[Record],
+        batch_size: int,
+        *,
+        loss_batches: int | None = None,
+        answers: int | None = None,
+        max_new_tokens: int = 32,
+        end_ids: tuple[int, ...],
+        controls: bool = True,
+    ):
+        """
+        Args:
+          examples: held out, tokenized for this stage; none of them makes every call give {}.
+          records: the same, with the references of their answers.
+          batch_size: rows of a device call, a multiple of the mesh's data axis; the last batch is filled up.
+          loss_batches: batches that loss and recall are taken over; default all.
+          answers: records that are answered, the first ones, in a stage that answers questions; default all.
+          max_new_tokens: longest answer.
+          end_ids: tokens that end an answer.
+          controls: measure the controls as well. *Another document's memory* is left out if an example shares
+            documents with every other one.
+        """
+        if len(examples) != len(records):
+            raise ValueError(f"{len(examples)} examples and {len(records)} records")
+        self.answers: tuple[str, ...] = ()
+        self._stage, self._objective, self._tokenizer, self._mesh = stage, objective, tokenizer, mesh
+        reads_memory = "ce" in stage.weights(objective)
+        answering = reads_memory and bool(records) and records[0].kind == "question"
+        answered = len(records[:answers]) if answering else 0
+        self._batches = _prepare(
+            examples, records, tokenizer, batch_size, loss_batches, answered, controls and reads_memory
+        )
+        self._terms = make_eval_step(model, stage, objective)
+        self._select = jax.jit(_selector(model, stage, objective))
+        sampling = Sampling(max_new_tokens)
+
+        def answer(trained: Leaves, frozen: Leaves, prompt: tuple[jax.Array, ...], memories: jax.Array, key: jax.Array):
+            return generate(model, merge(trained, frozen), *prompt, memories, key, sampling, end_ids)
+
+        self._generate = jax.jit(answer)
+        self._key = jax.device_put(jax.random.key(0), jax.NamedSharding(mesh, jax.P()))  # greedy: never drawn from
+
+    @property
+    def compilations(self) -> int:
+        """Functions compiled by all calls together."""
+        return sum(function._cache_size() for function in (self._terms, self._select, self._generate))
+
+    def __call__(
+        self, trained: Leaves, frozen: Leaves, stop: Callable[[], bool] = lambda: False
+    ) -> dict[str, float] | None:
+        """Means over the examples; call it under `jax.set_mesh`.
+
+        Args:
+          trained, frozen: the parameters, see `clara_jax.method.parameters.split`.
+          stop: asked before each device call.
+
+        Returns:
+          None as soon as ``stop`` says so. Else, by name: "loss" and the stage's terms; "ce_no_memory" and
+          "ce_other_memory" where the generator reads memories; "exact_match" and "f1" of greedy answers to questions,
+          both also with "_no_memory" and "_other_memory"; "recall@1", "recall@3", "recall@5" among all candidates, as
+          far as there are as many and positives are known.
+        """
+        found = _Found()
+        for _ in self._measure(trained, frozen, found):
+            if stop():
+                return None
+        self.answers = tuple(found.answers.get(REAL, ()))
+        return self._loss(found) | self._quality(found) | self._recall(found)
+
+    def _measure(self, trained: Leaves, frozen: Leaves, found: _Found) -> Iterator[None]:
+        """Fills ``found``; yields before each device call."""
+        for batch in self._batches:
+            memories = {}
+            for case, host in batch.cases.items():
+                placed = put_batch(host, self._mesh)
+                if batch.measured:
+                    yield
+                    terms = _on_device(self._terms, trained, frozen, placed)
+                    found.terms.setdefault(case, []).append(jax.device_get(terms))
+                ranked = batch.ranked and case == REAL
+                if ranked or (batch.prompts and case != NO_MEMORY):
+                    yield
+                    scores, memories[case] = _on_device(self._select, trained, frozen, placed)
+                    if ranked:
+                        found.scores.append((jax.device_get(scores), host.document_valid, host.positives))
+            for case, prompt in batch.prompts.items():
+                yield
+                # Without memory it does not matter whose are handed over: the prompt attends to none.
+                own = memories[REAL if case == NO_MEMORY else case]
+                placed = put_batch(prompt, self._mesh)
+                out = _on_device(self._generate, trained, frozen, placed, own, self._key)
+                found.answers.setdefault(case, []).extend(self._texts(jax.device_get(out), len(batch.golds)))
+            found.golds.extend(batch.golds)
+
+    def _texts(self, out: Generated, count: int) -> list[str]:
+        return [self._tokenizer.decode(out.tokens[row, : out.lengths[row]].tolist()) for row in range(count)]
+
+    def _loss(self, found: _Found) -> dict[str, float]:
+        values = {}
+        for case, terms in found.terms.items():
+            sums, counted = jax.tree.map(lambda *parts: np.sum(np.float64(parts)), *terms)
+            loss, means = objective_value(self._stage, self._objective, sums, counted)
+            # What the controls change is the answer's likelihood; other terms of the loss do not depend on them.
+            named = {"loss": loss, **means} if case == REAL else {f"ce{case}": means["ce"]}
+            values |= {name: float(value) for name, value in named.items()}
+        return values
+
+    def _quality(self, found: _Found) -> dict[str, float]:
+        return {
+            f"{name}{case}": float(np.mean([metric(*pair) for pair in zip(texts, found.golds, strict=True)]))
+            for name, metric in (("exact_match", exact_match), ("f1", token_f1))
+            for case, texts in found.answers.items()
+        }
+
+    def _recall(self, found: _Found) -> dict[str, float]:
+        if not found.scores:
+            return {}
+        scores, valid, positives = (np.concatenate(parts) for parts in zip(*found.scores, strict=True))
+        if not (positives & valid).any():
+            return {}
+        depths = [k for k in RECALL_AT if k <= scores.shape[1]]
+        return {f"recall@{k}": float(np.nanmean(recall_at(scores, valid, positives, k))) for k in depths}
+
+
+@dataclasses.dataclass
+class _Found:
+    """What a call has measured so far."""
+
+    terms: dict[str, list[Any]] = dataclasses.field(default_factory=dict)  # by case: (sums, counts) of each batch
+    scores: list[tuple[np.ndarray, ...]] = dataclasses.field(default_factory=list)  # scores, valid, positives [B, D]
+    answers: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # by case
+    golds: list[Sequence[str]] = dataclasses.field(default_factory=list)  # of the answers
+
+
+@dataclasses.dataclass(frozen=True)
+class _HeldOut:
+    """A batch of held-out examples in host arrays.
+
+    Attributes:
+      cases: the batch itself and its controls, of equal shapes.
+      measured: it counts for the loss.
+      ranked: it counts for recall.
+      prompts: by case, ids, mask and memory index [B, T] of the prompts without their targets; empty where nothing is
+        answered.
+      golds: the references of its first rows, those that are answered.
+    """
+
+    cases: Mapping[str, Batch]
+    measured: bool
+    ranked: bool
+    prompts: Mapping[str, tuple[np.ndarray, ...]]
+    golds: Sequence[Sequence[str]]
+
+
+def _prepare(
+    examples: Sequence[Example],
+    records: Sequence[Record],
+    tokenizer: ClaraTokenizer,
+    size: int,
+    loss_batches: int | None,
+    answered: int,
+    controls: bool,
+) -> list[_HeldOut]:
+    starts = range(0, len(examples), size)
+    measured = len(starts[:loss_batches])
+    starts = starts[: max(measured, -(-answered // size))]
+    if not starts:
+        return []
+    used = examples[: starts[-1] + size]
+    others = other_documents(examples, len(used)) if controls else None
+    asked = _questions(used[:answered], records, tokenizer)
+    shapes = plan_shapes(examples, tokenizer)
+    asked_shapes = plan_shapes(asked, tokenizer, documents=shapes.documents) if asked else None
+
+    batches = []
+    for number, start in enumerate(starts):
+        rows = slice(start, start + size)
+        cases = {REAL: collate(used[rows], shapes, tokenizer, size)}
+        if controls:
+            cases[NO_MEMORY] = _without_memory(cases[REAL])
+        if others:
+            cases[OTHER_MEMORY] = collate(others[rows], shapes, tokenizer, size)
+        asked_cases = {}
+        if asked[rows]:
+            real = collate(asked[rows], asked_shapes, tokenizer, size)
+            asked_cases = {case: _without_memory(real) if case == NO_MEMORY else real for case in cases}
+        batches.append(
+            _HeldOut(
+                cases=cases,
+                measured=number < measured,
+                ranked=number < measured and cases[REAL].positives is not None,
+                prompts={case: (p.prompt_ids, p.prompt_mask, p.memory_index) for case, p in asked_cases.items()},
+                golds=[record.gold_answers for record in records[rows][: len(asked[rows])]],
+            )
+        )
+    return batches
+
+
+def other_documents(examples: Sequence[Example], count: int) -> list[Example] | None:
+    """The first ``count`` examples, each with the documents of another one: the next in order, cyclically, that shares
+    none with it, repeated or cut to as many documents as its own. No document is positive any more.
+
+    Returns:
+      None if there is no such other for one of them.
+    """
+    contents = [frozenset(ids.tobytes() for ids in example.documents) for example in examples]
+    results = []
+    for number, example in enumerate(examples[:count]):
+        following = ((number + i) % len(examples) for i in range(1, len(examples)))
+        other = next((i for i in following if contents[i].isdisjoint(contents[number])), None)
+        if other is None:
+            return None
+        found = examples[other].documents
+        documents = tuple(found[i % len(found)] for i in range(len(example.documents)))
+        positives = None if example.positives is None else ()
+        results.append(dataclasses.replace(example, documents=documents, positives=positives))
+    return results
+
+
+def _questions(examples: Sequence[Example], records: Sequence[Record], tokenizer: ClaraTokenizer) -> list[Example]:
+    """The examples with the prompt as it is when the answer is to be generated.
+
+    Rendered anew: of a prompt with its target, the tokens before the target may hold the target's beginning, where the
+    tokenizer joins the two.
+    """
+    slots = [int(example.memory_index.max() + 1) // tokenizer.memory_tokens for example in examples]
+    asked = [
+        prompts.question(record.questions[0], count) for record, count in zip(records[: len(slots)], slots, strict=True)
+    ]
+    results = []
+    for example, prompt in zip(examples, tokenizer.encode_prompts(asked), strict=True):
+        ids, index, labels = (np.array(part, np.int32) for part in (prompt.ids, prompt.memory_index, prompt.labels))
+        results.append(dataclasses.replace(example, prompt_ids=ids, memory_index=index, labels=labels))
+    return results
+
+
+def _without_memory(batch: Batch) -> Batch:
+    """Nothing attends to the memories, and positions do not count them: as if they had been cut out."""
+    return batch.replace(prompt_mask=batch.prompt_mask & (batch.memory_index < 0))
+
+
+def _selector(
+    model: ClaraModel, stage: Stage, objective: Objective
+) -> Callable[[Leaves, Leaves, Batch], tuple[jax.Array | None, jax.Array]]:
+    """``(trained, frozen, batch) -> (scores [B, D] or None, memories [B, K, M, E])`` that the generator reads: the
+    best k in their order where candidates are ranked, else all."""
+
+    def rank(trained: Leaves, frozen: Leaves, batch: Batch):
+        scores, documents, _ = rank_documents(model, merge(trained, frozen), batch, None)
+        k = min(objective.top_k, documents.shape[1])
+        chosen, _ = straight_through_topk(scores, k, objective.temperature, batch.document_valid)
+        return scores, jnp.einsum("BKD,BDME->BKME", chosen.astype(documents.dtype), documents)
+
+    def compress(trained: Leaves, frozen: Leaves, batch: Batch):
+        rows, count, length = batch.document_ids.shape
+        ids, mask = (x.reshape(rows * count, length) for x in (batch.document_ids, batch.document_mask))
+        memory = encode(model, merge(trained, frozen), "compressor", ids, mask).memory
+        return None, memory.reshape(rows, count, *memory.shape[1:])
+
+    return rank if stage.name in RANKING_STAGES else compress
+
+
+def _on_device(function: Callable, *arguments: Any) -> Any:
+    """A call for which everything must be on the device already."""
+    with jax.transfer_guard("disallow"):
+        return function(*arguments)

@@ -1,0 +1,181 @@
+"""Where a run begins, or goes on: the resume ladder, and what a checkpoint says about its place in the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from clara_jax import bundle as bundles
+from clara_jax.bundle import Bundle
+from clara_jax.checkpoints.json_file import read_object
+from clara_jax.checkpoints.run import load_arrays, newest_intact, read_metadata
+from clara_jax.data.records import Record
+from clara_jax.data.word_level import word_level_tokenizer
+from clara_jax.errors import ClaraError
+from clara_jax.method.parameters import flatten, unflatten
+from clara_jax.training.config import SCRATCH, RunConfig, to_json
+
+CONFIG, RUN = "config.json", "run.json"
+
+# What may differ between the command that began a run and the one that goes on: nothing here changes a number, save for
+# the mesh, which changes the last bits.
+FREE = ("workdir", "progress", "progress_seconds", "mesh", "save_minutes", "save_every", "keep", "best", "profile")
+FREE += ("tensorboard", "show", "require_progress")
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """A place in a run: ``step`` steps of stage ``number`` are done.
+
+    Attributes:
+      evaluated: the step behind which the stage was evaluated last; -1 for not yet.
+      first, last: held-out values before the stage's first step, and the newest.
+      seconds: spent in this stage.
+      skipped: steps of this stage that were not finite and changed nothing.
+      metrics_bytes: length of the metrics file here; what stands behind it belongs to steps that are done again.
+      finished: nothing of the stage is left to do.
+    """
+
+    number: int = 0
+    step: int = 0
+    evaluated: int = -1
+    first: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    last: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    seconds: float = 0.0
+    skipped: int = 0
+    metrics_bytes: int = 0
+    finished: bool = False
+
+
+class Start(NamedTuple):
+    """A model at a place in a run, and the checkpoint with the optimizer's state of that place, if any."""
+
+    bundle: Bundle
+    position: Position
+    checkpoint: Path | None = None
+
+
+def find_start(
+    config: RunConfig, workdir: Path, mesh: jax.sharding.Mesh, records: Sequence[Sequence[Record]]
+) -> Start:
+    """Where the run begins or goes on.
+
+    Args:
+      records: the training records of each stage; a base from scratch takes its words from them.
+
+    Raises:
+      ClaraError: a base or checkpoint that cannot be opened.
+    """
+    precision, remat = config.model.precision, config.model.remat
+    # The resume ladder; the first rung that holds is taken.
+    # 1. The run is finished: nothing to do. `is_finished` says so before any data is read.
+    # 2. Its newest intact checkpoint: go on behind that step, or with the stage after it.
+    if newest := newest_intact(workdir):
+        _say(config, f"going on from {newest}")
+        bundle = bundles.load(newest, mesh, config.model.base if config.model.base != SCRATCH else None, None, remat)
+        position = Position(**read_metadata(newest)["training"])
+        if not position.finished:
+            return Start(bundle, position, newest)
+        return Start(bundle, Position(position.number + 1, metrics_bytes=position.metrics_bytes))
+    # 3. Another run, or a released checkpoint, that the configuration names.
+    if config.initial_checkpoint:
+        _say(config, f"opening {config.initial_checkpoint}")
+        bundle = bundles.load(config.initial_checkpoint, mesh, config.model.base or None, precision, remat)
+        _check_same_sizes(config, bundle)
+        return Start(bundle.with_limits(config.clara.max_length, config.clara.lora_dropout), Position())
+    # 4. A fresh base with fresh adapters.
+    if config.model.base == SCRATCH:
+        sizes = {"model_type": "llama", "tie_word_embeddings": True, "rms_norm_eps": 1e-5}
+        sizes |= dataclasses.asdict(config.scratch)
+        tokenizer = word_level_tokenizer(_texts(records))
+        return Start(
+            bundles.from_scratch(sizes, tokenizer, config.clara, mesh, precision, remat, config.seed), Position()
+        )
+    # 5. A given base with fresh adapters.
+    _say(config, f"opening {config.model.base}")
+    bundle = bundles.from_base(config.model.base, config.clara, mesh, precision, remat, config.seed)
+    return Start(bundle, Position())
+
+
+def is_finished(config: RunConfig, workdir: Path) -> bool:
+    """All stages are trained and the run has said so.
+
+    Raises:
+      ClaraError: the directory's run has another configuration.
+    """
+    if (workdir / CONFIG).exists():
+        check_same_config(config, workdir)
+    path = workdir / RUN
+    return path.exists() and "finished" in read_object(path, f"delete {path.name} and give the command again")
+
+
+def check_same_config(config: RunConfig, workdir: Path) -> None:
+    """Raises:
+    ClaraError: the run in ``workdir`` was begun with another configuration; names the first field that differs."""
+    path = workdir / CONFIG
+    began, now = (dict(_fields(tree)) for tree in (read_object(path, "choose another --workdir"), to_json(config)))
+    for field in [*now, *(field for field in began if field not in now)]:
+        if field.rpartition(".")[2] in FREE or began.get(field) == now.get(field):
+            continue
+        raise ClaraError(
+            f"config.{field} is {now.get(field)}, but the run in {workdir} was begun with {began.get(field)}; give "
+            f"the same to go on, name another --workdir, or start from this run with "
+            f"--config.initial_checkpoint={workdir}"
+        )
+
+
+def named_optimizer(state: Any) -> dict[str, Any]:
+    """An Optax state as a nested dict of arrays, which a checkpoint can hold."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(state)
+    return unflatten({jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat})
+
+
+def load_optimizer(checkpoint: Path, like: Any) -> Any:
+    """The optimizer's state of a checkpoint, placed as ``like`` is, of which it must be the state."""
+    named = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), named_optimizer(like))
+    loaded = flatten(load_arrays(checkpoint, {"optimizer": named}, only=("optimizer",))["optimizer"])
+    flat, structure = jax.tree_util.tree_flatten_with_path(like)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat]
+    return jax.tree.unflatten(structure, [loaded[name] for name in names])
+
+
+def _check_same_sizes(config: RunConfig, bundle: Bundle) -> None:
+    """A checkpoint brings its own sizes; a configuration that says otherwise is a mistake."""
+    for field in ("doc_max_length", "compress_rate", "lora_rank", "lora_alpha", "different_mem_tokens", "missing_bos"):
+        have, asked = getattr(bundle.model.clara, field), getattr(config.clara, field)
+        if have != asked:
+            raise ClaraError(
+                f"config.clara.{field} is {asked!r}, but the checkpoint {config.initial_checkpoint} was made with "
+                f"{have!r}; set it to that"
+            )
+
+
+def _fields(tree: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted name, value as JSON) of every leaf; stages by their names."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            if key == "stages":
+                yield "stages", json.dumps([stage["name"] for stage in value])
+                value = {stage["name"]: stage for stage in value}
+                yield from _fields(value, name)
+            else:
+                yield from _fields(value, f"{name}.{key}" if name else key)
+    else:
+        yield name, json.dumps(tree)
+
+
+def _texts(records: Sequence[Sequence[Record]]) -> Iterator[str]:
+    for own in records:
+        for record in own:
+            yield from (*record.documents, *record.questions, *record.answers)
+
+
+def _say(config: RunConfig, line: str) -> None:
+    if config.progress:
+        print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,131 @@
+"""A run directory that explains itself and belongs to one process: its lock, what made it, JSON files written whole."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import importlib.metadata
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import clara_jax
+from clara_jax.checkpoints.run import json_text, sync, warn_line
+from clara_jax.errors import ClaraError
+
+LOCK = ".lock"
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "transformers")
+_GIT_SECONDS = 10
+
+
+@contextlib.contextmanager
+def lock(run_dir: str | Path) -> Iterator[None]:
+    """Makes the run directory this process's own, and makes it first where it is missing.
+
+    The kernel holds the lock on ``<run>/.lock`` and gives it back when the process ends, however it ends; that the file
+    is there means nothing. Where the file system has no locks, a warning is all there is.
+
+    Raises:
+      ClaraError: another process has it; the directory cannot be made.
+    """
+    run_dir = Path(run_dir)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        handle = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise ClaraError(f"{run_dir}: cannot be a run directory: {error.strerror}; choose another --workdir") from error
+    try:
+        _acquire(run_dir, handle)
+        yield
+    finally:
+        # Closing alone would not do: a forked child shares the open file, and with it the lock.
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)
+        os.close(handle)
+
+
+def environment() -> dict[str, Any]:
+    """What makes a run, for ``run.json``.
+
+    Returns:
+      "versions" of Python and packages; "platform"; "backend", "device" (kind), "devices" and "processes" (counts);
+      "git": "commit" and "local_changes" (bool) of the checkout that this program lies in, None where it lies in none
+      or there is no git; "command", as a shell takes it; "started" (UTC, ISO 8601).
+    """
+    return {
+        "versions": {"python": platform.python_version(), "clara_jax": clara_jax.__version__}
+        | {name: _version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "backend": jax.default_backend(),
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+        "git": _git(Path(clara_jax.__file__).resolve()),
+        "command": shlex.join(sys.orig_argv),
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def write_json(path: str | Path, value: Mapping[str, Any]) -> None:
+    """Writes a JSON file: whoever reads it, or a process killed meanwhile, leaves the old content or the new.
+
+    Raises:
+      ClaraError: the file system refuses.
+      ValueError: a number that is not finite.
+    """
+    path, text = Path(path), json_text(value)
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ClaraError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _acquire(run_dir: Path, handle: int) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.pread(handle, 200, 0).decode(errors="replace").strip()
+        raise ClaraError(
+            f"{run_dir}: another process ({holder or 'just started'}) trains in this directory; wait for it or choose "
+            "another --workdir"
+        ) from error
+    except OSError as error:
+        warn_line(f"{run_dir}: cannot be locked ({error.strerror}); see to it that no other process trains there")
+    # Only a courtesy to whoever is refused: a full disk is no reason to fail here.
+    with contextlib.suppress(OSError):
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git(file: Path) -> dict[str, Any] | None:
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(file.parent), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=_GIT_SECONDS).stdout.strip()
+
+    try:
+        # An installed package may lie below a checkout that has nothing to do with it.
+        git("ls-files", "--error-unmatch", file.name)
+        return {"commit": git("rev-parse", "HEAD"), "local_changes": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None

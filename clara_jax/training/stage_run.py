@@ -1,0 +1,267 @@
+"""One stage of a run: step by step, evaluated, logged and saved on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from clara_jax.bundle import Bundle
+from clara_jax.checkpoints.run import CheckpointWriter
+from clara_jax.data.batches import BatchPlan, collate
+from clara_jax.errors import ClaraError
+from clara_jax.method.parameters import merge, split
+from clara_jax.method.stages import STAGES, Terms, inherit
+from clara_jax.model.sharding import put_batch
+from clara_jax.training.config import RunConfig
+from clara_jax.training.evaluate import Evaluation
+from clara_jax.training.metrics import MetricWriter, Progress, device_memory
+from clara_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from clara_jax.training.resume import Start, load_optimizer, named_optimizer
+from clara_jax.training.run_directory import write_json
+from clara_jax.training.stage_data import StageData
+from clara_jax.training.step import init_state, make_train_step
+from clara_jax.training.stopping import Stopped, StopSignal
+
+CONTROLS = {"no_memory": "no memory", "other_memory": "another's memory"}
+
+
+class StageRun:
+    """One stage of a run, from a place in it to its end."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        workdir: Path,
+        start: Start,
+        data: StageData,
+        metrics: MetricWriter,
+        checkpoints: CheckpointWriter,
+        stop: StopSignal,
+    ):
+        bundle, position = start.bundle, start.position
+        self.config, self.workdir, self.data, self.position = config, workdir, data, position
+        self.metrics, self.checkpoints, self.stop, self.bundle = metrics, checkpoints, stop, bundle
+        self.stage_config = own = config.stages[position.number]
+        self.stage = STAGES[own.name]
+        self.steps = own.total_steps(len(data.examples))
+        self.plan = BatchPlan(len(data.examples), own.batch_size, config.seed + position.number)
+        self.trains = own.trains or self.stage.trains
+        params = bundle.params if start.checkpoint else inherit(self.stage, bundle.params, bundle.trained)
+        trained, self.frozen = split(params, self.trains)
+        optimizer = make_optimizer(own, self.steps)
+        self.state = init_state(trained, optimizer, position.step)
+        if start.checkpoint:
+            self.state = self.state.replace(optimizer=load_optimizer(start.checkpoint, self.state.optimizer))
+        # All rates at once: asking the device for one in every step would make the host wait for the step before.
+        self.rates = np.asarray(jax.vmap(learning_rate_schedule(own, self.steps))(np.arange(self.steps)))
+        self.step = make_train_step(bundle.model, self.stage, own.objective, optimizer, own.accumulate)
+        key = jax.random.fold_in(jax.random.key(config.seed), position.number)
+        self.key = jax.device_put(key, jax.NamedSharding(bundle.mesh, jax.P()))
+        self.evaluation = Evaluation(
+            bundle.model,
+            self.stage,
+            own.objective,
+            bundle.tokenizer,
+            bundle.mesh,
+            data.held_out,
+            data.held_out_records,
+            own.batch_size // own.accumulate,
+            loss_batches=own.eval_batches,
+            answers=own.eval_answers,
+            max_new_tokens=own.answer_tokens,
+            end_ids=bundle.end_ids,
+            controls=own.eval_controls,
+        )
+        self.started = time.monotonic() - position.seconds
+        self.saved, self.saved_step = time.monotonic(), position.step
+        self.pending: tuple[int, Terms, dict[str, Any]] | None = None  # a step under way: number, metrics, facts
+        self.loss: float | None = None  # of the newest step that is read
+
+    def train(self) -> Bundle:
+        """Trains to the stage's end and returns the model it leaves.
+
+        Raises:
+          ClaraError: a step that is not finite, a checkpoint that cannot be written.
+          Stopped: told to stop; saved.
+        """
+        own, profile = self.stage_config, _Profile(self.config.profile, self.workdir / "profile")
+        progress = Progress(
+            self.steps,
+            self.stage.name,
+            start=self.position.step,
+            enabled=self.config.progress,
+            seconds=self.config.progress_seconds,
+        )
+        with self.stop.deferred(), profile, progress:
+            for index in range(self.position.step, self.steps + 1):
+                if index in (0, self.steps) or (own.eval_every and index % own.eval_every == 0):
+                    self._evaluate(index)
+                if index == self.steps:
+                    break
+                if index != self.saved_step and self._save_is_due(index):
+                    self._save()
+                if self.stop():
+                    self._stop()
+                profile.at(index)
+                self._train_step(index, progress)
+            self._finish()
+        return self._trained_bundle()
+
+    def _train_step(self, index: int, progress: Progress) -> None:
+        rows = [self.data.examples[row] for row in self.plan.rows(index)]
+        batch = collate(rows, self.data.shapes, self.bundle.tokenizer)
+        facts, began = {"learning_rate": self.rates[index], "tokens": batch.tokens}, time.monotonic()
+        with jax.transfer_guard("disallow"):
+            self.state, values = self.step(self.state, self.frozen, put_batch(batch, self.bundle.mesh), self.key)
+        if self.loss is None and self.pending is None:  # a first call returns when it is compiled, not when it is done
+            facts["compile_seconds"] = time.monotonic() - began
+        # The step is under way; meanwhile the one before is read and logged: the device never waits for the host.
+        self._flush()
+        progress.update(loss=self.loss, tokens=batch.tokens)
+        self.pending = (index, values, facts | {"tokens_per_second": progress.tokens_per_second})
+        self.position = dataclasses.replace(self.position, step=index + 1)
+
+    def _flush(self) -> None:
+        """Reads and logs the step that is under way."""
+        if self.pending is None:
+            return
+        (index, values, facts), self.pending = self.pending, None
+        values = {name: float(value) for name, value in jax.device_get(values).items()}
+        finite, self.loss = values.pop("finite"), values["loss"]
+        if not finite:
+            self._not_finite(index, values)
+        if self.config.non_finite == "skip":
+            facts = facts | {"skipped": self.position.skipped}
+        if index % self.stage_config.log_every == 0:
+            self.metrics.write({"stage": self.stage.name, "step": index, **values, **facts})
+
+    def _not_finite(self, index: int, values: dict[str, float]) -> None:
+        """The step changed nothing (see `make_train_step`); the policy says whether the run goes on."""
+        name = self.stage.name
+        what = f"{name} step {index}: loss {values['loss']}, gradient norm {values['grad_norm']}"
+        if self.config.non_finite == "skip":
+            self.position = dataclasses.replace(self.position, skipped=self.position.skipped + 1)
+            print(f"{what}; the batch is skipped, {self.position.skipped} so far", file=sys.stderr, flush=True)
+            return
+        path = self.workdir / f"non_finite-{name}-{index:08d}.json"
+        records = [self.data.examples[row].where for row in self.plan.rows(index)]
+        write_json(path, {"stage": name, "step": index, "records": records} | {k: str(v) for k, v in values.items()})
+        raise ClaraError(
+            f"{what}; lower config.{name}.learning_rate, set config.model.precision=float32, or skip such batches with "
+            f"config.non_finite=skip; the batch's records are in {path}"
+        )
+
+    def _evaluate(self, index: int) -> None:
+        """Held-out values behind ``index`` steps, unless a run before this one has taken them."""
+        self._flush()
+        if self.position.evaluated == index:
+            return
+        values = self.evaluation(self.state.trained, self.frozen, self.stop)
+        if values is None:
+            self._stop()
+        row = {f"eval_{name}": value for name, value in values.items()} | device_memory()
+        if values:
+            self.metrics.write({"stage": self.stage.name, "step": index, **row})
+            print(f"{self.stage.name} step {index}: held-out {describe(values)}", flush=True)
+        values = {name: value for name, value in values.items() if math.isfinite(value)}  # JSON has no others
+        first = values if index == 0 else self.position.first
+        self.position = dataclasses.replace(self.position, evaluated=index, first=first, last=values)
+
+    def _save_is_due(self, index: int) -> bool:
+        every, minutes = self.stage_config.save_every, self.config.save_minutes
+        return bool(every and index % every == 0) or time.monotonic() - self.saved > 60 * minutes
+
+    def _save(self, wait: bool = False) -> None:
+        self._flush()
+        seconds = round(time.monotonic() - self.started, 3)
+        self.position = dataclasses.replace(self.position, seconds=seconds, metrics_bytes=self.metrics.sync())
+        arrays, metadata, write_extra = self._trained_bundle().contents(self.stage.name)
+        metadata |= {"training": dataclasses.asdict(self.position), "finished": self.position.finished}
+        metadata |= {"evaluation": self.position.last if self.position.evaluated == self.position.step else {}}
+        arrays |= {"optimizer": named_optimizer(self.state.optimizer)}
+        place = (self.position.number, self.stage.name, self.position.step)
+        self.checkpoints.save(*place, arrays, metadata, write_extra, wait=wait)
+        self.saved, self.saved_step = time.monotonic(), self.position.step
+
+    def _stop(self) -> None:
+        """Saves, waits until the disk holds it, and says so."""
+        if self.position.step != self.saved_step:
+            self._save(wait=True)
+        self.checkpoints.wait()
+        raise Stopped(
+            f"stopped at {self.stage.name} step {self.position.step} of {self.steps}, saved in {self.workdir}; "
+            "the same command goes on from there"
+        )
+
+    def _finish(self) -> None:
+        """The stage's summary and its last checkpoint."""
+        self._flush()
+        first, last = self.position.first, self.position.last
+        seconds = round(time.monotonic() - self.started, 1)
+        summary = {"stage": self.stage.name, "steps": self.steps, "seconds": seconds}
+        summary |= {f"held_out_{name}": [first[name], last[name]] for name in last if name in first}
+        self.bundle = dataclasses.replace(self.bundle, history=(*self.bundle.history, summary))
+        compilations = {
+            "compilations": self.step._cache_size(),
+            "evaluation_compilations": self.evaluation.compilations,
+        }
+        self.metrics.write({**summary, **compilations, **device_memory(), "finished": True})
+        self.position = dataclasses.replace(self.position, finished=True)
+        self._save()
+
+    def _trained_bundle(self) -> Bundle:
+        own = set(self.bundle.own) | {name for name in self.trains if name.split("/")[0] == "base"}
+        return dataclasses.replace(
+            self.bundle,
+            params=merge(self.state.trained, self.frozen),
+            own=("base",) if "base" in own else tuple(sorted(own)),
+            trained=tuple(sorted(set(self.bundle.trained) | set(self.trains))),
+        )
+
+
+def describe(values: Mapping[str, float]) -> str:
+    """Held-out values in one line, each with its controls beside it."""
+    parts = []
+    for name, value in values.items():
+        if name.endswith(tuple(CONTROLS)):
+            continue
+        controls = [
+            f"{said} {values[f'{name}_{end}']:.4f}" for end, said in CONTROLS.items() if f"{name}_{end}" in values
+        ]
+        parts.append(f"{name} {value:.4f}" + (f" ({', '.join(controls)})" if controls else ""))
+    return ", ".join(parts)
+
+
+class _Profile:
+    """A window of steps that the profiler records."""
+
+    def __init__(self, window: tuple[int, int] | None, directory: Path):
+        self.window, self.directory, self.running = window, directory, False
+
+    def at(self, index: int) -> None:
+        """Called before each step."""
+        if self.window and not self.running and self.window[0] <= index < self.window[1]:
+            jax.profiler.start_trace(self.directory)
+            self.running = True
+        elif self.running and index >= self.window[1]:
+            self.close()
+
+    def close(self) -> None:
+        if self.running:
+            jax.profiler.stop_trace()
+            self.running, self.window = False, None
+            print(f"profile written to {self.directory}", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> _Profile:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()

@@ -1,0 +1,202 @@
+"""The synthetic corpus: reproducible, answerable from the gold documents and from nothing else."""
+
+import dataclasses
+from collections import Counter, defaultdict
+
+import pytest
+
+from clara_jax.data import synthetic
+from clara_jax.data.records import STAGES, read_records
+from clara_jax.data.synthetic import SyntheticConfig, documents, record, records, write
+from clara_jax.errors import ClaraError
+
+SMALL = SyntheticConfig(name_words=12, train_partners=8, eval_partners=4, train_records=200, eval_records=60)
+COMPLEX = dataclasses.replace(SMALL, complex_share=0.5, attributes=3, phrasings=3, paraphrase_share=0.5)
+PINNED = (
+    ("Which genre is Debrilic Fisetsong?",),
+    ("chant",),
+    (1,),
+    "Debrilic Fisetsong is carried by velvet. This work is read as a chant.",
+)
+
+
+def name(document):
+    """The entity a document is about: its first two words."""
+    return " ".join(document.split()[:2])
+
+
+def words(text):
+    return set(text.replace(".", "").replace(",", "").replace("?", "").split())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(seed=-1), "config.synthetic.seed is -1; it must be zero or positive"),
+        (dict(name_words=3), "name_words is 3; it must be from 4 to 400"),
+        (dict(train_partners=1), "train_partners is 1; it must be at least 2"),
+        (dict(train_partners=60), "train_partners is 60; with eval_partners 8 it may not exceed name_words 64"),
+        (dict(eval_records=0), "eval_records is 0; it must be at least 1"),
+        (dict(attributes=4), "attributes is 4; it must be from 1 to 3"),
+        (dict(values=1), "values is 1; it must be from 2 to 24"),
+        (dict(phrasings=0), "phrasings is 0; it must be from 1 to 3"),
+        (dict(candidates=999), "candidates is 999; it must be from 1 "),
+        (dict(complex_share=0.1, instruct_documents=1), "instruct_documents is 1; it must be from 2 "),
+        (dict(hard_share=1.5), "hard_share is 1.5; it must be from 0 to 1"),
+    ],
+)
+def test_bad_values_are_named(fields, message):
+    with pytest.raises(ClaraError, match="config.synthetic") as error:
+        SyntheticConfig(**fields)
+    assert message in str(error.value)
+
+
+def test_unknown_names_and_indices():
+    for arguments, message in (
+        (("pretraining", "train", 0), "stage 'pretraining' is unknown"),
+        (("scp", "test", 0), "split 'test' is unknown"),
+        (("scp", "eval", 60), "synthetic:eval:60: there are 60 records"),
+    ):
+        with pytest.raises(ClaraError, match=message):
+            record(SMALL, *arguments)
+    with pytest.raises(ClaraError, match="split 'test' is unknown"):
+        list(documents(SMALL, "test"))
+
+
+def test_a_record_never_changes():
+    """Runs that are resumed, and results that are compared, rest on this."""
+    made = record(SyntheticConfig(), "end_to_end", "train", 17)
+    assert made.where == made.qid == "synthetic:train:17"
+    assert (made.questions, made.answers, made.positives) == PINNED[:3]
+    assert made.documents[made.positives[0]] == PINNED[3]
+
+
+@pytest.mark.parametrize("config", [SMALL, COMPLEX])
+def test_records_depend_on_config_split_and_index_alone(config):
+    for stage in STAGES:
+        whole = records(config, stage, "eval")
+        assert len(whole) == config.eval_records
+        synthetic._world.cache_clear()
+        assert [record(config, stage, "eval", i) for i in (59, 3, 0)] == [whole[i] for i in (59, 3, 0)]
+        other_seed = records(dataclasses.replace(config, seed=1), stage, "eval")
+        assert sum(a == b for a, b in zip(whole, other_seed, strict=True)) == 0
+        assert len({(r.questions, r.documents, r.answers) for r in whole}) > 0.5 * len(whole)
+
+
+def test_any_of_a_million_records_is_made_at_once():
+    config = dataclasses.replace(SMALL, name_words=400, train_partners=300, eval_partners=100, train_records=10**6)
+    assert config.entities("train") == 360_000
+    assert record(config, "end_to_end", "train", 999_999).where == "synthetic:train:999999"
+
+
+def test_evaluation_entities_are_unseen_but_their_words_are_not():
+    own = {split: list(documents(COMPLEX, split)) for split in ("train", "eval")}
+    names = {split: {document.id for document in own[split]} for split in own}
+    for split in own:
+        assert len(own[split]) == len(names[split]) == COMPLEX.entities(split)
+        assert all(name(document.text) == document.id for document in own[split])
+    assert not names["train"] & names["eval"]
+    seen, unseen = (set().union(*(words(document.text) for document in own[split])) for split in own)
+    assert unseen <= seen
+    for stage in STAGES:  # records stay within their split
+        used = {name(text) for r in records(COMPLEX, stage, "eval") for text in r.documents}
+        assert used <= names["eval"]
+
+
+@pytest.mark.parametrize("config", [SMALL, COMPLEX])
+@pytest.mark.parametrize("stage", ["instruct", "end_to_end", "retrieval"])
+def test_the_gold_documents_answer_and_no_other(config, stage):
+    count = config.instruct_documents if stage == "instruct" else config.candidates
+    for r in records(config, stage, "train"):
+        (question,), (answer,) = r.questions, r.answers
+        assert r.gold_answers == r.answers and len(r.documents) == count
+        subjects = [name(text) for text in r.documents]
+        assert len(set(subjects)) == count, "no entity has two documents"
+        gold = [i for i, subject in enumerate(subjects) if subject in question]
+        assert len(gold) == 1 and gold[0] in r.positives
+        assert not words(answer) & words(question)
+        if "the maker of" in question:
+            assert len(r.positives) == 2
+            (person,) = (i for i in r.positives if i != gold[0])
+            assert subjects[person] in r.documents[gold[0]] and subjects[person] not in question
+            assert answer in words(r.documents[person]) and answer not in words(r.documents[gold[0]])
+        else:
+            assert r.positives == tuple(gold)
+            assert answer in r.documents[gold[0]]
+
+
+def test_stages_ask_the_same_question_and_gold_documents_stand_anywhere():
+    ranked = records(SMALL, "end_to_end", "train")
+    assert [r.questions for r in ranked] == [r.questions for r in records(SMALL, "instruct", "train")]
+    assert ranked == records(SMALL, "retrieval", "train")
+    places = Counter(r.positives for r in ranked)
+    assert set(places) == {(i,) for i in range(8)} and max(places.values()) < 2 * 200 / 8
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_complex_share(share):
+    config = dataclasses.replace(SMALL, complex_share=share)
+    complex_ones = sum("the maker of" in r.questions[0] for r in records(config, "end_to_end", "train"))
+    assert complex_ones == share * 200
+
+
+def test_hard_candidates_share_a_word_or_the_fact():
+    def alike(share):
+        config = dataclasses.replace(SMALL, hard_share=share)
+        pairs = []
+        for r in records(config, "end_to_end", "train"):
+            gold = r.documents[r.positives[0]]
+            own = words(name(gold)) | {r.answers[0]}
+            pairs += [bool(own & words(text)) for text in r.documents if text != gold]
+        return sum(pairs) / len(pairs)
+
+    assert alike(0.0) < 0.2
+    assert alike(1.0) > 0.95
+
+
+def test_answers_cannot_be_guessed():
+    """Over all questions the most frequent answer is right about once in ``values`` times, and so is the most frequent
+    one to a name word."""
+    config = SyntheticConfig(values=4, attributes=1, phrasings=1, train_records=4000)
+    by_question, by_word = defaultdict(Counter), defaultdict(Counter)
+    for r in records(config, "instruct", "train"):
+        first, second = name(r.documents[r.positives[0]]).split()
+        by_question[r.questions[0].split()[1]][r.answers[0]] += 1
+        by_word[first][r.answers[0]] += 1
+        by_word[second][r.answers[0]] += 1
+    for counts in by_question.values():
+        assert len(counts) == 4 and max(counts.values()) < 0.35 * counts.total()
+    assert sum(max(counts.values()) for counts in by_word.values()) < 0.5 * sum(map(Counter.total, by_word.values()))
+
+
+def test_scp_asks_for_every_fact_or_says_it_again():
+    made = Counter()
+    for r in records(COMPLEX, "scp", "train"):
+        made[r.kind] += 1
+        (text,) = r.documents
+        if r.kind == "qa":
+            assert len(r.questions) == len(r.answers) == 3 + ("song " in text)
+            assert all(name(text) in question for question in r.questions)
+            assert all(answer in text for answer in r.answers)
+        else:
+            (other,) = r.answers
+            assert name(other) == name(text) and other != text
+            # Values are all that the two have to have in common.
+            facts = [answer for answer in synthetic._world(COMPLEX).facts(_entity(COMPLEX, name(text)))]
+            assert all(fact in other and fact in text for fact in facts)
+    assert 60 < made["paraphrase"] < 140 and made.total() == 200
+
+
+def _entity(config, name):
+    world = synthetic._world(config)
+    numbers = range(config.entities("train"))
+    return next(world.entity("train", n) for n in numbers if world.name(world.entity("train", n)) == name)
+
+
+def test_files_hold_the_same_records(tmp_path):
+    paths = write(COMPLEX, tmp_path / "corpus")
+    assert [path.name for path in paths[:2]] == ["scp.train.jsonl", "scp.eval.jsonl"]
+    for stage in STAGES:
+        for split in ("train", "eval"):
+            read = read_records(tmp_path / "corpus" / f"{stage}.{split}.jsonl", stage)
+            assert [dataclasses.replace(r, where=r.qid) for r in read] == records(COMPLEX, stage, split)

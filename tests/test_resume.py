@@ -1,0 +1,239 @@
+"""Runs that are killed, stopped or damaged go on as if nothing had happened: real processes, compared bit for bit."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from clara_jax.checkpoints.run import checkpoints, load_arrays
+from clara_jax.training.metrics import read_metrics
+from tests.locations import ROOT
+from tests.tiny import write_base, write_records
+
+STAGES = ("scp", "instruct", "retrieval", "end_to_end")
+CONFIG = """
+from configs import common
+
+def get_config(arg=None):
+    args = common.parse_arg(arg, stages="scp+instruct+end_to_end")
+    small = dict(steps=6, batch_size=4, accumulate=2, learning_rate=1e-2, eval_every=3, save_every=2)
+    small |= dict(eval_limit=4, eval_answers=2, answer_tokens=3, top_k=2, candidates=4)
+
+    def files(name):
+        path = (f"{data}/{{name}}.jsonl",)
+        return dict(train_data=path, eval_data=path)
+
+    names = dict(scp="scp", instruct="instruct", retrieval="end_to_end", end_to_end="end_to_end")
+    return common.run(
+        {{name: small | files(names[name]) for name in args.stages.split("+")}},
+        model=dict(base={base!r}, precision="float32"),
+        clara=dict(doc_max_length=64, compress_rate=16, lora_rank=8, lora_dropout=0.1, max_length=256),
+        mesh=(1, 1),
+        progress_seconds=1e-3,
+        show=0,
+    )
+"""
+TIMES = ("seconds", "tokens_per_second", "compile_seconds", "host_peak_gib", "device_peak_gib", "device_in_use_gib")
+CODE = "import sys; sys.argv = sys.argv[1:]; from clara_jax import command, train; command.run(train.main)"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("place")
+    write_base(folder / "base")
+    write_records(folder / "data")
+    (folder / "config.py").write_text(CONFIG.format(base=str(folder / "base"), data=str(folder / "data")))
+    return folder
+
+
+def start(place, run, stages="scp+instruct+end_to_end", *flags):
+    """The command as a process of its own; compiles with few optimizations, for it runs little."""
+    log = open(f"{run}.log", "ab")
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            CODE,
+            "train",
+            f"--config={place}/config.py:stages={stages}",
+            f"--workdir={run}",
+            *flags,
+        ],
+        cwd=ROOT,
+        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        stdout=log,
+        stderr=log,
+    )
+
+
+def output(run):
+    with open(f"{run}.log") as file:
+        return file.read()
+
+
+def finish(place, run, *arguments):
+    process = start(place, run, *arguments)
+    assert process.wait(300) == 0, output(run)
+    return run
+
+
+def rows(run):
+    """What was logged, without what a clock or the machine's memory says."""
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in read_metrics(run / "metrics.jsonl")]
+
+
+def assert_equal_runs(one, other):
+    assert rows(one) == rows(other)
+    # The newest checkpoint of each stage: parameters and optimizer.
+    for path in checkpoints(one):
+        twin = other / "checkpoints" / path.name
+        if twin.exists():
+            mine, yours = ({k: v for k, v in flat(load_arrays(p))} for p in (path, twin))
+            assert mine.keys() == yours.keys() and all(np.array_equal(mine[k], yours[k]) for k in mine), path.name
+    assert checkpoints(one)[-1].name == checkpoints(other)[-1].name
+    ends = [json.loads((run / "run.json").read_text())["finished"]["fingerprint"] for run in (one, other)]
+    assert ends[0] == ends[1]
+
+
+def flat(tree, name=""):
+    for key, value in tree.items():
+        yield from flat(value, f"{name}/{key}") if isinstance(value, dict) else [(f"{name}/{key}", np.asarray(value))]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(place):
+    return finish(place, place / "whole")
+
+
+def saving(run):
+    return any(run.glob("checkpoints/.*partial*"))
+
+
+def compiling(run):
+    return "Shapes(" in output(run).rpartition("going on")[2]
+
+
+def evaluating(run):
+    """The step before an evaluation is under way or done: the evaluation comes next, and takes longer than a step."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return bool(lines) and json.loads(lines[-1]).get("step") == 1 and "loss" in json.loads(lines[-1])
+
+
+@pytest.mark.parametrize("moment", [compiling, saving, evaluating])
+def test_killed_at_a_bad_moment(moment, place, uninterrupted):
+    run = place / f"killed_{moment.__name__}"
+    process = start(place, run)
+    deadline = time.monotonic() + 120
+    while not moment(run):
+        assert process.poll() is None and time.monotonic() < deadline, output(run)
+        time.sleep(0.001)
+    time.sleep({"compiling": 0.5, "evaluating": 0.05}.get(moment.__name__, 0))
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    finish(place, run)
+    assert_equal_runs(uninterrupted, run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_at_ten_random_moments(stage, place):
+    whole, run = place / f"whole_{stage}", place / f"killed_{stage}"
+    began = time.monotonic()
+    finish(place, whole, stage)
+    whole_time, draw, kills = time.monotonic() - began, random.Random(STAGES.index(stage)), 0
+    while kills < 10:
+        process = start(place, run, stage)
+        try:
+            # Most moments lie behind the imports, of which there is little to break.
+            process.wait(draw.uniform(0.2, 1) * whole_time)
+            assert process.returncode == 0, output(run)
+            shutil.rmtree(run)  # it came to its end first: once more from the beginning
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+    finish(place, run, stage)
+    assert_equal_runs(whole, run)
+
+
+def test_stopped_by_sigterm_repeats_no_step(place, uninterrupted):
+    run, stops = place / "stopped", 0
+    while stops < 3:
+        process = start(place, run)
+        deadline = time.monotonic() + 120
+        seen = output(run).count("/6")
+        while output(run).count("/6") < seen + 2:  # two steps more are logged
+            assert process.poll() is None and time.monotonic() < deadline, output(run)
+            time.sleep(0.001)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(120) == 0, output(run)
+        assert "the same command goes on" in output(run).splitlines()[-1]
+        newest = checkpoints(run)[-1]
+        step = int(newest.name.rpartition("-")[2])
+        logged = [row["step"] for row in rows(run) if "loss" in row and row["stage"] in newest.name]
+        assert logged == list(range(step)), "all steps up to the stop are saved"
+        stops += 1
+    finish(place, run)
+    assert_equal_runs(uninterrupted, run)
+
+
+def test_a_finished_run_does_nothing(place, uninterrupted):
+    before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*") if path.name != ".lock"}
+    finish(place, uninterrupted)
+    assert "nothing to do" in output(uninterrupted).splitlines()[-1]
+    assert before == {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*") if path.name != ".lock"}
+
+
+def test_a_damaged_checkpoint_is_passed_over(place, uninterrupted):
+    run = place / "damaged"
+    shutil.copytree(uninterrupted, run)
+    kept = json.loads((run / "run.json").read_text())
+    del kept["finished"]
+    (run / "run.json").write_text(json.dumps(kept))
+    newest = checkpoints(run)[-1]
+    largest = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    finish(place, run)
+    warned = [line for line in output(run).splitlines() if newest.name in line and "checksum" in line]
+    assert len(warned) == 1
+    assert_equal_runs(uninterrupted, run)
+
+
+def test_two_runs_in_one_directory_are_refused(place, uninterrupted):
+    run = place / "twice"
+    first = start(place, run)
+    while not (run / "config.json").exists():
+        assert first.poll() is None, output(run)
+        time.sleep(0.01)
+    out = subprocess.run(
+        [sys.executable, "-c", CODE, "train", f"--config={place}/config.py", f"--workdir={run}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    first.kill()
+    first.wait()
+    errors = [line for line in out.stderr.splitlines() if line.startswith("error: ")]
+    assert out.returncode == 2 and len(errors) == 1 and str(first.pid) in errors[0]
+
+
+def test_another_configuration_is_refused(place, uninterrupted):
+    out = subprocess.run(
+        [sys.executable, "-c", CODE, "train", f"--config={place}/config.py", "--config.instruct.learning_rate=1e-3"]
+        + [f"--workdir={uninterrupted}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    errors = [line for line in out.stderr.splitlines() if line.startswith("error: ")]
+    assert out.returncode == 2 and len(errors) == 1 and "config.instruct.learning_rate is 0.001" in errors[0]

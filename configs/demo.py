@@ -1,4 +1,4 @@
-"""The first command: SmolLM2-135M learns to compress, rank and answer from 108 short documents, on a CPU in minutes.
+"""SmolLM2-135M learns to compress, rank and answer from 108 short documents, on a CPU in minutes.
 
     python -m clara_jax.train --workdir runs/demo --config configs/demo.py
 
@@ -26,7 +26,7 @@ def get_config(arg=None):
             key: (os.path.join(DATA, f"{name}.{part}.jsonl"),)
             for key, part in (("train_data", "train"), ("eval_data", "dev"))
         }
-        return dict(steps=args.steps, batch_size=4, warmup=0.1) | files | fields
+        return dict(steps=args.steps, batch_size=4, warmup=0.1, eval_answers=8, answer_tokens=12) | files | fields
 
     return common.run(
         {

@@ -69,7 +69,8 @@ def get_config(arg=None):
             key: tuple(os.path.join(args.data, file) for file in table[name])
             for key, table in (("train_data", TRAIN), ("eval_data", HELD_OUT))
         }
-        stages[name] = dict(eval_batches=None, warmup=0.1) | fields | files
+        answers = dict(eval_answers=2 if tiny else 16, answer_tokens=4 if tiny else 16)
+        stages[name] = dict(warmup=0.1) | answers | fields | files
     return common.run(
         stages,
         model=dict(base=args.base, precision="float32", remat="none"),

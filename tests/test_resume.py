@@ -40,7 +40,9 @@ def get_config(arg=None):
         show=0,
     )
 """
-TIMES = ("seconds", "tokens_per_second", "compile_seconds", "host_peak_gib", "device_peak_gib", "device_in_use_gib")
+# What a line says of the process that wrote it, and not of the run.
+PROCESS = ("seconds", "tokens_per_second", "compile_seconds", "compilations", "evaluation_compilations")
+PROCESS += ("host_peak_gib", "device_peak_gib", "device_in_use_gib")
 CODE = "import sys; sys.argv = sys.argv[1:]; from clara_jax import command, train; command.run(train.main)"
 
 
@@ -85,8 +87,8 @@ def finish(place, run, *arguments):
 
 
 def rows(run):
-    """What was logged, without what a clock or the machine's memory says."""
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in read_metrics(run / "metrics.jsonl")]
+    """What was logged of the run."""
+    return [{k: v for k, v in row.items() if k not in PROCESS} for row in read_metrics(run / "metrics.jsonl")]
 
 
 def assert_equal_runs(one, other):

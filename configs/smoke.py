@@ -24,7 +24,11 @@ STAGES = {
     "instruct": dict(steps=200, trains=("lora/generator",), top_k=2),
     "end_to_end": dict(steps=500, top_k=1, candidates=8, temperature=0.1, eval_every=250),
 }
-CI_STEPS = {"scp": 60, "instruct": 20, "end_to_end": 20}
+CI = {
+    "scp": dict(steps=40, eval_every=None),
+    "instruct": dict(steps=20, eval_answers=0),
+    "end_to_end": dict(steps=20, eval_every=None, eval_answers=16),
+}
 
 
 def get_config(arg=None):
@@ -33,10 +37,8 @@ def get_config(arg=None):
     ci = arg == "ci"
     data = dict(train_data=("synthetic:train",), eval_data=("synthetic:eval",), warmup=0.1, betas=(0.9, 0.98))
     data |= dict(batch_size=32, learning_rate=4e-3)
-    data |= dict(eval_limit=64 if ci else 256, eval_answers=16 if ci else 256, answer_tokens=4)
-    stages = {name: data | fields for name, fields in STAGES.items()}
-    if ci:
-        stages = {name: fields | dict(steps=CI_STEPS[name], eval_every=None) for name, fields in stages.items()}
+    data |= dict(eval_limit=64 if ci else 256, eval_answers=256, answer_tokens=4)
+    stages = {name: data | fields | (CI[name] if ci else {}) for name, fields in STAGES.items()}
     return common.run(
         stages,
         model=dict(base="scratch", precision="float32"),
@@ -47,7 +49,7 @@ def get_config(arg=None):
             name_words=48,
             train_partners=36,
             eval_partners=8,
-            train_records=4000 if ci else 20000,
+            train_records=1600 if ci else 20000,
             attributes=2,
             values=16,
             phrasings=1,
@@ -57,5 +59,6 @@ def get_config(arg=None):
             instruct_documents=2,
         ),
         progress_seconds=5.0,
+        show=0 if ci else 3,
         require_progress=ci,
     )

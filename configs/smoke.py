@@ -17,8 +17,8 @@ BASE = ("base", "lora/compressor", "lora/generator", "tokens/memory")
 # - scp trains the base, too: from scratch there is none to adapt.
 # - instruct trains the generator alone: at these rates the compressor would lose the names that end_to_end ranks by.
 #   Its second document is there for the generator to learn which one a question is about.
-# - The cosines of a question's candidates differ by 0.2 here, ten times the paper's temperature: softmax would be nearly
-#   hard, and most candidates without gradient.
+# - The cosines of a question's candidates differ by 0.2 here, ten times the paper's temperature: softmax would be
+#   nearly hard, and most candidates without gradient.
 STAGES = {
     "scp": dict(steps=700, trains=BASE, eval_every=350),
     "instruct": dict(steps=200, trains=("lora/generator",), top_k=2),

@@ -61,9 +61,7 @@ class Start(NamedTuple):
     checkpoint: Path | None = None
 
 
-def find_start(
-    config: RunConfig, workdir: Path, mesh: jax.sharding.Mesh, records: Sequence[Sequence[Record]]
-) -> Start:
+def find_start(config: RunConfig, workdir: Path, mesh: jax.sharding.Mesh, records: Sequence[Sequence[Record]]) -> Start:
     """Where the run begins or goes on.
 
     Args:

@@ -14,13 +14,16 @@ first. A checkpoint, or the whole run directory, opens with clara_jax.Clara.load
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
 from ml_collections import config_flags
+from ml_collections.config_flags import config_path
 
 from clara_jax import command
 from clara_jax.errors import ClaraError
@@ -104,6 +107,13 @@ def _parse(argv: list[str]):
     except FileNotFoundError as error:
         raise ClaraError(
             f"--config: {error.filename or error} does not exist; name a file, e.g. --config configs/smollm2.py"
+        ) from None
+    except (AttributeError, KeyError) as error:
+        if not any(frame.filename == config_path.__file__ for frame in traceback.extract_tb(error.__traceback__)):
+            raise ClaraError(f"--config: {type(error).__name__}: {error}") from None  # in the file
+        field, meant = (re.search(pattern, str(error)) for pattern in (r"\w+", r'mean "(\w+)"'))
+        raise ClaraError(
+            f"--config: this configuration has no field {field[0]}" + (f"; did you mean {meant[1]}?" if meant else "")
         ) from None
     except Exception as error:  # absl and ml_collections raise what they like; a configuration file is a program
         raise ClaraError(f"--config: {type(error).__name__}: {error}") from None

@@ -25,7 +25,7 @@ STAGES = {
     "end_to_end": dict(steps=500, top_k=1, candidates=8, temperature=0.1, eval_every=250),
 }
 CI = {
-    "scp": dict(steps=40, eval_every=None),
+    "scp": dict(steps=40, eval_every=None, eval_answers=0),
     "instruct": dict(steps=20, eval_answers=0),
     "end_to_end": dict(steps=20, eval_every=None, eval_answers=16),
 }

@@ -43,6 +43,9 @@ def get_config(arg=None):
 # What a line says of the process that wrote it, and not of the run.
 PROCESS = ("seconds", "tokens_per_second", "compile_seconds", "compilations", "evaluation_compilations")
 PROCESS += ("host_peak_gib", "device_peak_gib", "device_in_use_gib")
+# These processes compile much and run little: few optimizations, and what one has compiled, the others find (save for
+# those that are killed while they compile).
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 CODE = "import sys; sys.argv = sys.argv[1:]; from clara_jax import command, train; command.run(train.main)"
 
 
@@ -55,8 +58,8 @@ def place(tmp_path_factory):
     return folder
 
 
-def start(place, run, stages="scp+end_to_end", *flags):
-    """The command as a process of its own; compiles with few optimizations, for it runs little."""
+def start(place, run, stages="scp+end_to_end", cache=True):
+    """The command as a process of its own."""
     log = open(f"{run}.log", "ab")
     return subprocess.Popen(
         [
@@ -66,10 +69,9 @@ def start(place, run, stages="scp+end_to_end", *flags):
             "train",
             f"--config={place}/config.py:stages={stages}",
             f"--workdir={run}",
-            *flags,
         ],
         cwd=ROOT,
-        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        env=os.environ | QUICK | ({"JAX_COMPILATION_CACHE_DIR": f"{place}/compiled"} if cache else {}),
         stdout=log,
         stderr=log,
     )
@@ -132,7 +134,7 @@ def evaluating(run):
 @pytest.mark.parametrize("moment", [pytest.param(compiling, marks=pytest.mark.slow), saving, evaluating])
 def test_killed_at_a_bad_moment(moment, place, uninterrupted):
     run = place / f"killed_{moment.__name__}"
-    process = start(place, run)
+    process = start(place, run, cache=moment is not compiling)
     deadline = time.monotonic() + 120
     while not moment(run):
         assert process.poll() is None and time.monotonic() < deadline, output(run)
@@ -149,10 +151,10 @@ def test_killed_at_a_bad_moment(moment, place, uninterrupted):
 def test_killed_at_ten_random_moments(stage, place):
     whole, run = place / f"whole_{stage}", place / f"killed_{stage}"
     began = time.monotonic()
-    finish(place, whole, stage)
+    finish(place, whole, stage, False)
     whole_time, draw, kills = time.monotonic() - began, random.Random(STAGES.index(stage)), 0
     while kills < 10:
-        process = start(place, run, stage)
+        process = start(place, run, stage, cache=False)
         try:
             # Most moments lie behind the imports, of which there is little to break.
             process.wait(draw.uniform(0.2, 1) * whole_time)
@@ -231,11 +233,11 @@ def test_two_runs_in_one_directory_are_refused(place, uninterrupted):
 
 def test_another_configuration_is_refused(place, uninterrupted):
     out = subprocess.run(
-        [sys.executable, "-c", CODE, "train", f"--config={place}/config.py", "--config.instruct.learning_rate=1e-3"]
+        [sys.executable, "-c", CODE, "train", f"--config={place}/config.py", "--config.scp.learning_rate=1e-3"]
         + [f"--workdir={uninterrupted}"],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
     errors = [line for line in out.stderr.splitlines() if line.startswith("error: ")]
-    assert out.returncode == 2 and len(errors) == 1 and "config.instruct.learning_rate is 0.001" in errors[0]
+    assert out.returncode == 2 and len(errors) == 1 and "config.scp.learning_rate is 0.001" in errors[0]

@@ -18,7 +18,7 @@ from configs import common
 
 def get_config(arg=None):
     args = common.parse_arg(arg, base={base!r}, data={data!r}, steps=12)
-    small = dict(steps=args.steps, batch_size=8, accumulate=2, learning_rate=1e-2, warmup=0.1)
+    small = dict(steps=args.steps, batch_size=8, accumulate=2, learning_rate=1e-2, warmup=0.1, eval_answers=0)
 
     def files(name):
         path = (f"{{args.data}}/{{name}}.jsonl",)
@@ -29,7 +29,7 @@ def get_config(arg=None):
             scp=small | files("scp"),
             instruct=small | files("instruct") | dict(top_k=2),
             retrieval=small | files("end_to_end") | dict(candidates=4, top_k=2),
-            end_to_end=small | files("end_to_end") | dict(candidates=4, top_k=2),
+            end_to_end=small | files("end_to_end") | dict(candidates=4, top_k=2, eval_answers=8),
         ),
         model=dict(base=args.base, precision="float32"),
         clara=dict(doc_max_length=64, compress_rate=16, lora_rank=8, max_length=256),
@@ -186,7 +186,11 @@ MISTAKES = {
     "missing config": (lambda p: [f"--config={p}/nowhere.py"], "nowhere.py"),
     "config that is no program": (broken_config, "broken.py"),
     "unknown config argument": (lambda p: [f"--config={p}/config.py:stepz=3"], "steps"),
-    "unknown field": (lambda p: [f"--config={p}/config.py", "--config.scp.learning_rat=1"], "learning_rat"),
+    "unknown field": (lambda p: [f"--config={p}/config.py", "--config.scp.learning_rat=1"], "mean learning_rate?"),
+    "stage that is not trained": (
+        lambda p: [f"--config={p}/config.py", "--config.pretraining.steps=1"],
+        "no field pretraining",
+    ),
     "missing data": (lambda p: [f"--config={p}/config.py:data={p}/none"], "none/scp.jsonl"),
     "malformed line": (bad_line('{"data_type": "qa",'), "scp.jsonl:3"),
     "missing field": (bad_line(record(docs=...)), 'scp.jsonl:3: "docs"'),

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from clara_jax.data.jsonl import data_files
 from clara_jax.errors import ClaraError
-from clara_jax.training.config import data_files, from_json, resolve, to_json
+from clara_jax.training.config import from_json, resolve, to_json
 from tests.locations import ROOT, shared_data
 
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "common"))

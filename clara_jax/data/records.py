@@ -13,13 +13,11 @@ Documents may also stand under ``context`` or ``content``, answers under ``answe
 from __future__ import annotations
 
 import dataclasses
-import gzip
-import json
 import os
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, BinaryIO
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from clara_jax.data.jsonl import json_kind, read_json_lines
 from clara_jax.errors import ClaraError
 
 STAGES = ("scp", "instruct", "end_to_end", "retrieval")
@@ -59,7 +57,7 @@ def read_records(
     """The records of one file or several, in order.
 
     Args:
-      paths: JSONL files, UTF-8, also compressed with gzip (``.gz``). Blank lines are allowed.
+      paths: JSONL files, UTF-8, also compressed (``.gz``, ``.zst``), local or remote. Blank lines are allowed.
       stage: "scp", "instruct", "end_to_end" or "retrieval".
       limit: stop after this many records; lines after them are not looked at.
 
@@ -77,7 +75,7 @@ def read_records(
         if limit is not None and len(records) >= limit:
             break
         first = len(records)
-        for where, fields in _lines(path):
+        for where, fields in read_json_lines(path):
             records.append(parse_record(fields, stage, where))
             if len(records) == limit:
                 break
@@ -100,12 +98,12 @@ def parse_record(fields: Any, stage: str, where: str) -> Record:
       ClaraError: not a record of this stage.
     """
     if not isinstance(fields, Mapping):
-        raise ClaraError(f"{where}: the line holds {_kind(fields)}; each line must be a JSON object")
+        raise ClaraError(f"{where}: the line holds {json_kind(fields)}; each line must be a JSON object")
     documents = _documents(fields, where)
     positives = _positives(fields, len(documents), where)
     name = fields.get("qid")
     if name is not None and (isinstance(name, bool) or not isinstance(name, str | int)):
-        raise ClaraError(f'{where}: "qid" is {_kind(name)}; it must be a string or a number')
+        raise ClaraError(f'{where}: "qid" is {json_kind(name)}; it must be a string or a number')
     kind, questions, answers, gold = (_scp if stage == "scp" else _question)(fields, stage, where)
     if stage == "scp" and len(documents) != 1:
         raise ClaraError(
@@ -140,7 +138,7 @@ def _question(fields: Mapping, stage: str, where: str):
     question = _present(fields, "question", where)
     if not isinstance(question, str):
         raise ClaraError(
-            f'{where}: "question" is {_kind(question)}; a record of the stage {stage} has one question, a string'
+            f'{where}: "question" is {json_kind(question)}; a record of the stage {stage} has one question, a string'
         )
     _, answers = _answers(fields, where)
     references = [
@@ -156,7 +154,7 @@ def _documents(fields: Mapping, where: str) -> tuple[str, ...]:
         raise ClaraError(f'{where}: "docs" is missing; each record needs a list of documents (or "context", "content")')
     value = fields[name]
     if not isinstance(value, list):
-        raise ClaraError(f'{where}: "{name}" is {_kind(value)}; it must be a list of strings')
+        raise ClaraError(f'{where}: "{name}" is {json_kind(value)}; it must be a list of strings')
     if not value:
         raise ClaraError(f'{where}: "{name}" is empty; each record needs at least one document')
     return tuple(_text(text, f'"{name}"[{i}]', where) for i, text in enumerate(value))
@@ -175,11 +173,13 @@ def _positives(fields: Mapping, documents: int, where: str) -> tuple[int, ...]:
         return ()
     if not isinstance(value, list):
         raise ClaraError(
-            f'{where}: "pos_index" is {_kind(value)}; it must be a list of whole numbers, [] where none is known'
+            f'{where}: "pos_index" is {json_kind(value)}; it must be a list of whole numbers, [] where none is known'
         )
     for i, index in enumerate(value):
         if isinstance(index, bool) or not isinstance(index, int):
-            raise ClaraError(f'{where}: "pos_index"[{i}] is {_kind(index)}; it must be a whole number, counted from 0')
+            raise ClaraError(
+                f'{where}: "pos_index"[{i}] is {json_kind(index)}; it must be a whole number, counted from 0'
+            )
         if not 0 <= index < documents:
             raise ClaraError(
                 f'{where}: "pos_index"[{i}] is {index}, but the record has {documents} documents; '
@@ -200,7 +200,7 @@ def _strings(fields: Mapping, name: str, where: str) -> tuple[str, ...]:
     if isinstance(value, str):
         return (_text(value, f'"{name}"', where),)
     if not isinstance(value, list):
-        raise ClaraError(f'{where}: "{name}" is {_kind(value)}; it must be a string or a list of strings')
+        raise ClaraError(f'{where}: "{name}" is {json_kind(value)}; it must be a string or a list of strings')
     if not value:
         raise ClaraError(f'{where}: "{name}" is empty; it needs at least one entry')
     return tuple(_text(text, f'"{name}"[{i}]', where) for i, text in enumerate(value))
@@ -208,7 +208,7 @@ def _strings(fields: Mapping, name: str, where: str) -> tuple[str, ...]:
 
 def _text(value: Any, field: str, where: str) -> str:
     if not isinstance(value, str):
-        raise ClaraError(f"{where}: {field} is {_kind(value)}; it must be a string")
+        raise ClaraError(f"{where}: {field} is {json_kind(value)}; it must be a string")
     if not value.strip():
         raise ClaraError(f"{where}: {field} is empty; write some text or remove it")
     try:
@@ -216,50 +216,3 @@ def _text(value: Any, field: str, where: str) -> str:
     except UnicodeEncodeError:  # JSON can say "\ud83d" alone, which no tokenizer can read
         raise ClaraError(f"{where}: {field} holds half of a surrogate pair; write the character in UTF-8") from None
     return value
-
-
-def _kind(value: Any) -> str:
-    """A JSON value's type, in words."""
-    names = {
-        bool: "true or false",
-        str: "a string",
-        int: "a number",
-        float: "a number",
-        list: "a list",
-        dict: "an object",
-    }
-    return "null" if value is None else names[type(value)]
-
-
-def _lines(path: str) -> Iterator[tuple[str, Any]]:
-    """("path:line", decoded JSON) of every line that is not blank."""
-    try:
-        with _open(path) as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield f"{path}:{number}", _decode(line, number, f"{path}:{number}")
-    except FileNotFoundError:
-        raise ClaraError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise ClaraError(f"{path}: is a directory; name a JSONL file") from None
-    except (OSError, EOFError, zlib.error) as error:  # damaged gzip files are among them
-        raise ClaraError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-
-
-def _open(path: str) -> BinaryIO:
-    return gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")
-
-
-def _decode(line: bytes, number: int, where: str) -> Any:
-    try:
-        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise ClaraError(f"{where}: byte {error.start + 1} of the line is not UTF-8; save the file as UTF-8") from None
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ClaraError(
-            f"{where}: column {error.colno}: not JSON ({error.msg}); each line must be one JSON object"
-        ) from None
-    except RecursionError:
-        raise ClaraError(f"{where}: nested too deeply to be a record") from None

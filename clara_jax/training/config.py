@@ -12,10 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import glob
 import math
-import os
-import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -316,31 +313,6 @@ def to_json(config: RunConfig) -> dict[str, Any]:
 def from_json(values: Mapping[str, Any]) -> RunConfig:
     """The inverse of `to_json`, with all of `resolve`'s checks."""
     return _build(RunConfig, values, "config")
-
-
-def data_files(patterns: Iterable[str], field: str) -> tuple[str, ...]:
-    """The files that the patterns of a data field name: ``${VARIABLE}`` and ``~`` filled in, globs sorted.
-
-    Args:
-      patterns: e.g. ``("${CLARA_SHARED_DATA}/squad/*.train.jsonl",)``.
-      field: its name for messages, e.g. "config.scp.train_data".
-
-    Raises:
-      ClaraError: a variable that is not set, a file that does not exist, a pattern that matches none.
-    """
-    files: list[str] = []
-    for pattern in patterns:
-        for variable in re.findall(r"\$\{(\w+)\}", pattern):
-            if variable not in os.environ:
-                raise ClaraError(f"{field}: {pattern} needs the environment variable {variable}, which is not set")
-        path = os.path.expanduser(re.sub(r"\$\{(\w+)\}", lambda match: os.environ[match[1]], pattern))
-        # A name with brackets in it may be a file before it is a pattern.
-        found = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
-        if not found:
-            what = "matches no file" if glob.has_magic(path) else "does not exist"
-            raise ClaraError(f"{field}: {path} {what}")
-        files += [name for name in found if name not in files]
-    return tuple(files)
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from clara_jax.bundle import Bundle
 from clara_jax.data import synthetic
 from clara_jax.data.batches import Example, Shapes, encode_records, plan_shapes
+from clara_jax.data.jsonl import data_files
 from clara_jax.data.records import Record, read_records
-from clara_jax.training.config import RunConfig, StageConfig, data_files
+from clara_jax.training.config import RunConfig, StageConfig
 
 SYNTHETIC = "synthetic:"
 

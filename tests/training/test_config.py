@@ -12,7 +12,6 @@ from clara_jax.training.config import (
     ModelSection,
     RunConfig,
     StageConfig,
-    data_files,
     from_json,
     resolve,
     to_json,
@@ -156,19 +155,3 @@ def test_steps_from_epochs_and_warmup():
     assert stage(warmup=20).warmup_steps(100) == 20
     assert stage(warmup=20).warmup_steps(10) == 9
     assert stage(warmup=0.5).warmup_steps(1) == 0
-
-
-def test_data_files(tmp_path, monkeypatch):
-    for name in ("b.jsonl", "a.jsonl", "odd[1].jsonl"):
-        (tmp_path / name).touch()
-    monkeypatch.setenv("SOME_DATA", str(tmp_path))
-    patterns = ("${SOME_DATA}/?.jsonl", f"{tmp_path}/a.jsonl", f"{tmp_path}/odd[1].jsonl")
-    found = data_files(patterns, "config.scp.train_data")
-    assert found == tuple(str(tmp_path / name) for name in ("a.jsonl", "b.jsonl", "odd[1].jsonl"))
-    monkeypatch.delenv("SOME_DATA")
-    with pytest.raises(ClaraError, match="config.scp.train_data: .* variable SOME_DATA, which is not set"):
-        data_files(("${SOME_DATA}/a.jsonl",), "config.scp.train_data")
-    with pytest.raises(ClaraError, match="c.jsonl does not exist"):
-        data_files((f"{tmp_path}/c.jsonl",), "config.scp.train_data")
-    with pytest.raises(ClaraError, match="matches no file"):
-        data_files((f"{tmp_path}/c*.jsonl",), "config.scp.train_data")

@@ -1,0 +1,154 @@
+"""Lines of JSONL files: plain or compressed, local or remote, each decoded or refused by file and line.
+
+``.gz`` is gzip and ``.zst`` Zstandard. A path with a scheme, as ``gs://bucket/train/*.jsonl.zst``, is opened by fsspec.
+"""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import json
+import os
+import re
+import sys
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO
+
+import fsspec
+
+from clara_jax.errors import ClaraError
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+GZIP, ZSTANDARD = ".gz", ".zst"
+
+
+def data_files(patterns: Iterable[str], field: str) -> tuple[str, ...]:
+    """The files that the patterns of a data field name: ``${VARIABLE}`` and ``~`` filled in, globs sorted.
+
+    Args:
+      patterns: e.g. ``("${CLARA_SHARED_DATA}/squad/*.train.jsonl", "gs://bucket/more.jsonl.gz")``.
+      field: its name for messages, e.g. "config.scp.train_data".
+
+    Raises:
+      ClaraError: a variable that is not set, a file that does not exist, a pattern that matches none.
+    """
+    files: list[str] = []
+    for pattern in patterns:
+        for variable in re.findall(r"\$\{(\w+)\}", pattern):
+            if variable not in os.environ:
+                raise ClaraError(f"{field}: {pattern} needs the environment variable {variable}, which is not set")
+        path = os.path.expanduser(re.sub(r"\$\{(\w+)\}", lambda match: os.environ[match[1]], pattern))
+        found = _remote_files(path, field) if is_remote(path) else _local_files(path)
+        if not found:
+            what = "matches no file" if glob.has_magic(path) else "does not exist"
+            raise ClaraError(f"{field}: {path} {what}")
+        files += [name for name in found if name not in files]
+    return tuple(files)
+
+
+def is_remote(path: str) -> bool:
+    """It names a file system, as ``gs://`` does."""
+    return "://" in path
+
+
+def raw_lines(path: str) -> Iterator[tuple[str, bytes]]:
+    """("path:line", the line's bytes) of every line that is not blank, a byte order mark removed.
+
+    Raises:
+      ClaraError: a file that cannot be read.
+    """
+    try:
+        with open_binary(path) as file:
+            for number, line in enumerate(file, start=1):
+                if number == 1:
+                    line = line.removeprefix(b"\xef\xbb\xbf")
+                if line.strip():
+                    yield f"{path}:{number}", line
+    except FileNotFoundError:
+        raise ClaraError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise ClaraError(f"{path}: is a directory; name a JSONL file") from None
+    except (OSError, EOFError, zlib.error, zstd.ZstdError) as error:  # damaged compressed files are among them
+        raise ClaraError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def decode(line: bytes, where: str) -> Any:
+    """The JSON value of a line.
+
+    Args:
+      where: what messages begin with, e.g. "file.jsonl:17".
+
+    Raises:
+      ClaraError: not UTF-8, not JSON.
+    """
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        raise ClaraError(f"{where}: byte {error.start + 1} of the line is not UTF-8; save the file as UTF-8") from None
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ClaraError(
+            f"{where}: column {error.colno}: not JSON ({error.msg}); each line must be one JSON object"
+        ) from None
+    except RecursionError:
+        raise ClaraError(f"{where}: nested too deeply to be a record") from None
+
+
+def read_json_lines(path: str) -> Iterator[tuple[str, Any]]:
+    """("path:line", decoded JSON) of every line that is not blank; the first mistake ends it."""
+    for where, line in raw_lines(path):
+        yield where, decode(line, where)
+
+
+def open_binary(path: str) -> BinaryIO:
+    """A file, local or remote, decompressed by its name.
+
+    Raises:
+      OSError: as `open`; what a compressed file may raise later is gzip's and Zstandard's own.
+      ClaraError: no driver for the path's scheme.
+    """
+    if is_remote(path):
+        try:
+            file = fsspec.open(path, "rb").open()
+        except (ImportError, ValueError) as error:  # fsspec names the package that is missing
+            raise ClaraError(f"{path}: cannot be opened: {error}") from error
+    else:
+        file = open(path, "rb")
+    if path.endswith(GZIP):
+        return gzip.open(file)
+    if path.endswith(ZSTANDARD):
+        return zstd.open(file)
+    return file
+
+
+def json_kind(value: Any) -> str:
+    """A JSON value's type, in words."""
+    names = {
+        bool: "true or false",
+        str: "a string",
+        int: "a number",
+        float: "a number",
+        list: "a list",
+        dict: "an object",
+    }
+    return "null" if value is None else names[type(value)]
+
+
+def _local_files(path: str) -> list[str]:
+    # A name with brackets in it may be a file before it is a pattern.
+    return [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
+
+
+def _remote_files(path: str, field: str) -> list[str]:
+    try:
+        system, name = fsspec.core.url_to_fs(path)
+        found = sorted(system.glob(name)) if glob.has_magic(name) else [name] if system.exists(name) else []
+    except (ImportError, ValueError, OSError) as error:
+        raise ClaraError(f"{field}: {path}: {error}") from error
+    return [system.unstrip_protocol(name) for name in found]

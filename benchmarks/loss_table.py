@@ -1,4 +1,4 @@
-"""Prints the loss curves of a run as tables: one line for every few steps, held-out losses before and after.
+"""Prints the loss curves of a run as tables: one line for every few steps, held-out values before and after.
 
 python -m benchmarks.loss_table runs/smollm2 [--every 6]
 """
@@ -13,6 +13,7 @@ import numpy as np
 from clara_jax import command
 from clara_jax.training.metrics import read_metrics
 
+CASES = {"": "held out", "_no_memory": "no memory", "_other_memory": "another document's memory"}
 TERMS = ("loss", "ce", "mse", "contrastive", "recall", "accuracy", "grad_norm")
 
 
@@ -27,6 +28,19 @@ def table(rows: list[dict], every: int) -> list[str]:
     return lines
 
 
+def held_out(end: dict) -> list[str]:
+    """Markdown lines: held-out values before the first step and after the last, each with its controls."""
+    pairs = {name.removeprefix("held_out_"): pair for name, pair in end.items() if name.startswith("held_out_")}
+    controls = tuple(case for case in CASES if case)
+    names = [name for name in pairs if not name.endswith(controls)]
+    cases = [case for case in CASES if any(f"{name}{case}" in pairs for name in names)]
+    lines = ["| | " + " | ".join(CASES[case] for case in cases) + " |", "|---" * (len(cases) + 1) + "|"]
+    for name in names:
+        cells = ["{:.4f} -> {:.4f}".format(*pairs[name + case]) if name + case in pairs else "" for case in cases]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="run directory")
@@ -38,11 +52,7 @@ def main() -> None:
         steps, ends = [row for row in own if "loss" in row], [row for row in own if row.get("finished")]
         print(f"### {stage}", *table(steps, arguments.every), sep="\n")
         for end in ends:
-            held_out = {
-                name.removeprefix("held_out_"): pair for name, pair in end.items() if name.startswith("held_out")
-            }
-            changes = ", ".join(f"{name} {before:.4f} -> {after:.4f}" for name, (before, after) in held_out.items())
-            print(f"\nHeld out: {changes}. {end['steps']} steps in {end['seconds']:.0f} s.\n")
+            print("", *held_out(end), f"\n{end['steps']} steps in {end['seconds']:.0f} s.\n", sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Records as fixed-size batches: tokenized once, padded on the left, in an order that depends on seed and step alone.
+"""Records as fixed-size batches: tokenized once, padded on the left.
 
 Shapes: B rows, D documents of a row, M memory tokens, T positions of a prompt, A positions at its right end that hold
-every target. All of a stage's batches have one shape, so that its step is compiled once.
+every target. What shapes there are, and which examples a batch holds, is planned elsewhere (`shapes`, `plan`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 
 import flax.struct
 import jax
@@ -17,6 +16,7 @@ import numpy as np
 
 from clara_jax.data.prompts import record_prompt
 from clara_jax.data.records import STAGES, Record
+from clara_jax.data.shapes import MULTIPLE, Shapes, shapes_for
 from clara_jax.data.tokenization import FRAME, IGNORED, SLICE, ClaraTokenizer, EncodedPrompt
 from clara_jax.errors import ClaraError
 
@@ -58,8 +58,17 @@ class Batch:
     @property
     def tokens(self) -> int:
         """Attended positions of all texts and prompts (of host arrays: reading a device's would wait for it)."""
+        return sum(int(mask.sum()) for mask in self._masks)
+
+    @property
+    def padding(self) -> float:
+        """The share of positions that are computed for nothing."""
+        return 1 - self.tokens / sum(mask.size for mask in self._masks)
+
+    @property
+    def _masks(self) -> list[Array]:
         masks = (self.document_mask, self.query_mask, self.prompt_mask)
-        return sum(int(mask.sum()) for mask in masks if mask is not None)
+        return [mask for mask in masks if mask is not None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,23 +100,19 @@ class Example:
         return len(self.labels) - int(labelled[0]) if labelled.size else 0
 
 
-@dataclasses.dataclass(frozen=True)
-class Shapes:
-    """The sizes of a `Batch` besides its rows.
-
-    Attributes:
-      documents: D.
-      encoder_width: tokens of a document, without memory tokens.
-      query_width: tokens of a question, without memory tokens; 0 where a batch has none.
-      prompt_length: T.
-      target_length: A; below T, since the position before a target predicts it.
-    """
-
-    documents: int
-    encoder_width: int
-    query_width: int
-    prompt_length: int
-    target_length: int
+def sizes_of(examples: Sequence[Example]) -> np.ndarray:
+    """The index of sizes, int32 [N, 5], see `clara_jax.data.shapes`."""
+    sizes = [
+        (
+            len(example.documents),
+            max((len(ids) for ids in example.documents), default=0),
+            0 if example.query is None else len(example.query),
+            len(example.prompt_ids),
+            example.target_span,
+        )
+        for example in examples
+    ]
+    return np.array(sizes, np.int32).reshape(-1, 5)
 
 
 def encode_records(
@@ -195,39 +200,10 @@ def encode_records(
 
 
 def plan_shapes(
-    examples: Sequence[Example], tokenizer: ClaraTokenizer, multiple: int = 16, documents: int | None = None
+    examples: Sequence[Example], tokenizer: ClaraTokenizer, multiple: int = MULTIPLE, documents: int = 0
 ) -> Shapes:
-    """The smallest shapes that hold all examples: lengths with their memory tokens are multiples, but not above the
-    tokenizer's limits.
-
-    Args:
-      multiple: of Te, Tq, T and A.
-      documents: D; default the most documents of an example. With ``candidates`` given, batches of several files agree.
-    """
-    if not examples:
-        raise ClaraError("there are no examples to plan batches for")
-
-    def up(length: int) -> int:
-        return -(-length // multiple) * multiple
-
-    def width(lengths: list[int], limit: int) -> int:
-        longest = max(lengths)
-        return max(longest, min(up(longest + tokenizer.memory_tokens) - tokenizer.memory_tokens, limit))
-
-    prompt = max(len(example.prompt_ids) for example in examples)
-    prompt_length = max(prompt, min(up(prompt), tokenizer.max_length))
-    target = max(example.target_span for example in examples)
-    queries = [len(example.query) for example in examples if example.query is not None]
-    most = max(len(example.documents) for example in examples)
-    return Shapes(
-        documents=max(most, documents or 0),
-        encoder_width=width(
-            [len(ids) for example in examples for ids in example.documents], tokenizer.doc_max_length + FRAME
-        ),
-        query_width=width(queries, tokenizer.max_length + FRAME) if queries else 0,
-        prompt_length=prompt_length,
-        target_length=min(max(up(target), 1), prompt_length - 1),
-    )
+    """`shapes_for` examples."""
+    return shapes_for(sizes_of(examples), tokenizer, multiple, documents)
 
 
 def collate(
@@ -280,52 +256,6 @@ def collate(
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class BatchPlan:
-    """Which examples make up the batch of a step: a pure function of (seed, step).
-
-    Each epoch is a permutation of its own; epochs follow each other without a gap, so that every batch is full.
-    """
-
-    num_examples: int
-    batch_size: int
-    seed: int = 0
-
-    def __post_init__(self):
-        if self.num_examples < 1 or self.batch_size < 1:
-            raise ClaraError(f"{self.num_examples} examples in batches of {self.batch_size}: both must be at least 1")
-        if not 0 <= self.seed < 2**64:
-            raise ClaraError(f"seed: {self.seed!r} must be from 0 to 2^64 - 1")
-
-    def rows(self, step: int) -> np.ndarray:
-        """Indices of the examples of step 0, 1, ...; int64 [batch_size]."""
-        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        epochs, within = np.divmod(places, self.num_examples)
-        result = np.empty_like(places)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            result[here] = _permutation(self.num_examples, self.seed, int(epoch))[within[here]]
-        return result
-
-    def process_rows(self, step: int, process_index: int, process_count: int) -> np.ndarray:
-        """The part of `rows` that one of several processes loads; int64 [batch_size / process_count]."""
-        if self.batch_size % process_count:
-            raise ClaraError(
-                f"batch_size: {self.batch_size} does not divide among {process_count} processes; choose a multiple"
-            )
-        if not 0 <= process_index < process_count:
-            raise ValueError(f"process {process_index} of {process_count}")
-        share = self.batch_size // process_count
-        return self.rows(step)[process_index * share : (process_index + 1) * share]
-
-
-@lru_cache(maxsize=4)
-def _permutation(length: int, seed: int, epoch: int) -> np.ndarray:
-    permutation = np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64))).permutation(length)
-    permutation.flags.writeable = False  # the cached array itself is handed out
-    return permutation
-
-
 def _select_documents(record: Record, limit: int | None, keep_positives: bool) -> Record:
     """The record with at most ``limit`` documents, in their order."""
     if limit is None or len(record.documents) <= limit:
@@ -369,17 +299,11 @@ def _warn(cut_documents: int, documents: int, cut_queries: int, cut_targets: int
 
 
 def _check_fit(example: Example, shapes: Shapes) -> None:
-    sizes = {
-        "documents": (len(example.documents), shapes.documents),
-        "encoder_width": (max((len(ids) for ids in example.documents), default=0), shapes.encoder_width),
-        "query_width": (0 if example.query is None else len(example.query), shapes.query_width),
-        "prompt_length": (len(example.prompt_ids), shapes.prompt_length),
-        "target_length": (example.target_span, shapes.target_length),
-    }
-    for name, (size, limit) in sizes.items():
+    (sizes,) = sizes_of([example])
+    for field, size, limit in zip(dataclasses.fields(shapes), sizes, shapes.as_sizes(), strict=True):
         if size > limit:
             raise ClaraError(
-                f"{example.where}: needs {name} {size}, the batch has {limit}; plan the shapes with this example"
+                f"{example.where}: needs {field.name} {size}, the batch has {limit}; plan the shapes with this example"
             )
 
 

@@ -113,6 +113,8 @@ class StageConfig:
       top_k: documents that the generator reads.
       candidates: documents that the query reasoner ranks (end_to_end, retrieval).
       temperature: τ of the softmax over cosine scores.
+      buckets: shapes of batches, at most: examples of about one size share a batch, and the step is compiled for each
+        shape. With 1 every batch has the shape of the largest example.
       train_limit, eval_limit: read no more records than this.
       eval_every: steps between evaluations; None evaluates before the first step and after the last.
       eval_batches: batches of one evaluation; None takes all of ``eval_data``.
@@ -144,6 +146,7 @@ class StageConfig:
     top_k: int = 5
     candidates: int = 20
     temperature: float = 0.02
+    buckets: int = 1
     train_limit: int | None = None
     eval_limit: int | None = None
     eval_every: int | None = None
@@ -170,7 +173,7 @@ class StageConfig:
                 f"config.{self.name}: give exactly one of steps and epochs, {both} given "
                 f"(on the command line 0 stands for none: --config.{self.name}.epochs=0)"
             )
-        counts = ("steps", "batch_size", "accumulate", "top_k", "candidates", "log_every", "answer_tokens")
+        counts = ("steps", "batch_size", "accumulate", "top_k", "candidates", "log_every", "answer_tokens", "buckets")
         for field in counts + ("train_limit", "eval_limit", "eval_every", "eval_batches", "save_every"):
             check(field, getattr(self, field) is None or getattr(self, field) >= 1, "it must be at least 1")
         for field in ("epochs", "learning_rate", "eps", "clip_norm", "temperature"):

@@ -6,11 +6,14 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
+import numpy as np
+
 from clara_jax.bundle import Bundle
 from clara_jax.data import synthetic
-from clara_jax.data.batches import Example, Shapes, encode_records, plan_shapes
+from clara_jax.data.batches import Example, encode_records, sizes_of
 from clara_jax.data.jsonl import data_files
 from clara_jax.data.records import Record, read_records
+from clara_jax.data.shapes import Shapes, shape_ladder
 from clara_jax.training.config import RunConfig, StageConfig
 
 SYNTHETIC = "synthetic:"
@@ -40,10 +43,16 @@ class StageRecords:
 
 @dataclasses.dataclass(frozen=True)
 class StageData:
-    """A stage's records, tokenized, and the one shape that holds every batch of them: a stage compiles once."""
+    """A stage's records, tokenized.
+
+    Attributes:
+      sizes: of the training examples, see `clara_jax.data.shapes`.
+      ladder: the shapes of their batches; the step is compiled for each.
+    """
 
     examples: Sequence[Example]
-    shapes: Shapes
+    sizes: np.ndarray
+    ladder: tuple[Shapes, ...]
     held_out: Sequence[Example]
     held_out_records: Sequence[Record]
 
@@ -55,8 +64,9 @@ class StageData:
             return encode_records(own, bundle.tokenizer, stage.name, stage.top_k, stage.candidates, config.seed)
 
         examples, held_out = encode(records.train), encode(records.held_out)
-        shapes = plan_shapes(examples, bundle.tokenizer)
+        sizes = sizes_of(examples)
+        ladder = shape_ladder(sizes, bundle.tokenizer, stage.buckets)
         if config.progress:
             counted = f"{len(examples)} training records, {len(held_out)} held-out ones"
-            print(f"{stage.name}: {counted}; {shapes}", file=sys.stderr, flush=True)
-        return StageData(examples, shapes, held_out, records.held_out)
+            print(f"{stage.name}: {counted}; {', '.join(map(str, ladder))}", file=sys.stderr, flush=True)
+        return StageData(examples, sizes, ladder, held_out, records.held_out)

@@ -15,7 +15,8 @@ import numpy as np
 
 from clara_jax.bundle import Bundle
 from clara_jax.checkpoints.run import CheckpointWriter
-from clara_jax.data.batches import BatchPlan, collate
+from clara_jax.data.batches import collate
+from clara_jax.data.plan import BatchPlan
 from clara_jax.errors import ClaraError
 from clara_jax.method.parameters import merge, split
 from clara_jax.method.stages import STAGES, Terms, inherit
@@ -52,7 +53,7 @@ class StageRun:
         self.stage_config = own = config.stages[position.number]
         self.stage = STAGES[own.name]
         self.steps = own.total_steps(len(data.examples))
-        self.plan = BatchPlan(len(data.examples), own.batch_size, config.seed + position.number)
+        self.plan = BatchPlan(data.sizes, data.ladder, own.batch_size, self.steps, config.seed + position.number)
         self.trains = own.trains or self.stage.trains
         params = bundle.params if start.checkpoint else inherit(self.stage, bundle.params, bundle.trained)
         trained, self.frozen = split(params, self.trains)
@@ -117,11 +118,12 @@ class StageRun:
 
     def _train_step(self, index: int, progress: Progress) -> None:
         rows = [self.data.examples[row] for row in self.plan.rows(index)]
-        batch = collate(rows, self.data.shapes, self.bundle.tokenizer)
-        facts, began = {"learning_rate": self.rates[index], "tokens": batch.tokens}, time.monotonic()
+        batch = collate(rows, self.plan.shapes(index), self.bundle.tokenizer)
+        facts = {"learning_rate": self.rates[index], "tokens": batch.tokens, "padding": batch.padding}
+        compiled, began = self.step._cache_size(), time.monotonic()
         with jax.transfer_guard("disallow"):
             self.state, values = self.step(self.state, self.frozen, put_batch(batch, self.bundle.mesh), self.key)
-        if self.loss is None and self.pending is None:  # a first call returns when it is compiled, not when it is done
+        if self.step._cache_size() > compiled:  # such a call returns when it is compiled, not when it is done
             facts["compile_seconds"] = time.monotonic() - began
         # The step is under way; meanwhile the one before is read and logged: the device never waits for the host.
         self._flush()

@@ -6,11 +6,10 @@ import warnings
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from clara_jax.data.batches import Batch, BatchPlan, Shapes, collate, encode_records, plan_shapes
+from clara_jax.data.batches import Batch, collate, encode_records, plan_shapes
 from clara_jax.data.records import parse_record, read_records
+from clara_jax.data.shapes import Shapes
 from clara_jax.data.tokenization import ClaraTokenizer
 from clara_jax.errors import ClaraError
 from tests.data import tiny_tokenizer
@@ -197,32 +196,6 @@ def test_paraphrase_instructions_follow_the_seed():
     first, again, other = (make("scp", records=records, seed=seed) for seed in (0, 0, 1))
     assert all(np.array_equal(a.prompt_ids, b.prompt_ids) for a, b in zip(first, again, strict=True))
     assert not all(np.array_equal(a.prompt_ids, b.prompt_ids) for a, b in zip(first, other, strict=True))
-
-
-@given(st.integers(1, 40), st.integers(1, 17), st.integers(0, 2**32))
-@settings(max_examples=60, deadline=None)
-def test_every_epoch_is_a_permutation(examples, batch_size, seed):
-    plan = BatchPlan(examples, batch_size, seed)
-    steps = -(-3 * examples // batch_size)
-    order = np.concatenate([plan.rows(step) for step in range(steps)])
-    assert all(len(plan.rows(step)) == batch_size for step in range(steps))
-    for epoch in range(3):
-        assert sorted(order[epoch * examples : (epoch + 1) * examples]) == list(range(examples))
-
-
-def test_plan_depends_on_seed_and_step_alone():
-    plan, twin, other = BatchPlan(1000, 8, 1), BatchPlan(1000, 8, 1), BatchPlan(1000, 8, 2)
-    late = plan.rows(400)
-    np.testing.assert_array_equal(late, [*map(int, twin.rows(400))])
-    assert not np.array_equal(late, other.rows(400))
-    assert not np.array_equal(plan.rows(0), plan.rows(125))  # the second epoch has an order of its own
-    for count in (1, 2, 4, 8):
-        parts = [plan.process_rows(9, i, count) for i in range(count)]
-        np.testing.assert_array_equal(np.concatenate(parts), plan.rows(9))
-    with pytest.raises(ClaraError, match="batch_size: 8 does not divide among 3"):
-        plan.process_rows(0, 0, 3)
-    with pytest.raises(ClaraError, match="at least 1"):
-        BatchPlan(0, 8)
 
 
 def test_a_record_from_a_file_keeps_its_line(tmp_path):

@@ -8,9 +8,10 @@ import pytest
 
 from clara_jax.checkpoints.base import open_base
 from clara_jax.data import prompts
-from clara_jax.data.batches import Shapes, collate, encode_records, plan_shapes
+from clara_jax.data.batches import collate, encode_records, plan_shapes
 from clara_jax.data.prompts import PARAPHRASE_SYSTEM
 from clara_jax.data.records import read_records
+from clara_jax.data.shapes import Shapes
 from clara_jax.data.tokenization import FRAME, ClaraTokenizer
 from tests.locations import golden_folders
 

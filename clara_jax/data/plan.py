@@ -1,0 +1,100 @@
+"""Which examples make up the batch of a step, and in which shape: a pure function of seed, step and the index of sizes.
+
+Every process plans the global batch and reads its own slice, so the order does not depend on how many there are, and
+the position in the data is the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from clara_jax.data.shapes import Shapes, levels
+from clara_jax.errors import ClaraError
+
+WINDOW = 64  # batches that are sorted by size together
+_WINDOWS = 2**63  # where their random numbers begin; those of epochs begin at 0
+
+
+class BatchPlan:
+    """The batches of a stage.
+
+    Epochs follow each other without a gap, each a permutation of its own, so that every batch is full. Of this stream,
+    the examples of each window of steps are sorted by size and cut into batches, whose order is shuffled again: a batch
+    holds examples of about one size, and an epoch every example once.
+
+    Args:
+      sizes: of the examples, see `clara_jax.data.shapes`.
+      ladder: the shapes of batches, each within the next.
+      batch_size: B, over all processes.
+      steps: of the stage; the last window ends there, so that no example is left for a step that never comes.
+      seed: of the order.
+    """
+
+    def __init__(self, sizes: np.ndarray, ladder: Sequence[Shapes], batch_size: int, steps: int, seed: int = 0):
+        if len(sizes) < 1 or batch_size < 1:
+            raise ClaraError(f"{len(sizes)} examples in batches of {batch_size}: both must be at least 1")
+        if not 0 <= seed < 2**64:
+            raise ClaraError(f"seed: {seed!r} must be from 0 to 2^64 - 1")
+        self.ladder, self.batch_size, self.steps, self.seed = tuple(ladder), batch_size, steps, seed
+        self._levels = levels(sizes, self.ladder)
+        # Within a level, long with long: what is left of the level's width is then left in few batches.
+        self._length = np.sum(sizes[:, 1:], axis=1, dtype=np.int64)
+        # An example should meet others of its epoch, not itself in the next one.
+        self._window = 1 if len(self.ladder) == 1 else max(1, min(WINDOW, len(sizes) // batch_size))
+        self._batches = lru_cache(maxsize=2)(self._plan_window)
+
+    def rows(self, step: int) -> np.ndarray:
+        """Indices of the examples of step 0, 1, ... of ``steps``; int64 [B]."""
+        if not 0 <= step < self.steps:
+            raise ValueError(f"step {step} of {self.steps}")
+        window, within = divmod(step, self._window)
+        return self._batches(window)[within]
+
+    def shapes(self, step: int) -> Shapes:
+        """The shape of the step's batch: the first of the ladder that holds all of its examples."""
+        return self.ladder[int(np.max(self._levels[self.rows(step)]))]
+
+    def process_rows(self, step: int, process_index: int, process_count: int) -> np.ndarray:
+        """The part of `rows` that one of several processes loads; int64 [B / process_count]."""
+        if self.batch_size % process_count:
+            raise ClaraError(
+                f"batch_size: {self.batch_size} does not divide among {process_count} processes; choose a multiple"
+            )
+        if not 0 <= process_index < process_count:
+            raise ValueError(f"process {process_index} of {process_count}")
+        share = self.batch_size // process_count
+        return self.rows(step)[process_index * share : (process_index + 1) * share]
+
+    def _plan_window(self, window: int) -> np.ndarray:
+        """int64 [steps of the window, B]."""
+        first = window * self._window
+        last = min(first + self._window, self.steps)
+        stream = self._stream(first * self.batch_size, last * self.batch_size)
+        if last - first > 1:
+            order = np.lexsort((self._length[stream], self._levels[stream]))
+            batches = stream[order].reshape(-1, self.batch_size)
+            return _generator(self.seed, _WINDOWS + window).permutation(batches)
+        return stream[None]
+
+    def _stream(self, start: int, stop: int) -> np.ndarray:
+        """The examples at places of the endless stream of epochs."""
+        epochs, within = np.divmod(np.arange(start, stop), len(self._levels))
+        result = np.empty_like(within)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            result[here] = _permutation(len(self._levels), self.seed, int(epoch))[within[here]]
+        return result
+
+
+@lru_cache(maxsize=4)
+def _permutation(length: int, seed: int, epoch: int) -> np.ndarray:
+    permutation = _generator(seed, epoch).permutation(length)
+    permutation.flags.writeable = False  # the cached array itself is handed out
+    return permutation
+
+
+def _generator(seed: int, number: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=np.array([seed, number], np.uint64)))

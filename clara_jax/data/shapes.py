@@ -1,0 +1,111 @@
+"""The few static shapes of a stage's batches: each is compiled once, and what an example does not fill is padding.
+
+Sizes are int32 [N, 5], a row for each example, in the order of `Shapes`' fields. The index of sizes is all that is
+needed to choose shapes and to plan batches; no example is read for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from clara_jax.data.tokenization import FRAME, ClaraTokenizer
+from clara_jax.errors import ClaraError
+
+MULTIPLE = 16
+_LEVELS = 16  # quantiles among which the shapes are chosen
+
+
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """The sizes of a batch besides its rows.
+
+    Attributes:
+      documents: D.
+      encoder_width: tokens of a document, without memory tokens.
+      query_width: tokens of a question, without memory tokens; 0 where a batch has none.
+      prompt_length: T.
+      target_length: A; below T, since the position before a target predicts it.
+    """
+
+    documents: int
+    encoder_width: int
+    query_width: int
+    prompt_length: int
+    target_length: int
+
+    def positions(self, memory_tokens: int) -> int:
+        """Positions of a row that a model computes: documents and question, each with memory tokens, and prompt."""
+        query = self.query_width + memory_tokens if self.query_width else 0
+        return self.documents * (self.encoder_width + memory_tokens) + query + self.prompt_length
+
+    def as_sizes(self) -> np.ndarray:
+        """int32 [5]: the largest example that fits."""
+        return np.array(dataclasses.astuple(self), np.int32)
+
+
+def shapes_for(sizes: np.ndarray, tokenizer: ClaraTokenizer, multiple: int = MULTIPLE, documents: int = 0) -> Shapes:
+    """The smallest shapes that hold all of the sizes, lengths with their memory tokens rounded up to multiples, but not
+    above the tokenizer's limits.
+
+    Args:
+      sizes: int32 [N, 5].
+      multiple: of Te, Tq, T and A.
+      documents: D is at least this. With ``candidates`` given, batches of several files agree.
+    """
+    if not len(sizes):
+        raise ClaraError("there are no examples to plan batches for")
+    most, document, query, prompt, target = (int(size) for size in np.max(sizes, axis=0))
+
+    def up(length: int) -> int:
+        return -(-length // multiple) * multiple
+
+    def width(length: int, limit: int) -> int:
+        return max(length, min(up(length + tokenizer.memory_tokens) - tokenizer.memory_tokens, limit))
+
+    prompt_length = max(prompt, min(up(prompt), tokenizer.max_length))
+    return Shapes(
+        documents=max(most, documents),
+        encoder_width=width(document, tokenizer.doc_max_length + FRAME),
+        query_width=width(query, tokenizer.max_length + FRAME) if query else 0,
+        prompt_length=prompt_length,
+        target_length=min(max(up(target), 1), prompt_length - 1),
+    )
+
+
+def shape_ladder(
+    sizes: np.ndarray, tokenizer: ClaraTokenizer, count: int, multiple: int = MULTIPLE
+) -> tuple[Shapes, ...]:
+    """At most ``count`` shapes, each within the next and the last one holding everything, such that examples, each in
+    the first that holds it, take the fewest positions together.
+
+    The best choice among the shapes of the examples' quantiles (sixteenths), by dynamic programming.
+    """
+    # A size of a quantile is the size of an example, so nothing is invented between sizes that occur.
+    quantiles = np.quantile(sizes, np.arange(1, _LEVELS + 1) / _LEVELS, axis=0, method="higher")
+    candidates = list(dict.fromkeys(shapes_for(row[None], tokenizer, multiple) for row in quantiles.astype(np.int32)))
+    held = np.bincount(levels(sizes, candidates), minlength=len(candidates))
+    costs = [shapes.positions(tokenizer.memory_tokens) for shapes in candidates]
+    # best[j]: (positions, chain) of the examples up to candidate j, with j as the last shape.
+    best = [(int(held[: j + 1].sum()) * costs[j], (j,)) for j in range(len(candidates))]
+    for _ in range(count - 1):
+        longer = []
+        for j in range(len(candidates)):
+            joined = ((best[i][0] + int(held[i + 1 : j + 1].sum()) * costs[j], (*best[i][1], j)) for i in range(j))
+            longer.append(min(best[j], *joined, key=lambda choice: (choice[0], len(choice[1]))) if j else best[j])
+        best = longer
+    return tuple(candidates[j] for j in best[-1][1])
+
+
+def levels(sizes: np.ndarray, ladder: Sequence[Shapes]) -> np.ndarray:
+    """The first shape of the ladder that holds each example; int64 [N].
+
+    Raises:
+      ClaraError: an example that the last one does not hold.
+    """
+    fits = np.stack([np.all(sizes <= shapes.as_sizes(), axis=1) for shapes in ladder])
+    if not fits[-1].all():
+        raise ClaraError(f"example {int(np.argmin(fits[-1]))} does not fit the largest shape, {ladder[-1]}")
+    return np.argmax(fits, axis=0)

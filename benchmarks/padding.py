@@ -1,0 +1,72 @@
+"""Measures the padding of a stage's batches over one epoch, by the number of shapes.
+
+    python -m benchmarks.padding instruct DATA.jsonl... [--batch-size 32] [--top-k 5] [--candidates 20]
+
+"padding" is the share of positions that are computed for nothing; "positions" are those computed, relative to one shape
+for all. The tokenizer is SmolLM2's unless --tokenizer names another base.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+from tqdm import tqdm
+
+from clara_jax import command
+from clara_jax.checkpoints.base import open_base
+from clara_jax.data.batches import encode_records, sizes_of
+from clara_jax.data.jsonl import data_files
+from clara_jax.data.plan import BatchPlan
+from clara_jax.data.records import STAGES, read_records
+from clara_jax.data.shapes import shape_ladder
+from clara_jax.data.tokenization import ClaraTokenizer
+
+DOC_MAX_LENGTH, COMPRESS_RATE = 256, 16
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("data", nargs="+", help="JSONL files or patterns")
+    parser.add_argument("--tokenizer", default="smollm2", help="a base model")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--top-k", type=int, default=5)
+    parser.add_argument("--candidates", type=int, default=20)
+    parser.add_argument("--buckets", type=int, nargs="+", default=[1, 2, 4, 8], help="numbers of shapes")
+    arguments = parser.parse_args()
+
+    memory = DOC_MAX_LENGTH // COMPRESS_RATE
+    tokenizer = ClaraTokenizer(open_base(arguments.tokenizer).load_tokenizer(), DOC_MAX_LENGTH, memory)
+    records = read_records(data_files(arguments.data, "data"), arguments.stage)
+    with tqdm(unit="text", desc="tokenizing") as bar:
+        examples = encode_records(
+            records,
+            tokenizer,
+            arguments.stage,
+            arguments.top_k,
+            arguments.candidates,
+            progress=lambda done, total: (setattr(bar, "total", total), bar.update(done - bar.n)),
+        )
+    sizes = sizes_of(examples)
+    used = [
+        sum(len(ids) + memory for ids in example.documents)
+        + (0 if example.query is None else len(example.query) + memory)
+        + len(example.prompt_ids)
+        for example in examples
+    ]
+    steps = max(1, len(examples) // arguments.batch_size)
+    print(f"{arguments.stage}: {len(examples)} records, {steps} steps of {arguments.batch_size}")
+    print("| shapes | padding | positions | sizes |\n|---|---|---|---|")
+    whole = None
+    for count in arguments.buckets:
+        plan = BatchPlan(sizes, shape_ladder(sizes, tokenizer, count), arguments.batch_size, steps)
+        computed = sum(plan.shapes(step).positions(memory) for step in range(steps)) * arguments.batch_size
+        real = sum(int(np.sum(np.take(used, plan.rows(step)))) for step in range(steps))
+        whole = whole or computed
+        text = "; ".join(f"{s.encoder_width + memory}/{s.prompt_length}" for s in plan.ladder)
+        print(f"| {len(plan.ladder)} | {1 - real / computed:.1%} | {computed / whole:.3f} | {text} |")
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,6 +1,7 @@
 """Measures the padding of a stage's batches over one epoch, by the number of shapes.
 
     python -m benchmarks.padding instruct DATA.jsonl... [--batch-size 32] [--top-k 5] [--candidates 20]
+    python -m benchmarks.padding scp DATA.jsonl... --pack 1024 2048
 
 "padding" is the share of positions that are computed for nothing; "positions" are those computed, relative to one shape
 for all. The tokenizer is SmolLM2's unless --tokenizer names another base.
@@ -17,6 +18,8 @@ from clara_jax import command
 from clara_jax.checkpoints.base import open_base
 from clara_jax.data.batches import encode_records, sizes_of
 from clara_jax.data.jsonl import data_files
+from clara_jax.data.loading import BatchLoader
+from clara_jax.data.packing import plan_row
 from clara_jax.data.plan import BatchPlan
 from clara_jax.data.records import STAGES, read_records
 from clara_jax.data.shapes import shape_ladder
@@ -34,6 +37,7 @@ def main() -> None:
     parser.add_argument("--top-k", type=int, default=5)
     parser.add_argument("--candidates", type=int, default=20)
     parser.add_argument("--buckets", type=int, nargs="+", default=[1, 2, 4, 8], help="numbers of shapes")
+    parser.add_argument("--pack", type=int, nargs="+", default=[], help="tokens of documents in a row (scp)")
     arguments = parser.parse_args()
 
     memory = DOC_MAX_LENGTH // COMPRESS_RATE
@@ -66,6 +70,18 @@ def main() -> None:
         whole = whole or computed
         text = "; ".join(f"{s.encoder_width + memory}/{s.prompt_length}" for s in plan.ladder)
         print(f"| {len(plan.ladder)} | {1 - real / computed:.1%} | {computed / whole:.3f} | {text} |")
+
+    plan = BatchPlan(sizes, shape_ladder(sizes, tokenizer, 1), arguments.batch_size, steps)
+    for length in arguments.pack:
+        row = plan_row(sizes, memory, length)
+        loader = BatchLoader(plan, examples, sizes, tokenizer, row)
+        rows = [len(loader.batch(step).document_ids) for step in range(steps)]
+        computed = sum(rows) * (row.documents + row.prompts)
+        real = sum(int(np.sum(np.take(used, plan.rows(step)))) for step in range(steps))
+        counts = f"{len(set(rows))} ({min(rows)}-{max(rows)} rows)"
+        print(
+            f"| packed, {counts} | {1 - real / computed:.1%} | {computed / whole:.3f} | {row.documents}/{row.prompts} |"
+        )
 
 
 if __name__ == "__main__":

@@ -28,19 +28,26 @@ Array = np.ndarray | jax.Array
 class Batch:
     """A batch of a training step; Te = encoder width + M, Tq = query width + M.
 
+    A packed batch (`clara_jax.data.packing`) holds up to S examples in each row, of one document each: one sequence of
+    documents, D = 1, and one of prompts. Its masks are int32, the number of the example in the row, from 1, and 0 where
+    nothing is attended.
+
     Attributes:
       document_ids: int32 [B, D, Te], ending with the M memory tokens.
       document_mask: bool [B, D, Te], attended positions, memory tokens among them; False where a document is absent.
-      document_valid: bool [B, D], which documents are present.
+      document_valid: bool [B, D] (packed: [B, S]), which documents are present.
       query_ids: int32 [B, Tq], ending with the M memory tokens; None for scp and instruct.
       query_mask: bool [B, Tq]; None for scp and instruct.
       prompt_ids: int32 [B, T].
       prompt_mask: bool [B, T].
       memory_index: int32 [B, T], which of the row's memory vectors stands at a position: slot · M + j; -1 at text.
-      labels: int32 [B, A] of the last A positions of ``prompt_ids``, -100 where there is no loss.
+      labels: int32 [B, A] of the last A positions of ``prompt_ids`` (packed: of ``targets_at``), -100 where there is no
+        loss.
       positives: bool [B, D]; None for scp and instruct.
-      example_ids: int32 [B], places of the rows in the dataset; -1 for rows that only fill the batch. Those have no
-        label, no document, and nothing attended.
+      example_ids: int32 [B] (packed: [B, S]), places of the rows in the dataset; -1 for rows that only fill the batch.
+        Those have no label, no document, and nothing attended.
+      memory_at: int32 [B, S, M], where each document's memory tokens stand, -1 for absent ones; None unless packed.
+      targets_at: int32 [B, A], positions of the labels; None unless packed.
     """
 
     document_ids: Array
@@ -54,11 +61,13 @@ class Batch:
     labels: Array
     positives: Array | None
     example_ids: Array
+    memory_at: Array | None = None
+    targets_at: Array | None = None
 
     @property
     def tokens(self) -> int:
         """Attended positions of all texts and prompts (of host arrays: reading a device's would wait for it)."""
-        return sum(int(mask.sum()) for mask in self._masks)
+        return sum(int((mask != 0).sum()) for mask in self._masks)
 
     @property
     def padding(self) -> float:

@@ -14,7 +14,7 @@ from clara_jax.errors import ClaraError
 from clara_jax.model.cache import Cache
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.lora import Dropout
-from clara_jax.model.transformer import REMAT_POLICIES, Transformer
+from clara_jax.model.transformer import REMAT_POLICIES, Transformer, positions_of
 
 ROLES = ("compressor", "query_reasoner", "generator")
 
@@ -121,11 +121,17 @@ class ClaraModel:
         return self._apply(params, None, states, method="unembed")
 
     def dropout(self, keys: jax.Array | None, mask: jax.Array) -> Dropout | None:
-        """Dropout for sequences with these PRNG keys [B] and mask [B, T]; None without keys or at rate 0."""
+        """Dropout for rows with these PRNG keys and mask [B, T]; None without keys or at rate 0.
+
+        Args:
+          keys: [B], or [B, S] where the mask tells a row's S sequences apart.
+        """
         if keys is None or self.clara.lora_dropout == 0:
             return None
-        positions = jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
-        return Dropout(keys, positions, self.clara.lora_dropout)
+        if keys.ndim == 2:
+            data = jnp.take_along_axis(jax.random.key_data(keys), jnp.maximum(mask - 1, 0)[..., None], axis=1)
+            keys = jax.random.wrap_key_data(data, impl=jax.random.key_impl(keys))
+        return Dropout(keys, positions_of(mask), self.clara.lora_dropout)
 
     def _apply(self, params: Any, role: str | None, *args, method: str | None = None):
         variables = {"params": params["base"], "tokens": params["tokens"]}

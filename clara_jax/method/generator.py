@@ -38,21 +38,19 @@ def language_model_loss(
     """Negative log-likelihood of the targets: -Σ_t log p(a_t | I, M, a_<t), summed over all labelled tokens (L_CE).
 
     Args:
-      states: [B, T, E], the generator's last-layer states.
-      labels: int32 [B, A] of the last A < T positions, `IGNORED` where there is no loss. The state before a position
-        predicts it.
+      states: [B, A, E], the generator's last-layer states at the positions before the labels'.
+      labels: int32 [B, A], `IGNORED` where there is no loss.
 
     Returns:
       the sum, float32 [], and the number of labelled tokens that the greedy choice gets right, float32 [].
     """
-    length, targets = states.shape[1], labels.shape[1]
-    before = states[:, length - targets - 1 : length - 1]
+    targets = labels.shape[1]
     loss = correct = jnp.float32(0)
     for start in range(0, targets, CHUNK):
         stop = min(start + CHUNK, targets)
         # The logits of a chunk are made again in the backward pass: a [B, A, V] float32 array would outweigh the model.
         chunk = jax.checkpoint(partial(_chunk_loss, model))
-        chunk_loss, chunk_correct = chunk(params, before[:, start:stop], labels[:, start:stop])
+        chunk_loss, chunk_correct = chunk(params, states[:, start:stop], labels[:, start:stop])
         loss, correct = loss + chunk_loss, correct + chunk_correct
     return loss, correct
 

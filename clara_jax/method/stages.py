@@ -99,9 +99,9 @@ def scp_loss(model: ClaraModel, params: Any, batch: Batch, objective: Objective,
 
     Salient compressor pretraining has one document per row; instruction tuning has several.
     """
-    documents, mask = _encode_documents(model, params, batch, keys)
-    mse = jnp.sum(alignment_loss(documents, mask, objective.mse_reduction))
-    return _answer(model, params, batch, _per_row(batch, documents.memory), keys) | {"mse": mse}
+    documents = _encode_documents(model, params, batch, keys)
+    mse = jnp.sum(alignment_loss(documents, batch.document_valid, objective.mse_reduction))
+    return _answer(model, params, batch, documents.memory, keys) | {"mse": mse}
 
 
 def end_to_end_loss(
@@ -134,8 +134,7 @@ def rank_documents(
     model: ClaraModel, params: Any, batch: Batch, keys: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Cosine scores [B, D], document memories [B, D, M, E] without gradient, query memory [B, M, E]."""
-    documents, _ = _encode_documents(model, params, batch, None)
-    documents = jax.lax.stop_gradient(_per_row(batch, documents.memory))
+    documents = jax.lax.stop_gradient(_encode_documents(model, params, batch, None).memory)
     query = encode(model, params, "query_reasoner", batch.query_ids, batch.query_mask, _fold(keys, 1)).memory
     return cosine_scores(query, documents), documents, query
 
@@ -147,34 +146,43 @@ def recall(indices: jax.Array, positives: jax.Array) -> jax.Array:
     return found / jnp.maximum(total, 1).astype(jnp.float32)
 
 
-def _encode_documents(
-    model: ClaraModel, params: Any, batch: Batch, keys: jax.Array | None
-) -> tuple[Encoded, jax.Array]:
-    """All documents of all rows as one flat batch of B · D texts, and their mask."""
+def _encode_documents(model: ClaraModel, params: Any, batch: Batch, keys: jax.Array | None) -> Encoded:
+    """Each row's documents: memory [B, D, M, E], mean text state [B, D, E]."""
+    if batch.memory_at is not None:  # a row's documents are one sequence
+        ids, mask = batch.document_ids[:, 0], batch.document_mask[:, 0]
+        return encode(model, params, "compressor", ids, mask, _fold(keys, 2), batch.memory_at)
+    # All documents of all rows are one flat batch of B · D texts.
     rows, count, length = batch.document_ids.shape
     flat_keys = None
     if keys is not None:
         numbers = jnp.arange(2, 2 + count)
         flat_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(keys, numbers).reshape(rows * count)
     ids, mask = batch.document_ids.reshape(rows * count, length), batch.document_mask.reshape(rows * count, length)
-    return encode(model, params, "compressor", ids, mask, flat_keys), mask
-
-
-def _per_row(batch: Batch, memory: jax.Array) -> jax.Array:
-    rows, count, _ = batch.document_ids.shape
-    return memory.reshape(rows, count, *memory.shape[1:])
+    flat = encode(model, params, "compressor", ids, mask, flat_keys)
+    return jax.tree.map(lambda x: x.reshape(rows, count, *x.shape[1:]), flat)
 
 
 def _answer(model: ClaraModel, params: Any, batch: Batch, memories: jax.Array, keys: jax.Array | None) -> Terms:
     x = splice(model, params, batch.prompt_ids, batch.memory_index, memories)
     dropout = model.dropout(_fold(keys, 0), batch.prompt_mask)
     states, _ = model.forward(params, "generator", x, batch.prompt_mask, dropout=dropout)
-    ce, correct = language_model_loss(model, params, states, batch.labels)
+    if batch.targets_at is None:
+        length, targets = states.shape[1], batch.labels.shape[1]
+        before = states[:, length - targets - 1 : length - 1]
+    else:
+        before = jnp.take_along_axis(states, jnp.maximum(batch.targets_at - 1, 0)[..., None], axis=1)
+    ce, correct = language_model_loss(model, params, before, batch.labels)
     return {"ce": ce, "accuracy": correct}
 
 
 def _fold(keys: jax.Array | None, number: int) -> jax.Array | None:
-    return None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+    """Keys of any shape, each with the number folded in."""
+    if keys is None:
+        return None
+    fold = jax.random.fold_in
+    for _ in keys.shape:
+        fold = jax.vmap(fold, (0, None))
+    return fold(keys, number)
 
 
 def _compression_weights(objective: Objective) -> dict[str, float]:

@@ -21,14 +21,16 @@ class Dropout:
     sharded, accumulated, padded otherwise or resumed sees the same masks.
     """
 
-    keys: jax.Array  # typed PRNG keys [B], one per example and step
+    keys: jax.Array  # typed PRNG keys, one per example and step: [B], or of each token [B, T]
     positions: jax.Array  # int32 [B, T]
     rate: float = flax.struct.field(pytree_node=False)
 
     def __call__(self, x: jax.Array, site: jax.Array) -> jax.Array:
         """x [B, T, ...] with entries dropped and the rest scaled by 1 / (1 - rate); ``site`` names layer and map."""
-        keys = jax.vmap(jax.random.fold_in, (0, None))(self.keys, site)
-        keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(keys, self.positions)
+        by_row = self.keys.ndim == 1
+        fold_site = jax.vmap(jax.random.fold_in, (0, None))
+        keys = (fold_site if by_row else jax.vmap(fold_site, (0, None)))(self.keys, site)
+        keys = jax.vmap(jax.vmap(jax.random.fold_in, (None if by_row else 0, 0)))(keys, self.positions)
         seeds = jax.vmap(jax.vmap(jax.random.bits))(keys)  # uint32 [B, T]
         channels = jnp.arange(math.prod(x.shape[2:]), dtype=jnp.uint32).reshape(x.shape[2:])
         draw = mix(seeds.reshape(*seeds.shape, *[1] * channels.ndim) + channels * jnp.uint32(0x9E3779B9))

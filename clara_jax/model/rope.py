@@ -38,12 +38,12 @@ def rotations(rope: RopeConfig, positions: jax.Array, attended: jax.Array) -> tu
 
     Args:
       positions: int32 [B, T].
-      attended: int32 [B], the number of attended tokens of each sequence. LongRoPE chooses its table by it; counting
-        padding would let the batch decide the numbers of a row.
+      attended: int32 [B, T] or [B, 1], the number of attended tokens of a token's sequence. LongRoPE chooses its table
+        by it; counting padding would let the batch decide the numbers of a row.
     """
     table = jnp.asarray(inverse_frequencies(rope))
     if rope.kind == "longrope":
-        is_long = (attended > rope.original_positions)[:, None, None]
+        is_long = (attended > rope.original_positions)[..., None]
         table = jnp.where(is_long, jnp.asarray(inverse_frequencies(rope, long=True)), table)
     angles = positions[..., None].astype(jnp.float32) * table
     return jnp.cos(angles) * rope.attention_scale, jnp.sin(angles) * rope.attention_scale

@@ -161,8 +161,10 @@ class Transformer(nn.Module):
 
         Args:
           x: embeddings [B, T, E].
-          mask: bool [B, T], which of the T tokens are attended. Padding may stand anywhere; positions count attended
-            tokens, so padding never changes a result beyond rounding.
+          mask: bool [B, T], which of the T tokens are attended; or int32 [B, T] where a row holds several sequences: 1,
+            2, ... in order, and 0 where nothing is attended. Padding may stand anywhere; positions count the attended
+            tokens of a sequence, so neither padding nor neighbours change a result beyond rounding. With a cache a row
+            is one sequence.
           cache: keys and values of earlier tokens; T new ones are appended.
           dropout: for the adapters' inputs, in training.
 
@@ -217,15 +219,28 @@ class Transformer(nn.Module):
         else:
             slots = jax.lax.dynamic_update_slice(cache.mask, mask, (0, cache.length))
             start, cache = cache.length, cache.replace(mask=slots)
-        positions = jnp.maximum(jnp.cumsum(slots, axis=1, dtype=jnp.int32) - 1, 0)  # [B, S]
+        positions = positions_of(slots)  # [B, S]
         new = jax.lax.dynamic_slice_in_dim(positions, start, length, axis=1) if cache is not None else positions
-        attended = jnp.sum(slots, axis=1, dtype=jnp.int32)
         at = start + jnp.arange(length, dtype=jnp.int32)[:, None]  # [T, 1]
         slot = jnp.arange(slots.shape[1], dtype=jnp.int32)[None, :]  # [1, S]
-        allowed = (slot <= at)[None] & slots[:, None, :]
+        seen = (slots != 0)[:, None, :]
+        if slots.dtype != bool:
+            seen &= slots[:, :, None] == slots[:, None, :]
+        attended = jnp.sum(seen, axis=-1, dtype=jnp.int32)  # [B, T], or [B, 1] where a row is one sequence
+        allowed = (slot <= at)[None] & seen
         if window is not None:
             allowed &= (new[:, :, None] - positions[:, None, :]) < window
         return Context(allowed, rotations(self.config.rope, new, attended), dropout), cache
+
+
+def positions_of(mask: jax.Array) -> jax.Array:
+    """Places in their sequence, int32 [B, T], with a mask as for `Transformer.__call__`."""
+    before = jnp.cumsum(mask != 0, axis=1, dtype=jnp.int32) - 1
+    if mask.dtype == bool:
+        return jnp.maximum(before, 0)
+    newest = jax.lax.cummax(mask, axis=1)
+    begins = newest > jnp.pad(newest[:, :-1], ((0, 0), (1, 0)))
+    return jnp.maximum(before - jax.lax.cummax(jnp.where(begins, before, 0), axis=1), 0)
 
 
 def join_logits(base: jax.Array, added: jax.Array | None) -> jax.Array:

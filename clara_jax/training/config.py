@@ -115,6 +115,8 @@ class StageConfig:
       temperature: τ of the softmax over cosine scores.
       buckets: shapes of batches, at most: examples of about one size share a batch, and the step is compiled for each
         shape. With 1 every batch has the shape of the largest example.
+      pack: tokens of documents, their memory tokens among them, that share a row in scp, where several records fit into
+        one; 0 gives each record a row of its own. ``batch_size`` counts records in any case.
       train_limit, eval_limit: read no more records than this.
       eval_every: steps between evaluations; None evaluates before the first step and after the last.
       eval_batches: batches of one evaluation; None takes all of ``eval_data``.
@@ -147,6 +149,7 @@ class StageConfig:
     candidates: int = 20
     temperature: float = 0.02
     buckets: int = 1
+    pack: int = 0
     train_limit: int | None = None
     eval_limit: int | None = None
     eval_every: int | None = None
@@ -179,9 +182,11 @@ class StageConfig:
         for field in ("epochs", "learning_rate", "eps", "clip_norm", "temperature"):
             value = getattr(self, field)
             check(field, value is None or 0 < value < math.inf, "it must be positive")
-        for field in ("weight_decay", "mse_weight", "warmup", "eval_answers"):
+        for field in ("weight_decay", "mse_weight", "warmup", "eval_answers", "pack"):
             check(field, 0 <= getattr(self, field) < math.inf, "it must be zero or positive")
         check("warmup", self.warmup < 1 or float(self.warmup).is_integer(), "from 1 on it is a whole number of steps")
+        check("pack", not self.pack or self.name == "scp", "only records of scp are packed")
+        check("pack", not self.pack or self.buckets == 1, "packed rows have one shape; leave buckets at 1")
         check("accumulate", self.batch_size % self.accumulate == 0, f"it must divide batch_size {self.batch_size}")
         check("schedule", self.schedule in SCHEDULES, _one_of(SCHEDULES))
         check("minimum_ratio", 0 <= self.minimum_ratio <= 1, "it must be in [0, 1]")

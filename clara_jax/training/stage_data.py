@@ -12,6 +12,7 @@ from clara_jax.bundle import Bundle
 from clara_jax.data import synthetic
 from clara_jax.data.batches import Example, encode_records, sizes_of
 from clara_jax.data.jsonl import data_files
+from clara_jax.data.packing import Row, plan_row
 from clara_jax.data.records import Record, read_records
 from clara_jax.data.shapes import Shapes, shape_ladder
 from clara_jax.training.config import RunConfig, StageConfig
@@ -48,11 +49,13 @@ class StageData:
     Attributes:
       sizes: of the training examples, see `clara_jax.data.shapes`.
       ladder: the shapes of their batches; the step is compiled for each.
+      row: the rows that several of them share; None where each has its own.
     """
 
     examples: Sequence[Example]
     sizes: np.ndarray
     ladder: tuple[Shapes, ...]
+    row: Row | None
     held_out: Sequence[Example]
     held_out_records: Sequence[Record]
 
@@ -66,7 +69,8 @@ class StageData:
         examples, held_out = encode(records.train), encode(records.held_out)
         sizes = sizes_of(examples)
         ladder = shape_ladder(sizes, bundle.tokenizer, stage.buckets)
+        row = plan_row(sizes, bundle.tokenizer.memory_tokens, stage.pack) if stage.pack else None
         if config.progress:
             counted = f"{len(examples)} training records, {len(held_out)} held-out ones"
-            print(f"{stage.name}: {counted}; {', '.join(map(str, ladder))}", file=sys.stderr, flush=True)
-        return StageData(examples, sizes, ladder, held_out, records.held_out)
+            print(f"{stage.name}: {counted}; {row or ', '.join(map(str, ladder))}", file=sys.stderr, flush=True)
+        return StageData(examples, sizes, ladder, row, held_out, records.held_out)

@@ -15,7 +15,7 @@ import numpy as np
 
 from clara_jax.bundle import Bundle
 from clara_jax.checkpoints.run import CheckpointWriter
-from clara_jax.data.batches import collate
+from clara_jax.data.loading import BatchLoader
 from clara_jax.data.plan import BatchPlan
 from clara_jax.errors import ClaraError
 from clara_jax.method.parameters import merge, split
@@ -53,7 +53,10 @@ class StageRun:
         self.stage_config = own = config.stages[position.number]
         self.stage = STAGES[own.name]
         self.steps = own.total_steps(len(data.examples))
-        self.plan = BatchPlan(data.sizes, data.ladder, own.batch_size, self.steps, config.seed + position.number)
+        plan = BatchPlan(data.sizes, data.ladder, own.batch_size, self.steps, config.seed + position.number)
+        multiple = own.accumulate * bundle.mesh.shape["data"]
+        self.loader = BatchLoader(plan, data.examples, data.sizes, bundle.tokenizer, data.row, multiple)
+        self.batches = self.loader.ahead(position.step, self.steps)
         self.trains = own.trains or self.stage.trains
         params = bundle.params if start.checkpoint else inherit(self.stage, bundle.params, bundle.trained)
         trained, self.frozen = split(params, self.trains)
@@ -117,8 +120,7 @@ class StageRun:
         return self._trained_bundle()
 
     def _train_step(self, index: int, progress: Progress) -> None:
-        rows = [self.data.examples[row] for row in self.plan.rows(index)]
-        batch = collate(rows, self.plan.shapes(index), self.bundle.tokenizer)
+        batch = next(self.batches)
         facts = {"learning_rate": self.rates[index], "tokens": batch.tokens, "padding": batch.padding}
         compiled, began = self.step._cache_size(), time.monotonic()
         with jax.transfer_guard("disallow"):
@@ -154,7 +156,7 @@ class StageRun:
             print(f"{what}; the batch is skipped, {self.position.skipped} so far", file=sys.stderr, flush=True)
             return
         path = self.workdir / f"non_finite-{name}-{index:08d}.json"
-        records = [self.data.examples[row].where for row in self.plan.rows(index)]
+        records = [example.where for example in self.loader.examples(index)]
         write_json(path, {"stage": name, "step": index, "records": records} | {k: str(v) for k, v in values.items()})
         raise ClaraError(
             f"{what}; lower config.{name}.learning_rate, set config.model.precision=float32, or skip such batches with "

@@ -97,8 +97,11 @@ def make_eval_step(
 
 
 def example_keys(key: jax.Array, example_ids: jax.Array) -> jax.Array:
-    """A PRNG key for each example [B]."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, example_ids)
+    """A PRNG key for each example; shaped as ``example_ids``, [B], or [B, S] where a row holds several."""
+    fold = jax.random.fold_in
+    for _ in example_ids.shape:
+        fold = jax.vmap(fold, (None, 0))
+    return fold(key, example_ids)
 
 
 def subtree_norms(name: str, leaves: Leaves) -> Terms:

@@ -130,7 +130,7 @@ def outputs(model, params, batch, objective, ranking):
     if ranking is None:
         mask = batch.document_mask.reshape(-1, length)
         encoded = encode(model, params, "compressor", batch.document_ids.reshape(-1, length), mask)
-        shown["memory"], shown["mse_loss"] = encoded.memory, jnp.mean(alignment_loss(encoded, mask))
+        shown["memory"], shown["mse_loss"] = encoded.memory, jnp.mean(alignment_loss(encoded, mask.any(axis=1)))
         selected = encoded.memory.reshape(rows, count, *encoded.memory.shape[1:])
     else:
         shown["scores"], documents, query = rank_documents(model, params, batch, None)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from clara_jax.errors import ClaraError
-from clara_jax.method.compressor import Encoded, alignment_loss
+from clara_jax.method.compressor import alignment_loss, read_states
 from clara_jax.method.reranker import contrastive_loss, cosine_scores
 from clara_jax.method.stages import Objective, recall
 
@@ -17,10 +17,11 @@ def test_alignment_loss_in_both_conventions():
     mask = np.ones((3, 9), bool)
     mask[1, :4] = False
     mask[2] = False  # an absent document
-    encoded = Encoded(jnp.asarray(states[:, -2:]), jnp.asarray(states))
+    encoded, valid = read_states(jnp.asarray(states), jnp.asarray(mask), 2), mask.any(axis=1)
+    np.testing.assert_array_equal(encoded.memory, states[:, -2:])
     squared = [np.sum((states[i, :-2][mask[i, :-2]].mean(0) - states[i, -2:].mean(0)) ** 2) for i in (0, 1)]
-    np.testing.assert_allclose(alignment_loss(encoded, mask, "sum"), [*squared, 0], rtol=1e-5)
-    np.testing.assert_allclose(alignment_loss(encoded, mask, "mean"), np.array([*squared, 0]) / 8, rtol=1e-5)
+    np.testing.assert_allclose(alignment_loss(encoded, valid, "sum"), [*squared, 0], rtol=1e-5)
+    np.testing.assert_allclose(alignment_loss(encoded, valid, "mean"), np.array([*squared, 0]) / 8, rtol=1e-5)
     with pytest.raises(ClaraError, match="mse_reduction"):
         Objective(mse_reduction="median")
 

@@ -1,0 +1,103 @@
+"""Packing changes nothing but the time: losses, gradients and dropout of packed rows are those of rows of their own."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from clara_jax import bundle as bundles
+from clara_jax.data.batches import collate, encode_records, plan_shapes, sizes_of
+from clara_jax.data.packing import collate_packed, pack, plan_row, row_count
+from clara_jax.data.records import read_records
+from clara_jax.method.clara import ClaraConfig
+from clara_jax.method.parameters import split
+from clara_jax.method.stages import STAGES, Objective, counts
+from clara_jax.model.sharding import put_batch
+from clara_jax.training.step import example_keys, make_loss
+from tests import tiny
+
+pytestmark = pytest.mark.usefixtures("fast_compile")
+
+OBJECTIVE = Objective()
+SCP = STAGES["scp"]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    path = tmp_path_factory.mktemp("packing")
+    tiny.write_base(path / "base")
+    return tiny.write_records(path, 16, 4)
+
+
+def make_bundle(directory, mesh, dropout):
+    clara = ClaraConfig(doc_max_length=32, compress_rate=8, lora_rank=4, lora_dropout=dropout, max_length=256)
+    bundle = bundles.from_base(str(directory / "base"), clara, mesh, "float32")
+    rng = np.random.default_rng(0)
+    lora = jax.tree.map(
+        lambda x: jax.device_put(np.float32(rng.normal(0, 0.3, x.shape)), x.sharding), bundle.params["lora"]
+    )
+    return dataclasses.replace(bundle, params={**bundle.params, "lora": lora})
+
+
+def make_batches(directory, bundle):
+    """The same examples in rows of their own and packed."""
+    examples = encode_records(read_records(str(directory / "scp.jsonl"), "scp"), bundle.tokenizer, "scp", 1)
+    memory = bundle.model.clara.memory_tokens
+    row = plan_row(sizes_of(examples), memory, 128)
+    rows = pack(sizes_of(examples), memory, row)
+    assert 1 < len(rows) <= len(examples) / 2
+    chosen = [[examples[place] for place in places] for places in rows]
+    packed = collate_packed(chosen, row_count(len(rows), len(rows), 4), row, bundle.tokenizer)
+    return collate(examples, plan_shapes(examples, bundle.tokenizer), bundle.tokenizer), packed
+
+
+def value_and_gradient(bundle, batch):
+    with jax.set_mesh(bundle.mesh):
+        trained, frozen = split(bundle.params, SCP.trains)
+        loss = make_loss(bundle.model, SCP, OBJECTIVE)
+
+        @jax.jit
+        def run(trained, frozen, batch, key):
+            keys = example_keys(key, batch.example_ids)
+            return jax.value_and_grad(loss, has_aux=True)(trained, frozen, batch, counts(batch), keys)
+
+        key = jax.device_put(jax.random.key(3), jax.NamedSharding(bundle.mesh, jax.P()))
+        return jax.device_get(run(trained, frozen, put_batch(batch, bundle.mesh), key))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_packed_rows_are_the_rows(directory, mesh, mesh42, dropout):
+    bundle = make_bundle(directory, mesh, dropout)
+    plain, packed = make_batches(directory, bundle)
+    assert packed.tokens == plain.tokens
+    for where in (bundle, make_bundle(directory, mesh42, dropout)):
+        ((loss, terms), gradient) = value_and_gradient(where, plain)
+        ((packed_loss, packed_terms), packed_gradient) = value_and_gradient(where, packed)
+        np.testing.assert_allclose(packed_loss, loss, rtol=0, atol=1e-5)
+        assert packed_terms.keys() == terms.keys()
+        for name in terms:
+            np.testing.assert_allclose(packed_terms[name], terms[name], rtol=0, atol=1e-5, err_msg=name)
+        for path, leaf in gradient.items():
+            limit = 1e-5 * max(1, np.abs(leaf).max())
+            np.testing.assert_allclose(packed_gradient[path], leaf, rtol=0, atol=limit, err_msg=path)
+    if dropout:
+        ((without, _), _) = value_and_gradient(make_bundle(directory, mesh, 0.0), plain)
+        assert abs(without - loss) > 1e-3, "the masks matter"
+
+
+def test_no_example_sees_another(directory, mesh):
+    """Another neighbour in the row changes neither the loss nor a gradient of what stays."""
+    bundle = make_bundle(directory, mesh, 0.0)
+    _, packed = make_batches(directory, bundle)
+    labels = packed.labels.copy()
+    first = packed.prompt_mask[np.arange(len(labels))[:, None], packed.targets_at] == 1
+    labels[~first] = -100  # only each row's first example is learned
+    valid = packed.document_valid & (np.arange(packed.document_valid.shape[1]) == 0)
+    own = packed.replace(labels=labels, document_valid=valid)
+    others = np.where(packed.document_mask > 1, (packed.document_ids + 7) % 100, packed.document_ids)
+    prompts = np.where(packed.prompt_mask > 1, (packed.prompt_ids + 7) % 100, packed.prompt_ids)
+    ((loss, _), gradient) = value_and_gradient(bundle, own)
+    ((other, _), other_gradient) = value_and_gradient(bundle, own.replace(document_ids=others, prompt_ids=prompts))
+    assert loss == other and loss > 0
+    jax.tree.map(np.testing.assert_array_equal, gradient, other_gradient)

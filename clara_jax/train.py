@@ -72,7 +72,7 @@ def main() -> None:
 def _show(outcome: Outcome, config: RunConfig) -> None:
     """Questions of held-out records, the model's answers, and what they were given from."""
     from clara_jax import Clara
-    from clara_jax.data.batches import RANKING_STAGES
+    from clara_jax.data.records import RANKING_STAGES
 
     stage = config.stages[-1]
     asked = [record for record in outcome.held_out if record.kind == "question"][: config.show]

@@ -1,4 +1,4 @@
-"""Records as fixed-size batches: tokenized once, padded on the left.
+"""Examples as fixed-size batches, padded on the left.
 
 Shapes: B rows, D documents of a row, M memory tokens, T positions of a prompt, A positions at its right end that hold
 every target. What shapes there are, and which examples a batch holds, is planned elsewhere (`shapes`, `plan`).
@@ -7,20 +7,17 @@ every target. What shapes there are, and which examples a batch holds, is planne
 from __future__ import annotations
 
 import dataclasses
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import flax.struct
 import jax
 import numpy as np
 
-from clara_jax.data.prompts import record_prompt
-from clara_jax.data.records import STAGES, Record
+from clara_jax.data.encoding import Example, sizes_of
 from clara_jax.data.shapes import MULTIPLE, Shapes, shapes_for
-from clara_jax.data.tokenization import FRAME, IGNORED, SLICE, ClaraTokenizer, EncodedPrompt
+from clara_jax.data.tokenization import IGNORED, ClaraTokenizer
 from clara_jax.errors import ClaraError
 
-RANKING_STAGES = ("end_to_end", "retrieval")  # a question ranks candidates
 Array = np.ndarray | jax.Array
 
 
@@ -80,134 +77,6 @@ class Batch:
         return [mask for mask in masks if mask is not None]
 
 
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """A tokenized record; nothing padded, memory tokens not appended. Equal documents share one array.
-
-    Attributes:
-      index: its place in the dataset.
-      where: "file.jsonl:17", for messages.
-      documents: int32 arrays, one per document.
-      query: int32 array; None for scp and instruct.
-      prompt_ids, memory_index, labels: int32 [T], see `EncodedPrompt`.
-      positives: indices into ``documents``; None for scp and instruct.
-    """
-
-    index: int
-    where: str
-    documents: tuple[np.ndarray, ...]
-    query: np.ndarray | None
-    prompt_ids: np.ndarray
-    memory_index: np.ndarray
-    labels: np.ndarray
-    positives: tuple[int, ...] | None
-
-    @property
-    def target_span(self) -> int:
-        """Positions from the first label to the right end; 0 without labels."""
-        labelled = np.flatnonzero(self.labels != IGNORED)
-        return len(self.labels) - int(labelled[0]) if labelled.size else 0
-
-
-def sizes_of(examples: Sequence[Example]) -> np.ndarray:
-    """The index of sizes, int32 [N, 5], see `clara_jax.data.shapes`."""
-    sizes = [
-        (
-            len(example.documents),
-            max((len(ids) for ids in example.documents), default=0),
-            0 if example.query is None else len(example.query),
-            len(example.prompt_ids),
-            example.target_span,
-        )
-        for example in examples
-    ]
-    return np.array(sizes, np.int32).reshape(-1, 5)
-
-
-def encode_records(
-    records: Sequence[Record],
-    tokenizer: ClaraTokenizer,
-    stage: str,
-    k: int,
-    candidates: int | None = None,
-    seed: int = 0,
-    query_width: int | None = None,
-    keep_positives: bool = True,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Example]:
-    """Tokenizes all of a dataset, once.
-
-    Args:
-      stage: "scp" (one document, one slot), "instruct" (up to k documents, a slot each), "end_to_end" or "retrieval"
-        (up to ``candidates`` documents, min(k, documents) slots).
-      k: documents in the prompt.
-      candidates: D of end_to_end and retrieval; default: all documents of each record.
-      seed: chooses the instructions of paraphrases.
-      query_width: where questions are cut; default ``tokenizer.max_length + 3``, as in the released training code.
-      keep_positives: of too many documents keep the positive ones before others (all in their order). Switch it off to
-        measure on given candidates: what is left out must not depend on what is right.
-      progress: called with (texts and prompts done, their total).
-
-    Raises:
-      ClaraError: a record whose prompt is cut so far that a memory or the whole target is lost.
-
-    Warns:
-      once, if documents, questions or targets are cut.
-    """
-    if stage not in STAGES:
-        raise ClaraError(f"stage {stage!r} is unknown; it must be one of {', '.join(STAGES)}")
-    if k < 1 or (candidates is not None and candidates < 1):
-        raise ClaraError(f"k is {k} and candidates is {candidates}; both must be at least 1")
-    ranking = stage in RANKING_STAGES
-    limit = {"scp": 1, "instruct": k}.get(stage, candidates)
-    records = [_select_documents(record, limit, keep_positives) for record in records]
-    unique = list(dict.fromkeys(text for record in records for text in record.documents))
-    questions = [record.questions[0] for record in records] if ranking else []
-    total, done = len(unique) + len(questions) + len(records), 0
-
-    def in_slices(function, items: Sequence) -> list:
-        nonlocal done
-        results = []
-        for start in range(0, len(items), SLICE):
-            part = items[start : start + SLICE]
-            results += function(part)
-            done += len(part)
-            if progress is not None:
-                progress(done, total)
-        return results
-
-    def encode_texts(texts: Sequence[str], width: int) -> tuple[list[np.ndarray], int]:
-        def cut(part):
-            return [(len(ids) > width, np.array(ids[:width], np.int32)) for ids in tokenizer.document_tokens(part)]
-
-        encoded = in_slices(cut, texts)
-        return [ids for _, ids in encoded], sum(is_cut for is_cut, _ in encoded)
-
-    texts, cut_documents = encode_texts(unique, tokenizer.doc_max_length + FRAME)
-    documents = dict(zip(unique, texts, strict=True))
-    queries, cut_queries = encode_texts(questions, tokenizer.max_length + FRAME if query_width is None else query_width)
-    prompts = in_slices(
-        lambda part: tokenizer.encode_prompts([record_prompt(record, stage, k, seed) for record in part]), records
-    )
-    examples, cut_targets = [], 0
-    for index, (record, prompt) in enumerate(zip(records, prompts, strict=True)):
-        if stage != "retrieval":  # which learns nothing from the prompt
-            _check_cut(record, prompt, tokenizer.max_length)
-        cut_targets += prompt.cut
-        examples.append(
-            Example(
-                index,
-                record.where,
-                tuple(documents[text] for text in record.documents),
-                queries[index] if ranking else None,
-                *(np.array(values, np.int32) for values in (prompt.ids, prompt.memory_index, prompt.labels)),
-                record.positives if ranking else None,
-            )
-        )
-    _warn(cut_documents, len(unique), cut_queries, cut_targets, tokenizer)
-    return examples
-
-
 def plan_shapes(
     examples: Sequence[Example], tokenizer: ClaraTokenizer, multiple: int = MULTIPLE, documents: int = 0
 ) -> Shapes:
@@ -263,48 +132,6 @@ def collate(
         positives=positives,
         example_ids=np.array([example.index for example in examples] + [-1] * (rows - len(examples)), np.int32),
     )
-
-
-def _select_documents(record: Record, limit: int | None, keep_positives: bool) -> Record:
-    """The record with at most ``limit`` documents, in their order."""
-    if limit is None or len(record.documents) <= limit:
-        return record
-    order = range(len(record.documents))
-    if keep_positives:
-        order = [*record.positives, *(i for i in order if i not in record.positives)]
-    kept = sorted(order[:limit])
-    return dataclasses.replace(
-        record,
-        documents=tuple(record.documents[i] for i in kept),
-        positives=tuple(new for new, old in enumerate(kept) if old in record.positives),
-    )
-
-
-def _check_cut(record: Record, prompt: EncodedPrompt, limit: int) -> None:
-    if prompt.lost_memories or prompt.target_lost:
-        lost = "a document's memory" if prompt.lost_memories else "its whole answer"
-        raise ClaraError(
-            f"{record.where}: the prompt has {prompt.full_length} tokens and is cut at {limit}: {lost} is lost; "
-            f"raise max_length (clara.max_length in a config) to {prompt.full_length}, or shorten the record"
-        )
-
-
-def _warn(cut_documents: int, documents: int, cut_queries: int, cut_targets: int, tokenizer: ClaraTokenizer) -> None:
-    notes = []
-    if cut_documents:
-        notes.append(
-            f"{cut_documents} of {documents} different documents are longer than doc_max_length = "
-            f"{tokenizer.doc_max_length} tokens and are cut there; split them into chunks to keep their ends"
-        )
-    if cut_queries:
-        notes.append(f"{cut_queries} questions are cut")
-    if cut_targets:
-        notes.append(
-            f"{cut_targets} prompts are longer than max_length = {tokenizer.max_length} tokens "
-            "and lose the end of their answer"
-        )
-    if notes:
-        warnings.warn("; ".join(notes), stacklevel=3)
 
 
 def _check_fit(example: Example, shapes: Shapes) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 import grain
 import numpy as np
 
-from clara_jax.data.batches import Batch, Example, collate
+from clara_jax.data.batches import Batch, collate
+from clara_jax.data.encoding import Example
 from clara_jax.data.packing import Row, collate_packed, needs, pack, row_count
 from clara_jax.data.plan import BatchPlan
 from clara_jax.data.tokenization import ClaraTokenizer

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from clara_jax.data.batches import Batch, Example
+from clara_jax.data.batches import Batch
+from clara_jax.data.encoding import Example
 from clara_jax.data.shapes import MULTIPLE, Shapes
 from clara_jax.data.tokenization import IGNORED, ClaraTokenizer
 from clara_jax.errors import ClaraError

@@ -21,6 +21,7 @@ from clara_jax.data.jsonl import json_kind, read_json_lines
 from clara_jax.errors import ClaraError
 
 STAGES = ("scp", "instruct", "end_to_end", "retrieval")
+RANKING_STAGES = ("end_to_end", "retrieval")  # a question ranks candidates
 DOCUMENT_FIELDS = ("docs", "context", "content")
 ANSWER_FIELDS = ("answer", "answers", "golden_answers", "gold_answer")
 REFERENCE_FIELDS = ("golden_answers", "gold_answer")  # what an answer is measured against, where a file has it

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from clara_jax.data.batches import IGNORED
+from clara_jax.data.tokenization import IGNORED
 from clara_jax.method.clara import ClaraModel
 
 CHUNK = 128  # target positions whose logits exist at one time

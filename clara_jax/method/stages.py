@@ -14,7 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from clara_jax.data.batches import IGNORED, Batch
+from clara_jax.data.batches import Batch
+from clara_jax.data.tokenization import IGNORED
 from clara_jax.errors import ClaraError
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.compressor import Encoded, alignment_loss, encode

@@ -94,9 +94,10 @@ class StageConfig:
 
     Attributes:
       name: "scp", "instruct", "end_to_end" or "retrieval".
-      train_data: JSONL files; glob patterns and ``${VARIABLE}`` are allowed (see `data_files`). "synthetic:train"
-        names records of the synthetic corpus (`RunConfig.synthetic`).
-      eval_data: held-out files of the same format, or "synthetic:eval".
+      train_data: JSONL files; glob patterns and ``${VARIABLE}`` are allowed (see `data_files`). A directory is a data
+        set that ``python -m clara_jax.data build`` made, of which the split "train" is read. "synthetic:train" names
+        records of the synthetic corpus (`RunConfig.synthetic`).
+      eval_data: held-out files of the same format, a data set's directory (its split "eval"), or "synthetic:eval".
       steps: optimizer steps; exactly one of ``steps`` and ``epochs`` is given.
       epochs: passes over the training records, a fraction allowed.
       batch_size: records of one optimizer step, over all devices.
@@ -225,6 +226,7 @@ class RunConfig:
       initial_checkpoint: a run directory, one of its checkpoints, or a released CLaRa checkpoint.
       scratch: sizes of the base where ``model.base`` is "scratch".
       synthetic: the corpus behind "synthetic:train" and "synthetic:eval".
+      token_cache: where tokens of built data sets are kept; "" is ``clara_jax/tokens`` in the user's cache directory.
       save_minutes: time between checkpoints while a stage runs; a stage's last step is saved in any case.
       keep: checkpoints that are kept, the newest; each stage's last and best stay besides.
       best: the held-out value by which a checkpoint is best, e.g. "loss" or "exact_match"; "" keeps none for it.
@@ -247,6 +249,7 @@ class RunConfig:
     initial_checkpoint: str | None = None
     scratch: ScratchSection = ScratchSection()
     synthetic: SyntheticConfig = SyntheticConfig()
+    token_cache: str = ""
     save_minutes: float = 10.0
     keep: int = 3
     best: str = "loss"

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from clara_jax.data import prompts
-from clara_jax.data.batches import RANKING_STAGES, Batch, Example, collate, plan_shapes
-from clara_jax.data.records import Record
+from clara_jax.data.batches import Batch, collate, plan_shapes
+from clara_jax.data.encoding import Example
+from clara_jax.data.records import RANKING_STAGES, Record
 from clara_jax.data.tokenization import ClaraTokenizer
 from clara_jax.evaluation.answers import exact_match, token_f1
 from clara_jax.evaluation.ranking import recall_at

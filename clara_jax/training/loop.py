@@ -58,6 +58,8 @@ def run(config: RunConfig, workdir: Path, stop: StopSignal) -> Outcome | None:
     records = [StageRecords.read(config, stage) for stage in config.stages]
     with lock(workdir):
         try:
+            log = _read_log(workdir)
+            log["data"] = check_same_data(config, log.get("data"), records)
             start = find_start(config, workdir, mesh, [own.train for own in records])
             for stage in config.stages:
                 split(start.bundle.params, stage.trains or STAGES[stage.name].trains)
@@ -67,7 +69,6 @@ def run(config: RunConfig, workdir: Path, stop: StopSignal) -> Outcome | None:
                 write_json(workdir / CONFIG, to_json(config))
         finally:
             _forget_empty(workdir)
-        log = _read_log(workdir)
         log["starts"].append(environment())
         write_json(workdir / RUN, log)
         tensorboard = workdir / "tensorboard" if config.tensorboard else None
@@ -85,6 +86,25 @@ def run(config: RunConfig, workdir: Path, stop: StopSignal) -> Outcome | None:
             check_progress(rows)
         write_json(workdir / RUN, log | {"finished": {"fingerprint": start.bundle.fingerprint()}})
         return Outcome(start.bundle, records[-1].held_out)
+
+
+def check_same_data(
+    config: RunConfig, began: Mapping[str, Any] | None, records: Sequence[StageRecords]
+) -> dict[str, dict[str, str]]:
+    """The fingerprints of every stage's records, by stage and split.
+
+    Raises:
+      ClaraError: the run began with others.
+    """
+    found = {stage.name: own.fingerprints for stage, own in zip(config.stages, records, strict=True)}
+    for name, fingerprints in found.items():
+        for field, value in fingerprints.items():
+            if began is not None and began[name][field] != value:
+                raise ClaraError(
+                    f"config.{name}.{field}_data: the records have changed since the run began; give it the records it "
+                    "began with, or name another --workdir"
+                )
+    return found
 
 
 def check_progress(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -25,7 +25,18 @@ CONFIG, RUN = "config.json", "run.json"
 
 # What may differ between the command that began a run and the one that goes on: nothing here changes a number, save for
 # the mesh, which changes the last bits.
-FREE = ("workdir", "progress", "progress_seconds", "mesh", "save_minutes", "save_every", "keep", "best", "profile")
+FREE = (
+    "workdir",
+    "progress",
+    "progress_seconds",
+    "mesh",
+    "token_cache",
+    "save_minutes",
+    "save_every",
+    "keep",
+    "best",
+    "profile",
+)
 FREE += ("tensorboard", "show", "require_progress")
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from clara_jax.checkpoints.base import open_base
 from clara_jax.data import prompts
-from clara_jax.data.batches import collate, encode_records, plan_shapes
+from clara_jax.data.batches import collate, plan_shapes
+from clara_jax.data.encoding import encode_records
 from clara_jax.data.prompts import PARAPHRASE_SYSTEM
 from clara_jax.data.records import read_records
 from clara_jax.data.shapes import Shapes

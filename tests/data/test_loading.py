@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from clara_jax.data.batches import encode_records, sizes_of
+from clara_jax.data.encoding import encode_records, sizes_of
 from clara_jax.data.loading import BatchLoader
 from clara_jax.data.packing import plan_row
 from clara_jax.data.plan import BatchPlan

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clara_jax.data.batches import encode_records, sizes_of
+from clara_jax.data.encoding import encode_records, sizes_of
 from clara_jax.data.packing import Row, collate_packed, needs, pack, plan_row, row_count
 from clara_jax.data.records import parse_record
 from clara_jax.data.tokenization import IGNORED, ClaraTokenizer

@@ -11,7 +11,8 @@ import pytest
 from clara_jax import bundle as bundles
 from clara_jax.api import Clara
 from clara_jax.data import prompts
-from clara_jax.data.batches import Example, collate, encode_records, plan_shapes
+from clara_jax.data.batches import collate, plan_shapes
+from clara_jax.data.encoding import Example, encode_records
 from clara_jax.data.records import read_records
 from clara_jax.inference.decode import Sampling, generate
 from clara_jax.method.clara import ClaraConfig

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from clara_jax import bundle as bundles
-from clara_jax.data.batches import collate, encode_records, plan_shapes, sizes_of
+from clara_jax.data.batches import collate, plan_shapes
+from clara_jax.data.encoding import encode_records, sizes_of
 from clara_jax.data.packing import collate_packed, pack, plan_row, row_count
 from clara_jax.data.records import read_records
 from clara_jax.method.clara import ClaraConfig

@@ -1,0 +1,102 @@
+"""Measures the way from records on disk to batches: build, tokens, iteration, with memory and processor time.
+
+    python -m benchmarks.data_pipeline [--records 1000000] [--stage end_to_end] [--batch-size 128] [--folder DIR]
+
+The records are synthetic, eight documents each in end_to_end; the tokenizer has a token for every word. What stands in
+the folder from an earlier call is used again. Rates are per second of one core's processor time: a shared machine's
+clock would measure its other work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from clara_jax import command
+from clara_jax.data.builders import RecordSource, build
+from clara_jax.data.encoding import Encoding
+from clara_jax.data.loading import BatchLoader
+from clara_jax.data.packing import plan_row
+from clara_jax.data.plan import BatchPlan
+from clara_jax.data.records import STAGES
+from clara_jax.data.shapes import shape_ladder
+from clara_jax.data.synthetic import SyntheticConfig, vocabulary, write
+from clara_jax.data.token_cache import open_or_make, slices
+from clara_jax.data.tokenization import ClaraTokenizer
+from clara_jax.data.word_level import word_level_tokenizer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--records", type=int, default=1_000_000)
+    parser.add_argument("--stage", choices=STAGES, default="end_to_end")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--batches", type=int, default=500, help="to iterate over")
+    parser.add_argument("--buckets", type=int, default=4)
+    parser.add_argument("--pack", type=int, default=0, help="tokens of a row (scp)")
+    parser.add_argument("--folder", type=Path, help="for the files; default a temporary one")
+    arguments = parser.parse_args()
+    folder = arguments.folder or Path(tempfile.mkdtemp())
+    try:
+        _measure(arguments, folder)
+    finally:
+        if arguments.folder is None:
+            shutil.rmtree(folder)
+
+
+def _measure(arguments: argparse.Namespace, folder: Path) -> None:
+    world = SyntheticConfig(name_words=200, train_partners=150, train_records=arguments.records, eval_records=1)
+    count, stage = arguments.records, arguments.stage
+    print(
+        f"{count:,} records of {stage}\n| what | records or batches per second of a core | peak memory |\n|---|---|---|"
+    )
+    built = folder / f"built-{count}"
+    if not built.exists():
+        with _Timed("records made and written as JSONL", count):
+            write(world, folder / f"jsonl-{count}", [stage])
+        with _Timed("data set built from them", count):
+            build(stage, {"train": [f"{folder}/jsonl-{count}/{stage}.train.jsonl"]}, built)
+    source = RecordSource(built, "train")
+    tokenizer = ClaraTokenizer(word_level_tokenizer(vocabulary(world)), doc_max_length=32, memory_tokens=4)
+    with _Timed("tokens made", count), tqdm(total=count, unit=" records") as bar:
+        found = (slices(source), source.fingerprint, tokenizer, Encoding(stage, 2))
+        cache = open_or_make(folder / "tokens", *found, progress=lambda done: bar.update(done - bar.n))
+    with _Timed("cache opened and shapes chosen", count):
+        cache = open_or_make(folder / "tokens", *found)
+        ladder = shape_ladder(cache.sizes, tokenizer, 1 if arguments.pack else arguments.buckets)
+        steps = count // arguments.batch_size
+        plan = BatchPlan(cache.sizes, ladder, arguments.batch_size, steps)
+        row = plan_row(cache.sizes, tokenizer.memory_tokens, arguments.pack) if arguments.pack else None
+        loader = BatchLoader(plan, cache, cache.sizes, tokenizer, row)
+    first = steps // 2
+    with _Timed(f"batches of {arguments.batch_size}, shuffled, {len(ladder)} shapes", arguments.batches) as timed:
+        stop = min(first + arguments.batches, steps)
+        padding = [batch.padding for batch in loader.ahead(first, stop)]
+    rate = len(padding) / timed.seconds
+    print(f"padding {sum(padding) / len(padding):.1%}; a step of 50 ms takes {20 / rate:.2f} cores")
+
+
+class _Timed:
+    """Prints a line of the table at its end."""
+
+    def __init__(self, what: str, count: int):
+        self._what, self._count = what, count
+
+    def __enter__(self) -> _Timed:
+        self._began, self.seconds = time.process_time(), 0.0
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = time.process_time() - self._began
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        print(f"| {self._what} | {self._count / self.seconds:,.0f} | {peak:.2f} GiB |", flush=True)
+
+
+if __name__ == "__main__":
+    command.run(main)

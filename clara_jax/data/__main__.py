@@ -1,0 +1,45 @@
+"""Prepares data: imports, cuts, builds, measures and shows it.
+
+    python -m clara_jax.data import squad --input train-v1.1.json --output records.jsonl
+    python -m clara_jax.data corpus --input folder/ --output corpus.jsonl
+    python -m clara_jax.data build end_to_end --train records.jsonl --output data/built
+    python -m clara_jax.data stats end_to_end --train records.jsonl --eval dev.jsonl
+    python -m clara_jax.data inspect end_to_end records.jsonl --number 3
+
+Each has its own --help.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from clara_jax import command
+from clara_jax.data import inspection
+from clara_jax.data.builders import command as builders
+from clara_jax.data.corpus import command as corpus
+from clara_jax.data.importers import command as importers
+
+COMMANDS = {
+    "import": (importers.add_arguments, importers.run, "published data sets to records"),
+    "corpus": (corpus.add_arguments, corpus.run, "folders of documents to passages"),
+    "build": (builders.add_arguments, builders.run, "records or passages to a data set"),
+    "stats": (builders.add_statistics_arguments, builders.run_statistics, "lengths, duplicates, leaks"),
+    "inspect": (inspection.add_arguments, inspection.run, "a record as the model sees it"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m clara_jax.data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (add_arguments, run, said) in COMMANDS.items():
+        own = commands.add_parser(name, help=said, description=said)
+        add_arguments(own)
+        own.set_defaults(run=run)
+    arguments = parser.parse_args()
+    arguments.run(arguments)
+
+
+if __name__ == "__main__":  # worker processes import this module again
+    command.run(main)

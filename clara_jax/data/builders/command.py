@@ -1,0 +1,120 @@
+"""``python -m clara_jax.data build`` and ``... stats``: what they are told, and what they say."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from tqdm import tqdm
+
+from clara_jax.data.builders import report
+from clara_jax.data.builders.build import build
+from clara_jax.data.builders.datasets import ON_ERROR
+from clara_jax.data.builders.reading import STAGES, ItemReader
+from clara_jax.data.builders.schema import Item
+from clara_jax.data.builders.source import INFO, RecordSource, dataset_directory, read_metadata
+from clara_jax.data.builders.statistics import measure
+from clara_jax.data.corpus.counting import WORDS, open_counter
+from clara_jax.data.jsonl import data_files
+from clara_jax.errors import ClaraError
+
+SPLITS = ("train", "eval")
+STATISTICS, PICTURE = "statistics.json", "lengths.png"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``build``."""
+    parser.add_argument("stage", choices=STAGES, help="as what lines are read; retrieval is stored as clara_end_to_end")
+    _add_files(parser, "JSONL files (plain, .gz, .zst; patterns; local or gs://...)")
+    parser.add_argument("--output", required=True, metavar="DIR", help="the data set will be DIR/clara_STAGE/VERSION")
+    parser.add_argument(
+        "--on-error",
+        choices=ON_ERROR,
+        default="stop",
+        help="at a line that is not a record: stop, or skip it and write it to rejected.jsonl (default stop)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a data set that is there already")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Builds a data set and says what it is."""
+    files = {split: getattr(arguments, split) for split in SPLITS}
+    options = {"on_error": arguments.on_error, "overwrite": arguments.overwrite, "progress": True}
+    print(build(arguments.stage, files, arguments.output, **options))
+
+
+def add_statistics_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``stats``."""
+    parser.add_argument("stage", nargs="?", choices=STAGES, help="as what lines of JSONL files are read")
+    parser.add_argument("--data", metavar="DIR", help="a data set that was built, in place of files and a stage")
+    _add_files(parser, "JSONL files")
+    parser.add_argument(
+        "--tokenizer",
+        default=WORDS,
+        metavar="NAME",
+        help="lengths in tokens of this base model: smollm2, a directory, a .gguf file, a checkpoint's tokenizer; or "
+        "words (default words)",
+    )
+    parser.add_argument("--doc-max-length", type=int, default=256, metavar="N", help="tokens (default 256)")
+    parser.add_argument("--compress-rate", type=int, default=16, metavar="N", help="nominal (default 16)")
+    parser.add_argument("--limit", type=int, metavar="N", help="look at the first N records of each split")
+    parser.add_argument("--output", metavar="DIR", help=f"write {STATISTICS} and {PICTURE} there")
+
+
+def run_statistics(arguments: argparse.Namespace) -> None:
+    """Prints the report, and writes it where that is asked for."""
+    if not 1 <= arguments.compress_rate <= arguments.doc_max_length:
+        raise ClaraError(
+            f"--compress-rate: {arguments.compress_rate} must be from 1 to --doc-max-length {arguments.doc_max_length}"
+        )
+    if arguments.limit is not None and arguments.limit < 1:
+        raise ClaraError(f"--limit: {arguments.limit} must be at least 1")
+    count = open_counter(arguments.tokenizer, arguments.doc_max_length)
+    unit = WORDS if arguments.tokenizer == WORDS else f"tokens of {arguments.tokenizer}"
+    splits = {name: _watched(items, name, arguments.limit) for name, items in _splits(arguments).items()}
+    statistics = measure(splits, count, arguments.doc_max_length, arguments.compress_rate)
+    print(report.text(statistics, unit))
+    if arguments.output:
+        _write(statistics | {"unit": unit}, unit, Path(arguments.output).expanduser())
+
+
+def _add_files(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--train", nargs="+", default=[], metavar="FILE", help=f"{what} to train on")
+    parser.add_argument("--eval", nargs="+", default=[], metavar="FILE", help=f"{what} held out")
+
+
+def _splits(arguments: argparse.Namespace) -> dict[str, Iterable[Item]]:
+    files = {split: getattr(arguments, split) for split in SPLITS if getattr(arguments, split)}
+    if arguments.data:
+        if files or arguments.stage:
+            raise ClaraError(
+                "--data: a data set brings its stage and files with it; leave out STAGE, --train and --eval"
+            )
+        directory = dataset_directory(arguments.data)
+        return {split: RecordSource(directory, split) for split in read_metadata(directory)["splits"]}
+    if not arguments.stage or not files:
+        raise ClaraError(f"name a stage and files, or a data set with --data (a directory with {INFO} in it)")
+    return {split: ItemReader(data_files(patterns, f"--{split}"), arguments.stage) for split, patterns in files.items()}
+
+
+def _watched(items: Iterable[Item], name: str, limit: int | None) -> Iterable[Item]:
+    total = len(items) if isinstance(items, RecordSource) else None
+    for number, item in enumerate(tqdm(items, desc=name, total=total, unit=" records")):
+        if number == limit:
+            return
+        yield item
+
+
+def _write(statistics: dict, unit: str, folder: Path) -> None:
+    path = folder / STATISTICS
+    unfinished = path.with_name(f".{path.name}.tmp")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(json.dumps(statistics, indent=1) + "\n", encoding="utf-8")
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise ClaraError(f"{path}: cannot be written: {error.strerror or error}") from error
+    report.draw(statistics, unit, folder / PICTURE)

@@ -1,0 +1,31 @@
+"""What is read from a file, before it is cut."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """One file, or one line of a JSONL file.
+
+    Attributes:
+      id: unique within a corpus: the path below the folder that was named, or the id that a JSONL line gives.
+      title: one line; "" where there is none.
+      text: what was read; lines end with "\\n", there is no half of a surrogate pair. Offsets count its characters.
+      source: the file, or "file.jsonl:17", for people.
+      pages: where each page begins in ``text``; empty for files without pages.
+      guessed_encoding: the encoding, where the file did not say it and was not UTF-8.
+    """
+
+    id: str
+    title: str
+    text: str
+    source: str
+    pages: tuple[int, ...] = ()
+    guessed_encoding: str | None = None
+
+    def page(self, offset: int) -> int | None:
+        """The page, counted from 1, that the character at an offset stands on; None where there are no pages."""
+        return bisect.bisect_right(self.pages, offset) if self.pages else None

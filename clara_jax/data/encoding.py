@@ -1,0 +1,250 @@
+"""Records as token ids: every distinct document once, nothing padded."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import warnings
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from clara_jax.data.prompts import record_prompt
+from clara_jax.data.records import RANKING_STAGES, STAGES, Record
+from clara_jax.data.tokenization import FRAME, IGNORED, SLICE, ClaraTokenizer, EncodedPrompt
+from clara_jax.errors import ClaraError
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A tokenized record; nothing padded, memory tokens not appended. Equal documents share one array.
+
+    Attributes:
+      index: its place in the dataset.
+      where: "file.jsonl:17", for messages.
+      documents: int32 arrays, one per document.
+      query: int32 array; None for scp and instruct.
+      prompt_ids, memory_index, labels: int32 [T], see `EncodedPrompt`.
+      positives: indices into ``documents``; None for scp and instruct.
+    """
+
+    index: int
+    where: str
+    documents: tuple[np.ndarray, ...]
+    query: np.ndarray | None
+    prompt_ids: np.ndarray
+    memory_index: np.ndarray
+    labels: np.ndarray
+    positives: tuple[int, ...] | None
+
+    @property
+    def target_span(self) -> int:
+        """Positions from the first label to the right end; 0 without labels."""
+        labelled = np.flatnonzero(self.labels != IGNORED)
+        return len(self.labels) - int(labelled[0]) if labelled.size else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedRecord:
+    """An `Example` whose documents are numbers: the places at which the encoder met them first."""
+
+    documents: tuple[int, ...]
+    query: np.ndarray | None
+    prompt_ids: np.ndarray
+    memory_index: np.ndarray
+    labels: np.ndarray
+    positives: tuple[int, ...] | None
+
+
+def sizes_of(examples: Sequence[Example]) -> np.ndarray:
+    """The index of sizes, int32 [N, 5], see `clara_jax.data.shapes`."""
+    sizes = [
+        (
+            len(example.documents),
+            max((len(ids) for ids in example.documents), default=0),
+            0 if example.query is None else len(example.query),
+            len(example.prompt_ids),
+            example.target_span,
+        )
+        for example in examples
+    ]
+    return np.array(sizes, np.int32).reshape(-1, 5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoding:
+    """How records become tokens; whoever keeps tokens keeps them under this.
+
+    Attributes:
+      stage: "scp" (one document, one slot), "instruct" (up to k documents, a slot each), "end_to_end" or "retrieval"
+        (up to ``candidates`` documents, min(k, documents) slots).
+      k: documents in the prompt.
+      candidates: D of end_to_end and retrieval; None: all documents of each record.
+      seed: chooses the instructions of paraphrases.
+      query_width: where questions are cut; None: ``tokenizer.max_length + 3``, as in the released training code.
+      keep_positives: of too many documents keep the positive ones before others (all in their order). Switched off to
+        measure on given candidates: what is left out must not depend on what is right.
+
+    Raises:
+      ClaraError: an unknown stage, a number that is not positive.
+    """
+
+    stage: str
+    k: int
+    candidates: int | None = None
+    seed: int = 0
+    query_width: int | None = None
+    keep_positives: bool = True
+
+    def __post_init__(self):
+        if self.stage not in STAGES:
+            raise ClaraError(f"stage {self.stage!r} is unknown; it must be one of {', '.join(STAGES)}")
+        if self.k < 1 or (self.candidates is not None and self.candidates < 1):
+            raise ClaraError(f"k is {self.k} and candidates is {self.candidates}; both must be at least 1")
+
+    @property
+    def limit(self) -> int | None:
+        """Documents of a record."""
+        return {"scp": 1, "instruct": self.k}.get(self.stage, self.candidates)
+
+
+class Encoder:
+    """Tokenizes records slice by slice; a document that was met before is not tokenized again.
+
+    Attributes:
+      cut_documents, cut_queries, cut_targets: how many were too long so far.
+    """
+
+    def __init__(self, tokenizer: ClaraTokenizer, encoding: Encoding):
+        self.tokenizer, self.encoding = tokenizer, encoding
+        self.cut_documents = self.cut_queries = self.cut_targets = 0
+        self._numbers: dict[bytes, int] = {}  # of documents, by a hash: the texts need not stay in memory
+
+    @property
+    def document_count(self) -> int:
+        """Distinct documents so far."""
+        return len(self._numbers)
+
+    def encode(self, records: Sequence[Record]) -> tuple[list[np.ndarray], list[EncodedRecord]]:
+        """The documents that are new, in the order of their numbers, and the records.
+
+        Raises:
+          ClaraError: a record whose prompt is cut so far that a memory or the whole target is lost.
+        """
+        own = self.encoding
+        records = [_select_documents(record, own.limit, own.keep_positives) for record in records]
+        new: list[str] = []
+        numbers = [tuple(self._number(text, new) for text in record.documents) for record in records]
+        documents, cut = self._texts(new, self.tokenizer.doc_max_length + FRAME)
+        self.cut_documents += cut
+        ranking = own.stage in RANKING_STAGES
+        queries: list[np.ndarray | None] = [None] * len(records)
+        if ranking:
+            width = self.tokenizer.max_length + FRAME if own.query_width is None else own.query_width
+            queries, cut = self._texts([record.questions[0] for record in records], width)
+            self.cut_queries += cut
+        prompts = self.tokenizer.encode_prompts(
+            [record_prompt(record, own.stage, own.k, own.seed) for record in records]
+        )
+        results = []
+        for record, own_numbers, query, prompt in zip(records, numbers, queries, prompts, strict=True):
+            if own.stage != "retrieval":  # which learns nothing from the prompt
+                _check_cut(record, prompt, self.tokenizer.max_length)
+            self.cut_targets += prompt.cut
+            arrays = (np.array(values, np.int32) for values in (prompt.ids, prompt.memory_index, prompt.labels))
+            results.append(EncodedRecord(own_numbers, query, *arrays, record.positives if ranking else None))
+        return documents, results
+
+    def warn(self) -> None:
+        """Warns, once, if documents, questions or targets were cut."""
+        notes = []
+        if self.cut_documents:
+            notes.append(
+                f"{self.cut_documents} of {self.document_count} different documents are longer than doc_max_length = "
+                f"{self.tokenizer.doc_max_length} tokens and are cut there; split them into chunks to keep their ends"
+            )
+        if self.cut_queries:
+            notes.append(f"{self.cut_queries} questions are cut")
+        if self.cut_targets:
+            notes.append(
+                f"{self.cut_targets} prompts are longer than max_length = {self.tokenizer.max_length} tokens "
+                "and lose the end of their answer"
+            )
+        if notes:
+            warnings.warn("; ".join(notes), stacklevel=3)
+
+    def _number(self, text: str, new: list[str]) -> int:
+        key = hashlib.blake2b(text.encode(), digest_size=16).digest()
+        if (number := self._numbers.get(key)) is None:
+            number = self._numbers[key] = len(self._numbers)
+            new.append(text)
+        return number
+
+    def _texts(self, texts: Sequence[str], width: int) -> tuple[list[np.ndarray], int]:
+        """Ids of texts, cut at a width, and how many are cut."""
+        encoded = self.tokenizer.document_tokens(texts) if texts else []
+        return [np.array(ids[:width], np.int32) for ids in encoded], sum(len(ids) > width for ids in encoded)
+
+
+def encode_records(
+    records: Sequence[Record],
+    tokenizer: ClaraTokenizer,
+    stage: str,
+    k: int,
+    candidates: int | None = None,
+    seed: int = 0,
+    query_width: int | None = None,
+    keep_positives: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Example]:
+    """Tokenizes all of a dataset into memory, once.
+
+    Args:
+      stage, k, candidates, seed, query_width, keep_positives: see `Encoding`.
+      progress: called with (records done, their total).
+
+    Raises:
+      ClaraError: a record whose prompt is cut so far that a memory or the whole target is lost.
+
+    Warns:
+      once, if documents, questions or targets are cut.
+    """
+    encoder = Encoder(tokenizer, Encoding(stage, k, candidates, seed, query_width, keep_positives))
+    documents: list[np.ndarray] = []
+    examples: list[Example] = []
+    for start in range(0, len(records), SLICE):
+        part = records[start : start + SLICE]
+        new, encoded = encoder.encode(part)
+        documents += new
+        for record, own in zip(part, encoded, strict=True):
+            texts = tuple(documents[number] for number in own.documents)
+            arrays = (own.query, own.prompt_ids, own.memory_index, own.labels)
+            examples.append(Example(len(examples), record.where, texts, *arrays, own.positives))
+        if progress is not None:
+            progress(len(examples), len(records))
+    encoder.warn()
+    return examples
+
+
+def _select_documents(record: Record, limit: int | None, keep_positives: bool) -> Record:
+    """The record with at most ``limit`` documents, in their order."""
+    if limit is None or len(record.documents) <= limit:
+        return record
+    order = range(len(record.documents))
+    if keep_positives:
+        order = [*record.positives, *(i for i in order if i not in record.positives)]
+    kept = sorted(order[:limit])
+    return dataclasses.replace(
+        record,
+        documents=tuple(record.documents[i] for i in kept),
+        positives=tuple(new for new, old in enumerate(kept) if old in record.positives),
+    )
+
+
+def _check_cut(record: Record, prompt: EncodedPrompt, limit: int) -> None:
+    if prompt.lost_memories or prompt.target_lost:
+        lost = "a document's memory" if prompt.lost_memories else "its whole answer"
+        raise ClaraError(
+            f"{record.where}: the prompt has {prompt.full_length} tokens and is cut at {limit}: {lost} is lost; "
+            f"raise max_length (clara.max_length in a config) to {prompt.full_length}, or shorten the record"
+        )

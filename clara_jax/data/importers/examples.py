@@ -1,0 +1,137 @@
+"""What all importers give, `Example`, and how they say what they leave out, `Log`."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from clara_jax.errors import ClaraError
+
+SAME_AGAIN = "the same question and answers again"
+UNANSWERABLE = "unanswerable"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Document:
+    """A passage.
+
+    Attributes:
+      title: "" where the data set gives none.
+      text: without the title.
+      id: the data set's own name for it, "" where there is none.
+    """
+
+    title: str
+    text: str
+    id: str = ""
+
+    def full(self, titled: bool = True) -> str:
+        """What a record's ``docs`` hold: the title on a line of its own, then the text.
+
+        A text that begins with such a line already, as chunks of `clara_jax.data.corpus` do, stays as it is.
+        """
+        first = self.text.partition("\n")[0]
+        if not titled or not self.title or first == self.title or first.startswith("Title: "):
+            return self.text
+        return f"{self.title}\n{self.text}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Example:
+    """A question of a data set, before its candidates are chosen.
+
+    Attributes:
+      id: unique within an import; the data set's own where it has one.
+      question: as published.
+      answers: every accepted answer, the first is the one to learn; none where the data set only judges documents.
+      documents: those that the data set gives the question, in its order; may be none.
+      gold: for each of them, whether it holds (a part of) the answer.
+      where: "file:line", for messages.
+    """
+
+    id: str
+    question: str
+    answers: tuple[str, ...]
+    documents: tuple[Document, ...]
+    gold: tuple[bool, ...]
+    where: str
+
+
+class Log:
+    """What an import leaves out, and why.
+
+    Attributes:
+      skipped: records left out because they are of no use here, by reason.
+      noted: oddities of the published files that cost no record, by kind.
+      rejected: records that are not in the published format.
+      first_rejected: the message about the first of them.
+    """
+
+    def __init__(self, reject: Callable[[str, str, Any], None] | None = None):
+        """
+        Args:
+          reject: is given place, reason and content of a record that departs from the format, and the import goes on.
+            Default: the first one ends the import.
+        """
+        self.skipped: collections.Counter[str] = collections.Counter()
+        self.noted: collections.Counter[str] = collections.Counter()
+        self.rejected = 0
+        self.first_rejected: str | None = None
+        self._reject = reject
+        self._ids: dict[str, str] = {}
+
+    def skip(self, reason: str, count: int = 1) -> None:
+        if count:
+            self.skipped[reason] += count
+
+    def note(self, what: str, count: int = 1) -> None:
+        if count:
+            self.noted[what] += count
+
+    @contextlib.contextmanager
+    def record(self, where: str, content: Any) -> Iterator[None]:
+        """One record is read in this block: a `ClaraError` in it concerns this record alone.
+
+        Args:
+          content: the record as it stands in the file, bytes of a line or a JSON value.
+        """
+        try:
+            yield
+        except ClaraError as error:
+            if self._reject is None:
+                raise
+            self.rejected += 1
+            self.first_rejected = self.first_rejected or str(error)
+            self._reject(where, str(error), content)
+
+    def claim(self, id: str, where: str) -> None:
+        """The id is taken by the record at a place.
+
+        Raises:
+          ClaraError: another record has it.
+        """
+        if id in self._ids:
+            raise ClaraError(f"{where}: the id {id!r} is that of {self._ids[id]} already; each id must be unique")
+        self._ids[id] = where
+
+    def is_new(self, id: str, where: str) -> bool:
+        """The same for ids made of a record's content: an equal record is skipped."""
+        if id in self._ids:
+            self.skip(SAME_AGAIN)
+            return False
+        self._ids[id] = where
+        return True
+
+
+def content_id(prefix: str, *texts: str) -> str:
+    """An id for content that has none, the same wherever it stands: ``<prefix>_<16 hexadecimal digits>``."""
+    return f"{prefix}_{hashlib.sha256(chr(0).join(texts).encode()).hexdigest()[:16]}"
+
+
+def distinct(texts: list[str]) -> tuple[str, ...]:
+    """The texts, each once, in their order."""
+    return tuple(dict.fromkeys(texts))

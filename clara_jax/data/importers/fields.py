@@ -1,0 +1,109 @@
+"""An object of a published file, read field by field: what is not as published is refused by place and name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from clara_jax.data.jsonl import json_kind
+from clara_jax.errors import ClaraError
+
+
+class Fields:
+    """A JSON object.
+
+    Attributes:
+      where: "file:line" of the record it is in.
+      inside: its place in the record, e.g. ``"paragraphs"[3].``; "" for the record itself.
+    """
+
+    __slots__ = ("where", "inside", "_fields")
+
+    def __init__(self, value: Any, where: str, inside: str = ""):
+        if not isinstance(value, Mapping):
+            what = inside.rstrip(".") or "the record"
+            raise ClaraError(f"{where}: {what} is {json_kind(value)}; it must be an object")
+        self.where, self.inside, self._fields = where, inside, value
+
+    def __contains__(self, name: str) -> bool:
+        """The field is there and not null."""
+        return self._fields.get(name) is not None
+
+    def get(self, name: str, hint: str = "") -> Any:
+        """The value of a field that must be there.
+
+        Args:
+          hint: what to tell a user in whose file it is missing.
+        """
+        if name not in self:
+            self.refuse(name, f"is missing; {hint}" if hint else "is missing")
+        return self._fields[name]
+
+    def id(self, name: str) -> str:
+        """The record's own id; what is refused from now on is named by it, too."""
+        id = self.text(name)
+        self.where += f" ({name} {id})"
+        return id
+
+    def text(self, name: str, hint: str = "") -> str:
+        """A string that is not blank."""
+        return checked_text(self.get(name, hint), self._named(name), self.where)
+
+    def text_or_blank(self, name: str) -> str:
+        """A string, "" where it is missing."""
+        return checked_text(self._fields[name], self._named(name), self.where, blank=True) if name in self else ""
+
+    def texts(self, name: str, hint: str = "") -> list[str]:
+        """A list of strings that are not blank; the list may be empty."""
+        return [
+            checked_text(text, f"{self._named(name)}[{i}]", self.where) for i, text in enumerate(self.items(name, hint))
+        ]
+
+    def flag(self, name: str, hint: str = "") -> bool:
+        value = self.get(name, hint)
+        if not isinstance(value, bool):
+            self.refuse(name, f"is {json_kind(value)}; it must be true or false")
+        return value
+
+    def whole(self, name: str) -> int:
+        return checked_whole(self.get(name), self._named(name), self.where)
+
+    def items(self, name: str, hint: str = "") -> list[Any]:
+        return checked_list(self.get(name, hint), self._named(name), self.where)
+
+    def objects(self, name: str, hint: str = "") -> list[Fields]:
+        """A list of objects."""
+        return [
+            Fields(value, self.where, f"{self._named(name)}[{i}].") for i, value in enumerate(self.items(name, hint))
+        ]
+
+    def refuse(self, name: str, problem: str) -> NoReturn:
+        raise ClaraError(f"{self.where}: {self._named(name)} {problem}")
+
+    def _named(self, name: str) -> str:
+        return f'{self.inside}"{name}"'
+
+
+def checked_text(value: Any, name: str, where: str, blank: bool = False) -> str:
+    """The value if it is a string that can be written as UTF-8, and not blank unless it may be."""
+    if not isinstance(value, str):
+        raise ClaraError(f"{where}: {name} is {json_kind(value)}; it must be a string")
+    if not blank and not value.strip():
+        raise ClaraError(f"{where}: {name} is empty; it needs some text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ClaraError(f"{where}: {name} holds half of a surrogate pair; write the character in UTF-8") from None
+    return value
+
+
+def checked_whole(value: Any, name: str, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ClaraError(f"{where}: {name} is {json_kind(value)}; it must be a whole number")
+    return value
+
+
+def checked_list(value: Any, name: str, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise ClaraError(f"{where}: {name} is {json_kind(value)}; it must be a list")
+    return value

@@ -1,0 +1,75 @@
+"""2WikiMultiHopQA: questions over two or four Wikipedia paragraphs and Wikidata (Ho et al. 2020).
+
+Files: ``train.json``, ``dev.json`` (of ``data.zip``, ``data_ids.zip`` or ``data_ids_april7.zip``).
+One JSON array of
+
+- ``_id``, ``question``, ``answer``, ``supporting_facts``, ``context``: as in HotpotQA (`hotpotqa`), but the context
+  holds every supporting paragraph. The test file has no answers and is refused.
+- ``evidences``: list of [subject, relation, object], strings.
+- ``evidences_id``, ``answer_id``: Wikidata ids, in the later releases only; the answer's may be null.
+- ``type``, ``entity_ids``: not read.
+
+and ``id_aliases.json`` (of the later releases), which in spite of its name is JSONL:
+
+- ``Q_id``: string, a Wikidata id.
+- ``aliases``, ``demonyms``: lists of strings.
+
+With the aliases file, an answer's other names are accepted answers, as in the authors' evaluation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+from clara_jax.data.importers.examples import Example, Log, distinct
+from clara_jax.data.importers.fields import Fields, checked_list, checked_text
+from clara_jax.data.importers.hotpotqa import example_of
+from clara_jax.data.importers.json_files import read_array
+from clara_jax.data.jsonl import decode, raw_lines
+from clara_jax.errors import ClaraError
+
+
+def read(paths: Sequence[str], log: Log | None = None, aliases: str | None = None) -> Iterator[Example]:
+    """The questions of some files.
+
+    Args:
+      aliases: ``id_aliases.json``.
+
+    Raises:
+      ClaraError: a departure from the format, unless ``log`` collects them.
+    """
+    log = log or Log()
+    names = read_aliases(aliases, log) if aliases else {}
+    for path in paths:
+        for where, value in read_array(path):
+            with log.record(where, value):
+                example = example_of(value, where, log, complete=True)
+                record = Fields(value, example.where)
+                _check_evidences(record)
+                others = names.get(record.text("answer_id"), ()) if "answer_id" in record else ()
+                yield dataclasses.replace(example, answers=distinct([*example.answers, *others]))
+
+
+def read_aliases(path: str, log: Log) -> Mapping[str, tuple[str, ...]]:
+    """Wikidata id → its other names, sorted."""
+    names = {}
+    for where, line in raw_lines(path):
+        with log.record(where, line):
+            record = Fields(decode(line, where), where)
+            others = {*record.texts("aliases"), *record.texts("demonyms")}
+            if others:
+                names[record.text("Q_id")] = tuple(sorted(others))
+    return names
+
+
+def _check_evidences(record: Fields) -> None:
+    for i, evidence in enumerate(record.items("evidences")):
+        name = f'"evidences"[{i}]'
+        triple = checked_list(evidence, name, record.where)
+        if len(triple) != 3:
+            raise ClaraError(
+                f"{record.where}: {name} has {len(triple)} entries; it must be [subject, relation, object]"
+            )
+        for j, text in enumerate(triple):
+            checked_text(text, f"{name}[{j}]", record.where)

@@ -1,0 +1,103 @@
+"""``python -m clara_jax.data inspect``: a record exactly as the model sees it, read off the batch that it makes."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+
+import numpy as np
+
+from clara_jax.checkpoints.base import open_base
+from clara_jax.data.batches import Batch, collate, plan_shapes
+from clara_jax.data.builders.source import RecordSource
+from clara_jax.data.encoding import encode_records
+from clara_jax.data.jsonl import data_files
+from clara_jax.data.records import STAGES, Record, read_records
+from clara_jax.data.tokenization import IGNORED, ClaraTokenizer
+from clara_jax.errors import ClaraError
+
+LEARNED = ("\N{LEFT DOUBLE ANGLE BRACKET}", "\N{RIGHT DOUBLE ANGLE BRACKET}")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``inspect``."""
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("data", help="a JSONL file, or a data set's directory (its training records)")
+    parser.add_argument("--number", type=int, default=0, metavar="N", help="which record, counted from 0 (default 0)")
+    parser.add_argument("--tokenizer", default="smollm2", metavar="NAME", help="a base model (default smollm2)")
+    parser.add_argument("--doc-max-length", type=int, default=256, metavar="N", help="tokens (default 256)")
+    parser.add_argument("--compress-rate", type=int, default=16, metavar="N", help="(default 16)")
+    parser.add_argument("--max-length", type=int, default=1024, metavar="N", help="of a prompt (default 1024)")
+    parser.add_argument("--top-k", type=int, default=5, metavar="K", help="documents in the prompt (default 5)")
+    parser.add_argument("--candidates", type=int, metavar="N", help="of end_to_end and retrieval (default all)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Prints the record."""
+    if arguments.compress_rate < 1 or arguments.doc_max_length % arguments.compress_rate:
+        raise ClaraError(
+            f"--compress-rate: {arguments.compress_rate} must divide --doc-max-length {arguments.doc_max_length}"
+        )
+    memory = arguments.doc_max_length // arguments.compress_rate
+    tokenizer = ClaraTokenizer(
+        open_base(arguments.tokenizer).load_tokenizer(),
+        arguments.doc_max_length,
+        memory,
+        max_length=arguments.max_length,
+    )
+    record = _record(arguments.data, arguments.stage, arguments.number)
+    (example,) = encode_records([record], tokenizer, arguments.stage, arguments.top_k, arguments.candidates)
+    batch = collate([example], plan_shapes([example], tokenizer, multiple=1), tokenizer)
+    named = "" if record.qid == record.where else f" ({record.qid})"
+    print(f"{record.where}{named}: {record.kind}")
+    print("\n".join(lines(batch, tokenizer)))
+
+
+def lines(batch: Batch, tokenizer: ClaraTokenizer, row: int = 0) -> list[str]:
+    """A row of a batch in words.
+
+    A memory in the prompt is ``[memory of document 1]`` (of the ranked ones, where a question ranks); what carries loss
+    stands in double angle brackets.
+    """
+    said = []
+    for number, (ids, mask) in enumerate(zip(batch.document_ids[row], batch.document_mask[row], strict=True), 1):
+        if mask.any():
+            positive = " (positive)" if batch.positives is not None and batch.positives[row, number - 1] else ""
+            said.append(f"\ndocument {number}{positive}, {mask.sum()} tokens: {_text(ids[mask], tokenizer)}")
+    ranks = batch.query_ids is not None
+    if ranks:
+        mask = batch.query_mask[row]
+        said.append(f"\nquestion, {mask.sum()} tokens: {_text(batch.query_ids[row][mask], tokenizer)}")
+    attended, learned = batch.prompt_mask[row], np.zeros(len(batch.prompt_ids[row]), bool)
+    learned[-len(batch.labels[row]) :] = batch.labels[row] != IGNORED
+    slots = np.where(batch.memory_index[row] >= 0, batch.memory_index[row] // tokenizer.memory_tokens, -1)
+    runs = itertools.groupby(np.flatnonzero(attended), key=lambda t: (int(slots[t]), bool(learned[t])))
+    text = ""
+    for (slot, is_learned), places in runs:
+        if slot >= 0:
+            text += f"[memory of {'the document ranked' if ranks else 'document'} {slot + 1}]"
+            continue
+        part = tokenizer.decode(batch.prompt_ids[row][list(places)], special=True)
+        text += f"{LEARNED[0]}{part}{LEARNED[1]}" if is_learned else part
+    said.append(f"\nprompt, {attended.sum()} tokens, {learned.sum()} with loss: {text}")
+    return said
+
+
+def _text(ids: np.ndarray, tokenizer: ClaraTokenizer) -> str:
+    """A text that ends with the memory tokens."""
+    return (
+        f"{tokenizer.decode(ids[: -tokenizer.memory_tokens], special=True)} + {tokenizer.memory_tokens} memory tokens"
+    )
+
+
+def _record(data: str, stage: str, number: int) -> Record:
+    if number < 0:
+        raise ClaraError(f"--number: {number} must be at least 0")
+    if os.path.isdir(data):
+        found = RecordSource(data, "train")
+    else:
+        found = read_records(data_files([data], "data"), stage, number + 1)
+    if number >= len(found):
+        raise ClaraError(f"--number: {data} has {len(found)} records; there is none at {number}")
+    return found[number]

@@ -1,0 +1,209 @@
+"""A stage's tokens on disk: computed once per data set, tokenizer and settings, then read by number.
+
+Of any number of records only the index of sizes and the offsets are in memory; the rest is mapped. A cache is one
+directory, named by what its tokens depend on, written beside its place and moved there when it is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from clara_jax.data.encoding import EncodedRecord, Encoder, Encoding, Example
+from clara_jax.data.prompts import PROMPT_VERSION
+from clara_jax.data.records import Record
+from clara_jax.data.tokenization import IGNORED, SLICE, ClaraTokenizer
+from clara_jax.errors import ClaraError
+
+FORMAT = 1
+_ABOUT = "tokens.json"
+# The files: flat values of all items one after another, and where each item ends.
+_VALUES = {
+    "documents": np.int32,
+    "queries": np.int32,
+    "prompt_ids": np.int32,
+    "memory_index": np.int32,
+    "labels": np.int32,
+    "document_numbers": np.int32,
+    "positives": np.int32,
+    "where": np.uint8,
+}
+
+
+class TokenCache(Sequence[Example]):
+    """The examples of a cache, made when they are asked for; `sizes` is their index, int32 [N, 5].
+
+    Safe to read from several threads, and pickled as its path.
+    """
+
+    def __init__(self, directory: str | Path):
+        self.directory = Path(directory)
+        about = json.loads((self.directory / _ABOUT).read_text())
+        self._ranks = about["ranking"]
+        self.sizes = np.load(self.directory / "sizes.npy")
+        self._values = {name: _map(self.directory / f"{name}.bin", dtype) for name, dtype in _VALUES.items()}
+        self._ends = {name: np.load(self.directory / f"{name}.ends.npy") for name in _VALUES}
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        index = int(index)
+        documents = tuple(self._item("documents", number) for number in self._item("document_numbers", index))
+        return Example(
+            index,
+            self._item("where", index).tobytes().decode(),
+            documents,
+            self._item("queries", index) if self._ranks else None,
+            self._item("prompt_ids", index),
+            self._item("memory_index", index),
+            self._item("labels", index),
+            tuple(self._item("positives", index).tolist()) if self._ranks else None,
+        )
+
+    def __reduce__(self):
+        return TokenCache, (self.directory,)
+
+    def _item(self, name: str, number: int) -> np.ndarray:
+        ends = self._ends[name]
+        return self._values[name][ends[number - 1] if number else 0 : ends[number]]
+
+
+def open_or_make(
+    folder: str | Path,
+    records: Iterable[Record],
+    fingerprint: str,
+    tokenizer: ClaraTokenizer,
+    encoding: Encoding,
+    progress: Callable[[int], None] | None = None,
+) -> TokenCache:
+    """The cache of these tokens below ``folder``, made first where it is missing.
+
+    Args:
+      records: read once, in order, where the cache is missing; else not at all.
+      fingerprint: of the records: another data set has another cache.
+      progress: called with the number of records done.
+
+    Raises:
+      ClaraError: a record whose prompt is cut so far that a memory or the whole target is lost; no records; a directory
+        that cannot be written.
+
+    Warns:
+      where it is made, if documents, questions or targets are cut.
+    """
+    directory = Path(folder) / cache_key(fingerprint, tokenizer, encoding)
+    if not (directory / _ABOUT).exists():
+        _make(directory, records, Encoder(tokenizer, encoding), progress)
+    return TokenCache(directory)
+
+
+def cache_key(fingerprint: str, tokenizer: ClaraTokenizer, encoding: Encoding) -> str:
+    """What tokens depend on, in a name."""
+    facts = [FORMAT, fingerprint, tokenizer.tokenizer_hash(), PROMPT_VERSION, dataclasses.asdict(encoding)]
+    facts += [tokenizer.doc_max_length, tokenizer.memory_tokens, tokenizer.max_length, tokenizer.memory_ids]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+def _make(directory: Path, records: Iterable[Record], encoder: Encoder, progress: Callable[[int], None] | None) -> None:
+    unfinished = directory.with_name(f".{directory.name}.{os.getpid()}")
+    try:
+        unfinished.mkdir(parents=True)
+        with _Writer(unfinished) as writer:
+            source = iter(records)
+            while part := list(islice(source, SLICE)):
+                documents, encoded = encoder.encode(part)
+                writer.add(part, documents, encoded)
+                if progress is not None:
+                    progress(writer.count)
+        if not writer.count:
+            raise ClaraError("there are no records to tokenize")
+        about = {"format": FORMAT, "records": writer.count, "documents": encoder.document_count}
+        about["ranking"] = writer.ranks
+        (unfinished / _ABOUT).write_text(json.dumps(about) + "\n")
+        # Two processes that made the same: the second one finds it there.
+        with contextlib.suppress(FileExistsError, OSError) if directory.exists() else contextlib.nullcontext():
+            os.rename(unfinished, directory)
+    except OSError as error:
+        raise ClaraError(f"{directory}: tokens cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    encoder.warn()
+
+
+class _Writer:
+    """Appends records to the files of a cache."""
+
+    def __init__(self, directory: Path):
+        self.count, self.ranks = 0, False
+        self._directory = directory
+        self._files: dict[str, BinaryIO] = {name: open(directory / f"{name}.bin", "wb") for name in _VALUES}
+        self._lengths: dict[str, list[np.ndarray]] = {name: [] for name in _VALUES}
+        self._sizes: list[np.ndarray] = []
+        self._document_lengths = np.empty(0, np.int32)
+
+    def add(self, records: Sequence[Record], documents: list[np.ndarray], encoded: list[EncodedRecord]) -> None:
+        self._append("documents", documents)
+        new = np.array([len(ids) for ids in documents], np.int32)
+        self._document_lengths = np.concatenate([self._document_lengths, new])
+        none = np.empty(0, np.int32)
+        self._append("queries", [none if own.query is None else own.query for own in encoded])
+        for name in ("prompt_ids", "memory_index", "labels"):
+            self._append(name, [getattr(own, name) for own in encoded])
+        self._append("document_numbers", [np.array(own.documents, np.int32) for own in encoded])
+        self._append("positives", [np.array(own.positives or (), np.int32) for own in encoded])
+        self._append("where", [np.frombuffer(record.where.encode(), np.uint8) for record in records])
+        self._sizes.append(np.array([self._size(own) for own in encoded], np.int32))
+        self.count += len(encoded)
+        self.ranks = self.ranks or encoded[0].query is not None
+
+    def _size(self, own: EncodedRecord) -> tuple[int, ...]:
+        labelled = np.flatnonzero(own.labels != IGNORED)
+        return (
+            len(own.documents),
+            int(self._document_lengths[list(own.documents)].max()),
+            0 if own.query is None else len(own.query),
+            len(own.prompt_ids),
+            len(own.labels) - int(labelled[0]) if labelled.size else 0,
+        )
+
+    def _append(self, name: str, items: Sequence[np.ndarray]) -> None:
+        if items:
+            self._files[name].write(np.concatenate(items).astype(_VALUES[name]).tobytes())
+            self._lengths[name].append(np.array([len(item) for item in items], np.int64))
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for file in self._files.values():
+            file.close()
+        if kind is None and self.count:
+            for name, lengths in self._lengths.items():
+                ends = np.cumsum(np.concatenate(lengths)) if lengths else np.empty(0, np.int64)
+                np.save(self._directory / f"{name}.ends.npy", ends)
+            np.save(self._directory / "sizes.npy", np.concatenate(self._sizes))
+
+
+def _map(path: Path, dtype: type) -> np.ndarray:
+    """A flat file; an empty one cannot be mapped."""
+    return np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)
+
+
+def slices(items: Sequence[Record]) -> Iterator[Record]:
+    """The items of a source of many, taken in slices: one by one is several times slower."""
+    fetch = getattr(items, "__getitems__", None)
+    for start in range(0, len(items), SLICE):
+        numbers = range(start, min(start + SLICE, len(items)))
+        yield from fetch(list(numbers)) if fetch is not None else (items[number] for number in numbers)

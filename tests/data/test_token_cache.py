@@ -1,0 +1,90 @@
+"""Tokens on disk are the tokens: equal to those in memory, made once, never half-made."""
+
+import dataclasses
+import pickle
+
+import numpy as np
+import pytest
+
+from clara_jax.data.encoding import Encoding, encode_records, sizes_of
+from clara_jax.data.synthetic import SyntheticConfig, records
+from clara_jax.data.token_cache import TokenCache, cache_key, open_or_make, slices
+from clara_jax.data.tokenization import SLICE, ClaraTokenizer
+from clara_jax.errors import ClaraError
+from tests.data import tiny_tokenizer
+
+TOKENIZER = ClaraTokenizer(tiny_tokenizer(), doc_max_length=96, memory_tokens=4, max_length=400)
+WORLD = SyntheticConfig(train_records=SLICE + 70, eval_records=1, candidates=3, paraphrase_share=0.3)
+
+
+def encoding(stage):
+    return Encoding(stage, 2, 3, seed=4)
+
+
+@pytest.mark.parametrize("stage", ["scp", "instruct", "end_to_end", "retrieval"])
+def test_a_cache_holds_what_is_encoded_in_memory(stage, tmp_path):
+    own = records(WORLD, stage, "train")
+    seen = []
+    cache = open_or_make(tmp_path, own, "f", TOKENIZER, encoding(stage), seen.append)
+    expected = encode_records(own, TOKENIZER, stage, 2, 3, seed=4)
+    assert len(cache) == len(expected) == len(own) and seen == [SLICE, SLICE + 70]
+    np.testing.assert_array_equal(cache.sizes, sizes_of(expected))
+    for reader in (cache, pickle.loads(pickle.dumps(cache))):
+        for index in (0, 1, SLICE - 1, SLICE, len(own) - 1):
+            for field in dataclasses.fields(expected[index]):
+                mine, yours = getattr(reader[index], field.name), getattr(expected[index], field.name)
+                if field.name == "documents":
+                    assert len(mine) == len(yours)
+                    for a, b in zip(mine, yours, strict=True):
+                        np.testing.assert_array_equal(a, b)
+                else:
+                    np.testing.assert_array_equal(mine, yours)
+    with pytest.raises(IndexError):
+        cache[len(own)]
+
+
+def test_it_is_made_once_and_anew_for_anything_else(tmp_path):
+    own = records(WORLD, "scp", "train")[:5]
+    open_or_make(tmp_path, own, "f", TOKENIZER, encoding("scp"))
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    unread = map(pytest.fail, ["the records are read again"])
+    assert len(open_or_make(tmp_path, unread, "f", TOKENIZER, encoding("scp"))) == 5
+    assert made == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    longer = ClaraTokenizer(tiny_tokenizer(), doc_max_length=96, memory_tokens=4, max_length=401)
+    keys = {
+        cache_key(*facts)
+        for facts in (
+            ("f", TOKENIZER, encoding("scp")),
+            ("g", TOKENIZER, encoding("scp")),
+            ("f", longer, encoding("scp")),
+            ("f", TOKENIZER, Encoding("scp", 2, 3, seed=5)),
+        )
+    }
+    assert len(keys) == 4
+
+
+def test_a_mistake_leaves_nothing(tmp_path):
+    own = records(WORLD, "scp", "train")[:5]
+
+    def broken():
+        yield from own
+        raise ClaraError("f.jsonl:6: wrong")
+
+    with pytest.raises(ClaraError, match="f.jsonl:6"):
+        open_or_make(tmp_path, broken(), "f", TOKENIZER, encoding("scp"))
+    with pytest.raises(ClaraError, match="no records"):
+        open_or_make(tmp_path, [], "f", TOKENIZER, encoding("scp"))
+    assert not list(tmp_path.iterdir())
+    assert isinstance(open_or_make(tmp_path, own, "f", TOKENIZER, encoding("scp")), TokenCache)
+
+
+def test_slices_take_many_at_a_time():
+    class Source(list):
+        asked = []
+
+        def __getitems__(self, numbers):
+            self.asked.append(len(numbers))
+            return [self[number] for number in numbers]
+
+    source = Source(range(SLICE + 3))
+    assert list(slices(source)) == list(source) == list(slices(list(source))) and source.asked == [SLICE, 3]

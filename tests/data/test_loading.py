@@ -89,7 +89,7 @@ def read(directory, case, begin, index, count):
 @pytest.mark.parametrize("case", CASES)
 def test_nothing_is_repeated_or_skipped_when_processes_are_killed_and_their_number_changes(directory, case):
     seen, begin = {}, 0
-    for count, steps in ((2, 5), (1, 6), (4, STEPS)):  # 60 examples: the first kills come in the middle of an epoch
+    for count, steps in ((1, 5), (4, 6), (1, STEPS)):  # 60 examples: the first kills come in the middle of an epoch
         processes = [start(directory, case, begin, i, count) for i in range(count)]
         lines = [[json.loads(line) for line in islice(p.stdout, steps)] for p in processes]
         for process in processes:

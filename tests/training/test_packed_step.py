@@ -1,6 +1,7 @@
 """Packing changes nothing but the time: losses, gradients and dropout of packed rows are those of rows of their own."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -53,38 +54,42 @@ def make_batches(directory, bundle):
     return collate(examples, plan_shapes(examples, bundle.tokenizer), bundle.tokenizer), packed
 
 
-def value_and_gradient(bundle, batch):
+@functools.cache
+def gradient_of(model):
+    loss = make_loss(model, SCP, OBJECTIVE)
+
+    def run(trained, frozen, batch, key):
+        keys = example_keys(key, batch.example_ids)
+        return jax.value_and_grad(loss, has_aux=True)(trained, frozen, batch, counts(batch), keys)
+
+    return jax.jit(run)
+
+
+def value_and_gradient(bundle, batch, seed=3):
     with jax.set_mesh(bundle.mesh):
-        trained, frozen = split(bundle.params, SCP.trains)
-        loss = make_loss(bundle.model, SCP, OBJECTIVE)
-
-        @jax.jit
-        def run(trained, frozen, batch, key):
-            keys = example_keys(key, batch.example_ids)
-            return jax.value_and_grad(loss, has_aux=True)(trained, frozen, batch, counts(batch), keys)
-
-        key = jax.device_put(jax.random.key(3), jax.NamedSharding(bundle.mesh, jax.P()))
-        return jax.device_get(run(trained, frozen, put_batch(batch, bundle.mesh), key))
+        key = jax.device_put(jax.random.key(seed), jax.NamedSharding(bundle.mesh, jax.P()))
+        placed = (*split(bundle.params, SCP.trains), put_batch(batch, bundle.mesh), key)
+        return jax.device_get(gradient_of(bundle.model)(*placed))
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_packed_rows_are_the_rows(directory, mesh, mesh42, dropout):
-    bundle = make_bundle(directory, mesh, dropout)
+@pytest.mark.parametrize("devices", ["one", pytest.param("eight", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=pytest.mark.slow), 0.3])
+def test_packed_rows_are_the_rows(directory, mesh, mesh42, devices, dropout):
+    bundle = make_bundle(directory, {"one": mesh, "eight": mesh42}[devices], dropout)
     plain, packed = make_batches(directory, bundle)
     assert packed.tokens == plain.tokens
-    for where in (bundle, make_bundle(directory, mesh42, dropout)):
-        ((loss, terms), gradient) = value_and_gradient(where, plain)
-        ((packed_loss, packed_terms), packed_gradient) = value_and_gradient(where, packed)
-        np.testing.assert_allclose(packed_loss, loss, rtol=0, atol=1e-5)
-        assert packed_terms.keys() == terms.keys()
-        for name in terms:
-            np.testing.assert_allclose(packed_terms[name], terms[name], rtol=0, atol=1e-5, err_msg=name)
-        for path, leaf in gradient.items():
-            limit = 1e-5 * max(1, np.abs(leaf).max())
-            np.testing.assert_allclose(packed_gradient[path], leaf, rtol=0, atol=limit, err_msg=path)
+    ((loss, terms), gradient) = value_and_gradient(bundle, plain)
+    ((packed_loss, packed_terms), packed_gradient) = value_and_gradient(bundle, packed)
+    np.testing.assert_allclose(packed_loss, loss, rtol=0, atol=1e-5)
+    assert packed_terms.keys() == terms.keys()
+    for name in terms:
+        np.testing.assert_allclose(packed_terms[name], terms[name], rtol=0, atol=1e-5, err_msg=name)
+    for path, leaf in gradient.items():
+        limit = 1e-5 * max(1, np.abs(leaf).max())
+        np.testing.assert_allclose(packed_gradient[path], leaf, rtol=0, atol=limit, err_msg=path)
     if dropout:
-        ((without, _), _) = value_and_gradient(make_bundle(directory, mesh, 0.0), plain)
-        assert abs(without - loss) > 1e-3, "the masks matter"
+        ((other, _), _) = value_and_gradient(bundle, packed, seed=4)
+        assert abs(other - loss) > 1e-3, "the masks matter"
 
 
 def test_no_example_sees_another(directory, mesh):

@@ -131,7 +131,9 @@ def evaluating(run):
     return bool(lines) and json.loads(lines[-1]).get("step") == 1 and "loss" in json.loads(lines[-1])
 
 
-@pytest.mark.parametrize("moment", [pytest.param(compiling, marks=pytest.mark.slow), saving, evaluating])
+@pytest.mark.parametrize(
+    "moment", [saving, *(pytest.param(moment, marks=pytest.mark.slow) for moment in (compiling, evaluating))]
+)
 def test_killed_at_a_bad_moment(moment, place, uninterrupted):
     run = place / f"killed_{moment.__name__}"
     process = start(place, run, cache=moment is not compiling)

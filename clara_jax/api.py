@@ -24,15 +24,13 @@ from clara_jax.bundle import Bundle
 from clara_jax.data import prompts
 from clara_jax.errors import ClaraError
 from clara_jax.inference.decode import Sampling, generate
-from clara_jax.method.clara import ClaraModel
-from clara_jax.method.compressor import encode
+from clara_jax.inference.encode import LENGTH_MULTIPLE, encode_texts
 from clara_jax.method.parameters import overlap
 from clara_jax.method.reranker import EXCLUDED, cosine_scores
 from clara_jax.method.stages import STAGES, inherit
 from clara_jax.model.sharding import make_mesh, put_batch
 
 LongDocuments = Literal["chunk", "cut"]
-LENGTH_MULTIPLE = 32  # sequence lengths are rounded up to it, so that few shapes are compiled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -349,22 +347,12 @@ class Clara:
         return np.where(valid, scores, EXCLUDED)
 
     def _encode(self, role: str, sequences: list[list[int]]) -> np.ndarray:
-        """Memories [n, M, E] of token sequences, in batches of similar length."""
-        clara, tokenizer = self.bundle.model.clara, self.bundle.tokenizer
-        memory = np.zeros(
-            (len(sequences), clara.memory_tokens, self.bundle.model.config.width), self.bundle.model.dtype
-        )
-        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-        for rows in _batches(order, self.batch_size):
-            width = _round_up(max(len(sequences[i]) for i in rows), LENGTH_MULTIPLE)
-            ids = np.full((self.batch_size, width + clara.memory_tokens), tokenizer.pad_id, np.int32)
-            mask = np.zeros(ids.shape, bool)
-            for row, i in enumerate(rows):
-                tokens = [*sequences[i], *tokenizer.memory_ids]
-                ids[row, -len(tokens) :], mask[row, -len(tokens) :] = tokens, True
-            with jax.set_mesh(self.bundle.mesh):
-                encoded = _memory(self.bundle.model, self._params, role, *put_batch((ids, mask), self.bundle.mesh))
-            memory[rows] = jax.device_get(encoded)[: len(rows)]
+        """Memories [n, M, E] of token sequences."""
+        model, bundle = self.bundle.model, self.bundle
+        memory = np.zeros((len(sequences), model.clara.memory_tokens, model.config.width), model.dtype)
+        parts = encode_texts(model, self._params, role, sequences, bundle.tokenizer, bundle.mesh, self.batch_size)
+        for places, own in parts:
+            memory[places] = own
         return memory
 
     def _generate(
@@ -403,11 +391,6 @@ class Clara:
                 yield out.tokens[row, : out.lengths[row]].tolist(), float(out.log_probability[row])
 
 
-def _memory(model: ClaraModel, params: Any, role: str, ids: jax.Array, mask: jax.Array) -> jax.Array:
-    return encode(model, params, role, ids, mask).memory
-
-
-_memory = jax.jit(_memory, static_argnums=(0, 2))
 _cosine = jax.jit(cosine_scores)
 
 

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from clara_jax.data.prompts import MARKERS, PROMPT_VERSION
 from clara_jax.data.tokenization import ClaraTokenizer
 from clara_jax.errors import ClaraError
 from clara_jax.method.clara import ROLES, ClaraConfig, ClaraModel
-from clara_jax.method.parameters import declare, flatten, initialise_adapters, split, unflatten
+from clara_jax.method.parameters import COMPRESSOR, declare, flatten, initialise_adapters, split, unflatten
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.declare import abstract, declare_base, initialise, shardings
 
@@ -54,7 +54,16 @@ class Bundle:
 
     def fingerprint(self) -> str:
         """Hash of base, adapters, tokenizer, prompt version and compress rate: equal exactly when memories and answers
-        are interchangeable. Stores, caches and reports carry it and refuse another."""
+        are interchangeable. Checkpoints, caches and reports carry it and refuse another."""
+        return self._digest(("lora", "tokens", *self.own))
+
+    def compressor_fingerprint(self) -> str:
+        """The same hash over what the compressor reads alone: equal exactly when document memories are
+        interchangeable, as they are before and after a stage that leaves the compressor frozen. Stores of memories
+        carry it and refuse another."""
+        return self._digest((*(name for name in COMPRESSOR if name != "base"), *self.own))
+
+    def _digest(self, subtrees: Sequence[str]) -> str:
         digest = hashlib.sha256()
         clara = self.model.clara
         facts = (
@@ -65,7 +74,7 @@ class Bundle:
             clara.memory_tokens,
         )
         digest.update(json.dumps([*facts, clara.lora_scale, self.model.precision]).encode())
-        stored, _ = split(self.params, ("lora", "tokens", *self.own))
+        stored, _ = split(self.params, subtrees)
         for path, leaf in sorted(stored.items()):
             digest.update(path.encode())
             digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())

@@ -7,18 +7,20 @@ every target. What shapes there are, and which examples a batch holds, is planne
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.struct
 import jax
 import numpy as np
 
 from clara_jax.data.encoding import Example, sizes_of
-from clara_jax.data.shapes import MULTIPLE, Shapes, shapes_for
+from clara_jax.data.shapes import MULTIPLE, Shapes, shapes_for, without_texts
 from clara_jax.data.tokenization import IGNORED, ClaraTokenizer
 from clara_jax.errors import ClaraError
 
 Array = np.ndarray | jax.Array
+# Token ids of N documents, None for an absent one -> their memories [N, M, E], zero for an absent one.
+Memories = Callable[[Sequence[np.ndarray | None]], np.ndarray]
 
 
 @flax.struct.dataclass
@@ -30,7 +32,7 @@ class Batch:
     nothing is attended.
 
     Attributes:
-      document_ids: int32 [B, D, Te], ending with the M memory tokens.
+      document_ids: int32 [B, D, Te], ending with the M memory tokens; None where ``memories`` stands in their place.
       document_mask: bool [B, D, Te], attended positions, memory tokens among them; False where a document is absent.
       document_valid: bool [B, D] (packed: [B, S]), which documents are present.
       query_ids: int32 [B, Tq], ending with the M memory tokens; None for scp and instruct.
@@ -45,10 +47,11 @@ class Batch:
         Those have no label, no document, and nothing attended.
       memory_at: int32 [B, S, M], where each document's memory tokens stand, -1 for absent ones; None unless packed.
       targets_at: int32 [B, A], positions of the labels; None unless packed.
+      memories: compute dtype [B, D, M, E], of documents that were compressed before; else None.
     """
 
-    document_ids: Array
-    document_mask: Array
+    document_ids: Array | None
+    document_mask: Array | None
     document_valid: Array
     query_ids: Array | None
     query_mask: Array | None
@@ -60,6 +63,7 @@ class Batch:
     example_ids: Array
     memory_at: Array | None = None
     targets_at: Array | None = None
+    memories: Array | None = None
 
     @property
     def tokens(self) -> int:
@@ -85,12 +89,17 @@ def plan_shapes(
 
 
 def collate(
-    examples: Sequence[Example], shapes: Shapes, tokenizer: ClaraTokenizer, batch_size: int | None = None
+    examples: Sequence[Example],
+    shapes: Shapes,
+    tokenizer: ClaraTokenizer,
+    batch_size: int | None = None,
+    memories: Memories | None = None,
 ) -> Batch:
     """Examples of one stage as a `Batch` of numpy arrays.
 
     Args:
       batch_size: B; rows that are missing are filled in (see `Batch`). Default: the number of examples, at least one.
+      memories: of the documents; the batch then holds them instead of tokens, and the shapes need no room for these.
 
     Raises:
       ClaraError: an example does not fit the shapes; too many examples.
@@ -99,17 +108,23 @@ def collate(
     if not examples or len(examples) > rows:
         raise ClaraError(f"{len(examples)} examples do not make a batch of {rows}")
     for example in examples:
-        _check_fit(example, shapes)
-    pad, memory, count = tokenizer.pad_id, np.array(tokenizer.memory_ids, np.int32), shapes.documents
+        _check_fit(example, shapes, texts=memories is None)
+    pad, count = tokenizer.pad_id, shapes.documents
 
     # Every document slot of every row is one line of a flat array, and so is every question.
     texts = [ids for example in examples for ids in (*example.documents, *[None] * (count - len(example.documents)))]
     texts += [None] * (rows * count - len(texts))
-    document_ids, document_mask = _with_memory(texts, shapes.encoder_width, memory, pad)
+    document_ids = document_mask = compressed = None
+    if memories is None:
+        flat = with_memory(texts, shapes.encoder_width, tokenizer)
+        document_ids, document_mask = (lines.reshape(rows, count, -1) for lines in flat)
+    else:
+        flat_memories = memories(texts)
+        compressed = flat_memories.reshape(rows, count, *flat_memories.shape[1:])
     query_ids = query_mask = positives = None
     if examples[0].query is not None:
         queries = [example.query for example in examples] + [None] * (rows - len(examples))
-        query_ids, query_mask = _with_memory(queries, shapes.query_width, memory, pad)
+        query_ids, query_mask = with_memory(queries, shapes.query_width, tokenizer)
     if examples[0].positives is not None:
         positives = np.zeros((rows, count), bool)
         for row, example in enumerate(examples):
@@ -120,8 +135,8 @@ def collate(
 
     lengths = np.array([len(example.prompt_ids) for example in examples] + [0] * (rows - len(examples)))
     return Batch(
-        document_ids=document_ids.reshape(rows, count, -1),
-        document_mask=document_mask.reshape(rows, count, -1),
+        document_ids=document_ids,
+        document_mask=document_mask,
         document_valid=np.array([text is not None for text in texts]).reshape(rows, count),
         query_ids=query_ids,
         query_mask=query_mask,
@@ -131,11 +146,24 @@ def collate(
         labels=np.ascontiguousarray(lines("labels", IGNORED)[:, -shapes.target_length :]),
         positives=positives,
         example_ids=np.array([example.index for example in examples] + [-1] * (rows - len(examples)), np.int32),
+        memories=compressed,
     )
 
 
-def _check_fit(example: Example, shapes: Shapes) -> None:
-    (sizes,) = sizes_of([example])
+def with_memory(
+    texts: Sequence[np.ndarray | None], width: int, tokenizer: ClaraTokenizer
+) -> tuple[np.ndarray, np.ndarray]:
+    """Texts padded on the left to ``width``, then the memory tokens: ids, int32 [N, width + M]; and what is attended,
+    bool: nothing of an absent one."""
+    memory = np.array(tokenizer.memory_ids, np.int32)
+    padded = _left_padded(texts, len(texts), width, tokenizer.pad_id)
+    ids = np.concatenate([padded, np.tile(memory, (len(texts), 1))], axis=1)
+    lengths = np.array([0 if text is None else len(text) + len(memory) for text in texts])
+    return ids, np.arange(ids.shape[1]) >= ids.shape[1] - lengths[:, None]
+
+
+def _check_fit(example: Example, shapes: Shapes, texts: bool) -> None:
+    (sizes,) = sizes_of([example]) if texts else without_texts(sizes_of([example]))
     for field, size, limit in zip(dataclasses.fields(shapes), sizes, shapes.as_sizes(), strict=True):
         if size > limit:
             raise ClaraError(
@@ -149,12 +177,3 @@ def _left_padded(arrays: Sequence[np.ndarray | None], rows: int, width: int, fil
         if array is not None and len(array):
             result[row, -len(array) :] = array
     return result
-
-
-def _with_memory(
-    texts: Sequence[np.ndarray | None], width: int, memory: np.ndarray, pad: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Texts padded on the left to ``width``, then the memory tokens; and what is attended: nothing of an absent one."""
-    ids = np.concatenate([_left_padded(texts, len(texts), width, pad), np.tile(memory, (len(texts), 1))], axis=1)
-    lengths = np.array([0 if text is None else len(text) + len(memory) for text in texts])
-    return ids, np.arange(ids.shape[1]) >= ids.shape[1] - lengths[:, None]

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import grain
 import numpy as np
 
-from clara_jax.data.batches import Batch, collate
+from clara_jax.data.batches import Batch, Memories, collate
 from clara_jax.data.encoding import Example
 from clara_jax.data.packing import Row, collate_packed, needs, pack, row_count
 from clara_jax.data.plan import BatchPlan
@@ -28,6 +28,7 @@ class BatchLoader:
       row: pack the examples of a step into such rows; None gives each a row of its own.
       row_multiple: what the rows of a packed batch must divide by: microbatches times devices of the data axis.
       process_index, process_count: this process, of how many.
+      memories: of documents that were compressed before; the batches hold them instead of tokens.
     """
 
     def __init__(
@@ -40,10 +41,11 @@ class BatchLoader:
         row_multiple: int = 1,
         process_index: int = 0,
         process_count: int = 1,
+        memories: Memories | None = None,
     ):
         self.plan, self._examples, self._sizes, self._tokenizer = plan, examples, sizes, tokenizer
         self._row, self._multiple = row, math.lcm(row_multiple, process_count)
-        self._process_index, self._process_count = process_index, process_count
+        self._process_index, self._process_count, self._memories = process_index, process_count, memories
         if row is not None:
             need = needs(sizes, tokenizer.memory_tokens).mean(axis=0) * plan.batch_size
             self._expected_rows = max(float(need[0]) / row.documents, float(need[1]) / row.prompts)
@@ -56,7 +58,8 @@ class BatchLoader:
         """This process's rows of the step's batch."""
         if self._row is None:
             own = self.plan.process_rows(step, self._process_index, self._process_count)
-            return collate([self._examples[place] for place in own], self.plan.shapes(step), self._tokenizer)
+            examples = [self._examples[place] for place in own]
+            return collate(examples, self.plan.shapes(step), self._tokenizer, memories=self._memories)
         planned = self.plan.rows(step)
         rows = pack(self._sizes[planned], self._tokenizer.memory_tokens, self._row)
         share = row_count(len(rows), self._expected_rows, self._multiple) // self._process_count

@@ -24,7 +24,7 @@ class Shapes:
 
     Attributes:
       documents: D.
-      encoder_width: tokens of a document, without memory tokens.
+      encoder_width: tokens of a document, without memory tokens; 0 where a batch has memories in their place.
       query_width: tokens of a question, without memory tokens; 0 where a batch has none.
       prompt_length: T.
       target_length: A; below T, since the position before a target predicts it.
@@ -38,12 +38,15 @@ class Shapes:
 
     def positions(self, memory_tokens: int) -> int:
         """Positions of a row that a model computes: documents and question, each with memory tokens, and prompt."""
-        query = self.query_width + memory_tokens if self.query_width else 0
-        return self.documents * (self.encoder_width + memory_tokens) + query + self.prompt_length
+        document, query = (width + memory_tokens if width else 0 for width in (self.encoder_width, self.query_width))
+        return self.documents * document + query + self.prompt_length
 
     def as_sizes(self) -> np.ndarray:
         """int32 [5]: the largest example that fits."""
         return np.array(dataclasses.astuple(self), np.int32)
+
+
+_ENCODER_WIDTH = [field.name for field in dataclasses.fields(Shapes)].index("encoder_width")
 
 
 def shapes_for(sizes: np.ndarray, tokenizer: ClaraTokenizer, multiple: int = MULTIPLE, documents: int = 0) -> Shapes:
@@ -68,11 +71,18 @@ def shapes_for(sizes: np.ndarray, tokenizer: ClaraTokenizer, multiple: int = MUL
     prompt_length = max(prompt, min(up(prompt), tokenizer.max_length))
     return Shapes(
         documents=max(most, documents),
-        encoder_width=width(document, tokenizer.doc_max_length + FRAME),
+        encoder_width=width(document, tokenizer.doc_max_length + FRAME) if document else 0,
         query_width=width(query, tokenizer.max_length + FRAME) if query else 0,
         prompt_length=prompt_length,
         target_length=min(max(up(target), 1), prompt_length - 1),
     )
+
+
+def without_texts(sizes: np.ndarray) -> np.ndarray:
+    """Sizes of examples whose documents are memories already: how long their texts were takes no room."""
+    sizes = sizes.copy()
+    sizes[:, _ENCODER_WIDTH] = 0
+    return sizes
 
 
 def shape_ladder(

@@ -73,6 +73,10 @@ class TokenCache(Sequence[Example]):
             tuple(self._item("positives", index).tolist()) if self._ranks else None,
         )
 
+    def documents(self) -> Iterator[np.ndarray]:
+        """Each distinct document once, in the order in which records name them."""
+        return (self._item("documents", number) for number in range(len(self._ends["documents"])))
+
     def __reduce__(self):
         return TokenCache, (self.directory,)
 

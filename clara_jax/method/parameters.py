@@ -19,6 +19,8 @@ from clara_jax.model.config import ModelConfig
 from clara_jax.model.declare import declare_added_rows, declare_base, declare_lora, initialise
 
 Params = Mapping[str, Any]
+# What a document's memory depends on. Where a stage trains none of it, documents can be compressed once.
+COMPRESSOR = ("base", "lora/compressor", "tokens/memory", "tokens/markers")
 
 
 def declare(config: ModelConfig, clara: ClaraConfig, base_dtype: Any = jnp.bfloat16) -> Params:

@@ -135,7 +135,9 @@ def rank_documents(
     model: ClaraModel, params: Any, batch: Batch, keys: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Cosine scores [B, D], document memories [B, D, M, E] without gradient, query memory [B, M, E]."""
-    documents = jax.lax.stop_gradient(_encode_documents(model, params, batch, None).memory)
+    documents = batch.memories
+    if documents is None:
+        documents = jax.lax.stop_gradient(_encode_documents(model, params, batch, None).memory)
     query = encode(model, params, "query_reasoner", batch.query_ids, batch.query_mask, _fold(keys, 1)).memory
     return cosine_scores(query, documents), documents, query
 

@@ -21,6 +21,7 @@ from typing import Any
 from clara_jax.data.synthetic import SyntheticConfig
 from clara_jax.errors import ClaraError
 from clara_jax.method.clara import ClaraConfig
+from clara_jax.method.parameters import COMPRESSOR, overlap
 from clara_jax.method.stages import STAGES, Objective
 from clara_jax.model.transformer import REMAT_POLICIES
 
@@ -118,6 +119,9 @@ class StageConfig:
         shape. With 1 every batch has the shape of the largest example.
       pack: tokens of documents, their memory tokens among them, that share a row in scp, where several records fit into
         one; 0 gives each record a row of its own. ``batch_size`` counts records in any case.
+      memories: a directory, or the URL of a bucket, where the memories of all documents are kept: compressed once,
+        before the first step, and then read instead of compressing the documents in each step. For end_to_end and
+        retrieval, where the compressor is frozen. "" compresses in each step.
       train_limit, eval_limit: read no more records than this.
       eval_every: steps between evaluations; None evaluates before the first step and after the last.
       eval_batches: batches of one evaluation; None takes all of ``eval_data``.
@@ -151,6 +155,7 @@ class StageConfig:
     temperature: float = 0.02
     buckets: int = 1
     pack: int = 0
+    memories: str = ""
     train_limit: int | None = None
     eval_limit: int | None = None
     eval_every: int | None = None
@@ -193,6 +198,11 @@ class StageConfig:
         check("minimum_ratio", 0 <= self.minimum_ratio <= 1, "it must be in [0, 1]")
         check("betas", all(0 <= beta < 1 for beta in self.betas), "both must be in [0, 1)")
         check("mse_reduction", self.mse_reduction in MSE_REDUCTIONS, _one_of(MSE_REDUCTIONS))
+        trained = [
+            name for name in self.trains or STAGES[self.name].trains if any(overlap(name, own) for own in COMPRESSOR)
+        ]
+        rule = f"{self.name} trains {', '.join(trained)}: memories that are kept would grow old; leave it empty"
+        check("memories", not self.memories or not trained, rule)
         if self.name == "end_to_end":
             check("top_k", self.top_k <= self.candidates, f"it may not exceed candidates {self.candidates}")
         check("eval_every", self.eval_every is None or bool(self.eval_data), "eval_data names no file to evaluate on")

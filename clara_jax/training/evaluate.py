@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from clara_jax.data import prompts
-from clara_jax.data.batches import Batch, collate, plan_shapes
+from clara_jax.data.batches import Batch, Memories, collate, plan_shapes
 from clara_jax.data.encoding import Example
 from clara_jax.data.records import RANKING_STAGES, Record
 from clara_jax.data.tokenization import ClaraTokenizer
@@ -38,7 +39,7 @@ RECALL_AT = (1, 3, 5)
 class Evaluation:
     """Measures a model on held-out examples; built once per stage, called as often as wanted.
 
-    All of it runs on a few fixed shapes, compiled at the first call. Batches are made once and kept on the host.
+    All of it runs on a few fixed shapes, compiled at the first call.
 
     Attributes:
       answers: the texts that the newest complete call generated, in the order of the records.
@@ -60,6 +61,7 @@ class Evaluation:
         max_new_tokens: int = 32,
         end_ids: tuple[int, ...],
         controls: bool = True,
+        memories: Memories | None = None,
     ):
         """
         Args:
@@ -72,6 +74,7 @@ class Evaluation:
           end_ids: tokens that end an answer.
           controls: measure the controls as well. *Another document's memory* is left out if an example shares
             documents with every other one.
+          memories: of the documents, where they were compressed before.
         """
         if len(examples) != len(records):
             raise ValueError(f"{len(examples)} examples and {len(records)} records")
@@ -81,7 +84,7 @@ class Evaluation:
         answering = reads_memory and bool(records) and records[0].kind == "question"
         answered = len(records[:answers]) if answering else 0
         self._batches = _prepare(
-            examples, records, tokenizer, batch_size, loss_batches, answered, controls and reads_memory
+            examples, records, tokenizer, batch_size, loss_batches, answered, controls and reads_memory, memories
         )
         self._terms = make_eval_step(model, stage, objective)
         self._select = jax.jit(_selector(model, stage, objective))
@@ -124,7 +127,8 @@ class Evaluation:
         """Fills ``found``; yields before each device call."""
         for batch in self._batches:
             memories = {}
-            for case, host in batch.cases.items():
+            for case, make in batch.cases.items():
+                host = make()
                 placed = put_batch(host, self._mesh)
                 if batch.measured:
                     yield
@@ -187,10 +191,11 @@ class _Found:
 
 @dataclasses.dataclass(frozen=True)
 class _HeldOut:
-    """A batch of held-out examples in host arrays.
+    """A batch of held-out examples.
 
     Attributes:
-      cases: the batch itself and its controls, of equal shapes.
+      cases: what makes the batch itself and its controls, of equal shapes, in host arrays. They are not kept: memories
+        of many candidates take much room.
       measured: it counts for the loss.
       ranked: it counts for recall.
       prompts: by case, ids, mask and memory index [B, T] of the prompts without their targets; empty where nothing is
@@ -198,7 +203,7 @@ class _HeldOut:
       golds: the references of its first rows, those that are answered.
     """
 
-    cases: Mapping[str, Batch]
+    cases: Mapping[str, Callable[[], Batch]]
     measured: bool
     ranked: bool
     prompts: Mapping[str, tuple[np.ndarray, ...]]
@@ -213,6 +218,7 @@ def _prepare(
     loss_batches: int | None,
     answered: int,
     controls: bool,
+    memories: Memories | None,
 ) -> list[_HeldOut]:
     starts = range(0, len(examples), size)
     measured = len(starts[:loss_batches])
@@ -228,11 +234,11 @@ def _prepare(
     batches = []
     for number, start in enumerate(starts):
         rows = slice(start, start + size)
-        cases = {REAL: collate(used[rows], shapes, tokenizer, size)}
+        cases = {REAL: partial(collate, used[rows], shapes, tokenizer, size, memories)}
         if controls:
-            cases[NO_MEMORY] = _without_memory(cases[REAL])
+            cases[NO_MEMORY] = lambda make=cases[REAL]: _without_memory(make())
         if others:
-            cases[OTHER_MEMORY] = collate(others[rows], shapes, tokenizer, size)
+            cases[OTHER_MEMORY] = partial(collate, others[rows], shapes, tokenizer, size, memories)
         asked_cases = {}
         if asked[rows]:
             real = collate(asked[rows], asked_shapes, tokenizer, size)
@@ -241,7 +247,7 @@ def _prepare(
             _HeldOut(
                 cases=cases,
                 measured=number < measured,
-                ranked=number < measured and cases[REAL].positives is not None,
+                ranked=number < measured and used[0].positives is not None,
                 prompts={case: (p.prompt_ids, p.prompt_mask, p.memory_index) for case, p in asked_cases.items()},
                 golds=[record.gold_answers for record in records[rows][: len(asked[rows])]],
             )

@@ -7,7 +7,7 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +21,8 @@ from clara_jax.data.encoding import Encoding, Example, encode_records, sizes_of
 from clara_jax.data.jsonl import data_files
 from clara_jax.data.packing import Row, plan_row
 from clara_jax.data.records import Record, read_records
-from clara_jax.data.shapes import Shapes, shape_ladder
-from clara_jax.data.token_cache import open_or_make, slices
+from clara_jax.data.shapes import Shapes, shape_ladder, without_texts
+from clara_jax.data.token_cache import TokenCache, open_or_make, slices
 from clara_jax.errors import ClaraError
 from clara_jax.training.config import RunConfig, StageConfig
 
@@ -105,6 +105,11 @@ class StageData:
     held_out: Sequence[Example]
     held_out_records: Sequence[Record]
 
+    @property
+    def documents(self) -> list[np.ndarray]:
+        """The documents of all examples, held-out ones among them, as token ids; equal ones of a file once."""
+        return [ids for examples in (self.examples, self.held_out) for ids in _documents(examples)]
+
     @staticmethod
     def encode(config: RunConfig, stage: StageConfig, bundle: Bundle, records: StageRecords) -> StageData:
         # Held-out records are formed as the training records are, positives kept among the candidates: the loss on
@@ -120,12 +125,20 @@ class StageData:
         else:
             examples = encode_records(records.train, bundle.tokenizer, *dataclasses.astuple(encoding))
             sizes = sizes_of(examples)
+        if stage.memories:
+            sizes = without_texts(sizes)
         ladder = shape_ladder(sizes, bundle.tokenizer, stage.buckets)
         row = plan_row(sizes, bundle.tokenizer.memory_tokens, stage.pack) if stage.pack else None
         if config.progress:
             counted = f"{len(examples)} training records, {len(held_out)} held-out ones"
             print(f"{stage.name}: {counted}; {row or ', '.join(map(str, ladder))}", file=sys.stderr, flush=True)
         return StageData(examples, sizes, ladder, row, held_out, records.held_out)
+
+
+def _documents(examples: Sequence[Example]) -> Iterable[np.ndarray]:
+    if isinstance(examples, TokenCache):
+        return examples.documents()
+    return {id(ids): ids for example in examples for ids in example.documents}.values()
 
 
 def _cache_folder() -> Path:

@@ -30,6 +30,7 @@ from clara_jax.training.run_directory import write_json
 from clara_jax.training.stage_data import StageData
 from clara_jax.training.step import init_state, make_train_step
 from clara_jax.training.stopping import Stopped, StopSignal
+from clara_jax.training.stored_memories import open_memories
 
 CONTROLS = {"no_memory": "no memory", "other_memory": "another's memory"}
 
@@ -47,6 +48,11 @@ class StageRun:
         checkpoints: CheckpointWriter,
         stop: StopSignal,
     ):
+        """
+        Raises:
+          ClaraError: memories of another compressor, or that cannot be read or written.
+          Stopped: told to stop while documents are compressed; what is done is kept.
+        """
         bundle, position = start.bundle, start.position
         self.config, self.workdir, self.data, self.position = config, workdir, data, position
         self.metrics, self.checkpoints, self.stop, self.bundle = metrics, checkpoints, stop, bundle
@@ -55,7 +61,10 @@ class StageRun:
         self.steps = own.total_steps(len(data.examples))
         plan = BatchPlan(data.sizes, data.ladder, own.batch_size, self.steps, config.seed + position.number)
         multiple = own.accumulate * bundle.mesh.shape["data"]
-        self.loader = BatchLoader(plan, data.examples, data.sizes, bundle.tokenizer, data.row, multiple)
+        memories = open_memories(own, bundle, data.documents, stop, config.progress) if own.memories else None
+        self.loader = BatchLoader(
+            plan, data.examples, data.sizes, bundle.tokenizer, data.row, multiple, memories=memories
+        )
         self.batches = self.loader.ahead(position.step, self.steps)
         self.trains = own.trains or self.stage.trains
         params = bundle.params if start.checkpoint else inherit(self.stage, bundle.params, bundle.trained)
@@ -83,6 +92,7 @@ class StageRun:
             max_new_tokens=own.answer_tokens,
             end_ids=bundle.end_ids,
             controls=own.eval_controls,
+            memories=memories,
         )
         self.started = time.monotonic() - position.seconds
         self.saved, self.saved_step = time.monotonic(), position.step

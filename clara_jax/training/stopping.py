@@ -51,4 +51,4 @@ class StopSignal:
         self._received = True
         if not self._deferring:
             raise Stopped("stopped before the first step; nothing was to be saved, the same command starts again")
-        print(f"{signal.Signals(number).name}: stopping behind this step", file=sys.stderr, flush=True)
+        print(f"{signal.Signals(number).name}: stopping as soon as all is saved", file=sys.stderr, flush=True)

@@ -1,0 +1,62 @@
+"""Any number of texts through the compressor or the query reasoner, in batches of similar length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from clara_jax.data.batches import with_memory
+from clara_jax.data.tokenization import ClaraTokenizer
+from clara_jax.method.clara import ClaraModel
+from clara_jax.method.compressor import encode
+from clara_jax.model.sharding import put_batch
+
+LENGTH_MULTIPLE = 32  # lengths are rounded up to it, so that few shapes are compiled
+
+
+def encode_texts(
+    model: ClaraModel,
+    params: Any,
+    role: str,
+    texts: Sequence[Sequence[int] | np.ndarray],
+    tokenizer: ClaraTokenizer,
+    mesh: jax.sharding.Mesh,
+    batch_size: int,
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Yields (places in ``texts``, their memories [n, M, E] in the compute dtype), batch by batch, until all are done.
+
+    The longest come first: what does not fit into memory shows at once, and an estimate of the time left is no promise
+    that is broken. While a batch is handed out, the next one is computed.
+
+    Args:
+      role: "compressor" for documents, "query_reasoner" for questions.
+      texts: token ids without memory tokens.
+      batch_size: texts of a device call, a multiple of the mesh's data axis.
+    """
+    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+    pending = None
+    for start in range(0, len(order), batch_size):
+        places = order[start : start + batch_size]
+        width = -(-len(texts[places[0]]) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+        rows = [np.asarray(texts[i], np.int32) for i in places] + [None] * (batch_size - len(places))
+        arrays = with_memory(rows, width, tokenizer)
+        with jax.set_mesh(mesh):
+            memory = _memory(model, role, params, *put_batch(arrays, mesh))
+        if pending is not None:
+            yield _on_host(*pending)
+        pending = places, memory
+    if pending is not None:
+        yield _on_host(*pending)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _memory(model: ClaraModel, role: str, params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
+    return encode(model, params, role, ids, mask).memory
+
+
+def _on_host(places: list[int], memory: jax.Array) -> tuple[list[int], np.ndarray]:
+    return places, jax.device_get(memory)[: len(places)]

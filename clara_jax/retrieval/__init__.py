@@ -1,0 +1,1 @@
+"""Documents that were compressed once, kept and found again."""

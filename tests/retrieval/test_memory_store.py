@@ -1,0 +1,88 @@
+"""A store gives back what was put in, to the compressor that made it and no other, whenever its writer was stopped."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clara_jax.errors import ClaraError
+from clara_jax.retrieval.memory_store import ROWS, MemoryStore, document_keys
+
+M, E = 3, 8
+COUNT = 2 * ROWS + 50
+
+
+@pytest.fixture(scope="module")
+def documents():
+    rng = np.random.default_rng(0)
+    return [np.append(rng.integers(0, 99, rng.integers(1, 9)), 100 + i).astype(np.int32) for i in range(COUNT)]
+
+
+@pytest.fixture(scope="module")
+def memories():
+    return np.random.default_rng(1).normal(size=(COUNT, M, E)).astype(np.float32)
+
+
+def open_store(path, fingerprint="made by one", dtype="float32"):
+    return MemoryStore(path, fingerprint, M, E, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_documents_are_found_again(tmp_path, documents, memories, dtype):
+    keys, memories = document_keys(documents), memories.astype(dtype)
+    store = open_store(tmp_path / "store", dtype=dtype)
+    assert len(store) == 0 and not store.has(keys).any()
+    for part in (slice(0, 5), slice(5, ROWS + 20), slice(ROWS + 20, COUNT)):  # blocks with holes behind them
+        store.append(keys[part], memories[part])
+        assert store.has(keys[part]).all() and not store.has(keys[part.stop :]).any()
+    asked = np.random.default_rng(2).integers(0, COUNT, 700)
+    for again in (store, open_store(tmp_path / "store", dtype=dtype)):
+        assert len(again) == COUNT and again.shape == (M, E) and again.dtype == jnp.dtype(dtype)
+        np.testing.assert_array_equal(again.read(keys[asked]), memories[asked])
+    found = store.read_documents([None, documents[7], documents[3], None])
+    np.testing.assert_array_equal(found, np.stack([np.zeros((M, E), dtype), memories[7], memories[3], found[0]]))
+
+
+def test_equal_tokens_are_one_document():
+    one, other = document_keys([np.array([1, 2, 3], np.int32), np.array([1, 2, 3], np.int64)])
+    assert one == other
+    different = [np.array(ids, np.int32) for ids in ([1, 2], [2, 1], [1], [1, 2, 0], [256], [])]
+    assert len(np.unique(document_keys(different))) == len(different)
+
+
+def test_a_writer_that_is_stopped_between_memory_and_key(tmp_path, documents, memories, monkeypatch):
+    """The memory is there, its key is not: the document counts as missing and is written again."""
+    keys = document_keys(documents)
+    store = open_store(tmp_path / "store")
+    store.append(keys[:10], memories[:10])
+    monkeypatch.setattr(store, "_keys", None)
+    with pytest.raises(AttributeError):
+        store.append(keys[10:20], memories[10:20] + 1)
+    store = open_store(tmp_path / "store")
+    assert len(store) == 10
+    store.append(keys[10:], memories[10:])
+    np.testing.assert_array_equal(open_store(tmp_path / "store").read(keys), memories)
+
+
+def test_another_compressor_is_refused(tmp_path):
+    open_store(tmp_path / "store", "made by one")
+    with pytest.raises(ClaraError, match=f"^{tmp_path}/store: holds memories of another compressor .*made by two"):
+        open_store(tmp_path / "store", "made by two")
+
+
+def test_what_is_missing_or_damaged_is_said(tmp_path, documents, memories):
+    keys = document_keys(documents)
+    store = open_store(tmp_path / "store")
+    store.append(keys[:20], memories[:20])
+    with pytest.raises(ClaraError, match="has no memory of 2 documents"):
+        store.read(keys[[3, 30, 31]])
+    (block,) = (tmp_path / "store" / "memories" / "c").rglob("0/0/0")
+    content = bytearray(block.read_bytes())
+    content[500] ^= 1  # of the sixth document
+    block.write_bytes(content)
+    store = open_store(tmp_path / "store")
+    np.testing.assert_array_equal(store.read(keys[:5]), memories[:5])
+    with pytest.raises(ClaraError, match="memories cannot be read: .*; delete the directory"):
+        store.read(keys[:20])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ClaraError, match="memories cannot be opened"):
+        open_store(tmp_path / "file")

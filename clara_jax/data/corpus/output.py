@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from clara_jax.data.jsonl import GZIP, ZSTANDARD, zstd
-from clara_jax.errors import ClaraError
+from clara_jax.files import replaced_when_whole
 
 
 @contextlib.contextmanager
@@ -25,19 +25,10 @@ def json_lines(path: str | os.PathLike) -> Iterator[Callable[[dict[str, Any]], N
       ClaraError: the file system refuses.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as raw, _compressed(raw, path.name) as file:
-                yield lambda value: _write(file, value)
-            os.replace(temporary, path)
-        except OSError as error:
-            raise ClaraError(f"{path}: cannot be written: {error.strerror or error}") from error
-    except BaseException:  # Ctrl-C is among them
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+    with replaced_when_whole(path) as temporary:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as raw, _compressed(raw, path.name) as file:
+            yield lambda value: _write(file, value)
 
 
 def _write(file: BinaryIO, value: dict[str, Any]) -> None:

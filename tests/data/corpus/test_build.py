@@ -16,7 +16,6 @@ from clara_jax.data.corpus import build, command
 from clara_jax.data.corpus.build import build_corpus
 from clara_jax.data.corpus.chunks import Chunker
 from clara_jax.data.corpus.counting import count_words
-from clara_jax.data.corpus.output import json_lines
 from clara_jax.data.corpus.readers import read_documents
 from clara_jax.data.jsonl import read_json_lines
 from clara_jax.data.tokenization import ClaraTokenizer
@@ -156,18 +155,6 @@ def test_nothing_that_could_be_read(tmp_path):
     with pytest.raises(ClaraError, match="nothing could be read; the first of 2: .*a.txt: holds no text"):
         make(folder, tmp_path / "out.jsonl", on_error="skip")
     assert listing(tmp_path) == ["in"]
-
-
-def test_a_failing_block_leaves_the_old_file(tmp_path):
-    path = tmp_path / "x" / "a.jsonl"
-    with json_lines(path) as line:
-        line({"a": "ß"})
-    with pytest.raises(KeyboardInterrupt), json_lines(path) as line:
-        line({"a": 2})
-        raise KeyboardInterrupt
-    assert path.read_text() == '{"a": "ß"}\n' and listing(path.parent) == ["a.jsonl"]
-    with pytest.raises(ClaraError, match="a.jsonl/b.jsonl: cannot be written"), json_lines(path / "b.jsonl"):
-        pass
 
 
 def test_a_killed_worker_is_one_line(tmp_path):

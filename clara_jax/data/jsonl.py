@@ -148,6 +148,23 @@ def open_binary(path: str) -> BinaryIO:
     return file
 
 
+def checked_utf8(text: str, field: str, where: str) -> str:
+    """The text, if it can be written as UTF-8: JSON can say "\\ud83d" alone, which no tokenizer can read.
+
+    Args:
+      field: what it is the value of, for messages, e.g. ``"docs"[3]``.
+      where: what messages begin with, e.g. "file.jsonl:17".
+
+    Raises:
+      ClaraError: half of a surrogate pair.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ClaraError(f"{where}: {field} holds half of a surrogate pair; write the character in UTF-8") from None
+    return text
+
+
 def json_kind(value: Any) -> str:
     """A JSON value's type, in words."""
     names = {

@@ -17,7 +17,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clara_jax.data.jsonl import json_kind, read_json_lines
+from clara_jax.data.jsonl import checked_utf8, json_kind, read_json_lines
 from clara_jax.errors import ClaraError
 
 STAGES = ("scp", "instruct", "end_to_end", "retrieval")
@@ -212,8 +212,4 @@ def _text(value: Any, field: str, where: str) -> str:
         raise ClaraError(f"{where}: {field} is {json_kind(value)}; it must be a string")
     if not value.strip():
         raise ClaraError(f"{where}: {field} is empty; write some text or remove it")
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # JSON can say "\ud83d" alone, which no tokenizer can read
-        raise ClaraError(f"{where}: {field} holds half of a surrogate pair; write the character in UTF-8") from None
-    return value
+    return checked_utf8(value, field, where)

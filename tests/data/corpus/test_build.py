@@ -201,7 +201,7 @@ def test_the_command_with_a_tokenizer_and_all_options(tmp_path):
     call("--input", folder, "--output", tmp_path / "out.jsonl", *options, "--near-duplicates", "off")
     lines = [line for _, line in read_json_lines(str(tmp_path / "out.jsonl"))]
     assert all(a["end"] > b["start"] for a, b in zip(lines[:-1], lines[1:], strict=True)) and len(lines) > 3
-    assert not any(tokenizer.is_cut(line["text"]) or line["text"].startswith("Title") for line in lines)
+    assert not any(tokenizer.is_cut(line["text"]) or line["text"].startswith(line["title"]) for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from clara_jax import command
 from clara_jax.checkpoints.base import open_base
-from clara_jax.data.encoding import encode_records, sizes_of
+from clara_jax.data.encoding import Encoding, encode_records, sizes_of
 from clara_jax.data.jsonl import data_files
 from clara_jax.data.loading import BatchLoader
 from clara_jax.data.packing import plan_row
@@ -47,9 +47,7 @@ def main() -> None:
         examples = encode_records(
             records,
             tokenizer,
-            arguments.stage,
-            arguments.top_k,
-            arguments.candidates,
+            Encoding(arguments.stage, arguments.top_k, arguments.candidates),
             progress=lambda done, total: (setattr(bar, "total", total), bar.update(done - bar.n)),
         )
     sizes = sizes_of(examples)

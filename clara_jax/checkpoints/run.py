@@ -32,6 +32,7 @@ from orbax.checkpoint import v1 as ocp
 
 from clara_jax.checkpoints.json_file import read_object
 from clara_jax.errors import ClaraError
+from clara_jax.files import sync
 
 FORMAT_VERSION = 1
 ARRAYS, METADATA, CHECKSUMS = "arrays", "clara.json", "checksums.json"
@@ -312,15 +313,6 @@ def load_arrays(
 def json_text(value: Mapping[str, Any]) -> str:
     """An object as the text of a JSON file; ValueError for a number that is not finite."""
     return json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
-
-
-def sync(path: Path) -> None:
-    """Has the disk hold what was written to a file or directory."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # --- writing ---

@@ -40,8 +40,7 @@ class Example:
     @property
     def target_span(self) -> int:
         """Positions from the first label to the right end; 0 without labels."""
-        labelled = np.flatnonzero(self.labels != IGNORED)
-        return len(self.labels) - int(labelled[0]) if labelled.size else 0
+        return _target_span(self.labels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,17 +57,23 @@ class EncodedRecord:
 
 def sizes_of(examples: Sequence[Example]) -> np.ndarray:
     """The index of sizes, int32 [N, 5], see `clara_jax.data.shapes`."""
-    sizes = [
-        (
-            len(example.documents),
-            max((len(ids) for ids in example.documents), default=0),
-            0 if example.query is None else len(example.query),
-            len(example.prompt_ids),
-            example.target_span,
-        )
-        for example in examples
-    ]
+    sizes = [row_of_sizes(example, [len(ids) for ids in example.documents]) for example in examples]
     return np.array(sizes, np.int32).reshape(-1, 5)
+
+
+def row_of_sizes(record: Example | EncodedRecord, document_lengths: Sequence[int]) -> tuple[int, ...]:
+    """A record's row of that index.
+
+    Args:
+      document_lengths: of the record's documents, in ids.
+    """
+    return (
+        len(record.documents),
+        max(document_lengths, default=0),
+        0 if record.query is None else len(record.query),
+        len(record.prompt_ids),
+        _target_span(record.labels),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,18 +194,12 @@ class Encoder:
 def encode_records(
     records: Sequence[Record],
     tokenizer: ClaraTokenizer,
-    stage: str,
-    k: int,
-    candidates: int | None = None,
-    seed: int = 0,
-    query_width: int | None = None,
-    keep_positives: bool = True,
+    encoding: Encoding,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Example]:
     """Tokenizes all of a dataset into memory, once.
 
     Args:
-      stage, k, candidates, seed, query_width, keep_positives: see `Encoding`.
       progress: called with (records done, their total).
 
     Raises:
@@ -209,7 +208,7 @@ def encode_records(
     Warns:
       once, if documents, questions or targets are cut.
     """
-    encoder = Encoder(tokenizer, Encoding(stage, k, candidates, seed, query_width, keep_positives))
+    encoder = Encoder(tokenizer, encoding)
     documents: list[np.ndarray] = []
     examples: list[Example] = []
     for start in range(0, len(records), SLICE):
@@ -224,6 +223,11 @@ def encode_records(
             progress(len(examples), len(records))
     encoder.warn()
     return examples
+
+
+def _target_span(labels: np.ndarray) -> int:
+    labelled = np.flatnonzero(labels != IGNORED)
+    return len(labels) - int(labelled[0]) if labelled.size else 0
 
 
 def _select_documents(record: Record, limit: int | None, keep_positives: bool) -> Record:

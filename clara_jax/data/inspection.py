@@ -11,7 +11,7 @@ import numpy as np
 from clara_jax.checkpoints.base import open_base
 from clara_jax.data.batches import Batch, collate, plan_shapes
 from clara_jax.data.builders.source import RecordSource
-from clara_jax.data.encoding import encode_records
+from clara_jax.data.encoding import Encoding, encode_records
 from clara_jax.data.jsonl import data_files
 from clara_jax.data.records import STAGES, Record, read_records
 from clara_jax.data.tokenization import IGNORED, ClaraTokenizer
@@ -47,7 +47,8 @@ def run(arguments: argparse.Namespace) -> None:
         max_length=arguments.max_length,
     )
     record = _record(arguments.data, arguments.stage, arguments.number)
-    (example,) = encode_records([record], tokenizer, arguments.stage, arguments.top_k, arguments.candidates)
+    encoding = Encoding(arguments.stage, arguments.top_k, arguments.candidates)
+    (example,) = encode_records([record], tokenizer, encoding)
     batch = collate([example], plan_shapes([example], tokenizer, multiple=1), tokenizer)
     named = "" if record.qid == record.where else f" ({record.qid})"
     print(f"{record.where}{named}: {record.kind}")

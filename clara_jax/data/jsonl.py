@@ -1,10 +1,12 @@
-"""Lines of JSONL files: plain or compressed, local or remote, each decoded or refused by file and line.
+"""Lines of JSONL files: plain or compressed, local or remote, each decoded or refused by file and line; and written.
 
-``.gz`` is gzip and ``.zst`` Zstandard. A path with a scheme, as ``gs://bucket/train/*.jsonl.zst``, is opened by fsspec.
+``.gz`` is gzip and ``.zst`` Zstandard. A path with a scheme, as ``gs://bucket/train/*.jsonl.zst``, is opened by fsspec;
+files are written locally, whole or not at all.
 """
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import gzip
 import json
@@ -12,12 +14,14 @@ import os
 import re
 import sys
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import fsspec
 
 from clara_jax.errors import ClaraError
+from clara_jax.files import replaced_when_whole
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -106,6 +110,23 @@ def read_json_lines(path: str) -> Iterator[tuple[str, Any]]:
         yield where, decode(line, where)
 
 
+@contextlib.contextmanager
+def write_json_lines(path: str | os.PathLike) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A function that writes one object; the file is there when the block has ended well, and else as it was before.
+
+    Args:
+      path: compressed by its name, ``.gz`` or ``.zst``; the same lines give the same bytes. Folders are made.
+
+    Raises:
+      ClaraError: the file system refuses.
+    """
+    path = Path(path)
+    with replaced_when_whole(path) as temporary:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as raw, _compressed(raw, path.name) as file:
+            yield lambda value: _write(file, value)
+
+
 def open_binary(path: str) -> BinaryIO:
     """A file, local or remote, decompressed by its name.
 
@@ -127,6 +148,23 @@ def open_binary(path: str) -> BinaryIO:
     return file
 
 
+def checked_utf8(text: str, field: str, where: str) -> str:
+    """The text, if it can be written as UTF-8: JSON can say "\\ud83d" alone, which no tokenizer can read.
+
+    Args:
+      field: what it is the value of, for messages, e.g. ``"docs"[3]``.
+      where: what messages begin with, e.g. "file.jsonl:17".
+
+    Raises:
+      ClaraError: half of a surrogate pair.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ClaraError(f"{where}: {field} holds half of a surrogate pair; write the character in UTF-8") from None
+    return text
+
+
 def json_kind(value: Any) -> str:
     """A JSON value's type, in words."""
     names = {
@@ -138,6 +176,20 @@ def json_kind(value: Any) -> str:
         dict: "an object",
     }
     return "null" if value is None else names[type(value)]
+
+
+def _write(file: BinaryIO, value: dict[str, Any]) -> None:
+    line = json.dumps(value, ensure_ascii=False)
+    # Of all that is written only the names of files can hold what is not UTF-8.
+    file.write(line.encode("utf-8", "replace") + b"\n")
+
+
+def _compressed(raw: BinaryIO, name: str) -> contextlib.AbstractContextManager[BinaryIO]:
+    if name.endswith(GZIP):
+        return gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0)  # neither name nor time in its head
+    if name.endswith(ZSTANDARD):
+        return zstd.open(raw, "wb")
+    return contextlib.nullcontext(raw)
 
 
 def _local_files(path: str) -> list[str]:

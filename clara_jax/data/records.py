@@ -17,7 +17,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clara_jax.data.jsonl import json_kind, read_json_lines
+from clara_jax.data.jsonl import checked_utf8, json_kind, read_json_lines
 from clara_jax.errors import ClaraError
 
 STAGES = ("scp", "instruct", "end_to_end", "retrieval")
@@ -80,13 +80,27 @@ def read_records(
             records.append(parse_record(fields, stage, where))
             if len(records) == limit:
                 break
-        if len(records) == first:
-            raise ClaraError(f"{path}: the file holds no records; write one JSON object on each line")
-        if stage == "retrieval" and not any(record.positives for record in records[first:]):
-            raise ClaraError(
-                f'{path}: no record has a "pos_index"; retrieval learns from documents that are marked as positive'
-            )
+        own = records[first:]
+        check_file(path, stage, len(own), sum(bool(record.positives) for record in own))
     return records
+
+
+def check_file(path: str, stage: str, records: int, with_positives: int, remark: str = "") -> None:
+    """Refuses a file from which a stage cannot learn, though each line may be a record.
+
+    Args:
+      records, with_positives: how many it holds, and how many of them name a positive document.
+      remark: ends the message about a file without records.
+
+    Raises:
+      ClaraError: no records; for retrieval, none that names a positive document.
+    """
+    if not records:
+        raise ClaraError(f"{path}: the file holds no records; write one JSON object on each line{remark}")
+    if stage == "retrieval" and not with_positives:
+        raise ClaraError(
+            f'{path}: no record has a "pos_index"; retrieval learns from documents that are marked as positive'
+        )
 
 
 def parse_record(fields: Any, stage: str, where: str) -> Record:
@@ -212,8 +226,4 @@ def _text(value: Any, field: str, where: str) -> str:
         raise ClaraError(f"{where}: {field} is {json_kind(value)}; it must be a string")
     if not value.strip():
         raise ClaraError(f"{where}: {field} is empty; write some text or remove it")
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # JSON can say "\ud83d" alone, which no tokenizer can read
-        raise ClaraError(f"{where}: {field} holds half of a surrogate pair; write the character in UTF-8") from None
-    return value
+    return checked_utf8(value, field, where)

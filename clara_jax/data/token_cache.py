@@ -19,10 +19,10 @@ from typing import BinaryIO
 
 import numpy as np
 
-from clara_jax.data.encoding import EncodedRecord, Encoder, Encoding, Example
+from clara_jax.data.encoding import EncodedRecord, Encoder, Encoding, Example, row_of_sizes
 from clara_jax.data.prompts import PROMPT_VERSION
 from clara_jax.data.records import Record
-from clara_jax.data.tokenization import IGNORED, SLICE, ClaraTokenizer
+from clara_jax.data.tokenization import SLICE, ClaraTokenizer
 from clara_jax.errors import ClaraError
 
 FORMAT = 1
@@ -168,19 +168,10 @@ class _Writer:
         self._append("document_numbers", [np.array(own.documents, np.int32) for own in encoded])
         self._append("positives", [np.array(own.positives or (), np.int32) for own in encoded])
         self._append("where", [np.frombuffer(record.where.encode(), np.uint8) for record in records])
-        self._sizes.append(np.array([self._size(own) for own in encoded], np.int32))
+        lengths = ([self._document_lengths[number] for number in own.documents] for own in encoded)
+        self._sizes.append(np.array(list(map(row_of_sizes, encoded, lengths)), np.int32))
         self.count += len(encoded)
         self.ranks = self.ranks or encoded[0].query is not None
-
-    def _size(self, own: EncodedRecord) -> tuple[int, ...]:
-        labelled = np.flatnonzero(own.labels != IGNORED)
-        return (
-            len(own.documents),
-            int(self._document_lengths[list(own.documents)].max()),
-            0 if own.query is None else len(own.query),
-            len(own.prompt_ids),
-            len(own.labels) - int(labelled[0]) if labelled.size else 0,
-        )
 
     def _append(self, name: str, items: Sequence[np.ndarray]) -> None:
         if items:

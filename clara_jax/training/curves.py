@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from clara_jax.errors import ClaraError
+from clara_jax.files import replaced_when_whole
 
 # Okabe and Ito's colours, which people with any kind of colour vision can tell apart.
 BLUE, ORANGE, GREEN, VERMILION, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
@@ -50,13 +49,8 @@ def draw(rows: Rows, path: Path) -> None:
         for axes in grid.flat:
             axes.set_axis_off()
         grid[0, 0].text(0.5, 0.5, "no steps yet", ha="center", va="center")
-    unfinished = path.with_name(f".{path.name}.tmp")
-    try:
-        figure.savefig(unfinished, format="png")
-        os.replace(unfinished, path)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise ClaraError(f"{path}: the curves cannot be written: {error.strerror or error}") from error
+    with replaced_when_whole(path, "the curves cannot be written") as temporary:
+        figure.savefig(temporary, format="png")
 
 
 def _draw_loss(axes: Any, rows: Rows) -> None:

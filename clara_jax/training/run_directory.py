@@ -19,8 +19,9 @@ from typing import Any
 import jax
 
 import clara_jax
-from clara_jax.checkpoints.run import json_text, sync, warn_line
+from clara_jax.checkpoints.run import json_text, warn_line
 from clara_jax.errors import ClaraError
+from clara_jax.files import replaced_when_whole
 
 LOCK = ".lock"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "transformers")
@@ -82,16 +83,9 @@ def write_json(path: str | Path, value: Mapping[str, Any]) -> None:
       ClaraError: the file system refuses.
       ValueError: a number that is not finite.
     """
-    path, text = Path(path), json_text(value)
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
+    text = json_text(value)
+    with replaced_when_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ClaraError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def _acquire(run_dir: Path, handle: int) -> None:

@@ -115,7 +115,7 @@ class StageData:
         # Held-out records are formed as the training records are, positives kept among the candidates: the loss on
         # them is the training objective on what was not trained on.
         encoding = Encoding(stage.name, stage.top_k, stage.candidates, config.seed)
-        held_out = encode_records(records.held_out, bundle.tokenizer, *dataclasses.astuple(encoding))
+        held_out = encode_records(records.held_out, bundle.tokenizer, encoding)
         if isinstance(records.train, RecordSource):
             folder = Path(config.token_cache or _cache_folder()).expanduser()
             progress = _progress(stage.name, len(records.train)) if config.progress else None
@@ -123,7 +123,7 @@ class StageData:
             examples = open_or_make(folder, *found)
             sizes = examples.sizes
         else:
-            examples = encode_records(records.train, bundle.tokenizer, *dataclasses.astuple(encoding))
+            examples = encode_records(records.train, bundle.tokenizer, encoding)
             sizes = sizes_of(examples)
         if stage.memories:
             sizes = without_texts(sizes)

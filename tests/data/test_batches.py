@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from clara_jax.data.batches import Batch, collate, plan_shapes
-from clara_jax.data.encoding import encode_records
+from clara_jax.data.encoding import Encoding, encode_records
 from clara_jax.data.records import parse_record, read_records
 from clara_jax.data.shapes import Shapes
 from clara_jax.data.tokenization import ClaraTokenizer
@@ -31,8 +31,8 @@ RECORDS = [
 ]
 
 
-def make(stage, k=2, candidates=3, records=RECORDS, **options):
-    return encode_records(records, TOKENIZER, stage, k, candidates, **options)
+def make(stage, k=2, candidates=3, records=RECORDS, progress=None, **options):
+    return encode_records(records, TOKENIZER, Encoding(stage, k, candidates, **options), progress)
 
 
 def text(ids, mask):

@@ -9,7 +9,7 @@ import pytest
 from clara_jax.checkpoints.base import open_base
 from clara_jax.data import prompts
 from clara_jax.data.batches import collate, plan_shapes
-from clara_jax.data.encoding import encode_records
+from clara_jax.data.encoding import Encoding, encode_records
 from clara_jax.data.prompts import PARAPHRASE_SYSTEM
 from clara_jax.data.records import read_records
 from clara_jax.data.shapes import Shapes
@@ -83,7 +83,7 @@ def test_golden_stage_tokens(golden, reference, tmp_path, monkeypatch):
     per_row = len(arrays["enc_input_ids"]) // rows
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # documents that are cut
-        examples = encode_records(records, tokenizer, stage, info["generation_top_k"], per_row)
+        examples = encode_records(records, tokenizer, Encoding(stage, info["generation_top_k"], per_row))
     shapes = Shapes(
         documents=per_row,
         encoder_width=meta["config"]["doc_max_length"] + FRAME,

@@ -1,11 +1,11 @@
-"""Lines of files, however they are stored: the same from plain, gzip and Zstandard, local and remote."""
+"""Lines of files, however they are stored: the same from plain, gzip and Zstandard, local and remote; and written."""
 
 import gzip
 
 import fsspec
 import pytest
 
-from clara_jax.data.jsonl import data_files, read_json_lines, zstd
+from clara_jax.data.jsonl import data_files, read_json_lines, write_json_lines, zstd
 from clara_jax.errors import ClaraError
 
 TEXT = '\ufeff{"a": 1}\n\n{"a": "ß"}\n'.encode()
@@ -69,3 +69,27 @@ def test_data_files(tmp_path, monkeypatch):
         data_files((f"{tmp_path}/c.jsonl",), "config.scp.train_data")
     with pytest.raises(ClaraError, match="matches no file"):
         data_files((f"{tmp_path}/c*.jsonl",), "config.scp.train_data")
+
+
+def test_a_failing_block_leaves_the_old_file(tmp_path):
+    path = tmp_path / "x" / "a.jsonl"
+    with write_json_lines(path) as line:
+        line({"a": "ß"})
+    with pytest.raises(KeyboardInterrupt), write_json_lines(path) as line:
+        line({"a": 2})
+        raise KeyboardInterrupt
+    assert path.read_text() == '{"a": "ß"}\n' and [file.name for file in path.parent.iterdir()] == ["a.jsonl"]
+    with pytest.raises(ClaraError, match="a.jsonl/b.jsonl: cannot be written"), write_json_lines(path / "b.jsonl"):
+        pass
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst"])
+def test_what_is_written_is_read_and_the_same_lines_give_the_same_bytes(tmp_path, name):
+    values = [{"a": "ß"}, {"b": [1, None]}]
+    for folder in "xy":
+        with write_json_lines(tmp_path / folder / name) as write:
+            for value in values:
+                write(value)
+    path = tmp_path / "x" / name
+    assert [value for _, value in read_json_lines(str(path))] == values
+    assert path.read_bytes() == (tmp_path / "y" / name).read_bytes()

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from clara_jax.data.encoding import encode_records, sizes_of
+from clara_jax.data.encoding import Encoding, encode_records, sizes_of
 from clara_jax.data.loading import BatchLoader
 from clara_jax.data.packing import plan_row
 from clara_jax.data.plan import BatchPlan
@@ -37,7 +37,7 @@ def make_loader(directory, case, process_index=0, process_count=1):
     stage, buckets, pack = CASES[case]
     tokenizer = ClaraTokenizer(tiny_tokenizer(), doc_max_length=96, memory_tokens=4, max_length=400)
     records = read_records(f"{directory}/{stage}.train.jsonl", stage)
-    examples = encode_records(records, tokenizer, stage, 2)
+    examples = encode_records(records, tokenizer, Encoding(stage, 2))
     sizes = sizes_of(examples)
     plan = BatchPlan(sizes, shape_ladder(sizes, tokenizer, buckets), BATCH, STEPS, seed=5)
     row = plan_row(sizes, tokenizer.memory_tokens, pack) if pack else None

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clara_jax.data.encoding import encode_records, sizes_of
+from clara_jax.data.encoding import Encoding, encode_records, sizes_of
 from clara_jax.data.packing import Row, collate_packed, needs, pack, plan_row, row_count
 from clara_jax.data.records import parse_record
 from clara_jax.data.tokenization import IGNORED, ClaraTokenizer
@@ -63,7 +63,7 @@ def test_a_packed_batch_holds_its_examples():
         )
         for n in range(1, 8)
     ]
-    examples = encode_records(records, TOKENIZER, "scp", 1)
+    examples = encode_records(records, TOKENIZER, Encoding("scp", 1))
     row = plan_row(sizes_of(examples), M, 80)
     rows = pack(sizes_of(examples), M, row)
     batch = collate_packed([[examples[i] for i in places] for places in rows], len(rows) + 1, row, TOKENIZER)

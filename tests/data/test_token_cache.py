@@ -26,7 +26,7 @@ def test_a_cache_holds_what_is_encoded_in_memory(stage, tmp_path):
     own = records(WORLD, stage, "train")
     seen = []
     cache = open_or_make(tmp_path, own, "f", TOKENIZER, encoding(stage), seen.append)
-    expected = encode_records(own, TOKENIZER, stage, 2, 3, seed=4)
+    expected = encode_records(own, TOKENIZER, encoding(stage))
     assert len(cache) == len(expected) == len(own) and seen == [SLICE, SLICE + 70]
     np.testing.assert_array_equal(cache.sizes, sizes_of(expected))
     for reader in (cache, pickle.loads(pickle.dumps(cache))):

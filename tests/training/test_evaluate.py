@@ -12,7 +12,7 @@ from clara_jax import bundle as bundles
 from clara_jax.api import Clara
 from clara_jax.data import prompts
 from clara_jax.data.batches import collate, plan_shapes
-from clara_jax.data.encoding import Example, encode_records
+from clara_jax.data.encoding import Encoding, Example, encode_records
 from clara_jax.data.records import read_records
 from clara_jax.inference.decode import Sampling, generate
 from clara_jax.method.clara import ClaraConfig
@@ -63,9 +63,8 @@ def make_examples(directory, stage):
     if stage in ("instruct", "end_to_end"):
         golds = [(text,) if i % 2 else ("Rouen", "Oslo") for i, text in enumerate(api_answers(directory, stage))]
         records = [dataclasses.replace(r, gold_answers=gold) for r, gold in zip(records, golds, strict=True)]
-    return encode_records(
-        records, make_bundle(directory, one_device()).tokenizer, stage, OBJECTIVE.top_k, CANDIDATES
-    ), records
+    tokenizer = make_bundle(directory, one_device()).tokenizer
+    return encode_records(records, tokenizer, Encoding(stage, OBJECTIVE.top_k, CANDIDATES)), records
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import pytest
 
 from clara_jax import bundle as bundles
 from clara_jax.data.batches import collate, plan_shapes
-from clara_jax.data.encoding import encode_records, sizes_of
+from clara_jax.data.encoding import Encoding, encode_records, sizes_of
 from clara_jax.data.packing import collate_packed, pack, plan_row, row_count
 from clara_jax.data.records import read_records
 from clara_jax.method.clara import ClaraConfig
@@ -44,7 +44,7 @@ def make_bundle(directory, mesh, dropout):
 
 def make_batches(directory, bundle):
     """The same examples in rows of their own and packed."""
-    examples = encode_records(read_records(str(directory / "scp.jsonl"), "scp"), bundle.tokenizer, "scp", 1)
+    examples = encode_records(read_records(str(directory / "scp.jsonl"), "scp"), bundle.tokenizer, Encoding("scp", 1))
     memory = bundle.model.clara.memory_tokens
     row = plan_row(sizes_of(examples), memory, 128)
     rows = pack(sizes_of(examples), memory, row)

@@ -13,6 +13,7 @@ import sys
 import jax
 import pytest
 
+from clara_jax import files
 from clara_jax.errors import ClaraError
 from clara_jax.training import run_directory
 from clara_jax.training.run_directory import environment, lock, write_json
@@ -136,7 +137,7 @@ def test_json_is_replaced_whole(tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(run_directory, "sync", full)
+    monkeypatch.setattr(files, "sync", full)
     with pytest.raises(ClaraError, match="run.json: cannot be written: No space left on device"):
         write_json(path, {"a": 3})
     assert json.loads(path.read_text()) == {"a": [2.5, None]}

@@ -16,6 +16,7 @@ from clara_jax.data.builders.reading import schema_of
 from clara_jax.data.builders.source import INFO, read_metadata
 from clara_jax.data.jsonl import data_files
 from clara_jax.errors import ClaraError
+from clara_jax.files import sync
 
 LOCK, STAGING, PREVIOUS = ".lock", ".building", "previous"  # beside the data set's own directory; within the second
 
@@ -147,19 +148,11 @@ def _lock(path: Path, target: Path) -> Iterator[None]:
 def _move(made: Path, target: Path, staging: Path) -> None:
     """Puts a data set in its place, once the disk holds it."""
     for path in (*made.iterdir(), made):
-        _sync(path)
+        sync(path)
     if target.exists():
         target.rename(staging / PREVIOUS)
     made.rename(target)
-    _sync(target.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(target.parent)
 
 
 def _clear(staging: Path, target: Path) -> None:

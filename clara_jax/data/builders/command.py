@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from clara_jax.data.builders.statistics import measure
 from clara_jax.data.corpus.counting import WORDS, open_counter
 from clara_jax.data.jsonl import data_files
 from clara_jax.errors import ClaraError
+from clara_jax.files import replaced_when_whole
 
 SPLITS = ("train", "eval")
 STATISTICS, PICTURE = "statistics.json", "lengths.png"
@@ -109,12 +109,7 @@ def _watched(items: Iterable[Item], name: str, limit: int | None) -> Iterable[It
 
 
 def _write(statistics: dict, unit: str, folder: Path) -> None:
-    path = folder / STATISTICS
-    unfinished = path.with_name(f".{path.name}.tmp")
-    try:
+    with replaced_when_whole(folder / STATISTICS) as temporary:
         folder.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(json.dumps(statistics, indent=1) + "\n", encoding="utf-8")
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise ClaraError(f"{path}: cannot be written: {error.strerror or error}") from error
+        temporary.write_text(json.dumps(statistics, indent=1) + "\n", encoding="utf-8")
     report.draw(statistics, unit, folder / PICTURE)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from clara_jax.data.jsonl import json_kind
+from clara_jax.data.jsonl import checked_utf8, json_kind
 from clara_jax.errors import ClaraError
 
 ID_FIELDS = ("id", "_id")
@@ -84,11 +84,7 @@ def _text(fields: Mapping, name: str, where: str, number: bool = False) -> str:
     if not isinstance(value, str):
         wanted = "a string or a whole number" if number else "a string"
         raise ClaraError(f'{where}: "{name}" is {json_kind(value)}; it must be {wanted}')
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ClaraError(f'{where}: "{name}" holds half of a surrogate pair; write the character in UTF-8') from None
-    return value
+    return checked_utf8(value, f'"{name}"', where)
 
 
 def _place(fields: Mapping, name: str, where: str) -> int:

@@ -12,7 +12,7 @@ from clara_jax.data.builders.passages import parse_passage
 from clara_jax.data.builders.schema import PASSAGE, RECORD, Item, Schema
 from clara_jax.data.jsonl import decode, raw_lines
 from clara_jax.data.records import STAGES as RECORD_STAGES
-from clara_jax.data.records import parse_record
+from clara_jax.data.records import check_file, parse_record
 from clara_jax.errors import ClaraError
 
 CORPUS = "corpus"
@@ -89,12 +89,7 @@ class ItemReader(Generic[Item]):
                 found += 1
                 self.with_positives += bool(getattr(item, "positives", ()))
                 yield item
-            if not found:
-                raise ClaraError(f"{path}: the file holds no records; write one JSON object on each line{first}")
-            if self.stage == "retrieval" and self.with_positives == positive:
-                raise ClaraError(
-                    f'{path}: no record has a "pos_index"; retrieval learns from documents that are marked as positive'
-                )
+            check_file(path, self.stage, found, self.with_positives - positive, remark=first)
 
 
 def _parse_record(stage: str, fields: Any, where: str):

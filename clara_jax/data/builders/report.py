@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 
 from clara_jax.data.builders.overlap import RUN
 from clara_jax.data.builders.statistics import KINDS, OVERLAPPING
-from clara_jax.errors import ClaraError
+from clara_jax.files import replaced_when_whole
 
 # Okabe and Ito's, which people with any kind of colour vision can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
@@ -84,13 +83,8 @@ def draw(statistics: Mapping[str, Any], unit: str, path: Path) -> None:
         axes.set_xlabel(unit, labelpad=1)
         axes.set_yticks([])
         axes.legend(fontsize="small", frameon=False)
-    unfinished = path.with_name(f".{path.name}.tmp")
-    try:
-        figure.savefig(unfinished, format="png")
-        os.replace(unfinished, path)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise ClaraError(f"{path}: the picture cannot be written: {error.strerror or error}") from error
+    with replaced_when_whole(path, "the picture cannot be written") as temporary:
+        figure.savefig(temporary, format="png")
 
 
 def _table(split: Mapping[str, Any]) -> list[str]:

@@ -22,9 +22,8 @@ from tqdm import tqdm
 from clara_jax.data.corpus.chunks import Chunk, Chunker
 from clara_jax.data.corpus.duplicates import Duplicates, Signature, require_datasketch, signature
 from clara_jax.data.corpus.files import JSONL, InputFile, find_files
-from clara_jax.data.corpus.output import json_lines
 from clara_jax.data.corpus.readers import json_document, read_file, require
-from clara_jax.data.jsonl import GZIP, ZSTANDARD, raw_lines
+from clara_jax.data.jsonl import GZIP, ZSTANDARD, raw_lines, write_json_lines
 from clara_jax.errors import ClaraError
 
 STOP, SKIP = "stop", "skip"
@@ -251,7 +250,7 @@ class _Corpus:
 
     def _writer(self, path: str) -> Callable:
         if path not in self._writers:
-            self._writers[path] = self._files.enter_context(json_lines(path))
+            self._writers[path] = self._files.enter_context(write_json_lines(path))
         return self._writers[path]
 
     def take(self, result: _Read | _Rejected) -> None:

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from clara_jax.data.corpus.counting import CountTokens
 from clara_jax.data.corpus.documents import Document
 from clara_jax.data.corpus.sentences import check_language, paragraph_ends, sentence_ends
+from clara_jax.data.titles import title_line
 from clara_jax.errors import ClaraError
 
-TITLE = "Title: {}\n"
 LONGEST_TITLE = 1 / 4  # of a chunk; a longer title loses its last words
 SENTENCES, TOKENS = "sentences", "tokens"
 PARAGRAPH, SENTENCE, WORD, PART = range(4)  # from coarse to fine; a part is a piece of a word
@@ -83,7 +83,7 @@ class Chunker:
       overlap: a chunk repeats the end of the one before it: this many sentences, or as many whole sentences as have
         together at most this many tokens; never more than half a chunk, and nothing of a sentence that was divided.
       overlap_unit: "sentences" or "tokens".
-      title: chunks begin with a line "Title: ...", where the document has a title.
+      title: chunks begin with the document's title on a line of its own, where it has one.
       language: an ISO 639-1 code, for finding sentences.
     """
 
@@ -132,9 +132,9 @@ class Chunker:
     def _prefix(self, title: str) -> str:
         """The title line, of as many of the title's words as may stand there; "" without any."""
         words = title.split()[: self.max_tokens]
-        while words and self.count([TITLE.format(" ".join(words))])[0] > self.max_tokens * LONGEST_TITLE:
+        while words and self.count([title_line(" ".join(words))])[0] > self.max_tokens * LONGEST_TITLE:
             words.pop()
-        return TITLE.format(" ".join(words)) if words else ""
+        return title_line(" ".join(words))
 
 
 class _Cut:

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--title",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help='begin every chunk with a "Title: ..." line',
+        help="begin every chunk with its document's title on a line of its own",
     )
     add("--language", default="en", metavar="CODE", help="of the documents, for finding sentences (en)")
     add(

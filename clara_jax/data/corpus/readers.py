@@ -16,7 +16,7 @@ from typing import Any
 
 from clara_jax.data.corpus.documents import Document
 from clara_jax.data.corpus.files import HTML, JSONL, MARKDOWN, PDF, TEXT, InputFile, find_files
-from clara_jax.data.jsonl import decode, json_kind, open_binary, raw_lines, zstd
+from clara_jax.data.jsonl import checked_utf8, decode, json_kind, open_binary, raw_lines, zstd
 from clara_jax.errors import ClaraError
 
 # Spellings of a JSONL line's fields, the first present one counts: BEIR says "_id", Pyserini "contents".
@@ -107,11 +107,7 @@ def _field(fields: dict[str, Any], names: tuple[str, ...], where: str) -> str | 
         value = str(value)
     if not isinstance(value, str):
         raise ClaraError(f'{where}: "{name}" is {json_kind(value)}; it must be a string')
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # JSON can say "\ud83d" alone
-        raise ClaraError(f'{where}: "{name}" holds half of a surrogate pair; write the character in UTF-8') from None
-    return value
+    return checked_utf8(value, f'"{name}"', where)
 
 
 def _content(path: str) -> bytes:

@@ -13,14 +13,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from clara_jax.data.corpus.output import json_lines
 from clara_jax.data.importers import clara_multi_stage
 from clara_jax.data.importers.candidates import MODES, NO_GOLD, ORACLE, Filled, Filling, Findings, Pool, fill, has_gold
 from clara_jax.data.importers.corpus_files import read_corpus
 from clara_jax.data.importers.examples import Document, Example, Log, content_id
 from clara_jax.data.importers.registry import CLARA, IMPORTERS, Importer
 from clara_jax.data.importers.retrievers import open_retriever
-from clara_jax.data.jsonl import GZIP, ZSTANDARD, data_files, is_remote
+from clara_jax.data.jsonl import GZIP, ZSTANDARD, data_files, is_remote, write_json_lines
 from clara_jax.errors import ClaraError
 
 QUESTION_STAGES = ("instruct", "end_to_end", "retrieval")
@@ -79,7 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
     stage = arguments.stage or (importer.stage if importer else None)
     _check(arguments, importer, stage)
     report: list[str] = []
-    with _log(arguments) as log, json_lines(arguments.output) as write:
+    with _log(arguments) as log, write_json_lines(arguments.output) as write:
         if importer is None:
             lines = _published(arguments, stage, log)
         elif stage == CORPUS:
@@ -249,7 +248,7 @@ def _log(arguments: argparse.Namespace) -> Iterator[Log]:
     if arguments.on_error == "stop":
         yield Log()
     else:
-        with json_lines(path) as write:
+        with write_json_lines(path) as write:
             log = Log(_rejecter(write))
             yield log
         if log.rejected:

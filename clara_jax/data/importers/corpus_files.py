@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from clara_jax.data.importers.examples import Document, Log
 from clara_jax.data.importers.fields import Fields
-from clara_jax.data.jsonl import decode, raw_lines
+from clara_jax.data.importers.reading import each_record
+from clara_jax.data.jsonl import raw_lines
 
 TEXTS, IDS = ("text", "contents"), ("id", "_id")
 
@@ -18,11 +19,10 @@ def read_corpus(paths: Sequence[str], log: Log | None = None) -> Iterator[Docume
     Raises:
       ClaraError: a line that is not such a document, unless ``log`` collects them.
     """
-    log = log or Log()
-    for path in paths:
-        for where, line in raw_lines(path):
-            with log.record(where, line):
-                record = Fields(decode(line, where), where)
-                text = next((name for name in TEXTS if name in record), TEXTS[0])
-                id = next((str(record.get(name)) for name in IDS if name in record), "")
-                yield Document(record.text_or_blank("title").strip(), record.text(text), id)
+    return each_record(raw_lines, paths, _document, log)
+
+
+def _document(record: Fields, log: Log) -> Document:
+    text = next((name for name in TEXTS if name in record), TEXTS[0])
+    id = next((str(record.get(name)) for name in IDS if name in record), "")
+    return Document(record.text_or_blank("title").strip(), record.text(text), id)

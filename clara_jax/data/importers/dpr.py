@@ -23,6 +23,7 @@ from clara_jax.data.importers.examples import Document, Example, Log
 from clara_jax.data.importers.fields import Fields
 from clara_jax.data.importers.json_files import read_array
 from clara_jax.data.importers.natural_questions import named_question
+from clara_jax.data.importers.reading import each_record
 
 NO_POSITIVE = "no positive passage"
 
@@ -33,19 +34,20 @@ def read(paths: Sequence[str], log: Log | None = None) -> Iterator[Example]:
     Raises:
       ClaraError: a departure from the format, unless ``log`` collects them.
     """
-    log = log or Log()
-    for path in paths:
-        for where, value in read_array(path):
-            with log.record(where, value):
-                record = Fields(value, where)
-                question, answers, id = named_question(record, "answers", "dpr")
-                positive, hard, other = (
-                    [Document(passage.text_or_blank("title"), passage.text("text")) for passage in record.objects(name)]
-                    for name in ("positive_ctxs", "hard_negative_ctxs", "negative_ctxs")
-                )
-                if not positive:
-                    log.skip(NO_POSITIVE)
-                elif log.is_new(id, where):
-                    documents = (*positive, *hard, *other)
-                    gold = tuple(i < len(positive) for i in range(len(documents)))
-                    yield Example(id, question, answers, documents, gold, where)
+    return each_record(read_array, paths, _example, log)
+
+
+def _example(record: Fields, log: Log) -> Example | None:
+    question, answers, id = named_question(record, "answers", "dpr")
+    positive, hard, other = (
+        [Document(passage.text_or_blank("title"), passage.text("text")) for passage in record.objects(name)]
+        for name in ("positive_ctxs", "hard_negative_ctxs", "negative_ctxs")
+    )
+    if not positive:
+        log.skip(NO_POSITIVE)
+        return None
+    if not log.is_new(id, record.where):
+        return None
+    documents = (*positive, *hard, *other)
+    gold = tuple(i < len(positive) for i in range(len(documents)))
+    return Example(id, question, answers, documents, gold, record.where)

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from clara_jax.data import titles
 from clara_jax.errors import ClaraError
 
 SAME_AGAIN = "the same question and answers again"
@@ -30,14 +31,8 @@ class Document:
     id: str = ""
 
     def full(self, titled: bool = True) -> str:
-        """What a record's ``docs`` hold: the title on a line of its own, then the text.
-
-        A text that begins with such a line already, as chunks of `clara_jax.data.corpus` do, stays as it is.
-        """
-        first = self.text.partition("\n")[0]
-        if not titled or not self.title or first == self.title or first.startswith("Title: "):
-            return self.text
-        return f"{self.title}\n{self.text}"
+        """What a record's ``docs`` hold: the text, below its title unless that is not wanted."""
+        return titles.titled(self.title, self.text) if titled else self.text
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from clara_jax.data.jsonl import json_kind
+from clara_jax.data.jsonl import checked_utf8, json_kind
 from clara_jax.errors import ClaraError
 
 
@@ -90,11 +90,7 @@ def checked_text(value: Any, name: str, where: str, blank: bool = False) -> str:
         raise ClaraError(f"{where}: {name} is {json_kind(value)}; it must be a string")
     if not blank and not value.strip():
         raise ClaraError(f"{where}: {name} is empty; it needs some text")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ClaraError(f"{where}: {name} holds half of a surrogate pair; write the character in UTF-8") from None
-    return value
+    return checked_utf8(value, name, where)
 
 
 def checked_whole(value: Any, name: str, where: str) -> int:

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from clara_jax.data.importers.examples import Document, Example, Log
 from clara_jax.data.importers.fields import Fields, checked_list, checked_text, checked_whole
 from clara_jax.data.importers.json_files import read_array
+from clara_jax.data.importers.reading import each_record
 from clara_jax.errors import ClaraError
 
 TEST_FILE = "the test file, which holds no answers, cannot be imported"
@@ -35,20 +36,15 @@ def read(paths: Sequence[str], log: Log | None = None) -> Iterator[Example]:
     Raises:
       ClaraError: a departure from the format, unless ``log`` collects them.
     """
-    log = log or Log()
-    for path in paths:
-        for where, value in read_array(path):
-            with log.record(where, value):
-                yield example_of(value, where, log)
+    return each_record(read_array, paths, example_of, log)
 
 
-def example_of(value: object, where: str, log: Log, complete: bool = False) -> Example:
+def example_of(record: Fields, log: Log, complete: bool = False) -> Example:
     """The example of a record.
 
     Args:
       complete: refuse a record whose supporting paragraphs are not all in its context.
     """
-    record = Fields(value, where)
     id, where = record.id("_id"), record.where
     log.claim(id, where)
     question, answer = record.text("question"), record.text("answer", TEST_FILE)

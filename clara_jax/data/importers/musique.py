@@ -23,7 +23,8 @@ from collections.abc import Iterator, Sequence
 
 from clara_jax.data.importers.examples import UNANSWERABLE, Document, Example, Log, distinct
 from clara_jax.data.importers.fields import Fields
-from clara_jax.data.jsonl import decode, raw_lines
+from clara_jax.data.importers.reading import each_record
+from clara_jax.data.jsonl import raw_lines
 
 TEST_FILE = "the test files, which hold no answers, cannot be imported"
 
@@ -34,13 +35,7 @@ def read(paths: Sequence[str], log: Log | None = None) -> Iterator[Example]:
     Raises:
       ClaraError: a departure from the format, unless ``log`` collects them.
     """
-    log = log or Log()
-    for path in paths:
-        for where, line in raw_lines(path):
-            with log.record(where, line):
-                example = _example(Fields(decode(line, where), where), log)
-                if example is not None:
-                    yield example
+    return each_record(raw_lines, paths, _example, log)
 
 
 def _example(record: Fields, log: Log) -> Example | None:

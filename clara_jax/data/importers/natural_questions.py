@@ -28,7 +28,8 @@ from collections.abc import Iterator, Sequence
 
 from clara_jax.data.importers.examples import Document, Example, Log, content_id, distinct
 from clara_jax.data.importers.fields import Fields
-from clara_jax.data.jsonl import decode, raw_lines
+from clara_jax.data.importers.reading import each_record
+from clara_jax.data.jsonl import raw_lines
 
 
 def read_open(paths: Sequence[str], log: Log | None = None) -> Iterator[Example]:
@@ -37,13 +38,7 @@ def read_open(paths: Sequence[str], log: Log | None = None) -> Iterator[Example]
     Raises:
       ClaraError: a departure from the format, unless ``log`` collects them.
     """
-    log = log or Log()
-    for path in paths:
-        for where, line in raw_lines(path):
-            with log.record(where, line):
-                question, answers, id = named_question(Fields(decode(line, where), where), "answer", "nq")
-                if log.is_new(id, where):
-                    yield Example(id, question, answers, (), (), where)
+    return each_record(raw_lines, paths, _without_passages, log)
 
 
 def read_lost_in_the_middle(paths: Sequence[str], log: Log | None = None) -> Iterator[Example]:
@@ -52,16 +47,15 @@ def read_lost_in_the_middle(paths: Sequence[str], log: Log | None = None) -> Ite
     Raises:
       ClaraError: a departure from the format, unless ``log`` collects them.
     """
-    log = log or Log()
-    for path in paths:
-        for where, line in raw_lines(path):
-            with log.record(where, line):
-                example = _with_passages(Fields(decode(line, where), where))
-                if log.is_new(example.id, where):
-                    yield example
+    return each_record(raw_lines, paths, _with_passages, log)
 
 
-def _with_passages(record: Fields) -> Example:
+def _without_passages(record: Fields, log: Log) -> Example | None:
+    question, answers, id = named_question(record, "answer", "nq")
+    return Example(id, question, answers, (), (), record.where) if log.is_new(id, record.where) else None
+
+
+def _with_passages(record: Fields, log: Log) -> Example | None:
     question, answers, id = named_question(record, "answers", "nq")
     documents, gold = [], []
     for passage in record.objects("ctxs"):
@@ -70,6 +64,8 @@ def _with_passages(record: Fields) -> Example:
         documents.append(Document(passage.text("title"), passage.text("text")))
     if sum(gold) != 1:
         record.refuse("ctxs", f'has {sum(gold)} entries whose "isgold" is true; there must be one')
+    if not log.is_new(id, record.where):
+        return None
     return Example(id, question, answers, tuple(documents), tuple(gold), record.where)
 
 

@@ -26,7 +26,8 @@ from clara_jax.data.importers.examples import Example, Log, distinct
 from clara_jax.data.importers.fields import Fields, checked_list, checked_text
 from clara_jax.data.importers.hotpotqa import example_of
 from clara_jax.data.importers.json_files import read_array
-from clara_jax.data.jsonl import decode, raw_lines
+from clara_jax.data.importers.reading import each_record
+from clara_jax.data.jsonl import raw_lines
 from clara_jax.errors import ClaraError
 
 
@@ -41,26 +42,24 @@ def read(paths: Sequence[str], log: Log | None = None, aliases: str | None = Non
     """
     log = log or Log()
     names = read_aliases(aliases, log) if aliases else {}
-    for path in paths:
-        for where, value in read_array(path):
-            with log.record(where, value):
-                example = example_of(value, where, log, complete=True)
-                record = Fields(value, example.where)
-                _check_evidences(record)
-                others = names.get(record.text("answer_id"), ()) if "answer_id" in record else ()
-                yield dataclasses.replace(example, answers=distinct([*example.answers, *others]))
+
+    def make(record: Fields, log: Log) -> Example:
+        example = example_of(record, log, complete=True)
+        _check_evidences(record)
+        others = names.get(record.text("answer_id"), ()) if "answer_id" in record else ()
+        return dataclasses.replace(example, answers=distinct([*example.answers, *others]))
+
+    yield from each_record(read_array, paths, make, log)
 
 
 def read_aliases(path: str, log: Log) -> Mapping[str, tuple[str, ...]]:
     """Wikidata id → its other names, sorted."""
-    names = {}
-    for where, line in raw_lines(path):
-        with log.record(where, line):
-            record = Fields(decode(line, where), where)
-            others = {*record.texts("aliases"), *record.texts("demonyms")}
-            if others:
-                names[record.text("Q_id")] = tuple(sorted(others))
-    return names
+    return dict(each_record(raw_lines, [path], _aliases, log))
+
+
+def _aliases(record: Fields, log: Log) -> tuple[str, tuple[str, ...]] | None:
+    others = {*record.texts("aliases"), *record.texts("demonyms")}
+    return (record.text("Q_id"), tuple(sorted(others))) if others else None
 
 
 def _check_evidences(record: Fields) -> None:

@@ -83,8 +83,8 @@ def test_an_unknown_language():
 
 def test_a_short_document_is_one_chunk():
     (chunk,) = Chunker(count_words, 20)(document("\n One. Two.\n\nThree. \n", "Numbers", pages=(0, 6)))
-    assert (chunk.id, chunk.text, chunk.body) == ("d#0", "Title: Numbers\nOne. Two.\n\nThree.", "One. Two.\n\nThree.")
-    assert (chunk.start, chunk.end, chunk.page, chunk.tokens) == (2, 19, 1, 5)
+    assert (chunk.id, chunk.text, chunk.body) == ("d#0", "Numbers\nOne. Two.\n\nThree.", "One. Two.\n\nThree.")
+    assert (chunk.start, chunk.end, chunk.page, chunk.tokens) == (2, 19, 1, 4)
     assert chunk.fields() == {
         "id": "d#0",
         "document": "d",
@@ -128,13 +128,13 @@ def test_overlap_in_sentences_and_tokens():
 
 
 def test_the_title_counts_and_is_cut_when_it_is_long():
-    chunker = Chunker(count_words, 8)
+    chunker = Chunker(count_words, 7)
     assert [c.text for c in chunker(document("One two three four five six seven.", "T"))] == [
-        "Title: T\nOne two three four five six",
-        "Title: T\nseven.",
+        "T\nOne two three four five six",
+        "T\nseven.",
     ]
     (chunk, *_) = Chunker(count_words, 12)(document("One.", "a title of many words"))
-    assert (chunk.text, chunk.title) == ("Title: a title\nOne.", "a title of many words")
+    assert (chunk.text, chunk.title) == ("a title of\nOne.", "a title of many words")
     (chunk,) = Chunker(count_words, 3)(document("One.", "Long"))
     assert chunk.text == "One."
     (chunk,) = Chunker(count_words, 8, title=False)(document("One.", "T"))

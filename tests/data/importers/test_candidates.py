@@ -165,8 +165,11 @@ def test_answers_in_documents():
 def test_titles():
     assert Document("Rome", "It is old.").full() == "Rome\nIt is old."
     assert Document("Rome", "It is old.").full(titled=False) == Document("", "It is old.").full() == "It is old."
-    for chunk in ("Rome\nIt is old.", "Title: Rom\nIt is old."):
-        assert Document("Rome", chunk).full() == chunk
+    assert Document("Rome", "Rome").full() == "Rome"
+    for chunk in ("Rome in May\nIt is old.", "Rome in\nIt is old."):  # as a corpus has them
+        assert Document("Rome in May", chunk).full() == chunk
+    for text in ("Rome in June\nIt is old.", "May\nIt is old.", "\nIt is old."):
+        assert Document("Rome in May", text).full() == f"Rome in May\n{text}"
 
 
 @given(st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0]), max_size=30), st.integers(1, 40), st.integers(0, 29))

@@ -1,0 +1,37 @@
+"""Published files record by record: each becomes one thing, is left out, or is refused alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from clara_jax.data.importers.examples import Log
+from clara_jax.data.importers.fields import Fields
+from clara_jax.data.jsonl import decode
+
+Made = TypeVar("Made")
+
+
+def each_record(
+    read: Callable[[str], Iterator[tuple[str, Any]]],
+    paths: Sequence[str],
+    make: Callable[[Fields, Log], Made | None],
+    log: Log | None,
+) -> Iterator[Made]:
+    """What is made of the objects in some files, in order.
+
+    Args:
+      read: the file's form: `clara_jax.data.jsonl.raw_lines` (an object a line) or `json_files.read_array`.
+      make: gives None for a record that is left out.
+
+    Raises:
+      ClaraError: a file that cannot be read; a record that ``make`` refuses, unless ``log`` collects them.
+    """
+    log = log or Log()
+    for path in paths:
+        for where, content in read(path):
+            with log.record(where, content):
+                value = decode(content, where) if isinstance(content, bytes) else content  # a line, or decoded already
+                made = make(Fields(value, where), log)
+                if made is not None:
+                    yield made

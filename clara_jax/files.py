@@ -1,0 +1,49 @@
+"""Files that are there whole or not at all, however the process that writes them ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from clara_jax.errors import ClaraError
+
+
+@contextlib.contextmanager
+def replaced_when_whole(path: str | os.PathLike, problem: str = "cannot be written") -> Iterator[Path]:
+    """A hidden name beside the file, to be written in the block; what is there takes the file's place when the block
+    has ended well and the disk holds it.
+
+    Whatever ends the block otherwise, Ctrl-C too, leaves the file as it was and nothing beside it; a process that is
+    killed leaves the hidden name, which the next one writes anew.
+
+    Args:
+      problem: what messages say of the path.
+
+    Raises:
+      ClaraError: the file system refuses, in the block or after it.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        try:
+            yield temporary
+            sync(temporary)
+            os.replace(temporary, path)
+            sync(path.parent)
+        except OSError as error:
+            raise ClaraError(f"{path}: {problem}: {error.strerror or error}") from error
+    except BaseException:  # Ctrl-C is among them
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def sync(path: Path) -> None:
+    """Has the disk hold what was written to a file or directory."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

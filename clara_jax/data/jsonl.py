@@ -16,7 +16,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import fsspec
 
@@ -28,6 +28,7 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
+T = TypeVar("T")
 GZIP, ZSTANDARD = ".gz", ".zst"
 
 
@@ -104,10 +105,58 @@ def decode(line: bytes, where: str) -> Any:
         raise ClaraError(f"{where}: nested too deeply to be a record") from None
 
 
+class Rejects:
+    """Lines that were put aside, each with its reason, in a JSONL file of its own.
+
+    Attributes:
+      count: of them.
+      first: the first reason of each file.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.count = 0
+        self.first: dict[str, str] = {}
+        self._file = open(path, "w", encoding="utf-8")
+
+    def add(self, error: ClaraError, where: str, line: bytes) -> None:
+        self.count += 1
+        self.first.setdefault(where.rpartition(":")[0], str(error))
+        # What is no UTF-8 is spelled out: the file itself must be readable.
+        text = line.decode("utf-8", "backslashreplace").rstrip("\r\n")
+        row = {"where": where, "reason": str(error).removeprefix(f"{where}: "), "line": text}
+        self._file.write(json.dumps(row) + "\n")
+
+    def __enter__(self) -> Rejects:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+
+def parse_lines(path: str, parse: Callable[[Any, str], T], rejects: Rejects | None = None) -> Iterator[T]:
+    """What the lines of a file are, one at a time.
+
+    Args:
+      parse: (decoded JSON, "path:line") -> an item; raises `ClaraError` for what is none.
+      rejects: takes the lines that are no items; None: the first one is an error.
+
+    Raises:
+      ClaraError: a file that cannot be read; without ``rejects``, a line that is no item.
+    """
+    for where, line in raw_lines(path):
+        try:
+            item = parse(decode(line, where), where)
+        except ClaraError as error:
+            if rejects is None:
+                raise
+            rejects.add(error, where, line)
+            continue
+        yield item
+
+
 def read_json_lines(path: str) -> Iterator[tuple[str, Any]]:
     """("path:line", decoded JSON) of every line that is not blank; the first mistake ends it."""
-    for where, line in raw_lines(path):
-        yield where, decode(line, where)
+    return parse_lines(path, lambda value, where: (where, value))
 
 
 @contextlib.contextmanager

@@ -15,9 +15,10 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
-from clara_jax.data.jsonl import checked_utf8, json_kind, read_json_lines
+from clara_jax.data.jsonl import Rejects, checked_utf8, json_kind, parse_lines
 from clara_jax.errors import ClaraError
 
 STAGES = ("scp", "instruct", "end_to_end", "retrieval")
@@ -53,7 +54,10 @@ class Record:
 
 
 def read_records(
-    paths: str | os.PathLike | Sequence[str | os.PathLike], stage: str, limit: int | None = None
+    paths: str | os.PathLike | Sequence[str | os.PathLike],
+    stage: str,
+    limit: int | None = None,
+    rejects: Rejects | None = None,
 ) -> list[Record]:
     """The records of one file or several, in order.
 
@@ -61,6 +65,7 @@ def read_records(
       paths: JSONL files, UTF-8, also compressed (``.gz``, ``.zst``), local or remote. Blank lines are allowed.
       stage: "scp", "instruct", "end_to_end" or "retrieval".
       limit: stop after this many records; lines after them are not looked at.
+      rejects: takes the lines that are not records of this stage; None: the first one is an error.
 
     Raises:
       ClaraError: a file that cannot be read or holds no record, a line that is not a record of this stage, a retrieval
@@ -75,27 +80,26 @@ def read_records(
     for path in map(os.fspath, files):
         if limit is not None and len(records) >= limit:
             break
-        first = len(records)
-        for where, fields in read_json_lines(path):
-            records.append(parse_record(fields, stage, where))
-            if len(records) == limit:
-                break
-        own = records[first:]
-        check_file(path, stage, len(own), sum(bool(record.positives) for record in own))
+        left = None if limit is None else limit - len(records)
+        own = list(islice(parse_lines(path, lambda fields, where: parse_record(fields, stage, where), rejects), left))
+        check_file(path, stage, len(own), sum(bool(record.positives) for record in own), rejects)
+        records += own
     return records
 
 
-def check_file(path: str, stage: str, records: int, with_positives: int, remark: str = "") -> None:
+def check_file(path: str, stage: str, records: int, with_positives: int, rejects: Rejects | None = None) -> None:
     """Refuses a file from which a stage cannot learn, though each line may be a record.
 
     Args:
       records, with_positives: how many it holds, and how many of them name a positive document.
-      remark: ends the message about a file without records.
+      rejects: what was put aside.
 
     Raises:
       ClaraError: no records; for retrieval, none that names a positive document.
     """
     if not records:
+        first = rejects.first.get(path) if rejects else None
+        remark = f"; the first line that is none: {first}" if first else ""
         raise ClaraError(f"{path}: the file holds no records; write one JSON object on each line{remark}")
     if stage == "retrieval" and not with_positives:
         raise ClaraError(

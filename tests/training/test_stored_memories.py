@@ -8,7 +8,7 @@ import pytest
 
 from clara_jax import bundle as bundles
 from clara_jax.data.batches import collate, plan_shapes
-from clara_jax.data.encoding import encode_records, sizes_of
+from clara_jax.data.encoding import Encoding, encode_records, sizes_of
 from clara_jax.data.records import read_records
 from clara_jax.data.shapes import shapes_for, without_texts
 from clara_jax.errors import ClaraError
@@ -59,7 +59,7 @@ def make_stage(directory, store, name="end_to_end", **fields):
 
 def make_examples(directory, bundle, stage):
     records = read_records(str(directory / "end_to_end.jsonl"), stage)
-    return encode_records(records, bundle.tokenizer, stage, OBJECTIVE.top_k, CANDIDATES)
+    return encode_records(records, bundle.tokenizer, Encoding(stage, OBJECTIVE.top_k, CANDIDATES))
 
 
 def documents_of(examples):

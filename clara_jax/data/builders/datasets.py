@@ -17,10 +17,10 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from clara_jax.data.builders.fingerprint import FORMAT, Fingerprint, of_splits
-from clara_jax.data.builders.reading import ItemReader, Rejects, schema_of
+from clara_jax.data.builders.reading import ItemReader, schema_of
 from clara_jax.data.builders.schema import Item
 from clara_jax.data.builders.shards import ShardWriter
-from clara_jax.data.jsonl import data_files, is_remote, raw_lines
+from clara_jax.data.jsonl import Rejects, data_files, is_remote, raw_lines
 from clara_jax.errors import ClaraError
 
 SHARD_BYTES = 256 * 2**20

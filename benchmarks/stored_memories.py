@@ -1,0 +1,97 @@
+"""Times end_to_end steps of SmolLM2-135M with memories that were compressed before against compressing in the step.
+
+    python -m benchmarks.stored_memories DATA.jsonl... [--records 8] [--batch-size 2] [--candidates 20] [--repeats 3]
+
+A step counts from the plan to its end: reading tokens or memories, placing them, computing. Prints medians, measured in
+one run in turns, and what compressing the documents of the records once takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+
+import jax
+import optax
+
+from clara_jax import bundle as bundles
+from clara_jax import command
+from clara_jax.data.encoding import Encoding, encode_records, sizes_of
+from clara_jax.data.jsonl import data_files
+from clara_jax.data.loading import BatchLoader
+from clara_jax.data.plan import BatchPlan
+from clara_jax.data.records import read_records
+from clara_jax.data.shapes import shape_ladder, without_texts
+from clara_jax.method.clara import ClaraConfig
+from clara_jax.method.parameters import split
+from clara_jax.method.stages import STAGES
+from clara_jax.model.sharding import make_mesh, put_batch
+from clara_jax.training.config import StageConfig
+from clara_jax.training.step import init_state, make_train_step
+from clara_jax.training.stopping import StopSignal
+from clara_jax.training.stored_memories import open_memories
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="+", help="JSONL files of end_to_end")
+    parser.add_argument("--base", default="smollm2")
+    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--records", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--candidates", type=int, default=20)
+    parser.add_argument("--top-k", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3, help="steps of each kind")
+    arguments = parser.parse_args()
+
+    mesh = make_mesh(1, 1, devices=jax.devices()[:1])
+    bundle = bundles.from_base(arguments.base, ClaraConfig(), mesh, arguments.precision)
+    tokenizer = bundle.tokenizer
+    records = read_records(data_files(arguments.data, "data"), "end_to_end", arguments.records)
+    examples = encode_records(records, tokenizer, Encoding("end_to_end", arguments.top_k, arguments.candidates))
+    documents = [ids for example in examples for ids in example.documents]
+    stage, optimizer = STAGES["end_to_end"], optax.adamw(1e-4)
+    trained, frozen = split(bundle.params, stage.trains)
+    with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
+        own = StageConfig(
+            name="end_to_end",
+            train_data=tuple(arguments.data),
+            steps=arguments.repeats + 1,
+            batch_size=arguments.batch_size,
+            top_k=arguments.top_k,
+            candidates=arguments.candidates,
+            memories=folder,
+        )
+        start = time.monotonic()
+        memories = open_memories(own, bundle, documents, StopSignal(), progress=True)
+        compressing = time.monotonic() - start
+        step = make_train_step(bundle.model, stage, own.objective, optimizer)
+        key = jax.random.key(0)
+        loaders, states, times = {}, {}, {}
+        for name, given in (("compressed in the step", None), ("stored", memories)):
+            sizes = sizes_of(examples) if given is None else without_texts(sizes_of(examples))
+            plan = BatchPlan(sizes, shape_ladder(sizes, tokenizer, 1), own.batch_size, own.steps)
+            loaders[name] = BatchLoader(plan, examples, sizes, tokenizer, memories=given)
+            states[name], times[name] = init_state(trained, optimizer), []
+        for number in range(own.steps):
+            for name, loader in loaders.items():
+                start = time.monotonic()
+                batch = put_batch(loader.batch(number), mesh)
+                states[name], metrics = jax.block_until_ready(step(states[name], frozen, batch, key))
+                if number:  # the first one compiles
+                    times[name].append(time.monotonic() - start)
+                print(f"{name}: step {number}, loss {metrics['loss']:.6f}", flush=True)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    first = next(iter(medians.values()))
+    device = jax.devices()[0].device_kind
+    print(f"{device}, {own.batch_size} questions of {own.candidates} candidates; {plan.ladder[-1]}")
+    print("| documents | median s of a step | ratio |\n|---|---|---|")
+    for name, median in medians.items():
+        print(f"| {name} | {median:.3f} | {first / median:.1f} |")
+    print(f"compressing {len({ids.tobytes() for ids in documents})} distinct documents once took {compressing:.1f} s")
+
+
+if __name__ == "__main__":
+    command.run(main)

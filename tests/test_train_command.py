@@ -266,6 +266,20 @@ def test_steps_that_are_not_finite(policy, place, monkeypatch, capsys, tmp_path,
         assert [row["skipped"] for row in steps] == [0, 1, 2, 3]
 
 
+def test_lines_that_are_no_records_can_be_left_out(place, monkeypatch, capsys, tmp_path, fast_compile):
+    (data,) = bad_line('{"data_type": "qa",')(place)
+    arguments = [data.replace(":data", ":steps=2,data"), "--config.stages=scp", "--config.on_error=skip"]
+    arguments += ["--config.scp.eval_data=()", "--config.scp.accumulate=1"]
+    run = tmp_path / "run"
+    assert call(monkeypatch, *arguments, "--workdir", run) == 0
+    assert f"lines of data files that are no records, left out: 1, see {run}" in capsys.readouterr().err
+    rows = [json.loads(line) for line in (run / "rejected.jsonl").read_text().splitlines()]
+    assert [row["where"].rpartition("/")[2] for row in rows] == ["scp.jsonl:3"]
+    assert [row["rejected"] for row in read_metrics(run / "metrics.jsonl") if "loss" in row] == [1, 1]
+    assert call(monkeypatch, *arguments, "--config.on_error=ignore", "--workdir", run) == 2
+    assert "config.on_error is 'ignore'; it must be one of stop, skip" in capsys.readouterr().err
+
+
 def test_losses_that_do_not_fall_can_be_an_error_and_a_profile_is_written(
     place, monkeypatch, capsys, tmp_path, fast_compile
 ):

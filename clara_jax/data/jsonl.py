@@ -30,6 +30,7 @@ else:
 
 T = TypeVar("T")
 GZIP, ZSTANDARD = ".gz", ".zst"
+ON_ERROR = ("stop", "skip")  # what happens at a line that is no item: an error, or it is put aside
 
 
 def data_files(patterns: Iterable[str], field: str) -> tuple[str, ...]:

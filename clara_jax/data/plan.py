@@ -11,11 +11,13 @@ from functools import lru_cache
 
 import numpy as np
 
+from clara_jax.data.mixture import Mixture
 from clara_jax.data.shapes import Shapes, levels
 from clara_jax.errors import ClaraError
 
 WINDOW = 64  # batches that are sorted by size together
-_WINDOWS = 2**63  # where their random numbers begin; those of epochs begin at 0
+# Where random numbers begin: of windows; of the epochs of each set after the first, which begin at 0.
+_WINDOWS, _SETS = 2**63, 2**40
 
 
 class BatchPlan:
@@ -31,14 +33,26 @@ class BatchPlan:
       batch_size: B, over all processes.
       steps: of the stage; the last window ends there, so that no example is left for a step that never comes.
       seed: of the order.
+      mixture: of sets of examples, in the order of ``sizes``; each set then has epochs of its own. Default: one set.
     """
 
-    def __init__(self, sizes: np.ndarray, ladder: Sequence[Shapes], batch_size: int, steps: int, seed: int = 0):
+    def __init__(
+        self,
+        sizes: np.ndarray,
+        ladder: Sequence[Shapes],
+        batch_size: int,
+        steps: int,
+        seed: int = 0,
+        mixture: Mixture | None = None,
+    ):
         if len(sizes) < 1 or batch_size < 1:
             raise ClaraError(f"{len(sizes)} examples in batches of {batch_size}: both must be at least 1")
         if not 0 <= seed < 2**64:
             raise ClaraError(f"seed: {seed!r} must be from 0 to 2^64 - 1")
         self.ladder, self.batch_size, self.steps, self.seed = tuple(ladder), batch_size, steps, seed
+        self._mixture = mixture or Mixture((len(sizes),), (1.0,))
+        if sum(self._mixture.counts) != len(sizes):
+            raise ValueError(f"a mixture of {self._mixture.counts} examples where there are {len(sizes)}")
         self._levels = levels(sizes, self.ladder)
         # Within a level, long with long: what is left of the level's width is then left in few batches.
         self._length = np.sum(sizes[:, 1:], axis=1, dtype=np.int64)
@@ -80,18 +94,21 @@ class BatchPlan:
         return stream[None]
 
     def _stream(self, start: int, stop: int) -> np.ndarray:
-        """The examples at places of the endless stream of epochs."""
-        epochs, within = np.divmod(np.arange(start, stop), len(self._levels))
+        """The examples at places of the endless stream: draws from sets, each in epochs of its own."""
+        source, number = self._mixture.draws(start, stop)
+        counts = np.array(self._mixture.counts)
+        epochs, within = np.divmod(number, counts[source])
         result = np.empty_like(within)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            result[here] = _permutation(len(self._levels), self.seed, int(epoch))[within[here]]
+        for own, epoch in set(zip(source.tolist(), epochs.tolist(), strict=True)):
+            here = (source == own) & (epochs == epoch)
+            before = int(counts[:own].sum())
+            result[here] = before + _permutation(int(counts[own]), self.seed, own * _SETS + epoch)[within[here]]
         return result
 
 
-@lru_cache(maxsize=4)
-def _permutation(length: int, seed: int, epoch: int) -> np.ndarray:
-    permutation = _generator(seed, epoch).permutation(length)
+@lru_cache(maxsize=64)
+def _permutation(length: int, seed: int, number: int) -> np.ndarray:
+    permutation = _generator(seed, number).permutation(length)
     permutation.flags.writeable = False  # the cached array itself is handed out
     return permutation
 

@@ -18,6 +18,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from clara_jax.data.jsonl import ON_ERROR
 from clara_jax.data.synthetic import SyntheticConfig
 from clara_jax.errors import ClaraError
 from clara_jax.method.clara import ClaraConfig
@@ -98,6 +99,8 @@ class StageConfig:
       train_data: JSONL files; glob patterns and ``${VARIABLE}`` are allowed (see `data_files`). A directory is a data
         set that ``python -m clara_jax.data build`` made, of which the split "train" is read. "synthetic:train" names
         records of the synthetic corpus (`RunConfig.synthetic`).
+      train_weights: how often records are drawn from each entry of ``train_data``, relative to one another, each entry
+        in epochs of its own; () takes all records as one set. ``epochs`` counts the records of all entries.
       eval_data: held-out files of the same format, a data set's directory (its split "eval"), or "synthetic:eval".
       steps: optimizer steps; exactly one of ``steps`` and ``epochs`` is given.
       epochs: passes over the training records, a fraction allowed.
@@ -122,7 +125,7 @@ class StageConfig:
       memories: a directory, or the URL of a bucket, where the memories of all documents are kept: compressed once,
         before the first step, and then read instead of compressing the documents in each step. For end_to_end and
         retrieval, where the compressor is frozen. "" compresses in each step.
-      train_limit, eval_limit: read no more records than this.
+      train_limit, eval_limit: read no more records than this; of each entry, where ``train_weights`` are given.
       eval_every: steps between evaluations; None evaluates before the first step and after the last.
       eval_batches: batches of one evaluation; None takes all of ``eval_data``.
       eval_answers: held-out questions that are answered in one evaluation, for exact match and F1; 0 for none.
@@ -135,6 +138,7 @@ class StageConfig:
 
     name: str
     train_data: tuple[str, ...]
+    train_weights: tuple[float, ...] = ()
     eval_data: tuple[str, ...] = ()
     steps: int | None = None
     epochs: float | None = None
@@ -175,6 +179,9 @@ class StageConfig:
             _require(condition, f"{self.name}.", field, getattr(self, field), rule)
 
         check("train_data", bool(self.train_data) and all(self.train_data), "name at least one file")
+        weights = not self.train_weights or len(self.train_weights) == len(self.train_data)
+        check("train_weights", weights, f"give one for each of the {len(self.train_data)} entries of train_data")
+        check("train_weights", all(0 < w < math.inf for w in self.train_weights), "all must be positive")
         check("eval_data", all(self.eval_data), "a file name may not be empty")
         if (self.steps is None) == (self.epochs is None):
             both = "neither is" if self.steps is None else "both are"
@@ -240,6 +247,8 @@ class RunConfig:
       save_minutes: time between checkpoints while a stage runs; a stage's last step is saved in any case.
       keep: checkpoints that are kept, the newest; each stage's last and best stay besides.
       best: the held-out value by which a checkpoint is best, e.g. "loss" or "exact_match"; "" keeps none for it.
+      on_error: at a line of a data file that is no record, "stop", or "skip" it: it goes to ``rejected.jsonl`` in the
+        run directory with its reason, and is counted in the metrics.
       non_finite: a step whose loss or gradient is not finite changes nothing; then "stop" the run with the batch's
         records on file, or "skip" the batch and count it.
       profile: write a profile of the steps from the first number up to the second, of the stage that runs.
@@ -263,6 +272,7 @@ class RunConfig:
     save_minutes: float = 10.0
     keep: int = 3
     best: str = "loss"
+    on_error: str = "stop"
     non_finite: str = "stop"
     profile: tuple[int, int] | None = None
     tensorboard: bool = True
@@ -281,6 +291,7 @@ class RunConfig:
         _require(self.save_minutes > 0, "", "save_minutes", self.save_minutes, "it must be positive")
         _require(self.keep >= 1, "", "keep", self.keep, "it must be at least 1")
         _require(self.show >= 0, "", "show", self.show, "it must be zero or positive")
+        _require(self.on_error in ON_ERROR, "", "on_error", self.on_error, _one_of(ON_ERROR))
         _require(self.non_finite in NON_FINITE, "", "non_finite", self.non_finite, _one_of(NON_FINITE))
         window = self.profile is None or 0 <= self.profile[0] < self.profile[1]
         _require(window, "", "profile", self.profile, "it must be (first step, step after the last), e.g. 10,13")

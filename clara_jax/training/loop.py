@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import numpy as np
 from clara_jax.bundle import Bundle
 from clara_jax.checkpoints.json_file import read_object
 from clara_jax.checkpoints.run import CheckpointWriter
+from clara_jax.data.jsonl import Rejects
 from clara_jax.data.records import Record
 from clara_jax.errors import ClaraError
 from clara_jax.method.parameters import split
@@ -27,7 +29,7 @@ from clara_jax.training.stage_data import StageData, StageRecords
 from clara_jax.training.stage_run import StageRun
 from clara_jax.training.stopping import StopSignal
 
-METRICS = "metrics.jsonl"
+METRICS, REJECTED = "metrics.jsonl", "rejected.jsonl"
 
 
 class Outcome(NamedTuple):
@@ -41,7 +43,8 @@ def run(config: RunConfig, workdir: Path, stop: StopSignal) -> Outcome | None:
     """Trains every stage of a configuration, or what is left of it; None where nothing is.
 
     The run directory gets ``config.json`` (resolved), ``run.json`` (versions, commit, command, one entry per start; the
-    fingerprint at the end), ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/`` and ``curves.png``.
+    fingerprint at the end), ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/`` and ``curves.png``; and, where lines
+    of its data were left out, ``rejected.jsonl``.
 
     Raises:
       ClaraError: bad configuration, data or base; the directory's run has another configuration, or another process
@@ -53,14 +56,14 @@ def run(config: RunConfig, workdir: Path, stop: StopSignal) -> Outcome | None:
     mesh = make_mesh(*config.mesh)
     for stage in config.stages:
         check_batch(stage.batch_size // stage.accumulate, mesh, f"config.{stage.name}.batch_size / accumulate")
-    # Everything that can be wrong is looked at before the first step: a bad line in the last stage's file, or a subtree
-    # that does not exist, should not cost the stages before it.
-    records = [StageRecords.read(config, stage) for stage in config.stages]
     with lock(workdir):
+        # Everything that can be wrong is looked at before the first step: a bad line in the last stage's file, or a
+        # subtree that does not exist, should not cost the stages before it.
         try:
+            records = _read_records(config, workdir)
             log = _read_log(workdir)
             log["data"] = check_same_data(config, log.get("data"), records)
-            start = find_start(config, workdir, mesh, [own.train for own in records])
+            start = find_start(config, workdir, mesh, [part for own in records for part in own.train])
             for stage in config.stages:
                 split(start.bundle.params, stage.trains or STAGES[stage.name].trains)
             left = range(start.position.number, len(config.stages))
@@ -120,6 +123,21 @@ def check_progress(rows: Sequence[Mapping[str, Any]]) -> None:
         for name, (before, after) in pairs:
             if not after < before:
                 raise ClaraError(f"{stage}: the {name} loss did not fall, {before:.4f} -> {after:.4f}")
+
+
+def _read_records(config: RunConfig, workdir: Path) -> list[StageRecords]:
+    if config.on_error == "stop":
+        return [StageRecords.read(config, stage) for stage in config.stages]
+    path = workdir / REJECTED
+    try:
+        with Rejects(path) as rejects:
+            records = [StageRecords.read(config, stage, rejects) for stage in config.stages]
+    finally:
+        if not rejects.count:
+            path.unlink()
+    if rejects.count:
+        print(f"lines of data files that are no records, left out: {rejects.count}, see {path}", file=sys.stderr)
+    return records
 
 
 def _read_log(workdir: Path) -> dict[str, Any]:

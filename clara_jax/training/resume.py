@@ -76,7 +76,7 @@ def find_start(config: RunConfig, workdir: Path, mesh: jax.sharding.Mesh, record
     """Where the run begins or goes on.
 
     Args:
-      records: the training records of each stage; a base from scratch takes its words from them.
+      records: the training records of all stages; a base from scratch takes its words from them.
 
     Raises:
       ClaraError: a base or checkpoint that cannot be opened.

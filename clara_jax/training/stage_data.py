@@ -8,21 +8,24 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from clara_jax.bundle import Bundle
 from clara_jax.data import synthetic
-from clara_jax.data.builders.fingerprint import fingerprint
+from clara_jax.data.builders.fingerprint import fingerprint, of_splits
 from clara_jax.data.builders.schema import RECORD
 from clara_jax.data.builders.source import RecordSource
 from clara_jax.data.encoding import Encoding, Example, encode_records, sizes_of
-from clara_jax.data.jsonl import data_files
+from clara_jax.data.jsonl import Rejects, data_files
+from clara_jax.data.mixture import Joined, Mixture
 from clara_jax.data.packing import Row, plan_row
 from clara_jax.data.records import Record, read_records
 from clara_jax.data.shapes import Shapes, shape_ladder, without_texts
 from clara_jax.data.token_cache import TokenCache, open_or_make, slices
+from clara_jax.data.tokenization import ClaraTokenizer
 from clara_jax.errors import ClaraError
 from clara_jax.training.config import RunConfig, StageConfig
 
@@ -32,45 +35,64 @@ SPLITS = {"train_data": "train", "eval_data": "eval"}  # of a data set that was 
 
 @dataclasses.dataclass(frozen=True)
 class StageRecords:
-    """A stage's records; those of a data set that was built stay on disk."""
+    """A stage's records; those of a data set that was built stay on disk.
 
-    train: Sequence[Record]
+    Attributes:
+      train: in parts, one after another: one for each entry of ``train_data`` where these have weights.
+      rejected: lines of their files that are no records.
+    """
+
+    train: tuple[Sequence[Record], ...]
     held_out: Sequence[Record]
+    rejected: int
 
     @staticmethod
-    def read(config: RunConfig, stage: StageConfig) -> StageRecords:
+    def read(config: RunConfig, stage: StageConfig, rejects: Rejects | None = None) -> StageRecords:
         """
+        Args:
+          rejects: takes lines that are no records of the stage; None: the first one is an error.
+
         Raises:
           ClaraError: a file or data set that cannot be read; a line that is not a record of the stage.
         """
-        train = _read(config, stage, "train_data", stage.train_limit)
-        return StageRecords(train, list(_read(config, stage, "eval_data", stage.eval_limit)))
+        before = rejects.count if rejects else 0
+        groups = [(name,) for name in stage.train_data] if stage.train_weights else [stage.train_data]
+        train = [part for names in groups for part in _read(config, stage, "train_data", names, rejects)]
+        held_out = _read(config, stage, "eval_data", stage.eval_data, rejects)
+        built = [part.rejected for part in (*train, *held_out) if isinstance(part, RecordSource)]
+        rejected = sum(built) + (rejects.count - before if rejects else 0)
+        return StageRecords(tuple(train), [record for part in held_out for record in part], rejected)
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, str]:
         """Of both splits: what they say, wherever it stands."""
-        return {
-            split: own.fingerprint if isinstance(own, RecordSource) else fingerprint(own, RECORD)
-            for split, own in (("train", self.train), ("eval", self.held_out))
-        }
+        return {"train": _fingerprint(self.train), "eval": _fingerprint([self.held_out])}
 
 
-def _read(config: RunConfig, stage: StageConfig, field: str, limit: int | None) -> Sequence[Record]:
-    names = getattr(stage, field)
-    built = [name for name in names if not name.startswith(SYNTHETIC) and os.path.isdir(os.path.expanduser(name))]
-    if len(names) == 1 and built and limit is None:
-        return _open(stage, field, names[0])
+def _fingerprint(parts: Sequence[Sequence[Record]]) -> str:
+    own = [part.fingerprint if isinstance(part, RecordSource) else fingerprint(part, RECORD) for part in parts]
+    return own[0] if len(own) == 1 else of_splits({f"{number:06}": value for number, value in enumerate(own)})
+
+
+def _read(
+    config: RunConfig, stage: StageConfig, field: str, names: Sequence[str], rejects: Rejects | None
+) -> list[Sequence[Record]]:
+    """The records that entries of a field name, in as few parts as leave built data sets on disk."""
+    limit = getattr(stage, field.replace("_data", "_limit"))
     made = [name for name in names if name.startswith(SYNTHETIC)]
+    built = [name for name in names if name not in made and os.path.isdir(os.path.expanduser(name))]
     patterns = [name for name in names if name not in made and name not in built]
+    sources: list[Sequence[Record]] = [_open(stage, field, name) for name in built]
     found: list[Record] = []
     for name in made:
         found += synthetic.records(config.synthetic, stage.name, name.removeprefix(SYNTHETIC))
-    for name in built:
-        source = _open(stage, field, name)
-        found += source.__getitems__(range(len(source))[:limit])
+    if limit is not None:
+        for source in sources:
+            found += source.__getitems__(range(len(source))[:limit])
+        sources = []
     if patterns:
-        found += read_records(data_files(patterns, f"config.{stage.name}.{field}"), stage.name, limit)
-    return found[:limit]
+        found += read_records(data_files(patterns, f"config.{stage.name}.{field}"), stage.name, limit, rejects)
+    return [*([found[:limit]] if found or not sources else []), *sources]
 
 
 def _open(stage: StageConfig, field: str, name: str) -> RecordSource:
@@ -96,14 +118,18 @@ class StageData:
       sizes: of the training examples, see `clara_jax.data.shapes`.
       ladder: the shapes of their batches; the step is compiled for each.
       row: the rows that several of them share; None where each has its own.
+      mixture: of the parts that they come from; None where all are one set.
+      rejected: lines that are no records.
     """
 
     examples: Sequence[Example]
     sizes: np.ndarray
     ladder: tuple[Shapes, ...]
     row: Row | None
+    mixture: Mixture | None
     held_out: Sequence[Example]
     held_out_records: Sequence[Record]
+    rejected: int
 
     @property
     def documents(self) -> list[np.ndarray]:
@@ -116,15 +142,10 @@ class StageData:
         # them is the training objective on what was not trained on.
         encoding = Encoding(stage.name, stage.top_k, stage.candidates, config.seed)
         held_out = encode_records(records.held_out, bundle.tokenizer, encoding)
-        if isinstance(records.train, RecordSource):
-            folder = Path(config.token_cache or _cache_folder()).expanduser()
-            progress = _progress(stage.name, len(records.train)) if config.progress else None
-            found = (slices(records.train), records.train.fingerprint, bundle.tokenizer, encoding, progress)
-            examples = open_or_make(folder, *found)
-            sizes = examples.sizes
-        else:
-            examples = encode_records(records.train, bundle.tokenizer, encoding)
-            sizes = sizes_of(examples)
+        parts = [_encode(config, stage, bundle.tokenizer, encoding, part) for part in records.train]
+        examples = parts[0] if len(parts) == 1 else Joined(parts)
+        sizes = np.concatenate([part.sizes if isinstance(part, TokenCache) else sizes_of(part) for part in parts])
+        mixture = Mixture(tuple(map(len, parts)), stage.train_weights) if stage.train_weights else None
         if stage.memories:
             sizes = without_texts(sizes)
         ladder = shape_ladder(sizes, bundle.tokenizer, stage.buckets)
@@ -132,10 +153,23 @@ class StageData:
         if config.progress:
             counted = f"{len(examples)} training records, {len(held_out)} held-out ones"
             print(f"{stage.name}: {counted}; {row or ', '.join(map(str, ladder))}", file=sys.stderr, flush=True)
-        return StageData(examples, sizes, ladder, row, held_out, records.held_out)
+        return StageData(examples, sizes, ladder, row, mixture, held_out, records.held_out, records.rejected)
+
+
+def _encode(
+    config: RunConfig, stage: StageConfig, tokenizer: ClaraTokenizer, encoding: Encoding, records: Sequence[Record]
+) -> Sequence[Example]:
+    """The tokens of a part; those of a data set that was built are kept on disk."""
+    if not isinstance(records, RecordSource):
+        return encode_records(records, tokenizer, encoding)
+    folder = Path(config.token_cache or _cache_folder()).expanduser()
+    progress = _progress(stage.name, len(records)) if config.progress else None
+    return open_or_make(folder, slices(records), records.fingerprint, tokenizer, encoding, progress)
 
 
 def _documents(examples: Sequence[Example]) -> Iterable[np.ndarray]:
+    if isinstance(examples, Joined):
+        return chain.from_iterable(map(_documents, examples.parts))
     if isinstance(examples, TokenCache):
         return examples.documents()
     return {id(ids): ids for example in examples for ids in example.documents}.values()

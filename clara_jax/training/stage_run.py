@@ -59,7 +59,9 @@ class StageRun:
         self.stage_config = own = config.stages[position.number]
         self.stage = STAGES[own.name]
         self.steps = own.total_steps(len(data.examples))
-        plan = BatchPlan(data.sizes, data.ladder, own.batch_size, self.steps, config.seed + position.number)
+        plan = BatchPlan(
+            data.sizes, data.ladder, own.batch_size, self.steps, config.seed + position.number, data.mixture
+        )
         multiple = own.accumulate * bundle.mesh.shape["data"]
         memories = open_memories(own, bundle, data.documents, stop, config.progress) if own.memories else None
         self.loader = BatchLoader(
@@ -154,6 +156,8 @@ class StageRun:
             self._not_finite(index, values)
         if self.config.non_finite == "skip":
             facts = facts | {"skipped": self.position.skipped}
+        if self.data.rejected:
+            facts = facts | {"rejected": self.data.rejected}
         if index % self.stage_config.log_every == 0:
             self.metrics.write({"stage": self.stage.name, "step": index, **values, **facts})
 

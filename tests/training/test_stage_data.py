@@ -7,6 +7,10 @@ import numpy as np
 import pytest
 
 from clara_jax.data.builders import RecordSource, build
+from clara_jax.data.encoding import sizes_of
+from clara_jax.data.jsonl import Rejects
+from clara_jax.data.mixture import Mixture
+from clara_jax.data.plan import BatchPlan
 from clara_jax.data.synthetic import SyntheticConfig, records, write
 from clara_jax.data.token_cache import TokenCache
 from clara_jax.errors import ClaraError
@@ -60,9 +64,11 @@ def test_one_content_from_everywhere(stage, folder):
         config, own = make(stage, train, held_out, folder)
         read = StageRecords.read(config, own)
         data = StageData.encode(config, own, Bundle, read)
-        assert len(read.train) == len(data.examples) == 40 and len(read.held_out) == len(data.held_out) == 6
+        (part,) = read.train
+        assert len(part) == len(data.examples) == 40 and len(read.held_out) == len(data.held_out) == 6
         found[name] = data
-        assert isinstance(read.train, RecordSource) == isinstance(data.examples, TokenCache) == (name == "built")
+        assert isinstance(part, RecordSource) == isinstance(data.examples, TokenCache) == (name == "built")
+        assert data.mixture is None and read.rejected == 0
     for name in ("files", "built"):
         np.testing.assert_array_equal(found[name].sizes, found["synthetic"].sizes)
         for mine, yours in zip(found[name].examples, found["synthetic"].examples, strict=True):
@@ -70,13 +76,47 @@ def test_one_content_from_everywhere(stage, folder):
                 np.testing.assert_array_equal(getattr(mine, field), getattr(yours, field))
 
 
-def test_a_limit_and_a_mixture(folder):
+def test_a_limit_and_several_entries(folder):
     config, own = make("scp", f"{folder}/built/clara_scp", "synthetic:eval", folder, train_limit=7)
-    assert [r.documents for r in StageRecords.read(config, own).train] == [
-        r.documents for r in records(WORLD, "scp", "train")[:7]
-    ]
-    own = dataclasses.replace(own, train_data=(f"{folder}/built/clara_scp", "synthetic:eval"), train_limit=None)
-    assert len(StageRecords.read(config, own).train) == 46
+    (part,) = StageRecords.read(config, own).train
+    assert [r.documents for r in part] == [r.documents for r in records(WORLD, "scp", "train")[:7]]
+    own = dataclasses.replace(own, train_data=("synthetic:eval", f"{folder}/built/clara_scp"), train_limit=None)
+    read = StageRecords.read(config, own)
+    assert [len(part) for part in read.train] == [6, 40] and isinstance(read.train[1], RecordSource)
+    data = StageData.encode(config, own, Bundle, read)
+    assert [example.index for example in data.examples] == list(range(46)) and len(data.sizes) == 46
+    np.testing.assert_array_equal(data.sizes, sizes_of(data.examples))
+    assert len(data.documents) >= len({d for part in read.train for r in part for d in r.documents})
+
+
+def test_entries_with_weights(folder):
+    """A quarter of all draws from six records, the others from the forty that were built."""
+    config, own = make("scp", "synthetic:eval", "synthetic:eval", folder)
+    built = f"{folder}/built/clara_scp"
+    own = dataclasses.replace(own, train_data=("synthetic:eval", built), train_weights=(1.0, 3.0), batch_size=8)
+    read = StageRecords.read(config, own)
+    data = StageData.encode(config, own, Bundle, read)
+    assert data.mixture == Mixture((6, 40), (1.0, 3.0))
+    plan = BatchPlan(data.sizes, data.ladder, 8, 30, 1, data.mixture)
+    drawn = np.concatenate([plan.rows(step) for step in range(30)])
+    assert np.sum(drawn < 6) == 60 and set(drawn) == set(range(46))
+    for weights in ((1.0,), (1.0, 0.0), (1.0, -1.0)):
+        with pytest.raises(ClaraError, match="config.scp.train_weights is"):
+            dataclasses.replace(own, train_weights=weights)
+
+
+def test_lines_that_are_no_records_are_put_aside(folder, tmp_path):
+    lines = (folder / "scp.train.jsonl").read_text().splitlines()
+    (tmp_path / "scp.jsonl").write_text("\n".join([*lines[:2], "{", *lines[2:5], '{"docs": []}']))
+    config, own = make("scp", str(tmp_path / "scp.jsonl"), "synthetic:eval", folder)
+    with pytest.raises(ClaraError, match="scp.jsonl:3: column 1"):
+        StageRecords.read(config, own)
+    with Rejects(tmp_path / "rejected.jsonl") as rejects:
+        read = StageRecords.read(config, own, rejects)
+    assert [len(part) for part in read.train] == [5] and read.rejected == 2
+    assert StageData.encode(config, own, Bundle, read).rejected == 2
+    rows = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
+    assert [row["where"] for row in rows] == [f"{tmp_path}/scp.jsonl:{number}" for number in (3, 7)]
 
 
 def test_a_data_set_of_another_stage_is_refused(folder):

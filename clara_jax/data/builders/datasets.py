@@ -20,12 +20,11 @@ from clara_jax.data.builders.fingerprint import FORMAT, Fingerprint, of_splits
 from clara_jax.data.builders.reading import ItemReader, schema_of
 from clara_jax.data.builders.schema import Item
 from clara_jax.data.builders.shards import ShardWriter
-from clara_jax.data.jsonl import Rejects, data_files, is_remote, raw_lines
+from clara_jax.data.jsonl import ON_ERROR, Rejects, data_files, is_remote, raw_lines
 from clara_jax.errors import ClaraError
 
 SHARD_BYTES = 256 * 2**20
 REJECTED = "rejected.jsonl"
-ON_ERROR = ("stop", "skip")
 
 
 class JsonlDataset(tfds.core.GeneratorBasedBuilder, skip_registration=True):

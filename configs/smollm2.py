@@ -49,9 +49,9 @@ SIZES = {
         ),
     },
     "full": {
-        "scp": dict(epochs=1.0, batch_size=32, learning_rate=5e-4, eval_every=100),
-        "instruct": dict(epochs=2.0, batch_size=32, learning_rate=2e-4, eval_every=50),
-        "end_to_end": dict(epochs=2.0, batch_size=32, learning_rate=1e-4, eval_every=25, candidates=20),
+        "scp": dict(epochs=1.0, batch_size=32, learning_rate=5e-4, eval_every=100, pack=1024),
+        "instruct": dict(epochs=2.0, batch_size=32, learning_rate=2e-4, eval_every=50, buckets=4),
+        "end_to_end": dict(epochs=2.0, batch_size=32, learning_rate=1e-4, eval_every=25, candidates=20, buckets=4),
     },
 }
 

@@ -31,8 +31,9 @@ def get_config(arg=None):
         return dict(train_data=path, eval_data=path)
 
     names = dict(scp="scp", instruct="instruct", retrieval="end_to_end", end_to_end="end_to_end")
+    batches = dict(scp=dict(pack=160), instruct=dict(buckets=2), end_to_end=dict(buckets=2))
     return common.run(
-        {{name: small | files(names[name]) for name in args.stages.split("+")}},
+        {{name: small | files(names[name]) | batches.get(name, {{}}) for name in args.stages.split("+")}},
         model=dict(base={base!r}, precision="float32"),
         clara=dict(doc_max_length=64, compress_rate=16, lora_rank=8, lora_dropout=0.1, max_length=256),
         mesh=(1, 1),

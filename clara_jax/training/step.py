@@ -55,7 +55,7 @@ def make_train_step(
         if accumulate == 1:
             (loss, terms), grads = gradient(state.trained, frozen, batch, counted, keys)
         else:
-            parts = jax.tree.map(lambda x: _parts(x, accumulate), (batch, keys))
+            parts = jax.tree.map(lambda x: microbatches(x, accumulate), (batch, keys))
 
             def add(total, part):
                 return jax.tree.map(jnp.add, total, gradient(state.trained, frozen, part[0], counted, part[1])), None
@@ -120,6 +120,9 @@ def _where(condition: jax.Array, new: Any, old: Any) -> Any:
     )
 
 
-def _parts(x: jax.Array, parts: int) -> jax.Array:
+def microbatches(x: jax.Array, parts: int) -> jax.Array:
     """[B, ...] -> [parts, B / parts, ...], every part spread over the devices as the batch is."""
-    return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
+    # Said, not left to be inferred: of a part of one row, JAX would take the other axis for the one that is split.
+    rows, *others = jax.typeof(x).sharding.spec
+    placed = jax.P(rows, None, *others)
+    return jnp.moveaxis(jnp.reshape(x, (x.shape[0] // parts, parts, *x.shape[1:]), out_sharding=placed), 1, 0)

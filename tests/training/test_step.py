@@ -17,7 +17,7 @@ from clara_jax.method.stages import STAGES, Objective, counts
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.declare import initialise
 from clara_jax.model.sharding import make_mesh, put_batch
-from clara_jax.training.step import example_keys, init_state, make_loss, make_train_step
+from clara_jax.training.step import example_keys, init_state, make_loss, make_train_step, microbatches
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
 
@@ -207,7 +207,7 @@ def test_accumulation_equals_the_whole_batch_and_frozen_leaves_stay_out(stage, p
             np.testing.assert_allclose(after[path], value, rtol=0, atol=2e-5, err_msg=path)
 
 
-SPLITS = [(devices, accumulate) for devices in (1, 8) for accumulate in (1, 2, 4)]
+SPLITS = [(devices, accumulate) for devices in (1, 8) for accumulate in (1, 2, 4)] + [(1, 32)]
 
 
 @pytest.mark.parametrize(
@@ -282,3 +282,15 @@ def test_documents_that_are_absent_count_for_nothing(mesh):
             loss_and_gradients(stage, model, batch, mesh),
             loss_and_gradients(stage, model, dataclasses.replace(batch, document_ids=other), mesh),
         )
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_parts_of_any_size_keep_their_rows_on_their_devices(parts):
+    """Parts of as many rows as devices, too: one row on one device."""
+    for data in (1, 2):
+        where = make_mesh(data, 1, devices=jax.devices()[:data])
+        x = np.arange(4 * data * 3).reshape(4 * data, 3)
+        with jax.set_mesh(where):
+            found = jax.jit(lambda x: microbatches(x, parts))(put_batch(x, where))
+        assert jax.typeof(found).sharding.spec == jax.P(None, "data", None)
+        assert sorted(map(tuple, jax.device_get(found).reshape(-1, 3))) == [tuple(row) for row in x]

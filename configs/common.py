@@ -129,8 +129,8 @@ def paper(stage: str, arg: str | None, base: str) -> ConfigDict:
     )
     fields = dict(END_TO_END if stage == "end_to_end" else COMPRESSION)
     fields["schedule"] = choose("schedule", args.get("schedule", "cosine"), dict(cosine="cosine", constant="constant"))
-    # What the paper leaves open: batches of few shapes, so that less of a step is padding (docs/results.md). Packed rows
-    # would do better in scp, where there are several for each device: that depends on the mesh.
+    # What the paper leaves open: batches of few shapes, so that less of a step is padding (docs/results.md). Packing
+    # would do better in scp where there are several rows for each device: that depends on the mesh.
     fields["buckets"] = 4
     fields["train_data"] = (os.path.join(args.data, train[stage]),)
     return run(

@@ -239,7 +239,7 @@ if __name__ == "__main__":
 
 
 def test_interrupted_it_leaves_nothing(tmp_path):
-    lines = "".join(json.dumps({"id": f"m{i}", "text": prose(f"w{i}", 60)}) + "\n" for i in range(3000))
+    lines = "".join(json.dumps({"id": f"m{i}", "text": prose(f"w{i}", 60)}) + "\n" for i in range(12000))
     folder = write(tmp_path / "in", {"more.jsonl": lines})
     (tmp_path / "program.py").write_text(PROGRAM)
     arguments = ["--input", folder, "--output", str(tmp_path / "out.jsonl"), "--max-tokens", "40", "--workers", "2"]

@@ -1,8 +1,9 @@
-"""Files that are there whole or not at all, however the process that writes them ends."""
+"""Files that are there whole or not at all, however the process that writes them ends; and one writer at a time."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,27 @@ def replaced_when_whole(path: str | os.PathLike, problem: str = "cannot be writt
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike, busy: str) -> Iterator[None]:
+    """Keeps other processes out by the kernel's lock on a file, which is made where it is missing and stays; gone with
+    the process that holds it. Where a file system has no locks, there is none.
+
+    Args:
+      busy: the message where another process has it.
+
+    Raises:
+      ClaraError: another process has it.
+    """
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ClaraError(busy) from None
+        except OSError:
+            pass
+        yield
 
 
 def sync(path: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import tensorstore
 
 from clara_jax.errors import ClaraError
+from clara_jax.files import locked
 
 ROWS = 256  # documents of a block, which is one file; each is read on its own
 FORMAT = 1
@@ -50,12 +51,9 @@ class MemoryStore:
 
     def __init__(self, location: str | os.PathLike, fingerprint: str, memory_tokens: int, width: int, dtype: str):
         self.location = os.path.expanduser(os.fspath(location))
-        about = {"format": FORMAT, "fingerprint": fingerprint}
-        self._memories = self._open("memories", (memory_tokens, width), dtype, about)
-        self._check(about)
-        self._keys = self._open("keys", (_KEY_BYTES,), "uint8", {})
-        with self._errors("read"):
-            self._index(np.ascontiguousarray(self._keys.read().result()).view(_KEY).reshape(-1))
+        self._about = {"format": FORMAT, "fingerprint": fingerprint}
+        self._item, self._dtype = (memory_tokens, width), dtype
+        self._read_all()
 
     def __len__(self) -> int:
         """Documents in the store."""
@@ -64,7 +62,7 @@ class MemoryStore:
     @property
     def shape(self) -> tuple[int, int]:
         """(M, E) of a memory."""
-        return tuple(self._memories.shape[1:])
+        return self._item
 
     @property
     def dtype(self) -> np.dtype:
@@ -74,8 +72,21 @@ class MemoryStore:
         """Which of the keys, void16 [N], are in the store; bool [N]."""
         return self._find(keys) >= 0
 
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """For `append`: keeps other processes of this machine's file systems from writing, having read what they wrote.
+
+        Raises:
+          ClaraError: another process writes.
+        """
+        busy = f"{self.location}: another process is filling it; wait for it, or name another directory"
+        remote = "://" in self.location
+        with contextlib.nullcontext() if remote else locked(os.path.join(self.location, ".lock"), busy):
+            self._read_all()
+            yield
+
     def append(self, keys: np.ndarray, memories: np.ndarray) -> None:
-        """Adds documents, in blocks of their own.
+        """Adds documents, in blocks of their own; within `writing`.
 
         Args:
           keys: void16 [N], none of which is in the store.
@@ -119,6 +130,14 @@ class MemoryStore:
             result[there] = self.read(document_keys([documents[place] for place in there]))
         return result
 
+    def _read_all(self) -> None:
+        """Opens the arrays as they are now, and reads the keys."""
+        self._memories = self._open("memories", self._item, self._dtype, self._about)
+        self._check()
+        self._keys = self._open("keys", (_KEY_BYTES,), "uint8", {})
+        with self._errors("read"):
+            self._index(np.ascontiguousarray(self._keys.read().result()).view(_KEY).reshape(-1))
+
     def _index(self, rows: np.ndarray) -> None:
         """Takes the keys of all rows, holes among them."""
         numbers = np.flatnonzero(rows != np.zeros((), _KEY))
@@ -161,7 +180,8 @@ class MemoryStore:
             return f"{self.location.rstrip('/')}/{name}/"
         return {"driver": "file", "path": os.path.join(os.path.abspath(self.location), name) + "/"}
 
-    def _check(self, about: dict[str, Any]) -> None:
+    def _check(self) -> None:
+        about = self._about
         metadata = self._memories.spec().to_json()["metadata"]
         found = metadata.get("attributes", {}).get(_ABOUT, {})
         if found.get("format") != about["format"]:

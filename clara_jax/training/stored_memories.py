@@ -36,9 +36,9 @@ def open_memories(
     store = MemoryStore(stage.memories, bundle.compressor_fingerprint(), *sizes)
     keys = document_keys(documents)
     keys, first = np.unique(keys, return_index=True)
-    missing = first[~store.has(keys)]
-    if len(missing):
-        with stop.deferred():
+    if not store.has(keys).all():
+        with store.writing(), stop.deferred():
+            missing = first[~store.has(keys)]
             _compress(store, stage, bundle, [documents[i] for i in missing], stop, progress)
     return store.read_documents
 

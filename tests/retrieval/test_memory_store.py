@@ -86,3 +86,19 @@ def test_what_is_missing_or_damaged_is_said(tmp_path, documents, memories):
     (tmp_path / "file").write_text("")
     with pytest.raises(ClaraError, match="memories cannot be opened"):
         open_store(tmp_path / "file")
+
+
+def test_one_writer_at_a_time(tmp_path, documents, memories):
+    """The second one is refused while the first one writes, and then knows what it wrote."""
+    keys = document_keys(documents)
+    first, second = open_store(tmp_path / "store"), open_store(tmp_path / "store")
+    with first.writing():
+        first.append(keys[:30], memories[:30])
+        with pytest.raises(ClaraError, match="another process is filling it"), second.writing():
+            pass
+    assert not second.has(keys[:30]).any()
+    with second.writing():
+        assert second.has(keys[:30]).all()
+        second.append(keys[30:50], memories[30:50])
+    np.testing.assert_array_equal(second.read(keys[:50]), memories[:50])
+    np.testing.assert_array_equal(open_store(tmp_path / "store").read(keys[:50]), memories[:50])

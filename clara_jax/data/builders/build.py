@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from clara_jax.data.builders.datasets import DATASETS, REJECTED, SHARD_BYTES
@@ -16,7 +14,7 @@ from clara_jax.data.builders.reading import schema_of
 from clara_jax.data.builders.source import INFO, read_metadata
 from clara_jax.data.jsonl import data_files
 from clara_jax.errors import ClaraError
-from clara_jax.files import sync
+from clara_jax.files import locked, sync
 
 LOCK, STAGING, PREVIOUS = ".lock", ".building", "previous"  # beside the data set's own directory; within the second
 
@@ -97,7 +95,7 @@ def build(
     target = root / name / version
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(target.parent / LOCK, target):
+        with locked(target.parent / LOCK, f"{target}: another process is building it; wait for it"):
             staging = target.parent / STAGING
             _clear(staging, target)
             if target.exists() and not overwrite:
@@ -130,19 +128,6 @@ def _report(target: Path, seconds: float) -> BuildReport:
     return BuildReport(
         target, metadata["stage"], splits, metadata["fingerprint"], rejects if rejects.exists() else None, seconds
     )
-
-
-@contextlib.contextmanager
-def _lock(path: Path, target: Path) -> Iterator[None]:
-    """The kernel's lock, gone with the process that holds it; where a file system has none, there is none."""
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ClaraError(f"{target}: another process is building it; wait for it") from None
-        except OSError:
-            pass
-        yield
 
 
 def _move(made: Path, target: Path, staging: Path) -> None:

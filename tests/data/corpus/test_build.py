@@ -223,12 +223,15 @@ def test_mistakes_are_one_line(options, message, tmp_path, capsys):
     assert listing(tmp_path) == ["in"]
 
 
+# What a shell starts in the background, and all that it starts, ignores SIGINT: this program listens wherever it runs.
 PROGRAM = """
 import argparse
+import signal
 from clara_jax import command as commands
 from clara_jax.data.corpus import command
 
 def main():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     command.run(parser.parse_args())
@@ -239,7 +242,7 @@ if __name__ == "__main__":
 
 
 def test_interrupted_it_leaves_nothing(tmp_path):
-    lines = "".join(json.dumps({"id": f"m{i}", "text": prose(f"w{i}", 60)}) + "\n" for i in range(12000))
+    lines = "".join(json.dumps({"id": f"m{i}", "text": prose(f"w{i}", 60)}) + "\n" for i in range(3000))
     folder = write(tmp_path / "in", {"more.jsonl": lines})
     (tmp_path / "program.py").write_text(PROGRAM)
     arguments = ["--input", folder, "--output", str(tmp_path / "out.jsonl"), "--max-tokens", "40", "--workers", "2"]

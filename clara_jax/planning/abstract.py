@@ -1,0 +1,75 @@
+"""The arguments of a training step as shapes with shardings: nothing is allocated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from clara_jax.data.batches import Batch
+from clara_jax.data.shapes import Shapes
+from clara_jax.method.clara import ClaraModel
+from clara_jax.method.parameters import declare, split
+from clara_jax.model.declare import abstract
+from clara_jax.model.sharding import check_batch
+from clara_jax.training.step import TrainState
+
+
+def params(model: ClaraModel, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """All parameters; the base is stored in the compute dtype."""
+    return abstract(declare(model.config, model.clara, model.dtype), mesh)
+
+
+def state_and_frozen(
+    tree: Any, trains: tuple[str, ...], optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
+) -> tuple[TrainState, dict[str, Any]]:
+    """The state that a stage begins with, and the leaves that it leaves alone."""
+    trained, frozen = split(tree, trains)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        moments = jax.eval_shape(jax.jit(optimizer.init), trained)
+
+    def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        spec = x.sharding.spec if x.sharding is not None else jax.P()
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.NamedSharding(mesh, spec))
+
+    step = place(jax.ShapeDtypeStruct((), jnp.int32))
+    return TrainState(step, trained, jax.tree.map(place, moments)), frozen
+
+
+def key(mesh: jax.sharding.Mesh) -> jax.ShapeDtypeStruct:
+    """The run's PRNG key, the same on every device."""
+    dtype = jax.eval_shape(lambda: jax.random.key(0)).dtype
+    return jax.ShapeDtypeStruct((), dtype, sharding=jax.NamedSharding(mesh, jax.P()))
+
+
+def batch(rows: int, shapes: Shapes, memory_tokens: int, ranks: bool, mesh: jax.sharding.Mesh) -> Batch:
+    """A batch of unpacked rows, every one of the full shapes.
+
+    Args:
+      ranks: whether the stage has questions and positives (end_to_end, retrieval).
+
+    Raises:
+      ClaraError: the mesh does not divide the rows.
+    """
+    check_batch(rows, mesh)
+
+    def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=jax.NamedSharding(mesh, jax.P("data")))
+
+    document = (shapes.documents, shapes.encoder_width + memory_tokens)
+    query = shapes.query_width + memory_tokens
+    return Batch(
+        document_ids=array(jnp.int32, *document),
+        document_mask=array(bool, *document),
+        document_valid=array(bool, shapes.documents),
+        query_ids=array(jnp.int32, query) if ranks else None,
+        query_mask=array(bool, query) if ranks else None,
+        prompt_ids=array(jnp.int32, shapes.prompt_length),
+        prompt_mask=array(bool, shapes.prompt_length),
+        memory_index=array(jnp.int32, shapes.prompt_length),
+        labels=array(jnp.int32, shapes.target_length),
+        positives=array(bool, shapes.documents) if ranks else None,
+        example_ids=array(jnp.int32),
+    )

@@ -1,0 +1,45 @@
+"""A TPU slice by name, as devices to compile for; none need be there."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+
+from clara_jax.errors import ClaraError
+from clara_jax.planning.chips import CHIPS, Chip
+
+
+def parse(name: str) -> tuple[Chip, tuple[int, ...]]:
+    """``"v5p:4x4x4"`` -> its chip and the chips along each axis.
+
+    Raises:
+      ClaraError: another form, or a chip that is not in the table.
+    """
+    chip, _, shape = name.partition(":")
+    if chip not in CHIPS:
+        raise ClaraError(f"--topology: {name!r} names no known chip; known are {', '.join(CHIPS)}, e.g. v5p:4x4x4")
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", shape):
+        raise ClaraError(f"--topology: {name!r} needs the chips along each axis, e.g. {chip}:2x4 or {chip}:2x2x1")
+    return CHIPS[chip], tuple(map(int, shape.split("x")))
+
+
+def devices(name: str) -> list:
+    """The devices of a topology, for compilation alone.
+
+    Raises:
+      ClaraError: as `parse`; libtpu is missing; libtpu does not know the topology.
+    """
+    parse(name)
+    if importlib.util.find_spec("libtpu") is None:
+        raise ClaraError("--topology: libtpu is not installed; run: pip install libtpu")
+    # No metadata server to ask, and several compilations may go on at once.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")
+    from jax.experimental import topologies
+
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+    except Exception as error:  # the runtime raises whatever it likes
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ClaraError(f"--topology: {name!r} is not one that libtpu knows: {reason}") from None

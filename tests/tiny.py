@@ -10,9 +10,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 CHAT_TEMPLATE = (
-    "{% for m in messages %}{{ '<s>' + m['role'] + ' ' + m['content'] + '</s>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<s>assistant ' }}{% endif %}"
+    "{% for m in messages %}{{ '<s>' + m['role'] + '\\n' + m['content'] + '</s>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<s>assistant\\n' }}{% endif %}"
 )
+# Its prompts end with a space, which becomes one token with an answer's first word: what is left to learn is the rest.
+SPACED_TEMPLATE = CHAT_TEMPLATE.replace("\\n", " ")
 PLACES = ["Rouen", "Oslo", "Kyoto", "Lima", "Accra", "Quito", "Perth", "Turin"]
 PEOPLE = ["Ada", "Rollo", "Mika", "Ines", "Kofi", "Luis", "Noor", "Gino"]
 
@@ -21,7 +23,7 @@ def document(i: int) -> str:
     return f"{PEOPLE[i % 8]} number {i} was born in {PLACES[(3 * i) % 8]} and works there as a painter."
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer(chat_template: str = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
     """Byte-level BPE over the records' own words, so that every text can be encoded."""
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -37,14 +39,14 @@ def tokenizer() -> PreTrainedTokenizerFast:
         trainer,
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tok, bos_token="<s>", eos_token="</s>", unk_token="<unk>", chat_template=CHAT_TEMPLATE
+        tokenizer_object=tok, bos_token="<s>", eos_token="</s>", unk_token="<unk>", chat_template=chat_template
     )
 
 
-def write_base(directory: Path, seed: int = 0, **overrides) -> Path:
+def write_base(directory: Path, seed: int = 0, chat_template: str = CHAT_TEMPLATE, **overrides) -> Path:
     """A random Llama of two layers, width 64."""
     directory.mkdir(parents=True, exist_ok=True)
-    tok = tokenizer()
+    tok = tokenizer(chat_template)
     tok.save_pretrained(directory)
     config = {
         "model_type": "llama",

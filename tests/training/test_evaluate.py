@@ -33,7 +33,7 @@ COUNT, CANDIDATES = 7, 4
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     path = tmp_path_factory.mktemp("evaluate")
-    tiny.write_base(path / "base")
+    tiny.write_base(path / "base", chat_template=tiny.SPACED_TEMPLATE)  # untrained, it answers differently
     # A record shares documents with the three before and behind it: `make_examples` takes every third.
     return tiny.write_records(path, 3 * COUNT, CANDIDATES)
 

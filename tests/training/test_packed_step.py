@@ -28,7 +28,7 @@ SCP = STAGES["scp"]
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     path = tmp_path_factory.mktemp("packing")
-    tiny.write_base(path / "base")
+    tiny.write_base(path / "base", chat_template=tiny.SPACED_TEMPLATE)
     return tiny.write_records(path, 16, 4)
 
 

@@ -28,7 +28,7 @@ from clara_jax.inference.encode import LENGTH_MULTIPLE, encode_texts
 from clara_jax.method.parameters import overlap
 from clara_jax.method.reranker import EXCLUDED, cosine_scores
 from clara_jax.method.stages import STAGES, inherit
-from clara_jax.model.sharding import make_mesh, put_batch
+from clara_jax.model.sharding import batch_shards, make_mesh, put_batch
 
 LongDocuments = Literal["chunk", "cut"]
 
@@ -101,12 +101,12 @@ class Clara:
         """
         Args:
           bundle: see `clara_jax.bundle`.
-          batch_size: texts, questions or prompts per device call, rounded up to the mesh's data axis.
+          batch_size: texts, questions or prompts per device call, rounded up to what the mesh divides.
         """
         _positive("batch_size", batch_size)
         self.bundle = bundle
-        data = bundle.mesh.shape["data"]
-        self.batch_size = -(-batch_size // data) * data
+        shards = batch_shards(bundle.mesh)
+        self.batch_size = -(-batch_size // shards) * shards
         # A checkpoint from before the end-to-end stage has no query reasoner of its own: it would start as the
         # compressor.
         self._params = inherit(STAGES["end_to_end"], bundle.params, bundle.trained)

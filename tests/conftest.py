@@ -8,6 +8,12 @@ jax.config.update("jax_num_cpu_devices", 8)
 from clara_jax.model.sharding import make_mesh  # noqa: E402  (after the device count is set)
 
 
+def pytest_collection_modifyitems(items):
+    """Whole commands first, then what trains: the long files should not be what one worker is left with at the end."""
+    long = ("test_resume", "test_train_command", "test_smoke", "training/", "method/")
+    items.sort(key=lambda item: next((i for i, name in enumerate(long) if name in item.nodeid), len(long)))
+
+
 @pytest.fixture(scope="session")
 def mesh():
     """A mesh of one device."""
@@ -26,3 +32,9 @@ def fast_compile():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="session")
+def mesh222():
+    """Eight devices, two along each axis: two replicas, whose rows are four parts."""
+    return make_mesh(2, 2, 2)

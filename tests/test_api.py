@@ -116,9 +116,9 @@ def test_sampling_is_repeatable_and_differs_by_seed(clara):
     assert greedy == nucleus
 
 
-def test_eight_devices_answer_as_one(bundle, clara, mesh42, tmp_path):
+def test_eight_devices_answer_as_one(bundle, clara, mesh222, tmp_path):
     bundle.save(tmp_path / "checkpoint", "end_to_end")
-    wide = Clara.load(tmp_path / "checkpoint", mesh=mesh42, batch_size=4)
+    wide = Clara.load(tmp_path / "checkpoint", mesh=mesh222, batch_size=4)
     assert wide.fingerprint == clara.fingerprint
     np.testing.assert_allclose(wide.compress(DOCUMENTS).array, clara.compress(DOCUMENTS).array, atol=1e-5)
     one, other = (c.answer(QUESTIONS, [DOCUMENTS] * 3, k=2, max_new_tokens=6) for c in (clara, wide))

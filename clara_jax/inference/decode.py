@@ -14,6 +14,7 @@ from clara_jax.errors import ClaraError
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.generator import splice
 from clara_jax.model.cache import Cache, empty_cache
+from clara_jax.model.sharding import BATCH
 from clara_jax.model.transformer import join_logits
 
 
@@ -77,7 +78,7 @@ def generate(
     """
     batch, length = prompt_ids.shape
     limit = sampling.max_new_tokens
-    rows = jax.P("data")
+    rows = jax.P(BATCH)
     x = splice(model, params, prompt_ids, memory_index, memories)
     cache = empty_cache(model.config, batch, length + limit, model.dtype)
     states, cache = model.forward(params, "generator", x, prompt_mask, cache)
@@ -100,7 +101,7 @@ def generate(
     state = _State(
         step=jnp.int32(0),
         token=token,
-        tokens=jnp.full((batch, limit), end_ids[0], jnp.int32, out_sharding=jax.P("data", None)),
+        tokens=jnp.full((batch, limit), end_ids[0], jnp.int32, out_sharding=jax.P(BATCH, None)),
         lengths=jnp.zeros(batch, jnp.int32, out_sharding=rows),
         log_probability=jnp.zeros(batch, jnp.float32, out_sharding=rows),
         done=jnp.zeros(batch, bool, out_sharding=rows),
@@ -111,7 +112,7 @@ def generate(
     def body(state: _State) -> _State:
         x = model.embed(params, state.token[:, None])
         # A finished row goes on reading end tokens: its slots are its own, so nothing else sees them.
-        mask = jnp.ones((batch, 1), bool, out_sharding=jax.P("data", None))
+        mask = jnp.ones((batch, 1), bool, out_sharding=jax.P(BATCH, None))
         states, cache = model.forward(params, "generator", x, mask, state.cache)
         token, logp, key = _choose(model, params, states, state.key, sampling)
         return record(state.replace(cache=cache, key=key), token, logp)
@@ -138,7 +139,7 @@ def _choose(
             kept = jnp.cumsum(ranked, axis=-1) - ranked < sampling.top_p
             kept = jnp.take_along_axis(kept, jnp.argsort(order, axis=-1), axis=-1)
             scaled = jnp.where(kept, scaled, -jnp.inf)
-        noise = jax.random.gumbel(draw, scaled.shape, out_sharding=jax.P("data", None))
+        noise = jax.random.gumbel(draw, scaled.shape, out_sharding=jax.P(BATCH, None))
         token = jnp.argmax(scaled + noise, axis=-1).astype(jnp.int32)
     picked = jnp.where(jnp.arange(logits.shape[-1]) == token[:, None], log_probabilities, 0)
     return token, jnp.sum(picked, axis=-1), key

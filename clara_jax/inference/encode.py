@@ -35,7 +35,7 @@ def encode_texts(
     Args:
       role: "compressor" for documents, "query_reasoner" for questions.
       texts: token ids without memory tokens.
-      batch_size: texts of a device call, a multiple of the mesh's data axis.
+      batch_size: texts of a device call, which the mesh divides.
     """
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     pending = None

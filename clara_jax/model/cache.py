@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from clara_jax.model.config import ModelConfig
-from clara_jax.model.sharding import spec
+from clara_jax.model.sharding import BATCH, spec
 
 
 @flax.struct.dataclass
@@ -27,10 +27,10 @@ def empty_cache(config: ModelConfig, batch: int, slots: int, dtype: jnp.dtype) -
     """A cache with room for ``slots`` tokens of each of ``batch`` sequences, on the current mesh."""
     shape = (config.layers, batch, slots, config.kv_heads, config.head_channels)
     heads = spec(shape, (None, None, None, "kv_heads", None), jax.sharding.get_abstract_mesh())[3]
-    sharding = jax.P(None, "data", None, heads, None)
+    sharding = jax.P(None, BATCH, None, heads, None)
     return Cache(
         k=jnp.zeros(shape, dtype, out_sharding=sharding),
         v=jnp.zeros(shape, dtype, out_sharding=sharding),
-        mask=jnp.zeros((batch, slots), bool, out_sharding=jax.P("data", None)),
+        mask=jnp.zeros((batch, slots), bool, out_sharding=jax.P(BATCH, None)),
         length=jnp.zeros((), jnp.int32),
     )

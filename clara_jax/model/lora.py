@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from clara_jax.model.declare import Map
+from clara_jax.model.sharding import BATCH
 
 
 @flax.struct.dataclass
@@ -67,7 +68,7 @@ class LoRALinear(nn.Module):
         ins = next(iter(self.maps.values())).input_letters
         # Behind attention and inside the MLP the contracted axis is split over "model": the sum over it must be asked
         # for.
-        summed = jax.P("data", None) if ins != "E" else None
+        summed = jax.P(BATCH, None) if ins != "E" else None
         params = self.variables["params"]
         adapter = self.variables.get("lora")
         dropped = x if adapter is None or dropout is None else dropout(x, layer * 16 + self.site)

@@ -1,42 +1,71 @@
-"""Where arrays live: a mesh of two axes, and the one table from logical axis names to them.
+"""Where arrays live: a mesh of three axes, and the one table from logical axis names to them.
 
 ``data`` splits the batch and, as in fully sharded data parallelism, the embedding axis of every weight; ``model``
-splits heads, MLP and vocabulary (tensor parallelism). The mesh is Explicit: array types carry their sharding, so a
-missing annotation is an error and not a silent copy. The same code runs on the 1 x 1 mesh of a laptop.
+splits heads, MLP and vocabulary (tensor parallelism); ``replica`` splits the batch alone, so that what has to be summed
+between slices of a pod, over the slow network, is the gradient and nothing else. The mesh is Explicit: array types
+carry their sharding, so a missing annotation is an error and not a silent copy. The same code runs on the 1 x 1 x 1
+mesh of a laptop.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType
 
 from clara_jax.errors import ClaraError
 
+AXES = ("replica", "data", "model")
+BATCH = ("replica", "data")  # the mesh axes that an array's rows are split over
 RULES = {"embed": "data", "heads": "model", "kv_heads": "model", "mlp": "model", "vocab": "model"}
 # Axes that stay whole on every device where the mesh does not divide them: a model has few key/value heads, and a
 # vocabulary with added or trimmed rows is rarely a round number.
 MAY_STAY_WHOLE = {"kv_heads", "vocab"}
 
 
-def make_mesh(data: int = -1, model: int = 1, devices: list | None = None) -> jax.sharding.Mesh:
-    """A ``(data, model)`` mesh over the given (default: all) devices; ``data = -1`` takes what ``model`` leaves.
+def make_mesh(
+    data: int = -1, model: int = 1, replica: int = -1, devices: Sequence[jax.Device] | None = None
+) -> jax.sharding.Mesh:
+    """A ``(replica, data, model)`` mesh over the given (default: all) devices.
+
+    Args:
+      data: -1 takes what the others leave.
+      replica: -1 is one for each slice (devices that a fast network joins); 1 where there are no slices.
 
     Raises:
-      ClaraError: the number of devices is no product of the two.
+      ClaraError: the number of devices is no product of the three; slices that are neither whole replicas nor parts of
+        one.
     """
     devices = jax.devices() if devices is None else devices
-    if model < 1 or (data < 1 and data != -1):
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if model < 1 or any(size < 1 and size != -1 for size in (replica, data)):
         raise ClaraError(
-            f"mesh: ({data}, {model}) is not a mesh; both sizes must be at least 1 (data may be -1: all that is left)"
+            f"mesh: ({replica}, {data}, {model}) is no mesh; sizes must be at least 1 (replica may be -1: one for each "
+            "slice; data may be -1: all that is left)"
         )
+    replica = slices if replica == -1 else replica
     if data == -1:
-        data = max(1, len(devices) // model)
-    if data * model != len(devices):
+        data = max(1, len(devices) // (replica * model))
+    if replica * data * model != len(devices):
         raise ClaraError(
-            f"mesh: data {data} x model {model} = {data * model} does not match the {len(devices)} devices; choose "
-            f"sizes whose product is {len(devices)}"
+            f"mesh: replica {replica} x data {data} x model {model} = {replica * data * model} does not match the "
+            f"{len(devices)} devices; choose sizes whose product is {len(devices)}"
         )
-    return jax.make_mesh((data, model), ("data", "model"), devices=devices, axis_types=(AxisType.Explicit,) * 2)
+    shape, explicit = (replica, data, model), (AxisType.Explicit,) * len(AXES)
+    if slices == 1:
+        return jax.make_mesh(shape, AXES, devices=devices, axis_types=explicit)
+    if replica % slices:
+        raise ClaraError(f"mesh: {replica} replicas do not divide among {slices} slices; choose a multiple of {slices}")
+    placed = mesh_utils.create_hybrid_device_mesh((replica // slices, data, model), (slices, 1, 1), devices)
+    return jax.sharding.Mesh(placed, AXES, axis_types=explicit)
+
+
+def batch_shards(mesh: jax.sharding.Mesh) -> int:
+    """Parts that the rows of a batch are split into."""
+    return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
 def spec(shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: jax.sharding.Mesh, path: str = "") -> jax.P:
@@ -61,11 +90,15 @@ def spec(shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: jax.shardin
 
 def check_batch(batch_size: int, mesh: jax.sharding.Mesh, field: str = "batch_size") -> None:
     """Raises:
-    ClaraError: the mesh's data axis does not divide the batch."""
-    if batch_size % mesh.shape["data"]:
-        raise ClaraError(f'{field}: {batch_size} is not divisible by the mesh axis "data" of size {mesh.shape["data"]}')
+    ClaraError: the mesh does not divide the batch."""
+    if batch_size % batch_shards(mesh):
+        sizes = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in BATCH)
+        raise ClaraError(
+            f"{field}: {batch_size} is not divisible by the {batch_shards(mesh)} parts that the mesh splits a batch "
+            f"into ({sizes})"
+        )
 
 
 def put_batch(tree, mesh: jax.sharding.Mesh):
-    """Places host arrays with their leading axis split over ``data``; None leaves stay None."""
-    return jax.tree.map(lambda x: jax.device_put(x, jax.NamedSharding(mesh, jax.P("data"))), tree)
+    """Places host arrays with their leading axis split over the mesh; None leaves stay None."""
+    return jax.tree.map(lambda x: jax.device_put(x, jax.NamedSharding(mesh, jax.P(BATCH))), tree)

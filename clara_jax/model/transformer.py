@@ -21,6 +21,7 @@ from clara_jax.model.config import ModelConfig
 from clara_jax.model.declare import Map, linear_units
 from clara_jax.model.lora import Dropout, LoRALinear
 from clara_jax.model.rope import rotate, rotations
+from clara_jax.model.sharding import BATCH
 
 REMAT_POLICIES = {
     "none": None,
@@ -144,7 +145,7 @@ class Transformer(nn.Module):
         table = self.variables["params"]["embed"]["table"]
         # Gathering the width first leaves one gather of the table and a local sum over "model".
         table = jax.reshard(table, jax.P(jax.typeof(table).sharding.spec[0], None))
-        out = jax.P("data", None, None)
+        out = jax.P(BATCH, None, None)
         x = table.at[jnp.minimum(ids, self.config.vocab_size - 1)].get(out_sharding=out).astype(self.dtype)
         if "tokens" not in self.variables:
             return x
@@ -202,7 +203,7 @@ class Transformer(nn.Module):
             x,
             table.astype(x.dtype),
             preferred_element_type=jnp.float32,
-            out_sharding=jax.P("data", None, vocabulary),
+            out_sharding=jax.P(BATCH, None, vocabulary),
         )
         if "tokens" not in self.variables:
             return logits, None
@@ -247,4 +248,4 @@ def join_logits(base: jax.Array, added: jax.Array | None) -> jax.Array:
     """All logits in one array [B, T, V + added], whole along the vocabulary."""
     if added is None:
         return base
-    return jnp.concatenate([jax.reshard(base, jax.P("data", None, None)), added], axis=-1)
+    return jnp.concatenate([jax.reshard(base, jax.P(BATCH, None, None)), added], axis=-1)

@@ -13,7 +13,7 @@ from clara_jax.data.shapes import Shapes
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.parameters import declare, split
 from clara_jax.model.declare import abstract
-from clara_jax.model.sharding import check_batch
+from clara_jax.model.sharding import BATCH, check_batch
 from clara_jax.training.step import TrainState
 
 
@@ -56,7 +56,7 @@ def batch(rows: int, shapes: Shapes, memory_tokens: int, ranks: bool, mesh: jax.
     check_batch(rows, mesh)
 
     def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=jax.NamedSharding(mesh, jax.P("data")))
+        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=jax.NamedSharding(mesh, jax.P(BATCH)))
 
     document = (shapes.documents, shapes.encoder_width + memory_tokens)
     query = shapes.query_width + memory_tokens

@@ -24,6 +24,7 @@ from clara_jax.errors import ClaraError
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.method.parameters import COMPRESSOR, overlap
 from clara_jax.method.stages import STAGES, Objective
+from clara_jax.model.sharding import AXES
 from clara_jax.model.transformer import REMAT_POLICIES
 
 SCHEDULES = ("cosine", "constant", "cosine_with_minimum")
@@ -238,7 +239,7 @@ class RunConfig:
       stages: in order; the first starts from ``initial_checkpoint`` or from fresh adapters.
       model, clara: the base and the method's sizes.
       seed: of initial values, order of records and dropout.
-      mesh: devices along (data, model); -1 for data takes all that model leaves.
+      mesh: devices along (data, model), or along (replica, data, model); see `clara_jax.model.sharding.make_mesh`.
       workdir: the run directory; the command's ``--workdir`` goes before it.
       initial_checkpoint: a run directory, one of its checkpoints, or a released CLaRa checkpoint.
       scratch: sizes of the base where ``model.base`` is "scratch".
@@ -263,7 +264,7 @@ class RunConfig:
     model: ModelSection = ModelSection()
     clara: ClaraConfig = ClaraConfig()
     seed: int = 0
-    mesh: tuple[int, int] = (-1, 1)
+    mesh: tuple[int, ...] = (-1, 1)
     workdir: str = ""
     initial_checkpoint: str | None = None
     scratch: ScratchSection = ScratchSection()
@@ -284,8 +285,12 @@ class RunConfig:
     def __post_init__(self):
         _require(bool(self.stages), "", "stages", self.stages, f"name at least one of {', '.join(STAGES)}")
         _require(0 <= self.seed < 2**32, "", "seed", self.seed, "it must be in [0, 2^32)")
-        good = (self.mesh[0] >= 1 or self.mesh[0] == -1) and self.mesh[1] >= 1
-        rule = "(data, model) must be at least 1 each; data may be -1: all that is left"
+        good = len(self.mesh) in (2, 3) and self.mesh[-1] >= 1
+        good = good and all(size >= 1 or size == -1 for size in self.mesh)
+        rule = (
+            "it must be (data, model) or (replica, data, model), each at least 1; data may be -1: all that is left; "
+            "replica may be -1: one for each slice"
+        )
         _require(good, "", "mesh", self.mesh, rule)
         _require(self.progress_seconds > 0, "", "progress_seconds", self.progress_seconds, "it must be positive")
         _require(self.save_minutes > 0, "", "save_minutes", self.save_minutes, "it must be positive")
@@ -300,6 +305,11 @@ class RunConfig:
                 "config.model.base is empty: name a base model (smollm2, a directory, a .gguf file or a hub id), "
                 "or a checkpoint to start from in config.initial_checkpoint"
             )
+
+    @property
+    def mesh_sizes(self) -> dict[str, int]:
+        """Arguments of `clara_jax.model.sharding.make_mesh`."""
+        return dict(zip(AXES, (-1, *self.mesh)[-len(AXES) :], strict=True))
 
 
 def resolve(config: Any) -> RunConfig:

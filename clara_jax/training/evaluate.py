@@ -67,7 +67,7 @@ class Evaluation:
         Args:
           examples: held out, tokenized for this stage; none of them makes every call give {}.
           records: the same, with the references of their answers.
-          batch_size: rows of a device call, a multiple of the mesh's data axis; the last batch is filled up.
+          batch_size: rows of a device call, which the mesh divides; the last batch is filled up.
           loss_batches: batches that loss and recall are taken over; default all.
           answers: records that are answered, the first ones, in a stage that answers questions; default all.
           max_new_tokens: longest answer.

@@ -53,7 +53,7 @@ def run(config: RunConfig, workdir: Path, stop: StopSignal) -> Outcome | None:
     """
     if is_finished(config, workdir):  # the resume ladder's first rung, see `find_start`
         return None
-    mesh = make_mesh(*config.mesh)
+    mesh = make_mesh(**config.mesh_sizes)
     for stage in config.stages:
         check_batch(stage.batch_size // stage.accumulate, mesh, f"config.{stage.name}.batch_size / accumulate")
     with lock(workdir):

@@ -20,7 +20,7 @@ from clara_jax.data.plan import BatchPlan
 from clara_jax.errors import ClaraError
 from clara_jax.method.parameters import merge, split
 from clara_jax.method.stages import STAGES, Terms, inherit
-from clara_jax.model.sharding import put_batch
+from clara_jax.model.sharding import batch_shards, put_batch
 from clara_jax.training.config import RunConfig
 from clara_jax.training.evaluate import Evaluation
 from clara_jax.training.metrics import MetricWriter, Progress, device_memory
@@ -62,7 +62,7 @@ class StageRun:
         plan = BatchPlan(
             data.sizes, data.ladder, own.batch_size, self.steps, config.seed + position.number, data.mixture
         )
-        multiple = own.accumulate * bundle.mesh.shape["data"]
+        multiple = own.accumulate * batch_shards(bundle.mesh)
         memories = open_memories(own, bundle, data.documents, stop, config.progress) if own.memories else None
         self.loader = BatchLoader(
             plan, data.examples, data.sizes, bundle.tokenizer, data.row, multiple, memories=memories

@@ -138,11 +138,15 @@ def test_other_values():
     for fields, message in [
         (dict(mesh=(-1, -1)), "mesh"),
         (dict(mesh=(0, 1)), "mesh"),
+        (dict(mesh=(2,)), "mesh"),
+        (dict(mesh=(2, 2, -1)), "mesh"),
         (dict(seed=-1), "seed"),
         (dict(model=ModelSection()), "config.model.base is empty"),
     ]:
         with pytest.raises(ClaraError, match=message):
             dataclasses.replace(run, **fields)
+    assert run.mesh_sizes == dict(replica=-1, data=-1, model=1)
+    assert dataclasses.replace(run, mesh=(2, 4, 2)).mesh_sizes == dict(replica=2, data=4, model=2)
     assert dataclasses.replace(run, model=ModelSection(), initial_checkpoint="runs/a").model.base == ""
 
 

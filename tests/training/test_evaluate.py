@@ -189,9 +189,9 @@ def bare(bundle, records):
     return [bundle.tokenizer.decode(row[:n].tolist()) for row, n in zip(*jax.device_get(out[:2]), strict=True)]
 
 
-def test_same_values_on_another_mesh_and_however_batches_are_cut(directory, mesh, mesh42):
+def test_same_values_on_another_mesh_and_however_batches_are_cut(directory, mesh, mesh222):
     expected, evaluation, _ = measure(directory, "end_to_end", mesh)
-    values, again, _ = measure(directory, "end_to_end", mesh42, batch_size=8)
+    values, again, _ = measure(directory, "end_to_end", mesh222, batch_size=8)
     assert list(values) == list(expected) and again.answers == evaluation.answers
     for name, value in expected.items():
         assert values[name] == pytest.approx(value, rel=1e-5), name

@@ -74,8 +74,8 @@ def value_and_gradient(bundle, batch, seed=3):
 
 @pytest.mark.parametrize("devices", ["one", pytest.param("eight", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=pytest.mark.slow), 0.3])
-def test_packed_rows_are_the_rows(directory, mesh, mesh42, devices, dropout):
-    bundle = make_bundle(directory, {"one": mesh, "eight": mesh42}[devices], dropout)
+def test_packed_rows_are_the_rows(directory, mesh, mesh222, devices, dropout):
+    bundle = make_bundle(directory, {"one": mesh, "eight": mesh222}[devices], dropout)
     plain, packed = make_batches(directory, bundle)
     assert packed.tokens == plain.tokens
     ((loss, terms), gradient) = value_and_gradient(bundle, plain)

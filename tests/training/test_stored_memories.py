@@ -89,8 +89,8 @@ def value_and_gradient(bundle, stage, batch):
         pytest.param("retrieval", "eight", marks=pytest.mark.slow),
     ],
 )
-def test_losses_and_gradients_are_those_of_compressing_in_the_step(directory, tmp_path, mesh, mesh42, stage, devices):
-    bundle = make_bundle(directory, {"one": mesh, "eight": mesh42}[devices])
+def test_losses_and_gradients_are_those_of_compressing_in_the_step(directory, tmp_path, mesh, mesh222, stage, devices):
+    bundle = make_bundle(directory, {"one": mesh, "eight": mesh222}[devices])
     examples = make_examples(directory, bundle, stage)
     # A row with fewer documents, and a batch that is filled up.
     short = dataclasses.replace(examples[0], documents=examples[0].documents[:3], positives=(0,))

@@ -135,8 +135,8 @@ def test_padding_is_not_counted():
 
 
 def test_mistral_7b_is_4n_per_token():
-    """6.98 billion weights in the blocks. At 2,048 tokens attention adds 5.8 hundredths of 4N, and an adapter of rank 16
-    nine thousandths."""
+    """6.98 billion weights in the blocks. At 2,048 tokens attention adds 5.8 hundredths of 4N, an adapter of rank
+    16 nine thousandths."""
     config = ModelConfig.from_hf(
         {
             "model_type": "mistral",

@@ -42,7 +42,8 @@ def get_config(arg=None):
     )
 """
 # What a line says of the process that wrote it, and not of the run.
-PROCESS = ("seconds", "tokens_per_second", "compile_seconds", "compilations", "evaluation_compilations")
+PROCESS = ("seconds", "tokens_per_second", "tokens_per_second_per_device", "mfu")
+PROCESS += ("compile_seconds", "compilations", "evaluation_compilations")
 PROCESS += ("host_peak_gib", "device_peak_gib", "device_in_use_gib")
 # These processes compile much and run little: few optimizations, and what one has compiled, the others find (save for
 # those that are killed while they compile).

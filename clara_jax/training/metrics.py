@@ -234,6 +234,8 @@ class Progress:
       seconds: time between lines without a terminal.
       enabled: False writes nothing.
       clock: seconds, monotonic.
+      devices: that share the work.
+      peak_flops: of one of them, a second; None where it is not known.
     """
 
     def __init__(
@@ -246,11 +248,14 @@ class Progress:
         seconds: float = 30.0,
         enabled: bool = True,
         clock: Callable[[], float] = time.monotonic,
+        devices: int = 1,
+        peak_flops: float | None = None,
     ):
         self.total, self.name, self.step, self._first = total, name, start, start + 1
         self._stream = sys.stderr if stream is None else stream
         self._seconds, self._clock, self._last_line = seconds, clock, -math.inf
-        self._tokens, self._steps = Throughput(clock=clock), Throughput(clock=clock)
+        self._tokens, self._steps, self._flops = (Throughput(clock=clock) for _ in range(3))
+        self._devices, self._peak_flops = devices, peak_flops
         self._enabled = enabled
         self._bar = None
         if enabled and self._stream.isatty():
@@ -261,21 +266,42 @@ class Progress:
         return self._tokens.rate
 
     @property
+    def mfu(self) -> float | None:
+        """Model FLOPs a second as a share of what the devices could do at best; None where that is not known."""
+        if self._peak_flops is None or self._flops.rate is None:
+            return None
+        return self._flops.rate / (self._devices * self._peak_flops)
+
+    @property
+    def rates(self) -> dict[str, float | None]:
+        """Over the last steps: "tokens_per_second", "tokens_per_second_per_device" and, of devices whose peak is known,
+        "mfu"; None before they are known."""
+        tokens = self.tokens_per_second
+        rates = {"tokens_per_second": tokens}
+        rates["tokens_per_second_per_device"] = None if tokens is None else tokens / self._devices
+        return rates if self._peak_flops is None else rates | {"mfu": self.mfu}
+
+    @property
     def seconds_left(self) -> float | None:
         """At the recent pace; None before it is known."""
         pace = self._steps.rate
         return (self.total - self.step) / pace if pace else None
 
-    def update(self, *, loss: float | None = None, tokens: int = 0) -> None:
+    def update(self, *, loss: float | None = None, tokens: int = 0, flops: int = 0) -> None:
         """One step more. ``loss`` is a host number: pass the step before's, so that nothing waits for the device."""
         self.step += 1
         self._steps.add(1)
         self._tokens.add(tokens)
+        self._flops.add(flops)
         if not self._enabled:
             return
         facts = [] if loss is None else [f"loss {loss:.4f}"]
         if self.tokens_per_second is not None:
             facts.append(f"{self.tokens_per_second:,.0f} tokens/s")
+            if self._devices > 1:
+                facts.append(f"{self.tokens_per_second / self._devices:,.0f} a device")
+        if self.mfu is not None:
+            facts.append(f"MFU {self.mfu:.1%}")
         if self._bar is not None:  # the bar itself shows the time left
             self._bar.set_postfix_str(", ".join(facts), refresh=False)
             self._bar.update()

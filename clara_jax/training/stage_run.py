@@ -31,6 +31,7 @@ from clara_jax.training.stage_data import StageData
 from clara_jax.training.step import init_state, make_train_step
 from clara_jax.training.stopping import Stopped, StopSignal
 from clara_jax.training.stored_memories import open_memories
+from clara_jax.training.throughput import peak_flops, step_flops
 
 CONTROLS = {"no_memory": "no memory", "other_memory": "another's memory"}
 
@@ -115,6 +116,8 @@ class StageRun:
             start=self.position.step,
             enabled=self.config.progress,
             seconds=self.config.progress_seconds,
+            devices=self.bundle.mesh.size,
+            peak_flops=peak_flops(self.bundle.mesh.devices.flat[0].device_kind),
         )
         with self.stop.deferred(), profile, progress:
             for index in range(self.position.step, self.steps + 1):
@@ -141,8 +144,10 @@ class StageRun:
             facts["compile_seconds"] = time.monotonic() - began
         # The step is under way; meanwhile the one before is read and logged: the device never waits for the host.
         self._flush()
-        progress.update(loss=self.loss, tokens=batch.tokens)
-        self.pending = (index, values, facts | {"tokens_per_second": progress.tokens_per_second})
+        model = self.bundle.model
+        flops = step_flops(model.config, model.clara.lora_rank, self.stage.name, self.trains, batch)
+        progress.update(loss=self.loss, tokens=batch.tokens, flops=flops)
+        self.pending = (index, values, facts | progress.rates)
         self.position = dataclasses.replace(self.position, step=index + 1)
 
     def _flush(self) -> None:

@@ -180,6 +180,23 @@ def test_lines_where_there_is_no_terminal():
     assert lines[1] == "scp 4/10  loss 2.7000  20 tokens/s  01:00 left"
 
 
+def test_rates_per_device_and_mfu_where_the_peak_is_known():
+    clock, stream = Clock(), io.StringIO()
+    with Progress(3, "scp", stream=stream, seconds=0, clock=clock, devices=4, peak_flops=1000) as progress:
+        progress.update(tokens=800, flops=99)
+        assert progress.rates == {"tokens_per_second": None, "tokens_per_second_per_device": None, "mfu": None}
+        for _ in range(2):
+            clock.now += 2
+            progress.update(tokens=800, flops=3600)
+        # 800 tokens and 3,600 operations in two seconds, of four devices that could do 1,000 a second each.
+        assert progress.rates == pytest.approx(
+            {"tokens_per_second": 400, "tokens_per_second_per_device": 100, "mfu": 0.45}
+        )
+    assert stream.getvalue().splitlines()[1] == "scp 2/3  400 tokens/s  100 a device  MFU 45.0%  00:02 left"
+    unknown = Progress(3, "scp", stream=stream, clock=clock, devices=4)
+    assert "mfu" not in unknown.rates and unknown.mfu is None
+
+
 def test_a_resumed_stage_goes_on_counting():
     clock, stream = Clock(), io.StringIO()
     with Progress(10, "scp", start=7, stream=stream, clock=clock) as progress:

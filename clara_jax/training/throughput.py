@@ -1,0 +1,169 @@
+"""Throughput accounting: the floating-point operations that a training step asks for, and what devices could do.
+
+Model FLOPs: what the mathematics needs, whatever the program does. A multiply-add is two. Counted are attended tokens
+alone (padding is work for nothing), and nothing that rematerialization or the chunked loss compute a second time. For a
+text of n attended tokens that goes through the L blocks, with N weights in the linear maps of a block:
+
+    linear maps     2 N n                     forward
+                    2 N n                     gradient with respect to activations
+                    2 N n                     gradient with respect to the weights, where these are trained
+    attention       4 H C n (n + 1) / 2       forward: scores and mixed values of the pairs (token, itself or before)
+                    8 H C n (n + 1) / 2       backward: each of the two products has a gradient for both its factors
+    an adapter      as linear maps, with its own R (in + out) weights each
+    LM head         as a linear map of V E weights, at the positions that carry a label
+
+So per token a step is 2N where nothing flows back, 4N where the base is frozen (LoRA), 6N where it is trained, and
+attention besides. 2N and 6N: Kaplan et al. 2020 (arXiv 2001.08361, section 2.1). Counting what the model needs, and not
+what rematerialization repeats, is the MFU of Chowdhery et al. 2022 (PaLM, arXiv 2204.02311, appendix B). They take all
+n² pairs for attention; here the causal mask leaves about half of them, and a sliding window W tokens to each.
+
+Embedding, norms, softmax, rotations, scores of documents, the top-k and the optimizer are not counted: they are no
+matrix products, or well below a hundredth of a model of a billion parameters.
+
+What flows back in which stage follows from `clara_jax.method.stages`:
+
+    scp, instruct         documents (compressor) and prompts (generator), both there and back
+    end_to_end            documents there only, or not at all where their memories are kept; questions and prompts both
+    retrieval             documents as in end_to_end, questions both; prompts are not computed
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from clara_jax.data.batches import Batch
+from clara_jax.data.tokenization import IGNORED
+from clara_jax.method.parameters import overlap
+from clara_jax.model.config import ModelConfig
+from clara_jax.model.declare import Map, linear_units
+
+# Dense bfloat16 FLOP/s of one JAX device, by the beginning of its kind; the first that fits is taken. From the makers'
+# data sheets (cloud.google.com/tpu/docs: v4, v5e, v5p, v6e, tpu7x; NVIDIA's A100, H100, H200, without sparsity).
+PEAKS = (
+    ("TPU v4 lite", None),  # an inference chip, of which no figure is at hand
+    ("TPU v4", 275e12),
+    ("TPU v5 lite", 197e12),  # v5e
+    ("TPU v5e", 197e12),
+    ("TPU v5p", 459e12),
+    ("TPU v5", 459e12),  # what JAX calls v5p
+    ("TPU v6 lite", 918e12),  # v6e
+    ("TPU v6e", 918e12),
+    ("TPU7x", 2307e12 / 2),  # a chip is two devices
+    ("NVIDIA A100", 312e12),
+    ("NVIDIA H100 PCIe", 756e12),
+    ("NVIDIA H100 NVL", 835e12),
+    ("NVIDIA H100", 989e12),  # SXM
+    ("NVIDIA H200 NVL", 835e12),
+    ("NVIDIA H200", 989e12),
+)
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Dense bfloat16 FLOP/s of a device, by ``jax.devices()[0].device_kind``; None for CPUs and unknown ones.
+
+    A run in float32 is measured against the same peak, and cannot come near it.
+    """
+    return next((peak for kind, peak in PEAKS if device_kind.startswith(kind)), None)
+
+
+class Work(NamedTuple):
+    """Texts that go through the blocks together."""
+
+    tokens: int  # attended
+    pairs: int  # (token, token it may look at)
+
+
+def work(mask: np.ndarray, window: int | None = None) -> Work:
+    """Tokens and pairs of a mask as `Transformer` takes it: [..., T], bool, or the numbers of a row's sequences.
+
+    Args:
+      window: of sliding attention; None where all earlier tokens are seen.
+    """
+    lengths = _lengths(mask).astype(np.int64)
+    full = lengths if window is None else np.minimum(lengths, window)
+    return Work(int(lengths.sum()), int((full * (full + 1) // 2 + (lengths - full) * full).sum()))
+
+
+def _lengths(mask: np.ndarray) -> np.ndarray:
+    rows = np.asarray(mask).reshape(-1, mask.shape[-1])
+    if rows.dtype == bool:
+        return rows.sum(axis=1)
+    sequences = int(rows.max(initial=0)) + 1
+    counted = np.bincount((rows + sequences * np.arange(len(rows))[:, None]).ravel(), minlength=sequences * len(rows))
+    return counted.reshape(len(rows), sequences)[:, 1:].ravel()
+
+
+def block_weights(config: ModelConfig) -> int:
+    """N: weights of the linear maps of one block."""
+    return sum(_sizes(m)[0] * _sizes(m)[1] for unit in _units(config) for m in unit)
+
+
+def adapter_weights(config: ModelConfig, rank: int) -> int:
+    """Weights of one adapter in one block; the maps of a unit share their A."""
+    return sum(rank * (_sizes(unit[0])[0] + sum(_sizes(m)[1] for m in unit)) for unit in _units(config))
+
+
+def _units(config: ModelConfig) -> Iterator[Sequence[Map]]:
+    for group in linear_units(config).values():
+        yield from (tuple(maps.values()) for maps in group.values())
+
+
+def _sizes(m: Map) -> tuple[int, int]:
+    inputs, outputs = (math.prod(size for _, size, _ in axes) for axes in (m.inputs, m.outputs))
+    return inputs, outputs
+
+
+def blocks_flops(config: ModelConfig, rank: int, done: Work, flows_back: bool, trained: Sequence[str] = ()) -> int:
+    """FLOPs of texts that go through all blocks, and back where ``flows_back``.
+
+    Args:
+      rank: of the adapter.
+      trained: which of "base" and "lora" get a gradient, too.
+    """
+    base, lora = (2 * (1 + flows_back + (flows_back and name in trained)) for name in ("base", "lora"))
+    linear = (base * block_weights(config) + lora * adapter_weights(config, rank)) * done.tokens
+    attention = 4 * (3 if flows_back else 1) * config.heads * config.head_channels * done.pairs
+    return config.layers * (linear + attention)
+
+
+def head_flops(config: ModelConfig, labels: int, trained: bool) -> int:
+    """FLOPs of the LM head at so many labelled positions, there and back. The few added tokens are left out."""
+    return 2 * (3 if trained else 2) * config.vocab_size * config.width * labels
+
+
+def step_flops(config: ModelConfig, rank: int, stage: str, trains: Sequence[str], batch: Batch) -> int:
+    """Model FLOPs of one optimizer step, over all devices and microbatches.
+
+    Args:
+      rank: R of the adapters.
+      stage: its name.
+      trains: what it trains: subtrees of the parameters.
+      batch: with host arrays: reading a device's would wait for it.
+    """
+
+    def is_trained(*subtrees: str) -> bool:
+        return any(overlap(name, subtree) for name in trains for subtree in subtrees)
+
+    def texts(mask: np.ndarray | None, role: str, flows_back: bool) -> int:
+        if mask is None:
+            return 0
+        trained = [name for name in ("base", "lora") if is_trained({"base": "base/layers"}.get(name, f"lora/{role}"))]
+        return blocks_flops(config, rank, work(mask, config.sliding_window), flows_back, trained)
+
+    # A gradient comes to a text's end in any case; it goes back through the text where something on the way is trained.
+    ranks = stage in ("end_to_end", "retrieval")
+    inputs = ("base", "tokens/memory")
+    back = not ranks and is_trained("lora/compressor", *inputs)
+    total = texts(batch.document_mask, "compressor", back)
+    if ranks:
+        query_back = is_trained("lora/query_reasoner", *inputs)
+        total += texts(batch.query_mask, "query_reasoner", query_back)
+    if stage != "retrieval":
+        total += texts(batch.prompt_mask, "generator", True)
+        table = "base/embed" if config.tied else "base/lm_head"
+        total += head_flops(config, int((batch.labels != IGNORED).sum()), is_trained(table))
+    return total

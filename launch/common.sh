@@ -1,0 +1,48 @@
+# What the launch scripts share; they source it.
+# shellcheck shell=bash
+
+name=${0##*/}
+dry_run=
+
+# Prints the comment at the top of the script, without its first line.
+usage() {
+  sed -n '2,/^[^#]/{/^#/!d; s/^# \{0,1\}//; p;}' "$0"
+  exit 0
+}
+
+# One line, and exit code 2: the command line is wrong.
+mistake() {
+  echo "error: $name: $*; see launch/$name --help" >&2
+  exit 2
+}
+
+# An option and its value are the first of what it is given.
+value() {
+  (($# >= 2)) || mistake "$1 needs a value"
+}
+
+positive() {
+  [[ $2 =~ ^[1-9][0-9]*$ ]] || mistake "$1 is '$2'; it must be a positive whole number"
+}
+
+needs() {
+  [[ -n $dry_run ]] || command -v "$1" >/dev/null || mistake "there is no $1 here; install $2"
+}
+
+# A command as one line that a shell reads back as it was.
+quoted() {
+  local line
+  printf -v line '%q ' "$@"
+  printf '%s' "${line% }"
+}
+
+# Says the command and runs it; with --dry-run it is only said.
+run() {
+  if [[ -n $dry_run ]]; then
+    quoted "$@"
+    echo
+  else
+    echo "+ $(quoted "$@")" >&2
+    "$@"
+  fi
+}

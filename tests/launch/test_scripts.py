@@ -1,0 +1,197 @@
+"""The launch scripts are sound shell, explain themselves, refuse mistakes in one line, and print what they would do."""
+
+import shlex
+import shutil
+import stat
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from tests.launch.commands import LAUNCH, environment, launch
+
+SCRIPTS = sorted(path.name for path in LAUNCH.glob("*.sh") if path.stat().st_mode & stat.S_IXUSR)
+POD = ("pod", "--zone", "z")
+
+
+@pytest.fixture
+def env(tmp_path):
+    return environment(tmp_path)
+
+
+def dry(script, *arguments, env):
+    """The commands that a script would run, as lists of words."""
+    result = launch(script, "--dry-run", *arguments, env=env)
+    assert result.returncode == 0, result.stderr
+    return [shlex.split(line) for line in result.stdout.splitlines()]
+
+
+def test_all_scripts_are_there():
+    assert SCRIPTS == [
+        "local.sh",
+        "slurm.sh",
+        "tpu_create.sh",
+        "tpu_run.sh",
+        "tpu_setup.sh",
+        "tpu_watch.sh",
+    ]
+    for path in LAUNCH.glob("*.sh"):
+        text = path.read_text()
+        assert path.name not in SCRIPTS or "\nset -euo pipefail\n" in text, path
+
+
+def test_shellcheck():
+    program = shutil.which("shellcheck", path=sysconfig.get_path("scripts")) or shutil.which("shellcheck")
+    if program is None:
+        pytest.skip("shellcheck is not installed: pip install -r requirements-dev.txt brings it")
+    result = subprocess.run(
+        [program, "-x", *sorted(map(str, LAUNCH.glob("*.sh")))], capture_output=True, text=True, cwd=LAUNCH.parent
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_is_the_comment_at_the_top(script, env):
+    result = launch(script, "--help", env=env)
+    lines = result.stdout.splitlines()
+    assert result.returncode == 0 and not result.stderr
+    assert any(line.startswith(f"  launch/{script} ") for line in lines), "an example"
+    assert "--dry-run" in result.stdout and "set -euo" not in result.stdout
+
+
+MISTAKES = [
+    ("local.sh", (), "say how many processes"),
+    ("local.sh", ("two", "true"), "N is 'two'; it must be a positive whole number"),
+    ("local.sh", ("0", "true"), "N is '0'; it must be a positive whole number"),
+    ("local.sh", ("2",), "say which command to run"),
+    ("local.sh", ("2", "--port"), "--port needs a value"),
+    ("local.sh", ("2", "--grace", "-1", "true"), "--grace is '-1'; it must be a positive whole number"),
+    ("local.sh", ("--colour", "2", "true"), "unknown option --colour"),
+    ("tpu_create.sh", ("--zone", "z", "--type", "v5p-8"), "say the name of the TPU"),
+    ("tpu_create.sh", ("pod", "--type", "v5p-8"), "--zone is missing"),
+    ("tpu_create.sh", POD, "--type is missing"),
+    ("tpu_create.sh", (*POD, "--type", "v5p-8", "--slices", "many"), "--slices is 'many'"),
+    ("tpu_create.sh", (*POD, "--type", "tpu7x-8"), "no runtime is known for --type tpu7x-8"),
+    ("tpu_create.sh", (*POD, "other"), "unexpected argument 'other'"),
+    ("tpu_setup.sh", (*POD, "--ref", "v1"), "--ref goes with --clone"),
+    ("tpu_run.sh", POD, "say which command to run, behind --"),
+    ("tpu_run.sh", (*POD, "python"), "unexpected argument 'python'; a command comes behind --"),
+    ("tpu_watch.sh", (*POD, "--", "true"), "--type is missing"),
+    ("tpu_watch.sh", (*POD, "--type", "v5p-8"), "say which command to run"),
+    ("tpu_watch.sh", (*POD, "--type", "v5p-8", "--retries", "x", "--", "true"), "--retries is 'x'"),
+    ("slurm.sh", ("--nodes", "2"), "say which command to run"),
+    ("slurm.sh", ("--nodes", "2.5", "--", "true"), "--nodes is '2.5'"),
+    ("slurm.sh", ("--per", "rack", "--", "true"), "--per is 'rack'; it must be gpu or node"),
+    ("slurm.sh", ("--gpu", "8", "--", "true"), "unknown option --gpu"),
+]
+
+
+@pytest.mark.parametrize("script,arguments,message", MISTAKES)
+def test_a_mistake_is_one_line(script, arguments, message, env):
+    result = launch(script, *arguments, env=env)
+    (line,) = result.stderr.splitlines()
+    assert result.returncode == 2 and not result.stdout
+    assert line.startswith(f"error: {script}: {message}") and line.endswith(f"see launch/{script} --help")
+
+
+def test_what_is_not_installed_is_one_line(tmp_path):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for tool in ("bash", "env", "sed"):
+        (tools / tool).symlink_to(shutil.which(tool))
+    for script, arguments, program in (
+        ("tpu_run.sh", (*POD, "--", "true"), "gcloud"),
+        ("slurm.sh", ("--", "true"), "sbatch"),
+    ):
+        result = launch(script, *arguments, env={"PATH": str(tools)})
+        assert result.returncode == 2 and f"there is no {program} here" in result.stderr
+
+
+def test_local_prints_a_line_for_each_process(env):
+    lines = dry("local.sh", "--port", "2345", "3", "python", "-c", "print('a b')", env=env)
+    assert lines == [
+        ["CLARA_COORDINATOR=127.0.0.1:2345", "CLARA_PROCESSES=3", f"CLARA_PROCESS={i}", "python", "-c", "print('a b')"]
+        for i in range(3)
+    ]
+
+
+def test_create(env):
+    create = ["gcloud", "compute", "tpus", "tpu-vm", "create", "pod"]
+    end = ["--zone=z", "--quiet"]
+    assert dry("tpu_create.sh", *POD, "--type", "v5p-128", "--spot", env=env) == [
+        [*create, "--accelerator-type=v5p-128", "--version=v2-alpha-tpuv5", "--spot", *end]
+    ]
+    create[3] = "queued-resources"
+    assert dry("tpu_create.sh", *POD, "--type", "v5litepod-16", "--queued", "--project", "p", env=env) == [
+        [*create, "--accelerator-type=v5litepod-16", "--runtime-version=v2-alpha-tpuv5-lite", "--node-id=pod", *end]
+        + ["--project=p"]
+    ]
+    slices = dry("tpu_create.sh", *POD, "--type", "v6e-8", "--slices", "4", "--reserved", "--", "--network=n", env=env)
+    assert slices == [
+        [*create, "--accelerator-type=v6e-8", "--runtime-version=v2-alpha-tpuv6e", "--node-count=4"]
+        + ["--node-prefix=pod", "--reserved", "--network=n", *end]
+    ]
+    (other,) = dry("tpu_create.sh", *POD, "--type", "v4-8", "--version", "mine", env=env)
+    assert "--version=mine" in other
+
+
+def test_setup(env):
+    archive, copy, install = dry("tpu_setup.sh", *POD, env=env)
+    assert archive[:2] == ["git", "-C"] and archive[-1] == "HEAD" and "archive" in archive
+    path = next(word.partition("=")[2] for word in archive if word.startswith("--output="))
+    assert copy == ["gcloud", "compute", "tpus", "tpu-vm", "scp", path, "pod:clara_jax.tar.gz", "--worker=all"] + [
+        "--zone=z",
+        "--quiet",
+    ]
+    assert not Path(path).parent.exists(), "nothing stays behind"
+    assert install[:7] == ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "pod", "--worker=all"]
+    code = install[7].removeprefix("--command=")
+    assert "tar xzf clara_jax.tar.gz -C clara_jax" in code and "requirements.txt 'jax[tpu]'" in code
+    subprocess.run(["bash", "-n", "-c", code], check=True)
+    (clone,) = dry("tpu_setup.sh", *POD, "--queued", "--clone", "https://host/x y.git", "--ref", "v1", env=env)
+    assert clone[3:9] == ["queued-resources", "ssh", "pod", "--worker=all", "--node=all", "--batch-size=all"]
+    code = clone[9].removeprefix("--command=")
+    assert r"git clone --quiet https://host/x\ y.git clara_jax" in code and "FETCH_HEAD" in code
+    subprocess.run(["bash", "-n", "-c", code], check=True)
+
+
+def test_run_quotes_the_command_for_the_workers(env, tmp_path):
+    (line,) = dry("tpu_run.sh", *POD, "--logs", str(tmp_path / "logs"), "--", "printf", "%s\n", "it's a $HOME", env=env)
+    assert line[:7] == ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "pod", "--worker=all"]
+    assert "--ssh-flag=-o ServerAliveInterval=30" in line and not (tmp_path / "logs").exists()
+    code = next(word for word in line if word.startswith("--command=")).removeprefix("--command=")
+    # What a worker does with it: its home holds what tpu_setup.sh makes.
+    (tmp_path / "clara_jax").mkdir()
+    (tmp_path / "clara_venv" / "bin").mkdir(parents=True)
+    (tmp_path / "clara_venv" / "bin" / "activate").write_text("")
+    out = subprocess.run(["bash", "-c", f"{code}; true"], env={**env, "HOME": str(tmp_path)}, capture_output=True)
+    host = subprocess.run(["hostname"], capture_output=True, text=True).stdout.strip()
+    assert out.stdout.decode() == f"[{host}] it's a $HOME\n" and not out.stderr
+
+
+def test_stop_tells_the_runs_to_save(env):
+    (line,) = dry("tpu_run.sh", *POD, "--queued", "--stop", env=env)
+    assert "--node=all" in line and any("pkill -TERM" in word for word in line)
+
+
+def test_watch_prints_one_round(env):
+    lines = dry("tpu_watch.sh", *POD, "--type", "v5p-8", "--slices", "2", "--spot", "--", "python", "x", env=env)
+    did = [line[3:5] for line in lines if line[0] == "gcloud"]
+    assert did == [["queued-resources", what] for what in ("delete", "create", "scp", "ssh", "ssh")]
+    assert "--node-count=2" in lines[1] and "--spot" in lines[1] and "--force" in lines[0]
+    assert lines[-1][-3].endswith("&& exec python x")
+
+
+def test_slurm(env):
+    folder, line = dry(
+        "slurm.sh", "--nodes", "2", "--gpus", "8", "--cpus", "6", "--", "python", "-m", "x", "a b", env=env
+    )
+    assert folder == ["mkdir", "-p", "slurm-logs"]
+    assert line[0] == "sbatch" and {"--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8"} < set(line)
+    assert {"--requeue", "--signal=TERM@120", "--open-mode=append"} < set(line)
+    step = shlex.split(line[-1].removeprefix("--wrap="))
+    assert step[:3] == ["exec", "srun", "--kill-on-bad-exit=1"] and step[-4:] == ["python", "-m", "x", "a b"]
+    assert "--cpus-per-task=6" in step
+    _, line = dry("slurm.sh", "--per", "node", "--gpus", "4", "--partition", "big", "--", "x", env=env)
+    assert {"--ntasks-per-node=1", "--gpus-per-node=4", "--partition=big"} < set(line)

@@ -11,6 +11,7 @@ import numpy as np
 
 from clara_jax.data.batches import with_memory
 from clara_jax.data.tokenization import ClaraTokenizer
+from clara_jax.distributed import gather
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.compressor import encode
 from clara_jax.model.sharding import put_batch
@@ -59,4 +60,4 @@ def _memory(model: ClaraModel, role: str, params: Any, ids: jax.Array, mask: jax
 
 
 def _on_host(places: list[int], memory: jax.Array) -> tuple[list[int], np.ndarray]:
-    return places, jax.device_get(memory)[: len(places)]
+    return places, gather(memory)[: len(places)]

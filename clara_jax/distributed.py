@@ -110,6 +110,7 @@ def on_main(function: Callable[..., Any], *arguments: Any) -> Any:
     if not is_main():
         outcome = json.loads(_client().blocking_key_value_get(key, _PATIENCE_MS))
         if "error" in outcome:
+            barrier("told")
             raise ToldByMain(outcome["error"])
         return outcome["value"]
     try:

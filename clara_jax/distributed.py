@@ -102,7 +102,8 @@ def on_main(function: Callable[..., Any], *arguments: Any) -> Any:
       function: returns what JSON can hold.
 
     Raises:
-      ClaraError: where the function does, in every process.
+      ClaraError: where the function does. Of several processes, the main one prints it and ends; in the others it is
+        a `ToldByMain`.
     """
     if jax.process_count() == 1:
         return function(*arguments)
@@ -116,11 +117,14 @@ def on_main(function: Callable[..., Any], *arguments: Any) -> Any:
     try:
         value = function(*arguments)
     except ClaraError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
         _client().key_value_set(key, json.dumps({"error": str(error)}))
-        # This process ends now, and the runtime aborts the others when it does: they should have heard why, and gone.
-        barrier("told")
-        time.sleep(_HEAD_START)
-        raise
+        try:
+            # The runtime aborts the others when this process ends: they should have heard why, and gone.
+            barrier("told")
+            time.sleep(_HEAD_START)
+        finally:  # the launcher may end this process because another has gone
+            leave(2)
     _client().key_value_set(key, json.dumps({"value": value}))
     return value
 

@@ -95,6 +95,10 @@ class Bundle:
         model = dataclasses.replace(self.model, clara=clara)
         return dataclasses.replace(self, model=model, tokenizer=self.tokenizer.with_max_length(max_length))
 
+    def with_attention(self, attention: str) -> Bundle:
+        """The same model with another implementation of attention (see `clara_jax.model.attention`)."""
+        return dataclasses.replace(self, model=dataclasses.replace(self.model, attention=attention))
+
     def contents(self, stage: str) -> Contents:
         """What a checkpoint of this model holds: adapters, added rows, own base leaves, tokenizer, and what they belong
         to."""

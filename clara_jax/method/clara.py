@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from clara_jax.errors import ClaraError
+from clara_jax.model.attention import IMPLEMENTATIONS
 from clara_jax.model.cache import Cache
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.lora import Dropout
@@ -83,18 +84,22 @@ class ClaraModel:
     Attributes:
       precision: compute dtype, "bfloat16" or "float32" (then matrix products are exact float32 on every platform).
       remat: what the backward pass keeps of each block, a name of `REMAT_POLICIES`.
+      attention: how attention is computed, one of `IMPLEMENTATIONS`; "auto" goes by the mesh's devices.
     """
 
     config: ModelConfig
     clara: ClaraConfig
     precision: str = "bfloat16"
     remat: str = "none"
+    attention: str = "auto"
 
     def __post_init__(self):
         if self.precision not in ("bfloat16", "float32"):
             raise ClaraError(f'precision: {self.precision!r} must be "bfloat16" or "float32"')
         if self.remat not in REMAT_POLICIES:
             raise ClaraError(f"remat: {self.remat!r} must be one of {', '.join(REMAT_POLICIES)}")
+        if self.attention not in IMPLEMENTATIONS:
+            raise ClaraError(f"attention: {self.attention!r} must be one of {', '.join(IMPLEMENTATIONS)}")
 
     @property
     def dtype(self) -> Any:
@@ -139,6 +144,5 @@ class ClaraModel:
             variables["lora"] = params["lora"][role]
         exact = jax.default_matmul_precision("highest") if self.precision == "float32" else contextlib.nullcontext()
         with exact:
-            return Transformer(self.config, self.clara.lora_scale, self.dtype, self.remat).apply(
-                variables, *args, method=method
-            )
+            backbone = Transformer(self.config, self.clara.lora_scale, self.dtype, self.remat, self.attention)
+            return backbone.apply(variables, *args, method=method)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from clara_jax.model.attention import attend
+from clara_jax.model.attention import Scope, attention, make_scope
 from clara_jax.model.cache import Cache
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.declare import Map, linear_units
@@ -34,7 +34,7 @@ REMAT_POLICIES = {
 class Context(NamedTuple):
     """What every block reads: the same for all layers."""
 
-    mask: jax.Array  # bool [B, T, S], which slots each token attends to
+    scope: Scope  # which slots each token attends to
     rotation: tuple[jax.Array, jax.Array]
     dropout: Dropout | None
 
@@ -88,7 +88,7 @@ class Attention(nn.Module):
             )
             k = jax.lax.dynamic_index_in_dim(cache.k, layer, keepdims=False)
             v = jax.lax.dynamic_index_in_dim(cache.v, layer, keepdims=False)
-        mixed = attend(q, k, v, context.mask)
+        mixed = attention(q, k, v, context.scope)
         return project(out, 4, self.lora_scale, mixed, layer, context.dropout)["o"], cache
 
 
@@ -133,12 +133,14 @@ class Transformer(nn.Module):
       dtype: compute dtype; norms, softmax and rotations are float32 whatever it is.
       remat: what the backward pass keeps of a block: "none" (everything), "full" (its input), "dots" (matrix products),
         "names" (the outputs of attention and MLP).
+      attention: how scores are computed, one of `attention.IMPLEMENTATIONS`; "auto" goes by the mesh's devices.
     """
 
     config: ModelConfig
     lora_scale: float = 1.0
     dtype: Any = jnp.bfloat16
     remat: str = "none"
+    attention: str = "auto"
 
     def embed(self, ids: jax.Array) -> jax.Array:
         """Token ids, int32 [B, T] -> embeddings [B, T, E]. Ids from V on are rows of the ``tokens`` collection."""
@@ -213,25 +215,22 @@ class Transformer(nn.Module):
         return logits, added
 
     def _context(self, mask: jax.Array, cache: Cache | None, dropout: Dropout | None) -> tuple[Context, Cache | None]:
-        """Positions, rotations and the attention mask, once for all layers."""
-        window, length = self.config.sliding_window, mask.shape[1]
+        """Positions, rotations and what is attended to, once for all layers."""
+        length = mask.shape[1]
         if cache is None:
-            slots, start = mask, 0
+            slots, start = mask, None
         else:
             slots = jax.lax.dynamic_update_slice(cache.mask, mask, (0, cache.length))
             start, cache = cache.length, cache.replace(mask=slots)
         positions = positions_of(slots)  # [B, S]
         new = jax.lax.dynamic_slice_in_dim(positions, start, length, axis=1) if cache is not None else positions
-        at = start + jnp.arange(length, dtype=jnp.int32)[:, None]  # [T, 1]
-        slot = jnp.arange(slots.shape[1], dtype=jnp.int32)[None, :]  # [1, S]
         seen = (slots != 0)[:, None, :]
         if slots.dtype != bool:
             seen &= slots[:, :, None] == slots[:, None, :]
         attended = jnp.sum(seen, axis=-1, dtype=jnp.int32)  # [B, T], or [B, 1] where a row is one sequence
-        allowed = (slot <= at)[None] & seen
-        if window is not None:
-            allowed &= (new[:, :, None] - positions[:, None, :]) < window
-        return Context(allowed, rotations(self.config.rope, new, attended), dropout), cache
+        heads = (self.config.head_channels, self.dtype)
+        scope = make_scope(self.attention, slots, positions, self.config.sliding_window, *heads, start, length)
+        return Context(scope, rotations(self.config.rope, new, attended), dropout), cache
 
 
 def positions_of(mask: jax.Array) -> jax.Array:

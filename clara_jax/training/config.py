@@ -24,6 +24,7 @@ from clara_jax.errors import ClaraError
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.method.parameters import COMPRESSOR, overlap
 from clara_jax.method.stages import STAGES, Objective
+from clara_jax.model.attention import IMPLEMENTATIONS
 from clara_jax.model.sharding import AXES
 from clara_jax.model.transformer import REMAT_POLICIES
 
@@ -53,15 +54,18 @@ class ModelSection:
       precision: "bfloat16" (base and compute; adapters, norms, softmax, losses stay float32) or "float32" throughout.
       remat: what the backward pass keeps of a block, a name of `REMAT_POLICIES`: "none" keeps everything, "full" only
         its input, "dots" the matrix products, "names" the outputs of attention and MLP.
+      attention: how attention is computed: "auto" goes by the devices, or "xla", "splash" (TPU), "cudnn" (NVIDIA GPU).
     """
 
     base: str = ""
     precision: str = "bfloat16"
     remat: str = "none"
+    attention: str = "auto"
 
     def __post_init__(self):
         _require(self.precision in PRECISIONS, "model.", "precision", self.precision, _one_of(PRECISIONS))
         _require(self.remat in REMAT_POLICIES, "model.", "remat", self.remat, _one_of(REMAT_POLICIES))
+        _require(self.attention in IMPLEMENTATIONS, "model.", "attention", self.attention, _one_of(IMPLEMENTATIONS))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -81,6 +81,13 @@ def find_start(config: RunConfig, workdir: Path, mesh: jax.sharding.Mesh, record
     Raises:
       ClaraError: a base or checkpoint that cannot be opened.
     """
+    start = _highest_rung(config, workdir, mesh, records)
+    return start._replace(bundle=start.bundle.with_attention(config.model.attention))
+
+
+def _highest_rung(
+    config: RunConfig, workdir: Path, mesh: jax.sharding.Mesh, records: Sequence[Sequence[Record]]
+) -> Start:
     precision, remat = config.model.precision, config.model.remat
     # The resume ladder; the first rung that holds is taken.
     # 1. The run is finished: nothing to do. `is_finished` says so before any data is read.

@@ -33,11 +33,11 @@ SHAPES = Shapes(documents=3, encoder_width=18, query_width=12, prompt_length=32,
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 
 
-def lower(stage, mesh):
+def lower(stage, mesh, model=MODEL, shapes=SHAPES):
     optimizer = make_optimizer(StageConfig(stage, ("unread",), steps=10, batch_size=8), 10)
-    state, frozen = abstract.state_and_frozen(abstract.params(MODEL, mesh), STAGES[stage].trains, optimizer, mesh)
-    batch = abstract.batch(8, SHAPES, MODEL.clara.memory_tokens, stage in ("end_to_end", "retrieval"), mesh)
-    step = make_train_step(MODEL, STAGES[stage], Objective(top_k=2), optimizer)
+    state, frozen = abstract.state_and_frozen(abstract.params(model, mesh), STAGES[stage].trains, optimizer, mesh)
+    batch = abstract.batch(8, shapes, model.clara.memory_tokens, stage in ("end_to_end", "retrieval"), mesh)
+    step = make_train_step(model, STAGES[stage], Objective(top_k=2), optimizer)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         return step.lower(state, frozen, batch, abstract.key(mesh))
 
@@ -60,7 +60,7 @@ def test_the_abstract_state_is_shaped_and_placed_as_the_real_one():
 @needs_libtpu
 @pytest.mark.parametrize("stage", ["scp", "end_to_end"])
 def test_the_real_step_compiles_for_a_slice_that_is_not_there(stage):
-    compiled = lower(stage, make_mesh(4, 2, topology.devices("v5e:2x4"))).compile()
+    compiled = lower(stage, make_mesh(4, 2, devices=topology.devices("v5e:2x4"))).compile()
     memory = compiled.memory_analysis()
     assert memory.argument_size_in_bytes > 0 and memory.temp_size_in_bytes > 0
     # The state is donated: its outputs take its own place.
@@ -85,7 +85,7 @@ def test_a_missing_libtpu_names_its_cure(monkeypatch):
 @needs_libtpu
 def test_a_mesh_that_does_not_match_the_topology():
     with pytest.raises(ClaraError, match="does not match the 8 devices"):
-        make_mesh(3, 2, topology.devices("v5e:2x4"))
+        make_mesh(3, 2, devices=topology.devices("v5e:2x4"))
 
 
 def test_a_batch_that_the_mesh_does_not_divide():

@@ -134,6 +134,8 @@ def test_other_values():
         ModelSection(precision="fp16")
     with pytest.raises(ClaraError, match="remat"):
         ModelSection(remat="some")
+    with pytest.raises(ClaraError, match="attention is 'flash'; it must be one of auto, xla, splash, cudnn"):
+        ModelSection(attention="flash")
     run = RunConfig(stages=(stage(),), model=ModelSection(base="smollm2"))
     for fields, message in [
         (dict(mesh=(-1, -1)), "mesh"),

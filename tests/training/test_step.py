@@ -161,6 +161,14 @@ def test_eight_devices_equal_one_with_everything_trained(architecture, mesh, mes
     assert_same(plain, loss_and_gradients("scp", make_model(architecture, remat="full"), batch, mesh222, subtrees))
 
 
+def test_a_kernel_for_attention_changes_nothing(mesh, mesh222):
+    """Interpreted, inside the scan over layers and rematerialized, on one device and on eight."""
+    model = make_model(remat="full")
+    batch = make_batch(model)
+    plain = loss_and_gradients("scp", model, batch, mesh)
+    assert_same(plain, loss_and_gradients("scp", dataclasses.replace(model, attention="splash"), batch, mesh222))
+
+
 def test_dropout_changes_the_loss(mesh):
     batch = make_batch(make_model())
     with_dropout = loss_and_gradients("scp", make_model(dropout=0.2), batch, mesh)

@@ -1,0 +1,103 @@
+"""Compares the implementations of attention that this machine has, forward and with the backward pass.
+
+    python -m benchmarks.attention [--rows 4] [--length 2048] [--heads 32] [--kv-heads 8] [--channels 128]
+
+Rows are padded on the left by up to a quarter. Each is measured in turns with the others, in one run; a ratio is that
+of the medians to `jax.nn.dot_product_attention` as XLA compiles it. On a GPU or TPU the table has milliseconds, too:
+on a CPU, which other work shares, they would mean little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from clara_jax import command
+from clara_jax.errors import ClaraError
+from clara_jax.model.attention import attention, choose, make_scope
+from clara_jax.model.sharding import make_mesh
+from clara_jax.model.transformer import positions_of
+
+BASELINE = "jax.nn, XLA"
+
+
+def library(q: jax.Array, k: jax.Array, v: jax.Array, attended: jax.Array) -> jax.Array:
+    """The library's own, with the same mask."""
+    mask = attended[:, None, :, None] == attended[:, None, None, :]
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, implementation="xla")
+
+
+def ours(implementation: str, q: jax.Array, k: jax.Array, v: jax.Array, attended: jax.Array) -> jax.Array:
+    scope = make_scope(implementation, attended, positions_of(attended), None, q.shape[-1], q.dtype)
+    return attention(q, k, v, scope)
+
+
+def with_backward(forward: Callable, cotangent: jax.Array, *arrays: jax.Array) -> list[jax.Array]:
+    q, k, v, attended = arrays
+    return jax.vjp(lambda *x: forward(*x, attended), q, k, v)[1](cotangent)
+
+
+def available(channels: int, dtype: jnp.dtype) -> list[str]:
+    """XLA's, and what the devices of the current mesh have beside it."""
+    return list(dict.fromkeys(["xla", choose("auto", channels, dtype, cached=False, windowed=False)]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=4, help="B")
+    parser.add_argument("--length", type=int, default=2048, help="T")
+    parser.add_argument("--heads", type=int, default=32, help="H")
+    parser.add_argument("--kv-heads", type=int, default=8, help="G, which divides H")
+    parser.add_argument("--channels", type=int, default=128, help="C")
+    parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--repeats", type=int, default=7, help="measurements of each")
+    arguments = parser.parse_args()
+    if arguments.heads % arguments.kv_heads:
+        raise ClaraError(f"--kv-heads: {arguments.kv_heads} does not divide --heads {arguments.heads}")
+    device, dtype = jax.devices()[0], jnp.dtype(arguments.precision)
+    rng, shape = np.random.default_rng(0), (arguments.rows, arguments.length)
+    sizes = (arguments.heads, arguments.kv_heads, arguments.kv_heads, arguments.heads)
+    q, k, v, cotangent = (jnp.asarray(rng.normal(size=(*shape, n, arguments.channels)), dtype) for n in sizes)
+    begins = rng.integers(0, arguments.length // 4 + 1, (arguments.rows, 1))
+    attended = jnp.asarray(np.arange(arguments.length) >= begins)
+    cotangent *= attended[..., None, None].astype(dtype)
+    with jax.set_mesh(make_mesh(1, 1, devices=[device])):
+        ways = {BASELINE: library} | {name: partial(ours, name) for name in available(arguments.channels, dtype)}
+        runs = {}
+        for name, forward in ways.items():
+            runs[name, "forward"] = partial(jax.jit(forward), q, k, v, attended)
+            runs[name, "with backward"] = partial(
+                jax.jit(partial(with_backward, forward)), cotangent, q, k, v, attended
+            )
+        medians = measure(runs, arguments.repeats, 1 if device.platform == "cpu" else 10)
+    print(f"{device.device_kind}: B {arguments.rows}, T {arguments.length}, H {sizes[0]}, G {sizes[1]}, C ", end="")
+    print(f"{arguments.channels}, {dtype}\n| attention | pass | ratio |" + " ms |" * (device.platform != "cpu"))
+    print("|---|---|---|" + "---|" * (device.platform != "cpu"))
+    for (name, which), seconds in medians.items():
+        line = f"| {name} | {which} | {seconds / medians[BASELINE, which]:.2f} |"
+        print(line + (f" {seconds * 1e3:.3f} |" if device.platform != "cpu" else ""))
+
+
+def measure(runs: dict[tuple[str, str], Callable], repeats: int, calls: int) -> dict[tuple[str, str], float]:
+    """Median seconds of a call, over ``repeats`` measurements of ``calls`` calls each, in turns."""
+    times: dict[tuple[str, str], list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        jax.block_until_ready(run())  # compiled
+    for _ in tqdm(range(repeats), desc="measuring", unit="turn"):
+        for name, run in runs.items():
+            start = time.monotonic()
+            jax.block_until_ready([run() for _ in range(calls)])
+            times[name].append((time.monotonic() - start) / calls)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -17,23 +17,20 @@ first. A checkpoint, or the whole run directory, opens with clara_jax.Clara.load
 from __future__ import annotations
 
 import logging
-import re
 import sys
 import time
-import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-from absl import flags
-from ml_collections import config_flags
-from ml_collections.config_flags import config_path
+from typing import TYPE_CHECKING
 
 from clara_jax import command
+from clara_jax.arguments import parse
 from clara_jax.errors import ClaraError
 
 if TYPE_CHECKING:
     from clara_jax.training.config import RunConfig
     from clara_jax.training.loop import Outcome
+
+FLAGS = {"workdir": str, "coordinator": str, "processes": int, "process": int}
 
 
 def main() -> None:
@@ -48,8 +45,10 @@ def main() -> None:
     from clara_jax.training.resume import CONFIG
     from clara_jax.training.stopping import Stopped, StoppedAtOnce, StopSignal
 
-    arguments = _parse(sys.argv)
+    arguments = parse(sys.argv, FLAGS)
     config, workdir = arguments.config, arguments.workdir
+    if config is None and not workdir:
+        raise ClaraError("--config is missing; name a file, e.g. --config configs/smollm2.py")
     distributed.initialise(arguments.coordinator, arguments.processes, arguments.process)
     logging.getLogger("absl").setLevel(logging.WARNING)
     if config is None:
@@ -108,51 +107,6 @@ def _show(outcome: Outcome, config: RunConfig) -> None:
             score = "" if source.score is None else f", score {source.score:+.3f}"
             say(f"  source {source.rank}{score}{gold}: {source.text}")
     say("")
-
-
-class Arguments(NamedTuple):
-    """The command line: a ConfigDict or None, the run directory, and which of how many processes this is."""
-
-    config: Any
-    workdir: str | None
-    coordinator: str | None
-    processes: int | None
-    process: int | None
-
-
-def _parse(argv: list[str]) -> Arguments:
-    """Every way of getting the command line wrong is one line."""
-    values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file(
-        "config", None, "Configuration file.", flag_values=values, lock_config=True
-    )
-    workdir = flags.DEFINE_string("workdir", None, "Run directory.", flag_values=values)
-    coordinator = flags.DEFINE_string("coordinator", None, "host:port of process 0.", flag_values=values)
-    processes = flags.DEFINE_integer("processes", None, "How many train together.", flag_values=values)
-    process = flags.DEFINE_integer("process", None, "Which of them this is.", flag_values=values)
-    try:
-        rest = values(argv)
-    except ClaraError:
-        raise
-    except FileNotFoundError as error:
-        raise ClaraError(
-            f"--config: {error.filename or error} does not exist; name a file, e.g. --config configs/smollm2.py"
-        ) from None
-    except (AttributeError, KeyError) as error:
-        if not any(frame.filename == config_path.__file__ for frame in traceback.extract_tb(error.__traceback__)):
-            raise ClaraError(f"--config: {type(error).__name__}: {error}") from None  # in the file
-        field, meant = (re.search(pattern, str(error)) for pattern in (r"\w+", r'mean "(\w+)"'))
-        raise ClaraError(
-            f"--config: this configuration has no field {field[0]}" + (f"; did you mean {meant[1]}?" if meant else "")
-        ) from None
-    except Exception as error:  # absl and ml_collections raise what they like; a configuration file is a program
-        raise ClaraError(f"--config: {type(error).__name__}: {error}") from None
-    if len(rest) > 1:
-        raise ClaraError(f"unexpected argument {rest[1]!r}; see --help")
-    if values["config"].value is None and not workdir.value:
-        raise ClaraError("--config is missing; name a file, e.g. --config configs/smollm2.py")
-    own = (values[flag.name].value for flag in (holder, workdir, coordinator, processes, process))
-    return Arguments(*own)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def encode_texts(
         rows = [np.asarray(texts[i], np.int32) for i in places] + [None] * (batch_size - len(places))
         arrays = with_memory(rows, width, tokenizer)
         with jax.set_mesh(mesh):
-            memory = _memory(model, role, params, *put_batch(arrays, mesh))
+            memory = encode_batch(model, role, params, *put_batch(arrays, mesh))
         if pending is not None:
             yield _on_host(*pending)
         pending = places, memory
@@ -55,7 +55,8 @@ def encode_texts(
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _memory(model: ClaraModel, role: str, params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
+def encode_batch(model: ClaraModel, role: str, params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
+    """Memories [N, M, E] of N texts, each followed by the memory tokens; see `clara_jax.method.compressor.encode`."""
     return encode(model, params, role, ids, mask).memory
 
 

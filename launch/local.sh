@@ -117,7 +117,8 @@ name_stopped() {
 
 failure=0 running=$count deadline=
 while ((running)); do
-  # Of processes found ended at one look, a killed one is the cause and others the effect: it is named first.
+  # Of processes found ended at one look, a killed one is the cause and is named first; the others, those too that JAX
+  # has aborted (134), ended because of it.
   ended=()
   for i in "${!processes[@]}"; do
     process=${processes[i]}
@@ -126,7 +127,7 @@ while ((running)); do
     wait "$process" 2>/dev/null || status=$?
     running=$((running - 1)) processes[i]=''
     ((!status)) || kill -KILL -- "-$process" 2>/dev/null || true # what it has left behind
-    if ((status > 128)); then ended=("$i $status" "${ended[@]}"); elif ((status)); then ended+=("$i $status"); fi
+    if ((status > 128 && status != 134)); then ended=("$i $status" "${ended[@]}"); elif ((status)); then ended+=("$i $status"); fi
   done
   if ((${#ended[@]} && !failure)); then
     read -r i failure <<<"${ended[0]}"

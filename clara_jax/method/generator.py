@@ -26,8 +26,7 @@ def splice(model: ClaraModel, params: Any, ids: jax.Array, memory_index: jax.Arr
       [B, T, E]. The embeddings of the memory tokens themselves are not used where memories stand.
     """
     x = model.embed(params, ids)
-    batch, _, _, width = memories.shape
-    vectors = memories.reshape(batch, -1, width).astype(x.dtype)
+    vectors = jax.vmap(lambda own: own.reshape(-1, own.shape[-1]))(memories).astype(x.dtype)
     placed = jnp.take_along_axis(vectors, jnp.maximum(memory_index, 0)[..., None], axis=1)
     return jnp.where((memory_index >= 0)[..., None], placed, x)
 

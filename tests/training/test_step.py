@@ -303,6 +303,17 @@ def test_documents_that_are_absent_count_for_nothing(mesh):
         )
 
 
+@pytest.mark.parametrize("stage", ["instruct", "end_to_end"])
+def test_a_batch_of_one_row(stage, mesh):
+    """An axis of one element must not be taken for another: the row is worth what it is beside a row that is empty."""
+    model = make_model()
+    alone = make_batch(model, rows=1)  # three documents
+    alone = dataclasses.replace(alone, positives=alone.document_valid)
+    two = jax.tree.map(lambda x: np.concatenate([x, np.zeros_like(x)]), alone)
+    two.labels[1], two.example_ids[1] = -100, -1
+    assert_same(loss_and_gradients(stage, model, alone, mesh), loss_and_gradients(stage, model, two, mesh))
+
+
 @pytest.mark.parametrize("parts", [1, 2, 4])
 def test_parts_of_any_size_keep_their_rows_on_their_devices(parts):
     """Parts of as many rows as devices, too: one row on one device."""

@@ -22,6 +22,7 @@ import numpy as np
 from clara_jax import bundle as bundles
 from clara_jax.bundle import Bundle
 from clara_jax.data import prompts
+from clara_jax.distributed import gather
 from clara_jax.errors import ClaraError
 from clara_jax.inference.decode import Sampling, generate
 from clara_jax.inference.encode import LENGTH_MULTIPLE, encode_texts
@@ -342,7 +343,7 @@ class Clara:
         padded = np.zeros((self.batch_size, *queries.shape[1:]), queries.dtype)
         padded[: len(queries)] = queries
         with jax.set_mesh(self.bundle.mesh):
-            scores = jax.device_get(_cosine(*put_batch((padded, documents), self.bundle.mesh)))[: len(queries)]
+            scores = gather(_cosine(*put_batch((padded, documents), self.bundle.mesh)))[: len(queries)]
         valid = np.arange(width) < np.array([[len(own)] for own in candidates])
         return np.where(valid, scores, EXCLUDED)
 
@@ -386,7 +387,7 @@ class Clara:
                 key = jax.device_put(
                     jax.random.fold_in(jax.random.key(seed), batch_number), jax.NamedSharding(mesh, jax.P())
                 )
-                out = jax.device_get(generate(model, self._params, *arrays, key, sampling, self.bundle.end_ids))
+                out = gather(generate(model, self._params, *arrays, key, sampling, self.bundle.end_ids))
             for row in range(len(rows)):
                 yield out.tokens[row, : out.lengths[row]].tolist(), float(out.log_probability[row])
 

@@ -24,11 +24,13 @@ from clara_jax.checkpoints.names import BASE_HINT, load_base, load_lora
 from clara_jax.checkpoints.released import LICENCE_NOTE, is_released, read_released
 from clara_jax.data.prompts import MARKERS, PROMPT_VERSION
 from clara_jax.data.tokenization import ClaraTokenizer
+from clara_jax.distributed import gather
 from clara_jax.errors import ClaraError
 from clara_jax.method.clara import ROLES, ClaraConfig, ClaraModel
 from clara_jax.method.parameters import COMPRESSOR, declare, flatten, initialise_adapters, split, unflatten
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.declare import abstract, declare_base, initialise, shardings
+from clara_jax.model.sharding import place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Bundle:
         stored, _ = split(self.params, subtrees)
         for path, leaf in sorted(stored.items()):
             digest.update(path.encode())
-            digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
+            digest.update(np.ascontiguousarray(gather(leaf)).tobytes())
         return digest.hexdigest()
 
     @property
@@ -283,9 +285,7 @@ def _load_released(path: Path, mesh: jax.sharding.Mesh, base: str | None, precis
     tokens = {"memory": released.embedding[memory], "markers": released.embedding[markers]}
     if not config.tied:
         tokens["output"] = released.head[memory + markers]
-    tokens = {
-        name: jax.device_put(np.asarray(rows, np.float32), placed["tokens"][name]) for name, rows in tokens.items()
-    }
+    tokens = {name: place(np.asarray(rows, np.float32), placed["tokens"][name]) for name, rows in tokens.items()}
     own = ("base/embed",) if config.tied else ("base/embed", "base/lm_head")
     trained = tuple(f"lora/{role}" for role in released.adapters) + ("tokens/memory",)
     history = ({"stage": f"released {released.config.get('training_stage', '')}".strip()},)

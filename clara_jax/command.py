@@ -5,16 +5,39 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from clara_jax.errors import ClaraError
+from clara_jax.errors import ClaraError, ToldByMain
 
 
 def run(main: Callable[[], None]) -> None:
-    """Calls ``main``; a `ClaraError` becomes ``error: ...`` and exit code 2, an interrupt exit code 130."""
+    """Calls ``main``; a `ClaraError` becomes ``error: ...`` and exit code 2, an interrupt exit code 130.
+
+    A process that has joined others (`clara_jax.distributed`) leaves at once where anything goes wrong, so that they
+    learn of it.
+    """
     try:
         main()
     except ClaraError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        if not isinstance(error, ToldByMain):
+            print(f"error: {error}", file=sys.stderr)
+        _end(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        _end(130)
+    except Exception as error:
+        if not _joined():
+            raise
+        from clara_jax.distributed import explain
+
+        print(explain(error), file=sys.stderr)
+        _end(1)
+
+
+def _joined() -> bool:
+    """Whether others wait for this process; a command that has not asked for JAX has joined none."""
+    return "clara_jax.distributed" in sys.modules and sys.modules["clara_jax.distributed"].several()
+
+
+def _end(code: int) -> None:
+    if _joined():
+        sys.modules["clara_jax.distributed"].leave(code)
+    sys.exit(code)

@@ -1,4 +1,4 @@
-"""The one exception a user is meant to read."""
+"""The exceptions a user is meant to read."""
 
 
 class ClaraError(Exception):
@@ -9,3 +9,7 @@ class ClaraError(Exception):
 
     def __init__(self, message: str):
         super().__init__(" ".join(str(message).split()))
+
+
+class ToldByMain(ClaraError):
+    """A problem that the main one of several processes has found, and alone prints: the others end for it, too."""

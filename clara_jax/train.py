@@ -6,6 +6,9 @@
 --config.FIELD=VALUE       overrides a field, e.g. --config.scp.learning_rate=3e-4 --config.mesh=4,2 --config.seed=1
 --workdir DIR              the run directory (default runs/<date>-<time>): config.json, run.json, metrics.jsonl,
                            tensorboard/, curves.png, checkpoints/
+--coordinator HOST:PORT --processes N --process I
+                           this is process I of N that train together; the same in the environment as CLARA_COORDINATOR,
+                           CLARA_PROCESSES, CLARA_PROCESS. On Cloud TPU, GKE and under Slurm nothing need be said.
 
 A run that was stopped or killed goes on with the same command, or with --workdir DIR alone; SIGTERM and Ctrl-C save
 first. A checkpoint, or the whole run directory, opens with clara_jax.Clara.load(DIR).
@@ -14,23 +17,20 @@ first. A checkpoint, or the whole run directory, opens with clara_jax.Clara.load
 from __future__ import annotations
 
 import logging
-import re
 import sys
 import time
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from absl import flags
-from ml_collections import config_flags
-from ml_collections.config_flags import config_path
-
 from clara_jax import command
+from clara_jax.arguments import parse
 from clara_jax.errors import ClaraError
 
 if TYPE_CHECKING:
     from clara_jax.training.config import RunConfig
     from clara_jax.training.loop import Outcome
+
+FLAGS = {"workdir": str, "coordinator": str, "processes": int, "process": int}
 
 
 def main() -> None:
@@ -38,32 +38,47 @@ def main() -> None:
         print(__doc__)
         return
     # After the help, which should not wait for these.
+    from clara_jax import distributed
     from clara_jax.checkpoints.json_file import read_object
     from clara_jax.training.config import from_json, resolve
     from clara_jax.training.loop import run
     from clara_jax.training.resume import CONFIG
-    from clara_jax.training.stopping import Stopped, StopSignal
+    from clara_jax.training.stopping import Stopped, StoppedAtOnce, StopSignal
 
-    config, workdir = _parse(sys.argv)
+    arguments = parse(sys.argv, FLAGS)
+    config, workdir = arguments.config, arguments.workdir
+    if config is None and not workdir:
+        raise ClaraError("--config is missing; name a file, e.g. --config configs/smollm2.py")
+    distributed.initialise(arguments.coordinator, arguments.processes, arguments.process)
     logging.getLogger("absl").setLevel(logging.WARNING)
     if config is None:
         config = from_json(read_object(Path(workdir) / CONFIG, "name a configuration with --config"))
     else:
         config = resolve(config)
-    directory = Path(workdir or config.workdir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}")
+    workdir = workdir or config.workdir or distributed.on_main(time.strftime, "runs/%Y%m%d-%H%M%S")
+    if "://" in workdir:
+        raise ClaraError(
+            f"--workdir: {workdir} is no directory; mount the bucket and name where it is mounted, see docs/pods.md"
+        )
+    directory = Path(workdir)
     with StopSignal().listening() as stop:
         try:
             outcome = run(config, directory, stop)
-        except Stopped as stopped:
+        except StoppedAtOnce as stopped:
             print(stopped, flush=True)
+            if distributed.several():
+                distributed.leave(0)
+            return
+        except Stopped as stopped:
+            distributed.say(str(stopped))
             return
     if outcome is None:
-        print(
+        distributed.say(
             f"{directory}: this run is finished, nothing to do; open it with clara_jax.Clara.load({str(directory)!r})"
         )
         return
     _show(outcome, config)
-    print(
+    distributed.say(
         f"finished: {len(config.stages)} stage(s), fingerprint {outcome.bundle.fingerprint()[:12]}; open with "
         f"clara_jax.Clara.load({str(directory)!r})"
     )
@@ -73,6 +88,7 @@ def _show(outcome: Outcome, config: RunConfig) -> None:
     """Questions of held-out records, the model's answers, and what they were given from."""
     from clara_jax import Clara
     from clara_jax.data.records import RANKING_STAGES
+    from clara_jax.distributed import say
 
     stage = config.stages[-1]
     asked = [record for record in outcome.held_out if record.kind == "question"][: config.show]
@@ -85,43 +101,12 @@ def _show(outcome: Outcome, config: RunConfig) -> None:
         questions, documents, k=stage.top_k if ranks else None, max_new_tokens=stage.answer_tokens
     )
     for record, answer in zip(asked, answers, strict=True):
-        print(f"\nQuestion: {record.questions[0]}\nAnswer:   {answer.text}   (reference: {record.gold_answers[0]})")
+        say(f"\nQuestion: {record.questions[0]}\nAnswer:   {answer.text}   (reference: {record.gold_answers[0]})")
         for source in answer.sources:
             gold = " (gold)" if int(source.id.partition("#")[0]) in record.positives else ""
             score = "" if source.score is None else f", score {source.score:+.3f}"
-            print(f"  source {source.rank}{score}{gold}: {source.text}")
-    print()
-
-
-def _parse(argv: list[str]):
-    """The ConfigDict and the run directory; every way of getting the command line wrong is one line."""
-    values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file(
-        "config", None, "Configuration file.", flag_values=values, lock_config=True
-    )
-    workdir = flags.DEFINE_string("workdir", None, "Run directory.", flag_values=values)
-    try:
-        rest = values(argv)
-    except ClaraError:
-        raise
-    except FileNotFoundError as error:
-        raise ClaraError(
-            f"--config: {error.filename or error} does not exist; name a file, e.g. --config configs/smollm2.py"
-        ) from None
-    except (AttributeError, KeyError) as error:
-        if not any(frame.filename == config_path.__file__ for frame in traceback.extract_tb(error.__traceback__)):
-            raise ClaraError(f"--config: {type(error).__name__}: {error}") from None  # in the file
-        field, meant = (re.search(pattern, str(error)) for pattern in (r"\w+", r'mean "(\w+)"'))
-        raise ClaraError(
-            f"--config: this configuration has no field {field[0]}" + (f"; did you mean {meant[1]}?" if meant else "")
-        ) from None
-    except Exception as error:  # absl and ml_collections raise what they like; a configuration file is a program
-        raise ClaraError(f"--config: {type(error).__name__}: {error}") from None
-    if len(rest) > 1:
-        raise ClaraError(f"unexpected argument {rest[1]!r}; see --help")
-    if values["config"].value is None and not workdir.value:
-        raise ClaraError("--config is missing; name a file, e.g. --config configs/smollm2.py")
-    return values[holder.name].value, values[workdir.name].value
+            say(f"  source {source.rank}{score}{gold}: {source.text}")
+    say("")
 
 
 if __name__ == "__main__":

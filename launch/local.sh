@@ -107,23 +107,35 @@ describe() {
   fi
 }
 
+# Whoever waits for a stopped process (SIGSTOP) ends sooner than it does.
+name_stopped() {
+  local i
+  for i in "${!processes[@]}"; do
+    [[ -z ${processes[i]} || $(ps -o state= -p "${processes[i]}") != T* ]] || say "process $i is stopped (SIGSTOP)"
+  done
+}
+
 failure=0 running=$count deadline=
 while ((running)); do
+  # Of processes found ended at one look, a killed one is the cause and is named first; the others, those too that JAX
+  # has aborted (134), ended because of it.
+  ended=()
   for i in "${!processes[@]}"; do
     process=${processes[i]}
     if [[ -z $process ]] || kill -0 "$process" 2>/dev/null; then continue; fi
     status=0
     wait "$process" 2>/dev/null || status=$?
-    running=$((running - 1))
-    ((status)) || { processes[i]='' && continue; }
-    if ((!failure)); then
-      failure=$status deadline=$((SECONDS + grace))
-      say "process $i $(describe "$status")$( ((!running)) || echo "; ending the others")"
-      signal TERM
-    fi
-    kill -KILL -- "-$process" 2>/dev/null || true # what it has left behind
-    processes[i]=''
+    running=$((running - 1)) processes[i]=''
+    ((!status)) || kill -KILL -- "-$process" 2>/dev/null || true # what it has left behind
+    if ((status > 128 && status != 134)); then ended=("$i $status" "${ended[@]}"); elif ((status)); then ended+=("$i $status"); fi
   done
+  if ((${#ended[@]} && !failure)); then
+    read -r i failure <<<"${ended[0]}"
+    deadline=$((SECONDS + grace))
+    say "process $i $(describe "$failure")$( ((!running)) || echo "; ending the others")"
+    name_stopped
+    signal TERM
+  fi
   if [[ -n $deadline ]] && ((running && SECONDS >= deadline)); then
     say "$running still running $grace s later; killed"
     signal KILL

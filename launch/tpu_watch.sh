@@ -3,7 +3,7 @@
 #
 #   launch/tpu_watch.sh NAME --zone ZONE --type TYPE [options] -- COMMAND...
 #   launch/tpu_watch.sh pod --zone us-east5-a --type v5p-128 --spot -- \
-#     python -m clara_jax.train --config configs/mistral7b_scp.py:data=gs://BUCKET/data --workdir gs://BUCKET/runs/scp
+#     python -m clara_jax.train --config configs/mistral7b_scp.py:data=/mnt/shared/data --workdir /mnt/shared/runs/scp
 #
 # The command's run directory lies in a bucket or on a disk that outlives the TPU; then the same command goes on where
 # the run was. It ends with 0 when the command has ended with 0 on a TPU that is still there.

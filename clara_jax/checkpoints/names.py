@@ -14,6 +14,7 @@ import numpy as np
 from clara_jax.errors import ClaraError
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.declare import Map, declare_base, declare_lora, linear_units, map_leaves, shardings
+from clara_jax.model.sharding import place
 
 BASE_HINT = "(base=... in Python, --config.model.base=... in training)"
 
@@ -82,7 +83,7 @@ def load_base(
         else:
             name = {"embed/table": "model.embed_tokens.weight", "lm_head/table": "lm_head.weight"}[path]
             value = read(name, leaf.shape, rows=config.vocab_size).astype(dtype)
-        return jax.device_put(value, sharding)
+        return place(value, sharding)
 
     return map_leaves(build, declare_base(config, dtype))
 
@@ -130,7 +131,7 @@ def load_lora(
         sharding = placed
         for step in path.split("/"):
             sharding = sharding[step]
-        return jax.device_put(value, sharding)
+        return place(value, sharding)
 
     return map_leaves(build, declared)
 

@@ -7,9 +7,9 @@ A checkpoint is a directory ``<run>/checkpoints/<NN>-<stage>-<step>``:
 - further files of the caller's, such as the tokenizer;
 - ``checksums.json``: size and SHA-256 of every other file.
 
-It is written by one process, which may be killed in any line. Hidden names are those of unfinished work: ``.partial``
-is being written, ``.removed`` being deleted, and ``.replaced`` makes room for another of its name; until that has come,
-it counts. The next save of the run clears them away.
+Every process of a run writes the arrays on its devices, the main one all else; they may be killed in any line. Hidden
+names are those of unfinished work: ``.partial`` is being written, ``.removed`` being deleted, and ``.replaced`` makes
+room for another of its name; until that has come, it counts. The next save of the run clears them away.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from clara_jax import distributed
 from clara_jax.checkpoints.json_file import read_object
 from clara_jax.errors import ClaraError
 from clara_jax.files import sync
@@ -81,6 +82,11 @@ def newest_intact(run_dir: str | Path) -> Path | None:
     Raises:
       ClaraError: it is whole, but another version's.
     """
+    found = distributed.on_main(_newest_intact, run_dir)
+    return None if found is None else Path(found)
+
+
+def _newest_intact(run_dir: str | Path) -> str | None:
     damaged, found = [], None
     for path in reversed(checkpoints(run_dir)):
         try:
@@ -95,7 +101,7 @@ def newest_intact(run_dir: str | Path) -> Path | None:
     for path, error in damaged:
         reason = str(error).partition(";")[0]
         warn_line(f"checkpoint {path.name} is damaged ({reason}); {instead}")
-    return found
+    return None if found is None else str(found)
 
 
 def latest_checkpoint(run_dir: str | Path) -> Path:
@@ -153,7 +159,8 @@ class CheckpointWriter:
     the last with ``metadata["finished"]``. It deletes only after a new one is whole on disk, and none that is further
     than that: what a run that went on from further back left ahead of it, it replaces when it gets there.
 
-    A context manager; at the end it waits for the disk. One writer per run directory.
+    A context manager; at the end it waits for the disk. One writer per run directory, in each process of the run; all
+    make the same calls.
 
     Args:
       best: None keeps no best one.
@@ -203,13 +210,15 @@ class CheckpointWriter:
         """
         self.wait()
         directory = checkpoint_directory(self._run_dir, number, stage, step).absolute()
-        with _file_errors(f"{directory.parent}: cannot clear away what a killed run left"):
-            _clear_unfinished(directory.parent)
+        if distributed.is_main():
+            with _file_errors(f"{directory.parent}: cannot clear away what a killed run left"):
+                _clear_unfinished(directory.parent)
         finish = _begin_save(directory, arrays, metadata, write_extra)
 
         def finish_and_thin_out() -> None:
             finish()
-            _thin_out(self._run_dir.absolute(), directory, self._keep, self._best)
+            if distributed.is_main():
+                _thin_out(self._run_dir.absolute(), directory, self._keep, self._best)
 
         self._saving = self._executor.submit(finish_and_thin_out)
         if wait:
@@ -224,6 +233,7 @@ class CheckpointWriter:
         saving, self._saving = self._saving, None
         if saving is not None:
             saving.result()
+            distributed.barrier("saved")
 
     def close(self) -> None:
         """`wait`, and ends the thread."""
@@ -289,7 +299,7 @@ def load_arrays(
       ClaraError: a damaged checkpoint; the first leaf that is missing, unexpected, or of another shape or dtype.
     """
     directory = Path(directory).absolute()
-    verify_checkpoint(directory)
+    distributed.on_main(verify_checkpoint, directory)
     stored = ocp.metadata(directory / ARRAYS).metadata
     wanted = stored if abstract is None else dict(abstract)
     if only is not None:
@@ -333,8 +343,10 @@ def _begin_save(
     _quieten_orbax()
     partial = _hidden(directory, _PARTIAL)
     with _or_nothing(directory, partial):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        if distributed.is_main():
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        distributed.barrier("save")
         context = ocp.Context()
         context.array.saving.ocdbt_target_data_file_size = _FILE_BYTES
         with context:
@@ -343,6 +355,8 @@ def _begin_save(
     def finish() -> None:
         with _or_nothing(directory, partial):
             writing.result()
+            if not distributed.is_main():
+                return
             (partial / METADATA).write_text(described, encoding="utf-8")
             if write_extra is not None:
                 write_extra(partial)
@@ -391,7 +405,8 @@ def _or_nothing(directory: Path, partial: Path) -> Iterator[None]:
         with _file_errors(f"{directory}: cannot write the checkpoint", "; earlier checkpoints are whole"):
             yield
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        if distributed.is_main():
+            shutil.rmtree(partial, ignore_errors=True)
         raise
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import numpy as np
@@ -20,14 +19,14 @@ AHEAD = 2  # batches made before they are asked for
 class BatchLoader:
     """Makes the batch of any step from what the plan says; it has no position of its own.
 
-    Each of several processes plans the whole batch, which costs little, and makes its own part of the rows.
+    Each of several processes plans the whole batch, which costs little, and makes the rows that it needs.
 
     Args:
       examples: of the stage, by the plan's indices.
       sizes: of the examples, see `clara_jax.data.shapes`.
       row: pack the examples of a step into such rows; None gives each a row of its own.
-      row_multiple: what the rows of a packed batch must divide by: microbatches times devices of the data axis.
-      process_index, process_count: this process, of how many.
+      row_multiple: what the rows of a packed batch must divide by: microbatches times parts that a batch is split into.
+      own: number of rows -> which of them this process makes, in order; by default all.
       memories: of documents that were compressed before; the batches hold them instead of tokens.
     """
 
@@ -39,13 +38,11 @@ class BatchLoader:
         tokenizer: ClaraTokenizer,
         row: Row | None = None,
         row_multiple: int = 1,
-        process_index: int = 0,
-        process_count: int = 1,
+        own: Callable[[int], np.ndarray] = np.arange,
         memories: Memories | None = None,
     ):
         self.plan, self._examples, self._sizes, self._tokenizer = plan, examples, sizes, tokenizer
-        self._row, self._multiple = row, math.lcm(row_multiple, process_count)
-        self._process_index, self._process_count, self._memories = process_index, process_count, memories
+        self._row, self._multiple, self._own, self._memories = row, row_multiple, own, memories
         if row is not None:
             need = needs(sizes, tokenizer.memory_tokens).mean(axis=0) * plan.batch_size
             self._expected_rows = max(float(need[0]) / row.documents, float(need[1]) / row.prompts)
@@ -57,15 +54,13 @@ class BatchLoader:
     def batch(self, step: int) -> Batch:
         """This process's rows of the step's batch."""
         if self._row is None:
-            own = self.plan.process_rows(step, self._process_index, self._process_count)
-            examples = [self._examples[place] for place in own]
+            examples = [self._examples[place] for place in self.plan.rows(step)[self._own(self.plan.batch_size)]]
             return collate(examples, self.plan.shapes(step), self._tokenizer, memories=self._memories)
         planned = self.plan.rows(step)
         rows = pack(self._sizes[planned], self._tokenizer.memory_tokens, self._row)
-        share = row_count(len(rows), self._expected_rows, self._multiple) // self._process_count
-        own = rows[self._process_index * share : (self._process_index + 1) * share]
-        chosen = [[self._examples[planned[place]] for place in places] for places in own]
-        return collate_packed(chosen, share, self._row, self._tokenizer)
+        own = self._own(row_count(len(rows), self._expected_rows, self._multiple))
+        chosen = [[self._examples[planned[place]] for place in rows[number]] for number in own[own < len(rows)]]
+        return collate_packed(chosen, len(own), self._row, self._tokenizer)
 
     def ahead(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of steps from ``start`` up to ``stop``, some made before they are asked for."""

@@ -71,17 +71,6 @@ class BatchPlan:
         """The shape of the step's batch: the first of the ladder that holds all of its examples."""
         return self.ladder[int(np.max(self._levels[self.rows(step)]))]
 
-    def process_rows(self, step: int, process_index: int, process_count: int) -> np.ndarray:
-        """The part of `rows` that one of several processes loads; int64 [B / process_count]."""
-        if self.batch_size % process_count:
-            raise ClaraError(
-                f"batch_size: {self.batch_size} does not divide among {process_count} processes; choose a multiple"
-            )
-        if not 0 <= process_index < process_count:
-            raise ValueError(f"process {process_index} of {process_count}")
-        share = self.batch_size // process_count
-        return self.rows(step)[process_index * share : (process_index + 1) * share]
-
     def _plan_window(self, window: int) -> np.ndarray:
         """int64 [steps of the window, B]."""
         first = window * self._window

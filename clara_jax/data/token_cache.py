@@ -6,12 +6,12 @@ directory, named by what its tokens depend on, written beside its place and move
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -121,7 +121,7 @@ def cache_key(fingerprint: str, tokenizer: ClaraTokenizer, encoding: Encoding) -
 
 
 def _make(directory: Path, records: Iterable[Record], encoder: Encoder, progress: Callable[[int], None] | None) -> None:
-    unfinished = directory.with_name(f".{directory.name}.{os.getpid()}")
+    unfinished = directory.with_name(f".{directory.name}.{socket.gethostname()}.{os.getpid()}")
     try:
         unfinished.mkdir(parents=True)
         with _Writer(unfinished) as writer:
@@ -136,9 +136,11 @@ def _make(directory: Path, records: Iterable[Record], encoder: Encoder, progress
         about = {"format": FORMAT, "records": writer.count, "documents": encoder.document_count}
         about["ranking"] = writer.ranks
         (unfinished / _ABOUT).write_text(json.dumps(about) + "\n")
-        # Two processes that made the same: the second one finds it there.
-        with contextlib.suppress(FileExistsError, OSError) if directory.exists() else contextlib.nullcontext():
+        try:
             os.rename(unfinished, directory)
+        except OSError:
+            if not (directory / _ABOUT).exists():  # two processes that made the same: the second one finds it there
+                raise
     except OSError as error:
         raise ClaraError(f"{directory}: tokens cannot be written: {error.strerror or error}") from error
     finally:

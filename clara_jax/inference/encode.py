@@ -11,6 +11,7 @@ import numpy as np
 
 from clara_jax.data.batches import with_memory
 from clara_jax.data.tokenization import ClaraTokenizer
+from clara_jax.distributed import gather
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.compressor import encode
 from clara_jax.model.sharding import put_batch
@@ -45,7 +46,7 @@ def encode_texts(
         rows = [np.asarray(texts[i], np.int32) for i in places] + [None] * (batch_size - len(places))
         arrays = with_memory(rows, width, tokenizer)
         with jax.set_mesh(mesh):
-            memory = _memory(model, role, params, *put_batch(arrays, mesh))
+            memory = encode_batch(model, role, params, *put_batch(arrays, mesh))
         if pending is not None:
             yield _on_host(*pending)
         pending = places, memory
@@ -54,9 +55,10 @@ def encode_texts(
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _memory(model: ClaraModel, role: str, params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
+def encode_batch(model: ClaraModel, role: str, params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
+    """Memories [N, M, E] of N texts, each followed by the memory tokens; see `clara_jax.method.compressor.encode`."""
     return encode(model, params, role, ids, mask).memory
 
 
 def _on_host(places: list[int], memory: jax.Array) -> tuple[list[int], np.ndarray]:
-    return places, jax.device_get(memory)[: len(places)]
+    return places, gather(memory)[: len(places)]

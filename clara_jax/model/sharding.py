@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType
 
@@ -99,6 +100,39 @@ def check_batch(batch_size: int, mesh: jax.sharding.Mesh, field: str = "batch_si
         )
 
 
+def own_parts(mesh: jax.sharding.Mesh) -> list[int]:
+    """Which of the `batch_shards` of a batch this process's devices hold, in order."""
+    parts = mesh.devices.reshape(batch_shards(mesh), -1)
+    here = jax.process_index()
+    return [number for number, devices in enumerate(parts) if any(device.process_index == here for device in devices)]
+
+
+def own_rows(count: int, mesh: jax.sharding.Mesh) -> np.ndarray:
+    """Which rows of a batch of ``count`` this process's devices hold, in order; int64. The mesh divides the batch."""
+    return np.arange(count).reshape(batch_shards(mesh), -1)[own_parts(mesh)].ravel()
+
+
 def put_batch(tree, mesh: jax.sharding.Mesh):
-    """Places host arrays with their leading axis split over the mesh; None leaves stay None."""
-    return jax.tree.map(lambda x: jax.device_put(x, jax.NamedSharding(mesh, jax.P(BATCH))), tree)
+    """Places host arrays, whole in every process, with their leading axis split over the mesh; None stays None."""
+    return jax.tree.map(lambda x: place(x, jax.NamedSharding(mesh, jax.P(BATCH))), tree)
+
+
+def put_rows(tree, mesh: jax.sharding.Mesh):
+    """`put_batch` for host arrays of which each process has its `own_rows` alone."""
+    sharding, parts, own = jax.NamedSharding(mesh, jax.P(BATCH)), batch_shards(mesh), own_parts(mesh)
+
+    def put(x: np.ndarray) -> jax.Array:
+        size = len(x) // len(own)  # rows of a part
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            first = own.index((index[0].start or 0) // size) * size
+            return x[first : first + size]
+
+        return jax.make_array_from_callback((size * parts, *x.shape[1:]), sharding, part)
+
+    return jax.tree.map(put, tree)
+
+
+def place(value: np.ndarray, sharding: jax.NamedSharding) -> jax.Array:
+    """A host array, whole in every process, as a device array."""
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])

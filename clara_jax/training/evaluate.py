@@ -21,6 +21,7 @@ from clara_jax.data.batches import Batch, Memories, collate, plan_shapes
 from clara_jax.data.encoding import Example
 from clara_jax.data.records import RANKING_STAGES, Record
 from clara_jax.data.tokenization import ClaraTokenizer
+from clara_jax.distributed import gather
 from clara_jax.evaluation.answers import exact_match, token_f1
 from clara_jax.evaluation.ranking import recall_at
 from clara_jax.inference.decode import Generated, Sampling, generate
@@ -133,20 +134,20 @@ class Evaluation:
                 if batch.measured:
                     yield
                     terms = _on_device(self._terms, trained, frozen, placed)
-                    found.terms.setdefault(case, []).append(jax.device_get(terms))
+                    found.terms.setdefault(case, []).append(gather(terms))
                 ranked = batch.ranked and case == REAL
                 if ranked or (batch.prompts and case != NO_MEMORY):
                     yield
                     scores, memories[case] = _on_device(self._select, trained, frozen, placed)
                     if ranked:
-                        found.scores.append((jax.device_get(scores), host.document_valid, host.positives))
+                        found.scores.append((gather(scores), host.document_valid, host.positives))
             for case, prompt in batch.prompts.items():
                 yield
                 # Without memory it does not matter whose are handed over: the prompt attends to none.
                 own = memories[REAL if case == NO_MEMORY else case]
                 placed = put_batch(prompt, self._mesh)
                 out = _on_device(self._generate, trained, frozen, placed, own, self._key)
-                found.answers.setdefault(case, []).extend(self._texts(jax.device_get(out), len(batch.golds)))
+                found.answers.setdefault(case, []).extend(self._texts(gather(out), len(batch.golds)))
             found.golds.extend(batch.golds)
 
     def _texts(self, out: Generated, count: int) -> list[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from clara_jax import distributed
 from clara_jax.bundle import Bundle
 from clara_jax.checkpoints.json_file import read_object
 from clara_jax.checkpoints.run import CheckpointWriter
@@ -22,9 +26,9 @@ from clara_jax.method.stages import STAGES
 from clara_jax.model.sharding import check_batch, make_mesh
 from clara_jax.training.config import RunConfig, to_json
 from clara_jax.training.curves import draw
-from clara_jax.training.metrics import MetricWriter, read_metrics
+from clara_jax.training.metrics import MetricWriter, NoMetricWriter, read_metrics
 from clara_jax.training.resume import CONFIG, RUN, Position, Start, find_start, is_finished
-from clara_jax.training.run_directory import environment, lock, write_json
+from clara_jax.training.run_directory import LOCK, environment, lock, write_json
 from clara_jax.training.stage_data import StageData, StageRecords
 from clara_jax.training.stage_run import StageRun
 from clara_jax.training.stopping import StopSignal
@@ -51,12 +55,16 @@ def run(config: RunConfig, workdir: Path, stop: StopSignal) -> Outcome | None:
         trains in it; a loss that is not finite; a disk that is full.
       Stopped: told to stop, and everything saved.
     """
-    if is_finished(config, workdir):  # the resume ladder's first rung, see `find_start`
+    if not distributed.is_main():
+        config = dataclasses.replace(config, progress=False)
+    if distributed.on_main(is_finished, config, workdir):  # the resume ladder's first rung, see `find_start`
         return None
     mesh = make_mesh(**config.mesh_sizes)
     for stage in config.stages:
         check_batch(stage.batch_size // stage.accumulate, mesh, f"config.{stage.name}.batch_size / accumulate")
-    with lock(workdir):
+    with contextlib.ExitStack() as stack:
+        distributed.on_main(stack.enter_context, lock(workdir))
+        check_shared(workdir)
         # Everything that can be wrong is looked at before the first step: a bad line in the last stage's file, or a
         # subtree that does not exist, should not cost the stages before it.
         try:
@@ -68,27 +76,31 @@ def run(config: RunConfig, workdir: Path, stop: StopSignal) -> Outcome | None:
                 split(start.bundle.params, stage.trains or STAGES[stage.name].trains)
             left = range(start.position.number, len(config.stages))
             data = {i: StageData.encode(config, config.stages[i], start.bundle, records[i]) for i in left}
-            if not (workdir / CONFIG).exists():
-                write_json(workdir / CONFIG, to_json(config))
+            distributed.on_main(_write_config, config, workdir)
         finally:
             _forget_empty(workdir)
         log["starts"].append(environment())
-        write_json(workdir / RUN, log)
-        tensorboard = workdir / "tensorboard" if config.tensorboard else None
-        with (
-            jax.set_mesh(mesh),
-            MetricWriter(workdir / METRICS, tensorboard, start.position.metrics_bytes) as metrics,
-            CheckpointWriter(workdir, config.keep, config.best or None) as checkpoints,
-        ):
-            for number in left:
-                bundle = StageRun(config, workdir, start, data[number], metrics, checkpoints, stop).train()
-                start = Start(bundle, Position(number + 1, metrics_bytes=metrics.sync()))
-        rows = read_metrics(workdir / METRICS)
-        draw(rows, workdir / "curves.png")
-        if config.require_progress:
-            check_progress(rows)
-        write_json(workdir / RUN, log | {"finished": {"fingerprint": start.bundle.fingerprint()}})
+        distributed.on_main(write_json, workdir / RUN, log)
+        stack.enter_context(jax.set_mesh(mesh))
+        metrics = stack.enter_context(_open_metrics(config, workdir, start.position.metrics_bytes))
+        checkpoints = stack.enter_context(CheckpointWriter(workdir, config.keep, config.best or None))
+        for number in left:
+            bundle = StageRun(config, workdir, start, data[number], metrics, checkpoints, stop).train()
+            start = Start(bundle, Position(number + 1, metrics_bytes=metrics.sync()))
+        checkpoints.wait()
+        finished = {"fingerprint": start.bundle.fingerprint()}
+        distributed.on_main(_conclude, config, workdir, log | {"finished": finished})
         return Outcome(start.bundle, records[-1].held_out)
+
+
+def check_shared(workdir: Path) -> None:
+    """Raises:
+    ClaraError: this process does not see the run directory of the main one."""
+    if not (workdir / LOCK).exists():
+        raise ClaraError(
+            f"{workdir}: process {jax.process_index()} does not see the run directory that process 0 has made; name "
+            "one on a disk that all processes share"
+        )
 
 
 def check_same_data(
@@ -128,6 +140,9 @@ def check_progress(rows: Sequence[Mapping[str, Any]]) -> None:
 def _read_records(config: RunConfig, workdir: Path) -> list[StageRecords]:
     if config.on_error == "stop":
         return [StageRecords.read(config, stage) for stage in config.stages]
+    if not distributed.is_main():
+        with Rejects(os.devnull) as rejects:
+            return [StageRecords.read(config, stage, rejects) for stage in config.stages]
     path = workdir / REJECTED
     try:
         with Rejects(path) as rejects:
@@ -146,7 +161,27 @@ def _read_log(workdir: Path) -> dict[str, Any]:
     return read_object(path, "delete it and give the command again") if path.exists() else {"starts": []}
 
 
+def _write_config(config: RunConfig, workdir: Path) -> None:
+    if not (workdir / CONFIG).exists():
+        write_json(workdir / CONFIG, to_json(config))
+
+
+def _open_metrics(config: RunConfig, workdir: Path, keep_bytes: int) -> MetricWriter | NoMetricWriter:
+    if not distributed.is_main():
+        return NoMetricWriter()
+    return MetricWriter(workdir / METRICS, workdir / "tensorboard" if config.tensorboard else None, keep_bytes)
+
+
+def _conclude(config: RunConfig, workdir: Path, log: Mapping[str, Any]) -> None:
+    """Curves, and the note that nothing is left to do."""
+    rows = read_metrics(workdir / METRICS)
+    draw(rows, workdir / "curves.png")
+    if config.require_progress:
+        check_progress(rows)
+    write_json(workdir / RUN, log)
+
+
 def _forget_empty(workdir: Path) -> None:
     """A run that could not begin leaves no directory."""
-    if not any(path.name != ".lock" for path in workdir.iterdir()):
+    if distributed.is_main() and not any(path.name != LOCK for path in workdir.iterdir()):
         shutil.rmtree(workdir)

@@ -102,6 +102,22 @@ class MetricWriter:
         self.close()
 
 
+class NoMetricWriter:
+    """Takes the rows of a process that is not the main one, and keeps none."""
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        pass
+
+    def sync(self) -> int:
+        return 0
+
+    def __enter__(self) -> NoMetricWriter:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+
 class _Events:
     """TensorBoard's scalars, one event a row; on the disk every few seconds, for a flush waits for it."""
 

@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from clara_jax.bundle import Bundle
 from clara_jax.checkpoints.run import CheckpointWriter
 from clara_jax.data.loading import BatchLoader
 from clara_jax.data.plan import BatchPlan
+from clara_jax.distributed import Agreement, is_main, say
 from clara_jax.errors import ClaraError
 from clara_jax.method.parameters import merge, split
 from clara_jax.method.stages import STAGES, Terms, inherit
-from clara_jax.model.sharding import batch_shards, put_batch
+from clara_jax.model.sharding import batch_shards, own_parts, own_rows, put_rows
 from clara_jax.training.config import RunConfig
 from clara_jax.training.evaluate import Evaluation
-from clara_jax.training.metrics import MetricWriter, Progress, device_memory
+from clara_jax.training.metrics import MetricWriter, NoMetricWriter, Progress, device_memory
 from clara_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from clara_jax.training.resume import Start, load_optimizer, named_optimizer
 from clara_jax.training.run_directory import write_json
@@ -45,7 +47,7 @@ class StageRun:
         workdir: Path,
         start: Start,
         data: StageData,
-        metrics: MetricWriter,
+        metrics: MetricWriter | NoMetricWriter,
         checkpoints: CheckpointWriter,
         stop: StopSignal,
     ):
@@ -65,9 +67,12 @@ class StageRun:
         )
         multiple = own.accumulate * batch_shards(bundle.mesh)
         memories = open_memories(own, bundle, data.documents, stop, config.progress) if own.memories else None
+        own_part = partial(own_rows, mesh=bundle.mesh)
         self.loader = BatchLoader(
-            plan, data.examples, data.sizes, bundle.tokenizer, data.row, multiple, memories=memories
+            plan, data.examples, data.sizes, bundle.tokenizer, data.row, multiple, own_part, memories
         )
+        # What this process counts of its own rows, it takes for as much of the others'.
+        self.processes = batch_shards(bundle.mesh) / len(own_parts(bundle.mesh))
         self.batches = self.loader.ahead(position.step, self.steps)
         self.trains = own.trains or self.stage.trains
         params = bundle.params if start.checkpoint else inherit(self.stage, bundle.params, bundle.trained)
@@ -99,6 +104,7 @@ class StageRun:
         )
         self.started = time.monotonic() - position.seconds
         self.saved, self.saved_step = time.monotonic(), position.step
+        self.agreement = Agreement(bundle.mesh)
         self.pending: tuple[int, Terms, dict[str, Any]] | None = None  # a step under way: number, metrics, facts
         self.loss: float | None = None  # of the newest step that is read
 
@@ -125,9 +131,11 @@ class StageRun:
                     self._evaluate(index)
                 if index == self.steps:
                     break
-                if index != self.saved_step and self._save_is_due(index):
+                stop, late = self.agreement(self.stop(), self._saved_long_ago())
+                every = own.save_every
+                if index != self.saved_step and (late or (every and index % every == 0)):
                     self._save()
-                if self.stop():
+                if stop:
                     self._stop()
                 profile.at(index)
                 self._train_step(index, progress)
@@ -136,17 +144,19 @@ class StageRun:
 
     def _train_step(self, index: int, progress: Progress) -> None:
         batch = next(self.batches)
-        facts = {"learning_rate": self.rates[index], "tokens": batch.tokens, "padding": batch.padding}
+        tokens = round(self.processes * batch.tokens)
+        facts = {"learning_rate": self.rates[index], "tokens": tokens, "padding": batch.padding}
+        placed = put_rows(batch, self.bundle.mesh)
         compiled, began = self.step._cache_size(), time.monotonic()
         with jax.transfer_guard("disallow"):
-            self.state, values = self.step(self.state, self.frozen, put_batch(batch, self.bundle.mesh), self.key)
+            self.state, values = self.step(self.state, self.frozen, placed, self.key)
         if self.step._cache_size() > compiled:  # such a call returns when it is compiled, not when it is done
             facts["compile_seconds"] = time.monotonic() - began
         # The step is under way; meanwhile the one before is read and logged: the device never waits for the host.
         self._flush()
         model = self.bundle.model
         flops = step_flops(model.config, model.clara.lora_rank, self.stage.name, self.trains, batch)
-        progress.update(loss=self.loss, tokens=batch.tokens, flops=flops)
+        progress.update(loss=self.loss, tokens=tokens, flops=round(self.processes * flops))
         self.pending = (index, values, facts | progress.rates)
         self.position = dataclasses.replace(self.position, step=index + 1)
 
@@ -172,11 +182,13 @@ class StageRun:
         what = f"{name} step {index}: loss {values['loss']}, gradient norm {values['grad_norm']}"
         if self.config.non_finite == "skip":
             self.position = dataclasses.replace(self.position, skipped=self.position.skipped + 1)
-            print(f"{what}; the batch is skipped, {self.position.skipped} so far", file=sys.stderr, flush=True)
+            say(f"{what}; the batch is skipped, {self.position.skipped} so far", error=True)
             return
         path = self.workdir / f"non_finite-{name}-{index:08d}.json"
-        records = [example.where for example in self.loader.examples(index)]
-        write_json(path, {"stage": name, "step": index, "records": records} | {k: str(v) for k, v in values.items()})
+        if is_main():
+            records = [example.where for example in self.loader.examples(index)]
+            report = {"stage": name, "step": index, "records": records} | {k: str(v) for k, v in values.items()}
+            write_json(path, report)
         raise ClaraError(
             f"{what}; lower config.{name}.learning_rate, set config.model.precision=float32, or skip such batches with "
             f"config.non_finite=skip; the batch's records are in {path}"
@@ -187,20 +199,19 @@ class StageRun:
         self._flush()
         if self.position.evaluated == index:
             return
-        values = self.evaluation(self.state.trained, self.frozen, self.stop)
+        values = self.evaluation(self.state.trained, self.frozen, lambda: self.agreement.now(self.stop()))
         if values is None:
             self._stop()
         row = {f"eval_{name}": value for name, value in values.items()} | device_memory()
         if values:
             self.metrics.write({"stage": self.stage.name, "step": index, **row})
-            print(f"{self.stage.name} step {index}: held-out {describe(values)}", flush=True)
+            say(f"{self.stage.name} step {index}: held-out {describe(values)}")
         values = {name: value for name, value in values.items() if math.isfinite(value)}  # JSON has no others
         first = values if index == 0 else self.position.first
         self.position = dataclasses.replace(self.position, evaluated=index, first=first, last=values)
 
-    def _save_is_due(self, index: int) -> bool:
-        every, minutes = self.stage_config.save_every, self.config.save_minutes
-        return bool(every and index % every == 0) or time.monotonic() - self.saved > 60 * minutes
+    def _saved_long_ago(self) -> bool:
+        return time.monotonic() - self.saved > 60 * self.config.save_minutes
 
     def _save(self, wait: bool = False) -> None:
         self._flush()
@@ -213,6 +224,7 @@ class StageRun:
         place = (self.position.number, self.stage.name, self.position.step)
         self.checkpoints.save(*place, arrays, metadata, write_extra, wait=wait)
         self.saved, self.saved_step = time.monotonic(), self.position.step
+        self.agreement.forget()
 
     def _stop(self) -> None:
         """Saves, waits until the disk holds it, and says so."""

@@ -12,11 +12,15 @@ class Stopped(Exception):
     """The run was told to stop and did; the message says where it is and how to go on."""
 
 
+class StoppedAtOnce(Stopped):
+    """This process was told to stop while there was nothing to save; other processes of the run were not asked."""
+
+
 class StopSignal:
     """True as soon as the process was told to stop.
 
-    While `deferred`, a signal only sets it, and the one who defers looks; otherwise it raises `Stopped` at once, for
-    then there is nothing to save. A second signal is an interrupt.
+    While `deferred`, a signal only sets it, and the one who defers looks; otherwise it raises `StoppedAtOnce`, for then
+    there is nothing to save. A second signal is an interrupt.
     """
 
     def __init__(self) -> None:
@@ -50,5 +54,5 @@ class StopSignal:
             raise KeyboardInterrupt
         self._received = True
         if not self._deferring:
-            raise Stopped("stopped before the first step; nothing was to be saved, the same command starts again")
+            raise StoppedAtOnce("stopped before the first step; nothing was to be saved, the same command starts again")
         print(f"{signal.Signals(number).name}: stopping as soon as all is saved", file=sys.stderr, flush=True)

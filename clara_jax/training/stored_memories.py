@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 
 import numpy as np
 
+from clara_jax import distributed
 from clara_jax.bundle import Bundle
 from clara_jax.data.batches import Memories
+from clara_jax.distributed import Agreement
 from clara_jax.inference.encode import encode_texts
 from clara_jax.retrieval.memory_store import ROWS, MemoryStore, document_keys
 from clara_jax.training.config import StageConfig
@@ -33,13 +36,25 @@ def open_memories(
     """
     model = bundle.model
     sizes = (model.clara.memory_tokens, model.config.width, model.precision)
-    store = MemoryStore(stage.memories, bundle.compressor_fingerprint(), *sizes)
-    keys = document_keys(documents)
-    keys, first = np.unique(keys, return_index=True)
+    fingerprint = bundle.compressor_fingerprint()
+
+    def open_store() -> MemoryStore:
+        return MemoryStore(stage.memories, fingerprint, *sizes)
+
+    # The main process makes the store, and writes what all of them compute.
+    distributed.on_main(lambda: open_store() and None)
+    store = open_store()
+    keys, first = np.unique(document_keys(documents), return_index=True)
     if not store.has(keys).all():
-        with store.writing(), stop.deferred():
+        with contextlib.ExitStack() as stack:
+            distributed.on_main(stack.enter_context, store.writing())
+            if not distributed.is_main():
+                store = open_store()  # what another run has written before the lock was ours
+            stack.enter_context(stop.deferred())
             missing = first[~store.has(keys)]
             _compress(store, stage, bundle, [documents[i] for i in missing], stop, progress)
+        distributed.barrier("memories")
+        store = open_store()
     return store.read_documents
 
 
@@ -55,12 +70,14 @@ def _compress(
     size = stage.batch_size // stage.accumulate * stage.candidates
     parts = encode_texts(bundle.model, bundle.params, "compressor", documents, bundle.tokenizer, bundle.mesh, size)
     name = f"{stage.name}: {len(documents)} documents to compress, {size} at a time"
+    agreement = Agreement(bundle.mesh)
     with _Writer(store) as writer, Progress(-(-len(documents) // size), name, enabled=show) as progress:
         for places, memories in parts:
             own = [documents[i] for i in places]
-            writer.add(document_keys(own), memories)
+            if distributed.is_main():
+                writer.add(document_keys(own), memories)
             progress.update(tokens=sum(map(len, own)))
-            if stop():
+            if agreement.now(stop()):
                 writer.flush()
                 raise Stopped(
                     f"stopped while documents are compressed, {writer.written} of {len(documents)} are in "

@@ -41,7 +41,10 @@ def make_loader(directory, case, process_index=0, process_count=1):
     sizes = sizes_of(examples)
     plan = BatchPlan(sizes, shape_ladder(sizes, tokenizer, buckets), BATCH, STEPS, seed=5)
     row = plan_row(sizes, tokenizer.memory_tokens, pack) if pack else None
-    return BatchLoader(plan, examples, sizes, tokenizer, row, 2, process_index, process_count)
+    # Packed rows are filled up to a multiple that the processes divide.
+    multiple = max(2, process_count)
+    own = lambda rows: np.split(np.arange(rows), process_count)[process_index]  # noqa: E731
+    return BatchLoader(plan, examples, sizes, tokenizer, row, multiple, own)
 
 
 def ids(batch):

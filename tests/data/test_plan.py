@@ -58,11 +58,6 @@ def test_a_plan_depends_on_seed_and_step_alone(buckets):
     np.testing.assert_array_equal(late, twin.rows(400))
     assert not np.array_equal(late, other.rows(400))
     assert not np.array_equal(plan.rows(0), plan.rows(125))  # the second epoch has an order of its own
-    for count in (1, 2, 4, 8):
-        parts = [plan.process_rows(9, i, count) for i in range(count)]
-        np.testing.assert_array_equal(np.concatenate(parts), plan.rows(9))
-    with pytest.raises(ClaraError, match="batch_size: 8 does not divide among 3"):
-        plan.process_rows(0, 0, 3)
     with pytest.raises(ValueError, match="step 500 of 500"):
         plan.rows(500)
 

@@ -162,8 +162,25 @@ def test_one_that_is_stopped_goes_with_the_others(start):
     os.kill(ids[1], signal.SIGSTOP)
     os.kill(ids[0], signal.SIGABRT)  # as the runtime does when it misses a heartbeat
     assert run.end() == 128 + signal.SIGABRT
-    assert run.said()[0] == "local.sh: process 0 was killed by SIGABRT; ending the others"
+    assert run.said() == [
+        "local.sh: process 0 was killed by SIGABRT; ending the others",
+        "local.sh: process 1 is stopped (SIGSTOP)",
+        "local.sh: 1 still running 1 s later; killed",
+    ]
     assert_gone(ids.values())
+
+
+def test_of_several_that_ended_the_cause_is_named(start):
+    """The launcher may find at one look a process that was killed and those that failed because of it."""
+    run = start("wait", 3)
+    ids = run.ready()
+    os.kill(run.process.pid, signal.SIGSTOP)
+    for number, sent in enumerate((signal.SIGUSR1, signal.SIGABRT, signal.SIGKILL)):
+        os.kill(ids[number], sent)
+    assert_gone(ids.values())
+    os.kill(run.process.pid, signal.SIGCONT)
+    assert run.end() == 128 + signal.SIGKILL
+    assert run.said() == ["local.sh: process 2 was killed by SIGKILL"]
 
 
 def test_what_a_process_has_started_ends_with_it(start):

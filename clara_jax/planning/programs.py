@@ -1,0 +1,94 @@
+"""The programs of a run, lowered for devices that need not be there: nothing of the model's size is allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from clara_jax.data.records import RANKING_STAGES
+from clara_jax.data.shapes import Shapes
+from clara_jax.inference.decode import Sampling, generate
+from clara_jax.inference.encode import encode_batch
+from clara_jax.method.clara import ClaraModel
+from clara_jax.method.stages import STAGES
+from clara_jax.model.sharding import BATCH, batch_shards
+from clara_jax.planning import abstract, counts
+from clara_jax.planning.workload import full_batch
+from clara_jax.training.config import StageConfig
+from clara_jax.training.optimizer import make_optimizer
+from clara_jax.training.step import make_train_step
+from clara_jax.training.throughput import Work, blocks_flops, step_flops, work
+
+STEPS = 1000  # of the learning rate's schedule, which changes nothing here
+
+
+class Program(NamedTuple):
+    """A program, and what pencil and paper say of it.
+
+    Attributes:
+      model_flops: of one call, over all devices; of decoding, of one token of every row.
+      sent: bytes that a device sends in one call, by what they belong to; None where nothing is counted.
+      moved: bytes that a device at least moves in its own memory in one call (decoding: for one token of every row).
+      rows: examples, texts or prompts.
+      counted: whether the compiled program's loops all have known lengths, so that it can be counted, too.
+    """
+
+    name: str
+    lowered: jax.stages.Lowered
+    model_flops: float
+    sent: dict[str, float] | None
+    moved: float
+    rows: int
+    counted: bool
+
+
+def train_step(model: ClaraModel, stage: StageConfig, shapes: Shapes, mesh: jax.sharding.Mesh) -> Program:
+    """A stage's real optimizer step, its state donated.
+
+    Raises:
+      ClaraError: the mesh does not divide the batch or a parameter.
+    """
+    trains = stage.trains or STAGES[stage.name].trains
+    optimizer = make_optimizer(stage, STEPS)
+    state, frozen = abstract.state_and_frozen(abstract.params(model, mesh), trains, optimizer, mesh)
+    rows = stage.batch_size
+    batch = abstract.batch(rows, shapes, model.clara.memory_tokens, stage.name in RANKING_STAGES, mesh)
+    step = make_train_step(model, STAGES[stage.name], stage.objective, optimizer, stage.accumulate)
+    with jax.set_mesh(mesh):
+        lowered = step.lower(state, frozen, batch, abstract.key(mesh))
+    flops = step_flops(model.config, model.clara.lora_rank, stage.name, trains, full_batch(batch))
+    sent = counts.step_bytes(model, stage, shapes, rows, mesh)
+    return Program(stage.name, lowered, flops, sent, counts.weight_bytes(model, stage, mesh), rows, True)
+
+
+def inference(model: ClaraModel, stage: StageConfig, shapes: Shapes, mesh: jax.sharding.Mesh) -> Iterator[Program]:
+    """Compressing a batch of full documents, and answering prompts of a stage, a row for each part of the mesh."""
+    config, rank = model.config, model.clara.lora_rank
+    params = abstract.params(model, mesh)
+
+    def array(dtype: jnp.dtype, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(mesh, jax.P(BATCH)))
+
+    rows = stage.batch_size // stage.accumulate * shapes.documents
+    length = shapes.encoder_width + model.clara.memory_tokens
+    with jax.set_mesh(mesh):
+        lowered = encode_batch.lower(
+            model, "compressor", params, array(jnp.int32, rows, length), array(bool, rows, length)
+        )
+    one = work(jnp.ones((1, length), bool), config.sliding_window)
+    flops = blocks_flops(config, rank, Work(rows * one.tokens, rows * one.pairs), False)
+    kernels = counts.weight_bytes(model, stage, mesh) / sum(counts.PASSES[stage.name].values()) / stage.accumulate
+    yield Program("compress", lowered, flops, None, kernels, rows, True)
+
+    rows, prompt = batch_shards(mesh), shapes.prompt_length - shapes.target_length
+    memory = array(model.dtype, rows, stage.top_k, model.clara.memory_tokens, config.width)
+    tokens = (array(jnp.int32, rows, prompt), array(bool, rows, prompt), array(jnp.int32, rows, prompt))
+    sampling = Sampling(stage.answer_tokens)
+    with jax.set_mesh(mesh):
+        lowered = generate.lower(model, params, *tokens, memory, abstract.key(mesh), sampling, (2,))
+    slots = prompt + stage.answer_tokens
+    flops = blocks_flops(config, rank, Work(rows, rows * slots), False) + 2 * rows * config.vocab_size * config.width
+    yield Program("decode", lowered, flops, None, counts.decode_bytes(model, rows, slots, mesh), rows, False)

@@ -1,0 +1,63 @@
+"""What a stage's step works on, where there is no data to look at: full documents, and prompts of a stated length."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from clara_jax.data.batches import Batch
+from clara_jax.data.records import RANKING_STAGES
+from clara_jax.data.shapes import Shapes
+from clara_jax.data.tokenization import FRAME
+from clara_jax.errors import ClaraError
+from clara_jax.method.clara import ClaraConfig
+from clara_jax.training.config import StageConfig
+
+# Tokens of a prompt besides its memories, and of its target: a paraphrase is as long as its document, an instruction's
+# answer a paragraph, an answer to a question a sentence.
+TEXT = {"scp": (64, 256), "instruct": (128, 256), "end_to_end": (64, 64), "retrieval": (64, 64)}
+QUESTION = 64
+
+
+def stage_shapes(stage: StageConfig, clara: ClaraConfig, text: int | None = None, target: int | None = None) -> Shapes:
+    """The shapes of a stage's batches with full documents.
+
+    Args:
+      text: tokens of a prompt besides memories and target; default by stage.
+      target: tokens of a target; default by stage.
+
+    Raises:
+      ClaraError: a prompt beyond ``max_length``.
+    """
+    usual_text, usual_target = TEXT[stage.name]
+    text, target = usual_text if text is None else text, usual_target if target is None else target
+    ranks = stage.name in RANKING_STAGES
+    documents = stage.candidates if ranks else 1 if stage.name == "scp" else stage.top_k
+    read = min(stage.top_k, documents)
+    prompt = read * clara.memory_tokens + text + target
+    if prompt > clara.max_length:
+        raise ClaraError(
+            f"--text, --target: a prompt of {read} x {clara.memory_tokens} memory tokens, {text} of text and {target} "
+            f"of target has {prompt} tokens, beyond config.clara.max_length {clara.max_length}; choose less"
+        )
+    return Shapes(documents, clara.doc_max_length + FRAME, (QUESTION + FRAME) if ranks else 0, prompt, target)
+
+
+def full_batch(batch: Batch) -> Batch:
+    """A host batch shaped as an abstract one, in which nothing is padding: what throughput accounting counts."""
+
+    def ones(x):
+        return None if x is None else np.ones(x.shape, bool)
+
+    return Batch(
+        document_ids=None,
+        document_mask=ones(batch.document_mask),
+        document_valid=ones(batch.document_valid),
+        query_ids=None,
+        query_mask=ones(batch.query_mask),
+        prompt_ids=None,
+        prompt_mask=ones(batch.prompt_mask),
+        memory_index=None,
+        labels=np.zeros(batch.labels.shape, np.int32),
+        positives=None,
+        example_ids=None,
+    )

@@ -1,0 +1,189 @@
+"""Runs of several real processes: the losses of one, checkpoints together, and none that outlives the others."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from clara_jax.checkpoints.run import checkpoints
+from clara_jax.training.run_directory import lock
+from tests.locations import ROOT
+from tests.test_resume import CODE, QUICK, output, rows
+from tests.tiny import write_base, write_records
+
+STAGES = ("scp", "instruct", "retrieval", "end_to_end")
+DEVICES = 4  # of all processes together
+CONFIG = """
+from configs import common
+
+def get_config(arg=None):
+    args = common.parse_arg(arg, stages="end_to_end", mesh=(-1, 1), memories="")
+    small = dict(steps=6, batch_size=8, accumulate=2, learning_rate=1e-2, eval_every=3, save_every=2)
+    small |= dict(eval_limit=4, eval_answers=0, answer_tokens=3, top_k=2, candidates=4)
+
+    def files(name):
+        path = (f"{data}/{{name}}.jsonl",)
+        return dict(train_data=path, eval_data=path)
+
+    names = dict(scp="scp", instruct="instruct", retrieval="end_to_end", end_to_end="end_to_end")
+    batches = dict(scp=dict(pack=160), instruct=dict(buckets=2), end_to_end=dict(buckets=2, memories=args.memories))
+    return common.run(
+        {{name: small | files(names[name]) | batches.get(name, {{}}) for name in args.stages.split("+")}},
+        model=dict(base={base!r}, precision="float32"),
+        clara=dict(doc_max_length=64, compress_rate=16, lora_rank=8, lora_dropout=0.1, max_length=256),
+        mesh=args.mesh,
+        progress_seconds=1e-3,
+        show=0,
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    write_base(folder / "base")
+    write_records(folder / "data")
+    (folder / "config.py").write_text(CONFIG.format(base=str(folder / "base"), data=str(folder / "data")))
+    return folder
+
+
+class Run:
+    """A run of some processes, started by the launcher where they are several."""
+
+    def __init__(self, place, name, processes, arg="", *flags, grace=10):
+        self.path = place / name
+        command = [sys.executable, "-c", CODE, "train", f"--config={place}/config.py{arg and ':' + arg}"]
+        command += [f"--workdir={self.path}", *flags]
+        launcher = [str(ROOT / "launch/local.sh"), str(processes), "--grace", str(grace)] if processes > 1 else []
+        environment = os.environ | QUICK | {"JAX_COMPILATION_CACHE_DIR": f"{place}/compiled"}
+        environment["JAX_NUM_CPU_DEVICES"] = str(DEVICES // processes)
+        with open(f"{self.path}.log", "ab") as log:
+            self.process = subprocess.Popen(
+                launcher + command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def wait(self, seconds=400):
+        return self.process.wait(seconds)
+
+    def output(self):
+        return output(self.path)
+
+    def finish(self):
+        assert self.wait() == 0, self.output()
+        return self.path
+
+    def wait_for(self, pattern, seconds=300):
+        end = time.monotonic() + seconds
+        while not re.search(pattern, self.output()):
+            assert self.process.poll() is None and time.monotonic() < end, self.output()
+            time.sleep(0.05)
+
+    def send(self, number, process):
+        """A signal to one of the processes."""
+        (own,) = (pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if self._is(pid, process))
+        os.kill(own, number)
+
+    def _is(self, pid, process):
+        try:
+            with open(f"/proc/{pid}/environ", "rb") as environ, open(f"/proc/{pid}/cmdline", "rb") as cmdline:
+                words = cmdline.read().split(b"\0")
+                own = f"CLARA_PROCESS={process}".encode() in environ.read().split(b"\0")
+        except OSError:  # gone meanwhile, or another user's
+            return False
+        return own and b"train" in words and f"--workdir={self.path}".encode() in words
+
+
+def assert_same_losses(one, other):
+    """Row by row, but for what sums in another order change: gradient norms are sums over all parameters."""
+    mine, yours = rows(one), rows(other)
+    assert [(row["stage"], row.get("step")) for row in mine] == [(row["stage"], row.get("step")) for row in yours]
+    for own, its in zip(mine, yours, strict=True):
+        assert own.keys() == its.keys()
+        for name, value in own.items():
+            if isinstance(value, float) and name not in ("tokens", "padding"):
+                tolerance = 1e-4 if "norm" in name else 1e-5
+                np.testing.assert_allclose(value, its[name], rtol=tolerance, atol=1e-5, err_msg=f"{name} {own}")
+
+
+@pytest.fixture(scope="module")
+def alone(place):
+    """One process with all devices."""
+    return Run(place, "alone", 1).finish()
+
+
+def test_two_processes_stop_together_and_one_goes_on(place, alone):
+    """One of them is told to stop: both save at the same step, and one process finishes what two have begun."""
+    two = Run(place, "two", 2)
+    two.wait_for(r"end_to_end 3/6")
+    two.send(signal.SIGTERM, 1)
+    assert two.wait() == 0, two.output()
+    saved = re.search(r"\[0\] stopped at end_to_end step (\d) of 6, saved in", two.output())
+    assert saved and "[1] stopped" not in two.output(), "it is said once"
+    assert checkpoints(two.path)[-1].name.endswith(f"{int(saved[1]):08d}")
+    assert_same_losses(Run(place, "two", 1).finish(), alone)
+
+
+def test_a_mistake_is_said_once_and_ends_all(place):
+    with lock(place / "locked"):
+        run = Run(place, "locked", 2)
+        assert run.wait(120) == 2, run.output()
+    said = [line for line in run.output().splitlines() if "error:" in line]
+    assert len(said) == 1 and "another process" in said[0] and "trains in this directory" in said[0]
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_from_a_checkpoint(place, alone):
+    run = Run(place, "killed", 2)
+    run.wait_for(r"end_to_end 5/6")
+    run.send(signal.SIGKILL, 1)
+    assert run.wait(60) == 128 + signal.SIGKILL
+    assert_same_losses(Run(place, "killed", 2).finish(), alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number,process", [("KILL", 0), ("KILL", 1), ("STOP", 0), ("STOP", 1)])
+def test_no_process_outlives_another(place, number, process):
+    run = Run(place, f"{number}{process}", 2, "", "--config.end_to_end.steps=100000")
+    run.wait_for(r"end_to_end 2/100000")
+    began = time.monotonic()
+    run.send(getattr(signal, f"SIG{number}"), process)
+    assert run.wait(90) != 0 and time.monotonic() - began < 60
+    line = {"KILL": "was killed by SIGKILL; ending the others", "STOP": "is stopped (SIGSTOP)"}[number]
+    assert f"local.sh: process {process} {line}" in run.output()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes,mesh", [(2, "-1,1"), (4, "-1,1"), (2, "2,2"), (4, "2,1,2")])
+def test_several_processes_train_every_stage_as_one(place, processes, mesh):
+    stages = "+".join(STAGES)
+    sizes = mesh.replace(",", "x")
+    flags = [f"--config.mesh={mesh}", "--config.show=1", *(f"--config.{name}.eval_answers=2" for name in STAGES)]
+    one = Run(place, f"all-1-{sizes}", 1, f"stages={stages}", *flags).finish()  # where it is finished, it ends at once
+    several = Run(place, f"all-{processes}-{sizes}", processes, f"stages={stages}", *flags)
+    assert_same_losses(several.finish(), one)
+    assert several.output().count("Question:") == 1
+
+
+@pytest.mark.slow
+def test_the_number_of_processes_may_change_from_start_to_start(place, alone):
+    for count, step in ((4, 2), (2, 4), (1, None)):
+        run = Run(place, "changing", count)
+        if step:
+            run.wait_for(rf"end_to_end {step}/6")
+            run.send(signal.SIGTERM, 0)
+        assert run.wait() == 0, run.output()
+    assert_same_losses(run.path, alone)
+
+
+@pytest.mark.slow
+def test_several_processes_compress_into_one_store(place):
+    arg = "memories={}"
+    one = Run(place, "stored-1", 1, arg.format(place / "store-1")).finish()
+    two = Run(place, "stored-2", 2, arg.format(place / "store-2")).finish()
+    assert_same_losses(two, one)
+    assert_same_losses(Run(place, "stored-3", 2, arg.format(place / "store-1")).finish(), one)

@@ -169,6 +169,13 @@ def test_a_kernel_for_attention_changes_nothing(mesh, mesh222):
     assert_same(plain, loss_and_gradients("scp", dataclasses.replace(model, attention="splash"), batch, mesh222))
 
 
+@pytest.mark.parametrize("remat", ["offload", pytest.param("names", marks=pytest.mark.slow)])
+def test_what_is_kept_of_a_block_changes_nothing(remat, mesh):
+    batch = make_batch(make_model())
+    plain = loss_and_gradients("scp", make_model(), batch, mesh)
+    assert_same(plain, loss_and_gradients("scp", make_model(remat=remat), batch, mesh))
+
+
 def test_dropout_changes_the_loss(mesh):
     batch = make_batch(make_model())
     with_dropout = loss_and_gradients("scp", make_model(dropout=0.2), batch, mesh)

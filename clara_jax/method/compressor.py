@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from clara_jax.method.clara import ClaraModel
+from clara_jax.model.sharding import reshape_rows
 
 
 class Encoded(NamedTuple):
@@ -49,10 +50,8 @@ def read_states(states: jax.Array, mask: jax.Array, memory_tokens: int, memory_a
         total = jnp.sum(jnp.where(text_mask, wide[:, :-memory_tokens], 0), axis=1)
         return Encoded(states[:, -memory_tokens:], total / jnp.maximum(jnp.sum(text_mask, axis=1), 1))
     count = memory_at.shape[1]
-    at = jax.vmap(jnp.ravel)(memory_at)
-    memory = jax.vmap(lambda own: own.reshape(*memory_at.shape[1:], -1))(
-        jnp.take_along_axis(states, at[..., None], axis=1)
-    )
+    at = reshape_rows(memory_at, -1)
+    memory = reshape_rows(jnp.take_along_axis(states, at[..., None], axis=1), *memory_at.shape[1:], states.shape[-1])
     is_memory = jnp.any(at[..., None] == jnp.arange(mask.shape[1]), axis=1)
     member = (mask[..., None] == jnp.arange(1, count + 1)) & ~is_memory[..., None]  # [N, T, S]
     total = jnp.einsum("NTS,NTE->NSE", member.astype(jnp.float32), wide, precision="highest")

@@ -19,7 +19,8 @@ from clara_jax.data.tokenization import IGNORED
 from clara_jax.errors import ClaraError
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.compressor import Encoded, alignment_loss, encode
-from clara_jax.method.generator import language_model_loss, splice
+from clara_jax.method.cross_entropy import language_model_loss
+from clara_jax.method.generator import splice
 from clara_jax.method.parameters import flatten, overlap, unflatten
 from clara_jax.method.reranker import contrastive_loss, cosine_scores
 from clara_jax.method.topk import straight_through_topk

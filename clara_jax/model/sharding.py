@@ -139,7 +139,7 @@ def place(value: np.ndarray, sharding: jax.NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
-# Axes of one element make the sharding of a reshape ambiguous, and JAX may take the wrong axis: both say what it is.
+# Axes of one element make the sharding of a reshape ambiguous, and JAX may take the wrong axis: these say what it is.
 
 
 def join_rows(x: jax.Array) -> jax.Array:
@@ -152,3 +152,9 @@ def split_rows(x: jax.Array, count: int) -> jax.Array:
     """[B · D, ...] -> [B, D, ...] with D = ``count``, the inverse of `join_rows`."""
     rows, *rest = jax.typeof(x).sharding.spec
     return jnp.reshape(x, (x.shape[0] // count, count, *x.shape[1:]), out_sharding=jax.P(rows, None, *rest))
+
+
+def reshape_rows(x: jax.Array, *shape: int) -> jax.Array:
+    """[B, ...] -> [B, *shape]; only rows are split over devices."""
+    rows = jax.typeof(x).sharding.spec[0]
+    return jnp.reshape(x, (x.shape[0], *shape), out_sharding=jax.P(rows, *(None for _ in shape)))

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clara_jax.method import generator
+from clara_jax.method import cross_entropy
 from clara_jax.method.clara import ClaraConfig, ClaraModel
-from clara_jax.method.generator import chunk_length, language_model_loss
+from clara_jax.method.cross_entropy import chunk_length, language_model_loss
 from clara_jax.model.config import ModelConfig
 
 B, A, E, V, M = 8, 13, 16, 1000, 4
@@ -82,7 +82,7 @@ def place(arrays, mesh):
 def test_loss_and_gradients_are_those_of_the_formula(request, monkeypatch, where, positions, tied, trained):
     mesh = request.getfixturevalue(where)
     split = {"mesh": (1, 1), "mesh222": (4, 2)}[where]
-    monkeypatch.setattr(generator, "LOGITS_BYTES", positions * (B // split[0]) * (V // split[1]) * 4)
+    monkeypatch.setattr(cross_entropy, "LOGITS_BYTES", positions * (B // split[0]) * (V // split[1]) * 4)
     model, arrays = make_model(tied), make_arrays(tied)
     with jax.set_mesh(mesh):
         placed = place(arrays, mesh)
@@ -118,8 +118,8 @@ def test_chunks_follow_the_bytes_of_a_devices_logits(mesh222):
             jax.eval_shape(lambda *x: found.update({(rows, vocabulary): chunk_length(*x)}), *arguments)  # noqa: B023
         length = found[rows, vocabulary]
         size = length * rows // 4 * vocabulary // 2 * 4
-        assert size <= generator.LOGITS_BYTES or length == 1
-        assert length == targets or 3 * size > generator.LOGITS_BYTES, "no smaller than they need to be"
+        assert size <= cross_entropy.LOGITS_BYTES or length == 1
+        assert length == targets or 3 * size > cross_entropy.LOGITS_BYTES, "no smaller than they need to be"
     assert list(found.values()) == sorted(found.values(), reverse=True) and len(set(found.values())) == 4
 
 
@@ -134,7 +134,7 @@ def compiled(mesh, trained):
 @pytest.mark.parametrize("trained", [("states", "memory"), ("states", "memory", "table")])
 def test_logits_stay_where_they_are(monkeypatch, mesh222, trained):
     """No collective carries the width of the vocabulary, nor a device's part of it for every position."""
-    monkeypatch.setattr(generator, "LOGITS_BYTES", 5 * (B // 4) * (V // 2) * 4)
+    monkeypatch.setattr(cross_entropy, "LOGITS_BYTES", 5 * (B // 4) * (V // 2) * 4)
     _, text = compiled(mesh222, trained)
     collectives = re.findall(
         r"= (.*?) (?:all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)(?:-start)?\(", text

@@ -48,9 +48,11 @@ def read_states(states: jax.Array, mask: jax.Array, memory_tokens: int, memory_a
         text_mask = mask[:, :-memory_tokens, None]
         total = jnp.sum(jnp.where(text_mask, wide[:, :-memory_tokens], 0), axis=1)
         return Encoded(states[:, -memory_tokens:], total / jnp.maximum(jnp.sum(text_mask, axis=1), 1))
-    rows, count, _ = memory_at.shape
-    at = memory_at.reshape(rows, -1)
-    memory = jnp.take_along_axis(states, at[..., None], axis=1).reshape(*memory_at.shape, -1)
+    count = memory_at.shape[1]
+    at = jax.vmap(jnp.ravel)(memory_at)
+    memory = jax.vmap(lambda own: own.reshape(*memory_at.shape[1:], -1))(
+        jnp.take_along_axis(states, at[..., None], axis=1)
+    )
     is_memory = jnp.any(at[..., None] == jnp.arange(mask.shape[1]), axis=1)
     member = (mask[..., None] == jnp.arange(1, count + 1)) & ~is_memory[..., None]  # [N, T, S]
     total = jnp.einsum("NTS,NTE->NSE", member.astype(jnp.float32), wide, precision="highest")

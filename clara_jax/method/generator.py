@@ -7,11 +7,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 from clara_jax.data.tokenization import IGNORED
 from clara_jax.method.clara import ClaraModel
 
-CHUNK = 128  # target positions whose logits exist at one time
+LOGITS_BYTES = 2**28  # of a device's logits, float32, that exist at one time
+
+Sums = tuple[jax.Array, jax.Array]  # the loss, and how many tokens the greedy choice gets right; float32 []
 
 
 def splice(model: ClaraModel, params: Any, ids: jax.Array, memory_index: jax.Array, memories: jax.Array) -> jax.Array:
@@ -26,15 +29,12 @@ def splice(model: ClaraModel, params: Any, ids: jax.Array, memory_index: jax.Arr
       [B, T, E]. The embeddings of the memory tokens themselves are not used where memories stand.
     """
     x = model.embed(params, ids)
-    batch, _, _, width = memories.shape
-    vectors = memories.reshape(batch, -1, width).astype(x.dtype)
+    vectors = jax.vmap(lambda own: own.reshape(-1, own.shape[-1]))(memories).astype(x.dtype)
     placed = jnp.take_along_axis(vectors, jnp.maximum(memory_index, 0)[..., None], axis=1)
     return jnp.where((memory_index >= 0)[..., None], placed, x)
 
 
-def language_model_loss(
-    model: ClaraModel, params: Any, states: jax.Array, labels: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def language_model_loss(model: ClaraModel, params: Any, states: jax.Array, labels: jax.Array) -> Sums:
     """Negative log-likelihood of the targets: -Σ_t log p(a_t | I, M, a_<t), summed over all labelled tokens (L_CE).
 
     Args:
@@ -44,19 +44,89 @@ def language_model_loss(
     Returns:
       the sum, float32 [], and the number of labelled tokens that the greedy choice gets right, float32 [].
     """
-    targets = labels.shape[1]
-    loss = correct = jnp.float32(0)
-    for start in range(0, targets, CHUNK):
-        stop = min(start + CHUNK, targets)
-        # The logits of a chunk are made again in the backward pass: a [B, A, V] float32 array would outweigh the model.
-        chunk = jax.checkpoint(partial(_chunk_loss, model))
-        chunk_loss, chunk_correct = chunk(params, states[:, start:stop], labels[:, start:stop])
-        loss, correct = loss + chunk_loss, correct + chunk_correct
-    return loss, correct
+    table = "embed" if model.config.tied else "lm_head"
+    head = {"base": {table: params["base"][table]}, "tokens": params["tokens"]}
+    return _loss(model, head, states, labels)
 
 
-def _chunk_loss(model: ClaraModel, params: Any, states: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    base, added = model.logits(params, states)
+def chunk_length(states: jax.Array, table: jax.Array) -> int:
+    """Target positions whose logits are at most `LOGITS_BYTES` on a device; chunks of about one length hold them all.
+
+    Args:
+      states: [B, A, E].
+      table: [V, E], of the head.
+    """
+    rows, targets = states.shape[0] // _parts(states), states.shape[1]
+    longest = max(1, LOGITS_BYTES // (rows * (table.shape[0] // _parts(table)) * 4))
+    return -(-targets // -(-targets // longest))
+
+
+def _parts(x: jax.Array) -> int:
+    """Devices that the first axis is split over."""
+    sharding = jax.typeof(x).sharding
+    return x.shape[0] // sharding.shard_shape(x.shape)[0]
+
+
+# [B, A, V] logits in float32 would outweigh the model, so they exist for one chunk at a time. As the loss is a sum, its
+# gradient is that of the chunks, times one number; so it is taken while a chunk's logits are there. To make them again
+# in the backward pass would cost a third product with the head.
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _loss(model: ClaraModel, head: Any, states: jax.Array, labels: jax.Array) -> Sums:
+    def add(sums: Sums, chunk: tuple[jax.Array, jax.Array]) -> tuple[Sums, None]:
+        return jax.tree.map(jnp.add, sums, _chunk_loss(model, head, *chunk)), None
+
+    return jax.lax.scan(add, (jnp.float32(0), jnp.float32(0)), _chunks(head, states, labels))[0]
+
+
+def _loss_and_gradients(model: ClaraModel, head: Any, states: Any, labels: Any) -> tuple[Sums, Any]:
+    """The sums, and the loss's gradients with respect to the states and what is trained of the head."""
+    leaves, structure = jax.tree.flatten(head)
+    values, states, labels = [leaf.value for leaf in leaves], states.value, labels.value
+    trained = [leaf.value for leaf in leaves if leaf.perturbed]
+
+    def rebuild(trained: list[jax.Array], rest: list[Any]) -> Any:
+        new = iter(trained)
+        return structure.unflatten(
+            [next(new) if leaf.perturbed else old for leaf, old in zip(leaves, rest, strict=True)]
+        )
+
+    def chunk_loss(trained: list[jax.Array], states: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return _chunk_loss(model, rebuild(trained, values), states, labels)
+
+    def add(carry: Any, chunk: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
+        sums, (of_trained, of_states) = jax.value_and_grad(chunk_loss, (0, 1), has_aux=True)(trained, *chunk)
+        return jax.tree.map(jnp.add, carry, (sums, of_trained)), of_states
+
+    zeros = ((jnp.float32(0), jnp.float32(0)), jax.tree.map(jnp.zeros_like, trained))
+    (sums, of_trained), of_states = jax.lax.scan(add, zeros, _chunks(structure.unflatten(values), states, labels))
+    of_states = of_states.swapaxes(0, 1).reshape(states.shape[0], -1, states.shape[2])[:, : states.shape[1]]
+    return sums, (rebuild(of_trained, [None] * len(leaves)), of_states)
+
+
+def _scale(model: ClaraModel, gradients: Any, cotangents: Any) -> Any:
+    of_loss = cotangents[0]
+    if isinstance(of_loss, SymbolicZero):
+        of_loss = jnp.float32(0)
+    of_head, of_states = jax.tree.map(lambda x: (x * of_loss).astype(x.dtype), gradients)
+    return of_head, of_states, None
+
+
+_loss.defvjp(_loss_and_gradients, _scale, symbolic_zeros=True)
+
+
+def _chunks(head: Any, states: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """[B, A, ...] -> [chunks, B, A of a chunk, ...]; the last is filled up with positions that count for nothing."""
+    (base,) = head["base"].values()
+    length = chunk_length(states, base["table"])
+    room = ((0, 0), (0, -labels.shape[1] % length))
+    states, labels = jnp.pad(states, (*room, (0, 0))), jnp.pad(labels, room, constant_values=IGNORED)
+    return tuple(x.reshape(len(x), -1, length, *x.shape[2:]).swapaxes(0, 1) for x in (states, labels))
+
+
+def _chunk_loss(model: ClaraModel, head: Any, states: jax.Array, labels: jax.Array) -> Sums:
+    base, added = model.logits(head, states)
     parts = [(base, 0)] + ([(added, model.config.vocab_size)] if added is not None else [])
     normalizer = jax.nn.logsumexp(jnp.stack([jax.nn.logsumexp(part, axis=-1) for part, _ in parts]), axis=0)
     # A sum over "is this the label" instead of a gather: each device looks only at its own slice of the vocabulary.

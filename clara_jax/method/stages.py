@@ -23,6 +23,7 @@ from clara_jax.method.generator import language_model_loss, splice
 from clara_jax.method.parameters import flatten, overlap, unflatten
 from clara_jax.method.reranker import contrastive_loss, cosine_scores
 from clara_jax.method.topk import straight_through_topk
+from clara_jax.model.sharding import join_rows, split_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,14 +156,15 @@ def _encode_documents(model: ClaraModel, params: Any, batch: Batch, keys: jax.Ar
         ids, mask = batch.document_ids[:, 0], batch.document_mask[:, 0]
         return encode(model, params, "compressor", ids, mask, _fold(keys, 2), batch.memory_at)
     # All documents of all rows are one flat batch of B · D texts.
-    rows, count, length = batch.document_ids.shape
+    count = batch.document_ids.shape[1]
     flat_keys = None
     if keys is not None:
         numbers = jnp.arange(2, 2 + count)
-        flat_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(keys, numbers).reshape(rows * count)
-    ids, mask = batch.document_ids.reshape(rows * count, length), batch.document_mask.reshape(rows * count, length)
+        flat_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(keys, numbers)
+        flat_keys = join_rows(flat_keys)
+    ids, mask = join_rows(batch.document_ids), join_rows(batch.document_mask)
     flat = encode(model, params, "compressor", ids, mask, flat_keys)
-    return jax.tree.map(lambda x: x.reshape(rows, count, *x.shape[1:]), flat)
+    return jax.tree.map(lambda x: split_rows(x, count), flat)
 
 
 def _answer(model: ClaraModel, params: Any, batch: Batch, memories: jax.Array, keys: jax.Array | None) -> Terms:

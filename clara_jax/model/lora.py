@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from clara_jax.model.declare import Map
-from clara_jax.model.sharding import BATCH
+from clara_jax.model.sharding import BATCH, join_rows, split_rows
 
 
 @flax.struct.dataclass
@@ -74,8 +74,8 @@ class LoRALinear(nn.Module):
         dropped = x if adapter is None or dropout is None else dropout(x, layer * 16 + self.site)
         # Rows and tokens become one axis N: with two, XLA on CPU computes every output's gradient a second time,
         # transposed, for the gradient of its kernel.
-        tokens = x
-        x, dropped = _as_one_axis(x), _as_one_axis(dropped)
+        length = x.shape[1]
+        x, dropped = join_rows(x), join_rows(dropped)
         if adapter is not None:
             low = jnp.einsum(f"N{ins},{ins}R->NR", dropped, adapter["a"].astype(x.dtype), out_sharding=summed)
         results = {}
@@ -89,20 +89,5 @@ class LoRALinear(nn.Module):
             if adapter is not None:
                 b = adapter["b"][name].astype(x.dtype)
                 y += self.scale * jnp.einsum(f"NR,R{outs}->N{outs}", low, b, out_sharding=summed)
-            results[name] = _as_two_axes(y, tokens)
+            results[name] = split_rows(y, length)
         return results
-
-
-# Axes of one element make a reshape's sharding ambiguous, so both say what it is.
-
-
-def _as_one_axis(x: jax.Array) -> jax.Array:
-    """[B, T, ...] -> [B · T, ...]."""
-    rows, _, *rest = jax.typeof(x).sharding.spec
-    return jnp.reshape(x, (x.shape[0] * x.shape[1], *x.shape[2:]), out_sharding=jax.P(rows, *rest))
-
-
-def _as_two_axes(y: jax.Array, like: jax.Array) -> jax.Array:
-    """[B · T, ...] -> [B, T, ...], with B and T those of ``like``."""
-    rows, *rest = jax.typeof(y).sharding.spec
-    return jnp.reshape(y, (*like.shape[:2], *y.shape[1:]), out_sharding=jax.P(rows, None, *rest))

@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType
@@ -136,3 +137,18 @@ def put_rows(tree, mesh: jax.sharding.Mesh):
 def place(value: np.ndarray, sharding: jax.NamedSharding) -> jax.Array:
     """A host array, whole in every process, as a device array."""
     return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+
+# Axes of one element make the sharding of a reshape ambiguous, and JAX may take the wrong axis: both say what it is.
+
+
+def join_rows(x: jax.Array) -> jax.Array:
+    """[B, D, ...] -> [B · D, ...], every device keeping its rows."""
+    rows, _, *rest = jax.typeof(x).sharding.spec
+    return jnp.reshape(x, (x.shape[0] * x.shape[1], *x.shape[2:]), out_sharding=jax.P(rows, *rest))
+
+
+def split_rows(x: jax.Array, count: int) -> jax.Array:
+    """[B · D, ...] -> [B, D, ...] with D = ``count``, the inverse of `join_rows`."""
+    rows, *rest = jax.typeof(x).sharding.spec
+    return jnp.reshape(x, (x.shape[0] // count, count, *x.shape[1:]), out_sharding=jax.P(rows, None, *rest))

@@ -27,7 +27,13 @@ REMAT_POLICIES = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "names": jax.checkpoint_policies.save_only_these_names("attention_out", "mlp_out"),
+    "names": jax.checkpoint_policies.save_only_these_names("block_in", "attention_out"),
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=["block_in", "attention_out"],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
 
@@ -115,13 +121,14 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, carry: tuple[jax.Array, Cache | None], layer: jax.Array, context: Context):
         x, cache = carry
+        x = checkpoint_name(x, "block_in")
         eps = self.config.norm_eps
         y = RMSNorm(eps, name="attention_norm")(x)
         y, cache = Attention(self.config, self.lora_scale, name="attention")(y, layer, cache, context)
         x = x + checkpoint_name(y, "attention_out")
         y = RMSNorm(eps, name="mlp_norm")(x)
         y = MLP(self.config, self.lora_scale, name="mlp")(y, layer, context.dropout)
-        return (x + checkpoint_name(y, "mlp_out"), cache), None
+        return (x + y, cache), None
 
 
 class Transformer(nn.Module):
@@ -132,7 +139,7 @@ class Transformer(nn.Module):
       lora_scale: alpha / rank of the adapter in the ``lora`` collection.
       dtype: compute dtype; norms, softmax and rotations are float32 whatever it is.
       remat: what the backward pass keeps of a block: "none" (everything), "full" (its input), "dots" (matrix products),
-        "names" (the outputs of attention and MLP).
+        "names" (its input and the output of attention), "offload" (the same, but in the host's memory).
       attention: how scores are computed, one of `attention.IMPLEMENTATIONS`; "auto" goes by the mesh's devices.
     """
 

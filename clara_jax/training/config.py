@@ -53,7 +53,8 @@ class ModelSection:
         `RunConfig.scratch`; "" where `RunConfig.initial_checkpoint` names it.
       precision: "bfloat16" (base and compute; adapters, norms, softmax, losses stay float32) or "float32" throughout.
       remat: what the backward pass keeps of a block, a name of `REMAT_POLICIES`: "none" keeps everything, "full" only
-        its input, "dots" the matrix products, "names" the outputs of attention and MLP.
+        its input, "dots" the matrix products, "names" its input and the output of attention, "offload" the same in the
+        host's memory.
       attention: how attention is computed: "auto" goes by the devices, or "xla", "splash" (TPU), "cudnn" (NVIDIA GPU).
     """
 

@@ -30,7 +30,7 @@ from clara_jax.method.compressor import encode
 from clara_jax.method.parameters import merge
 from clara_jax.method.stages import Objective, Stage, objective_value, rank_documents
 from clara_jax.method.topk import straight_through_topk
-from clara_jax.model.sharding import put_batch
+from clara_jax.model.sharding import join_rows, put_batch, split_rows
 from clara_jax.training.step import Leaves, make_eval_step
 
 REAL, NO_MEMORY, OTHER_MEMORY = "", "_no_memory", "_other_memory"  # cases, and what ends the names of their values
@@ -312,10 +312,9 @@ def _selector(
         return scores, jnp.einsum("BKD,BDME->BKME", chosen.astype(documents.dtype), documents)
 
     def compress(trained: Leaves, frozen: Leaves, batch: Batch):
-        rows, count, length = batch.document_ids.shape
-        ids, mask = (x.reshape(rows * count, length) for x in (batch.document_ids, batch.document_mask))
+        ids, mask = join_rows(batch.document_ids), join_rows(batch.document_mask)
         memory = encode(model, merge(trained, frozen), "compressor", ids, mask).memory
-        return None, memory.reshape(rows, count, *memory.shape[1:])
+        return None, split_rows(memory, batch.document_ids.shape[1])
 
     return rank if stage.name in RANKING_STAGES else compress
 

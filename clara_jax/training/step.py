@@ -14,6 +14,7 @@ from clara_jax.data.batches import Batch
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.parameters import merge
 from clara_jax.method.stages import Objective, Stage, Terms, counts, objective_value
+from clara_jax.model.sharding import split_rows
 
 Leaves = Mapping[str, Any]  # arrays by path, see clara_jax.method.parameters.split
 
@@ -122,7 +123,4 @@ def _where(condition: jax.Array, new: Any, old: Any) -> Any:
 
 def microbatches(x: jax.Array, parts: int) -> jax.Array:
     """[B, ...] -> [parts, B / parts, ...], every part spread over the devices as the batch is."""
-    # Said, not left to be inferred: of a part of one row, JAX would take the other axis for the one that is split.
-    rows, *others = jax.typeof(x).sharding.spec
-    placed = jax.P(rows, None, *others)
-    return jnp.moveaxis(jnp.reshape(x, (x.shape[0] // parts, parts, *x.shape[1:]), out_sharding=placed), 1, 0)
+    return jnp.moveaxis(split_rows(x, parts), 1, 0)

@@ -1,5 +1,6 @@
 """Abstract arguments are those of the real step; topologies and meshes that cannot be are refused in one line."""
 
+import dataclasses
 import importlib.util
 
 import jax
@@ -65,6 +66,22 @@ def test_the_real_step_compiles_for_a_slice_that_is_not_there(stage):
     assert memory.argument_size_in_bytes > 0 and memory.temp_size_in_bytes > 0
     # The state is donated: its outputs take its own place.
     assert memory.alias_size_in_bytes > 0
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_each_remat_policy_keeps_less_than_the_one_before():
+    """What a device holds beside arguments and results. It takes some width: offloading has buffers of its own."""
+    sizes = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 16, "vocab_size": 4096}
+    sizes = BASE | sizes | {"num_attention_heads": 8, "num_key_value_heads": 4}
+    shapes = dataclasses.replace(SHAPES, documents=1, encoder_width=240, prompt_length=1024, target_length=128)
+    mesh, device, host = make_mesh(2, 4, devices=topology.devices("v5e:2x4")), {}, {}
+    for remat in ("none", "names", "full", "offload"):
+        model = dataclasses.replace(MODEL, config=ModelConfig.from_hf(sizes), remat=remat)
+        memory = lower("scp", mesh, model, shapes).compile().memory_analysis()
+        device[remat], host[remat] = memory.temp_size_in_bytes, memory.host_temp_size_in_bytes
+    assert device["none"] > device["names"] > device["full"] > device["offload"], device
+    assert host["offload"] > 0 == host["names"], host
 
 
 def test_topologies_that_cannot_be():

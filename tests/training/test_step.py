@@ -169,6 +169,13 @@ def test_a_kernel_for_attention_changes_nothing(mesh, mesh222):
     assert_same(plain, loss_and_gradients("scp", dataclasses.replace(model, attention="splash"), batch, mesh222))
 
 
+@pytest.mark.parametrize("remat", ["offload", pytest.param("names", marks=pytest.mark.slow)])
+def test_what_is_kept_of_a_block_changes_nothing(remat, mesh):
+    batch = make_batch(make_model())
+    plain = loss_and_gradients("scp", make_model(), batch, mesh)
+    assert_same(plain, loss_and_gradients("scp", make_model(remat=remat), batch, mesh))
+
+
 def test_dropout_changes_the_loss(mesh):
     batch = make_batch(make_model())
     with_dropout = loss_and_gradients("scp", make_model(dropout=0.2), batch, mesh)
@@ -301,6 +308,17 @@ def test_documents_that_are_absent_count_for_nothing(mesh):
             loss_and_gradients(stage, model, batch, mesh),
             loss_and_gradients(stage, model, dataclasses.replace(batch, document_ids=other), mesh),
         )
+
+
+@pytest.mark.parametrize("stage", ["instruct", "end_to_end"])
+def test_a_batch_of_one_row(stage, mesh):
+    """An axis of one element must not be taken for another: the row is worth what it is beside a row that is empty."""
+    model = make_model()
+    alone = make_batch(model, rows=1)  # three documents
+    alone = dataclasses.replace(alone, positives=alone.document_valid)
+    two = jax.tree.map(lambda x: np.concatenate([x, np.zeros_like(x)]), alone)
+    two.labels[1], two.example_ids[1] = -100, -1
+    assert_same(loss_and_gradients(stage, model, alone, mesh), loss_and_gradients(stage, model, two, mesh))
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4])

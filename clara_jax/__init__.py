@@ -8,6 +8,12 @@ import os
 
 # Only its tokenizers are used: that there is no torch is no news to anybody.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+# Left to itself, XLA for TPUs multiplies with a kernel that is split over "data" piece by piece, and for each piece
+# reads, rounds and writes the sum so far: twice a step's memory traffic, and less precise (docs/aot.md). Gathered as a
+# whole, the kernel arrives while other work runs.
+_GATHER = "--xla_jf_spmd_threshold_for_windowed_einsum_mib"
+if _GATHER not in os.environ.get("LIBTPU_INIT_ARGS", ""):
+    os.environ["LIBTPU_INIT_ARGS"] = f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {_GATHER}=1000000".strip()
 
 __version__ = "0.1.0"
 

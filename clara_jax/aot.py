@@ -65,7 +65,7 @@ def _plan(arguments, names: list[str]) -> None:
         except ValueError:
             raise ClaraError(f"--mesh: {arguments.mesh!r} must be whole numbers, data,model") from None
     config = resolve(arguments.config)
-    chip, _ = topology.parse(arguments.topology)
+    chip, shape = topology.parse(arguments.topology)
     base = base_config(config.model.base, arguments.base_config)
     sizes = ModelConfig.from_hf(base, arguments.base_config or config.model.base)
     model = ClaraModel(sizes, config.clara, config.model.precision, config.model.remat, config.model.attention)
@@ -89,7 +89,7 @@ def _plan(arguments, names: list[str]) -> None:
             chosen += [own for own in programs.inference(model, stage, shapes, mesh) if own.name in names]
         for program in chosen:
             print(f"{program.name}: compiling", file=sys.stderr, flush=True)
-            reports.append(report(program, chip, mesh))
+            reports.append(report(program, chip, shape, mesh))
             print(f"{program.name}: {reports[-1].compile_seconds} s", file=sys.stderr, flush=True)
     print(table(reports))
     if arguments.json:

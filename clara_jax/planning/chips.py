@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,7 +14,9 @@ class Chip:
       hbm_bytes: memory of a chip.
       flops: dense bfloat16 FLOP/s of a chip.
       hbm_bandwidth: bytes/s of a chip.
-      ici_bandwidth: bytes/s that a chip can send to its neighbours in the slice, over all links together.
+      ici_bandwidth: bytes/s that reach a chip from its neighbours over all of its ports.
+      ports: links to neighbours; two along each axis of the torus.
+      wraps: an axis whose length is a multiple of this closes to a ring.
       source: the public page the figures are from.
     """
 
@@ -22,19 +25,27 @@ class Chip:
     flops: float
     hbm_bandwidth: float
     ici_bandwidth: float
+    ports: int
+    wraps: int
     source: str
     devices: int = 1
 
+    def bandwidth_in(self, shape: tuple[int, ...]) -> float:
+        """Bytes/s that reach the chip with the fewest links, of a slice with so many chips along each axis; inf where
+        the slice is one chip. Along an axis that does not close to a ring, a chip at its end has one link."""
+        links = sum(2 if size % self.wraps == 0 else 1 for size in shape if size > 1)
+        return self.ici_bandwidth * links / self.ports if links else math.inf
+
 
 _DOCS = "https://cloud.google.com/tpu/docs/"
-# The pages give the links' bandwidth in Gbit/s for a chip: 2400, 1600, 4800, 3584 and 9600.
+# Links: half of what the pages give for both directions together. HBM is what they call GB and their tools GiB.
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", 32 * 2**30, 275e12, 1.2e12, 300e9, _DOCS + "v4"),
-        Chip("v5e", 16 * 2**30, 197e12, 0.81e12, 200e9, _DOCS + "v5e"),
-        Chip("v5p", 95 * 2**30, 459e12, 2.765e12, 600e9, _DOCS + "v5p"),
-        Chip("v6e", 32 * 2**30, 918e12, 1.6e12, 448e9, _DOCS + "v6e"),
-        Chip("tpu7x", 192 * 2**30, 2307e12, 7.4e12, 1200e9, _DOCS + "tpu7x", devices=2),
+        Chip("v4", 32 * 2**30, 275e12, 1.2e12, 300e9, 6, 4, _DOCS + "v4"),
+        Chip("v5e", 16 * 2**30, 197e12, 0.81e12, 200e9, 4, 16, _DOCS + "v5e"),
+        Chip("v5p", 95 * 2**30, 459e12, 2.765e12, 600e9, 6, 4, _DOCS + "v5p"),
+        Chip("v6e", 32 * 2**30, 918e12, 1.6e12, 400e9, 4, 16, _DOCS + "v6e"),
+        Chip("tpu7x", 192 * 2**30, 2307e12, 7.4e12, 600e9, 6, 4, _DOCS + "tpu7x", devices=2),
     )
 }

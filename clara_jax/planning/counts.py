@@ -1,46 +1,76 @@
-"""What a training step moves, counted with pencil and paper, to hold against what a compiled program moves.
+"""What a training step sends, counted with pencil and paper, to hold against what a compiled program sends.
 
-Fully sharded data parallelism keeps 1 / n of every kernel on each of the n devices of the ``data`` axis, and gathers a
-layer's kernels whenever it runs the layer: in the forward pass, and again in the backward pass, which needs them for
-the gradients of activations (what rematerialization runs a second time uses the same gather). A device receives, and
-passes on, (n - 1) / n of what is gathered. So, with L blocks of N weights, b bytes each, and m devices along ``model``:
+Fully sharded data parallelism keeps 1 / n of a weight on each of the n devices of the ``data`` axis, and gathers a
+layer's weights whenever it runs the layer: forward, and again backward, which needs them for the gradients of
+activations; what rematerialization runs a second time uses the same gather. Bytes that reach a device, for a *pass*,
+the way of documents, of questions or of prompts through the blocks, c bytes a number in the compute dtype (a weight is
+rounded where it lies and travels rounded, and so does its gradient), P numbers of a weight on a device once it is
+gathered (after the split into m parts over ``model``), r replicas:
 
-    base kernels    (n - 1) / n · passes · L N b / m
-    adapters        the same with an adapter's own weights in place of N; and its gradient, in float32, reduced
-    tables          (n - 1) / n · V E b / m for each lookup of token embeddings and each use of the LM head
+    weights split over data        c P (n - 1) / n           forward
+                                   c P (n - 1) / n           backward
+      gradient, where trained      c P (n - 1) / n           summed and scattered
+                                   2 c P / n (r - 1) / r     summed over replicas
+    weights whole along data
+      gradient, where trained      2 c P (r n - 1) / (r n)
+    embedding table                c P (n - 1) / n           once for all passes
+    LM head                        c P (n - 1) / n           forward, and again backward
+    rows of added tokens, trained  8 P (r n - 1) / (r n)     float32
 
-A pass is one text's way through the blocks, there or back: compressor and generator both ways in scp and instruct (4),
-documents there, questions and prompts both ways in end_to_end (5), documents there and questions both ways in retrieval
-(3). Each of a batch's microbatches makes them all. Over ``model``, the outputs of attention and MLP are summed, which
-moves 2 (m - 1) / m of the activations, T E b for T tokens of a device, twice in each layer of a pass. Over ``replica``,
-only gradients move.
+Adapters' matrices A of q, k, v, gate, up and B of o, down are split over ``data``, the others are whole. With m > 1
+states of A = c T E bytes, of the T tokens of a pass on a device, are summed over ``model``, each time 2 A (m - 1) / m:
+behind attention and MLP forward, before them backward, behind attention once more where everything is rematerialized
+(the MLP's output is not needed again), and at the embedding, where each device looks up the rows it has; at the LM head
+once, backward, for the labelled positions. Each of a batch's microbatches makes all of it.
+
+Not counted are sums of few numbers: norms, the loss, and what adapters sum over ``model``, R / E of the above.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import jax
 
+from clara_jax.data.records import RANKING_STAGES
 from clara_jax.data.shapes import Shapes
 from clara_jax.method.clara import ClaraModel
-from clara_jax.model.sharding import batch_shards
+from clara_jax.method.parameters import declare, flatten, overlap
+from clara_jax.method.stages import STAGES
+from clara_jax.model.declare import Leaf
+from clara_jax.model.sharding import batch_shards, spec
 from clara_jax.training.config import StageConfig
-from clara_jax.training.throughput import adapter_weights, block_weights
+from clara_jax.training.throughput import block_weights
 
-# Passes through the blocks, there and back, by role.
-PASSES = {
-    "scp": {"document": 2, "prompt": 2},
-    "instruct": {"document": 2, "prompt": 2},
-    "end_to_end": {"document": 1, "query": 2, "prompt": 2},
-    "retrieval": {"document": 1, "query": 2},
-}
+
+class Pass(NamedTuple):
+    """Texts that run through the blocks together: tokens of the whole batch, and whether a gradient comes back."""
+
+    role: str
+    tokens: int
+    flows_back: bool
+
+
+def passes(model: ClaraModel, stage: StageConfig, shapes: Shapes, rows: int) -> list[Pass]:
+    """Those of a stage's step, see `clara_jax.method.stages`."""
+    memory, ranks = model.clara.memory_tokens, stage.name in RANKING_STAGES
+    found = []
+    if not stage.memories:
+        tokens = rows * shapes.documents * (shapes.encoder_width + memory)
+        found.append(Pass("compressor", tokens, not ranks))
+    if ranks:
+        found.append(Pass("query_reasoner", rows * (shapes.query_width + memory), True))
+    if stage.name != "retrieval":
+        found.append(Pass("generator", rows * shapes.prompt_length, True))
+    return found
 
 
 def step_bytes(
     model: ClaraModel, stage: StageConfig, shapes: Shapes, rows: int, mesh: jax.sharding.Mesh
 ) -> dict[str, float]:
-    """Bytes that a device sends in one step of a stage whose base is frozen.
+    """Bytes that reach a device in one step.
 
     Args:
       rows: B, of the whole batch.
@@ -48,41 +78,69 @@ def step_bytes(
     Returns:
       by what they belong to: "base", "adapters", "tables", "gradients", "activations".
     """
-    config, rank, width = model.config, model.clara.lora_rank, model.dtype.itemsize
-    data, split, replica = (mesh.shape[axis] for axis in ("data", "model", "replica"))
-    passes, times = PASSES[stage.name], stage.accumulate
-    ring = (data - 1) / data / split
-    count = sum(passes.values())
-    table = config.vocab_size * config.width * width
-    # Every text looks its tokens up; only prompts reach the head, there and back, and not in retrieval.
-    uses = len(passes) + (2 if "prompt" in passes else 0)
-    trained = sum(number == 2 for number in passes.values()) * config.layers * adapter_weights(config, rank) * 4
-    tokens = texts(shapes, model.clara.memory_tokens, rows // times)
-    over_model = sum(tokens[name] * number for name, number in passes.items()) / batch_shards(mesh)
-    return {
-        "base": ring * count * times * config.layers * block_weights(config) * width,
-        "adapters": ring * count * times * config.layers * adapter_weights(config, rank) * width,
-        "tables": ring * uses * times * table,
-        "gradients": trained / split * ((data - 1) / data * times + 2 * (replica - 1) / replica / data),
-        "activations": 2 * (split - 1) / split * 2 * config.layers * over_model * times * config.width * width,
+    width, config = model.dtype.itemsize, model.config
+    data, parts = mesh.shape["data"], batch_shards(mesh)
+    leaves = flatten(declare(config, model.clara, model.dtype))
+    trains = stage.trains or STAGES[stage.name].trains
+    todo = passes(model, stage, shapes, rows // stage.accumulate)
+
+    def under(*prefixes: str) -> list[Leaf]:
+        return [leaf for name, leaf in leaves.items() if name.startswith(prefixes)]
+
+    def trained(*prefixes: str) -> list[Leaf]:
+        names = (name for name in leaves if name.startswith(prefixes))
+        return [leaves[name] for name in names if any(overlap(name, subtree) for subtree in trains)]
+
+    def gathered(own: Iterable[Leaf]) -> float:
+        return width * _others(data) * sum(_held(leaf, mesh) for leaf in own if _split(leaf, mesh))
+
+    gradients = 0.0
+    for one in todo:
+        if one.flows_back:
+            own = trained("base/layers/", f"lora/{one.role}/")
+            split, whole = (
+                width * sum(_held(leaf, mesh) for leaf in own if _split(leaf, mesh) == by) for by in (True, False)
+            )
+            gradients += split * (_others(data) + 2 / data * _others(parts // data)) + 2 * whole * _others(parts)
+    gradients += 8 * sum(math.prod(leaf.shape) for leaf in trained("tokens/")) * _others(parts)
+    head = () if stage.name == "retrieval" else under("base/embed/" if config.tied else "base/lm_head/")
+    counted = {
+        "base": sum(gathered(under("base/layers/")) * (1 + one.flows_back) for one in todo),
+        "adapters": sum(gathered(under(f"lora/{one.role}/")) * (1 + one.flows_back) for one in todo),
+        "tables": gathered(under("base/embed/")) + 2 * gathered(head),
+        "gradients": gradients,
+        "activations": _activations(model, stage, shapes, rows // stage.accumulate, todo, mesh),
     }
+    return {name: size * stage.accumulate for name, size in counted.items()}
 
 
-def texts(shapes: Shapes, memory_tokens: int, rows: int) -> dict[str, int]:
-    """Positions of all documents, questions and prompts of so many rows."""
-    return {
-        "document": rows * shapes.documents * (shapes.encoder_width + memory_tokens),
-        "query": rows * (shapes.query_width + memory_tokens),
-        "prompt": rows * shapes.prompt_length,
-    }
+def _activations(
+    model: ClaraModel, stage: StageConfig, shapes: Shapes, rows: int, todo: list[Pass], mesh: jax.sharding.Mesh
+) -> float:
+    config = model.config
+    table = declare(config, model.clara, model.dtype)["base"]["embed"]["table"]
+    vocabulary = spec(table.shape, table.axes, mesh)[0] is not None
+    sums = 0.0  # tokens of a device whose states are summed
+    for one in todo:
+        in_block = 2 + one.flows_back * (2 + (model.remat == "full"))
+        sums += one.tokens / batch_shards(mesh) * (in_block * config.layers + vocabulary)
+    if vocabulary and stage.name != "retrieval":
+        sums += rows / batch_shards(mesh) * shapes.target_length
+    return 2 * model.dtype.itemsize * config.width * sums * _others(mesh.shape["model"])
 
 
-def weight_bytes(model: ClaraModel, stage: StageConfig, mesh: jax.sharding.Mesh) -> float:
-    """Bytes of gathered base kernels that a device writes and reads again in its own memory in one step: a lower bound
-    of what it moves there, without activations."""
-    passes = sum(PASSES[stage.name].values()) * stage.accumulate
-    kernels = model.config.layers * block_weights(model.config) * model.dtype.itemsize / mesh.shape["model"]
-    return (2 if mesh.shape["data"] > 1 else 1) * passes * kernels
+def _held(leaf: Leaf, mesh: jax.sharding.Mesh) -> float:
+    """Numbers of a leaf on a device once it is gathered over "data"."""
+    return math.prod(leaf.shape) / (mesh.shape["model"] if "model" in spec(leaf.shape, leaf.axes, mesh) else 1)
+
+
+def _split(leaf: Leaf, mesh: jax.sharding.Mesh) -> bool:
+    return "data" in spec(leaf.shape, leaf.axes, mesh)
+
+
+def _others(parts: int) -> float:
+    """The share of a whole that lies on other devices."""
+    return (parts - 1) / parts
 
 
 def decode_bytes(model: ClaraModel, rows: int, slots: int, mesh: jax.sharding.Mesh) -> float:

@@ -31,18 +31,17 @@ class Program(NamedTuple):
     Attributes:
       model_flops: of one call, over all devices; of decoding, of one token of every row.
       sent: bytes that a device sends in one call, by what they belong to; None where nothing is counted.
-      moved: bytes that a device at least moves in its own memory in one call (decoding: for one token of every row).
       rows: examples, texts or prompts.
-      counted: whether the compiled program's loops all have known lengths, so that it can be counted, too.
+      read: of decoding, bytes that a device reads at least for one token of every row: how often its loop runs depends
+        on data, so that the compiled program cannot be counted. None elsewhere.
     """
 
     name: str
     lowered: jax.stages.Lowered
     model_flops: float
     sent: dict[str, float] | None
-    moved: float
     rows: int
-    counted: bool
+    read: float | None = None
 
 
 def train_step(model: ClaraModel, stage: StageConfig, shapes: Shapes, mesh: jax.sharding.Mesh) -> Program:
@@ -61,7 +60,7 @@ def train_step(model: ClaraModel, stage: StageConfig, shapes: Shapes, mesh: jax.
         lowered = step.lower(state, frozen, batch, abstract.key(mesh))
     flops = step_flops(model.config, model.clara.lora_rank, stage.name, trains, full_batch(batch))
     sent = counts.step_bytes(model, stage, shapes, rows, mesh)
-    return Program(stage.name, lowered, flops, sent, counts.weight_bytes(model, stage, mesh), rows, True)
+    return Program(stage.name, lowered, flops, sent, rows)
 
 
 def inference(model: ClaraModel, stage: StageConfig, shapes: Shapes, mesh: jax.sharding.Mesh) -> Iterator[Program]:
@@ -80,8 +79,7 @@ def inference(model: ClaraModel, stage: StageConfig, shapes: Shapes, mesh: jax.s
         )
     one = work(jnp.ones((1, length), bool), config.sliding_window)
     flops = blocks_flops(config, rank, Work(rows * one.tokens, rows * one.pairs), False)
-    kernels = counts.weight_bytes(model, stage, mesh) / sum(counts.PASSES[stage.name].values()) / stage.accumulate
-    yield Program("compress", lowered, flops, None, kernels, rows, True)
+    yield Program("compress", lowered, flops, None, rows)
 
     rows, prompt = batch_shards(mesh), shapes.prompt_length - shapes.target_length
     memory = array(model.dtype, rows, stage.top_k, model.clara.memory_tokens, config.width)
@@ -91,4 +89,4 @@ def inference(model: ClaraModel, stage: StageConfig, shapes: Shapes, mesh: jax.s
         lowered = generate.lower(model, params, *tokens, memory, abstract.key(mesh), sampling, (2,))
     slots = prompt + stage.answer_tokens
     flops = blocks_flops(config, rank, Work(rows, rows * slots), False) + 2 * rows * config.vocab_size * config.width
-    yield Program("decode", lowered, flops, None, counts.decode_bytes(model, rows, slots, mesh), rows, False)
+    yield Program("decode", lowered, flops, None, rows, counts.decode_bytes(model, rows, slots, mesh))

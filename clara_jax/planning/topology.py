@@ -33,8 +33,9 @@ def devices(name: str) -> list:
     parse(name)
     if importlib.util.find_spec("libtpu") is None:
         raise ClaraError("--topology: libtpu is not installed; run: pip install libtpu")
-    # No metadata server to ask, and several compilations may go on at once.
+    # No metadata server to ask, nothing to say of that, and several compilations may go on at once.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")
     from jax.experimental import topologies
 

@@ -28,10 +28,10 @@ def program(mesh, repeats):
     return compiled(apply, mesh, ((LAYERS, WIDTH, WIDTH), jax.P(None, "data")), ((ROWS, WIDTH), jax.P("data")))
 
 
-def compiled(function, mesh, *arrays, dtype=jnp.float32, otherwise=None):
+def compiled(function, mesh, *arrays, dtype=jnp.float32, otherwise=None, **options):
     arrays = [jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(mesh, spec)) for shape, spec in arrays]
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        return Program.parse(jax.jit(function).lower(*arrays).compile().as_text(), otherwise)
+        return Program.parse(jax.jit(function).lower(*arrays).compile(options).as_text(), otherwise)
 
 
 def check(read, repeats):
@@ -53,22 +53,33 @@ def test_programs_for_a_tpu_are_read_as_well():
     check(program(make_mesh(8, 1, devices=topology.devices("v5e:2x4")), REPEATS), REPEATS)
 
 
-@needs_libtpu
-def test_loops_that_the_compiler_unrolled_run_less_often():
-    """A TPU multiplies with a split kernel piece by piece while the pieces go round, two in each run of a loop."""
-    size = 1024  # of smaller products it gathers the kernel
+def product(**options):
+    """Rows of eight devices times a kernel of which each has a part; of smaller ones the question does not come up."""
+    size = 1024
     read = compiled(
         lambda w, x: jnp.einsum("be,ef->bf", x, w),
         make_mesh(8, 1, devices=topology.devices("v5e:2x4")),
         ((size, size), jax.P("data")),
         ((8 * size, size), jax.P("data")),
         dtype=jnp.bfloat16,
+        **options,
     )
-    found = collectives(read, 8)
-    assert {c.kind for c in found} == {"collective-permute"}
-    # Each device needs the seven pieces of others; a piece or two more go round for nothing.
-    assert 7 <= totals(found)["collective-permute"] / (2 * size * size / 8) <= 9
     assert work.flops(read) == 2 * size**3
+    return totals(collectives(read, 8)), 2 * size * size / 8
+
+
+@needs_libtpu
+def test_loops_that_the_compiler_unrolled_run_less_often():
+    """By default a TPU multiplies piece by piece while the pieces go round, two in each run of a loop."""
+    received, piece = product(xla_jf_spmd_threshold_for_windowed_einsum_mib=0)
+    # Each device needs the seven pieces of others; a piece or two more go round for nothing.
+    assert set(received) == {"collective-permute"} and 7 <= received["collective-permute"] / piece <= 9
+
+
+@needs_libtpu
+def test_kernels_are_gathered_whole():
+    received, piece = product()
+    assert received == {"all-gather": 7 * piece}
 
 
 @pytest.mark.parametrize(

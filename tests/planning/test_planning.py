@@ -34,10 +34,10 @@ SHAPES = Shapes(documents=3, encoder_width=18, query_width=12, prompt_length=32,
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 
 
-def lower(stage, mesh, model=MODEL, shapes=SHAPES):
+def lower(stage, mesh, model=MODEL, shapes=SHAPES, rows=8):
     optimizer = make_optimizer(StageConfig(stage, ("unread",), steps=10, batch_size=8), 10)
     state, frozen = abstract.state_and_frozen(abstract.params(model, mesh), STAGES[stage].trains, optimizer, mesh)
-    batch = abstract.batch(8, shapes, model.clara.memory_tokens, stage in ("end_to_end", "retrieval"), mesh)
+    batch = abstract.batch(rows, shapes, model.clara.memory_tokens, stage in ("end_to_end", "retrieval"), mesh)
     step = make_train_step(model, STAGES[stage], Objective(top_k=2), optimizer)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         return step.lower(state, frozen, batch, abstract.key(mesh))

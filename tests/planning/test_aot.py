@@ -1,0 +1,97 @@
+"""The command that plans: what it says of a small model, and one line for everything that cannot be."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+
+from clara_jax import aot
+from clara_jax.errors import ClaraError
+from clara_jax.planning.chips import CHIPS
+from clara_jax.planning.report import GIB
+from tests.planning.test_counts import WIDE
+from tests.planning.test_planning import needs_libtpu
+
+CONFIG = "configs/mistral7b_scp.py"
+
+
+def run(monkeypatch, *arguments, config=CONFIG):
+    monkeypatch.setattr(sys, "argv", ["aot", "--config", config, *arguments])
+    aot.main()
+
+
+@needs_libtpu
+def test_a_small_step_is_compiled_and_reported(monkeypatch, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(WIDE))
+    small = [f"--config.clara.{field}" for field in ("doc_max_length=16", "compress_rate=4", "lora_rank=4")]
+    written = tmp_path / "plan.json"
+    run(
+        monkeypatch, *small, f"--base-config={tmp_path / 'config.json'}", "--config.model.remat=full", "--batch=8",
+        "--topology=v5e:2x4", "--text=12", "--target=8", f"--json={written}", "--config.scp.batch_size=8",
+    )  # fmt: skip
+    (own,) = json.loads(written.read_text())["programs"]
+    assert own["program"] == "scp" and own["fits"] and own["hbm"] == 16 * GIB
+    assert set(own["memory"]) == {"arguments", "outputs", "temporaries", "program"}
+    assert sum(own["collectives"].values()) == pytest.approx(sum(own["sent"].values()), rel=0.1)
+    assert own["flops"] > own["model_flops"] > 0 and own["traffic"] > own["memory"]["arguments"]
+    assert own["binds"] == max(own["bounds"], key=own["bounds"].get)
+    assert 0 < own["mfu_ceiling"] <= 1
+    out = capsys.readouterr().out
+    assert "v5e:2x4: 8 devices, mesh replica 1, data 8, model 1" in out and "| scp | 8 |" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--topology=v9:2x2"], "known are v4, v5e, v5p, v6e, tpu7x"),
+        (["--topology=v5e:8"], "chips along each axis"),
+        ([], "--topology is missing"),
+        (["--topology=v5e:2x4", "--mesh=many"], "--mesh: 'many' must be whole numbers"),
+        (["--topology=v5e:2x4", "--programs=sing"], "must name some of train, compress, decode"),
+        pytest.param(["--topology=v5e:2x4", "--mesh=3,2"], "does not match the 8 devices", marks=needs_libtpu),
+        pytest.param(["--topology=v5e:2x4", "--batch=12"], "12 is not divisible by the 8 parts", marks=needs_libtpu),
+        pytest.param(["--topology=v5e:3x5"], "not one that libtpu knows", marks=needs_libtpu),
+    ],
+)
+def test_what_cannot_be_is_one_line(monkeypatch, arguments, message):
+    with pytest.raises(ClaraError, match=message) as error:
+        run(monkeypatch, *arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_libtpu_names_its_cure(monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *own: None if name == "libtpu" else found(name, *own))
+    with pytest.raises(ClaraError, match="pip install"):
+        run(monkeypatch, "--topology=v5e:2x4")
+
+
+def test_the_command_ends_with_two():
+    command = [sys.executable, "-m", "clara_jax.aot", "--config", CONFIG, "--topology", "v9:2x2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: --topology") and done.stderr.count("\n") == 1
+
+
+def test_links_of_the_chip_with_the_fewest():
+    v5e, v5p = CHIPS["v5e"], CHIPS["v5p"]
+    assert v5e.bandwidth_in((4, 4)) == v5e.ici_bandwidth * 2 / 4  # a corner of a grid
+    assert v5e.bandwidth_in((16, 16)) == v5e.ici_bandwidth  # a torus
+    assert v5p.bandwidth_in((2, 2, 1)) == v5p.ici_bandwidth * 2 / 6
+    assert v5p.bandwidth_in((4, 4, 4)) == v5p.ici_bandwidth
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["scp", "instruct", "end_to_end"])
+@pytest.mark.parametrize("topology", ["v5e:4x4", "v6e:2x4", "v5p:2x2x1", "v5p:4x4x4", "v5p:8x8x8", "v6e:16x16"])
+def test_mistral_7b(monkeypatch, tmp_path, stage, topology):
+    """The paper's batches where they have a row for each device, else so many; minutes and gigabytes each."""
+    written = tmp_path / "plan.json"
+    arguments = (f"--topology={topology}", "--config.model.remat=full", f"--json={written}")
+    run(monkeypatch, *arguments, config=f"configs/mistral7b_{stage}.py")
+    (own,) = json.loads(written.read_text())["programs"]
+    assert own["fits"]
+    assert sum(own["collectives"].values()) == pytest.approx(sum(own["sent"].values()), rel=0.1)

@@ -1,0 +1,84 @@
+"""What a step sends is what pencil and paper say, and never a batch's activations, ids or logits."""
+
+import dataclasses
+import math
+
+import pytest
+
+from clara_jax.data.records import RANKING_STAGES
+from clara_jax.data.shapes import Shapes
+from clara_jax.method.clara import ClaraConfig, ClaraModel
+from clara_jax.model.config import ModelConfig
+from clara_jax.model.sharding import make_mesh
+from clara_jax.planning import topology
+from clara_jax.planning.collectives import collectives, totals
+from clara_jax.planning.counts import step_bytes
+from clara_jax.planning.hlo import Program
+from clara_jax.training.config import StageConfig
+from tests.planning.test_planning import BASE, lower, needs_libtpu
+
+WIDE = BASE | {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 1024, "num_key_value_heads": 4}
+MODEL = ClaraModel(ModelConfig.from_hf(WIDE), ClaraConfig(doc_max_length=16, compress_rate=4, lora_rank=4))
+# Sizes of which no product is the size of a weight.
+ROWS, SHAPES = 24, Shapes(documents=5, encoder_width=19, query_width=13, prompt_length=29, target_length=7)
+
+
+def compiled(stage, mesh, model=MODEL):
+    shapes = SHAPES if stage in RANKING_STAGES else dataclasses.replace(SHAPES, query_width=0)
+    text = lower(stage, mesh, model, shapes, ROWS).compile().as_text()
+    counted = step_bytes(model, StageConfig(stage, ("unread",), steps=10, batch_size=ROWS), shapes, ROWS, mesh)
+    return collectives(Program.parse(text), mesh.size), counted
+
+
+def check_no_batch(found):
+    """A collective of arrays of all rows would be as long as they are, or larger than any weight."""
+    clara, documents = MODEL.clara, ROWS * SHAPES.documents
+    tokens = {
+        documents * (SHAPES.encoder_width + clara.memory_tokens),
+        ROWS * (SHAPES.query_width + clara.memory_tokens),
+        ROWS * SHAPES.prompt_length,
+        ROWS * SHAPES.target_length,
+    }
+    largest = MODEL.config.vocab_size * MODEL.config.width
+    for one in found:
+        for shape in one.shapes:
+            # XLA on CPU ranks the scores of all rows in one place: numbers, not states.
+            assert shape == (ROWS, SHAPES.documents) or not {ROWS, documents, *tokens} & set(shape), one
+            assert math.prod(shape) <= largest, one
+
+
+@pytest.mark.parametrize(("stage", "sizes"), [("scp", (8, 1)), ("end_to_end", (4, 2))])
+def test_no_collective_carries_the_batch(stage, sizes):
+    found, _ = compiled(stage, make_mesh(*sizes))
+    assert found
+    check_no_batch(found)
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("stage", "sizes"), [("scp", (8, 1)), pytest.param("end_to_end", (4, 2), marks=pytest.mark.slow)]
+)
+def test_a_step_for_a_tpu_sends_what_is_counted(stage, sizes):
+    found, counted = compiled(stage, make_mesh(*sizes, devices=topology.devices("v5e:2x4")))
+    check_no_batch(found)
+    assert sum(totals(found).values()) == pytest.approx(sum(counted.values()), rel=0.1)
+
+
+def test_counts_by_hand():
+    """One pass of documents and one of prompts, both there and back, over eight devices."""
+    config, mesh = MODEL.config, make_mesh(8, 1)
+    counted = step_bytes(MODEL, StageConfig("scp", ("unread",), steps=1, batch_size=ROWS), SHAPES, ROWS, mesh)
+    heads, kv = config.heads * config.head_channels, config.kv_heads * config.head_channels
+    block = config.width * (2 * heads + 2 * kv + 3 * config.mlp_width)
+    assert counted["base"] == 2 * 4 * config.layers * block * 7 / 8
+    assert counted["tables"] == 2 * 3 * config.vocab_size * config.width * 7 / 8
+    # A of q, k, v, gate, up and B of o, down, each there and back in both passes.
+    assert counted["adapters"] == 2 * 4 * config.layers * 7 * config.width * 4 * 7 / 8
+    assert counted["activations"] == 0
+
+
+def test_what_is_split_over_two_axes_is_counted_once():
+    stage = StageConfig("end_to_end", ("unread",), steps=1, batch_size=ROWS)
+    one, two = (step_bytes(MODEL, stage, SHAPES, ROWS, make_mesh(*sizes)) for sizes in ((8, 1), (4, 2)))
+    assert two["base"] == pytest.approx(one["base"] / 2 * (3 / 4) / (7 / 8))
+    assert two["activations"] > 0

@@ -18,6 +18,8 @@ class Chip:
       ports: links to neighbours; two along each axis of the torus.
       wraps: an axis whose length is a multiple of this closes to a ring.
       source: the public page the figures are from.
+      devices: that JAX sees for a chip.
+      mode: how libtpu is to put the chip's cores together; a v4's two are one device only if it is told.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Chip:
     wraps: int
     source: str
     devices: int = 1
+    mode: str = "default"
 
     def bandwidth_in(self, shape: tuple[int, ...]) -> float:
         """Bytes/s that reach the chip with the fewest links, of a slice with so many chips along each axis; inf where
@@ -42,7 +45,7 @@ _DOCS = "https://cloud.google.com/tpu/docs/"
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", 32 * 2**30, 275e12, 1.2e12, 300e9, 6, 4, _DOCS + "v4"),
+        Chip("v4", 32 * 2**30, 275e12, 1.2e12, 300e9, 6, 4, _DOCS + "v4", mode="megacore"),
         Chip("v5e", 16 * 2**30, 197e12, 0.81e12, 200e9, 4, 16, _DOCS + "v5e"),
         Chip("v5p", 95 * 2**30, 459e12, 2.765e12, 600e9, 6, 4, _DOCS + "v5p"),
         Chip("v6e", 32 * 2**30, 918e12, 1.6e12, 400e9, 4, 16, _DOCS + "v6e"),

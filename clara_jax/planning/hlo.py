@@ -13,7 +13,7 @@ _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*)?.*\{\s*$")
 # A result may be a tuple, and a TPU layout has brackets of its own: the operation is the first word before "(".
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z\-]*)\((.*)$")
 _ARRAY = re.compile(r"\b(pred|[subfc]\w*\d\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
-_CALLED = re.compile(r"\b(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
+_CALLED = re.compile(r"\b(?:calls|to_apply|true_computation|false_computation|called_computations)=\{?%?([\w.\-]+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,14 +102,15 @@ class Program:
         computations: dict[str, Computation] = {}
         entry, current = None, None
         for line in text.splitlines():
-            # A kernel's attributes may go on for several lines, from any column: only a lone brace ends a computation.
+            # A kernel's attributes may go on for several lines, from any column: a brace alone ends a computation,
+            # or one with the core that it runs on.
             if current is None:
                 header = _HEADER.match(line)
                 if header and not line.startswith("HloModule"):
                     current = header[2]
                     computations[current] = {}
                     entry = current if header[1] else entry
-            elif line == "}":
+            elif line == "}" or line.startswith("}, execution_thread="):
                 current = None
             elif match := _INSTRUCTION.match(line):
                 root, name, *others = match.groups()

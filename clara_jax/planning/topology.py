@@ -9,6 +9,11 @@ import re
 from clara_jax.errors import ClaraError
 from clara_jax.planning.chips import CHIPS, Chip
 
+# For libtpu where no TPU is: it asks no metadata server who it is, does not wonder at that on stderr, and lets several
+# processes compile at once. What the machine is called changes nothing of what is compiled.
+ABSENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_STDERR_LOG_LEVEL": "3", "ALLOW_MULTIPLE_LIBTPU_LOAD": "true"}
+ABSENT |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5p-8"}
+
 
 def parse(name: str) -> tuple[Chip, tuple[int, ...]]:
     """``"v5p:4x4x4"`` -> its chip and the chips along each axis.
@@ -30,17 +35,16 @@ def devices(name: str) -> list:
     Raises:
       ClaraError: as `parse`; libtpu is missing; libtpu does not know the topology.
     """
-    parse(name)
+    chip, _ = parse(name)
     if importlib.util.find_spec("libtpu") is None:
         raise ClaraError("--topology: libtpu is not installed; run: pip install libtpu")
-    # No metadata server to ask, nothing to say of that, and several compilations may go on at once.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")
+    for variable, value in ABSENT.items():
+        os.environ.setdefault(variable, value)
     from jax.experimental import topologies
 
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name, chip_config_name=chip.mode)
+        return list(found.devices)
     except Exception as error:  # the runtime raises whatever it likes
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ClaraError(f"--topology: {name!r} is not one that libtpu knows: {reason}") from None

@@ -22,16 +22,18 @@ def run(monkeypatch, *arguments, config=CONFIG):
     aot.main()
 
 
+def small(monkeypatch, folder, *arguments):
+    """A plan of small sizes, as JSON."""
+    (folder / "config.json").write_text(json.dumps(WIDE))
+    sizes = [f"--config.clara.{field}" for field in ("doc_max_length=16", "compress_rate=4", "lora_rank=4")]
+    sizes += [f"--base-config={folder / 'config.json'}", "--batch=8", "--text=12", "--target=8"]
+    run(monkeypatch, *sizes, "--config.model.remat=full", f"--json={folder / 'plan.json'}", *arguments)
+    return json.loads((folder / "plan.json").read_text())
+
+
 @needs_libtpu
 def test_a_small_step_is_compiled_and_reported(monkeypatch, tmp_path, capsys):
-    (tmp_path / "config.json").write_text(json.dumps(WIDE))
-    small = [f"--config.clara.{field}" for field in ("doc_max_length=16", "compress_rate=4", "lora_rank=4")]
-    written = tmp_path / "plan.json"
-    run(
-        monkeypatch, *small, f"--base-config={tmp_path / 'config.json'}", "--config.model.remat=full", "--batch=8",
-        "--topology=v5e:2x4", "--text=12", "--target=8", f"--json={written}", "--config.scp.batch_size=8",
-    )  # fmt: skip
-    (own,) = json.loads(written.read_text())["programs"]
+    (own,) = small(monkeypatch, tmp_path, "--topology=v5e:2x4")["programs"]
     assert own["program"] == "scp" and own["fits"] and own["hbm"] == 16 * GIB
     assert set(own["memory"]) == {"arguments", "outputs", "temporaries", "program"}
     assert sum(own["collectives"].values()) == pytest.approx(sum(own["sent"].values()), rel=0.1)
@@ -40,6 +42,21 @@ def test_a_small_step_is_compiled_and_reported(monkeypatch, tmp_path, capsys):
     assert 0 < own["mfu_ceiling"] <= 1
     out = capsys.readouterr().out
     assert "v5e:2x4: 8 devices, mesh replica 1, data 8, model 1" in out and "| scp | 8 |" in out
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    "topology",
+    [*(pytest.param(name, marks=pytest.mark.slow) for name in ("v4:2x2x2", "v5p:2x2x2", "v6e:2x4")), "tpu7x:2x2x1"],
+)
+def test_every_chip(monkeypatch, tmp_path, topology):
+    """Steps, compressing and decoding; a tpu7x chip is two devices, and some of its collectives run on other cores."""
+    plan = small(monkeypatch, tmp_path, f"--topology={topology}", "--programs=train,compress,decode")
+    assert plan["mesh"] == {"replica": 1, "data": 8, "model": 1}
+    step, compress, decode = plan["programs"]
+    assert sum(step["collectives"].values()) == pytest.approx(sum(step["sent"].values()), rel=0.1)
+    assert compress["flops"] > compress["model_flops"] > 0 and set(compress["bounds"]) == set(step["bounds"])
+    assert set(decode["bounds"]) == {"compute", "memory"} and all(own["fits"] for own in plan["programs"])
 
 
 @pytest.mark.parametrize(

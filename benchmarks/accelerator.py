@@ -22,6 +22,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -76,33 +77,31 @@ def main() -> None:
     print(f"{mesh.size} x {jax.devices()[0].device_kind}, remat {arguments.remat}, attention {arguments.attention}")
     params = initialise(declare(config, clara, model.dtype), jax.random.key(0), mesh)
     results = []
-    for case in _cases(model, params, mesh, arguments):
+    for name, case in _cases(model, params, mesh, arguments):
         try:
-            row = case()
+            row = {"case": name, **case()}
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            row = {"case": case.args[0] if hasattr(case, "args") else "?", "error": "does not fit"}
+            row = {"case": name, "error": "does not fit"}
         results.append(row)
-        facts = (
-            f"{name} {value:,.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()
-        )
+        facts = (f"{key} {value:,.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items())
         print(", ".join(facts), flush=True)
     if arguments.json:
         with open(arguments.json, "w") as file:
             json.dump(results, file, indent=2)
 
 
-def _cases(model: ClaraModel, params: Any, mesh: jax.sharding.Mesh, arguments) -> Iterator[Callable[[], dict]]:
-    from functools import partial
-
+def _cases(
+    model: ClaraModel, params: Any, mesh: jax.sharding.Mesh, arguments
+) -> Iterator[tuple[str, Callable[[], dict]]]:
     profile = arguments.profile
     for name in STAGES:
-        yield partial(_train, name, model, params, mesh, arguments, profile)
+        yield name, partial(_train, name, model, params, mesh, arguments, profile)
         profile = None
-    yield partial(_compress, "compress", model, params, mesh, arguments)
+    yield "compress", partial(_compress, model, params, mesh, arguments)
     for batch in map(int, arguments.batches.split(",")):
-        yield partial(_decode, f"decode {batch}", model, params, mesh, arguments, batch)
+        yield f"decode {batch}", partial(_decode, model, params, mesh, arguments, batch)
 
 
 def _train(name: str, model: ClaraModel, params: Any, mesh, arguments, profile: str | None) -> dict[str, Any]:
@@ -130,11 +129,11 @@ def _train(name: str, model: ClaraModel, params: Any, mesh, arguments, profile: 
 
         seconds = _median(once, arguments.repeats, profile)
     flops = step_flops(model.config, model.clara.lora_rank, name, STAGES[name].trains, full_batch(planned))
-    tokens = sum(counts.texts(shapes, model.clara.memory_tokens, rows).values())
-    return {"case": name, "rows": rows, "tokens": tokens, **_rates(seconds, tokens, flops, mesh), **_peak_memory()}
+    tokens = sum(one.tokens for one in counts.passes(model, stage, shapes, rows))
+    return {"rows": rows, "tokens": tokens, **_rates(seconds, tokens, flops, mesh), **_peak_memory()}
 
 
-def _compress(name: str, model: ClaraModel, params: Any, mesh, arguments) -> dict[str, Any]:
+def _compress(model: ClaraModel, params: Any, mesh, arguments) -> dict[str, Any]:
     rows, length = 64 * batch_shards(mesh), model.clara.doc_max_length + 2 + model.clara.memory_tokens
     ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (rows, length)).astype(np.int32)
     with jax.set_mesh(mesh):
@@ -142,10 +141,10 @@ def _compress(name: str, model: ClaraModel, params: Any, mesh, arguments) -> dic
         seconds = _median(lambda: encode_batch(model, "compressor", params, *placed), arguments.repeats)
     done = work(np.ones(ids.shape, bool), model.config.sliding_window)
     flops = blocks_flops(model.config, model.clara.lora_rank, Work(*done), False)
-    return {"case": name, "rows": rows, **_rates(seconds, ids.size, flops, mesh), **_peak_memory()}
+    return {"rows": rows, **_rates(seconds, ids.size, flops, mesh), **_peak_memory()}
 
 
-def _decode(name: str, model: ClaraModel, params: Any, mesh, arguments, batch: int) -> dict[str, Any]:
+def _decode(model: ClaraModel, params: Any, mesh, arguments, batch: int) -> dict[str, Any]:
     rows = -(-batch // batch_shards(mesh)) * batch_shards(mesh)
     memories = 5 * model.clara.memory_tokens
     length = memories + 64
@@ -163,7 +162,7 @@ def _decode(name: str, model: ClaraModel, params: Any, mesh, arguments, batch: i
         # The prompt is read in either; what is left are the tokens behind the first.
         seconds = _median(answer(NEW_TOKENS + 1), arguments.repeats) - _median(answer(1), arguments.repeats)
     seconds /= NEW_TOKENS
-    row = {"case": name, "rows": rows, "milliseconds a token": 1e3 * seconds, "tokens/s": rows / seconds}
+    row = {"rows": rows, "milliseconds a token": 1e3 * seconds, "tokens/s": rows / seconds}
     kind = jax.devices()[0].device_kind
     bandwidth = next((value for known, value in BANDWIDTHS.items() if kind.startswith(known)), None)
     if bandwidth:

@@ -9,8 +9,10 @@ import pytest
 from clara_jax.planning.topology import ABSENT
 
 jax.config.update("jax_num_cpu_devices", 8)
-if not glob("/dev/accel*") and not glob("/dev/vfio/[0-9]*"):
-    # Where the compiler for TPUs is installed, every process that a test starts looks for a TPU.
+if not any(glob(device) for device in ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*")):
+    # Where the compiler for TPUs is installed, this process and every one that a test starts would look for a TPU.
+    jax.config.update("jax_platforms", "cpu")
+    os.environ["JAX_PLATFORMS"] = "cpu"
     for variable, value in ABSENT.items():
         os.environ.setdefault(variable, value)
 

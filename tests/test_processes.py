@@ -67,7 +67,7 @@ class Run:
                 launcher + command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
             )
 
-    def wait(self, seconds=400):
+    def wait(self, seconds=1500):
         return self.process.wait(seconds)
 
     def output(self):

@@ -71,8 +71,9 @@ def call(monkeypatch, *arguments):
 def finished(place):
     """A whole run, through the real command line."""
     env_code = "import sys; sys.argv = sys.argv[1:]; from clara_jax import command, train; command.run(train.main)"
+    arguments = ["--config", f"{place}/config.py", "--config.profile=1,3", "--workdir", f"{place}/run"]
     out = subprocess.run(
-        [sys.executable, "-c", env_code, "train", "--config", f"{place}/config.py", "--workdir", f"{place}/run"],
+        [sys.executable, "-c", env_code, "train", *arguments],
         cwd=ROOT,
         env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},  # compiles much, runs little
         capture_output=True,
@@ -280,15 +281,24 @@ def test_lines_that_are_no_records_can_be_left_out(place, monkeypatch, capsys, t
     assert "config.on_error is 'ignore'; it must be one of stop, skip" in capsys.readouterr().err
 
 
-def test_losses_that_do_not_fall_can_be_an_error_and_a_profile_is_written(
-    place, monkeypatch, capsys, tmp_path, fast_compile
-):
+def test_losses_that_do_not_fall_can_be_an_error(place, monkeypatch, capsys, tmp_path, fast_compile):
     arguments = [f"--config={place}/config.py:steps=4", "--config.stages=scp", "--config.scp.learning_rate=1e-30"]
-    arguments += ["--config.require_progress=True", "--config.profile=1,3"]
-    assert call(monkeypatch, *arguments, "--workdir", tmp_path / "run") == 2
+    assert call(monkeypatch, *arguments, "--config.require_progress=True", "--workdir", tmp_path / "run") == 2
     assert "loss did not fall" in capsys.readouterr().err
-    # The same run, to save time: a profile was asked for, too.
-    assert any(path.suffix == ".pb" for path in (tmp_path / "run" / "profile").rglob("*"))
+
+
+def test_a_profile_is_written(finished):
+    run, _ = finished
+    assert any(path.suffix == ".pb" for path in (run / "profile").rglob("*"))
+
+
+def test_a_profile_that_would_crash_is_refused(place, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "libtpu")
+    monkeypatch.setattr("clara_jax.training.profile.platforms", lambda: "")
+    arguments = [f"--config={place}/config.py", "--config.profile=1,3", "--workdir", tmp_path / "run"]
+    assert call(monkeypatch, *arguments) == 2
+    assert "set JAX_PLATFORMS=cpu in the environment" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_help_teaches_and_needs_no_jax():

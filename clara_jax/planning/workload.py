@@ -6,7 +6,7 @@ import numpy as np
 
 from clara_jax.data.batches import Batch
 from clara_jax.data.records import RANKING_STAGES
-from clara_jax.data.shapes import Shapes
+from clara_jax.data.shapes import Shapes, text_width
 from clara_jax.data.tokenization import FRAME
 from clara_jax.errors import ClaraError
 from clara_jax.method.clara import ClaraConfig
@@ -39,7 +39,10 @@ def stage_shapes(stage: StageConfig, clara: ClaraConfig, text: int | None = None
             f"--text, --target: a prompt of {read} x {clara.memory_tokens} memory tokens, {text} of text and {target} "
             f"of target has {prompt} tokens, beyond config.clara.max_length {clara.max_length}; choose less"
         )
-    return Shapes(documents, clara.doc_max_length + FRAME, (QUESTION + FRAME) if ranks else 0, prompt, target)
+    document, question = (
+        text_width(length + FRAME, clara.memory_tokens) for length in (clara.doc_max_length, QUESTION)
+    )
+    return Shapes(documents, document, question if ranks else 0, prompt, target)
 
 
 def full_batch(batch: Batch) -> Batch:

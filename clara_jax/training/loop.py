@@ -27,6 +27,7 @@ from clara_jax.model.sharding import check_batch, make_mesh
 from clara_jax.training.config import RunConfig, to_json
 from clara_jax.training.curves import draw
 from clara_jax.training.metrics import MetricWriter, NoMetricWriter, read_metrics
+from clara_jax.training.profile import check_profiler
 from clara_jax.training.resume import CONFIG, RUN, Position, Start, find_start, is_finished
 from clara_jax.training.run_directory import LOCK, environment, lock, write_json
 from clara_jax.training.stage_data import StageData, StageRecords
@@ -60,6 +61,8 @@ def run(config: RunConfig, workdir: Path, stop: StopSignal) -> Outcome | None:
     if distributed.on_main(is_finished, config, workdir):  # the resume ladder's first rung, see `find_start`
         return None
     mesh = make_mesh(**config.mesh_sizes)
+    if config.profile:
+        check_profiler()
     for stage in config.stages:
         check_batch(stage.batch_size // stage.accumulate, mesh, f"config.{stage.name}.batch_size / accumulate")
     with contextlib.ExitStack() as stack:

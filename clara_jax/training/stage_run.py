@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -27,6 +26,7 @@ from clara_jax.training.config import RunConfig
 from clara_jax.training.evaluate import Evaluation
 from clara_jax.training.metrics import MetricWriter, NoMetricWriter, Progress, device_memory
 from clara_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from clara_jax.training.profile import Profile
 from clara_jax.training.resume import Start, load_optimizer, named_optimizer
 from clara_jax.training.run_directory import write_json
 from clara_jax.training.stage_data import StageData
@@ -115,7 +115,7 @@ class StageRun:
           ClaraError: a step that is not finite, a checkpoint that cannot be written.
           Stopped: told to stop; saved.
         """
-        own, profile = self.stage_config, _Profile(self.config.profile, self.workdir / "profile")
+        own, profile = self.stage_config, Profile(self.config.profile, self.workdir / "profile")
         progress = Progress(
             self.steps,
             self.stage.name,
@@ -273,30 +273,3 @@ def describe(values: Mapping[str, float]) -> str:
         ]
         parts.append(f"{name} {value:.4f}" + (f" ({', '.join(controls)})" if controls else ""))
     return ", ".join(parts)
-
-
-class _Profile:
-    """A window of steps that the profiler records."""
-
-    def __init__(self, window: tuple[int, int] | None, directory: Path):
-        self.window, self.directory, self.running = window, directory, False
-
-    def at(self, index: int) -> None:
-        """Called before each step."""
-        if self.window and not self.running and self.window[0] <= index < self.window[1]:
-            jax.profiler.start_trace(self.directory)
-            self.running = True
-        elif self.running and index >= self.window[1]:
-            self.close()
-
-    def close(self) -> None:
-        if self.running:
-            jax.profiler.stop_trace()
-            self.running, self.window = False, None
-            print(f"profile written to {self.directory}", file=sys.stderr, flush=True)
-
-    def __enter__(self) -> _Profile:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()

@@ -10,7 +10,7 @@ import pytest
 from clara_jax.data.batches import Batch, collate, plan_shapes
 from clara_jax.data.encoding import Encoding, encode_records
 from clara_jax.data.records import parse_record, read_records
-from clara_jax.data.shapes import Shapes
+from clara_jax.data.shapes import Shapes, text_width
 from clara_jax.data.tokenization import ClaraTokenizer
 from clara_jax.errors import ClaraError
 from tests.data import tiny_tokenizer
@@ -128,7 +128,8 @@ def test_shapes_are_the_smallest_multiples_within_the_limits():
         shapes = plan_shapes(examples, TOKENIZER, multiple)
         up = lambda n: -(-n // multiple) * multiple  # noqa: B023, E731
         longest = max(len(ids) for example in examples for ids in example.documents)
-        assert shapes.encoder_width == min(up(longest + M) - M, TOKENIZER.doc_max_length + 3)
+        limit = text_width(TOKENIZER.doc_max_length + 3, M)
+        assert shapes.encoder_width == min(up(longest + M) - M, limit)
         assert shapes.prompt_length == min(up(prompt), TOKENIZER.max_length)
         assert shapes.target_length == up(target)
         assert shapes.documents == 3

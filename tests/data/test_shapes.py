@@ -60,6 +60,14 @@ def test_more_shapes_waste_less():
     assert costs == sorted(costs, reverse=True) and costs[2] < 0.85 * costs[0]
 
 
+def test_the_longest_texts_are_whole_tiles():
+    """A document at the tokenizer's limit, 60 + 3 tokens: with its four memory tokens 72 positions."""
+    sizes = np.array([[1, 63, 20, 50, 7]], np.int32)
+    shapes = shapes_for(sizes, TOKENIZER)
+    assert (shapes.encoder_width + M, shapes.query_width + M, shapes.prompt_length) == (72, 32, 64)
+    assert shapes_for(sizes, TOKENIZER, multiple=1).encoder_width == 63
+
+
 def test_what_does_not_fit_is_named():
     sizes = make_sizes(10)
     small = Shapes(1, 12, 12, 16, 15)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Iterator
@@ -123,10 +124,12 @@ def _moved(program: Program, operands: Computation, instruction: Instruction) ->
     if operation == "slice-start":  # ((where from), slice, flags)
         source, taken = written[:2]
         return taken.bytes * (source.in_hbm + taken.in_hbm)
+    if operation == "async-start":  # what it calls is counted
+        return 0.0
     if operation.endswith("-start"):  # (where from, where to, flags)
         return _in_hbm(written)
     if operation in ("dynamic-slice", "slice", "gather"):
-        read = [written] + read[1:]
+        read = [tuple(dataclasses.replace(a, in_hbm=read[0][0].in_hbm) for a in written)] + read[1:]
     elif operation == "dynamic-update-slice":
         read, written = read[1:], read[1]
     return sum(map(_in_hbm, read)) + _in_hbm(written)

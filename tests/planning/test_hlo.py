@@ -137,6 +137,24 @@ def test_traffic_counts_slices_and_updates_and_not_what_they_are_cut_from():
     assert 3 * 10 * ROWS * 4 <= work.traffic(read) <= 3 * 10 * ROWS * 4 + 4 * ROWS * 4 + 1000
 
 
+def test_a_slice_that_is_fetched_ahead_counts_once_and_without_its_array():
+    """A TPU brings weights into the memory beside its cores in pieces, while other work runs."""
+    read = Program.parse("""
+%fetch (whole: s8[1000]) -> s8[100] {
+  %whole = s8[1000]{0:T(1024)} parameter(0)
+  ROOT %piece = s8[100]{0:T(1024)S(1)} slice(%whole), slice={[0:100]}
+}
+
+ENTRY %main (x: s8[1000]) -> s8[100] {
+  %x = s8[1000]{0:T(1024)} parameter(0)
+  %start = ((s8[1000]{0:T(1024)}), s8[100]{0:T(1024)S(1)}, s32[]{:S(2)}) async-start(%x), calls=%fetch
+  %done = s8[100]{0:T(1024)S(1)} async-done(%start)
+  ROOT %out = s8[100]{0:T(1024)} copy(%done)
+}
+""")
+    assert work.traffic(read) == 100 + 100  # read, and written back
+
+
 def test_a_loop_that_nobody_can_count_is_said_to_be_one():
     def forever(x):
         return jax.lax.while_loop(lambda x: jnp.sum(x) > 0, lambda x: x @ x, x)

@@ -63,7 +63,8 @@ def _plan(arguments, names: list[str]) -> None:
         try:
             arguments.config.mesh = tuple(map(int, arguments.mesh.split(",")))
         except ValueError:
-            raise ClaraError(f"--mesh: {arguments.mesh!r} must be whole numbers, data,model or replica,data,model") from None
+            rule = "must be whole numbers, data,model or replica,data,model"
+            raise ClaraError(f"--mesh: {arguments.mesh!r} {rule}") from None
     config = resolve(arguments.config)
     chip, shape = topology.parse(arguments.topology)
     base = base_config(config.model.base, arguments.base_config)

@@ -41,8 +41,11 @@ def open_memories(
     def open_store() -> MemoryStore:
         return MemoryStore(stage.memories, fingerprint, *sizes)
 
+    def make_store() -> None:
+        open_store()
+
     # The main process makes the store, and writes what all of them compute.
-    distributed.on_main(lambda: open_store() and None)
+    distributed.on_main(make_store)
     store = open_store()
     keys, first = np.unique(document_keys(documents), return_index=True)
     if not store.has(keys).all():

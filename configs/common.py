@@ -23,6 +23,7 @@ PHI4_MINI = "microsoft/Phi-4-mini-instruct"
 # Table 10 of the paper. The sizes of LoRA, the optimizer and λ are the defaults of `clara_jax.training.config`.
 COMPRESSION = dict(epochs=1.0, batch_size=128, learning_rate=1e-4, mse_weight=0.1, warmup=0.03, clip_norm=1.0)
 END_TO_END = dict(epochs=1.0, batch_size=32, learning_rate=5e-6, candidates=20, top_k=5, warmup=0.03, clip_norm=1.0)
+END_TO_END |= dict(topk_method="iterative", temperature=0.02)  # Algorithm 1
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:

@@ -31,7 +31,8 @@ def get_config(arg=None):
         return dict(train_data=path, eval_data=path)
 
     names = dict(scp="scp", instruct="instruct", retrieval="end_to_end", end_to_end="end_to_end")
-    batches = dict(scp=dict(pack=160), instruct=dict(buckets=2), end_to_end=dict(buckets=2))
+    ranking = dict(topk_method="gumbel", learn_temperature=True, marginal_weight=0.1)  # noise, and a number beside
+    batches = dict(scp=dict(pack=160), instruct=dict(buckets=2), end_to_end=dict(buckets=2, **ranking))
     return common.run(
         {{name: small | files(names[name]) | batches.get(name, {{}}) for name in args.stages.split("+")}},
         model=dict(base={base!r}, precision="float32"),

@@ -8,7 +8,7 @@ import numpy as np
 def recall_at(scores: np.ndarray, valid: np.ndarray, positives: np.ndarray, k: int) -> np.ndarray:
     """Recall@k: the fraction of a row's positive candidates that are among its k best.
 
-    Among equal scores the lower index comes first, as in `clara_jax.method.topk.straight_through_topk`.
+    Among equal scores the lower index comes first, as in `clara_jax.method.topk.select`.
 
     Args:
       scores: [B, D].

@@ -28,9 +28,24 @@ def language_model_loss(model: ClaraModel, params: Any, states: jax.Array, label
     Returns:
       the sum, and the number of labelled tokens that the greedy choice gets right.
     """
+    return _loss(model, _head(model, params), states, labels)
+
+
+def target_log_likelihoods(model: ClaraModel, params: Any, states: jax.Array, labels: jax.Array) -> jax.Array:
+    """log p(a | I, M) of each row's targets: arguments as `language_model_loss`; float32 [B]. Not to be differentiated:
+    its backward pass would make the logits of all chunks again."""
+    head = _head(model, params)
+
+    def add(total: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        return total - jnp.sum(_token_losses(model, head, *chunk)[0], axis=1), None
+
+    chunks = _chunks(head, states, labels)
+    return jax.lax.scan(add, jnp.zeros_like(states[:, 0, 0], jnp.float32), chunks)[0]
+
+
+def _head(model: ClaraModel, params: Any) -> Any:
     table = "embed" if model.config.tied else "lm_head"
-    head = {"base": {table: params["base"][table]}, "tokens": params["tokens"]}
-    return _loss(model, head, states, labels)
+    return {"base": {table: params["base"][table]}, "tokens": params["tokens"]}
 
 
 def chunk_length(states: jax.Array, table: jax.Array) -> int:
@@ -110,6 +125,12 @@ def _chunks(head: Any, states: jax.Array, labels: jax.Array) -> tuple[jax.Array,
 
 
 def _chunk_loss(model: ClaraModel, head: Any, states: jax.Array, labels: jax.Array) -> Sums:
+    loss, right = _token_losses(model, head, states, labels)
+    return jnp.sum(loss), jnp.sum(right, dtype=jnp.float32)
+
+
+def _token_losses(model: ClaraModel, head: Any, states: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """-log p of each label, 0 without one, float32 [B, C]; and whether it is the greedy choice."""
     base, added = model.logits(head, states)
     parts = [(base, 0)] + ([(added, model.config.vocab_size)] if added is not None else [])
     normalizer = jax.nn.logsumexp(jnp.stack([jax.nn.logsumexp(part, axis=-1) for part, _ in parts]), axis=0)
@@ -120,4 +141,4 @@ def _chunk_loss(model: ClaraModel, head: Any, states: jax.Array, labels: jax.Arr
     )
     best = jnp.max(jnp.stack([jnp.max(part, axis=-1) for part, _ in parts]), axis=0)
     counted = labels != IGNORED
-    return jnp.sum(jnp.where(counted, normalizer - picked, 0)), jnp.sum(counted & (picked >= best), dtype=jnp.float32)
+    return jnp.where(counted, normalizer - picked, 0), counted & (picked >= best)

@@ -7,7 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from clara_jax.data.batches import Batch
 from clara_jax.method.clara import ClaraModel
+from clara_jax.model.lora import Dropout
 from clara_jax.model.sharding import reshape_rows
 
 
@@ -26,3 +28,29 @@ def splice(model: ClaraModel, params: Any, ids: jax.Array, memory_index: jax.Arr
     vectors = reshape_rows(memories, -1, memories.shape[-1]).astype(x.dtype)
     placed = jnp.take_along_axis(vectors, jnp.maximum(memory_index, 0)[..., None], axis=1)
     return jnp.where((memory_index >= 0)[..., None], placed, x)
+
+
+def target_states(
+    model: ClaraModel,
+    params: Any,
+    batch: Batch,
+    memories: jax.Array,
+    mask: jax.Array | None = None,
+    dropout: Dropout | None = None,
+) -> jax.Array:
+    """The generator's last-layer states from which it predicts the targets: at the positions before the labels'.
+
+    Args:
+      memories: [B, K, M, E], as for `splice`.
+      mask: bool [B, T], what is attended; None for the batch's ``prompt_mask``.
+
+    Returns:
+      [B, A, E].
+    """
+    x = splice(model, params, batch.prompt_ids, batch.memory_index, memories)
+    mask = batch.prompt_mask if mask is None else mask
+    states, _ = model.forward(params, "generator", x, mask, dropout=dropout)
+    if batch.targets_at is not None:
+        return jnp.take_along_axis(states, jnp.maximum(batch.targets_at - 1, 0)[..., None], axis=1)
+    length, targets = states.shape[1], batch.labels.shape[1]
+    return states[:, length - targets - 1 : length - 1]

@@ -20,21 +20,27 @@ from clara_jax.errors import ClaraError
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.compressor import Encoded, alignment_loss, encode
 from clara_jax.method.cross_entropy import language_model_loss
-from clara_jax.method.generator import splice
+from clara_jax.method.generator import target_states
+from clara_jax.method.marginal import document_log_likelihoods, marginal_loss
 from clara_jax.method.parameters import flatten, overlap, unflatten
 from clara_jax.method.reranker import contrastive_loss, cosine_scores
-from clara_jax.method.topk import straight_through_topk
+from clara_jax.method.topk import DEGENERATE, METHODS, degenerate, select
 from clara_jax.model.sharding import join_rows, split_rows
+
+NORMALIZATIONS = ("none", "standard")
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """The numbers of a loss (Table 10)."""
+    """The numbers of a loss (Table 10); the temperature may be an array, where it changes from step to step."""
 
     mse_weight: float = 0.1  # λ
     mse_reduction: str = "mean"  # over channels: "mean" as the released code, "sum" as the paper's formula
     top_k: int = 5  # k
-    temperature: float = 0.02  # τ
+    temperature: float | jax.Array = 0.02  # τ
+    topk_method: str = "iterative"  # whose gradient stands in for that of the choice, one of `METHODS`
+    score_normalization: str = "none"  # or "standard": to mean 0 and deviation 1 over a question's candidates
+    marginal_weight: float = 0.0  # of the probability path, see `clara_jax.method.marginal`
 
     def __post_init__(self):
         if self.mse_reduction not in ("mean", "sum"):
@@ -43,8 +49,11 @@ class Objective:
             )
         if self.top_k < 1:
             raise ClaraError(f"top_k: {self.top_k!r} must be at least 1")
-        if self.temperature <= 0:
+        if isinstance(self.temperature, float) and self.temperature <= 0:
             raise ClaraError(f"temperature: {self.temperature!r} must be above 0")
+        for field, names in (("topk_method", METHODS), ("score_normalization", NORMALIZATIONS)):
+            if getattr(self, field) not in names:
+                raise ClaraError(f"{field}: {getattr(self, field)!r} must be one of {', '.join(names)}")
 
 
 Terms = dict[str, jax.Array]  # sums over the examples of a batch, by term
@@ -77,6 +86,10 @@ def counts(batch: Batch) -> Terms:
     numbers = {"ce": labelled, "accuracy": labelled, "mse": jnp.sum(batch.document_valid)}
     if batch.positives is not None:
         numbers["contrastive"] = numbers["recall"] = jnp.sum(jnp.any(batch.positives & batch.document_valid, axis=-1))
+    if batch.query_ids is not None:
+        real = batch.example_ids >= 0
+        numbers["marginal"] = jnp.sum(real & jnp.any(batch.document_valid, axis=-1))
+        numbers |= dict.fromkeys(DEGENERATE, jnp.sum(real))
     return {name: number.astype(jnp.float32) for name, number in numbers.items()}
 
 
@@ -115,22 +128,29 @@ def end_to_end_loss(
     The compressor is frozen, so that documents can be compressed once: no gradient and no dropout in their branch.
     """
     scores, documents, _ = rank_documents(model, params, batch, keys)
-    k = min(objective.top_k, documents.shape[1])
-    selection, indices = straight_through_topk(scores, k, objective.temperature, batch.document_valid)
+    scores, valid = normalize(scores, batch.document_valid, objective.score_normalization), batch.document_valid
+    selection, indices = select(
+        scores, objective.top_k, objective.topk_method, objective.temperature, valid, _fold(keys, 2)
+    )
     selected = jnp.einsum("BKD,BDME->BKME", selection.astype(documents.dtype), documents)
-    terms = _answer(model, params, batch, selected, keys)
+    terms = _answer(model, params, batch, selected, keys) | _degenerate(scores, batch, objective)
+    if objective.marginal_weight:
+        likelihoods = document_log_likelihoods(model, params, batch, selected)
+        chosen, exist = (jnp.take_along_axis(x, indices, axis=1) for x in (scores, valid))
+        terms["marginal"] = jnp.sum(marginal_loss(chosen, exist, likelihoods, objective.temperature))
     if batch.positives is not None:
-        terms["recall"] = jnp.sum(recall(indices, batch.positives & batch.document_valid))
+        terms["recall"] = jnp.sum(recall(indices, batch.positives & valid))
     return terms
 
 
 def retrieval_loss(model: ClaraModel, params: Any, batch: Batch, objective: Objective, keys: jax.Array | None) -> Terms:
     """Contrastive training of the query reasoner, several positives allowed."""
-    scores, documents, _ = rank_documents(model, params, batch, keys)
-    loss = contrastive_loss(scores, batch.positives, batch.document_valid, objective.temperature)
-    k = min(objective.top_k, documents.shape[1])
-    _, indices = straight_through_topk(scores, k, objective.temperature, batch.document_valid)
-    return {"contrastive": jnp.sum(loss), "recall": jnp.sum(recall(indices, batch.positives & batch.document_valid))}
+    scores, valid = rank_documents(model, params, batch, keys)[0], batch.document_valid
+    scores = normalize(scores, valid, objective.score_normalization)
+    loss = contrastive_loss(scores, batch.positives, valid, objective.temperature)
+    _, indices = select(scores, objective.top_k, objective.topk_method, objective.temperature, valid)
+    terms = {"contrastive": jnp.sum(loss), "recall": jnp.sum(recall(indices, batch.positives & valid))}
+    return terms | _degenerate(scores, batch, objective)
 
 
 def rank_documents(
@@ -142,6 +162,16 @@ def rank_documents(
         documents = jax.lax.stop_gradient(_encode_documents(model, params, batch, None).memory)
     query = encode(model, params, "query_reasoner", batch.query_ids, batch.query_mask, _fold(keys, 1)).memory
     return cosine_scores(query, documents), documents, query
+
+
+def normalize(scores: jax.Array, valid: jax.Array, normalization: str) -> jax.Array:
+    """Scores [B, D] as the temperature finds them. "standard" takes mean and deviation over a row's candidates away, so
+    that a temperature means the same whatever the model's scores are like; the order stays as it was."""
+    if normalization == "none":
+        return scores
+    count = jnp.maximum(jnp.sum(valid, axis=-1, keepdims=True), 1)
+    centred = jnp.where(valid, scores - jnp.sum(jnp.where(valid, scores, 0), axis=-1, keepdims=True) / count, 0)
+    return centred * jax.lax.rsqrt(jnp.sum(centred**2, axis=-1, keepdims=True) / count + 1e-12)
 
 
 def recall(indices: jax.Array, positives: jax.Array) -> jax.Array:
@@ -169,16 +199,16 @@ def _encode_documents(model: ClaraModel, params: Any, batch: Batch, keys: jax.Ar
 
 
 def _answer(model: ClaraModel, params: Any, batch: Batch, memories: jax.Array, keys: jax.Array | None) -> Terms:
-    x = splice(model, params, batch.prompt_ids, batch.memory_index, memories)
     dropout = model.dropout(_fold(keys, 0), batch.prompt_mask)
-    states, _ = model.forward(params, "generator", x, batch.prompt_mask, dropout=dropout)
-    if batch.targets_at is None:
-        length, targets = states.shape[1], batch.labels.shape[1]
-        before = states[:, length - targets - 1 : length - 1]
-    else:
-        before = jnp.take_along_axis(states, jnp.maximum(batch.targets_at - 1, 0)[..., None], axis=1)
+    before = target_states(model, params, batch, memories, dropout=dropout)
     ce, correct = language_model_loss(model, params, before, batch.labels)
     return {"ce": ce, "accuracy": correct}
+
+
+def _degenerate(scores: jax.Array, batch: Batch, objective: Objective) -> Terms:
+    """Rows that could not be ranked as they should, see `degenerate`; rows that only fill the batch are none."""
+    found = degenerate(scores, objective.top_k, batch.document_valid)
+    return {name: jnp.sum(rows & (batch.example_ids >= 0), dtype=jnp.float32) for name, rows in found.items()}
 
 
 def _fold(keys: jax.Array | None, number: int) -> jax.Array | None:
@@ -193,6 +223,10 @@ def _fold(keys: jax.Array | None, number: int) -> jax.Array | None:
 
 def _compression_weights(objective: Objective) -> dict[str, float]:
     return {"ce": 1.0, "mse": objective.mse_weight}
+
+
+def _end_to_end_weights(objective: Objective) -> dict[str, float]:
+    return {"ce": 1.0} | ({"marginal": objective.marginal_weight} if objective.marginal_weight else {})
 
 
 STAGES = {
@@ -218,7 +252,7 @@ STAGES = {
             ("lora/query_reasoner", "lora/generator"),
             {"lora/query_reasoner": "lora/compressor"},
             end_to_end_loss,
-            lambda objective: {"ce": 1.0},
+            _end_to_end_weights,
         ),
         Stage(
             "retrieval",

@@ -19,11 +19,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from clara_jax.data.jsonl import ON_ERROR
+from clara_jax.data.records import RANKING_STAGES
 from clara_jax.data.synthetic import SyntheticConfig
 from clara_jax.errors import ClaraError
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.method.parameters import COMPRESSOR, overlap
-from clara_jax.method.stages import STAGES, Objective
+from clara_jax.method.stages import NORMALIZATIONS, STAGES, Objective
+from clara_jax.method.topk import METHODS
 from clara_jax.model.attention import IMPLEMENTATIONS
 from clara_jax.model.sharding import AXES
 from clara_jax.model.transformer import REMAT_POLICIES
@@ -32,6 +34,7 @@ SCHEDULES = ("cosine", "constant", "cosine_with_minimum")
 PRECISIONS = ("bfloat16", "float32")
 NON_FINITE = ("stop", "skip")
 SCRATCH = "scratch"
+TEMPERATURE_SCHEDULES = ("constant", "cosine", "steps")
 MSE_REDUCTIONS = ("mean", "sum")
 
 
@@ -124,6 +127,15 @@ class StageConfig:
       top_k: documents that the generator reads.
       candidates: documents that the query reasoner ranks (end_to_end, retrieval).
       temperature: τ of the softmax over cosine scores.
+      temperature_schedule: "constant", "cosine" (from ``temperature`` to ``temperature_end`` over the stage), or
+        "steps": from step ``temperature_steps[i]`` on it is ``temperature_values[i]``, before that ``temperature``.
+      learn_temperature: train τ, too, from ``temperature`` on.
+      score_normalization: "none", or "standard": scores of a question's candidates are brought to mean 0 and standard
+        deviation 1 before they are divided by τ.
+      topk_method: whose gradient stands in for that of the choice, one of `clara_jax.method.topk.METHODS`; the paper's
+        is "iterative".
+      marginal_weight: of the loss -log Σ_d p(d|x) p(y|x, d) over the selected documents, which gives the ranking the
+        gradient that the straight-through estimator drops; ``top_k`` more forward passes of the generator. 0 is off.
       buckets: shapes of batches, at most: examples of about one size share a batch, and the step is compiled for each
         shape. With 1 every batch has the shape of the largest example.
       pack: tokens of documents, their memory tokens among them, that share a row in scp, where several records fit into
@@ -163,6 +175,14 @@ class StageConfig:
     top_k: int = 5
     candidates: int = 20
     temperature: float = 0.02
+    temperature_schedule: str = "constant"
+    temperature_end: float | None = None
+    temperature_steps: tuple[int, ...] = ()
+    temperature_values: tuple[float, ...] = ()
+    learn_temperature: bool = False
+    score_normalization: str = "none"
+    topk_method: str = "iterative"
+    marginal_weight: float = 0.0
     buckets: int = 1
     pack: int = 0
     memories: str = ""
@@ -198,10 +218,10 @@ class StageConfig:
         counts = ("steps", "batch_size", "accumulate", "top_k", "candidates", "log_every", "answer_tokens", "buckets")
         for field in counts + ("train_limit", "eval_limit", "eval_every", "eval_batches", "save_every"):
             check(field, getattr(self, field) is None or getattr(self, field) >= 1, "it must be at least 1")
-        for field in ("epochs", "learning_rate", "eps", "clip_norm", "temperature"):
+        for field in ("epochs", "learning_rate", "eps", "clip_norm", "temperature", "temperature_end"):
             value = getattr(self, field)
             check(field, value is None or 0 < value < math.inf, "it must be positive")
-        for field in ("weight_decay", "mse_weight", "warmup", "eval_answers", "pack"):
+        for field in ("weight_decay", "mse_weight", "marginal_weight", "warmup", "eval_answers", "pack"):
             check(field, 0 <= getattr(self, field) < math.inf, "it must be zero or positive")
         check("warmup", self.warmup < 1 or float(self.warmup).is_integer(), "from 1 on it is a whole number of steps")
         check("pack", not self.pack or self.name == "scp", "only records of scp are packed")
@@ -210,6 +230,21 @@ class StageConfig:
         check("schedule", self.schedule in SCHEDULES, _one_of(SCHEDULES))
         check("minimum_ratio", 0 <= self.minimum_ratio <= 1, "it must be in [0, 1]")
         check("betas", all(0 <= beta < 1 for beta in self.betas), "both must be in [0, 1)")
+        check("score_normalization", self.score_normalization in NORMALIZATIONS, _one_of(NORMALIZATIONS))
+        check("topk_method", self.topk_method in METHODS, _one_of(METHODS))
+        schedule, steps = self.temperature_schedule, self.temperature_steps
+        check("temperature_schedule", schedule in TEMPERATURE_SCHEDULES, _one_of(TEMPERATURE_SCHEDULES))
+        check("temperature_end", (self.temperature_end is not None) == (schedule == "cosine"), "it goes with cosine")
+        check("temperature_steps", bool(steps) == (schedule == "steps"), "they go with temperature_schedule=steps")
+        check(
+            "temperature_steps", all(a < b for a, b in zip((0, *steps), steps, strict=False)), "they must rise from 1"
+        )
+        check("temperature_values", len(self.temperature_values) == len(steps), f"give one for each of {steps}")
+        check("temperature_values", all(0 < value < math.inf for value in self.temperature_values), "all above 0")
+        check("learn_temperature", not self.learn_temperature or schedule == "constant", "or a schedule, not both")
+        ranks = self.name in RANKING_STAGES
+        check("learn_temperature", not self.learn_temperature or ranks, f"{self.name} ranks nothing")
+        check("marginal_weight", not self.marginal_weight or self.name == "end_to_end", "only end_to_end has that term")
         check("mse_reduction", self.mse_reduction in MSE_REDUCTIONS, _one_of(MSE_REDUCTIONS))
         trained = [
             name for name in self.trains or STAGES[self.name].trains if any(overlap(name, own) for own in COMPRESSOR)
@@ -224,7 +259,7 @@ class StageConfig:
     @property
     def objective(self) -> Objective:
         """The numbers of the stage's loss."""
-        return Objective(self.mse_weight, self.mse_reduction, self.top_k, self.temperature)
+        return Objective(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Objective)})
 
     def total_steps(self, examples: int) -> int:
         """Optimizer steps of the stage for a number of training records; at least one."""

@@ -29,7 +29,7 @@ from clara_jax.method.clara import ClaraModel
 from clara_jax.method.compressor import encode
 from clara_jax.method.parameters import merge
 from clara_jax.method.stages import Objective, Stage, objective_value, rank_documents
-from clara_jax.method.topk import straight_through_topk
+from clara_jax.method.topk import select
 from clara_jax.model.sharding import join_rows, put_batch, split_rows
 from clara_jax.training.step import Leaves, make_eval_step
 
@@ -307,8 +307,7 @@ def _selector(
 
     def rank(trained: Leaves, frozen: Leaves, batch: Batch):
         scores, documents, _ = rank_documents(model, merge(trained, frozen), batch, None)
-        k = min(objective.top_k, documents.shape[1])
-        chosen, _ = straight_through_topk(scores, k, objective.temperature, batch.document_valid)
+        chosen, _ = select(scores, objective.top_k, objective.topk_method, objective.temperature, batch.document_valid)
         return scores, jnp.einsum("BKD,BDME->BKME", chosen.astype(documents.dtype), documents)
 
     def compress(trained: Leaves, frozen: Leaves, batch: Batch):

@@ -20,6 +20,7 @@ from clara_jax.data.word_level import word_level_tokenizer
 from clara_jax.errors import ClaraError
 from clara_jax.method.parameters import flatten, unflatten
 from clara_jax.training.config import SCRATCH, RunConfig, to_json
+from clara_jax.training.temperature import LOG_TEMPERATURE
 
 CONFIG, RUN = "config.json", "run.json"
 
@@ -159,6 +160,14 @@ def load_optimizer(checkpoint: Path, like: Any) -> Any:
     flat, structure = jax.tree_util.tree_flatten_with_path(like)
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat]
     return jax.tree.unflatten(structure, [loaded[name] for name in names])
+
+
+def load_temperature(checkpoint: Path | None, fresh: jax.Array) -> jax.Array:
+    """A trained log τ as a checkpoint holds it beside the model, to which it does not belong; fresh without one."""
+    if checkpoint is None:
+        return fresh
+    (top,) = tree = unflatten({LOG_TEMPERATURE: fresh})
+    return flatten(load_arrays(checkpoint, tree, only=(top,)))[LOG_TEMPERATURE]
 
 
 def _check_same_sizes(config: RunConfig, bundle: Bundle) -> None:

@@ -19,20 +19,22 @@ from clara_jax.data.loading import BatchLoader
 from clara_jax.data.plan import BatchPlan
 from clara_jax.distributed import Agreement, is_main, say
 from clara_jax.errors import ClaraError
-from clara_jax.method.parameters import merge, split
+from clara_jax.method.parameters import merge, split, unflatten
 from clara_jax.method.stages import STAGES, Terms, inherit
+from clara_jax.method.topk import DEGENERATE
 from clara_jax.model.sharding import batch_shards, own_parts, own_rows, put_rows
 from clara_jax.training.config import RunConfig
 from clara_jax.training.evaluate import Evaluation
 from clara_jax.training.metrics import MetricWriter, NoMetricWriter, Progress, device_memory
 from clara_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from clara_jax.training.profile import Profile
-from clara_jax.training.resume import Start, load_optimizer, named_optimizer
+from clara_jax.training.resume import Start, load_optimizer, load_temperature, named_optimizer
 from clara_jax.training.run_directory import write_json
 from clara_jax.training.stage_data import StageData
 from clara_jax.training.step import init_state, make_train_step
 from clara_jax.training.stopping import Stopped, StopSignal
 from clara_jax.training.stored_memories import open_memories
+from clara_jax.training.temperature import LOG_TEMPERATURE, temperature_schedule
 from clara_jax.training.throughput import peak_flops, step_flops
 
 CONTROLS = {"no_memory": "no memory", "other_memory": "another's memory"}
@@ -77,13 +79,17 @@ class StageRun:
         self.trains = own.trains or self.stage.trains
         params = bundle.params if start.checkpoint else inherit(self.stage, bundle.params, bundle.trained)
         trained, self.frozen = split(params, self.trains)
+        if own.learn_temperature:
+            at_start = jax.device_put(np.float32(math.log(own.temperature)), jax.NamedSharding(bundle.mesh, jax.P()))
+            trained[LOG_TEMPERATURE] = load_temperature(start.checkpoint, at_start)
         optimizer = make_optimizer(own, self.steps)
         self.state = init_state(trained, optimizer, position.step)
         if start.checkpoint:
             self.state = self.state.replace(optimizer=load_optimizer(start.checkpoint, self.state.optimizer))
         # All rates at once: asking the device for one in every step would make the host wait for the step before.
         self.rates = np.asarray(jax.vmap(learning_rate_schedule(own, self.steps))(np.arange(self.steps)))
-        self.step = make_train_step(bundle.model, self.stage, own.objective, optimizer, own.accumulate)
+        temperature = temperature_schedule(own, self.steps)
+        self.step = make_train_step(bundle.model, self.stage, own.objective, optimizer, own.accumulate, temperature)
         key = jax.random.fold_in(jax.random.key(config.seed), position.number)
         self.key = jax.device_put(key, jax.NamedSharding(bundle.mesh, jax.P()))
         self.evaluation = Evaluation(
@@ -221,6 +227,8 @@ class StageRun:
         metadata |= {"training": dataclasses.asdict(self.position), "finished": self.position.finished}
         metadata |= {"evaluation": self.position.last if self.position.evaluated == self.position.step else {}}
         arrays |= {"optimizer": named_optimizer(self.state.optimizer)}
+        if LOG_TEMPERATURE in self.state.trained:
+            arrays |= unflatten({LOG_TEMPERATURE: self.state.trained[LOG_TEMPERATURE]})
         place = (self.position.number, self.stage.name, self.position.step)
         self.checkpoints.save(*place, arrays, metadata, write_extra, wait=wait)
         self.saved, self.saved_step = time.monotonic(), self.position.step
@@ -253,10 +261,11 @@ class StageRun:
         self._save()
 
     def _trained_bundle(self) -> Bundle:
+        trained = self.state.trained
         own = set(self.bundle.own) | {name for name in self.trains if name.split("/")[0] == "base"}
         return dataclasses.replace(
             self.bundle,
-            params=merge(self.state.trained, self.frozen),
+            params=merge({path: leaf for path, leaf in trained.items() if path != LOG_TEMPERATURE}, self.frozen),
             own=("base",) if "base" in own else tuple(sorted(own)),
             trained=tuple(sorted(set(self.bundle.trained) | set(self.trains))),
         )
@@ -266,7 +275,7 @@ def describe(values: Mapping[str, float]) -> str:
     """Held-out values in one line, each with its controls beside it."""
     parts = []
     for name, value in values.items():
-        if name.endswith(tuple(CONTROLS)):
+        if name.endswith(tuple(CONTROLS)) or (name in DEGENERATE and not value):
             continue
         controls = [
             f"{said} {values[f'{name}_{end}']:.4f}" for end, said in CONTROLS.items() if f"{name}_{end}" in values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from clara_jax.method.clara import ClaraModel
 from clara_jax.method.parameters import merge
 from clara_jax.method.stages import Objective, Stage, Terms, counts, objective_value
 from clara_jax.model.sharding import split_rows
+from clara_jax.training.temperature import LOG_TEMPERATURE
 
 Leaves = Mapping[str, Any]  # arrays by path, see clara_jax.method.parameters.split
 
@@ -36,14 +38,20 @@ def init_state(trained: Leaves, optimizer: optax.GradientTransformation, step: i
 
 
 def make_train_step(
-    model: ClaraModel, stage: Stage, objective: Objective, optimizer: optax.GradientTransformation, accumulate: int = 1
+    model: ClaraModel,
+    stage: Stage,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    accumulate: int = 1,
+    temperature: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Callable[[TrainState, Leaves, Batch, jax.Array], tuple[TrainState, Terms]]:
     """``(state, frozen, batch, key) -> (state, metrics)``; the state is donated.
 
     ``key`` is the run's: the step and each example's number are folded in here, so that dropout is the same however the
     batch is sharded or accumulated and wherever a run was resumed. Metrics are float32 scalars: "loss", every term of
     the stage as a mean, "grad_norm" before clipping, "grad_norm/<subtree>" and "update_norm/<subtree>" (after clipping
-    and optimizer, learning rate included), and the bool "finite".
+    and optimizer, learning rate included), and the bool "finite"; and "temperature", where it changes: ``temperature``
+    gives it for each step, or it is among what is trained (`LOG_TEMPERATURE`).
 
     Where loss or gradient is not finite, parameters and moments stay as they were: the host learns of it a step later,
     and whatever it then decides, nothing is spoiled. Step counters go on, so that schedule and data stay in step.
@@ -52,17 +60,19 @@ def make_train_step(
 
     def step(state: TrainState, frozen: Leaves, batch: Batch, key: jax.Array) -> tuple[TrainState, Terms]:
         keys = example_keys(jax.random.fold_in(key, state.step), batch.example_ids)
-        counted = counts(batch)
+        counted, own = counts(batch), temperature and temperature(state.step)
         if accumulate == 1:
-            (loss, terms), grads = gradient(state.trained, frozen, batch, counted, keys)
+            (loss, terms), grads = gradient(state.trained, frozen, batch, counted, keys, own)
         else:
             parts = jax.tree.map(lambda x: microbatches(x, accumulate), (batch, keys))
 
             def add(total, part):
-                return jax.tree.map(jnp.add, total, gradient(state.trained, frozen, part[0], counted, part[1])), None
+                return jax.tree.map(
+                    jnp.add, total, gradient(state.trained, frozen, part[0], counted, part[1], own)
+                ), None
 
             first, rest = jax.tree.map(lambda x: x[0], parts), jax.tree.map(lambda x: x[1:], parts)
-            total = gradient(state.trained, frozen, first[0], counted, first[1])
+            total = gradient(state.trained, frozen, first[0], counted, first[1], own)
             ((loss, terms), grads), _ = jax.lax.scan(add, total, rest)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -71,16 +81,27 @@ def make_train_step(
         moments = _where(finite, moments, state.optimizer)
         norms = subtree_norms("grad_norm", grads) | subtree_norms("update_norm", updates)
         metrics = {"loss": loss, **terms, "grad_norm": norm, **norms, "finite": finite}
+        if (now := _temperature(state.trained, own)) is not None:
+            metrics["temperature"] = now
         return TrainState(state.step + 1, trained, moments), metrics
 
     return jax.jit(step, donate_argnums=0)
 
 
 def make_loss(model: ClaraModel, stage: Stage, objective: Objective) -> Callable[..., tuple[jax.Array, Terms]]:
-    """``(trained, frozen, batch, counted, keys) -> (loss, terms)``: differentiable in ``trained`` alone."""
+    """``(trained, frozen, batch, counted, keys, temperature=None) -> (loss, terms)``: differentiable in ``trained``
+    alone; a temperature replaces the objective's."""
 
-    def loss(trained: Leaves, frozen: Leaves, batch: Batch, counted: Terms, keys: jax.Array | None):
-        terms = stage.loss(model, merge(trained, frozen), batch, objective, keys)
+    def loss(
+        trained: Leaves,
+        frozen: Leaves,
+        batch: Batch,
+        counted: Terms,
+        keys: jax.Array | None,
+        temperature: jax.Array | None = None,
+    ):
+        own = _at(objective, _temperature(trained, temperature))
+        terms = stage.loss(model, merge(trained, frozen), batch, own, keys)
         return objective_value(stage, objective, terms, counted)
 
     return loss
@@ -92,9 +113,19 @@ def make_eval_step(
     """``(trained, frozen, batch) -> (sums of the terms, their counts)``, without dropout; add both over batches."""
 
     def step(trained: Leaves, frozen: Leaves, batch: Batch) -> tuple[Terms, Terms]:
-        return stage.loss(model, merge(trained, frozen), batch, objective, None), counts(batch)
+        own = _at(objective, _temperature(trained))
+        return stage.loss(model, merge(trained, frozen), batch, own, None), counts(batch)
 
     return jax.jit(step)
+
+
+def _temperature(trained: Leaves, scheduled: jax.Array | None = None) -> jax.Array | None:
+    """The trained or scheduled temperature, if there is one."""
+    return jnp.exp(trained[LOG_TEMPERATURE]) if LOG_TEMPERATURE in trained else scheduled
+
+
+def _at(objective: Objective, temperature: jax.Array | None) -> Objective:
+    return objective if temperature is None else dataclasses.replace(objective, temperature=temperature)
 
 
 def example_keys(key: jax.Array, example_ids: jax.Array) -> jax.Array:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from clara_jax.evaluation.ranking import recall_at
-from clara_jax.method.topk import straight_through_topk
+from clara_jax.method.topk import select
 
 
 def slow_recall(scores, valid, positives, k):
@@ -32,7 +32,7 @@ def test_against_a_plain_loop():
 
 def test_same_order_as_the_training_loss():
     scores, valid, positives = make()
-    _, indices = straight_through_topk(jnp.asarray(scores), 2, 0.5, jnp.asarray(valid))
+    _, indices = select(jnp.asarray(scores), 2, "iterative", 0.5, jnp.asarray(valid))
     chosen = (np.asarray(indices)[..., None] == np.arange(7)).any(1) & valid
     present = positives & valid
     some = present.any(1)

@@ -15,7 +15,7 @@ from clara_jax.method.compressor import alignment_loss, encode
 from clara_jax.method.generator import splice
 from clara_jax.method.parameters import merge, split, unflatten
 from clara_jax.method.stages import STAGES, Objective, counts, objective_value, rank_documents
-from clara_jax.method.topk import straight_through_topk
+from clara_jax.method.topk import select
 from clara_jax.model.sharding import make_mesh
 from clara_jax.model.transformer import join_logits
 from tests.locations import golden_folders
@@ -135,7 +135,9 @@ def outputs(model, params, batch, objective, ranking):
     else:
         shown["scores"], documents, query = rank_documents(model, params, batch, None)
         shown["query"] = query.reshape(rows, -1)
-        selection, shown["topk_idx"] = straight_through_topk(shown["scores"], objective.top_k, objective.temperature)
+        selection, shown["topk_idx"] = select(
+            shown["scores"], objective.top_k, objective.topk_method, objective.temperature
+        )
         selected = jnp.einsum("BKD,BDME->BKME", selection, documents)
     x = splice(model, params, batch.prompt_ids, batch.memory_index, selected)
     states, _ = model.forward(params, "generator", x, batch.prompt_mask)

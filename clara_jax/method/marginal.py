@@ -1,0 +1,64 @@
+"""The probability path that the straight-through estimator drops (appendix A): which document makes the answer likely.
+
+With p(d|x) over the selected documents, p(y|x) = Σ_d p(d|x) p(y|x, d), and of L = -log p(y|x)
+
+    ∂L/∂s_d = -p(d|x) [p(y|x, d) - p(y|x)] / (τ p(y|x))
+
+A document that explains the answer better than the mixture is pushed up, by as much as it does. The likelihoods
+p(y|x, d) are constants here: the generator learns from L_CE alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from clara_jax.data.batches import Batch
+from clara_jax.method.clara import ClaraModel
+from clara_jax.method.cross_entropy import target_log_likelihoods
+from clara_jax.method.generator import target_states
+
+
+def marginal_loss(scores: jax.Array, valid: jax.Array, log_likelihoods: jax.Array, temperature: Any) -> jax.Array:
+    """-log Σ_d p(d|x) p(y|x, d), p(d|x) = softmax(s / τ) over the selected documents.
+
+    Args:
+      scores: float32 [B, K], of the selected documents.
+      valid: bool [B, K].
+      log_likelihoods: float32 [B, K], log p(y|x, d); no gradient flows into them.
+      temperature: τ.
+
+    Returns:
+      float32 [B]; 0 for a row without documents.
+    """
+    prior = jax.nn.log_softmax(jnp.where(valid, scores / temperature, -1e30), axis=-1)
+    joint = jnp.where(valid, prior + jax.lax.stop_gradient(log_likelihoods), -1e30)
+    return jnp.where(jnp.any(valid, axis=-1), -jax.nn.logsumexp(joint, axis=-1), 0)
+
+
+def document_log_likelihoods(model: ClaraModel, params: Any, batch: Batch, memories: jax.Array) -> jax.Array:
+    """log p(y|x, d) with each selected document by itself: nothing attends to the others' memories, as if they had been
+    cut out of the prompt.
+
+    K forward passes of the generator, one after the other, without dropout and without a backward pass: each costs a
+    third of what the generator's part of the step costs, and they need the memory of one.
+
+    Args:
+      batch: not packed.
+      memories: [B, K, M, E].
+
+    Returns:
+      float32 [B, K], constants.
+    """
+    params, memories = jax.lax.stop_gradient((params, memories))
+    _, ranks, tokens, _ = memories.shape
+    rank = jnp.where(batch.memory_index < 0, -1, batch.memory_index // tokens)
+
+    def alone(j: jax.Array) -> jax.Array:
+        mask = batch.prompt_mask & ((rank < 0) | (rank == j))
+        states = target_states(model, params, batch, memories, mask)
+        return target_log_likelihoods(model, params, states, batch.labels)
+
+    return jax.lax.map(alone, jnp.arange(ranks)).T

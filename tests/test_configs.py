@@ -47,6 +47,7 @@ def test_table_10(name):
     if stage.name == "end_to_end":
         assert (stage.batch_size, stage.learning_rate) == (32, 5e-6)
         assert (stage.candidates, stage.top_k, stage.temperature) == (20, 5, 0.02)
+        assert (stage.topk_method, stage.score_normalization, stage.marginal_weight) == ("iterative", "none", 0)
     else:
         assert (stage.batch_size, stage.learning_rate, stage.mse_weight) == (128, 1e-4, 0.1)
 

@@ -1,0 +1,146 @@
+"""Which estimator of the top-k ranks best: one starting point, every estimator, several seeds (configs/topk_study.py).
+
+    python -m benchmarks.topk_study --workdir runs/topk_study [--seeds 5] [--methods iterative softsort ...]
+    python -m benchmarks.topk_study --workdir runs/topk_study --report docs/topk_study.png
+
+The first command trains; stopped at any moment, it goes on with the same command. A case is a method, or a method with
+options of the configuration, e.g. "softsort:temperature=0.05,marginal=0.1". The second draws the learning curves and
+prints the table of what is finished: means over seeds of the last evaluation, with 95% intervals from a bootstrap over
+the seeds, and each case's difference to the first one with the same seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from clara_jax import command
+from clara_jax.checkpoints.json_file import read_object
+from clara_jax.errors import ClaraError
+from clara_jax.files import replaced_when_whole
+from clara_jax.method.topk import METHODS
+from clara_jax.training.metrics import read_metrics
+from clara_jax.training.resume import RUN
+
+CONFIG = "configs/topk_study.py"
+MEASURED = {"recall@1": "Recall@1", "recall@3": "Recall@3", "recall@5": "Recall@5", "f1": "answer F1"}
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#999999")
+RESAMPLES = 10_000
+Curves = Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]  # case -> seed -> evaluations, in order
+
+
+def train(workdir: Path, arguments: str) -> None:
+    """A run of the study, unless it is finished: a process of its own, so that no run sees another's memory."""
+    if finished(workdir):
+        return
+    ran = subprocess.run(
+        [sys.executable, "-m", "clara_jax.train", "--config", f"{CONFIG}:{arguments}", "--workdir", str(workdir)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    if ran.returncode:
+        raise ClaraError(f"{workdir}: {ran.stderr.strip().splitlines()[-1]}")
+
+
+def finished(workdir: Path) -> bool:
+    path = workdir / RUN
+    return path.exists() and "finished" in read_object(path, f"delete {workdir} and give the command again")
+
+
+def place(workdir: Path, case: str, seed: int) -> Path:
+    return workdir / f"{case.replace(':', '-').replace(',', '-')}-{seed}"
+
+
+def curves(workdir: Path, cases: Sequence[str], seeds: int) -> Curves:
+    """The evaluations of every finished run."""
+    found: dict[str, dict[int, list[Mapping[str, Any]]]] = {}
+    for case in cases:
+        for seed in range(seeds):
+            run = place(workdir, case, seed)
+            if finished(run):
+                rows = read_metrics(run / "metrics.jsonl")
+                found.setdefault(case, {})[seed] = [row for row in rows if "eval_recall@1" in row]
+    if not found:
+        raise ClaraError(f"{workdir}: holds no finished run; give the command without --report first")
+    return found
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean, and the 95% interval of the mean, percentiles of means of ``RESAMPLES`` samples with replacement."""
+    values = np.asarray(values)
+    drawn = np.random.default_rng(0).choice(values, (RESAMPLES, len(values))).mean(axis=1)
+    return float(values.mean()), *(float(x) for x in np.percentile(drawn, (2.5, 97.5)))
+
+
+def table(found: Curves) -> str:
+    first = next(iter(found))
+    head = [f"{said}, mean [95%]" for said in MEASURED.values()] + [
+        f"{said} against {first}" for said in MEASURED.values()
+    ]
+    lines = [f"| case | seeds | {' | '.join(head)} |", "| --- |" + " --- |" * (len(head) + 1)]
+    for case, runs in found.items():
+        cells = []
+        for name in MEASURED:
+            mean, low, high = interval([rows[-1][f"eval_{name}"] for rows in runs.values()])
+            cells.append(f"{mean:.3f} [{low:.3f}, {high:.3f}]")
+        for name in MEASURED:
+            shared = [seed for seed in runs if seed in found[first]]
+            ends = [[own[seed][-1][f"eval_{name}"] for seed in shared] for own in (runs, found[first])]
+            mean, low, high = interval(np.subtract(*ends)) if shared else (np.nan,) * 3
+            cells.append("" if case == first else f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]")
+        lines.append(f"| {case} | {len(runs)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw(found: Curves, path: Path) -> None:
+    """Recall@k and F1 over the steps: the mean over seeds, and where all seeds lie."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4 * len(MEASURED), 3.6), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (name, said) in zip(figure.subplots(1, len(MEASURED)), MEASURED.items(), strict=True):
+        for number, (case, runs) in enumerate(found.items()):
+            steps = [row["step"] for row in next(iter(runs.values()))]
+            values = np.array([[row[f"eval_{name}"] for row in rows] for rows in runs.values()])
+            colour = COLOURS[number % len(COLOURS)]
+            axes.plot(steps, values.mean(axis=0), color=colour, label=case)
+            axes.fill_between(steps, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.12, linewidth=0)
+        axes.set_title(said)
+        axes.set_xlabel("step")
+    axes.legend(fontsize="small")
+    with replaced_when_whole(path, "the picture cannot be written") as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="CASE")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--report", type=Path, metavar="PNG", help="train nothing: draw and print what is there")
+    arguments = parser.parse_args()
+    if arguments.report:
+        found = curves(arguments.workdir, arguments.methods, arguments.seeds)
+        draw(found, arguments.report)
+        print(table(found))
+        return
+    start = arguments.workdir / "start"
+    train(start, "part=start")
+    cases = [(seed, case) for seed in range(arguments.seeds) for case in arguments.methods]
+    for seed, case in tqdm(cases, desc="runs"):
+        method, _, options = case.partition(":")
+        chosen = f"part=rank,start={start},seed={seed},method={method}" + (f",{options}" if options else "")
+        train(place(arguments.workdir, case, seed), chosen)
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -31,30 +31,31 @@ PICTURED, OTHERS, RANKS = (0.02, 0.1, 0.3), (0.2, 0.0, -0.2), 2
 COLOURS = ("#0072B2", "#E69F00", "#009E73")
 
 
-def forward(method: str, k: int, scores: jax.Array, cotangent: jax.Array) -> jax.Array:
-    weights, _ = select(scores, k, method, TEMPERATURE)
+def forward(method: str, k: int, scores: jax.Array, cotangent: jax.Array, keys: jax.Array) -> jax.Array:
+    weights, _ = select(scores, k, method, TEMPERATURE, key=keys)
     return jnp.sum(weights * cotangent, axis=(1, 2))
 
 
-def backward(method: str, k: int, scores: jax.Array, cotangent: jax.Array) -> jax.Array:
-    return jax.grad(lambda s: jnp.sum(forward(method, k, s, cotangent)))(scores)
+def backward(method: str, k: int, scores: jax.Array, cotangent: jax.Array, keys: jax.Array) -> jax.Array:
+    return jax.grad(lambda s: jnp.sum(forward(method, k, s, cotangent, keys)))(scores)
 
 
 def measure(candidates: int, rows: int, k: int, repeats: int) -> None:
     rng = np.random.default_rng(0)
     scores = jnp.asarray(rng.normal(0, 0.2, (rows, candidates)), jnp.float32)
     cotangent = jnp.asarray(rng.normal(size=(rows, min(k, candidates), candidates)), jnp.float32)
+    arguments = scores, cotangent, jax.random.split(jax.random.key(0), rows)
     compiled: dict[tuple[str, Callable], jax.stages.Compiled] = {}
     for method in tqdm(METHODS, desc=f"D = {candidates:,}: compiling", leave=False):
         for function in (forward, backward):
-            own = jax.jit(partial(function, method, k)).lower(scores, cotangent).compile()
-            own(scores, cotangent).block_until_ready()
+            own = jax.jit(partial(function, method, k)).lower(*arguments).compile()
+            own(*arguments).block_until_ready()
             compiled[method, function] = own
     times: dict[tuple[str, Callable], list[float]] = {case: [] for case in compiled}
     for _ in tqdm(range(repeats), desc=f"D = {candidates:,}: measuring", leave=False):
         for case, own in compiled.items():
             began = time.perf_counter()
-            own(scores, cotangent).block_until_ready()
+            own(*arguments).block_until_ready()
             times[case].append(time.perf_counter() - began)
     for method in METHODS:
         cells = []

@@ -1,6 +1,6 @@
 """Which estimator of the top-k ranks best: one starting point, every estimator, several seeds (configs/topk_study.py).
 
-    python -m benchmarks.topk_study --workdir runs/topk_study [--seeds 5] [--methods iterative softsort ...]
+    python -m benchmarks.topk_study --workdir runs/topk_study [--seeds 0 1 2 3 4] [--methods iterative softsort ...]
     python -m benchmarks.topk_study --workdir runs/topk_study --report docs/topk_study.png
 
 The first command trains; stopped at any moment, it goes on with the same command. A case is a method, or a method with
@@ -59,11 +59,11 @@ def place(workdir: Path, case: str, seed: int) -> Path:
     return workdir / f"{case.replace(':', '-').replace(',', '-')}-{seed}"
 
 
-def curves(workdir: Path, cases: Sequence[str], seeds: int) -> Curves:
+def curves(workdir: Path, cases: Sequence[str], seeds: Sequence[int]) -> Curves:
     """The evaluations of every finished run."""
     found: dict[str, dict[int, list[Mapping[str, Any]]]] = {}
     for case in cases:
-        for seed in range(seeds):
+        for seed in seeds:
             run = place(workdir, case, seed)
             if finished(run):
                 rows = read_metrics(run / "metrics.jsonl")
@@ -125,7 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="CASE")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5)), metavar="SEED")
     parser.add_argument("--report", type=Path, metavar="PNG", help="train nothing: draw and print what is there")
     arguments = parser.parse_args()
     if arguments.report:
@@ -135,7 +135,7 @@ def main() -> None:
         return
     start = arguments.workdir / "start"
     train(start, "part=start")
-    cases = [(seed, case) for seed in range(arguments.seeds) for case in arguments.methods]
+    cases = [(seed, case) for seed in arguments.seeds for case in arguments.methods]
     for seed, case in tqdm(cases, desc="runs"):
         method, _, options = case.partition(":")
         chosen = f"part=rank,start={start},seed={seed},method={method}" + (f",{options}" if options else "")

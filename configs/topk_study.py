@@ -7,12 +7,12 @@ runs it all: the starting point (scp and instruct),
     python -m clara_jax.train --workdir runs/topk_study/start --config configs/topk_study.py
 
 and from there end_to_end, ``:part=rank``, for each estimator. Half of the questions need two documents: "Where was the
-maker of X born?" is answered by the maker's document, and shares no word with it; half of the others are hard.
+maker of X born?" is answered by the maker's document, and shares no word with it; a quarter of the others are hard.
 Arguments, as ``key=value,...``:
 
 - ``part``: "start" or "rank";
 - ``start``: the run that "rank" starts from;
-- ``method``, ``temperature``, ``learn``, ``normalization``, ``marginal``, ``seed``: of "rank".
+- ``method``, ``temperature``, ``learn``, ``normalization``, ``marginal``, ``steps``, ``seed``: of "rank".
 """
 
 from configs import common
@@ -30,6 +30,7 @@ def get_config(arg=None):
         normalization="none",
         learn=0,
         marginal=0.0,
+        steps=500,
         seed=0,
     )
     common.choose("part", args.part, dict(start=0, rank=0))
@@ -40,8 +41,8 @@ def get_config(arg=None):
         "instruct": dict(steps=300, trains=("lora/generator",), top_k=2),
     }
     ranking = dict(
-        steps=300,
-        eval_every=60,
+        steps=args.steps,
+        eval_every=100,
         eval_controls=False,
         top_k=2,
         candidates=8,
@@ -68,7 +69,7 @@ def get_config(arg=None):
             phrasings=1,
             paraphrase_share=0.0,
             complex_share=0.5,
-            hard_share=0.5,
+            hard_share=0.25,
             candidates=8,
             instruct_documents=2,
         ),

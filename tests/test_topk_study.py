@@ -28,7 +28,7 @@ def test_the_table_compares_cases_seed_by_seed(tmp_path):
         _finish(tmp_path, "iterative", seed, (0.0, recall))
         _finish(tmp_path, "softsort:temperature=0.5", seed, (0.0, recall + 0.125))
     cases = ("iterative", "softsort:temperature=0.5", "lapsum")  # the last has no run yet
-    found = topk_study.curves(tmp_path, cases, 3)
+    found = topk_study.curves(tmp_path, cases, range(3))
     first, second = topk_study.table(found).splitlines()[2:]
     assert first.startswith("| iterative | 3 | 0.400 [0.200, 0.600] |") and first.endswith("|  |  |  |  |")
     # Every seed gains as much, so the interval of the difference has no width, however wide those of the means are.
@@ -39,7 +39,7 @@ def test_the_table_compares_cases_seed_by_seed(tmp_path):
 
 def test_a_report_of_nothing_says_so(tmp_path):
     with pytest.raises(ClaraError, match="no finished run"):
-        topk_study.curves(tmp_path, list(METHODS), 5)
+        topk_study.curves(tmp_path, list(METHODS), range(5))
 
 
 def test_a_finished_run_is_not_repeated_and_a_broken_one_says_why(tmp_path, monkeypatch):

@@ -42,19 +42,19 @@ def replaced_when_whole(path: str | os.PathLike, problem: str = "cannot be writt
 
 
 @contextlib.contextmanager
-def locked(path: str | os.PathLike, busy: str) -> Iterator[None]:
+def locked(path: str | os.PathLike, busy: str | None) -> Iterator[None]:
     """Keeps other processes out by the kernel's lock on a file, which is made where it is missing and stays; gone with
     the process that holds it. Where a file system has no locks, there is none.
 
     Args:
-      busy: the message where another process has it.
+      busy: the message where another process has it; None to wait until it has not.
 
     Raises:
-      ClaraError: another process has it.
+      ClaraError: another process has it, and there is a message.
     """
     with open(path, "w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
         except BlockingIOError:
             raise ClaraError(busy) from None
         except OSError:

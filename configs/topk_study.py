@@ -30,7 +30,7 @@ def get_config(arg=None):
         normalization="none",
         learn=0,
         marginal=0.0,
-        steps=500,
+        steps=400,
         seed=0,
     )
     common.choose("part", args.part, dict(start=0, rank=0))

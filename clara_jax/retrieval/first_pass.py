@@ -1,0 +1,82 @@
+"""Search vectors: what a large store is searched by before the exact score.
+
+The score is the inner product of two unit vectors of M·E numbers, <q, m>. With the mean μ of the documents' unit vectors
+and an orthonormal basis P [256, M·E] of the directions in which they differ most (PCA),
+
+    <q, m> = <q, μ> + <q, m - μ> ≈ <q, μ> + <P q, P (m - μ)>,
+
+and <q, μ> is the same for all documents: they are ranked by <P q, v> with the search vector v = P (m - μ), which is
+kept beside the memory. Whatever the basis misses, the exact score of the survivors sets right.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from clara_jax.retrieval.document_store import VECTOR_WIDTH, DocumentStore
+
+SAMPLE = 4096  # memories that a basis is found from
+ROWS = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Projection:
+    """μ float32 [M·E] and P float32 [256, M·E]; rows beyond what the sample spans are zero."""
+
+    mean: np.ndarray
+    basis: np.ndarray
+
+    @classmethod
+    def fit(cls, units: np.ndarray) -> Projection:
+        """The mean and the principal directions of unit vectors, float32 [n, M·E]."""
+        mean = units.mean(axis=0)
+        centred = units - mean
+        # There are more numbers in a memory than memories in the sample: the small side is decomposed.
+        values, vectors = np.linalg.eigh(centred @ centred.T)
+        keep = np.argsort(values)[::-1][:VECTOR_WIDTH]
+        keep = keep[values[keep] > 1e-6 * max(values.max(), 1e-30)]
+        basis = np.zeros((VECTOR_WIDTH, units.shape[1]), np.float32)
+        basis[: len(keep)] = (vectors[:, keep] / np.sqrt(values[keep])).T @ centred
+        return cls(mean.astype(np.float32), basis)
+
+    @classmethod
+    def read(cls, store: DocumentStore) -> Projection | None:
+        """The one that a store's search vectors were made with, None where it has none."""
+        rows = store.projection()
+        return None if rows is None else cls(rows[0], rows[1:])
+
+    def vectors(self, memories: np.ndarray) -> np.ndarray:
+        """v of documents: memories [n, M, E] -> float32 [n, 256]."""
+        return (unit(memories) - self.mean) @ self.basis.T
+
+    def queries(self, memories: np.ndarray) -> np.ndarray:
+        """P q of questions: memories [n, M, E] -> float32 [n, 256]."""
+        return unit(memories) @ self.basis.T
+
+
+def build(store: DocumentStore, seed: int = 0) -> None:
+    """Finds a basis from a sample of a store, gives every chunk its search vector, and makes the index of them.
+
+    Raises:
+      ClaraError: the store is empty, or refuses.
+    """
+    ids, _ = store.index()
+    sample = np.random.default_rng(seed).permutation(len(ids))[:SAMPLE]
+    units = [
+        unit(store.memories([ids[i] for i in rows]))
+        for rows in np.array_split(np.sort(sample), -(-len(sample) // ROWS))
+    ]
+    projection = Projection.fit(np.concatenate(units))
+    with store.writing():
+        store.set_projection(np.concatenate([projection.mean[None], projection.basis]))
+        for names, _, memories in store.all_memories(ROWS):
+            store.set_vectors(names, projection.vectors(memories))
+        store.index_vectors()
+
+
+def unit(memories: np.ndarray) -> np.ndarray:
+    """Flattened memories of length one, float32 [n, M·E]."""
+    flat = memories.reshape(len(memories), -1).astype(np.float32)
+    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-8)

@@ -170,6 +170,14 @@ class Clara:
         _positive("k", k)
         return self._rank(questions, candidates, k)
 
+    def read(self, questions: Sequence[str]) -> np.ndarray:
+        """Questions as the query reasoner sees them: [q, M, E], whose cosine with a document's memory is its score."""
+        if not any(overlap("lora/query_reasoner", subtree) for subtree in self.bundle.trained):
+            warnings.warn(
+                "this checkpoint has no trained query reasoner; questions are read as documents are", stacklevel=3
+            )
+        return self._encode("query_reasoner", self.bundle.tokenizer.encode_documents(_texts(questions, "questions")))
+
     def answer(
         self,
         questions: Sequence[str],
@@ -220,7 +228,7 @@ class Clara:
         sampling = Sampling(max_new_tokens, temperature, top_p)
         results = []
         for (tokens, logp), own, row_scores in zip(
-            self._generate(asked, selected, sampling, seed), selected, scores, strict=True
+            self.generate(asked, [own.array for own in selected], sampling, seed), selected, scores, strict=True
         ):
             sources = tuple(
                 Source(name, rank, score, text)
@@ -251,7 +259,8 @@ class Clara:
             raise ClaraError('instruction: must contain "{docs}" once, where the memory stands')
         own = self._compress_lists([[document] for document in documents], len(documents), long)
         asked = [prompts.paraphrase(None, instruction, len(memories)) for memories in own]
-        generated = self._generate(asked, own, Sampling(max_new_tokens, temperature, top_p), seed)
+        memories = [one.array for one in own]
+        generated = self.generate(asked, memories, Sampling(max_new_tokens, temperature, top_p), seed)
         return [self.bundle.tokenizer.decode(tokens) for tokens, _ in generated]
 
     def _pieces(self, documents: list[str], ids: Sequence[str] | None, long: str) -> tuple[list[str], list[str]]:
@@ -317,11 +326,7 @@ class Clara:
         return lists
 
     def _rank(self, questions: list[str], candidates: list[Memories], k: int) -> Ranking:
-        if not any(overlap("lora/query_reasoner", subtree) for subtree in self.bundle.trained):
-            warnings.warn(
-                "this checkpoint has no trained query reasoner; questions are read as documents are", stacklevel=3
-            )
-        queries = self._encode("query_reasoner", self.bundle.tokenizer.encode_documents(questions))
+        queries = self.read(questions)
         width = max(1, min(k, max((len(own) for own in candidates), default=1)))
         indices, scores = np.full((len(questions), width), -1), np.full((len(questions), width), -np.inf, np.float32)
         for start in range(0, len(questions), self.batch_size):
@@ -356,19 +361,26 @@ class Clara:
             memory[places] = own
         return memory
 
-    def _generate(
-        self, asked: Sequence[prompts.Prompt], selected: Sequence[Memories], sampling: Sampling, seed: int
+    def generate(
+        self, asked: Sequence[prompts.Prompt], memories: Sequence[np.ndarray], sampling: Sampling, seed: int = 0
     ) -> Iterator[tuple[list[int], float]]:
-        """Tokens (without the end token) and log-probability for each prompt."""
+        """Tokens (without the end token) and log-probability for each prompt.
+
+        Args:
+          memories: of each prompt's slots, [K, M, E].
+
+        Raises:
+          ClaraError: a prompt that is longer than ``max_length``.
+        """
         tokenizer, model, mesh = self.bundle.tokenizer, self.bundle.model, self.bundle.mesh
         encoded = [tokenizer.encode_prompt(prompt) for prompt in asked]
-        for number, (prompt, own) in enumerate(zip(encoded, selected, strict=True)):
+        for number, (prompt, own) in enumerate(zip(encoded, memories, strict=True)):
             if prompt.cut:
                 raise ClaraError(
                     f"prompt {number}: {len(own)} memories and the question make {prompt.full_length} tokens, above "
                     f"max_length {model.clara.max_length}; take fewer documents (k) or a shorter question"
                 )
-        slots = max((len(own) for own in selected), default=0)
+        slots = max((len(own) for own in memories), default=0)
         for batch_number, rows in enumerate(_batches(list(range(len(encoded))), self.batch_size)):
             width = _round_up(max(len(encoded[i].ids) for i in rows), LENGTH_MULTIPLE)
             ids = np.full((self.batch_size, width), tokenizer.pad_id, np.int32)
@@ -381,7 +393,7 @@ class Clara:
                     True,
                     encoded[i].memory_index,
                 )
-                memory[row, : len(selected[i])] = selected[i].array
+                memory[row, : len(memories[i])] = memories[i]
             with jax.set_mesh(mesh):
                 arrays = put_batch((ids, mask, index, memory), mesh)
                 key = jax.device_put(

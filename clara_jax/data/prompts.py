@@ -77,13 +77,18 @@ class Prompt:
     target: str | None = None
 
 
-def question(question: str, documents: int | Sequence[str], target: str | None = None) -> Prompt:
+def question(
+    question: str, documents: int | Sequence[str], target: str | None = None, beside: Sequence[str] = ()
+) -> Prompt:
     """A question over documents (instruct, end_to_end, answering).
 
     Args:
       documents: a number of memory slots, or texts that stand in the prompt as they are, one a line (baselines).
+      beside: texts of some of the documents, best first, that stand behind the memories, one a line: for names and
+        numbers that a memory has lost.
     """
-    return Prompt(QUESTION_SYSTEM, ("Background:\n", *_background(documents), f"\n\nQuestion:{question}"), target)
+    background = (*_background(documents), *(f"\n{text}" for text in beside))
+    return Prompt(QUESTION_SYSTEM, ("Background:\n", *background, f"\n\nQuestion:{question}"), target)
 
 
 def scp_qa(questions: Sequence[str], answers: Sequence[str], k: int = 1) -> Prompt:

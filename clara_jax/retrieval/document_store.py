@@ -83,6 +83,15 @@ class DocumentStore:
         self.encoding = MemoryEncoding(about["encoding"], about["memory_tokens"], about["width"])
 
     @classmethod
+    def exists(cls, location: str | os.PathLike) -> bool:
+        """Whether there is a store."""
+        location = os.path.expanduser(os.fspath(location))
+        if "://" not in location and not os.path.isdir(location):
+            return False  # a connection would make the directory
+        with _errors(location, "opened"):
+            return _CHUNKS in _tables(_connect(location))
+
+    @classmethod
     def open(cls, location: str | os.PathLike) -> DocumentStore:
         """Opens a store.
 
@@ -90,14 +99,11 @@ class DocumentStore:
           ClaraError: there is none, or it is of another format.
         """
         location = os.path.expanduser(os.fspath(location))
-        if "://" not in location and not os.path.isdir(location):
+        if not cls.exists(location):
             raise ClaraError(f"{location}: no store is there; make one with python -m clara_jax.compress")
         with _errors(location, "opened"):
-            database = lancedb.connect(location, read_consistency_interval=datetime.timedelta(0))
-            found = _CHUNKS in _tables(database)
-            if found:
-                return cls(location, database, database.open_table(_CHUNKS))
-        raise ClaraError(f"{location}: no store is there; make one with python -m clara_jax.compress")
+            database = _connect(location)
+            return cls(location, database, database.open_table(_CHUNKS))
 
     @classmethod
     def open_or_make(
@@ -113,7 +119,7 @@ class DocumentStore:
         about |= {"memory_tokens": memory_tokens, "width": width}
         size = MemoryEncoding(encoding, memory_tokens, width).size
         with _errors(location, "opened"):
-            database = lancedb.connect(location, read_consistency_interval=datetime.timedelta(0))
+            database = _connect(location)
             table = database.create_table(_CHUNKS, schema=_schema(size, about), exist_ok=True)
             store = cls(location, database, table)
         store.check(fingerprint)
@@ -401,6 +407,11 @@ def _among(column: str, values: Sequence[str]) -> str:
     """The SQL condition that a column is one of some texts."""
     texts = ", ".join("'" + value.replace("'", "''") + "'" for value in values)
     return f"{column} IN ({texts})"
+
+
+def _connect(location: str) -> Any:
+    # Every read asks for the last commit: other processes write, too.
+    return lancedb.connect(location, read_consistency_interval=datetime.timedelta(0))
 
 
 def _tables(database: Any) -> list[str]:

@@ -63,8 +63,8 @@ def read(inputs: Sequence[str], chunker: Chunker) -> Iterator[CutDocument]:
         if document.id in seen:
             source = document.chunks[0].source if document.chunks else ""
             raise ClaraError(
-                f"{source or document.id}: there is a document {document.id!r} before; each needs an id of its own, and "
-                "the chunks of one stand together"
+                f"{source or document.id}: there is a document {document.id!r} before; each needs an id of its own, "
+                "and the chunks of one stand together"
             )
         seen.add(document.id)
         yield document

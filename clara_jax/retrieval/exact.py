@@ -1,7 +1,8 @@
 """The paper's score of a question with every chunk of a store: cosines of flattened memories, on all devices at once.
 
-Memories lie on the devices as they are stored, in blocks of equal shape, the rows of each spread over the mesh. A device
-scores its own rows and keeps the k best; only these travel. What does not fit the devices is read anew for each search.
+Memories lie on the devices as they are stored, in blocks of equal shape, the rows of each spread over the mesh. A
+device scores its own rows and keeps the k best; only these travel. What does not fit the devices is read anew for each
+search.
 """
 
 from __future__ import annotations

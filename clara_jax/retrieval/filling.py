@@ -54,26 +54,39 @@ def fill(
     Raises:
       ClaraError: the store refuses; what was written before stays, and the same call does the rest.
     """
-    total, size = Filled(), FEWEST
-    for group in _groups(documents, lambda: size):
-        began = time.monotonic()
-        part = _put(store, bundle, group, batch_size)
+    total, pace = Filled(), _Pace()
+    for group in _groups(documents, pace):
+        with pace:
+            part = _put(store, bundle, group, batch_size)
         total += part
         done(part)
-        # A part takes about as long as may be lost. All processes follow the clock of one.
-        faster = distributed.on_main(lambda began=began: time.monotonic() - began < SAVE_SECONDS / 2)
-        size = min(2 * size, MOST) if faster else max(size // 2, FEWEST)
     return total
 
 
-def _groups(documents: Iterable[CutDocument], size: Callable[[], int]) -> Iterator[list[CutDocument]]:
-    """Whole documents, as many as have ``size()`` chunks together."""
+class _Pace:
+    """How many chunks are written together: as many as take about as long as may be lost, by the main process's
+    clock."""
+
+    chunks = FEWEST
+
+    def __enter__(self) -> None:
+        self._began = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        faster = distributed.on_main(lambda: time.monotonic() - self._began < SAVE_SECONDS / 2)
+        self.chunks = min(2 * self.chunks, MOST) if faster else max(self.chunks // 2, FEWEST)
+
+
+def _groups(documents: Iterable[CutDocument], pace: _Pace) -> Iterator[list[CutDocument]]:
+    """Whole documents, as many as have ``pace.chunks`` chunks together."""
     group: list[CutDocument] = []
+    count = 0
     for document in documents:
         group.append(document)
-        if sum(max(1, len(one.chunks)) for one in group) >= size():
+        count += max(1, len(document.chunks))
+        if count >= pace.chunks:
             yield group
-            group = []
+            group, count = [], 0
     if group:
         yield group
 

@@ -1,7 +1,7 @@
 """Search vectors: what a large store is searched by before the exact score.
 
-The score is the inner product of two unit vectors of M·E numbers, <q, m>. With the mean μ of the documents' unit vectors
-and an orthonormal basis P [256, M·E] of the directions in which they differ most (PCA),
+The score is the inner product of two unit vectors of M·E numbers, <q, m>. With the mean μ of the documents' unit
+vectors and an orthonormal basis P [256, M·E] of the directions in which they differ most (PCA),
 
     <q, m> = <q, μ> + <q, m - μ> ≈ <q, μ> + <P q, P (m - μ)>,
 

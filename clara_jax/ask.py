@@ -1,0 +1,165 @@
+"""Answers questions from a store, or from documents given at once, and shows what the answers were given from."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from clara_jax import command
+from clara_jax.errors import ClaraError
+
+if TYPE_CHECKING:
+    from clara_jax.library import Library, LibraryAnswer
+
+EXAMPLES = """examples:
+  python -m clara_jax.ask --checkpoint runs/first --store stores/first "Where did the Normans come from?"
+  python -m clara_jax.ask --checkpoint runs/first --documents notes/ "Who wrote the minutes?"
+  python -m clara_jax.ask --checkpoint runs/first --store stores/first --questions questions.txt --json
+  python -m clara_jax.ask --checkpoint runs/first --store stores/first          (asks for questions)"""
+
+SHOWN = 160  # characters of a source's text
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m clara_jax.ask",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("question", nargs="?", help="without one, and without --questions, they are asked for one after another")
+    add("--checkpoint", required=True, metavar="DIR", help="a training run, one of its checkpoints, or a released one")
+    add("--store", metavar="DIR", help="what python -m clara_jax.compress has made")
+    add("--documents", nargs="+", metavar="PATH", help="instead of a store: files and folders, compressed first")
+    add("--questions", metavar="FILE", help="a question a line, or .jsonl with the field question")
+    add("--k", type=int, default=5, metavar="N", help="chunks that the answer is given from (5)")
+    add("--candidates", type=int, default=20, metavar="N", help="chunks that are looked at and counted in JSON (20)")
+    add("--how", choices=("memory", "words", "both"), default="memory", help="what finds them (memory)")
+    add("--where", metavar="SQL", help="a condition on the chunks, e.g. \"document = 'notes/a.md'\"")
+    add("--expand", type=int, default=0, metavar="N", help="give the best N chunks as text, too: for names and numbers")
+    add("--abstain-below", type=float, metavar="COSINE", help="answer nothing where the best score is below")
+    add("--max-new-tokens", type=int, default=64, metavar="N", help="longest answer (64)")
+    add("--temperature", type=float, default=0.0, help="0 (default) takes the likeliest token")
+    add("--top-p", type=float, default=1.0, help="of the likeliest tokens with so much probability (1)")
+    add("--seed", type=int, default=0)
+    add("--json", action="store_true", help="one JSON object a question instead of text")
+    add("--base", metavar="NAME", help="where the base model lies, if not where the checkpoint says")
+    add("--precision", choices=("bfloat16", "float32"), help="default: as trained")
+    return parser
+
+
+def main() -> None:
+    arguments = parser().parse_args()
+    if bool(arguments.store) == bool(arguments.documents):
+        raise ClaraError("give either --store or --documents")
+    if arguments.question is not None and arguments.questions:
+        raise ClaraError("give either a question or --questions")
+    questions = _file(arguments.questions) if arguments.questions else None
+    with _library(arguments) as library:
+        for question in _asked(arguments, questions):
+            _answer(library, arguments, question)
+
+
+@contextlib.contextmanager
+def _library(arguments: argparse.Namespace) -> Iterator[Library]:
+    from clara_jax.library import Library
+
+    options = {"base": arguments.base, "precision": arguments.precision}
+    if arguments.store:
+        yield Library.open(arguments.checkpoint, arguments.store, **options)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        library = Library.open(arguments.checkpoint, folder, create=True, **options)
+        library.add(library.read(arguments.documents))
+        library.finish()
+        yield library
+
+
+def _asked(arguments: argparse.Namespace, questions: list[str] | None) -> Iterator[str]:
+    if arguments.question is not None:
+        yield arguments.question
+    elif questions is not None:
+        yield from questions
+    else:
+        interactive = sys.stdin.isatty()
+        while True:
+            try:
+                line = input("question> " if interactive else "").strip()
+            except EOFError:
+                return
+            if line:
+                yield line
+
+
+def _file(path: str) -> list[str]:
+    from clara_jax.data.jsonl import decode, raw_lines
+
+    questions = []
+    for where, line in raw_lines(path):
+        if path.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")):
+            fields = decode(line, where)
+            question = fields.get("question") if isinstance(fields, dict) else None
+        else:
+            question = line.decode("utf-8", "replace")
+        if not isinstance(question, str) or not question.strip():
+            raise ClaraError(f'{where}: "question" is missing; each line needs one')
+        questions.append(question.strip())
+    if not questions:
+        raise ClaraError(f"{path}: holds no question")
+    return questions
+
+
+def _answer(library: Library, arguments: argparse.Namespace, question: str) -> None:
+    from clara_jax.inference.decode import Sampling
+
+    answer = library.answer(
+        question,
+        sampling=Sampling(arguments.max_new_tokens, arguments.temperature, arguments.top_p),
+        seed=arguments.seed,
+        k=arguments.k,
+        how=arguments.how,
+        where=arguments.where,
+        expand=arguments.expand,
+        abstain_below=arguments.abstain_below,
+        candidates=arguments.candidates,
+    )
+    print(json.dumps(_fields(answer), ensure_ascii=False) if arguments.json else _text(answer), flush=True)
+
+
+def _fields(answer: LibraryAnswer) -> dict[str, Any]:
+    asked = answer.asked
+    return {
+        "question": asked.question,
+        "answer": answer.text,
+        "log_probability": answer.log_probability,
+        "selected": asked.selected,
+        "candidates": [dataclasses.asdict(hit) for hit in asked.hits],
+        "compress_ratio": asked.compress_ratio,
+        "prompt_tokens": asked.prompt_tokens,
+        "answer_tokens": len(answer.tokens),
+        "milliseconds": answer.milliseconds,
+    }
+
+
+def _text(answer: LibraryAnswer) -> str:
+    asked = answer.asked
+    said = "(no answer: the best chunk's score is below the threshold)" if asked.hits else "(no answer: nothing found)"
+    lines = [said if answer.text is None else answer.text]
+    for hit in asked.sources:
+        text = " ".join(hit.text.split())
+        shown = text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+        lines.append(f"  {hit.rank}. {hit.score:+.3f}  {hit.id}  {shown}")
+    times = ", ".join(f"{name} {value:.0f} ms" for name, value in answer.milliseconds.items())
+    lines.append(f"  {times}; {len(answer.tokens)} tokens; {asked.compress_ratio:.1f} text tokens per memory read")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,104 @@
+"""Compresses a corpus into a store, once; questions are then asked with python -m clara_jax.ask."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from clara_jax import command
+from clara_jax.errors import ClaraError
+from clara_jax.retrieval.encodings import ENCODINGS
+
+EXAMPLES = """examples:
+  python -m clara_jax.compress --checkpoint runs/first --store stores/first --corpus notes/ papers/*.pdf
+  python -m clara_jax.compress --checkpoint runs/first --store stores/first --corpus corpus.jsonl.zst --index
+  python -m clara_jax.compress --store stores/first --stats
+  python -m clara_jax.compress --store stores/first --delete notes/old.md
+
+A document is known by its id: the path below the folder that was named, or a JSONL line's "id". Given again, it is
+replaced; chunks that are as they were are not compressed again. Stopped or killed, the same command does the rest."""
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m clara_jax.compress",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--store", required=True, metavar="DIR", help="the store: a directory or a bucket (gs://..., s3://...)")
+    add("--checkpoint", metavar="DIR", help="a training run, one of its checkpoints, or a released CLaRa checkpoint")
+    add(
+        "--corpus",
+        nargs="+",
+        metavar="PATH",
+        help="folders and files of .txt, .md, .html, .pdf and .jsonl, a corpus of python -m clara_jax.data corpus, or "
+        "the directory of a data set that was built of one",
+    )
+    add("--delete", nargs="+", metavar="ID", help="take documents out of the store")
+    add("--stats", action="store_true", help="print what the store holds, as JSON")
+    add("--index", action="store_true", help="make search vectors anew, for stores too large for the devices")
+    add("--encoding", choices=ENCODINGS, help="of memories in a new store (default: two bytes, by the precision)")
+    add("--batch-size", type=int, default=32, metavar="N", help="chunks of a device call (32)")
+    add("--base", metavar="NAME", help="where the base model lies, if not where the checkpoint says")
+    add("--precision", choices=("bfloat16", "float32"), help="default: as trained")
+    add("--coordinator", metavar="HOST:PORT", help="with --processes and --process: this is one of several processes")
+    add("--processes", type=int, metavar="N", help="how many they are")
+    add("--process", type=int, metavar="I", help="which one this is")
+    return parser
+
+
+def main() -> None:
+    arguments = parser().parse_args()
+    if not (arguments.corpus or arguments.delete or arguments.stats or arguments.index):
+        raise ClaraError("nothing to do: give --corpus, --delete, --index or --stats; see --help")
+    if (arguments.corpus or arguments.index) and not arguments.checkpoint:
+        raise ClaraError("--checkpoint is missing: the model that compresses")
+    from clara_jax import distributed
+    from clara_jax.retrieval.document_store import DocumentStore
+
+    distributed.initialise(arguments.coordinator, arguments.processes, arguments.process)
+    if arguments.delete:
+        gone = distributed.on_main(lambda: DocumentStore.open(arguments.store).delete(arguments.delete))
+        distributed.say(f"{arguments.store}: {gone} of {len(arguments.delete)} documents deleted")
+    if arguments.corpus or arguments.index:
+        _compress(arguments)
+    if arguments.stats:
+        distributed.on_main(lambda: print(json.dumps(DocumentStore.open(arguments.store).stats(), indent=2)))
+
+
+def _compress(arguments: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from clara_jax import distributed
+    from clara_jax.library import Library
+    from clara_jax.retrieval.filling import Filled
+
+    library = Library.open(
+        arguments.checkpoint,
+        arguments.store,
+        create=bool(arguments.corpus),
+        encoding=arguments.encoding,
+        base=arguments.base,
+        precision=arguments.precision,
+        batch_size=arguments.batch_size,
+    )
+    if arguments.corpus:
+        total = distributed.on_main(lambda: sum(len(document.chunks) for document in library.read(arguments.corpus)))
+        show = distributed.is_main()
+        with tqdm(total=total, unit=" chunks", desc="compressing", disable=not show, smoothing=0.05) as bar:
+
+            def done(part: Filled) -> None:
+                bar.update(part.compressed + part.unchanged)
+
+            filled = library.add(library.read(arguments.corpus), done)
+        distributed.say(
+            f"{arguments.store}: {filled.documents:,} documents, {filled.compressed:,} chunks compressed, "
+            f"{filled.unchanged:,} unchanged, {filled.removed:,} removed"
+        )
+    distributed.on_main(library.finish, arguments.index or None)
+
+
+if __name__ == "__main__":
+    command.run(main)

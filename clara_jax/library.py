@@ -1,0 +1,299 @@
+"""A model and a store: documents go in once, questions come back answered, with their sources.
+
+library = Library.open("runs/first", "stores/first", create=True)
+library.add([Document("normans", "", "The Normans came from ...", "notes.txt")])
+answer = library.answer("Where did the Normans come from?")
+print(answer.text, [(hit.document, hit.score) for hit in answer.asked.sources])
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from clara_jax.api import Clara
+from clara_jax.data import prompts
+from clara_jax.data.corpus.documents import Document
+from clara_jax.errors import ClaraError
+from clara_jax.inference.decode import Sampling
+from clara_jax.retrieval import documents as cutting
+from clara_jax.retrieval import first_pass
+from clara_jax.retrieval.document_store import DocumentStore, StoredDocument
+from clara_jax.retrieval.documents import CutDocument
+from clara_jax.retrieval.encodings import closest_float
+from clara_jax.retrieval.filling import Filled, fill
+from clara_jax.retrieval.search import Search
+
+GREEDY = Sampling()
+CANDIDATES = 20  # that are looked at for a question, as in the paper
+FEWEST_FOR_VECTORS = 50_000  # chunks from which on `finish` makes search vectors
+_HOST_SHARE, _DEVICE_SHARE = 1 / 4, 1 / 2  # of memory that the store's memories may take
+
+
+@dataclasses.dataclass(frozen=True)
+class Hit:
+    """A chunk that was found. ``rank`` counts from 1; see `StoredChunk` and `Found` for the rest."""
+
+    id: str
+    document: str
+    title: str
+    text: str
+    source: str
+    start: int
+    end: int
+    tokens: int
+    score: float
+    rank: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """A question, and what it is answered from.
+
+    Attributes:
+      hits: the candidates, best first; the first ``selected`` are read by the generator.
+      prompt: None where the best score is below the threshold, and nothing is answered.
+      memories: of the selected, [K, M, E].
+      prompt_tokens: of the prompt, memories included; 0 without one.
+      compress_ratio: tokens of the selected texts over the memory tokens read in their place.
+      milliseconds: that reading the question ("read") and searching ("search") took.
+    """
+
+    question: str
+    hits: tuple[Hit, ...]
+    selected: int
+    prompt: prompts.Prompt | None
+    memories: np.ndarray
+    prompt_tokens: int
+    compress_ratio: float
+    milliseconds: dict[str, float]
+
+    @property
+    def sources(self) -> tuple[Hit, ...]:
+        """The hits that are read."""
+        return self.hits[: self.selected]
+
+
+@dataclasses.dataclass(frozen=True)
+class LibraryAnswer:
+    """``text`` is None where the model abstains; ``milliseconds`` also has "answer"."""
+
+    text: str | None
+    asked: Asked
+    tokens: tuple[int, ...]
+    log_probability: float
+    milliseconds: dict[str, float]
+
+
+class Library:
+    """Open one with `Library.open`. Its methods are for one thread at a time.
+
+    Attributes:
+      clara, store: what it is made of.
+    """
+
+    def __init__(self, clara: Clara, store: DocumentStore, budget: int | None = None):
+        """
+        Args:
+          budget: bytes that the store's memories may take on the devices; default a half of an accelerator's memory, a
+            quarter of a CPU's.
+
+        Raises:
+          ClaraError: the store is another compressor's.
+        """
+        store.check(clara.bundle.compressor_fingerprint())
+        self.clara, self.store = clara, store
+        self._chunker = cutting.chunker_of(clara.bundle.tokenizer)
+        self._search = Search(store, clara.bundle.mesh, budget or _budget(clara.bundle.mesh))
+
+    @classmethod
+    def open(
+        cls,
+        checkpoint: str | Path,
+        store: str | os.PathLike,
+        *,
+        create: bool = False,
+        encoding: str | None = None,
+        base: str | None = None,
+        precision: str | None = None,
+        mesh: jax.sharding.Mesh | None = None,
+        batch_size: int = 16,
+        budget: int | None = None,
+    ) -> Library:
+        """Opens a model and a store of its memories.
+
+        Args:
+          create: make the store where there is none.
+          encoding: of memories in a new store, one of `clara_jax.retrieval.encodings.ENCODINGS`; default the float of
+            two bytes that is nearest to the model's precision.
+          base, precision, mesh, batch_size: see `Clara.load`.
+
+        Raises:
+          ClaraError: see `Clara.load`, `DocumentStore.open`; a store of another compressor or encoding.
+        """
+        clara = Clara.load(checkpoint, base=base, precision=precision, mesh=mesh, batch_size=batch_size)
+        if not create:
+            return cls(clara, DocumentStore.open(store), budget)
+        bundle = clara.bundle
+        chosen = encoding or closest_float(bundle.model.precision)
+        sizes = bundle.model.clara.memory_tokens, bundle.model.config.width
+        if encoding is None and DocumentStore.exists(store):
+            chosen = DocumentStore.open(store).encoding.name
+        made = DocumentStore.open_or_make(store, bundle.compressor_fingerprint(), chosen, *sizes)
+        return cls(clara, made, budget)
+
+    # --- documents ---
+
+    def read(self, inputs: Sequence[str]) -> Iterable[CutDocument]:
+        """The documents of files, folders and data sets, cut for this model: `clara_jax.retrieval.documents.read`."""
+        return cutting.read(inputs, self._chunker)
+
+    def add(
+        self, documents: Iterable[Document | CutDocument], done: Callable[[Filled], None] = lambda part: None
+    ) -> Filled:
+        """Puts documents into the store; one whose id is there is replaced. What is unchanged is not compressed again.
+
+        Args:
+          documents: whole ones, or cut ones (`read`).
+          done: is told of every part that is safe in the store.
+
+        Raises:
+          ClaraError: a document without text or with a bad id, or two with one id; the store refuses.
+        """
+        return fill(self.store, self.clara.bundle, self._cut(documents), self.clara.batch_size, done)
+
+    def _cut(self, documents: Iterable[Document | CutDocument]) -> Iterable[CutDocument]:
+        for document in documents:
+            own = document if isinstance(document, CutDocument) else cutting.cut(document, self._chunker)
+            if not own.chunks:
+                raise ClaraError(f"document {own.id!r}: holds no text")
+            yield own
+
+    def finish(self, vectors: bool | None = None) -> None:
+        """Brings the indexes up to date, after many documents have come.
+
+        Args:
+          vectors: whether to make search vectors anew; None: where there are none yet and the store is large.
+        """
+        self.store.index_words()
+        if vectors or (vectors is None and len(self.store) >= FEWEST_FOR_VECTORS and self.store.projection() is None):
+            first_pass.build(self.store)
+        elif self.store.projection() is not None:
+            self.store.index_vectors()
+
+    def delete(self, documents: Sequence[str]) -> int:
+        """Takes documents out of the store; how many of them were there."""
+        return self.store.delete(documents)
+
+    def documents(self, offset: int = 0, limit: int = 100) -> tuple[list[StoredDocument], int]:
+        """Documents in the order of their ids, and how many there are in all."""
+        return self.store.documents(offset, limit)
+
+    def stats(self) -> dict[str, Any]:
+        """See `DocumentStore.stats`."""
+        return self.store.stats()
+
+    # --- questions ---
+
+    def search(self, question: str, k: int = 5, how: str = "memory", where: str | None = None) -> list[Hit]:
+        """The k best chunks for a question; see `Search`.
+
+        Raises:
+          ClaraError: no question, an unknown way, a condition that cannot be understood.
+        """
+        return self._found(question, k, how, where)[0]
+
+    def ask(
+        self,
+        question: str,
+        *,
+        k: int = 5,
+        how: str = "memory",
+        where: str | None = None,
+        expand: int = 0,
+        abstain_below: float | None = None,
+        candidates: int = CANDIDATES,
+    ) -> Asked:
+        """Finds what a question is to be answered from.
+
+        Args:
+          k: chunks that the generator reads.
+          how, where: see `Search`.
+          expand: so many of the best chunks are also given as text, for names and numbers that a memory has lost.
+          abstain_below: a cosine; where the best chunk's is below it nothing is answered.
+          candidates: hits that are returned, k or more.
+
+        Raises:
+          ClaraError: see `search`; a prompt that is too long for the model.
+        """
+        if abstain_below is not None and how != "memory":
+            raise ClaraError('abstain_below: is a cosine, and needs how="memory"')
+        if k < 1 or expand < 0:
+            raise ClaraError(f"k is {k}, expand is {expand}; they must be at least 1 and 0")
+        hits, milliseconds = self._found(question, max(k, candidates), how, where)
+        selected = hits[:k]
+        memories = self.store.memories([hit.id for hit in selected])
+        read = max(1, len(selected)) * self.store.encoding.shape[0]
+        ratio = sum(hit.tokens for hit in selected) / read
+        if not hits or (abstain_below is not None and hits[0].score < abstain_below):
+            return Asked(question, tuple(hits), len(selected), None, memories, 0, ratio, milliseconds)
+        texts = [hit.text for hit in selected[:expand]]
+        prompt = prompts.question(question, len(selected), beside=texts)
+        encoded = self.clara.bundle.tokenizer.encode_prompt(prompt)
+        if encoded.cut:
+            raise ClaraError(
+                f"the prompt has {encoded.full_length} tokens, above max_length "
+                f"{self.clara.bundle.model.clara.max_length}; take fewer chunks (k), less text (expand), or a shorter "
+                "question"
+            )
+        return Asked(question, tuple(hits), len(selected), prompt, memories, len(encoded.ids), ratio, milliseconds)
+
+    def answer(self, question: str, *, sampling: Sampling = GREEDY, seed: int = 0, **how: Any) -> LibraryAnswer:
+        """Answers a question from the store; ``how`` are the options of `ask`."""
+        return self.answers([self.ask(question, **how)], sampling, seed)[0]
+
+    def answers(self, asked: Sequence[Asked], sampling: Sampling = GREEDY, seed: int = 0) -> list[LibraryAnswer]:
+        """Answers questions, many at one time."""
+        began = time.perf_counter()
+        put = [own for own in asked if own.prompt is not None]
+        found = iter(list(self.clara.generate([x.prompt for x in put], [x.memories for x in put], sampling, seed)))
+        took = 1000 * (time.perf_counter() - began)
+        answers = []
+        for own in asked:
+            if own.prompt is None:
+                answers.append(LibraryAnswer(None, own, (), 0.0, own.milliseconds))
+                continue
+            tokens, logp = next(found)
+            text, times = self.clara.bundle.tokenizer.decode(tokens), own.milliseconds | {"answer": took}
+            answers.append(LibraryAnswer(text, own, tuple(tokens), logp, times))
+        return answers
+
+    def _found(self, question: str, k: int, how: str, where: str | None) -> tuple[list[Hit], dict[str, float]]:
+        if not question.strip():
+            raise ClaraError("the question is empty")
+        if k < 1:
+            raise ClaraError(f"k is {k}; it must be at least 1")
+        began = time.perf_counter()
+        query = None if how == "words" else self.clara.read([question])[0]
+        read = time.perf_counter()
+        found = self._search(question, query, k, how, where)
+        chunks = self.store.chunks([own.id for own in found])
+        hits = [
+            Hit(**dataclasses.asdict(chunk), score=own.score, rank=rank)
+            for rank, (own, chunk) in enumerate(zip(found, chunks, strict=True), 1)
+        ]
+        return hits, {"read": 1000 * (read - began), "search": 1000 * (time.perf_counter() - read)}
+
+
+def _budget(mesh: jax.sharding.Mesh) -> int:
+    stats = [device.memory_stats() for device in mesh.local_devices]
+    if all(own and "bytes_limit" in own for own in stats):
+        return int(_DEVICE_SHARE * sum(own["bytes_limit"] for own in stats))
+    return int(_HOST_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

@@ -170,10 +170,17 @@ class Library:
         return fill(self.store, self.clara.bundle, self._cut(documents), self.clara.batch_size, done)
 
     def _cut(self, documents: Iterable[Document | CutDocument]) -> Iterable[CutDocument]:
+        seen: set[str] = set()
         for document in documents:
-            own = document if isinstance(document, CutDocument) else cutting.cut(document, self._chunker)
+            if isinstance(document, CutDocument):  # `read` has looked at these
+                yield document
+                continue
+            own = cutting.cut(document, self._chunker)
             if not own.chunks:
                 raise ClaraError(f"document {own.id!r}: holds no text")
+            if own.id in seen:
+                raise ClaraError(f"document {own.id!r} twice; each needs an id of its own")
+            seen.add(own.id)
             yield own
 
     def finish(self, vectors: bool | None = None) -> None:

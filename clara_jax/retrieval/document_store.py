@@ -118,10 +118,10 @@ class DocumentStore:
         about = {"format": FORMAT, "fingerprint": fingerprint, "encoding": encoding}
         about |= {"memory_tokens": memory_tokens, "width": width}
         size = MemoryEncoding(encoding, memory_tokens, width).size
-        with _errors(location, "opened"):
-            database = _connect(location)
-            table = database.create_table(_CHUNKS, schema=_schema(size, about), exist_ok=True)
-            store = cls(location, database, table)
+        if not cls.exists(location):
+            with _errors(location, "made"):
+                _connect(location).create_table(_CHUNKS, schema=_schema(size, about))
+        store = cls.open(location)
         store.check(fingerprint)
         if store.encoding.name != encoding:
             raise ClaraError(

@@ -17,7 +17,7 @@ import numpy as np
 
 from clara_jax.retrieval.document_store import VECTOR_WIDTH, DocumentStore
 
-SAMPLE = 4096  # memories that a basis is found from
+SAMPLE = 2048  # memories that a basis is found from
 ROWS = 512
 
 

@@ -1,0 +1,148 @@
+"""A large store: bytes of a chunk, and how long a question takes by the exact score, by search vectors and by words.
+
+    python -m benchmarks.store [--chunks 100000] [--memory-tokens 16] [--width 576] [--questions 50] [--workdir DIR]
+    python -m benchmarks.store --store stores/first
+
+Memories are synthetic, so that a store of any size is made in minutes: points around a common mean, near a subspace of
+128 directions whose shares fall as a power law. With ``--workdir`` the store stays, and a second run measures it without
+filling it again. ``--store`` measures a real one. A question is a chunk's memory, moved by a part of the difference
+between two others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from clara_jax import command
+from clara_jax.errors import ClaraError
+from clara_jax.model.sharding import make_mesh
+from clara_jax.retrieval import first_pass
+from clara_jax.retrieval.document_store import DocumentStore, StoredChunk
+from clara_jax.retrieval.search import Search
+
+DIRECTIONS, MEAN_SHARE, FALL, RESIDUAL, NOISE = 128, 0.7, 0.7, 0.2, 0.3
+TOGETHER, CHUNKS_OF_A_DOCUMENT = 1000, 10
+DEPTHS = (5, 20)
+
+
+class World:
+    """Memories, each made again from its number."""
+
+    def __init__(self, memory_tokens: int, width: int):
+        rng = np.random.default_rng(0)
+        self.shape = memory_tokens, width
+        self.mean = rng.normal(size=memory_tokens * width).astype(np.float32)
+        scale = (1 + np.arange(DIRECTIONS)) ** -FALL
+        scale *= np.sqrt((1 - MEAN_SHARE) / MEAN_SHARE / np.sum(scale**2))
+        self.directions = (scale[:, None] * rng.normal(size=(DIRECTIONS, len(self.mean)))).astype(np.float32)
+
+    def memories(self, start: int, count: int) -> np.ndarray:
+        rng = np.random.default_rng((1, start))
+        own = rng.normal(size=(count, DIRECTIONS)).astype(np.float32) @ self.directions
+        own += RESIDUAL * rng.standard_normal((count, len(self.mean)), np.float32)
+        return (self.mean + own).reshape(count, *self.shape)
+
+
+def fill(store: DocumentStore, world: World, chunks: int) -> None:
+    with tqdm(total=chunks, initial=len(store), unit=" chunks", desc="filling") as bar:
+        for start in range(len(store), chunks, TOGETHER):
+            numbers = range(start, min(start + TOGETHER, chunks))
+            rows = [_chunk(i) for i in numbers]
+            keys = [i.to_bytes(16, "little") for i in numbers]
+            store.replace(rows, keys, world.memories(start, len(rows)))
+            bar.update(len(rows))
+
+
+def questions(store: DocumentStore, count: int) -> tuple[np.ndarray, list[str]]:
+    """Memories [count, M, E], and texts, of questions."""
+    ids, rng = store.index()[0], np.random.default_rng(2)
+    asked, one, other = ([ids[i] for i in rng.integers(0, len(ids), count)] for _ in range(3))
+    moved = store.memories(one).astype(np.float32) - store.memories(other).astype(np.float32)
+    texts = [" ".join(chunk.text.split()[:8]) for chunk in store.chunks(asked)]
+    return store.memories(asked).astype(np.float32) + NOISE * moved, texts
+
+
+def _chunk(number: int) -> StoredChunk:
+    rng = np.random.default_rng((3, number))
+    text = " ".join(f"word{i}" for i in (rng.pareto(1.0, 60) * 5).astype(int) % 20_000)
+    document, part = divmod(number, CHUNKS_OF_A_DOCUMENT)
+    return StoredChunk(f"d{document}#{part}", f"d{document}", "", text, "", -1, -1, 60)
+
+
+def measure(name: str, ask: Callable[[int], list[str]], questions: int) -> list[list[str]]:
+    """Times each question alone, after one that is not counted, and prints a row."""
+    began = time.perf_counter()
+    ask(0)
+    first = time.perf_counter() - began
+    found, times = [], []
+    for i in tqdm(range(questions), desc=name, leave=False):
+        began = time.perf_counter()
+        found.append(ask(i))
+        times.append(time.perf_counter() - began)
+    p50, p95 = statistics.median(times), statistics.quantiles(times, n=20)[-1]
+    print(f"| {name} | {first:.2f} s | {1000 * p50:.1f} ms | {1000 * p95:.1f} ms |", end="")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--chunks", type=int, default=100_000)
+    parser.add_argument("--memory-tokens", type=int, default=16)
+    parser.add_argument("--width", type=int, default=576)
+    parser.add_argument("--encoding", default="float16")
+    parser.add_argument("--questions", type=int, default=50)
+    parser.add_argument("--workdir", type=Path, help="where the store stays")
+    parser.add_argument("--store", type=Path, help="measure this store")
+    arguments = parser.parse_args()
+    if min(arguments.chunks, arguments.memory_tokens, arguments.width) < 1 or arguments.questions < 2:
+        raise ClaraError("--chunks, --memory-tokens, --width must be at least 1, --questions at least 2")
+    with contextlib.ExitStack() as stack:
+        place = arguments.workdir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if arguments.store:
+            store = DocumentStore.open(arguments.store)
+        else:
+            sizes = arguments.memory_tokens, arguments.width
+            store = DocumentStore.open_or_make(place / "store", "synthetic", arguments.encoding, *sizes)
+            fill(store, World(*sizes), arguments.chunks)
+        for name, make in (("words", store.index_words), ("search vectors", lambda: first_pass.build(store))):
+            if name == "words" or store.projection() is None:
+                began = time.perf_counter()
+                make()
+                print(f"index of {name}: {time.perf_counter() - began:.0f} s", flush=True)
+        stats = store.stats()
+        print(
+            f"\n{stats['chunks']:,} chunks of {stats['memory_tokens']} x {stats['width']} as {stats['encoding']}: "
+            f"{stats['bytes'] / stats['chunks']:,.0f} bytes a chunk, {stats['memory_bytes']:,} of them its memory; "
+            f"{jax.devices()[0].device_kind}, jax {jax.__version__}\n"
+        )
+        queries, texts = questions(store, arguments.questions)
+        search, k = Search(store, make_mesh(), 2**62), max(DEPTHS)
+        print("| search | first | p50 | p95 | " + " | ".join(f"recall@{depth}" for depth in DEPTHS) + " |")
+        print("| --- |" + " --- |" * (3 + len(DEPTHS)))
+        exact = measure("exact", lambda i: _ids(search("", queries[i], k)), arguments.questions)
+        print(" 1.000 |" * len(DEPTHS), flush=True)
+        passed = measure("first pass", lambda i: _ids(search("", queries[i], k, first_pass=True)), arguments.questions)
+        for depth in DEPTHS:
+            both = [len({*a[:depth]} & {*b[:depth]}) / depth for a, b in zip(exact, passed, strict=True)]
+            print(f" {statistics.fmean(both):.3f} |", end="")
+        print(flush=True)
+        measure("words", lambda i: _ids(search(texts[i], None, k, "words")), arguments.questions)
+        print(" |" * len(DEPTHS))
+
+
+def _ids(found: list) -> list[str]:
+    return [one.id for one in found]
+
+
+if __name__ == "__main__":
+    command.run(main)

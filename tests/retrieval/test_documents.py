@@ -1,0 +1,78 @@
+"""Corpora as a store reads them: whole documents are cut, chunks are taken as they are, mistakes are said."""
+
+import json
+
+import pytest
+
+from clara_jax.data.corpus.chunks import Chunker
+from clara_jax.data.corpus.counting import count_words
+from clara_jax.data.corpus.documents import Document
+from clara_jax.errors import ClaraError
+from clara_jax.retrieval.documents import cut, read
+
+CHUNKER = Chunker(count_words, max_tokens=8)
+
+
+def lines(path, *objects):
+    path.write_text("".join(json.dumps(one) + "\n" for one in objects))
+    return str(path)
+
+
+def test_folders_and_lines(tmp_path):
+    (tmp_path / "notes" / "deep").mkdir(parents=True)
+    (tmp_path / "notes" / "deep" / "b.md").write_text(
+        "# Ships\n\nShips sail on the sea. They come back in the evening."
+    )
+    (tmp_path / "notes" / "a.txt").write_text("Pears grow on trees.")
+    corpus = lines(
+        tmp_path / "corpus.jsonl",
+        {"id": "x", "title": "X", "text": "A text of its own."},
+        {
+            "id": "y#0",
+            "document": "y",
+            "title": "Y",
+            "text": "the first part",
+            "source": "y.pdf",
+            "start": 0,
+            "end": 14,
+        },
+        {
+            "id": "y#1",
+            "document": "y",
+            "title": "Y",
+            "text": "the second part",
+            "source": "y.pdf",
+            "start": 15,
+            "end": 30,
+        },
+        {"text": "no id, no title"},
+    )
+    found = list(read([str(tmp_path / "notes"), corpus], CHUNKER))
+    assert [(own.id, len(own.chunks)) for own in found] == [
+        ("a.txt", 1),
+        ("deep/b.md", 2),
+        ("x", 1),
+        ("y", 2),
+        ("corpus.jsonl:4", 1),
+    ]
+    ships = found[1].chunks
+    assert [chunk.id for chunk in ships] == ["deep/b.md#0", "deep/b.md#1"] and all(chunk.tokens <= 8 for chunk in ships)
+    assert ships[0].title == "Ships" and ships[0].text.startswith("Ships\n")
+    assert found[3].chunks[1].start == 15 and found[3].chunks[1].source == "y.pdf" and found[3].chunks[1].tokens == 3
+
+
+def test_mistakes(tmp_path):
+    twice = lines(tmp_path / "twice.jsonl", {"id": "x", "text": "one"}, {"id": "x", "text": "two"})
+    with pytest.raises(ClaraError, match=r"twice.jsonl:2: there is a document 'x' before"):
+        list(read([twice], CHUNKER))
+    apart = [{"id": f"{name}#{i}", "document": name, "text": "some"} for i, name in enumerate("xyx")]
+    with pytest.raises(ClaraError, match="chunks of one stand together"):
+        list(read([lines(tmp_path / "apart.jsonl", *apart)], CHUNKER))
+    long = lines(tmp_path / "long.jsonl", {"id": "x#0", "document": "x", "text": "word " * 9})
+    with pytest.raises(ClaraError, match=r"long.jsonl:1: has 9 tokens, and the compressor reads 8"):
+        list(read([long], CHUNKER))
+    for name in ("", " ", "a\nb", "x" * 513, "\x00"):
+        with pytest.raises(ClaraError, match="control character"):
+            cut(Document(name, "", "some text", "here"), CHUNKER)
+    for name in ("../../etc/passwd", "a'b", "ü/ñ", "%2e%2e", "x" * 512):
+        assert cut(Document(name, "", "some text", "here"), CHUNKER).id == name

@@ -1,0 +1,253 @@
+"""A corpus is compressed once and asked many times: nothing is lost, doubled, or compressed again without need."""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from clara_jax import ask as ask_command
+from clara_jax import bundle as bundles
+from clara_jax import compress as compress_command
+from clara_jax.api import Clara
+from clara_jax.data.corpus.documents import Document
+from clara_jax.errors import ClaraError
+from clara_jax.library import Library
+from clara_jax.method.clara import ClaraConfig
+from clara_jax.retrieval import filling
+from clara_jax.retrieval.document_store import DocumentStore
+from clara_jax.retrieval.filling import Filled
+from tests.tiny import document, write_base
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, mesh):
+    """A saved model whose adapters do something."""
+    base = write_base(tmp_path_factory.mktemp("base"))
+    clara = ClaraConfig(doc_max_length=64, compress_rate=8, lora_rank=4, max_length=384)
+    bundle = bundles.from_base(str(base), clara, mesh, "float32")
+    lora = {}
+    for number, (role, adapter) in enumerate(bundle.params["lora"].items()):
+        lora[role] = jax.tree.map(
+            lambda x, n=number: x + 0.02 * np.cos(np.arange(x.size) + n).reshape(x.shape).astype("f4"), adapter
+        )
+    lora = jax.device_put(lora, jax.tree.map(lambda x: x.sharding, bundle.params["lora"]))
+    trained = ("lora/compressor", "lora/generator", "lora/query_reasoner", "tokens/memory")
+    path = tmp_path_factory.mktemp("run") / "checkpoint"
+    dataclasses.replace(bundle, params=bundle.params | {"lora": lora}, trained=trained).save(path, "end_to_end")
+    return path
+
+
+@pytest.fixture(scope="module")
+def clara(checkpoint, mesh):
+    return Clara.load(checkpoint, mesh=mesh, batch_size=4)
+
+
+def library(clara, path):
+    bundle = clara.bundle
+    sizes = bundle.model.clara.memory_tokens, bundle.model.config.width
+    return Library(clara, DocumentStore.open_or_make(path, bundle.compressor_fingerprint(), "float32", *sizes))
+
+
+def texts(*numbers):
+    return [Document(f"d{i}", "", document(i), "") for i in numbers]
+
+
+def contents(store):
+    ids, keys = store.index()
+    return {name: (key, memory.tobytes()) for name, key, memory in zip(ids, keys, store.memories(ids), strict=True)}
+
+
+def test_only_what_is_new_or_changed_is_compressed(clara, tmp_path, monkeypatch):
+    own = library(clara, tmp_path / "store")
+    compressed = []
+    monkeypatch.setattr(
+        filling, "encode_texts", lambda *a, real=filling.encode_texts: compressed.append(len(a[3])) or real(*a)
+    )
+    assert own.add(texts(1, 2, 3)) == Filled(3, 3, 0, 0)
+    before = contents(own.store)
+    # What Clara.compress makes of the same texts.
+    memories = clara.compress([document(i) for i in (1, 2, 3)]).array
+    np.testing.assert_allclose(own.store.memories(["d1#0", "d2#0", "d3#0"]), memories, atol=1e-5)
+    version = own.store.version
+    assert own.add(texts(1, 2, 3)) == Filled(3, 0, 3, 0) and own.store.version == version
+    assert own.add([*texts(1), Document("d2", "", document(7), "")]) == Filled(2, 1, 1, 0)
+    assert contents(own.store)["d1#0"] == before["d1#0"] and contents(own.store)["d2#0"] != before["d2#0"]
+    # A longer document, then a shorter one: what is cut off goes; what moved within it is not compressed again.
+    parts = [document(i) for i in range(20, 28)]
+    long = own.add([Document("long", "", "\n\n".join(parts), "")])
+    assert long.compressed > 2
+    ids = [name for name in own.store.index()[0] if name.startswith("long#")]
+    assert len(ids) == long.compressed
+    last = own.store.chunks([f"long#{len(ids) - 1}"])[0].text
+    assert own.add([Document("long", "", last, "")]) == Filled(1, 0, 1, len(ids) - 1)
+    assert [name for name in own.store.index()[0] if name.startswith("long")] == ["long#0"]
+    assert own.delete(["long", "d1"]) == 2 and set(contents(own.store)) == {"d2#0", "d3#0"}
+    assert compressed.count(0) == 2
+
+
+def test_two_documents_with_one_id_in_one_call_are_refused_by_the_reader(clara, tmp_path):
+    own = library(clara, tmp_path / "store")
+    with pytest.raises(ClaraError, match="holds no text"):
+        own.add([Document("blank", "", "  ", "")])
+    with pytest.raises(ClaraError, match="'x' twice"):
+        own.add([Document("x", "", document(1), ""), Document("x", "", document(2), "")])
+    assert len(own.store) == 0
+
+
+def test_another_writer_in_between(clara, tmp_path, monkeypatch):
+    """While one compresses, another puts a longer version of the same document there: in the end it is one of them."""
+    one, other = library(clara, tmp_path / "store"), library(clara, tmp_path / "store")
+    real, calls = filling.encode_texts, []
+
+    def encode(*arguments):
+        if not calls:
+            calls.append(1)
+            other.add([Document("x", "", "\n\n".join(document(i) for i in range(9)), "")])
+        return real(*arguments)
+
+    monkeypatch.setattr(filling, "encode_texts", encode)
+    one.add([Document("x", "", document(1), "")])
+    assert one.store.index()[0] == ["x#0"] and one.store.chunks(["x#0"])[0].text == document(1)
+
+
+def test_an_answer_is_that_of_the_same_documents(clara, tmp_path):
+    own = library(clara, tmp_path / "store")
+    own.add(texts(*range(12)))
+    question = "Where was Ada number 0 born?"
+    answer = own.answer(question, k=3, candidates=6)
+    direct = clara.answer([question], [[document(i) for i in range(12)]], k=3)[0]
+    assert answer.text == direct.text and answer.tokens == direct.tokens
+    assert [hit.document for hit in answer.asked.sources] == [f"d{source.id}" for source in direct.sources]
+    np.testing.assert_allclose(
+        [hit.score for hit in answer.asked.sources], [source.score for source in direct.sources], atol=1e-5
+    )
+    assert len(answer.asked.hits) == 6 and answer.asked.selected == 3 and set(answer.milliseconds) >= {"read", "answer"}
+    assert answer.asked.compress_ratio == sum(hit.tokens for hit in answer.asked.sources) / (3 * 8)
+    # The text beside the memory changes what is read; a threshold above any cosine ends in no answer.
+    expanded = own.ask(question, k=3, expand=1)
+    assert expanded.prompt_tokens > answer.asked.prompt_tokens
+    assert expanded.hits[0].text in "".join(part for part in expanded.prompt.user if isinstance(part, str))
+    silent = own.answer(question, k=3, abstain_below=1.1)
+    assert silent.text is None and silent.asked.prompt is None and silent.asked.hits
+    only = own.answer(question, k=3, where="document = 'd5'").asked.hits
+    assert [hit.document for hit in only] == ["d5"]
+    own.finish()
+    assert {hit.document for hit in own.search("painter", k=12, how="words")} == {f"d{i}" for i in range(12)}
+    empty = library(clara, tmp_path / "empty").answer(question)
+    assert empty.text is None and not empty.asked.hits
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"k": 0}, "k is 0"),
+        ({"how": "both", "abstain_below": 0.5}, "abstain_below"),
+        ({"how": "guess"}, "how: 'guess'"),
+        ({"where": "colour = 'red'"}, "where"),
+        ({"k": 12, "expand": 12}, "above max_length 384"),
+    ],
+)
+def test_mistakes_are_said_in_words(clara, tmp_path_factory, options, words):
+    own = library(clara, tmp_path_factory.mktemp("store"))
+    own.add(texts(*range(12)))
+    with pytest.raises(ClaraError, match=words):
+        own.ask("Where was Ada number 0 born?", **options)
+    with pytest.raises(ClaraError, match="empty"):
+        own.ask(" ")
+
+
+def corpus_file(path, count):
+    path.write_text("".join(json.dumps({"id": f"d{i}", "text": document(i)}) + "\n" for i in range(count)))
+    return path
+
+
+def run_command(module, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+    module.main()
+
+
+def test_the_commands(checkpoint, tmp_path, monkeypatch, capsys):
+    corpus, store = corpus_file(tmp_path / "corpus.jsonl", 40), tmp_path / "store"
+    fill = ("--checkpoint", checkpoint, "--store", store, "--corpus", corpus)
+    run_command(compress_command, monkeypatch, *fill)
+    assert "40 documents, 40 chunks compressed, 0 unchanged, 0 removed" in capsys.readouterr().out
+    run_command(compress_command, monkeypatch, *fill, "--stats", "--index")
+    out = capsys.readouterr().out
+    assert "0 chunks compressed, 40 unchanged" in out and json.loads(out[out.index("{") :])["encoding"] == "float16"
+    assert DocumentStore.open(store).projection() is not None
+    run_command(compress_command, monkeypatch, "--store", store, "--delete", "d3", "nothing")
+    assert "1 of 2 documents deleted" in capsys.readouterr().out
+
+    question = "Where was Ada number 0 born?"
+    asked = ("--checkpoint", checkpoint, "--max-new-tokens", 4, "--k", 2)
+    run_command(ask_command, monkeypatch, question, "--store", store, "--json", *asked)
+    found = json.loads(capsys.readouterr().out)
+    assert found["question"] == question and len(found["candidates"]) == 20 and found["selected"] == 2
+    run_command(ask_command, monkeypatch, question, "--documents", corpus, "--where", "document = 'd7'", *asked)
+    assert "1. " in (out := capsys.readouterr().out) and "d7#0" in out and "tokens" in out
+    (tmp_path / "questions.jsonl").write_text('{"question": "Who?"}\n{"question": "Where?"}\n')
+    run_command(
+        ask_command, monkeypatch, "--questions", tmp_path / "questions.jsonl", "--store", store, "--json", *asked
+    )
+    assert [json.loads(line)["question"] for line in capsys.readouterr().out.splitlines()] == ["Who?", "Where?"]
+
+
+@pytest.mark.parametrize(
+    "module, arguments, words",
+    [
+        (compress_command, ["--store", "s"], "nothing to do"),
+        (compress_command, ["--store", "s", "--corpus", "c"], "--checkpoint is missing"),
+        (compress_command, ["--store", "nowhere", "--stats"], "no store is there"),
+        (compress_command, ["--store", "s", "--corpus", "c.jsonl", "--checkpoint", "nowhere"], "no such directory"),
+        (ask_command, ["What?", "--checkpoint", "c"], "either --store or --documents"),
+        (ask_command, ["What?", "--checkpoint", "c", "--store", "s", "--questions", "f"], "either a question"),
+    ],
+)
+def test_mistakes_of_the_commands(module, arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ClaraError, match=words):
+        run_command(module, monkeypatch, *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mistake_in_the_corpus_is_found_before_anything_is_compressed(checkpoint, tmp_path, monkeypatch):
+    corpus = corpus_file(tmp_path / "corpus.jsonl", 100)
+    corpus.write_text(corpus.read_text() + '{"text": 7}\n')
+    with pytest.raises(ClaraError, match=r"corpus.jsonl:101: \"text\""):
+        run_command(
+            compress_command, monkeypatch, "--checkpoint", checkpoint, "--store", tmp_path / "s", "--corpus", corpus
+        )
+    assert len(DocumentStore.open(tmp_path / "s")) == 0
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_killed_compression_loses_and_doubles_nothing(checkpoint, clara, tmp_path, kills):
+    """Killed at random moments after it has begun to write, and at last let through."""
+    corpus, store, rng = corpus_file(tmp_path / "corpus.jsonl", 400), tmp_path / "store", random.Random(kills)
+    command = [sys.executable, "-m", "clara_jax.compress", "--checkpoint", str(checkpoint), "--store", str(store)]
+    command += ["--corpus", str(corpus), "--encoding", "float32"]
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
+    for _ in range(kills):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
+        began = time.monotonic()
+        while process.poll() is None and not (DocumentStore.exists(store) and len(DocumentStore.open(store))):
+            assert time.monotonic() - began < 300
+            time.sleep(0.05)
+        time.sleep(rng.uniform(0, 2))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL, env=environment)
+    whole = library(clara, tmp_path / "whole")
+    whole.add([Document(f"d{i}", "", document(i), f"{corpus}:{i + 1}") for i in range(400)])
+    found, expected = DocumentStore.open(store), whole.store
+    ids = found.index()[0]
+    assert len(ids) == len(set(ids)) == 400 and set(ids) == set(expected.index()[0])
+    np.testing.assert_allclose(found.memories(sorted(ids)), expected.memories(sorted(ids)), atol=1e-5)

@@ -4,9 +4,9 @@
     python -m benchmarks.store --store stores/first
 
 Memories are synthetic, so that a store of any size is made in minutes: points around a common mean, near a subspace of
-128 directions whose shares fall as a power law. With ``--workdir`` the store stays, and a second run measures it without
-filling it again. ``--store`` measures a real one. A question is a chunk's memory, moved by a part of the difference
-between two others.
+128 directions whose shares fall as a power law. With ``--workdir`` the store stays, and a second run measures it
+without filling it again. ``--store`` measures a real one. A question is a chunk's memory, moved by a part of the
+difference between two others.
 """
 
 from __future__ import annotations

@@ -1,0 +1,115 @@
+"""What a question costs: against a warm store, with its candidates compressed first, and with their text in the prompt.
+
+    python -m benchmarks.ask [--base smollm2] [--chunks 200] [--questions 8] [--candidates 20] [--k 5] [--new-tokens 16]
+
+Three ways to an answer of the same model from as many documents, timed in turns in one run: "store" reads the question,
+searches the store and answers from k memories; "compress" compresses the question's candidates, ranks them and answers
+from k memories, as the released code does; "text" gives the base model the text of k documents. Adapters are fresh:
+what is said means nothing, and takes as long. Answers end after so many tokens, whatever is said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import tempfile
+import time
+import warnings
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from clara_jax import bundle as bundles
+from clara_jax import command
+from clara_jax.api import Clara
+from clara_jax.bundle import Bundle
+from clara_jax.data import prompts
+from clara_jax.data.corpus.documents import Document
+from clara_jax.inference.decode import Sampling
+from clara_jax.library import Library
+from clara_jax.method.clara import ClaraConfig
+from clara_jax.model.sharding import make_mesh
+from clara_jax.retrieval.document_store import DocumentStore
+from clara_jax.retrieval.encodings import closest_float
+
+WORDS = (
+    "the a of in and to was by on for river town king ship year people house church war city small old new first "
+    "north built known called great later between during family state under court island school music water"
+).split()
+
+
+class _Endless(Bundle):
+    """A model of which every answer is as long as may be."""
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        return (self.tokenizer.total_vocab,)  # no token
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", default="smollm2")
+    parser.add_argument("--precision", default="float32")
+    for name, number in (("chunks", 200), ("questions", 8), ("candidates", 20), ("k", 5), ("new-tokens", 16)):
+        parser.add_argument(f"--{name}", type=int, default=number)
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore", message="this checkpoint has no trained query reasoner")
+    mesh = make_mesh(1, 1, devices=jax.devices()[:1])
+    config = ClaraConfig(max_length=4096)
+    bundle = bundles.from_base(arguments.base, config, mesh, arguments.precision)
+    bundle = _Endless(**{field.name: getattr(bundle, field.name) for field in dataclasses.fields(bundle)})
+    clara = Clara(bundle, batch_size=1)
+    compressing = Clara(bundle, batch_size=arguments.candidates)
+
+    rng, tokenizer = np.random.default_rng(0), bundle.tokenizer
+    texts = [" ".join(rng.choice(WORDS, 225)) for _ in range(arguments.chunks)]
+    lengths = [len(ids) for ids in tokenizer.encode_documents(texts)]
+    asked = [f"What is the {' '.join(rng.choice(WORDS, 8))}?" for _ in range(arguments.questions + 1)]
+    sampling, k = Sampling(arguments.new_tokens), arguments.k
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = config.memory_tokens, bundle.model.config.width
+        encoding = closest_float(arguments.precision)
+        store = DocumentStore.open_or_make(folder, bundle.compressor_fingerprint(), encoding, *sizes)
+        library = Library(clara, store)
+        filling = Library(compressing, store)
+        with tqdm(total=len(texts), unit=" chunks", desc="filling the store") as bar:
+            began = time.perf_counter()
+            filling.add(
+                (Document(str(i), "", text, "") for i, text in enumerate(texts)), lambda x: bar.update(x.compressed)
+            )
+            rate = len(store) / (time.perf_counter() - began)
+
+        def from_store(number: int) -> None:
+            library.answer(asked[number], k=k, sampling=sampling)
+
+        def compressed_first(number: int) -> None:
+            own = [texts[(number * arguments.candidates + i) % len(texts)] for i in range(arguments.candidates)]
+            compressing.answer([asked[number]], [own], k=k, max_new_tokens=arguments.new_tokens)
+
+        def as_text(number: int) -> None:
+            own = [texts[(number * k + i) % len(texts)] for i in range(k)]
+            nothing = np.zeros((0, *sizes), np.float32)
+            list(clara.generate([prompts.question(asked[number], own)], [nothing], sampling))
+
+        ways = {"store": from_store, "compress": compressed_first, "text": as_text}
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        for number in tqdm(range(len(asked)), desc="asking"):
+            for name, way in ways.items():
+                began = time.perf_counter()
+                way(number)
+                times[name].append(time.perf_counter() - began)
+    medians = {name: statistics.median(own[1:]) for name, own in times.items()}  # the first compiles
+    print(
+        f"{arguments.base}, {arguments.precision}, {jax.devices()[0].device_kind}, jax {jax.__version__}: {len(texts)} "
+        f"chunks of {statistics.median(lengths):.0f} tokens, {rate:.2f} compressed a second; {arguments.candidates} "
+        f"candidates, {k} read, {arguments.new_tokens} tokens answered\n\n| way | median | against the store |\n"
+        "| --- | --- | --- |"
+    )
+    for name, median in medians.items():
+        print(f"| {name} | {median:.2f} s | {median / medians['store']:.1f} |")
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -151,13 +151,12 @@ def _decode(model: ClaraModel, params: Any, mesh, arguments, batch: int) -> dict
     ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (rows, length)).astype(np.int32)
     index = np.broadcast_to(np.where(np.arange(length) < memories, np.arange(length), -1), ids.shape).astype(np.int32)
     memory = np.zeros((rows, 5, model.clara.memory_tokens, model.config.width), jnp.bfloat16)
-    key = jax.device_put(jax.random.key(0), jax.NamedSharding(mesh, jax.P()))
     with jax.set_mesh(mesh):
-        placed = put_batch((ids, np.ones(ids.shape, bool), index, memory), mesh)
+        placed = put_batch((ids, np.ones(ids.shape, bool), index, memory, np.zeros(rows, np.uint32)), mesh)
 
         def answer(tokens: int):
             # No token is -1: every answer has its full length.
-            return lambda: generate(model, params, *placed, key, Sampling(tokens), (-1,)).tokens
+            return lambda: generate(model, params, *placed, Sampling(tokens), (-1,)).tokens
 
         # The prompt is read in either; what is left are the tokens behind the first.
         seconds = _median(answer(NEW_TOKENS + 1), arguments.repeats) - _median(answer(1), arguments.repeats)

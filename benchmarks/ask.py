@@ -91,7 +91,7 @@ def main() -> None:
         def as_text(number: int) -> None:
             own = [texts[(number * k + i) % len(texts)] for i in range(k)]
             nothing = np.zeros((0, *sizes), np.float32)
-            list(clara.generate([prompts.question(asked[number], own)], [nothing], sampling))
+            clara.generate([prompts.question(asked[number], own)], [nothing], sampling)
 
         ways = {"store": from_store, "compress": compressed_first, "text": as_text}
         times: dict[str, list[float]] = {name: [] for name in ways}

@@ -11,8 +11,9 @@ for answer in clara.answer(["Where did the Normans come from?"], memories=memori
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,13 +25,16 @@ from clara_jax.bundle import Bundle
 from clara_jax.data import prompts
 from clara_jax.distributed import gather
 from clara_jax.errors import ClaraError
-from clara_jax.inference.decode import Sampling, generate
-from clara_jax.inference.encode import LENGTH_MULTIPLE, encode_texts
+from clara_jax.inference.decode import Sampling
+from clara_jax.inference.encode import encode_texts
+from clara_jax.inference.engine import Engine, Request, Result
+from clara_jax.inference.weights import check as check_weights
 from clara_jax.method.parameters import overlap
 from clara_jax.method.reranker import EXCLUDED, cosine_scores
 from clara_jax.method.stages import STAGES, inherit
 from clara_jax.model.sharding import batch_shards, make_mesh, put_batch
 
+GREEDY = Sampling()
 LongDocuments = Literal["chunk", "cut"]
 
 
@@ -98,14 +102,21 @@ class Answer:
 class Clara:
     """A CLaRa model. Open one with `Clara.load`."""
 
-    def __init__(self, bundle: Bundle, batch_size: int = 16):
+    def __init__(self, bundle: Bundle, batch_size: int = 16, weights: str | None = None):
         """
         Args:
           bundle: see `clara_jax.bundle`.
           batch_size: texts, questions or prompts per device call, rounded up to what the mesh divides.
+          weights: what answers are written with, one of `clara_jax.inference.weights.WEIGHTS`; default what is fastest
+            and fits.
+
+        Raises:
+          ClaraError: an unknown name.
         """
         _positive("batch_size", batch_size)
-        self.bundle = bundle
+        if weights is not None:
+            check_weights(weights)
+        self.bundle, self._weights = bundle, weights
         shards = batch_shards(bundle.mesh)
         self.batch_size = -(-batch_size // shards) * shards
         # A checkpoint from before the end-to-end stage has no query reasoner of its own: it would start as the
@@ -122,6 +133,7 @@ class Clara:
         precision: str | None = None,
         mesh: jax.sharding.Mesh | None = None,
         batch_size: int = 16,
+        weights: str | None = None,
     ) -> Clara:
         """Opens a training run, one of its checkpoints, or a checkpoint in the released format.
 
@@ -129,11 +141,12 @@ class Clara:
           base: where the base model lies, if not where the checkpoint says.
           precision: "bfloat16" or "float32"; default as trained.
           mesh: default all devices along "data".
+          batch_size, weights: see `Clara`.
 
         Raises:
           ClaraError: see `clara_jax.bundle.load`.
         """
-        return cls(bundles.load(path, mesh or make_mesh(), base, precision), batch_size)
+        return cls(bundles.load(path, mesh or make_mesh(), base, precision), batch_size, weights)
 
     @property
     def fingerprint(self) -> str:
@@ -227,14 +240,14 @@ class Clara:
         asked = [prompts.question(question, len(own)) for question, own in zip(questions, selected, strict=True)]
         sampling = Sampling(max_new_tokens, temperature, top_p)
         results = []
-        for (tokens, logp), own, row_scores in zip(
-            self.generate(asked, [own.array for own in selected], sampling, seed), selected, scores, strict=True
-        ):
+        found = self.generate(asked, [own.array for own in selected], sampling, seed)
+        for result, own, row_scores in zip(found, selected, scores, strict=True):
             sources = tuple(
                 Source(name, rank, score, text)
                 for rank, (name, score, text) in enumerate(zip(own.ids, row_scores, own.texts, strict=True), 1)
             )
-            results.append(Answer(self.bundle.tokenizer.decode(tokens), sources, tuple(tokens), logp))
+            text = self.bundle.tokenizer.decode(result.tokens)
+            results.append(Answer(text, sources, result.tokens, result.log_probability))
         return results
 
     def paraphrase(
@@ -261,7 +274,7 @@ class Clara:
         asked = [prompts.paraphrase(None, instruction, len(memories)) for memories in own]
         memories = [one.array for one in own]
         generated = self.generate(asked, memories, Sampling(max_new_tokens, temperature, top_p), seed)
-        return [self.bundle.tokenizer.decode(tokens) for tokens, _ in generated]
+        return [self.bundle.tokenizer.decode(result.tokens) for result in generated]
 
     def _pieces(self, documents: list[str], ids: Sequence[str] | None, long: str) -> tuple[list[str], list[str]]:
         """Documents as texts that fit, and their names."""
@@ -361,10 +374,36 @@ class Clara:
             memory[places] = own
         return memory
 
+    @functools.cached_property
+    def engine(self) -> Engine:
+        """What writes answers, ``batch_size`` at a time; made when it is first needed."""
+        bundle = self.bundle
+        return Engine(bundle.model, self._params, bundle.mesh, bundle.end_ids, self.batch_size, self._weights)
+
+    def request(
+        self, prompt: prompts.Prompt, memories: np.ndarray, sampling: Sampling = GREEDY, seed: int = 0
+    ) -> Request:
+        """What the engine needs to know of a prompt.
+
+        Args:
+          memories: of the prompt's slots, [K, M, E].
+
+        Raises:
+          ClaraError: a prompt that is longer than ``max_length``.
+        """
+        encoded = self.bundle.tokenizer.encode_prompt(prompt)
+        if encoded.cut:
+            raise ClaraError(
+                f"{len(memories)} memories and the text make {encoded.full_length} tokens, above max_length "
+                f"{self.bundle.model.clara.max_length}; take fewer documents (k), less text beside them (expand), or a "
+                "shorter question"
+            )
+        return Request(encoded.ids, encoded.memory_index, memories, sampling, seed)
+
     def generate(
         self, asked: Sequence[prompts.Prompt], memories: Sequence[np.ndarray], sampling: Sampling, seed: int = 0
-    ) -> Iterator[tuple[list[int], float]]:
-        """Tokens (without the end token) and log-probability for each prompt.
+    ) -> list[Result]:
+        """Answers to prompts.
 
         Args:
           memories: of each prompt's slots, [K, M, E].
@@ -372,43 +411,16 @@ class Clara:
         Raises:
           ClaraError: a prompt that is longer than ``max_length``.
         """
-        tokenizer, model, mesh = self.bundle.tokenizer, self.bundle.model, self.bundle.mesh
-        encoded = [tokenizer.encode_prompt(prompt) for prompt in asked]
-        for number, (prompt, own) in enumerate(zip(encoded, memories, strict=True)):
-            if prompt.cut:
-                raise ClaraError(
-                    f"prompt {number}: {len(own)} memories and the question make {prompt.full_length} tokens, above "
-                    f"max_length {model.clara.max_length}; take fewer documents (k) or a shorter question"
-                )
-        slots = max((len(own) for own in memories), default=0)
-        for batch_number, rows in enumerate(_batches(list(range(len(encoded))), self.batch_size)):
-            width = _round_up(max(len(encoded[i].ids) for i in rows), LENGTH_MULTIPLE)
-            ids = np.full((self.batch_size, width), tokenizer.pad_id, np.int32)
-            mask, index = np.zeros(ids.shape, bool), np.full(ids.shape, -1, np.int32)
-            memory = np.zeros((self.batch_size, slots, model.clara.memory_tokens, model.config.width), model.dtype)
-            for row, i in enumerate(rows):
-                length = len(encoded[i].ids)
-                ids[row, -length:], mask[row, -length:], index[row, -length:] = (
-                    encoded[i].ids,
-                    True,
-                    encoded[i].memory_index,
-                )
-                memory[row, : len(memories[i])] = memories[i]
-            with jax.set_mesh(mesh):
-                arrays = put_batch((ids, mask, index, memory), mesh)
-                key = jax.device_put(
-                    jax.random.fold_in(jax.random.key(seed), batch_number), jax.NamedSharding(mesh, jax.P())
-                )
-                out = gather(generate(model, self._params, *arrays, key, sampling, self.bundle.end_ids))
-            for row in range(len(rows)):
-                yield out.tokens[row, : out.lengths[row]].tolist(), float(out.log_probability[row])
+        requests = []
+        for number, (prompt, own) in enumerate(zip(asked, memories, strict=True)):
+            try:
+                requests.append(self.request(prompt, own, sampling, seed + number))
+            except ClaraError as error:
+                raise ClaraError(f"prompt {number}: {error}") from None
+        return self.engine.generate(requests)
 
 
 _cosine = jax.jit(cosine_scores)
-
-
-def _batches(rows: list[int], size: int) -> Iterator[list[int]]:
-    return (rows[start : start + size] for start in range(0, len(rows), size))
 
 
 def _round_up(number: int, multiple: int) -> int:

@@ -51,6 +51,11 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0)
     add("--json", action="store_true", help="one JSON object a question instead of text")
     add("--base", metavar="NAME", help="where the base model lies, if not where the checkpoint says")
+    add(
+        "--weights",
+        metavar="NAME",
+        help="adapter, merged or int8: see docs/inference.md (default: what is fastest and fits)",
+    )
     add("--precision", choices=("bfloat16", "float32"), help="default: as trained")
     return parser
 
@@ -71,7 +76,7 @@ def main() -> None:
 def _library(arguments: argparse.Namespace) -> Iterator[Library]:
     from clara_jax.library import Library
 
-    options = {"base": arguments.base, "precision": arguments.precision}
+    options = {"base": arguments.base, "precision": arguments.precision, "weights": arguments.weights}
     if arguments.store:
         yield Library.open(arguments.checkpoint, arguments.store, **options)
         return

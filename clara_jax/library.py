@@ -18,11 +18,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from clara_jax.api import Clara
+from clara_jax.api import GREEDY, Clara
 from clara_jax.data import prompts
 from clara_jax.data.corpus.documents import Document
 from clara_jax.errors import ClaraError
 from clara_jax.inference.decode import Sampling
+from clara_jax.inference.engine import Engine, Request
 from clara_jax.retrieval import documents as cutting
 from clara_jax.retrieval import first_pass
 from clara_jax.retrieval.document_store import DocumentStore, StoredDocument
@@ -31,7 +32,6 @@ from clara_jax.retrieval.encodings import closest_float
 from clara_jax.retrieval.filling import Filled, fill
 from clara_jax.retrieval.search import Search
 
-GREEDY = Sampling()
 CANDIDATES = 20  # that are looked at for a question, as in the paper
 FEWEST_FOR_VECTORS = 50_000  # chunks from which on `finish` makes search vectors
 _HOST_SHARE, _DEVICE_SHARE = 1 / 4, 1 / 2  # of memory that the store's memories may take
@@ -59,9 +59,7 @@ class Asked:
 
     Attributes:
       hits: the candidates, best first; the first ``selected`` are read by the generator.
-      prompt: None where the best score is below the threshold, and nothing is answered.
-      memories: of the selected, [K, M, E].
-      prompt_tokens: of the prompt, memories included; 0 without one.
+      request: what the engine answers; None where nothing was found or the best score is below the threshold.
       compress_ratio: tokens of the selected texts over the memory tokens read in their place.
       milliseconds: that reading the question ("read") and searching ("search") took.
     """
@@ -69,9 +67,7 @@ class Asked:
     question: str
     hits: tuple[Hit, ...]
     selected: int
-    prompt: prompts.Prompt | None
-    memories: np.ndarray
-    prompt_tokens: int
+    request: Request | None
     compress_ratio: float
     milliseconds: dict[str, float]
 
@@ -79,6 +75,11 @@ class Asked:
     def sources(self) -> tuple[Hit, ...]:
         """The hits that are read."""
         return self.hits[: self.selected]
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Of the prompt, memories included; 0 without one."""
+        return 0 if self.request is None else len(self.request.ids)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +126,7 @@ class Library:
         precision: str | None = None,
         mesh: jax.sharding.Mesh | None = None,
         batch_size: int = 16,
+        weights: str | None = None,
         budget: int | None = None,
     ) -> Library:
         """Opens a model and a store of its memories.
@@ -133,12 +135,14 @@ class Library:
           create: make the store where there is none.
           encoding: of memories in a new store, one of `clara_jax.retrieval.encodings.ENCODINGS`; default the float of
             two bytes that is nearest to the model's precision.
-          base, precision, mesh, batch_size: see `Clara.load`.
+          base, precision, mesh, batch_size, weights: see `Clara.load`.
 
         Raises:
           ClaraError: see `Clara.load`, `DocumentStore.open`; a store of another compressor or encoding.
         """
-        clara = Clara.load(checkpoint, base=base, precision=precision, mesh=mesh, batch_size=batch_size)
+        clara = Clara.load(
+            checkpoint, base=base, precision=precision, mesh=mesh, batch_size=batch_size, weights=weights
+        )
         if not create:
             return cls(clara, DocumentStore.open(store), budget)
         bundle = clara.bundle
@@ -227,6 +231,8 @@ class Library:
         expand: int = 0,
         abstain_below: float | None = None,
         candidates: int = CANDIDATES,
+        sampling: Sampling = GREEDY,
+        seed: int = 0,
     ) -> Asked:
         """Finds what a question is to be answered from.
 
@@ -236,6 +242,7 @@ class Library:
           expand: so many of the best chunks are also given as text, for names and numbers that a memory has lost.
           abstain_below: a cosine; where the best chunk's is below it nothing is answered.
           candidates: hits that are returned, k or more.
+          sampling, seed: see `Request`.
 
         Raises:
           ClaraError: see `search`; a prompt that is too long for the model.
@@ -246,41 +253,63 @@ class Library:
             raise ClaraError(f"k is {k}, expand is {expand}; they must be at least 1 and 0")
         hits, milliseconds = self._found(question, max(k, candidates), how, where)
         selected = hits[:k]
-        memories = self.store.memories([hit.id for hit in selected])
         read = max(1, len(selected)) * self.store.encoding.shape[0]
         ratio = sum(hit.tokens for hit in selected) / read
         if not hits or (abstain_below is not None and hits[0].score < abstain_below):
-            return Asked(question, tuple(hits), len(selected), None, memories, 0, ratio, milliseconds)
-        texts = [hit.text for hit in selected[:expand]]
-        prompt = prompts.question(question, len(selected), beside=texts)
-        encoded = self.clara.bundle.tokenizer.encode_prompt(prompt)
-        if encoded.cut:
-            raise ClaraError(
-                f"the prompt has {encoded.full_length} tokens, above max_length "
-                f"{self.clara.bundle.model.clara.max_length}; take fewer chunks (k), less text (expand), or a shorter "
-                "question"
-            )
-        return Asked(question, tuple(hits), len(selected), prompt, memories, len(encoded.ids), ratio, milliseconds)
+            return Asked(question, tuple(hits), len(selected), None, ratio, milliseconds)
+        prompt = prompts.question(question, len(selected), beside=[hit.text for hit in selected[:expand]])
+        memories = self.store.memories([hit.id for hit in selected])
+        request = self.clara.request(prompt, memories, sampling, seed)
+        return Asked(question, tuple(hits), len(selected), request, ratio, milliseconds)
 
-    def answer(self, question: str, *, sampling: Sampling = GREEDY, seed: int = 0, **how: Any) -> LibraryAnswer:
+    def answer(self, question: str, **how: Any) -> LibraryAnswer:
         """Answers a question from the store; ``how`` are the options of `ask`."""
-        return self.answers([self.ask(question, **how)], sampling, seed)[0]
+        return self.answers([self.ask(question, **how)])[0]
 
-    def answers(self, asked: Sequence[Asked], sampling: Sampling = GREEDY, seed: int = 0) -> list[LibraryAnswer]:
+    def answers(self, asked: Sequence[Asked]) -> list[LibraryAnswer]:
         """Answers questions, many at one time."""
-        began = time.perf_counter()
-        put = [own for own in asked if own.prompt is not None]
-        found = iter(list(self.clara.generate([x.prompt for x in put], [x.memories for x in put], sampling, seed)))
-        took = 1000 * (time.perf_counter() - began)
+        results = iter(self.engine.generate([own.request for own in asked if own.request is not None]))
         answers = []
         for own in asked:
-            if own.prompt is None:
+            if own.request is None:
                 answers.append(LibraryAnswer(None, own, (), 0.0, own.milliseconds))
                 continue
-            tokens, logp = next(found)
-            text, times = self.clara.bundle.tokenizer.decode(tokens), own.milliseconds | {"answer": took}
-            answers.append(LibraryAnswer(text, own, tuple(tokens), logp, times))
+            result = next(results)
+            times = own.milliseconds | {"answer": result.milliseconds["total"]}
+            answers.append(LibraryAnswer(self.text(result.tokens), own, result.tokens, result.log_probability, times))
         return answers
+
+    @property
+    def engine(self) -> Engine:
+        """What writes the answers; a server steps it itself."""
+        return self.clara.engine
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """What tokens say."""
+        return self.clara.bundle.tokenizer.decode(tokens)
+
+    def rank(self, question: str, texts: Sequence[str]) -> list[float]:
+        """The cosine of each text, compressed now and not kept, with a question.
+
+        Raises:
+          ClaraError: no question; an empty text, or none.
+        """
+        if not question.strip():
+            raise ClaraError("the question is empty")
+        ranking = self.clara.rank([question], self.clara.compress(texts, long="cut"), k=len(texts))
+        scores = np.empty(len(texts))
+        scores[ranking.indices[0]] = ranking.scores[0]
+        return scores.tolist()
+
+    def warm_up(self, max_new_tokens: int = 64) -> None:
+        """Compiles what a first question needs, for one alone and for as many as are answered together."""
+        memories = np.zeros((5, *self.store.encoding.shape), self.clara.bundle.model.dtype)
+        prompt = prompts.question("What is it?", len(memories))
+        own = self.clara.request(prompt, memories, Sampling(max_new_tokens))
+        self.engine.generate([own])
+        self.engine.generate([dataclasses.replace(own, seed=seed) for seed in range(self.engine.rows)])
+        if len(self.store):
+            self.search("What is it?")
 
     def _found(self, question: str, k: int, how: str, where: str | None) -> tuple[list[Hit], dict[str, float]]:
         if not question.strip():

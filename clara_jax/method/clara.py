@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 
 from clara_jax.errors import ClaraError
 from clara_jax.model.attention import IMPLEMENTATIONS
-from clara_jax.model.cache import Cache
+from clara_jax.model.cache import Past
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.lora import Dropout
 from clara_jax.model.transformer import REMAT_POLICIES, Transformer, positions_of
@@ -112,14 +113,16 @@ class ClaraModel:
     def forward(
         self,
         params: Any,
-        role: str,
+        role: str | None,
         x: jax.Array,
         mask: jax.Array,
-        cache: Cache | None = None,
+        past: Sequence[Past] = (),
         dropout: Dropout | None = None,
-    ) -> tuple[jax.Array, Cache | None]:
-        """Embeddings [B, T, E] -> last-layer states [B, T, E] through the adapter of ``role``."""
-        return self._apply(params, role, x, mask, cache, dropout)
+        keep: bool = False,
+    ) -> tuple[jax.Array, Past | None]:
+        """Embeddings [B, T, E] -> last-layer states [B, T, E] through the adapter of ``role`` (None: the base alone),
+        and keys and values where they are to be kept; see `Transformer.__call__`."""
+        return self._apply(params, role, x, mask, past, dropout, keep)
 
     def logits(self, params: Any, states: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         """States [B, T, E] -> float32 logits of the vocabulary and of the added tokens."""

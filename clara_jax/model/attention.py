@@ -6,7 +6,9 @@ NVIDIA GPUs) compute them block by block and again in the backward pass, so that
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
+from itertools import accumulate
 
 import flax.struct
 import jax
@@ -23,7 +25,7 @@ LONGEST_BLOCK = 512
 
 @flax.struct.dataclass
 class Scope:
-    """Which slots a token attends to, made once for all layers in the form that the implementation reads.
+    """Which tokens a token attends to, made once for all layers in the form that the implementation reads.
 
     A token attends to the tokens of its own sequence up to itself that lie inside the window. Padding is sequence 0, so
     that padding, too, attends to something: to itself at least. What comes out there is finite and means nothing.
@@ -31,7 +33,8 @@ class Scope:
 
     implementation: str = flax.struct.field(pytree_node=False)
     sequences: jax.Array | None = None  # int32 [B, T], for splash
-    mask: jax.Array | None = None  # bool [B, T, S], for the others
+    mask: jax.Array | None = None  # bool [B, T, T], for the others
+    past: tuple[jax.Array, ...] = ()  # bool [B, T, S], of the slots of each part of what was read before
 
 
 def make_scope(
@@ -41,43 +44,47 @@ def make_scope(
     window: int | None,
     channels: int,
     dtype: jnp.dtype,
-    start: jax.Array | None = None,
-    length: int | None = None,
+    past: Sequence[tuple[int, jax.Array]] = (),
 ) -> Scope:
-    """The scope of T tokens among S slots.
+    """The scope of T new tokens.
 
     Args:
       implementation: one of `IMPLEMENTATIONS`.
-      sequences: bool or int32 [B, S], the number of the sequence that a slot belongs to, 0 for padding.
-      positions: int32 [B, S], places of the tokens in their sequences.
+      sequences: bool or int32 [B, T], the number of the sequence that a token belongs to, 0 for padding.
+      positions: int32 [B, T], places of the tokens in their sequences, all parts of the past counted.
       window: how many tokens, itself among them, a token attends to; None for all.
       channels, dtype: of the heads.
-      start, length: where slots hold earlier tokens: the T = ``length`` tokens stand from slot ``start`` on.
+      past: of each part how many slots it has, and how many of them count in a row, int32 [B].
 
     Raises:
       ClaraError: an implementation that the mesh's devices, the heads or the dtype do not allow.
     """
-    slots = sequences.shape[1]
-    if window is not None and slots <= window:
+    length = sequences.shape[1]
+    if window is not None and length + sum(slots for slots, _ in past) <= window:
         window = None
-    chosen = choose(implementation, channels, dtype, cached=start is not None, windowed=window is not None)
+    chosen = choose(implementation, channels, dtype, cached=bool(past), windowed=window is not None)
     if chosen == "splash":
         return Scope(chosen, sequences=sequences.astype(jnp.int32))
-    queries, places, first = sequences, positions, 0
-    if start is not None:
-        queries, places = (jax.lax.dynamic_slice_in_dim(x, start, length, axis=1) for x in (sequences, positions))
-        first = start
-    at = first + jnp.arange(queries.shape[1], dtype=jnp.int32)
-    mask = (jnp.arange(slots, dtype=jnp.int32) <= at[:, None]) & (queries[:, :, None] == sequences[:, None, :])
+    at = jnp.arange(length, dtype=jnp.int32)
+    mask = (at <= at[:, None]) & (sequences[:, :, None] == sequences[:, None, :])
     if window is not None:
-        mask &= places[:, :, None] - positions[:, None, :] < window
-    return Scope(chosen, mask=mask)
+        mask &= positions[:, :, None] - positions[:, None, :] < window
+    masks, before = [], 0
+    for slots, lengths in past:
+        slot = jnp.arange(slots, dtype=jnp.int32)
+        seen = jnp.broadcast_to((slot < lengths[:, None])[:, None, :], (len(lengths), length, slots))
+        if window is not None:
+            place = slot + (before if isinstance(before, int) else before[:, None])
+            seen &= positions[:, :, None] - jnp.broadcast_to(place, (len(lengths), slots))[:, None, :] < window
+        masks.append(seen)
+        before = before + lengths
+    return Scope(chosen, mask=mask, past=tuple(masks))
 
 
 def choose(implementation: str, channels: int, dtype: jnp.dtype, cached: bool, windowed: bool) -> str:
     """The implementation for the devices of the current mesh, which for ahead-of-time compilation are not this host's.
 
-    Decoding is XLA's, whatever is asked for: T is 1, and S the same in every step. So is a window that cuts something
+    With a past it is XLA's, whatever is asked for: the new tokens are few. So is a window that cuts something
     off, instead of splash: a window counts attended tokens, splash could count slots, and padding may stand between.
 
     Raises:
@@ -104,12 +111,15 @@ def choose(implementation: str, channels: int, dtype: jnp.dtype, cached: bool, w
     return implementation
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, scope: Scope) -> jax.Array:
+def attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, scope: Scope, past: Sequence[tuple[jax.Array, jax.Array]] = ()
+) -> jax.Array:
     """softmax(q kᵀ / √C) v over the scope, scores and softmax in float32.
 
     Args:
       q: [B, T, H, C].
-      k, v: [B, S, G, C], each key/value head serving H / G query heads.
+      k, v: [B, T, G, C], each key/value head serving H / G query heads.
+      past: keys and values [B, G, S, C] of tokens that were read before, part by part.
 
     Returns:
       [B, T, H, C].
@@ -118,24 +128,42 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, scope: Scope) -> jax.Arr
     if heads != jax.typeof(k).sharding.spec[2]:
         # Too few key/value heads to split: they are whole everywhere, and each device repeats them for its own queries.
         sharding = jax.P(BATCH, None, heads, None)
-        k, v = (jax.reshard(jnp.repeat(x, q.shape[2] // x.shape[2], axis=2), sharding) for x in (k, v))
+        times = q.shape[2] // k.shape[2]
+        k, v = (jax.reshard(jnp.repeat(x, times, axis=2), sharding) for x in (k, v))
+        sharding = jax.P(BATCH, heads, None, None)
+        past = [[jax.reshard(jnp.repeat(x, times, axis=1), sharding) for x in part] for part in past]
     if scope.implementation == "xla":
-        return _xla(q, k, v, scope.mask)
+        return _xla(q, k, v, scope, past)
     # Kernels know nothing of meshes: each device calls them on its own rows and heads.
     kernel, read = {"splash": (_splash, scope.sequences), "cudnn": (_cudnn, scope.mask)}[scope.implementation]
     split, rows = jax.P(BATCH, None, heads, None), jax.P(BATCH)
     return jax.shard_map(kernel, in_specs=(split, split, split, rows), out_specs=split, check_vma=False)(q, k, v, read)
 
 
-def _xla(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+def _xla(q: jax.Array, k: jax.Array, v: jax.Array, scope: Scope, past: Sequence[tuple[jax.Array, jax.Array]]):
     heads = jax.typeof(q).sharding.spec[2]
     batch, length, _, channels = q.shape
     groups = k.shape[2]
     q = jnp.reshape(q, (batch, length, groups, -1, channels), out_sharding=jax.P(BATCH, None, heads, None, None))
-    scores = jnp.einsum("BTGQC,BSGC->BGQTS", q, k, preferred_element_type=jnp.float32) * channels**-0.5
-    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    mixed = jnp.einsum("BGQTS,BSGC->BTGQC", weights, v)
+    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    split = jax.P(BATCH, heads, None, None, None)
+    # A head's queries in one axis: with two, XLA on CPU computes the scores of a past transposed, and slowly.
+    flat = jnp.reshape(q.transpose(0, 2, 3, 1, 4), (batch, groups, -1, channels), out_sharding=jax.P(*split[:4]))
+    shape = batch, groups, q.shape[3], length
+    scores = [jnp.reshape(product("BGNC,BGSC->BGNS", flat, x), (*shape, -1), out_sharding=split) for x, _ in past]
+    scores.append(product("BTGQC,BSGC->BGQTS", q, k))
+    masks = [mask[:, None, None] for mask in (*scope.past, scope.mask)]
+    lowest = jnp.finfo(jnp.float32).min
+    scores = [jnp.where(mask, s * channels**-0.5, lowest) for mask, s in zip(masks, scores, strict=True)]
+    # One softmax over all parts.
+    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1) if past else scores[0], axis=-1).astype(v.dtype)
+    ends = list(accumulate(keys.shape[2] for keys, _ in past))
+    *before, own = jnp.split(weights, ends, axis=-1) if past else [weights]
+    mixed = jnp.einsum("BGQTS,BSGC->BTGQC", own, v)
+    for part, (_, values) in zip(before, past, strict=True):
+        part = jnp.reshape(part, (batch, groups, -1, values.shape[2]), out_sharding=jax.P(*split[:4]))
+        rows = jnp.einsum("BGNS,BGSC->BGNC", part, values)
+        mixed += jnp.reshape(rows, (*shape, channels), out_sharding=split).transpose(0, 3, 1, 2, 4)
     return jnp.reshape(mixed, (batch, length, -1, channels), out_sharding=jax.P(BATCH, None, heads, None))
 
 

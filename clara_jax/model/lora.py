@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from clara_jax.model.declare import Map
+from clara_jax.model.quantize import parts
 from clara_jax.model.sharding import BATCH, join_rows, split_rows
 
 
@@ -81,9 +82,10 @@ class LoRALinear(nn.Module):
         results = {}
         for name, linear in self.maps.items():
             outs = linear.output_letters
-            y = jnp.einsum(
-                f"N{ins},{ins}{outs}->N{outs}", x, params["kernel"][name].astype(x.dtype), out_sharding=summed
-            )
+            kernel, scale = parts(params["kernel"][name], x.dtype)
+            y = jnp.einsum(f"N{ins},{ins}{outs}->N{outs}", x, kernel, out_sharding=summed)
+            if scale is not None:
+                y *= scale
             if linear.bias:
                 y += params["bias"][name].astype(x.dtype)
             if adapter is not None:

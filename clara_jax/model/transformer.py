@@ -7,7 +7,7 @@ only look leaves up; what the leaves are is declared in `clara_jax.model.declare
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -16,10 +16,11 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from clara_jax.model.attention import Scope, attention, make_scope
-from clara_jax.model.cache import Cache
+from clara_jax.model.cache import Past
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.declare import Map, linear_units
 from clara_jax.model.lora import Dropout, LoRALinear
+from clara_jax.model.quantize import Quantized, parts
 from clara_jax.model.rope import rotate, rotations
 from clara_jax.model.sharding import BATCH
 
@@ -37,10 +38,13 @@ REMAT_POLICIES = {
 }
 
 
+KeysValues = tuple[tuple[jax.Array, jax.Array], ...]  # of one layer, [B, G, S, C], part by part
+
+
 class Context(NamedTuple):
     """What every block reads: the same for all layers."""
 
-    scope: Scope  # which slots each token attends to
+    scope: Scope  # which tokens each token attends to
     rotation: tuple[jax.Array, jax.Array]
     dropout: Dropout | None
 
@@ -74,8 +78,9 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, layer: jax.Array, cache: Cache | None, context: Context
-    ) -> tuple[jax.Array, Cache | None]:
+        self, x: jax.Array, layer: jax.Array, past: KeysValues, context: Context
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """The output, and the keys and values [B, T, G, C] of the T tokens."""
         config = self.config
         group = linear_units(config)["attention"]
         out = {"o": group.pop("o")}
@@ -84,18 +89,10 @@ class Attention(nn.Module):
         if config.qk_norm:
             q = RMSNorm(config.norm_eps, name="q_norm")(q)
             k = RMSNorm(config.norm_eps, name="k_norm")(k)
-        # LongRoPE may change tables while a sequence grows: as in the released code, a cached key keeps its own.
+        # LongRoPE may change tables while a sequence grows: as in the released code, a key that is kept keeps its own.
         q, k = rotate(q, context.rotation), rotate(k, context.rotation)
-        if cache is not None:
-            at = (layer, 0, cache.length, 0, 0)
-            cache = cache.replace(
-                k=jax.lax.dynamic_update_slice(cache.k, k[None].astype(cache.k.dtype), at),
-                v=jax.lax.dynamic_update_slice(cache.v, v[None].astype(cache.v.dtype), at),
-            )
-            k = jax.lax.dynamic_index_in_dim(cache.k, layer, keepdims=False)
-            v = jax.lax.dynamic_index_in_dim(cache.v, layer, keepdims=False)
-        mixed = attention(q, k, v, context.scope)
-        return project(out, 4, self.lora_scale, mixed, layer, context.dropout)["o"], cache
+        mixed = attention(q, k, v, context.scope, past)
+        return project(out, 4, self.lora_scale, mixed, layer, context.dropout)["o"], (k, v)
 
 
 class MLP(nn.Module):
@@ -113,22 +110,22 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); the carry is (x, cache), scanned over layers."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); scanned over layers, x being the carry."""
 
     config: ModelConfig
     lora_scale: float
+    keep: bool
 
     @nn.compact
-    def __call__(self, carry: tuple[jax.Array, Cache | None], layer: jax.Array, context: Context):
-        x, cache = carry
+    def __call__(self, x: jax.Array, layer: jax.Array, past: KeysValues, context: Context):
         x = checkpoint_name(x, "block_in")
         eps = self.config.norm_eps
         y = RMSNorm(eps, name="attention_norm")(x)
-        y, cache = Attention(self.config, self.lora_scale, name="attention")(y, layer, cache, context)
+        y, own = Attention(self.config, self.lora_scale, name="attention")(y, layer, past, context)
         x = x + checkpoint_name(y, "attention_out")
         y = RMSNorm(eps, name="mlp_norm")(x)
         y = MLP(self.config, self.lora_scale, name="mlp")(y, layer, context.dropout)
-        return (x + y, cache), None
+        return x + y, tuple(part.swapaxes(1, 2) for part in own) if self.keep else None
 
 
 class Transformer(nn.Module):
@@ -152,10 +149,13 @@ class Transformer(nn.Module):
     def embed(self, ids: jax.Array) -> jax.Array:
         """Token ids, int32 [B, T] -> embeddings [B, T, E]. Ids from V on are rows of the ``tokens`` collection."""
         table = self.variables["params"]["embed"]["table"]
+        known, out = jnp.minimum(ids, self.config.vocab_size - 1), jax.P(BATCH, None, None)
+        table, scale = (table.values, table.scale) if isinstance(table, Quantized) else (table, None)
         # Gathering the width first leaves one gather of the table and a local sum over "model".
         table = jax.reshard(table, jax.P(jax.typeof(table).sharding.spec[0], None))
-        out = jax.P(BATCH, None, None)
-        x = table.at[jnp.minimum(ids, self.config.vocab_size - 1)].get(out_sharding=out).astype(self.dtype)
+        x = table.at[known].get(out_sharding=out).astype(self.dtype)
+        if scale is not None:
+            x *= scale.at[known].get(out_sharding=jax.P(BATCH, None)).astype(self.dtype)[..., None]
         if "tokens" not in self.variables:
             return x
         tokens = self.variables["tokens"]
@@ -165,23 +165,29 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, mask: jax.Array, cache: Cache | None = None, dropout: Dropout | None = None
-    ) -> tuple[jax.Array, Cache | None]:
+        self,
+        x: jax.Array,
+        mask: jax.Array,
+        past: Sequence[Past] = (),
+        dropout: Dropout | None = None,
+        keep: bool = False,
+    ) -> tuple[jax.Array, Past | None]:
         """Runs the blocks and the final norm.
 
         Args:
           x: embeddings [B, T, E].
           mask: bool [B, T], which of the T tokens are attended; or int32 [B, T] where a row holds several sequences: 1,
             2, ... in order, and 0 where nothing is attended. Padding may stand anywhere; positions count the attended
-            tokens of a sequence, so neither padding nor neighbours change a result beyond rounding. With a cache a row
+            tokens of a sequence, so neither padding nor neighbours change a result beyond rounding. With a past a row
             is one sequence.
-          cache: keys and values of earlier tokens; T new ones are appended.
+          past: keys and values of earlier tokens, in parts that follow each other.
           dropout: for the adapters' inputs, in training.
+          keep: return the new tokens' keys and values. Padding must stand on the right then.
 
         Returns:
-          the last layer's states after the final norm, [B, T, E], and the cache with T more slots.
+          the last layer's states after the final norm, [B, T, E]; what is to be kept, with T slots, or None.
         """
-        context, cache = self._context(mask, cache, dropout)
+        context = self._context(mask, past, dropout)
         block = Block
         if self.remat != "none":
             # Inside a scan nothing can be merged across the checkpoint's border, so CSE need not be prevented.
@@ -190,13 +196,13 @@ class Transformer(nn.Module):
             block,
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": False},
-            in_axes=(0, nn.broadcast),
+            in_axes=(0, 0, nn.broadcast),
             length=self.config.layers,
-        )(self.config, self.lora_scale, name="layers")
-        (x, cache), _ = layers((x.astype(self.dtype), cache), jnp.arange(self.config.layers, dtype=jnp.int32), context)
-        if cache is not None:
-            cache = cache.replace(length=cache.length + x.shape[1])
-        return RMSNorm(self.config.norm_eps, name="final_norm")(x), cache
+        )(self.config, self.lora_scale, keep, name="layers")
+        numbers = jnp.arange(self.config.layers, dtype=jnp.int32)
+        x, kept = layers(x.astype(self.dtype), numbers, tuple((part.k, part.v) for part in past), context)
+        x = RMSNorm(self.config.norm_eps, name="final_norm")(x)
+        return x, Past(*kept, jnp.sum(mask != 0, axis=1, dtype=jnp.int32)) if keep else None
 
     def unembed(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         """States [B, T, E] -> float32 logits of the base's vocabulary [B, T, V] and of the added tokens [B, T, added].
@@ -205,15 +211,17 @@ class Transformer(nn.Module):
         together.
         """
         base = self.variables["params"]
-        table = (base["embed"] if self.config.tied else base["lm_head"])["table"]
+        table, scale = parts((base["embed"] if self.config.tied else base["lm_head"])["table"], x.dtype)
         vocabulary = jax.typeof(table).sharding.spec[0]
         logits = jnp.einsum(
             "BTE,VE->BTV",
             x,
-            table.astype(x.dtype),
+            table,
             preferred_element_type=jnp.float32,
             out_sharding=jax.P(BATCH, None, vocabulary),
         )
+        if scale is not None:
+            logits *= scale
         if "tokens" not in self.variables:
             return logits, None
         tokens = self.variables["tokens"]
@@ -221,23 +229,19 @@ class Transformer(nn.Module):
         added = jnp.einsum("BTE,SE->BTS", x, rows.astype(x.dtype), preferred_element_type=jnp.float32)
         return logits, added
 
-    def _context(self, mask: jax.Array, cache: Cache | None, dropout: Dropout | None) -> tuple[Context, Cache | None]:
+    def _context(self, mask: jax.Array, past: Sequence[Past], dropout: Dropout | None) -> Context:
         """Positions, rotations and what is attended to, once for all layers."""
-        length = mask.shape[1]
-        if cache is None:
-            slots, start = mask, None
-        else:
-            slots = jax.lax.dynamic_update_slice(cache.mask, mask, (0, cache.length))
-            start, cache = cache.length, cache.replace(mask=slots)
-        positions = positions_of(slots)  # [B, S]
-        new = jax.lax.dynamic_slice_in_dim(positions, start, length, axis=1) if cache is not None else positions
-        seen = (slots != 0)[:, None, :]
-        if slots.dtype != bool:
-            seen &= slots[:, :, None] == slots[:, None, :]
-        attended = jnp.sum(seen, axis=-1, dtype=jnp.int32)  # [B, T], or [B, 1] where a row is one sequence
+        before = sum((part.lengths for part in past), jnp.int32(0))
+        before = before[:, None] if past else before
+        positions = positions_of(mask) + before  # [B, T]
+        seen = (mask != 0)[:, None, :]
+        if mask.dtype != bool:
+            seen &= mask[:, :, None] == mask[:, None, :]
+        attended = jnp.sum(seen, axis=-1, dtype=jnp.int32) + before  # [B, T], or [B, 1] where a row is one sequence
         heads = (self.config.head_channels, self.dtype)
-        scope = make_scope(self.attention, slots, positions, self.config.sliding_window, *heads, start, length)
-        return Context(scope, rotations(self.config.rope, new, attended), dropout), cache
+        parts = [(part.slots, part.lengths) for part in past]
+        scope = make_scope(self.attention, mask, positions, self.config.sliding_window, *heads, parts)
+        return Context(scope, rotations(self.config.rope, positions, attended), dropout)
 
 
 def positions_of(mask: jax.Array) -> jax.Array:

@@ -86,7 +86,7 @@ def inference(model: ClaraModel, stage: StageConfig, shapes: Shapes, mesh: jax.s
     tokens = (array(jnp.int32, rows, prompt), array(bool, rows, prompt), array(jnp.int32, rows, prompt))
     sampling = Sampling(stage.answer_tokens)
     with jax.set_mesh(mesh):
-        lowered = generate.lower(model, params, *tokens, memory, abstract.key(mesh), sampling, (2,))
+        lowered = generate.lower(model, params, *tokens, memory, array(jnp.uint32, rows), sampling, (2,))
     slots = prompt + stage.answer_tokens
     flops = blocks_flops(config, rank, Work(rows, rows * slots), False) + 2 * rows * config.vocab_size * config.width
     yield Program("decode", lowered, flops, None, rows, counts.decode_bytes(model, rows, slots, mesh))

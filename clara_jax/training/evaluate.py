@@ -91,11 +91,11 @@ class Evaluation:
         self._select = jax.jit(_selector(model, stage, objective))
         sampling = Sampling(max_new_tokens)
 
-        def answer(trained: Leaves, frozen: Leaves, prompt: tuple[jax.Array, ...], memories: jax.Array, key: jax.Array):
-            return generate(model, merge(trained, frozen), *prompt, memories, key, sampling, end_ids)
+        def answer(trained: Leaves, frozen: Leaves, prompt: tuple[jax.Array, ...], memories: jax.Array):
+            seeds = jnp.zeros(len(memories), jnp.uint32)  # greedy: never drawn from
+            return generate(model, merge(trained, frozen), *prompt, memories, seeds, sampling, end_ids)
 
         self._generate = jax.jit(answer)
-        self._key = jax.device_put(jax.random.key(0), jax.NamedSharding(mesh, jax.P()))  # greedy: never drawn from
 
     @property
     def compilations(self) -> int:
@@ -146,7 +146,7 @@ class Evaluation:
                 # Without memory it does not matter whose are handed over: the prompt attends to none.
                 own = memories[REAL if case == NO_MEMORY else case]
                 placed = put_batch(prompt, self._mesh)
-                out = _on_device(self._generate, trained, frozen, placed, own, self._key)
+                out = _on_device(self._generate, trained, frozen, placed, own)
                 found.answers.setdefault(case, []).extend(self._texts(gather(out), len(batch.golds)))
             found.golds.extend(batch.golds)
 

@@ -186,7 +186,7 @@ def test_greedy_tokens(case, mesh):
     memories = np.zeros((len(rows), 1, SMALL.memory_tokens, ours.config.width), np.float32)
     nowhere, memories = put_batch((np.full(ids.shape, -1, np.int32), memories), mesh)
     sampling = Sampling(max_new_tokens=NEW_TOKENS)
-    out = generate(ours, params, ids, mask, nowhere, memories, jax.random.key(0), sampling, (TOKENS,))
+    out = generate(ours, params, ids, mask, nowhere, memories, np.zeros(len(rows), np.uint32), sampling, (TOKENS,))
     expected = [their_continuation(theirs, row) for row in rows]
     np.testing.assert_array_equal(out.tokens, expected)
     assert len({token for row in expected for token in row}) > NEW_TOKENS  # not one token again and again

@@ -185,7 +185,7 @@ def bare(bundle, records):
     memories = np.zeros((len(ids), 1, CLARA.memory_tokens, bundle.model.config.width), np.float32)
     with jax.set_mesh(bundle.mesh):
         arrays = put_batch((ids, mask, np.full_like(ids, -1), memories), bundle.mesh)
-        out = generate(bundle.model, bundle.params, *arrays, jax.random.key(0), Sampling(6), bundle.end_ids)
+        out = generate(bundle.model, bundle.params, *arrays, np.zeros(len(ids), np.uint32), Sampling(6), bundle.end_ids)
     return [bundle.tokenizer.decode(row[:n].tolist()) for row, n in zip(*jax.device_get(out[:2]), strict=True)]
 
 

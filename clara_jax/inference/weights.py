@@ -1,0 +1,117 @@
+"""The weights that answers are written with: as they are trained, or made ready for reading them once a token.
+
+"adapter" applies the generator's adapter beside the base and needs no memory of its own. "merged" adds it to a copy of
+the base: fewer and larger products. "int8" rounds that copy to one byte a weight. `docs/inference.md` has what each
+takes and gives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from clara_jax.errors import ClaraError
+from clara_jax.method.clara import ClaraModel
+from clara_jax.model.declare import linear_units
+from clara_jax.model.quantize import Quantized, quantize
+
+WEIGHTS = ("adapter", "merged", "int8")
+_SHARE = 1 / 4  # of an accelerator's memory that a merged copy may take unasked
+
+
+def check(weights: str) -> None:
+    """Raises:
+    ClaraError: an unknown name."""
+    if weights not in WEIGHTS:
+        raise ClaraError(f"weights: {weights!r} must be one of {', '.join(WEIGHTS)}")
+
+
+def choose(model: ClaraModel, params: Any, mesh: jax.sharding.Mesh) -> str:
+    """What is fastest and fits: "merged", except on devices of which the copy would take too much."""
+    stats = [device.memory_stats() for device in mesh.local_devices]
+    if not all(own and "bytes_limit" in own for own in stats):
+        return "merged"
+    limit = min(own["bytes_limit"] for own in stats)
+    sharded = sum(leaf.nbytes for leaf in jax.tree.leaves(params["base"]["layers"])) / mesh.devices.size
+    return "merged" if sharded <= _SHARE * limit else "adapter"
+
+
+def prepare(model: ClaraModel, params: Any, weights: str, mesh: jax.sharding.Mesh) -> tuple[ClaraModel, Any]:
+    """The model and the parameters to read prompts and write answers with.
+
+    On CPUs, which multiply no bfloat16, a copy is kept in float32 and computed with in float32: XLA would widen every
+    kernel anew for every token, which takes longer than all else.
+
+    Returns:
+      the model; parameters without the other roles' adapters, and with "adapter" no copy of anything.
+
+    Raises:
+      ClaraError: an unknown name.
+    """
+    check(weights)
+    adapter = params["lora"]["generator"]
+    if weights == "adapter":
+        return model, {**params, "lora": {"generator": adapter}}
+    on_cpu = all(device.platform == "cpu" for device in mesh.devices.flat)
+    if on_cpu:
+        model = dataclasses.replace(model, precision="float32")
+    base, dtype = params["base"], model.dtype if on_cpu else None
+    layers = {}
+    with jax.set_mesh(mesh):
+        for part, group in linear_units(model.config).items():
+            layers[part] = dict(base["layers"][part])
+            for unit, maps in group.items():
+                own, low = dict(base["layers"][part][unit]), adapter["layers"][part][unit]
+                own["kernel"] = {
+                    name: _merge(
+                        own["kernel"][name],
+                        low["a"],
+                        low["b"][name],
+                        letters=(linear.input_letters, linear.output_letters),
+                        scale=model.clara.lora_scale,
+                        dtype=dtype,
+                        rounded=weights == "int8",
+                    )
+                    for name, linear in maps.items()
+                }
+                layers[part][unit] = own
+        merged = {**base, "layers": {**base["layers"], **layers}}
+        for name in ("embed", "lm_head"):
+            if name in base:
+                merged[name] = {"table": _table(base[name]["table"], dtype=dtype, rounded=weights == "int8")}
+    return model, {**params, "base": merged, "lora": {}}
+
+
+@partial(jax.jit, static_argnames=("letters", "scale", "dtype", "rounded"))
+def _merge(
+    kernel: jax.Array,
+    a: jax.Array,
+    b: jax.Array,
+    letters: tuple[str, str],
+    scale: float,
+    dtype: jnp.dtype | None,
+    rounded: bool,
+) -> jax.Array | Quantized:
+    """kernel + scale · A B of all layers, summed in float32."""
+    ins, outs = letters
+    with jax.default_matmul_precision("highest"):
+        product = jnp.einsum(f"L{ins}R,LR{outs}->L{ins}{outs}", a, b, out_sharding=jax.typeof(kernel).sharding)
+    wide = kernel.astype(jnp.float32) + scale * product
+    return quantize(wide, tuple(range(1, 1 + len(ins)))) if rounded else wide.astype(dtype or kernel.dtype)
+
+
+@partial(jax.jit, static_argnames=("dtype", "rounded"))
+def _table(table: jax.Array, dtype: jnp.dtype | None, rounded: bool) -> jax.Array | Quantized:
+    return quantize(table, (1,)) if rounded else table.astype(dtype or table.dtype)
+
+
+def size(params: Mapping[str, Any]) -> int:
+    """Bytes that writing one token reads at least: all weights but an embedding table that is only looked up in."""
+    base = params["base"]
+    read = [base["layers"], base["final_norm"], params["lora"], base.get("lm_head", base["embed"])]
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(read))

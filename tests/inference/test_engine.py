@@ -1,0 +1,236 @@
+"""The engine: an answer is the same alone, among others, from a row that another left, and on several devices."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from clara_jax import ClaraError
+from clara_jax import bundle as bundles
+from clara_jax.inference import weights as ready
+from clara_jax.inference.decode import Sampling, generate
+from clara_jax.inference.engine import Engine, Request, _bucket
+from clara_jax.inference.prefixes import key, split_at
+from clara_jax.method.clara import ClaraConfig
+from clara_jax.model.sharding import make_mesh, put_batch
+from tests.tiny import write_base
+
+NEVER = (10**6,)  # ends no answer
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return write_base(tmp_path_factory.mktemp("base"))
+
+
+def opened(base, mesh, precision="float32"):
+    """A generator that is not the base: its adapter's B is not zero."""
+    clara = ClaraConfig(doc_max_length=32, compress_rate=8, lora_rank=4, max_length=192)
+    bundle = bundles.from_base(str(base), clara, mesh, precision)
+    lora = jax.tree.map(
+        lambda x: jax.device_put(
+            np.asarray(x) + 0.05 * np.cos(np.arange(x.size)).reshape(x.shape).astype("f4"), x.sharding
+        ),
+        bundle.params["lora"],
+    )
+    return dataclasses.replace(bundle, params=bundle.params | {"lora": lora})
+
+
+@pytest.fixture(scope="module")
+def bundle(base, mesh):
+    return opened(base, mesh)
+
+
+def requests(bundle, count, limits=(3, 9, 17), **sampling):
+    """Ragged ones: other lengths, other memories, other limits."""
+    rng, model = np.random.default_rng(1), bundle.model
+    size = model.clara.memory_tokens
+    made = []
+    for number in range(count):
+        documents, length = number % 4, int(rng.integers(4, 70))
+        ids = rng.integers(5, model.config.vocab_size, length + documents * size)
+        index = np.full(len(ids), -1)
+        index[2 : 2 + documents * size] = np.arange(documents * size)
+        memories = rng.normal(size=(documents, size, model.config.width)).astype("f4")
+        limit = Sampling(limits[number % len(limits)], **sampling)
+        made.append(Request(ids.tolist(), index.tolist(), memories, limit, seed=number))
+    return made
+
+
+def directly(bundle, request, end_ids=NEVER):
+    """The answer from the program for a whole batch, with the prompt padded on the left."""
+    ids, index = np.asarray(request.ids, np.int32), np.asarray(request.memory_index, np.int32)
+    row, places = np.zeros((1, 96), np.int32), np.full((1, 96), -1, np.int32)
+    row[0, -len(ids) :], places[0, -len(ids) :] = ids, index
+    memories = np.zeros((3, *request.memories.shape[1:]), "f4")
+    memories[: len(request.memories)] = request.memories
+    seed = np.array([request.seed], np.uint32)
+    with jax.set_mesh(bundle.mesh):
+        arrays = put_batch((row, np.arange(96)[None] >= 96 - len(ids), places, memories[None], seed), bundle.mesh)
+        out = jax.device_get(generate(bundle.model, bundle.params, *arrays, request.sampling, end_ids))
+    return tuple(out.tokens[0, : out.lengths[0]].tolist()), float(out.log_probability[0])
+
+
+@pytest.mark.parametrize("weights", ["adapter", "merged"])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_answers_are_those_of_one_prompt_alone(bundle, rows, weights):
+    engine = Engine(bundle.model, bundle.params, bundle.mesh, NEVER, rows=rows, weights=weights, steps=4)
+    asked = requests(bundle, 9)
+    for request, result in zip(asked, engine.generate(asked), strict=True):
+        tokens, log_probability = directly(bundle, request)
+        assert result.tokens == tokens and len(tokens) == request.sampling.max_new_tokens
+        assert result.log_probability == pytest.approx(log_probability, abs=1e-3)
+        assert result.ended == "length"
+        assert 0 <= result.milliseconds["queued"] <= result.milliseconds["first"] <= result.milliseconds["total"]
+    assert not engine.busy and not engine.waiting and not engine.step()
+
+
+def test_end_tokens_free_a_row_for_the_next(bundle):
+    asked = requests(bundle, 8, limits=(12,))
+    free = [directly(bundle, request)[0] for request in asked]
+    ends = (free[0][3], free[1][5])
+    engine = Engine(bundle.model, bundle.params, bundle.mesh, ends, rows=2, steps=3)
+    for request, tokens, result in zip(asked, free, engine.generate(asked), strict=True):
+        stop = next((place for place, token in enumerate(tokens) if token in ends), None)
+        assert result.tokens == tokens[:stop] and result.ended == ("length" if stop is None else "stop")
+        assert (result.tokens, pytest.approx(result.log_probability, abs=1e-3)) == directly(bundle, request, ends)
+
+
+def test_those_who_come_later_change_nothing_and_rows_grow(bundle):
+    asked = requests(bundle, 6, limits=(30,))
+    engine = Engine(bundle.model, bundle.params, bundle.mesh, NEVER, rows=4, steps=4)
+    tickets, lengths = [], set()
+    for request in asked:  # the second comes while the first, alone in its program, is written
+        tickets.append(engine.submit(request))
+        for _ in range(3):
+            engine.step()
+            lengths.add(len(tickets[0].tokens))
+    while engine.step():
+        pass
+    assert len(lengths) > 3  # tokens come a few at a time
+    for request, ticket in zip(asked, tickets, strict=True):
+        assert ticket.result.tokens == directly(bundle, request)[0] == tuple(ticket.tokens)
+
+
+def test_draws_depend_on_the_seed_alone(bundle):
+    asked = requests(bundle, 5, temperature=0.8) + requests(bundle, 3, temperature=1.3, top_p=0.7) + requests(bundle, 2)
+    engine = Engine(bundle.model, bundle.params, bundle.mesh, NEVER, rows=4, steps=4)
+    together = engine.generate(asked)
+    for request, result in zip(asked, together, strict=True):
+        assert result.tokens == directly(bundle, request)[0] == engine.generate([request])[0].tokens
+    other = engine.generate([dataclasses.replace(request, seed=request.seed + 100) for request in asked])
+    changed = [a.tokens != b.tokens for a, b in zip(together, other, strict=True)]
+    assert sum(changed[:8]) >= 6 and not any(changed[8:])
+
+
+def test_a_small_nucleus_is_the_likeliest_token(bundle):
+    engine = Engine(bundle.model, bundle.params, bundle.mesh, NEVER, rows=4)
+    narrow = engine.generate(requests(bundle, 4, temperature=2.0, top_p=1e-6))
+    assert [r.tokens for r in narrow] == [r.tokens for r in engine.generate(requests(bundle, 4))]
+
+
+def test_cancelled_requests_leave_the_others_alone(bundle):
+    asked = requests(bundle, 4, limits=(20,))
+    engine = Engine(bundle.model, bundle.params, bundle.mesh, NEVER, rows=2, steps=3)
+    tickets = [engine.submit(request) for request in asked]
+    engine.step()
+    tickets[0].cancel()  # has a row
+    tickets[3].cancel()  # waits
+    while engine.step():
+        pass
+    assert [ticket.result.ended for ticket in tickets] == ["cancelled", "length", "length", "cancelled"]
+    assert len(tickets[0].result.tokens) < 20
+    for request, ticket in list(zip(asked, tickets, strict=True))[1:3]:
+        assert ticket.result.tokens == directly(bundle, request)[0]
+
+
+def test_questions_on_the_same_documents_read_them_once(bundle):
+    one = requests(bundle, 4)[3]
+    beginning = split_at(one.memory_index)
+    assert beginning == 2 + 3 * bundle.model.clara.memory_tokens
+    rng = np.random.default_rng(5)
+    asked = []
+    for length in (5, 40, 11):
+        ids = one.ids[:beginning] + rng.integers(5, 90, length).tolist()
+        asked.append(dataclasses.replace(one, ids=ids, memory_index=one.memory_index[:beginning] + [-1] * length))
+    engine = Engine(bundle.model, bundle.params, bundle.mesh, NEVER, rows=4)
+    results = [engine.generate([request])[0] for request in asked]
+    assert (engine.prefixes.found, engine.prefixes.missed, len(engine.prefixes)) == (2, 1, 1)
+    for request, result in zip(asked, results, strict=True):
+        assert result.tokens == directly(bundle, request)[0]
+    # Other memories at the same tokens are another beginning.
+    other = dataclasses.replace(asked[0], memories=-asked[0].memories)
+    assert engine.generate([other])[0].tokens == directly(bundle, other)[0] != results[0].tokens
+    assert engine.prefixes.missed == 2
+
+
+def test_beginnings_that_were_not_used_for_longest_go(bundle):
+    asked = [request for request in requests(bundle, 12) if len(request.memories)]
+    engine = Engine(bundle.model, bundle.params, bundle.mesh, NEVER, rows=1)
+    engine.generate(asked[:1])
+    size = engine.prefixes._taken
+    small = Engine(bundle.model, bundle.params, bundle.mesh, NEVER, rows=1, prefix_budget=3 * size)
+    small.generate(asked)
+    assert 0 < small.prefixes._taken <= 3 * size and len(small.prefixes) < len(asked)
+    last, end = asked[-1], split_at(asked[-1].memory_index)
+    assert key(last.ids[:end], last.memory_index[:end], last.memories) in small.prefixes
+    none = Engine(bundle.model, bundle.params, bundle.mesh, NEVER, rows=1, prefix_budget=0)
+    none.generate(asked[:2])
+    assert len(none.prefixes) == 0
+
+
+@pytest.mark.parametrize("weights", ["adapter", "merged", "int8"])
+def test_several_devices(base, bundle, weights, mesh222):
+    expected = Engine(bundle.model, bundle.params, bundle.mesh, NEVER, rows=4, weights=weights, steps=4)
+    split = opened(base, mesh222)
+    engine = Engine(split.model, split.params, mesh222, NEVER, rows=4, weights=weights, steps=4)
+    asked = requests(bundle, 7)
+    twice = asked + [dataclasses.replace(asked[3], seed=1)]
+    ours = [result.tokens for result in engine.generate(twice)]
+    assert ours == [result.tokens for result in expected.generate(twice)]
+    assert engine.generate([asked[3]])[0].tokens == ours[3] and engine.prefixes.found
+
+
+def test_int8_is_close(bundle):
+    model, params = ready.prepare(bundle.model, bundle.params, "merged", bundle.mesh)
+    _, small = ready.prepare(bundle.model, bundle.params, "int8", bundle.mesh)
+    assert ready.size(small) < 0.3 * ready.size(params)
+    ids = np.arange(5, 45, dtype=np.int32)[None]
+
+    def states(params):
+        with jax.set_mesh(bundle.mesh):
+            x = model.embed(params, jax.device_put(ids, jax.P(("replica", "data"))))
+            return np.asarray(model.forward(params, None, x, ids > 0)[0])
+
+    exact, rounded = states(params), states(small)
+    error = np.linalg.norm(exact - rounded) / np.linalg.norm(exact)
+    assert 1e-5 < error < 0.05
+
+
+def test_refusals(bundle):
+    engine = Engine(bundle.model, bundle.params, bundle.mesh, NEVER, rows=2)
+    good = requests(bundle, 2)[1]
+    for changed, said in (
+        ({"ids": [], "memory_index": []}, "0 tokens"),
+        ({"memory_index": [-1]}, "1 memory indices"),
+        ({"memories": good.memories[:, :1]}, "is needed"),
+        ({"memories": good.memories[:0]}, "0 memories"),
+        ({"sampling": Sampling(10**7)}, "positions"),
+    ):
+        with pytest.raises(ClaraError, match=said):
+            engine.submit(dataclasses.replace(good, **changed))
+        with pytest.raises(ClaraError, match=f"prompt 1: .*{said}"):
+            engine.generate([good, dataclasses.replace(good, **changed)])
+    assert not engine.waiting
+    with pytest.raises(ClaraError, match="weights: 'fast' must be one of adapter, merged, int8"):
+        Engine(bundle.model, bundle.params, bundle.mesh, NEVER, weights="fast")
+    with pytest.raises(ClaraError, match="rows"):
+        Engine(bundle.model, bundle.params, make_mesh(2, 1, devices=jax.devices()[:2]), NEVER, rows=3)
+
+
+def test_buckets_hold_their_number():
+    sizes = [_bucket(number) for number in range(1, 3000)]
+    assert all(number <= size for number, size in enumerate(sizes, 1))
+    assert all(size <= 1.5 * number for number, size in enumerate(sizes, 1) if number > 32)
+    assert len(set(sizes)) < 20

@@ -171,9 +171,14 @@ class Library:
         Raises:
           ClaraError: a document without text or with a bad id, or two with one id; the store refuses.
         """
-        return fill(self.store, self.clara.bundle, self._cut(documents), self.clara.batch_size, done)
+        return fill(self.store, self.clara.bundle, self.cut(documents), self.clara.batch_size, done)
 
-    def _cut(self, documents: Iterable[Document | CutDocument]) -> Iterable[CutDocument]:
+    def cut(self, documents: Iterable[Document | CutDocument]) -> Iterable[CutDocument]:
+        """Documents cut for this model.
+
+        Raises:
+          ClaraError: as `add`.
+        """
         seen: set[str] = set()
         for document in documents:
             if isinstance(document, CutDocument):  # `read` has looked at these

@@ -14,7 +14,7 @@ from clara_jax.data.tokenization import ClaraTokenizer
 from clara_jax.distributed import gather
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.compressor import encode
-from clara_jax.model.sharding import put_batch
+from clara_jax.model.sharding import batch_shards, put_batch
 
 LENGTH_MULTIPLE = 32  # lengths are rounded up to it, so that few shapes are compiled
 
@@ -43,7 +43,11 @@ def encode_texts(
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
         width = -(-len(texts[places[0]]) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
-        rows = [np.asarray(texts[i], np.int32) for i in places] + [None] * (batch_size - len(places))
+        # Few texts, or the last ones, make a smaller batch: padding is computed, too.
+        count = batch_shards(mesh)
+        while count < len(places):
+            count *= 2
+        rows = [np.asarray(texts[i], np.int32) for i in places] + [None] * (min(count, batch_size) - len(places))
         arrays = with_memory(rows, width, tokenizer)
         with jax.set_mesh(mesh):
             memory = encode_batch(model, role, params, *put_batch(arrays, mesh))

@@ -1,0 +1,149 @@
+"""Serves a store: an OpenAI-compatible chat with sources, ranking, search, documents, metrics, and a page."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+from clara_jax import command
+from clara_jax.errors import ClaraError
+
+EXAMPLES = """examples:
+  python -m clara_jax.serve --checkpoint runs/first --store stores/first         then open http://127.0.0.1:8000
+  python -m clara_jax.serve --checkpoint runs/first --store stores/first --host 0.0.0.0 --api-key-file key.txt
+
+The key may also stand in the environment variable CLARA_API_KEY. Stopped by Ctrl-C or SIGTERM, the server takes no more
+requests, finishes what it has begun, and tells the rest that it ends. docs/serving.md says more."""
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m clara_jax.serve",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--checkpoint", required=True, metavar="DIR", help="a training run, one of its checkpoints, or a released one")
+    add("--store", required=True, metavar="DIR", help="the documents; made where there is none")
+    add("--host", default="127.0.0.1", help="address to listen at (127.0.0.1: this machine alone)")
+    add("--port", type=int, default=8000, help="(8000); 0 takes a free one")
+    add("--rows", type=int, default=16, metavar="N", help="answers that are written together (16)")
+    add("--queue", type=int, default=64, metavar="N", help="requests that may wait beside them (64); more get a 429")
+    add("--api-key-file", metavar="FILE", help="what clients must name, on its first line")
+    add("--max-body", type=int, default=4, metavar="MIB", help="largest request (4)")
+    add("--body-seconds", type=float, default=20, metavar="S", help="until a request has arrived (20)")
+    add("--request-seconds", type=float, default=300, metavar="S", help="until it is answered (300)")
+    add("--drain-seconds", type=float, default=30, metavar="S", help="for what is under way when the server ends (30)")
+    add("--weights", metavar="NAME", help="adapter, merged or int8: see docs/inference.md (default: what fits)")
+    add("--base", metavar="NAME", help="where the base model lies, if not where the checkpoint says")
+    add("--precision", choices=("bfloat16", "float32"), help="default: as trained")
+    add("--no-warm-up", action="store_true", help="listen at once; the first questions wait for the compiler")
+    return parser
+
+
+def main() -> None:
+    arguments = parser().parse_args()
+    for name in ("rows", "queue", "max_body", "body_seconds", "request_seconds", "drain_seconds"):
+        if getattr(arguments, name) <= 0:
+            raise ClaraError(f"--{name.replace('_', '-')}: {getattr(arguments, name)} must be above 0")
+    key = _key(arguments.api_key_file)
+    local = _loopback(arguments.host)
+    from clara_jax.library import Library
+    from clara_jax.serving.app import make_app
+    from clara_jax.serving.guard import LOOPBACK, Limits
+    from clara_jax.serving.worker import Worker
+
+    library = Library.open(
+        arguments.checkpoint,
+        arguments.store,
+        create=True,
+        base=arguments.base,
+        precision=arguments.precision,
+        batch_size=arguments.rows,
+        weights=arguments.weights,
+    )
+    if not arguments.no_warm_up:
+        print("compiling ...", flush=True)
+        library.warm_up()
+    worker = Worker(library, arguments.queue)
+    limits = Limits(
+        key,
+        LOOPBACK if local else None,
+        arguments.max_body << 20,
+        arguments.body_seconds,
+        arguments.request_seconds,
+    )
+    if not local and key is None:
+        print(f"warning: anyone who reaches {arguments.host} may ask, add and delete; give --api-key-file", flush=True)
+    print(f"{len(library.store):,} chunks, weights {library.engine.weights}, {library.engine.rows} rows", flush=True)
+    _listen(make_app(worker, limits, library.engine.rows), worker, arguments)
+
+
+def _listen(app: Any, worker: Any, arguments: argparse.Namespace) -> None:
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        """Tells the worker before it stops listening."""
+
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            if not worker.stopping:
+                print("stopping: what is under way is finished", flush=True)
+                worker.stop()
+                # Who is not served by then is told so, and not cut off.
+                timer = threading.Timer(arguments.drain_seconds, worker.end)
+                timer.daemon = True
+                timer.start()
+            elif sig == signal.SIGINT:
+                worker.end()  # asked twice
+            super().handle_exit(sig, frame)
+
+    config = uvicorn.Config(
+        app,
+        host=arguments.host,
+        port=arguments.port,
+        log_level="warning",
+        timeout_keep_alive=10,
+        timeout_graceful_shutdown=int(arguments.drain_seconds) + 10,
+        limit_concurrency=4 * worker.limit + 64,
+        server_header=False,
+    )
+    server = Server(config)
+    try:
+        sockets = [config.bind_socket()]
+    except SystemExit:
+        raise ClaraError(f"--port: {arguments.host}:{arguments.port} cannot be listened at; take another") from None
+    host, port = sockets[0].getsockname()[:2]
+    print(f"listening at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, signal.SIG_IGN)  # uvicorn has its own meanwhile, and raises them again at its end
+    server.run(sockets)
+    worker.end()
+
+
+def _key(path: str | None) -> str | None:
+    if path is None:
+        return os.environ.get("CLARA_API_KEY") or None
+    try:
+        key = Path(path).read_text("utf-8").split("\n")[0].strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ClaraError(f"--api-key-file: {path} cannot be read: {error}") from None
+    if not key:
+        raise ClaraError(f"--api-key-file: the first line of {path} is empty; it is the key")
+    return key
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+if __name__ == "__main__":
+    command.run(main)

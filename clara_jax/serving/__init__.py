@@ -1,0 +1,1 @@
+"""A library behind HTTP: an OpenAI-compatible chat, ranking, search, documents, metrics, and a page."""

@@ -1,0 +1,146 @@
+"""What stands before every route: whose request it is, how large, how slow, and what is counted of it."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hmac
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from clara_jax.serving.metrics import Metrics
+from clara_jax.serving.schema import error
+
+OPEN = ("/", "/health", "/favicon.ico")  # paths that need no key
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a client may do.
+
+    Attributes:
+      key: that it must name ("Authorization: Bearer ..."), None for none.
+      hosts: names that it may know this server by; None for any. A page of another origin that has its own name point
+        here (DNS rebinding) does not know one.
+      body: bytes of a request.
+      body_seconds: until a request is here.
+      request_seconds: until it is answered.
+    """
+
+    key: str | None = None
+    hosts: tuple[str, ...] | None = None
+    body: int = 4 << 20
+    body_seconds: float = 20.0
+    request_seconds: float = 300.0
+
+
+class Guard:
+    """ASGI middleware."""
+
+    def __init__(self, app: Callable[..., Any], limits: Limits, metrics: Metrics):
+        self._app, self._limits, self._metrics = app, limits, metrics
+
+    async def __call__(self, scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status = time.perf_counter(), 500
+
+        async def watched(message: dict[str, Any]) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], *((k.encode(), v.encode()) for k, v in _HEADERS.items())]
+            await send(message)
+
+        try:
+            refused = self._refused(scope)
+            if refused is None:
+                body, refused = await self._body(scope, receive)
+            if refused is not None:
+                await _say(watched, *refused)
+            elif body is not None:
+                await self._app(scope, _replayed(body, receive), watched)
+            else:
+                status = 499  # the client has gone; nobody reads an answer
+        finally:
+            # Paths that are no route could be any number: they are counted as one.
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.requests.labels(route, str(status)).inc()
+            self._metrics.seconds.labels(route).observe(time.perf_counter() - began)
+
+    def _refused(self, scope: dict[str, Any]) -> tuple[int, str, str] | None:
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        if self._limits.hosts is not None and _host(headers.get("host", "")) not in self._limits.hosts:
+            return 400, f"this server is not known as {headers.get('host', '')[:100]!r}", "invalid_request_error"
+        if self._limits.key is not None and scope["path"] not in OPEN:
+            kind, _, given = headers.get("authorization", "").partition(" ")
+            if kind.lower() != "bearer" or not hmac.compare_digest(given.encode(), self._limits.key.encode()):
+                return 401, "the key is missing or wrong: Authorization: Bearer KEY", "authentication_error"
+        length = headers.get("content-length", "")
+        if length.isdigit() and int(length) > self._limits.body:
+            return self._large()
+        return None
+
+    async def _body(
+        self, scope: dict[str, Any], receive: Callable[..., Any]
+    ) -> tuple[bytes | None, tuple[int, str, str] | None]:
+        """The whole body, None where the client has gone; or why it is refused."""
+        parts, size = [], 0
+        try:
+            async with asyncio.timeout(self._limits.body_seconds):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None, None
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    if size > self._limits.body:
+                        return None, self._large()
+                    if not message.get("more_body", False):
+                        return b"".join(parts), None
+        except TimeoutError:
+            words = f"the request took longer than {self._limits.body_seconds:g} seconds to arrive"
+            return None, (408, words, "timeout_error")
+
+    def _large(self) -> tuple[int, str, str]:
+        return 413, f"the request is larger than {self._limits.body:,} bytes", "invalid_request_error"
+
+
+def _replayed(body: bytes, receive: Callable[..., Any]) -> Callable[..., Any]:
+    given = False
+
+    async def again() -> dict[str, Any]:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+def _host(header: str) -> str | None:
+    try:
+        return urlsplit(f"//{header}").hostname
+    except ValueError:
+        return None
+
+
+async def _say(send: Callable[..., Any], status: int, message: str, kind: str) -> None:
+    """An answer for one whose request was not read to its end: the connection ends with it."""
+    body = json.dumps(error(message, kind)).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers += [(b"connection", b"close")] + [(b"www-authenticate", b"Bearer")] * (status == 401)
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

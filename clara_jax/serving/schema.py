@@ -1,0 +1,233 @@
+"""What goes over the wire. Unknown fields are left alone, as OpenAI's clients send many that mean nothing here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from clara_jax.library import CANDIDATES
+from clara_jax.retrieval.documents import LONGEST_ID
+
+LONGEST_ANSWER, MOST_CHUNKS, LONGEST_QUESTION = 4096, 100, 20_000
+
+Question = Annotated[str, Field(min_length=1, max_length=LONGEST_QUESTION)]
+How = Literal["memory", "words", "both"]
+Where = Annotated[
+    str | None,
+    Field(default=None, max_length=2000, description="an SQL condition on the chunks, e.g. document = 'notes/a.md'"),
+]
+Count = Annotated[int, Field(ge=1, le=MOST_CHUNKS)]
+
+
+class Part(BaseModel):
+    """A piece of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    """A message of a chat; the last one of the user is the question."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[Part] | None = None
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+class ChatRequest(BaseModel):
+    """A chat completion as OpenAI's, and how its sources are found."""
+
+    messages: list[Message] = Field(min_length=1, max_length=1000)
+    model: str | None = Field(default=None, description="any name: there is one model")
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=LONGEST_ANSWER)
+    max_tokens: int | None = Field(default=None, ge=1, le=LONGEST_ANSWER, description="the older name")
+    temperature: float = Field(default=0.0, ge=0, le=2, description="0 takes the likeliest token")
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    seed: int = Field(default=0, ge=-(2**63), lt=2**63)
+    n: Literal[1] = 1
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    k: Count = Field(default=5, description="chunks that the answer is given from")
+    candidates: Count = Field(default=CANDIDATES, description="chunks that are looked at and returned")
+    how: How = Field(default="memory", description="what finds the chunks")
+    where: Where
+    expand: int = Field(default=0, ge=0, le=MOST_CHUNKS, description="so many of the best are given as text, too")
+    abstain_below: float | None = Field(
+        default=None, ge=-1, le=1, description="answer nothing where the best score is below"
+    )
+
+
+class Chunk(BaseModel):
+    """A chunk that was found; ``score`` is a cosine, BM25, or the sum of reciprocal ranks, by ``how``."""
+
+    id: str
+    document: str
+    title: str
+    text: str
+    source: str
+    start: int
+    end: int
+    tokens: int
+    score: float
+    rank: int
+
+
+class Found(BaseModel):
+    """What an answer was given from.
+
+    ``compress_ratio`` is text tokens of the selected chunks over the memory vectors that were read instead.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    candidates: list[Chunk]
+    sources: list[Chunk]
+    compress_ratio: float
+    abstained: bool
+    milliseconds: dict[str, float]
+
+
+class Said(BaseModel):
+    role: Literal["assistant"]
+    content: str
+
+
+class Choice(BaseModel):
+    index: int
+    message: Said
+    finish_reason: Literal["stop", "length"]
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class ChatResponse(BaseModel):
+    """A chat completion as OpenAI's, with what it was given from."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+    found: Found
+    sources: list[Chunk]
+
+
+class Model(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str = "clara_jax"
+
+
+class Models(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class SearchRequest(BaseModel):
+    question: Question
+    k: Count = 5
+    how: How = "memory"
+    where: Where
+
+
+class SearchResponse(BaseModel):
+    hits: list[Chunk]
+
+
+class RankRequest(BaseModel):
+    """Texts to be ranked for a question; they are compressed for it and not kept."""
+
+    question: Question
+    documents: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1, max_length=MOST_CHUNKS)
+
+
+class Ranked(BaseModel):
+    index: int
+    score: float
+
+
+class RankResponse(BaseModel):
+    """Best first."""
+
+    results: list[Ranked]
+
+
+class NewDocument(BaseModel):
+    """A document; one that has its id is replaced."""
+
+    id: str = Field(min_length=1, max_length=LONGEST_ID)
+    text: str = Field(min_length=1)
+    title: str = Field(default="", max_length=1000)
+    source: str = Field(default="", max_length=2000)
+
+
+class AddRequest(BaseModel):
+    documents: list[NewDocument] = Field(min_length=1, max_length=1000)
+
+
+class AddResponse(BaseModel):
+    """Documents that are in the store now; chunks that were compressed, were there before, and were removed."""
+
+    documents: int
+    compressed: int
+    unchanged: int
+    removed: int
+
+
+class ListedDocument(BaseModel):
+    id: str
+    title: str
+    source: str
+    chunks: int
+    tokens: int
+
+
+class ListResponse(BaseModel):
+    documents: list[ListedDocument]
+    total: int
+
+
+class DeleteResponse(BaseModel):
+    deleted: str
+
+
+class Health(BaseModel):
+    """``status`` is "ok", "stopping" or "failed"."""
+
+    status: Literal["ok", "stopping", "failed"]
+    answering: int
+    inside: int
+    limit: int
+    needs_key: bool
+
+
+class ErrorText(BaseModel):
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorResponse(BaseModel):
+    """An error as OpenAI's."""
+
+    error: ErrorText
+
+
+def error(message: str, kind: str, param: str | None = None) -> dict[str, Any]:
+    """The body of an error."""
+    return ErrorResponse(error=ErrorText(message=message, type=kind, param=param)).model_dump()

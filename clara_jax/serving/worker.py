@@ -1,0 +1,264 @@
+"""The one thread that owns a library: what clients ask for runs here, in turns with the tokens of all answers.
+
+Model, store and engine are for one thread at a time. Coroutines hand their work over and are told of results on their
+own loop; while answers are being written they take turns with everything else, so that neither holds up the other for
+long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, NamedTuple
+
+from clara_jax.inference.engine import Result, Ticket
+from clara_jax.library import Asked, Library
+
+logger = logging.getLogger(__name__)
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer makes of a character that is not whole yet
+_LEAST_TURN = 0.05  # seconds of other work between two steps of the engine
+
+
+class Full(Exception):
+    """As many requests wait as may."""
+
+
+class Stopping(Exception):
+    """The server ends, and takes no more work."""
+
+
+class Finished(NamedTuple):
+    """The end of an answer: its whole text, and the engine's result."""
+
+    text: str
+    result: Result
+
+
+class Answering:
+    """An answer on its way to a coroutine: iterate over its pieces of text, the last item being `Finished`."""
+
+    def __init__(self, asked: Asked, ticket: Ticket | None, loop: asyncio.AbstractEventLoop):
+        self.asked, self._ticket, self._loop = asked, ticket, loop
+        self._items: asyncio.Queue[str | Finished | Exception] = asyncio.Queue()
+        self._said = ""
+
+    async def __aiter__(self) -> AsyncIterator[str | Finished]:
+        """Raises:
+        Stopping: the server ended before the answer did."""
+        while self._ticket is not None:
+            item = await self._items.get()
+            if isinstance(item, Exception):
+                raise item
+            yield item
+            if isinstance(item, Finished):
+                return
+
+    def cancel(self) -> None:
+        if self._ticket is not None:
+            self._ticket.cancel()
+
+    def _tell(self, item: str | Finished | Exception) -> None:
+        _on(self._loop, self._items.put_nowait, item)
+
+    def _look(self, text: Callable[[list[int]], str]) -> bool:
+        """Passes on what is new; whether the answer is over."""
+        whole, result = text(self._ticket.tokens), self._ticket.result
+        # What was passed on cannot be taken back: half a character waits for its rest.
+        sure = whole if result is not None else whole.rstrip(_REPLACEMENT)
+        if len(sure) > len(self._said) and sure.startswith(self._said):
+            self._tell(sure[len(self._said) :])
+            self._said = sure
+        if result is not None:
+            self._tell(Finished(whole, result))
+        return result is not None
+
+
+class Worker:
+    """Runs what is asked for, one thing after another, and steps the engine in between.
+
+    Attributes:
+      limit: requests that may be inside at one time, those being answered among them.
+    """
+
+    def __init__(self, library: Library, queue: int):
+        """
+        Args:
+          queue: requests that may wait for a row of the engine.
+        """
+        self._library, self.limit = library, queue + library.engine.rows
+        self._jobs: deque[_Job] = deque()
+        self._answers: list[Answering] = []
+        self._changed = threading.Condition()
+        self._stopping = self._ended = False
+        self.inside = 0  # changed by the loop's thread alone
+        self._thread = threading.Thread(target=self._run, name="clara-worker", daemon=True)
+        self._thread.start()
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopping
+
+    @property
+    def answering(self) -> int:
+        """Answers that are being written or wait for a row."""
+        return len(self._answers)
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What ``function(library, *arguments)`` gives; one that gives an iterator is run item by item, other work
+        coming in between, and the items are returned as a list.
+
+        Raises:
+          Full, Stopping: it was not begun.
+        """
+        self._enter()
+        try:
+            return await self._do(function, *arguments)
+        finally:
+            self.inside -= 1
+
+    async def ask(self, question: str, options: dict[str, Any]) -> Answering:
+        """Finds what a question is answered from, and begins to answer it; `finish` it in any case.
+
+        Args:
+          options: of `Library.ask`.
+
+        Raises:
+          Full, Stopping: it was not begun.
+          ClaraError: see `Library.ask`.
+        """
+        loop = asyncio.get_running_loop()
+
+        def begin(library: Library) -> Answering:
+            asked = library.ask(question, **options)
+            ticket = None if asked.request is None else library.engine.submit(asked.request)
+            answering = Answering(asked, ticket, loop)
+            if ticket is not None:
+                self._answers.append(answering)
+            return answering
+
+        self._enter()
+        try:
+            job = asyncio.ensure_future(self._do(begin))
+            try:
+                return await asyncio.shield(job)
+            except asyncio.CancelledError:
+                # The client has gone: what comes of it is given up as soon as it is there.
+                job.add_done_callback(lambda done: done.cancelled() or done.exception() or done.result().cancel())
+                raise
+        except BaseException:
+            self.inside -= 1
+            raise
+
+    def finish(self, answering: Answering) -> None:
+        """Frees the place of an answer, and gives the answer up where it is not over."""
+        answering.cancel()
+        self.inside -= 1
+
+    def stop(self) -> None:
+        """Takes no more work; what is inside goes on."""
+        self._stopping = True
+
+    def end(self) -> None:
+        """Ends the thread; who still waits is told `Stopping`."""
+        with self._changed:
+            self._stopping = self._ended = True
+            self._changed.notify()
+
+    def _enter(self) -> None:
+        if self._stopping:
+            raise Stopping
+        if self.inside >= self.limit:
+            raise Full
+        self.inside += 1
+
+    async def _do(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        job = _Job(function, arguments, asyncio.get_running_loop())
+        with self._changed:
+            self._jobs.append(job)
+            self._changed.notify()
+        try:
+            return await job.future
+        finally:
+            job.unwanted = True  # where nobody waits any more it need not begin
+
+    # --- the thread ---
+
+    def _run(self) -> None:
+        try:
+            while self._wait():
+                began = time.monotonic()
+                if self._answers:
+                    self._step()
+                share = max(_LEAST_TURN, time.monotonic() - began)
+                until = time.monotonic() + share
+                while self._jobs and (not self._answers or time.monotonic() < until):
+                    self._begin(self._jobs.popleft())
+        except BaseException:
+            logger.exception("the worker failed")
+            raise
+        finally:
+            self._stopping = True
+            for job in self._jobs:
+                _on(job.loop, job.fail, Stopping())
+            for answering in self._answers:
+                answering._tell(Stopping())
+
+    def _wait(self) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._jobs or self._answers or self._ended)
+            return not self._ended
+
+    def _step(self) -> None:
+        self._library.engine.step()
+        self._answers = [own for own in self._answers if not own._look(self._library.text)]
+
+    def _begin(self, job: _Job) -> None:
+        if job.unwanted:
+            return
+        try:
+            result = job.function(self._library, *job.arguments)
+            if isinstance(result, Iterator):
+                result = self._all(result)
+        except Exception as error:
+            _on(job.loop, job.fail, error)
+        else:
+            _on(job.loop, job.succeed, result)
+
+    def _all(self, items: Iterator[Any]) -> list[Any]:
+        done = []
+        for item in items:
+            done.append(item)
+            if self._answers:
+                self._step()
+            if self._ended:
+                raise Stopping
+        return done
+
+
+class _Job:
+    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], loop: asyncio.AbstractEventLoop):
+        self.function, self.arguments, self.loop = function, arguments, loop
+        self.future: asyncio.Future[Any] = loop.create_future()
+        self.unwanted = False
+
+    def succeed(self, result: Any) -> None:
+        if not self.future.done():
+            self.future.set_result(result)
+
+    def fail(self, error: Exception) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+def _on(loop: asyncio.AbstractEventLoop, call: Callable[..., Any], *arguments: Any) -> None:
+    """Calls it on the loop, if that still runs."""
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(call, *arguments)

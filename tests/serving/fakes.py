@@ -1,0 +1,173 @@
+"""A library without a model, and a server around it on a real socket."""
+
+import dataclasses
+import socket
+import threading
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import uvicorn
+
+from clara_jax.errors import ClaraError
+from clara_jax.api import GREEDY
+from clara_jax.inference.engine import Request, Result
+from clara_jax.library import Asked, Hit
+from clara_jax.retrieval.document_store import StoredDocument
+from clara_jax.retrieval.documents import CutDocument
+from clara_jax.retrieval.filling import Filled
+from clara_jax.serving.app import make_app
+from clara_jax.serving.guard import Limits
+from clara_jax.serving.worker import Worker
+
+
+class FakeTicket:
+    def __init__(self, request):
+        self.request, self.tokens, self.result, self.cancelled = request, [], None, False
+
+    def cancel(self):
+        self.cancelled = True
+
+
+class FakeEngine:
+    """Writes the code points of "answer to <question>", a few of each row at a step, slowly if asked to."""
+
+    def __init__(self, rows, pause):
+        self.rows, self.weights, self.pause = rows, "fake", pause
+        self.seats, self.waiting, self.ended, self.together = [], [], [], 0
+
+    def submit(self, request):
+        ticket = FakeTicket(request)
+        self.waiting.append(ticket)
+        return ticket
+
+    def step(self):
+        while self.waiting and len(self.seats) < self.rows:
+            self.seats.append(self.waiting.pop(0))
+        self.together = max(self.together, len(self.seats))
+        time.sleep(self.pause)
+        for ticket in self.seats + self.waiting:
+            limit = ticket.request.sampling.max_new_tokens
+            whole = list(ticket.request.ids)[:limit]
+            if ticket in self.seats:
+                ticket.tokens = whole[: len(ticket.tokens) + 4]
+            if ticket.cancelled or ticket.tokens == whole:
+                short = len(ticket.request.ids) > limit
+                ended = "cancelled" if ticket.cancelled else "length" if short else "stop"
+                times = {"queued": 0.0, "first": 1.0, "total": 2.0}
+                ticket.result = Result(tuple(ticket.tokens), -1.0, ended, times)
+                self.ended.append(ticket)
+        self.seats = [own for own in self.seats if own.result is None]
+        self.waiting = [own for own in self.waiting if own.result is None]
+        return bool(self.seats or self.waiting)
+
+
+class FakeLibrary:
+    """Documents in a dict, found by shared words."""
+
+    def __init__(self, rows=4, pause=0.0):
+        self.engine, self.stored = FakeEngine(rows, pause), {}
+        self.store = SimpleNamespace(__len__=lambda: len(self.stored))
+        self.pause_add = 0.0
+        self.thread = None
+
+    def _here(self):
+        """The library is one thread's."""
+        self.thread = self.thread or threading.get_ident()
+        assert self.thread == threading.get_ident()
+
+    def search(self, question, k=5, how="memory", where=None):
+        self._here()
+        if not question.strip():
+            raise ClaraError("the question is empty")
+        if where is not None:
+            raise ClaraError(f"where: {where!r} is no condition on the columns")
+        words = set(question.lower().split())
+        scored = sorted(((-len(words & set(text.lower().split())), name) for name, text in self.stored.items()))[:k]
+        return [
+            Hit(f"{name}#0", name, "", self.stored[name], "", 0, len(self.stored[name]), 5, -score / 10, rank)
+            for rank, (score, name) in enumerate(scored, 1)
+        ]
+
+    def ask(
+        self,
+        question,
+        *,
+        k=5,
+        how="memory",
+        where=None,
+        expand=0,
+        abstain_below=None,
+        candidates=20,
+        sampling=GREEDY,
+        seed=0,
+    ):
+        hits = self.search(question, max(k, candidates), how, where)
+        silent = not hits or (abstain_below is not None and hits[0].score < abstain_below)
+        text = f"answer to {question} ✓"
+        request = Request([ord(c) for c in text], [-1] * len(text), np.zeros((0, 1, 1)), sampling, seed)
+        return Asked(question, tuple(hits), min(k, len(hits)), None if silent else request, 16.0, {"read": 1.0})
+
+    def text(self, tokens):
+        return "".join(map(chr, tokens))
+
+    def rank(self, question, texts):
+        self._here()
+        return [float(len(set(question.split()) & set(text.split()))) for text in texts]
+
+    def cut(self, documents):
+        for document in documents:
+            if not document.text.strip():
+                raise ClaraError(f"document {document.id!r}: holds no text")
+            if any(ord(c) < 32 for c in document.id):
+                raise ClaraError(f"document {document.id!r}: the id holds a control character")
+            yield CutDocument(document.id, (SimpleNamespace(text=document.text),))
+
+    def add(self, documents):
+        self._here()
+        time.sleep(self.pause_add)
+        for document in documents:
+            self.stored[document.id] = document.chunks[0].text
+        return Filled(len(documents), len(documents), 0, 0)
+
+    def finish(self):
+        pass
+
+    def delete(self, ids):
+        self._here()
+        return sum(self.stored.pop(name, None) is not None for name in ids)
+
+    def documents(self, offset=0, limit=100):
+        self._here()
+        names = sorted(self.stored)
+        return [StoredDocument(name, "", "", 1, 5) for name in names[offset : offset + limit]], len(names)
+
+
+@dataclasses.dataclass
+class Served:
+    url: str
+    library: FakeLibrary
+    worker: Worker
+    server: uvicorn.Server
+    thread: threading.Thread
+
+    def end(self):
+        self.server.should_exit = True
+        self.thread.join(10)
+        self.worker.end()
+
+
+def serve(library=None, queue=8, **limits):
+    """A server on a free port of the loopback interface."""
+    library = library or FakeLibrary()
+    worker = Worker(library, queue)
+    app = make_app(worker, Limits(**limits), library.engine.rows)
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    return Served(f"http://127.0.0.1:{listening.getsockname()[1]}", library, worker, server, thread)

@@ -1,0 +1,336 @@
+"""The server around a library without a model: what clients get, however they behave."""
+
+import asyncio
+import json
+import socket
+import threading
+import time
+
+import httpx
+import pytest
+
+from tests.serving.fakes import FakeLibrary, serve
+
+DOCUMENTS = [
+    {"id": "notes/a.md", "text": "the cat sat on the mat"},
+    {"id": "../../etc/passwd", "text": "a dog barked at the moon"},
+]
+
+
+@pytest.fixture
+def served():
+    own = []
+
+    def start(**options):
+        own.append(serve(**options))
+        httpx.post(f"{own[-1].url}/v1/documents", json={"documents": DOCUMENTS}, headers=KEY).raise_for_status()
+        return own[-1]
+
+    yield start
+    for one in own:
+        one.end()
+
+
+KEY = {"authorization": "Bearer secret"}
+
+
+def chat(question="where is the cat", **fields):
+    return {"messages": [{"role": "user", "content": question}], **fields}
+
+
+def events(response):
+    lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def wait_until(condition):
+    for _ in range(500):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it never came to that")
+
+
+def test_an_answer_with_its_sources(served):
+    url = served().url
+    response = httpx.post(f"{url}/v1/chat/completions", json=chat(k=1))
+    assert response.status_code == 200, response.text
+    body = response.json()
+    assert body["object"] == "chat.completion" and body["choices"][0]["finish_reason"] == "stop"
+    assert body["choices"][0]["message"] == {"role": "assistant", "content": "answer to where is the cat ✓"}
+    assert [source["document"] for source in body["sources"]] == ["notes/a.md"]
+    assert len(body["found"]["candidates"]) == 2 and body["found"]["compress_ratio"] == 16
+    assert body["usage"] == {"prompt_tokens": 28, "completion_tokens": 28, "total_tokens": 56}
+    short = httpx.post(f"{url}/v1/chat/completions", json=chat(max_tokens=6)).json()
+    assert short["choices"][0]["message"]["content"] == "answer" and short["choices"][0]["finish_reason"] == "length"
+
+
+def test_parts_and_the_last_question_of_a_chat(served):
+    messages = [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "no"},
+        {"role": "assistant", "content": "yes"},
+        {"role": "user", "content": [{"type": "text", "text": "wh"}, {"type": "text", "text": "o"}]},
+    ]
+    body = httpx.post(f"{served().url}/v1/chat/completions", json={"messages": messages, "n": 1, "user": "x"}).json()
+    assert body["choices"][0]["message"]["content"] == "answer to who ✓"
+
+
+def test_a_stream_is_the_answer_in_pieces(served):
+    own = chat(stream=True, stream_options={"include_usage": True})
+    response = httpx.post(f"{served().url}/v1/chat/completions", json=own)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    first, *middle, last, usage = events(response)
+    assert first["choices"][0]["delta"]["role"] == "assistant"
+    assert first["found"]["sources"][0]["document"] == "notes/a.md"
+    texts = [piece["choices"][0]["delta"]["content"] for piece in middle]
+    assert "".join(texts) == "answer to where is the cat ✓" and len(texts) > 3
+    assert last["choices"][0]["finish_reason"] == "stop" and "total" in last["found"]["milliseconds"]
+    assert usage["choices"] == [] and usage["usage"]["completion_tokens"] == 28
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_it_abstains_in_words(served, stream):
+    response = httpx.post(f"{served().url}/v1/chat/completions", json=chat(abstain_below=0.9, stream=stream))
+    body = events(response)[-1] if stream else response.json()
+    assert body["found"]["abstained"] and body["choices"][0]["finish_reason"] == "stop"
+    assert "do not seem to answer" in response.text
+
+
+def test_many_clients_are_answered_together(served):
+    own = served(library=FakeLibrary(rows=4, pause=0.02), queue=40)
+
+    async def all_of_them():
+        async with httpx.AsyncClient(timeout=30) as client:
+            asked = [client.post(f"{own.url}/v1/chat/completions", json=chat(f"question {i}")) for i in range(20)]
+            return await asyncio.gather(*asked)
+
+    for number, response in enumerate(asyncio.run(all_of_them())):
+        assert response.json()["choices"][0]["message"]["content"] == f"answer to question {number} ✓"
+    assert own.library.engine.together == 4 and own.worker.inside == 0
+
+
+def test_a_full_queue_says_so_and_recovers(served):
+    own = served(library=FakeLibrary(rows=1, pause=0.05), queue=2)
+
+    async def all_of_them():
+        async with httpx.AsyncClient(timeout=30) as client:
+            asked = [client.post(f"{own.url}/v1/chat/completions", json=chat()) for _ in range(10)]
+            return await asyncio.gather(*asked)
+
+    responses = asyncio.run(all_of_them())
+    statuses = [response.status_code for response in responses]
+    assert statuses.count(200) >= 3 and statuses.count(429) >= 3 and set(statuses) == {200, 429}
+    refused = next(response for response in responses if response.status_code == 429)
+    assert refused.headers["retry-after"] == "1" and refused.json()["error"]["type"] == "rate_limit_error"
+    assert httpx.post(f"{own.url}/v1/chat/completions", json=chat()).status_code == 200
+
+
+def test_documents_come_and_go(served):
+    url = served().url
+    listed = httpx.get(f"{url}/v1/documents", params={"limit": 1}).json()
+    assert listed["total"] == 2 and [own["id"] for own in listed["documents"]] == ["../../etc/passwd"]
+    added = httpx.post(f"{url}/v1/documents", json={"documents": [{"id": "b", "text": "x\r\ny"}]}).json()
+    assert added == {"documents": 1, "compressed": 1, "unchanged": 0, "removed": 0}
+    for name in ("b", "..%2F..%2Fetc%2Fpasswd", "notes/a.md"):
+        assert httpx.delete(f"{url}/v1/documents/{name}").status_code == 200
+        gone = httpx.delete(f"{url}/v1/documents/{name}")
+        assert gone.status_code == 404 and "there is no document" in gone.json()["error"]["message"]
+    assert httpx.get(f"{url}/v1/documents").json() == {"documents": [], "total": 0}
+    # Without documents nothing is found, and that is said.
+    assert httpx.post(f"{url}/v1/chat/completions", json=chat()).json()["found"]["abstained"]
+
+
+def test_answers_go_on_while_documents_are_compressed(served):
+    own = served(library=FakeLibrary(rows=2, pause=0.01))
+    own.library.pause_add = 0.1
+    many = {"documents": [{"id": str(i), "text": "t"} for i in range(160)]}
+    adding = threading.Thread(
+        target=httpx.post, args=(f"{own.url}/v1/documents",), kwargs={"json": many, "timeout": 30}
+    )
+    with httpx.stream("POST", f"{own.url}/v1/chat/completions", json=chat(stream=True), timeout=30) as response:
+        lines = response.iter_lines()
+        next(lines)
+        adding.start()
+        rest = [line for line in lines if line]
+        in_work = adding.is_alive()
+    adding.join()
+    assert rest[-1] == "data: [DONE]" and in_work and len(own.library.stored) == 162
+
+
+def test_search_and_rank(served):
+    url = served().url
+    hits = httpx.post(f"{url}/v1/search", json={"question": "the dog", "k": 1}).json()["hits"]
+    assert [hit["document"] for hit in hits] == ["../../etc/passwd"]
+    ranked = httpx.post(f"{url}/v1/rank", json={"question": "a b c", "documents": ["x", "a b", "b"]}).json()
+    assert [one["index"] for one in ranked["results"]] == [1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "said"),
+    [
+        ("chat/completions", b"{", 422, "JSON"),
+        ("chat/completions", b"[]", 422, ""),
+        ("chat/completions", b"\xff\xfe", 422, ""),
+        ("chat/completions", {"messages": []}, 422, "messages"),
+        ("chat/completions", {"messages": "hello"}, 422, "messages"),
+        ("chat/completions", chat(k="many"), 422, "k:"),
+        ("chat/completions", chat(k=0), 422, "k:"),
+        ("chat/completions", chat(temperature=-1), 422, "temperature"),
+        ("chat/completions", chat(top_p=0), 422, "top_p"),
+        ("chat/completions", chat(max_tokens=10**9), 422, "max_tokens"),
+        ("chat/completions", chat(n=2), 422, "n:"),
+        ("chat/completions", chat(" "), 400, "the last one of the user"),
+        ("chat/completions", {"messages": [{"role": "system", "content": "x"}]}, 400, "the last one of the user"),
+        ("chat/completions", chat(where="1; DROP TABLE x"), 400, "where"),
+        ("search", {"question": ""}, 422, "question"),
+        ("search", {"question": "  "}, 400, "empty"),
+        ("rank", {"question": "x", "documents": []}, 422, "documents"),
+        ("documents", {"documents": [{"id": "a\x00b", "text": "x"}]}, 400, "control character"),
+        ("documents", {"documents": [{"id": "", "text": "x"}]}, 422, "id"),
+        ("documents", {"documents": [{"id": "x", "text": " "}]}, 400, "no text"),
+        ("documents", b'{"documents": [{"id": "\\ud800", "text": "x"}]}', 422, "id"),
+    ],
+)
+def test_mistakes_are_told_in_words(served_once, path, body, status, said):
+    sent = (
+        {"content": body, "headers": {"content-type": "application/json"}}
+        if isinstance(body, bytes)
+        else {"json": body}
+    )
+    response = httpx.post(f"{served_once.url}/v1/{path}", **sent)
+    assert response.status_code == status, response.text
+    assert said in response.json()["error"]["message"] and set(response.json()) == {"error"}
+
+
+@pytest.fixture(scope="module")
+def served_once():
+    own = serve()
+    yield own
+    own.end()
+
+
+def test_unknown_paths_methods_and_models(served_once):
+    assert httpx.get(f"{served_once.url}/v2").json()["error"]["message"] == "Not Found"
+    assert httpx.put(f"{served_once.url}/v1/search").status_code == 405
+    assert httpx.get(f"{served_once.url}/v1/models").json()["data"][0]["id"] == "clara"
+    page = httpx.get(served_once.url)
+    assert "<title>" in page.text and "default-src 'none'" in page.headers["content-security-policy"]
+
+
+def test_large_requests_are_refused_before_they_are_read(served):
+    own = served(body=2000)
+    large = chat("x" * 3000)
+    assert httpx.post(f"{own.url}/v1/chat/completions", json=large).status_code == 413
+    chunked = (json.dumps(large)[i : i + 100].encode() for i in range(0, 4000, 100))
+    assert httpx.post(f"{own.url}/v1/chat/completions", content=chunked).status_code == 413
+
+
+def test_slow_requests_are_ended(served):
+    own = served(body_seconds=0.3)
+    host, port = own.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(b"POST /v1/search HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        client.settimeout(5)
+        assert client.recv(1000).startswith(b"HTTP/1.1 408")
+    assert own.worker.inside == 0
+
+
+def test_a_key_is_needed_where_there_is_one(served):
+    url = served(key="secret").url
+    for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic secret"}, {"authorization": "é"}):
+        headers = {name: value.encode("latin-1") for name, value in headers.items()}
+        response = httpx.post(f"{url}/v1/search", json={"question": "x"}, headers=headers)
+        assert response.status_code == 401 and response.headers["www-authenticate"] == "Bearer"
+    assert httpx.get(f"{url}/metrics").status_code == 401
+    assert httpx.post(f"{url}/v1/search", json={"question": "x"}, headers=KEY).status_code == 200
+    assert httpx.get(url).status_code == 200 and httpx.get(f"{url}/health").json()["needs_key"]
+
+
+def test_other_names_of_the_host_are_refused(served):
+    url = served(hosts=("127.0.0.1", "localhost", "::1")).url
+    for host, status in (("evil.example", 400), ("localhost:80", 200), ("[::1]:8000", 200), ("[", 400), ("", 400)):
+        assert httpx.get(f"{url}/health", headers={"host": host}).status_code == status, host
+
+
+def test_too_long_a_work_is_ended(served):
+    own = served(library=FakeLibrary(rows=1, pause=0.2), request_seconds=0.5)
+    response = httpx.post(f"{own.url}/v1/chat/completions", json=chat())
+    assert response.status_code == 504 and response.json()["error"]["type"] == "timeout_error"
+    *_, last = events(httpx.post(f"{own.url}/v1/chat/completions", json=chat(stream=True)))
+    assert last["error"]["type"] == "timeout_error"
+    wait_until(lambda: own.worker.inside == 0 and not own.library.engine.seats)
+    assert {ticket.result.ended for ticket in own.library.engine.ended} == {"cancelled"}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_goes_is_not_answered_any_more(served, stream):
+    own = served(library=FakeLibrary(rows=1, pause=0.05))
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{own.url}/v1/chat/completions", json=chat("q" * 500, stream=stream, max_tokens=4000), timeout=0.04)
+    wait_until(lambda: own.library.engine.ended)
+    assert own.library.engine.ended[0].result.ended == "cancelled"
+    wait_until(lambda: own.worker.inside == 0)
+    assert httpx.post(f"{own.url}/v1/chat/completions", json=chat(), timeout=30).status_code == 200
+
+
+def test_a_failure_is_one_answer_and_not_the_end(served):
+    own = served()
+    own.library.rank = lambda *_: 1 / 0
+    response = httpx.post(f"{own.url}/v1/rank", json={"question": "x", "documents": ["y"]})
+    assert response.status_code == 500 and "ZeroDivision" not in response.text
+    assert httpx.post(f"{own.url}/v1/chat/completions", json=chat()).status_code == 200
+
+
+def test_what_is_under_way_is_finished_and_what_comes_is_refused(served):
+    own = served(library=FakeLibrary(rows=1, pause=0.05))
+    with httpx.stream("POST", f"{own.url}/v1/chat/completions", json=chat(stream=True), timeout=30) as response:
+        lines = response.iter_lines()
+        next(lines)
+        own.worker.stop()
+        refused = httpx.post(f"{own.url}/v1/chat/completions", json=chat())
+        assert refused.status_code == 503 and refused.json()["error"]["message"] == "the server is stopping"
+        assert httpx.get(f"{own.url}/health").status_code == 503
+        assert [line for line in lines if line][-1] == "data: [DONE]"
+    with httpx.Client() as client:
+        assert client.post(f"{own.url}/v1/rank", json={"question": "x", "documents": ["y"]}).status_code == 503
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_cannot_be_finished_is_told_so(served, stream):
+    own = served(library=FakeLibrary(rows=1, pause=0.2))
+    found = {}
+
+    def ask():
+        found["response"] = httpx.post(f"{own.url}/v1/chat/completions", json=chat(stream=stream), timeout=30)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    wait_until(lambda: own.library.engine.seats)
+    own.worker.stop()
+    own.worker.end()
+    thread.join(10)
+    if stream:
+        assert events(found["response"])[-1]["error"]["message"] == "the server is stopping"
+    else:
+        assert found["response"].status_code == 503
+
+
+def test_metrics_count_what_was_done(served):
+    own = served()
+    httpx.post(f"{own.url}/v1/chat/completions", json=chat())
+    httpx.post(f"{own.url}/v1/chat/completions", json=chat(abstain_below=0.9))
+    for number in range(5):
+        httpx.get(f"{own.url}/nothing/{number}")
+    text = httpx.get(f"{own.url}/metrics").text
+    for line in (
+        'clara_requests_total{route="/v1/chat/completions",status="200"} 2.0',
+        'clara_requests_total{route="other",status="404"} 5.0',
+        "clara_answer_tokens_total 28.0",
+        "clara_abstained_total 1.0",
+        "clara_compressed_chunks_total 2.0",
+        "clara_inside 0.0",
+        "clara_rows 4.0",
+    ):
+        assert line in text

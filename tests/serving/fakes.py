@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import uvicorn
 
-from clara_jax.errors import ClaraError
 from clara_jax.api import GREEDY
+from clara_jax.errors import ClaraError
 from clara_jax.inference.engine import Request, Result
 from clara_jax.library import Asked, Hit
 from clara_jax.retrieval.document_store import StoredDocument

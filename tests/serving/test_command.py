@@ -1,0 +1,104 @@
+"""The command: a real model behind a real socket, ended by a signal; and what it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import httpx
+import pytest
+
+from clara_jax import serve
+from clara_jax.errors import ClaraError
+from tests.test_library import checkpoint  # noqa: F401  (a fixture)
+from tests.tiny import document
+
+
+@pytest.fixture(scope="module")
+def started(checkpoint, tmp_path_factory):  # noqa: F811
+    store = tmp_path_factory.mktemp("served") / "store"
+    command = [sys.executable, "-m", "clara_jax.serve", "--checkpoint", str(checkpoint), "--store", str(store)]
+    process = subprocess.Popen(
+        [*command, "--port", "0", "--rows", "4", "--no-warm-up"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if line.startswith("listening at "):
+            break
+    else:
+        pytest.fail("".join(said))
+    yield process, line.split()[-1]
+    process.kill()
+    process.wait()
+
+
+def test_a_document_goes_in_and_questions_come_back_answered(started):
+    process, url = started
+    documents = [{"id": f"d{i}", "text": document(i)} for i in range(12)]
+    with httpx.Client(base_url=url, timeout=120) as client:
+        assert client.post("/v1/documents", json={"documents": documents}).json()["compressed"] == 12
+        assert client.post("/v1/documents", json={"documents": documents}).json()["unchanged"] == 12
+        own = {"messages": [{"role": "user", "content": "Where was Ada number 0 born?"}], "max_tokens": 8, "k": 3}
+        body = client.post("/v1/chat/completions", json=own).json()
+        assert len(body["sources"]) == 3 and len(body["found"]["candidates"]) == 12
+        assert body["usage"]["completion_tokens"] <= 8
+        streamed = client.post("/v1/chat/completions", json=own | {"stream": True}).text
+        pieces = [json.loads(line.removeprefix("data: ")) for line in streamed.split("\n\n")[:-2]]
+        text = "".join(piece["choices"][0]["delta"].get("content", "") for piece in pieces)
+        assert text == body["choices"][0]["message"]["content"]
+        found = client.post("/v1/search", json={"question": "Ada", "how": "words", "k": 2}).json()["hits"]
+        ranked = client.post("/v1/rank", json={"question": "Who?", "documents": [document(1), document(2)]}).json()
+        assert len(found) == 2 and {one["index"] for one in ranked["results"]} == {0, 1}
+        assert client.post("/v1/search", json={"question": "x", "where": "colour = 1"}).status_code == 400
+
+
+def test_ended_by_a_signal_it_finishes_what_it_has_begun(started):
+    process, url = started
+    found = {}
+
+    def ask():
+        own = {"messages": [{"role": "user", "content": "Who is a painter?"}], "max_tokens": 200, "temperature": 2}
+        found["answer"] = httpx.post(f"{url}/v1/chat/completions", json=own, timeout=120)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    while httpx.get(f"{url}/health").json()["inside"] == 0 and thread.is_alive():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    thread.join(120)
+    assert found["answer"].status_code == 200 and found["answer"].json()["choices"]
+    assert process.wait(60) == 0
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/health")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--rows", "0"], "--rows: 0 must be above 0"),
+        (["--request-seconds", "-1"], "--request-seconds"),
+        (["--api-key-file", "nowhere"], "--api-key-file: nowhere cannot be read"),
+        (["--api-key-file", "empty"], "the first line of empty is empty"),
+        ([], "no such directory"),
+    ],
+)
+def test_what_it_refuses(options, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").write_text("\nkey")
+    monkeypatch.setattr(sys, "argv", ["serve", "--checkpoint", "nothing", "--store", "s", *options])
+    with pytest.raises(ClaraError, match=said):
+        serve.main()
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def test_loopback_is_told_from_the_rest():
+    assert all(map(serve._loopback, ("127.0.0.1", "localhost", "::1", "127.8.8.8")))
+    assert not any(map(serve._loopback, ("0.0.0.0", "::", "192.168.0.1", "example.org")))

@@ -17,7 +17,7 @@ from typing import Any
 import lancedb
 import numpy as np
 import pyarrow as pa
-from lancedb.index import FTS, IvfPq
+from lancedb.index import FTS, IvfSq
 
 from clara_jax.errors import ClaraError
 from clara_jax.files import locked
@@ -27,7 +27,6 @@ FORMAT = 1
 VECTOR_WIDTH = 256  # of search vectors, see `clara_jax.retrieval.first_pass`
 _CHUNKS, _PROJECTION = "chunks", "projection"
 _FEWEST_INDEXED = 10_000  # chunks; of fewer every search vector is looked at
-_SUB_VECTORS = 32  # of a search vector, each kept as one byte in the index
 _ABOUT = b"clara_jax"  # our entry among the table's metadata
 _KEY_BYTES = 16
 _FACTS = ("id", "document", "title", "text", "source", "start", "end", "tokens")
@@ -248,7 +247,8 @@ class DocumentStore:
     def index_vectors(self) -> None:
         """Makes the index that `nearest` searches, where there are enough chunks for one; or brings it up to date."""
         if len(self) >= _FEWEST_INDEXED:
-            self._index("vector", IvfPq(distance_type="dot", num_sub_vectors=_SUB_VECTORS))
+            # A byte for each number: what product quantization would lose here is most of the recall.
+            self._index("vector", IvfSq(distance_type="dot"))
 
     def _index(self, column: str, config: Any) -> None:
         with self._errors("indexed"):

@@ -1,8 +1,8 @@
 """The paper's score of a question with every chunk of a store: cosines of flattened memories, on all devices at once.
 
-Memories lie on the devices as they are stored, in blocks of equal shape, the rows of each spread over the mesh. A
-device scores its own rows and keeps the k best; only these travel. What does not fit the devices is read anew for each
-search.
+Memories lie on the devices as they are stored (on CPUs in float32, which have no fast way to widen them at every
+search), in blocks of equal shape, the rows of each spread over the mesh. A device scores its own rows and keeps the k
+best; only these travel. What does not fit the devices is read anew for each search.
 """
 
 from __future__ import annotations
@@ -44,13 +44,16 @@ class ExactSearch:
 
     def __init__(self, store: DocumentStore, mesh: jax.sharding.Mesh, budget: int):
         self._store, self._mesh = store, mesh
-        row = int(np.prod(store.encoding.shape)) * store.encoding.dtype.itemsize
+        on_cpu = all(device.platform == "cpu" for device in mesh.devices.flat)
+        self._dtype = np.dtype(np.float32) if on_cpu else store.encoding.dtype
+        numbers = int(np.prod(store.encoding.shape))
+        row = numbers * self._dtype.itemsize
         self._shards = batch_shards(mesh)
         self._most = max(BLOCK_BYTES // row, 1) // self._shards * self._shards or self._shards
         self._row_bytes, self._budget = row, budget
         self._keys: dict[str, bytes] = {}
         self._blocks: list[_Block] = []
-        self._tail = np.zeros((0, row // store.encoding.dtype.itemsize), store.encoding.dtype)  # the last block's rows
+        self._tail = np.zeros((0, numbers), store.encoding.dtype)  # the last block's rows, as they are stored
         self._version = -1
 
     @property
@@ -140,7 +143,7 @@ class ExactSearch:
         return min(-(-rows // self._shards) * self._shards, self._most)
 
     def _block(self, ids: list[str], flat: np.ndarray, rows: int) -> _Block:
-        whole = np.zeros((rows, self._tail.shape[1]), flat.dtype)
+        whole = np.zeros((rows, self._tail.shape[1]), self._dtype)
         whole[: len(flat)] = flat
         norms = np.sqrt(np.einsum("nx,nx->n", whole, whole, dtype=np.float32))
         return _Block(self._place(whole), self._place(norms), ids, np.arange(rows) < len(ids))

@@ -18,7 +18,8 @@ import numpy as np
 from clara_jax.retrieval.document_store import VECTOR_WIDTH, DocumentStore
 
 SAMPLE = 2048  # memories that a basis is found from
-ROWS = 512
+ROWS = 512  # memories that are looked at together
+WRITTEN = 32 * 1024  # search vectors that are written together: a write reads the whole column of ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +72,15 @@ def build(store: DocumentStore, seed: int = 0) -> None:
     projection = Projection.fit(np.concatenate(units))
     with store.writing():
         store.set_projection(np.concatenate([projection.mean[None], projection.basis]))
-        for names, _, memories in store.all_memories(ROWS):
-            store.set_vectors(names, projection.vectors(memories))
+        names, vectors = [], []
+        for ids, _, memories in store.all_memories(ROWS):
+            names += ids
+            vectors.append(projection.vectors(memories))
+            if len(names) >= WRITTEN:
+                store.set_vectors(names, np.concatenate(vectors))
+                names, vectors = [], []
+        if names:
+            store.set_vectors(names, np.concatenate(vectors))
         store.index_vectors()
 
 

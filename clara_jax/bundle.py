@@ -20,7 +20,8 @@ from transformers import PreTrainedTokenizerFast
 
 from clara_jax.checkpoints import run as run_checkpoints
 from clara_jax.checkpoints.base import BaseModel, open_base
-from clara_jax.checkpoints.names import BASE_HINT, load_base, load_lora
+from clara_jax.checkpoints.names import BASE_HINT, EMBEDDING, HEAD, load_base, load_lora
+from clara_jax.checkpoints.peft_folders import is_peft, read_peft
 from clara_jax.checkpoints.released import LICENCE_NOTE, is_released, read_released
 from clara_jax.data.prompts import MARKERS, PROMPT_VERSION
 from clara_jax.data.tokenization import ClaraTokenizer
@@ -190,7 +191,8 @@ def load(
     precision: str | None = None,
     remat: str = "none",
 ) -> Bundle:
-    """Opens a training run's directory, one of its checkpoints, or a checkpoint in the released format.
+    """Opens a training run's directory, one of its checkpoints, a checkpoint in the released format, or PEFT folders
+    that `clara_jax.exporting` wrote.
 
     Args:
       base: where the base lies, if not where the checkpoint says.
@@ -206,6 +208,8 @@ def load(
         )
     if is_released(path):
         return _load_released(path, mesh, base, precision or "bfloat16", remat)
+    if is_peft(path):
+        return _load_peft(path, mesh, base, precision, remat)
     return _load_run(path, mesh, base, precision, remat)
 
 
@@ -256,41 +260,70 @@ def _load_released(path: Path, mesh: jax.sharding.Mesh, base: str | None, precis
         different_mem_tokens=bool(released.config.get("different_mem_tokens", True)),
         missing_bos="memory_token",
     )
+    stage = f"released {released.config.get('training_stage', '')}".strip()
+    trained = tuple(f"lora/{role}" for role in released.adapters) + ("tokens/memory",)
+    parts = _Parts(clara, released.adapters, {EMBEDDING: released.embedding, HEAD: released.head}, trained, stage)
+    return _assemble(path, parts, opened, mesh, precision, remat)
+
+
+def _load_peft(path: Path, mesh: jax.sharding.Mesh, base: str | None, precision: str | None, remat: str) -> Bundle:
+    about, adapters, tables = read_peft(path)
+    name = about["base"]
+    opened = open_base(base or (str(path / name) if (path / name).is_dir() else name))
+    tables = {name: tables.get(name) for name in (EMBEDDING, HEAD)}
+    parts = _Parts(ClaraConfig(**about["clara"]), adapters, tables, tuple(about["trained"]), about["stage"])
+    return _assemble(path, parts, opened, mesh, precision or about["precision"], remat)
+
+
+class _Parts(NamedTuple):
+    """What a checkpoint of another format holds: adapters as PEFT tensors by role, whole embedding tables."""
+
+    clara: ClaraConfig
+    adapters: Mapping[str, Mapping[str, np.ndarray]]
+    tables: Mapping[str, np.ndarray | None]
+    trained: tuple[str, ...]
+    stage: str
+
+
+def _assemble(
+    path: Path, parts: _Parts, opened: BaseModel, mesh: jax.sharding.Mesh, precision: str, remat: str
+) -> Bundle:
+    clara = parts.clara
     tokenizer = _added_tokens(opened.load_tokenizer(), clara)
     config = _model_config(opened, tokenizer.vocab_size)
     model = ClaraModel(config, clara, precision, remat)
     rows = (tokenizer.total_vocab, config.width)
-    for name, table in (("model.embed_tokens.weight", released.embedding), ("lm_head.weight", released.head)):
-        if table is None and (name.startswith("model") or not config.tied):
-            raise ClaraError(f"{path}: {name!r} is missing in decoder_first_last_layers.pth")
+    for name, table in parts.tables.items():
+        if table is None and (name == EMBEDDING or not config.tied):
+            raise ClaraError(f"{path}: {name!r} is missing among its tables")
         if table is not None and table.shape != rows:
             raise ClaraError(
                 f"{path}: {name!r} has the shape {list(table.shape)} where the base {opened.name} with its special "
                 f"tokens needs {list(rows)}; "
                 f"give the right base {BASE_HINT}"
             )
-    tensors = {"model.embed_tokens.weight": released.embedding, "lm_head.weight": released.head}
-    weights = load_base(config, _Overlay(opened.tensors, tensors), model.dtype, mesh, opened.path)
+    weights = load_base(config, _Overlay(opened.tensors, parts.tables), model.dtype, mesh, opened.path)
     placed = shardings(declare(config, clara, model.dtype), mesh)
     lora = {
-        role: load_lora(config, clara.lora_rank, released.adapters[role], mesh, f"{path}: {role}")
+        role: load_lora(config, clara.lora_rank, parts.adapters[role], mesh, f"{path}: {role}")
         for role in ROLES
-        if role in released.adapters
+        if role in parts.adapters
     }
+    for role in ("compressor", "generator"):
+        if role not in lora:
+            raise ClaraError(f"{path}: the adapter of the {role} is missing; a CLaRa checkpoint needs it")
     # Checkpoints before the end-to-end stage have no query reasoner: it starts as the compressor.
     if "query_reasoner" not in lora:
         lora["query_reasoner"] = jax.tree.map(jnp.copy, lora["compressor"])
     memory = list(dict.fromkeys(tokenizer.memory_ids))
     markers = [tokenizer.special_ids[name] for name in MARKERS]
-    tokens = {"memory": released.embedding[memory], "markers": released.embedding[markers]}
+    tokens = {"memory": parts.tables[EMBEDDING][memory], "markers": parts.tables[EMBEDDING][markers]}
     if not config.tied:
-        tokens["output"] = released.head[memory + markers]
+        tokens["output"] = parts.tables[HEAD][memory + markers]
     tokens = {name: place(np.asarray(rows, np.float32), placed["tokens"][name]) for name, rows in tokens.items()}
     own = ("base/embed",) if config.tied else ("base/embed", "base/lm_head")
-    trained = tuple(f"lora/{role}" for role in released.adapters) + ("tokens/memory",)
-    history = ({"stage": f"released {released.config.get('training_stage', '')}".strip()},)
     params = {"base": weights, "lora": lora, "tokens": tokens}
-    return Bundle(model, params, tokenizer, mesh, _reference(opened), own, trained, history)
+    return Bundle(model, params, tokenizer, mesh, _reference(opened), own, parts.trained, ({"stage": parts.stage},))
 
 
 class _Overlay(Mapping):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +39,34 @@ def replaced_when_whole(path: str | os.PathLike, problem: str = "cannot be writt
     except BaseException:  # Ctrl-C is among them
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def folder_when_whole(path: str | os.PathLike) -> Iterator[Path]:
+    """The same for a folder that is not there yet: a hidden one beside it, to be filled in the block.
+
+    Raises:
+      ClaraError: there is something already; the file system refuses.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.partial")
+    if os.path.lexists(path):
+        raise ClaraError(f"{path}: is there already; name another folder or remove it")
+    try:
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            yield temporary
+            for folder, _, files in os.walk(temporary):
+                for name in (*files, "."):
+                    sync(Path(folder, name))
+            os.rename(temporary, path)
+            sync(path.parent)
+        except OSError as error:
+            raise ClaraError(f"{path}: cannot be written: {error.strerror or error}") from error
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 

@@ -5,7 +5,7 @@ Torch stores a linear map as [out, in]; here it is [in..., out...] with heads as
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from clara_jax.model.sharding import place
 
 BASE_HINT = "(base=... in Python, --config.model.base=... in training)"
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 PARTS = {"attention": "self_attn", "mlp": "mlp"}
 NORMS = {
     "attention_norm": "input_layernorm",
@@ -81,11 +82,37 @@ def load_base(
         elif path == "final_norm/scale":
             value = read("model.norm.weight", leaf.shape).astype(dtype)
         else:
-            name = {"embed/table": "model.embed_tokens.weight", "lm_head/table": "lm_head.weight"}[path]
+            name = {"embed/table": EMBEDDING, "lm_head/table": HEAD}[path]
             value = read(name, leaf.shape, rows=config.vocab_size).astype(dtype)
         return place(value, sharding)
 
     return map_leaves(build, declare_base(config, dtype))
+
+
+def export_base(config: ModelConfig, base: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+    """The inverse of `load_base`, one tensor after the other: (Hugging Face name, array as it is stored)."""
+    for name, path in ((EMBEDDING, "embed"), (HEAD, "lm_head")):
+        if path in base:
+            yield name, np.asarray(base[path]["table"])
+    yield "model.norm.weight", np.asarray(base["final_norm"]["scale"])
+    layers = base["layers"]
+    for layer in range(config.layers):
+        prefix = f"model.layers.{layer}."
+        for module, name in NORMS.items():
+            part, _, inner = module.partition("/")
+            node = layers.get(part, {}).get(inner) if inner else layers.get(part)
+            if node is not None:
+                yield f"{prefix}{name}.weight", np.asarray(node["scale"][layer])
+        for part, unit in _units(config):
+            maps, own = linear_units(config)[part][unit], layers[part][unit]
+            ins, _ = _sizes(maps)
+            name = f"{prefix}{PARTS[part]}.{unit}_proj"
+            yield (
+                f"{name}.weight",
+                np.concatenate([np.asarray(own["kernel"][m][layer]).reshape(ins, -1) for m in maps], axis=1).T,
+            )
+            if "bias" in own:
+                yield f"{name}.bias", np.concatenate([np.asarray(own["bias"][m][layer]).reshape(-1) for m in maps])
 
 
 def load_lora(
@@ -134,6 +161,11 @@ def load_lora(
         return place(value, sharding)
 
     return map_leaves(build, declared)
+
+
+def lora_modules(config: ModelConfig) -> list[str]:
+    """The modules that have an adapter, as PEFT calls them."""
+    return [f"{unit}_proj" for _, unit in _units(config)]
 
 
 def export_lora(config: ModelConfig, adapter: Mapping[str, Any]) -> dict[str, np.ndarray]:

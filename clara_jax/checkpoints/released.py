@@ -4,17 +4,43 @@ pickle."""
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from clara_jax.checkpoints.hugging_face import write_json
 from clara_jax.checkpoints.json_file import read_object
+from clara_jax.checkpoints.torch_file import write_pth
 from clara_jax.checkpoints.torch_pickle import read_pth
 from clara_jax.errors import ClaraError
 
 ROLES = {"encoder_adapter": "compressor", "query_reasoner_adapter": "query_reasoner", "decoder_adapter": "generator"}
 TABLES = ("embed_tokens.weight", "lm_head.weight")
+STAGES = {"scp": "stage1", "instruct": "stage1_2", "retrieval": "stage2_pretrain_retrieval", "end_to_end": "stage2"}
+# What a configuration says of the parts of the released code that its published models do not use.
+_UNUSED = {
+    "ae_mode": "token",
+    "attn_implementation": None,
+    "compr_base_model_name": "mistralai/Mistral-7B-Instruct-v0.2",
+    "compr_every_n_layer": None,
+    "compr_linear_type": "concat",
+    "compr_mlp_hidden_dim": 8096,
+    "compr_model_name": None,
+    "compr_n_layers": 5,
+    "compr_rms_norm": False,
+    "compr_use_mlp": False,
+    "device_map": None,
+    "kbtc_training": False,
+    "load_adapters": True,
+    "load_pretrained_checkpoint": False,
+    "lora": True,
+    "lora_compressor": False,
+    "quantization": "no",
+    "stage2_retrieval_top_n": 1,
+    "training_form": "both_separately",
+}
 LICENCE_NOTE = "Note: the weights of the released CLaRa checkpoints are for research only (Apple AMLR licence)."
 
 
@@ -71,6 +97,29 @@ def read_released(path: Path) -> Released:
     if embedding is None:
         raise ClaraError(f'{path / "decoder_first_last_layers.pth"}: "model.embed_tokens.weight" is missing')
     return Released(path, config, adapters, embedding, _table(tables, TABLES[1]))
+
+
+def write_released(
+    directory: Path,
+    config: Mapping[str, Any],
+    adapters: Mapping[str, Mapping[str, np.ndarray]],
+    tables: Mapping[str, np.ndarray],
+) -> None:
+    """Writes a checkpoint directory; the inverse of `read_released`.
+
+    Args:
+      config: "decoder_model_name", "doc_max_length", "compr_rate", "lora_r", "different_mem_tokens",
+        "generation_top_k", "training_stage" and "max_new_tokens".
+      adapters: PEFT tensors by plain name (`clara_jax.checkpoints.names.export_lora`), by role.
+      tables: "model.embed_tokens.weight" and, where untied, "lm_head.weight".
+    """
+    code = {"AutoConfig": "modeling_clara.CLaRaConfig", "AutoModel": "modeling_clara.CLaRa"}
+    fixed = {"model_type": "CLaRa", "auto_map": code, "optimize_mem_tokens": True, "sep": True}
+    fixed |= {"lora_r_compressor": config["lora_r"]}
+    write_json(directory / "config.json", dict(sorted({**_UNUSED, **fixed, **config}.items())))
+    names = {role: name for name, role in ROLES.items()}
+    write_pth(directory / "adapters.pth", {names[role]: {**state, **tables} for role, state in adapters.items()})
+    write_pth(directory / "decoder_first_last_layers.pth", tables)
 
 
 def _table(tables: dict[str, Any], ending: str) -> np.ndarray | None:

@@ -379,6 +379,10 @@ class ClaraTokenizer:
         content = {**self._options(), "hash": self.tokenizer_hash()}
         (directory / OPTIONS_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
+    def save_hugging_face(self, directory: str | Path, added: bool) -> None:
+        """Writes the tokenizer as transformers has it, with or without the added tokens, and nothing of ours."""
+        (self._tokenizer if added else self._base).save_pretrained(directory)
+
     @classmethod
     def load(cls, directory: str | Path) -> ClaraTokenizer:
         """What `save` wrote.

@@ -54,17 +54,40 @@ def prepare(model: ClaraModel, params: Any, weights: str, mesh: jax.sharding.Mes
       ClaraError: an unknown name.
     """
     check(weights)
-    adapter = params["lora"]["generator"]
     if weights == "adapter":
-        return model, {**params, "lora": {"generator": adapter}}
+        return model, {**params, "lora": {"generator": params["lora"]["generator"]}}
     on_cpu = all(device.platform == "cpu" for device in mesh.devices.flat)
     if on_cpu:
         model = dataclasses.replace(model, precision="float32")
-    base, dtype = params["base"], model.dtype if on_cpu else None
-    layers = {}
+    rounded = weights == "int8"
+    base = merge(model, params, "generator", mesh, model.dtype if on_cpu else None, rounded)
+    with jax.set_mesh(mesh):
+        for name in ("embed", "lm_head"):
+            if name in base:
+                dtype = model.dtype if on_cpu else base[name]["table"].dtype
+                base[name] = {"table": _table(base[name]["table"], dtype=dtype, rounded=rounded)}
+    return model, {**params, "base": base, "lora": {}}
+
+
+def merge(
+    model: ClaraModel,
+    params: Any,
+    role: str,
+    mesh: jax.sharding.Mesh,
+    dtype: jnp.dtype | None = None,
+    rounded: bool = False,
+) -> dict[str, Any]:
+    """The base with a role's adapter added to its linear maps.
+
+    Args:
+      dtype: of the maps; default the base's.
+      rounded: to one byte a weight (`clara_jax.model.quantize`).
+    """
+    base, adapter = params["base"], params["lora"][role]
+    layers = dict(base["layers"])
     with jax.set_mesh(mesh):
         for part, group in linear_units(model.config).items():
-            layers[part] = dict(base["layers"][part])
+            layers[part] = dict(layers[part])
             for unit, maps in group.items():
                 own, low = dict(base["layers"][part][unit]), adapter["layers"][part][unit]
                 own["kernel"] = {
@@ -75,16 +98,12 @@ def prepare(model: ClaraModel, params: Any, weights: str, mesh: jax.sharding.Mes
                         letters=(linear.input_letters, linear.output_letters),
                         scale=model.clara.lora_scale,
                         dtype=dtype,
-                        rounded=weights == "int8",
+                        rounded=rounded,
                     )
                     for name, linear in maps.items()
                 }
                 layers[part][unit] = own
-        merged = {**base, "layers": {**base["layers"], **layers}}
-        for name in ("embed", "lm_head"):
-            if name in base:
-                merged[name] = {"table": _table(base[name]["table"], dtype=dtype, rounded=weights == "int8")}
-    return model, {**params, "base": merged, "lora": {}}
+    return {**base, "layers": layers}
 
 
 @partial(jax.jit, static_argnames=("letters", "scale", "dtype", "rounded"))
@@ -106,8 +125,8 @@ def _merge(
 
 
 @partial(jax.jit, static_argnames=("dtype", "rounded"))
-def _table(table: jax.Array, dtype: jnp.dtype | None, rounded: bool) -> jax.Array | Quantized:
-    return quantize(table, (1,)) if rounded else table.astype(dtype or table.dtype)
+def _table(table: jax.Array, dtype: jnp.dtype, rounded: bool) -> jax.Array | Quantized:
+    return quantize(table, (1,)) if rounded else table.astype(dtype)
 
 
 def size(params: Mapping[str, Any]) -> int:

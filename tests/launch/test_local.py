@@ -46,6 +46,8 @@ class Run:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            # Tests that run behind a shell (`pytest &`) ignore interrupts; what they start must not.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         self.lines, self.count = [], count
 

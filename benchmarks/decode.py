@@ -1,0 +1,149 @@
+"""Tokens a second of writing answers: by the weights it is done with, against the memory's bandwidth, and against
+Hugging Face's ``generate`` with the same weights on the same machine.
+
+    pip install torch          # for Hugging Face; without it the rest is measured
+    python -m benchmarks.decode [--base smollm2] [--precision float32] [--rows 1,8] [--prompt 128] [--new-tokens 64]
+
+Greedy, without end tokens. A way's time of a token is what each further token adds, (time of N - time of 1) / (N - 1):
+the prompt's reading is left out on both sides. All ways take turns, and medians are compared. "of the bandwidth" is
+what reading the weights once a token comes to, of what summing a large array in the same run comes to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from clara_jax import bundle as bundles
+from clara_jax import command, exporting
+from clara_jax.bundle import Bundle
+from clara_jax.inference.decode import Sampling
+from clara_jax.inference.engine import Engine, Request
+from clara_jax.inference.weights import WEIGHTS, prepare, size
+from clara_jax.method.clara import ClaraConfig
+from clara_jax.model.sharding import make_mesh
+
+READ_BYTES, NO_TOKEN = 2**29, -1
+Way = Callable[[int], list[list[int]]]  # tokens to write -> those of each row
+
+
+def ours(bundle: Bundle, weights: str, prompts: np.ndarray) -> Way:
+    rows = len(prompts)
+    engine = Engine(bundle.model, bundle.params, bundle.mesh, (NO_TOKEN,), rows, weights, prefix_budget=0)
+    nothing = np.zeros((0, bundle.model.clara.memory_tokens, bundle.model.config.width), np.float32)
+
+    def write(tokens: int) -> list[list[int]]:
+        requests = [Request(ids, [-1] * len(ids), nothing, Sampling(tokens)) for ids in prompts.tolist()]
+        return [list(result.tokens) for result in engine.generate(requests)]
+
+    return write
+
+
+def hugging_face(folder: str, precision: str, prompts: np.ndarray) -> Way:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, precision)).eval()
+    if torch.cuda.is_available():
+        model = model.cuda()
+    model.generation_config.eos_token_id = None
+    ids = torch.tensor(prompts, device=model.device)
+
+    def write(tokens: int) -> list[list[int]]:
+        with torch.inference_mode():
+            out = model.generate(
+                ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens
+            )
+        return out[:, ids.shape[1] :].tolist()
+
+    return write
+
+
+def bandwidth() -> Callable[[], float]:
+    """Bytes a second of a sum, each time it is called."""
+    total = jax.jit(jnp.sum)
+    large = jnp.ones(READ_BYTES // 4)
+    total(large).block_until_ready()
+
+    def measure() -> float:
+        began = time.perf_counter()
+        total(large).block_until_ready()
+        return large.nbytes / (time.perf_counter() - began)
+
+    return measure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", default="smollm2")
+    parser.add_argument("--precision", choices=exporting.DTYPES, default="float32")
+    parser.add_argument("--rows", type=_numbers, default=(1, 8), metavar="N,N", help="answers written together")
+    for name, number in (("prompt", 128), ("new-tokens", 64), ("repeats", 5)):
+        parser.add_argument(f"--{name}", type=int, default=number)
+    arguments = parser.parse_args()
+    bundle = bundles.from_base(
+        arguments.base, ClaraConfig(), make_mesh(1, 1, devices=jax.devices()[:1]), arguments.precision
+    )
+    read = {
+        weights: size(prepare(bundle.model, bundle.params, weights, bundle.mesh)[1])
+        for weights in tqdm(WEIGHTS, desc="weights")
+    }
+    prompts = np.random.default_rng(0).integers(100, 1000, (max(arguments.rows), arguments.prompt), np.int32)
+    with tempfile.TemporaryDirectory() as folder:
+        torch = importlib.util.find_spec("torch") is not None
+        if torch:
+            exporting.export_merged(bundle, Path(folder) / "merged", dtype=arguments.precision)
+        for rows in arguments.rows:
+            ways = {weights: ours(bundle, weights, prompts[:rows]) for weights in WEIGHTS}
+            if torch:
+                ways["Hugging Face"] = hugging_face(f"{folder}/merged", arguments.precision, prompts[:rows])
+            compare(rows, ways, read, arguments)
+    if not torch:
+        print("torch is not installed: nothing to compare with; pip install torch")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def compare(rows: int, ways: dict[str, Way], read: dict[str, int], arguments: argparse.Namespace) -> None:
+    """Measures in turns and prints a table."""
+    count, times, rates = arguments.new_tokens, {name: [] for name in ways}, []
+    said = {name: (way(1), way(count))[1] for name, way in ways.items()}  # compiles
+    measure = bandwidth()
+    for _ in tqdm(range(arguments.repeats), desc=f"{rows} rows"):
+        rates.append(measure())
+        for name, way in ways.items():
+            began = time.perf_counter()
+            way(1)
+            first = time.perf_counter()
+            way(count)
+            times[name].append((2 * first - began - time.perf_counter()) / (1 - count))
+    fast = statistics.median(rates)
+    print(
+        f"\n{arguments.base}, {arguments.precision}, {rows} rows, prompts of {arguments.prompt} tokens, {count} "
+        f"answered; {jax.devices()[0].device_kind}, jax {jax.__version__}; a sum reads {fast / 1e9:.0f} GB/s\n\n"
+        "| weights | ms a token | tokens/s | of the bandwidth | against Hugging Face | same tokens |\n"
+        "| --- | --- | --- | --- | --- | --- |"
+    )
+    medians = {name: statistics.median(own) for name, own in times.items()}
+    other = medians.get("Hugging Face")
+    for name, median in medians.items():
+        share = f"{read[name] / median / fast:.0%}" if name in read else ""
+        against = f"{other / median:.2f}" if other else ""
+        same = f"{sum(a == b for a, b in zip(said[name], said['merged'], strict=True))} of {rows}"
+        print(f"| {name} | {1000 * median:.1f} | {rows / median:.0f} | {share} | {against} | {same} |", flush=True)
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -37,6 +37,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     for status, words in {
         400: "what is asked for cannot be done, and why",
         401: "the key is missing or wrong",
+        403: "a page of another origin asks",
         408: "the request arrived too slowly",
         413: "the request is too large",
         422: "a field is missing or wrong",

@@ -30,8 +30,8 @@ class Limits:
 
     Attributes:
       key: that it must name ("Authorization: Bearer ..."), None for none.
-      hosts: names that it may know this server by; None for any. A page of another origin that has its own name point
-        here (DNS rebinding) does not know one.
+      hosts: names that it may know this server by, and that pages may have that ask it; None for any. A page of another
+        origin that has its own name point here (DNS rebinding) does not know one.
       body: bytes of a request.
       body_seconds: until a request is here.
       request_seconds: until it is answered.
@@ -83,6 +83,9 @@ class Guard:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         if self._limits.hosts is not None and _host(headers.get("host", "")) not in self._limits.hosts:
             return 400, f"this server is not known as {headers.get('host', '')[:100]!r}", "invalid_request_error"
+        origin = headers.get("origin")  # of the page that sends it, where it is one
+        if self._limits.hosts is not None and origin is not None and _host_of(origin) not in self._limits.hosts:
+            return 403, f"pages of {origin[:100]!r} may not ask this server", "permission_error"
         if self._limits.key is not None and scope["path"] not in OPEN:
             kind, _, given = headers.get("authorization", "").partition(" ")
             if kind.lower() != "bearer" or not hmac.compare_digest(given.encode(), self._limits.key.encode()):
@@ -131,8 +134,12 @@ def _replayed(body: bytes, receive: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _host(header: str) -> str | None:
+    return _host_of(f"//{header}")
+
+
+def _host_of(url: str) -> str | None:
     try:
-        return urlsplit(f"//{header}").hostname
+        return urlsplit(url).hostname
     except ValueError:
         return None
 

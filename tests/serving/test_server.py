@@ -254,6 +254,15 @@ def test_other_names_of_the_host_are_refused(served):
         assert httpx.get(f"{url}/health", headers={"host": host}).status_code == status, host
 
 
+def test_pages_of_other_origins_are_refused(served):
+    url = served(hosts=("127.0.0.1", "localhost", "::1")).url
+    for origin, status in (
+        (url, 200), ("http://localhost:1234", 200), ("https://evil.example", 403), ("null", 403), ("http://[", 403)
+    ):  # fmt: skip
+        assert httpx.get(f"{url}/health", headers={"origin": origin}).status_code == status, origin
+    assert httpx.get(f"{served().url}/health", headers={"origin": "https://mine.example"}).status_code == 200
+
+
 def test_too_long_a_work_is_ended(served):
     own = served(library=FakeLibrary(rows=1, pause=0.2), request_seconds=0.5)
     response = httpx.post(f"{own.url}/v1/chat/completions", json=chat())

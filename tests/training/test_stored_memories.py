@@ -12,13 +12,13 @@ from clara_jax.data.encoding import Encoding, encode_records, sizes_of
 from clara_jax.data.records import read_records
 from clara_jax.data.shapes import shapes_for, without_texts
 from clara_jax.errors import ClaraError
+from clara_jax.inference import memories as inference_memories
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.method.parameters import split
 from clara_jax.method.stages import STAGES, Objective, counts
 from clara_jax.model.sharding import put_batch
 from clara_jax.retrieval import memory_store
 from clara_jax.retrieval.memory_store import document_keys
-from clara_jax.training import stored_memories
 from clara_jax.training.config import ModelSection, RunConfig, StageConfig
 from clara_jax.training.loop import run
 from clara_jax.training.metrics import read_metrics
@@ -126,8 +126,8 @@ def test_a_stop_keeps_what_is_done_and_the_next_call_does_the_rest(directory, tm
             if len(compressed) == 4:
                 stop._received = True
 
-    encode_texts = stored_memories.encode_texts
-    monkeypatch.setattr(stored_memories, "encode_texts", watched)
+    encode_texts = inference_memories.encode_texts
+    monkeypatch.setattr(inference_memories, "encode_texts", watched)
     stage = make_stage(directory, tmp_path / "store", batch_size=1)
     stop = StopSignal()
     with pytest.raises(

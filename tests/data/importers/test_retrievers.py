@@ -92,7 +92,7 @@ def test_embedders_that_err(vectors, message):
 def test_retrievers_by_name(monkeypatch):
     assert isinstance(open_retriever("bm25", DOCUMENTS), BM25)
     for name in ("dense", "dense:", "bm26"):
-        with pytest.raises(ClaraError, match="must be bm25 or dense:MODEL"):
+        with pytest.raises(ClaraError, match="must be bm25, minilm or dense:MODEL"):
             open_retriever(name, DOCUMENTS)
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(ClaraError, match="needs the package sentence-transformers: pip install"):

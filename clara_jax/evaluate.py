@@ -1,0 +1,152 @@
+"""Evaluates models on questions, with baselines, controls and intervals, into a report; or compares two reports."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from pathlib import Path
+
+from clara_jax import command
+from clara_jax.errors import ClaraError
+
+EXAMPLES = """examples:
+  python -m clara_jax.evaluate --checkpoint runs/smoke --report reports/smoke
+  python -m clara_jax.evaluate --checkpoint trained=runs/smollm2 untrained=fresh:runs/smollm2 --data DIR \\
+      --text-checkpoint tuned=runs/smollm2_text --suite compressor end_to_end --limit 20 --report reports/smollm2
+  python -m clara_jax.evaluate compare reports/first reports/second
+
+A checkpoint is a training run, one of its checkpoints, a released one, or fresh:PATH, its base with adapters that
+nothing has trained. Each is asked with its memories and, as controls, without them, with another question's, with
+shuffled ones, with the right ones alone, with random candidates; its base is given the documents as text. Stopped or
+killed, the same command does the rest; further checkpoints and suites may be added to a report."""
+
+K = 5
+RESAMPLES = 10_000
+
+
+def parser() -> argparse.ArgumentParser:
+    from clara_jax.evaluation.suites import NAMES
+    from clara_jax.evaluation.ways import WAYS
+
+    ways = "\n".join(f"  {way.name:17} {way.does}" for way in WAYS.values())
+    parser = argparse.ArgumentParser(
+        prog="python -m clara_jax.evaluate",
+        description=__doc__,
+        epilog=f"{EXAMPLES}\n\nsuites:\n{NAMES}\n\nways:\n{ways}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--checkpoint", nargs="+", required=True, metavar="[NAME=]PATH", help="models that answer from memories")
+    add("--text-checkpoint", nargs="+", default=[], metavar="[NAME=]PATH", help="models that were trained on text")
+    add("--report", required=True, type=Path, metavar="DIR", help="outcomes, report.json and report.html")
+    add("--suite", nargs="+", metavar="NAME", help="see below; default world, or compressor and end_to_end with --data")
+    add("--data", metavar="DIR", help="the folder of the released evaluation data")
+    add("--limit", type=int, metavar="N", help="the first N cases of each suite (all)")
+    add("--ways", nargs="+", metavar="NAME", help="of the ways below (all); none: rank alone")
+    add("--retriever", nargs="+", default=[], metavar="NAME", help="beside bm25: minilm, dense:MODEL")
+    add("--k", type=int, metavar="N", help="documents that are read of ranked ones (as the first one was trained, or 5)")
+    add(
+        "--max-new-tokens",
+        type=int,
+        default=32,
+        metavar="N",
+        help="longest answer (32); paraphrases four times as long",
+    )
+    add("--timed", type=int, default=4, metavar="N", help="cases asked alone for their times, of one suite a kind (4)")
+    add("--inside", type=int, default=64, metavar="N", help="cases that are looked inside (64); 0: none")
+    add("--seed", type=int, default=0, help="of what is drawn: needles, controls, resamples")
+    add("--resamples", type=int, default=RESAMPLES, metavar="N", help=f"of the bootstrap ({RESAMPLES:,})")
+    add("--batch-size", type=int, default=16, metavar="N", help="documents, or answers, of a device call (16)")
+    add("--base", metavar="NAME", help="where the base model lies, if not where the checkpoint says")
+    add("--precision", choices=("bfloat16", "float32"), help="default: as trained")
+    add("--coordinator", metavar="HOST:PORT", help="with --processes and --process: this is one of several processes")
+    add("--processes", type=int, metavar="N", help="how many they are")
+    add("--process", type=int, metavar="I", help="which one this is")
+    return parser
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["compare"]:
+        _compare(sys.argv[2:])
+    else:
+        _evaluate(parser().parse_args())
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    for name, least in (("limit", 1), ("resamples", 1), ("batch_size", 1), ("timed", 0), ("inside", 0)):
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise ClaraError(f"--{name.replace('_', '-')}: {value} must be at least {least}")
+    from clara_jax import distributed
+
+    distributed.initialise(arguments.coordinator, arguments.processes, arguments.process)
+    from clara_jax.evaluation import entries, page, report, runner
+    from clara_jax.evaluation.contestants import Settings
+    from clara_jax.evaluation.suites import open_suites
+    from clara_jax.model.sharding import make_mesh
+
+    models, texts = ([entries.named(own) for own in part] for part in (arguments.checkpoint, arguments.text_checkpoint))
+    names = [name for name, _ in (*models, *texts)]
+    if len(set(names)) < len(names):
+        raise ClaraError(f"two checkpoints have one name ({', '.join(names)}); give each NAME=PATH")
+    world, k = entries.trained_on(models[0][1])
+    k = arguments.k if arguments.k is not None else k or K
+    directory, settings = arguments.report, Settings(k, arguments.max_new_tokens, arguments.seed)
+    names = arguments.suite or _usual_suites(arguments.data, world is not None)
+    suites = open_suites(names, arguments.data, arguments.limit, world, settings.seed)
+    opening = entries.Opening(
+        make_mesh(), arguments.base, arguments.precision, arguments.batch_size, arguments.seed, directory
+    )
+    taking_part = [
+        *(entries.memory_entry(*model, opening, suites, settings, arguments.ways) for model in models),
+        entries.text_entry(entries.BASE, models[0][1], opening, settings, arguments.ways, adapter=False),
+        *(entries.text_entry(*model, opening, settings, arguments.ways) for model in texts),
+        *entries.rank_entries(arguments.retriever, settings),
+    ]
+    with contextlib.ExitStack() as stack:
+        distributed.on_main(stack.enter_context, runner.claimed(directory))
+        distributed.on_main(runner.write_plan, directory, taking_part, suites, settings)
+        runner.run(taking_part, suites, settings, directory, 2 * arguments.batch_size, arguments.timed)
+        if arguments.inside:
+            runner.look_inside(taking_part, suites, directory, arguments.inside, settings.seed)
+
+        def conclude() -> None:
+            found = report.build_from(directory, arguments.resamples, settings.seed)
+            page.write(found, directory)
+            print(report.summary(found))
+            print(f"{directory / 'report.html'}, {directory / 'report.json'}")
+
+        distributed.on_main(conclude)
+
+
+def _usual_suites(data: str | None, world: bool) -> list[str]:
+    if data is not None:
+        return ["compressor", "end_to_end"]
+    if world:
+        return ["world"]
+    raise ClaraError("nothing to evaluate on: give --data, the folder of the released evaluation data, or --suite")
+
+
+def _compare(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m clara_jax.evaluate compare",
+        description="Compares two reports case by case: what the second has more than the first, and how sure that is.",
+    )
+    add = parser.add_argument
+    add("first", type=Path, metavar="DIR")
+    add("second", type=Path, metavar="DIR")
+    add(
+        "--systems",
+        nargs="+",
+        metavar="A=B",
+        help="a system of the first report and one of the second (the same names)",
+    )
+    add("--json", action="store_true", help="all of it as JSON instead of a table")
+    add("--seed", type=int, default=0, help="of the resamples")
+    add("--resamples", type=int, default=RESAMPLES, metavar="N", help=f"of the bootstrap ({RESAMPLES:,})")
+    arguments = parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    command.run(main)

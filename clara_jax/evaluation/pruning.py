@@ -1,0 +1,69 @@
+"""Token pruning, the baseline that shortens text by leaving words out: Selective Context (Li et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clara_jax.bundle import Bundle
+from clara_jax.data.tokenization import IGNORED
+from clara_jax.distributed import gather
+from clara_jax.inference.encode import LENGTH_MULTIPLE
+from clara_jax.method.clara import ClaraModel
+from clara_jax.method.cross_entropy import token_log_likelihoods
+from clara_jax.model.sharding import batch_shards, put_batch
+
+
+def pruned(ids: Sequence[int], surprisals: np.ndarray, rate: int) -> list[int]:
+    """The ⌈T / rate⌉ tokens that are expected least, in their order; of equal ones the earlier.
+
+    Args:
+      ids: T tokens.
+      surprisals: -log p of each, float [T].
+    """
+    kept = np.argsort(-surprisals, kind="stable")[: -(-len(ids) // rate)]
+    return [ids[i] for i in sorted(kept)]
+
+
+def surprisals(bundle: Bundle, texts: Sequence[Sequence[int]], batch_size: int) -> list[np.ndarray]:
+    """-log p(t_i | t_<i) in nats of each token of some texts, float32 [T] each, by the base model without adapters.
+
+    The first token is expected behind the beginning token; where the tokenizer has none, nothing expects it, and it
+    counts as infinitely surprising.
+
+    Args:
+      texts: token ids, without frame.
+      batch_size: texts of a device call, which the mesh divides.
+    """
+    assert batch_size % batch_shards(bundle.mesh) == 0
+    tokenizer, found = bundle.tokenizer, {}
+    begin = tokenizer.pad_id if tokenizer.bos_id is None else tokenizer.bos_id
+    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+    for start in range(0, len(order), batch_size):
+        places = order[start : start + batch_size]
+        width = -(-(len(texts[places[0]]) + 1) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+        ids = np.full((batch_size, width), tokenizer.pad_id, np.int32)
+        mask = np.zeros((batch_size, width), bool)
+        for row, place in enumerate(places):
+            own = [begin, *texts[place]]
+            ids[row, : len(own)], mask[row, : len(own)] = own, True
+        with jax.set_mesh(bundle.mesh):
+            likely = gather(_log_likelihoods(bundle.model, bundle.params, *put_batch((ids, mask), bundle.mesh)))
+        for row, place in enumerate(places):
+            found[place] = -likely[row, : len(texts[place])]
+            if tokenizer.bos_id is None and len(found[place]):
+                found[place][0] = np.inf
+    return [found[i] for i in range(len(texts))]
+
+
+@partial(jax.jit, static_argnums=0)
+def _log_likelihoods(model: ClaraModel, params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
+    """log p of the tokens from the second on, float32 [B, T - 1]."""
+    states, _ = model.forward(params, None, model.embed(params, ids), mask)
+    labels = jnp.where(mask[:, 1:], ids[:, 1:], IGNORED)
+    return token_log_likelihoods(model, params, states[:, :-1], labels)

@@ -1,0 +1,122 @@
+"""The ways in which a case can be dealt with: the method itself, controls, text, rankers; and which cases each takes.
+
+A system is a model and a way, "<model>/<way>". Controls say what the memories are worth: what a way with nothing, or
+with the wrong thing, in their place answers as well was not read from them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from clara_jax.evaluation.cases import Case, Suite
+
+PRUNED_RATE = 4  # tokens of a text for each that pruning keeps
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """How documents come before the generator, or are ranked.
+
+    Attributes:
+      name: see `WAYS`.
+      does: for people.
+      control: it is there to be worse than the model itself.
+      fits: (suite, case, k) -> whether the case can be dealt with so, and differently from another way.
+    """
+
+    name: str
+    does: str
+    control: bool
+    fits: Callable[[Suite, Case, int], bool]
+
+
+def gold(case: Case) -> tuple[int, ...]:
+    """The documents that an answer is to be found in: the positive ones, or the only one."""
+    return case.positives or ((0,) if len(case.documents) == 1 else ())
+
+
+def _always(suite: Suite, case: Case, k: int) -> bool:
+    return True
+
+
+def _asks(suite: Suite, case: Case, k: int) -> bool:
+    return case.kind == "question"
+
+
+def _chooses(suite: Suite, case: Case, k: int) -> bool:
+    return case.kind == "question" and len(case.documents) > 1
+
+
+def _knows(suite: Suite, case: Case, k: int) -> bool:
+    return bool(gold(case))
+
+
+def _knows_better(suite: Suite, case: Case, k: int) -> bool:
+    return bool(case.positives) and len(case.positives) < len(case.documents)
+
+
+def _leaves_some(suite: Suite, case: Case, k: int) -> bool:
+    return suite.ranked and len(case.documents) > k
+
+
+def _ranks(suite: Suite, case: Case, k: int) -> bool:
+    return suite.ranked
+
+
+MEMORY_WAYS = (
+    Way("clara", "memories of the documents that the query reasoner puts first, or of all", False, _always),
+    Way("no_memory", "the same prompt, the memories cut out", True, _always),
+    Way("other_memory", "memories of another case's documents", True, _always),
+    Way("shuffled_memory", "the same memory vectors in random order", True, _always),
+    Way("gold_memory", "memories of the right documents alone", True, _knows_better),
+    Way("random_selection", "memories of random candidates", True, _leaves_some),
+)
+TEXT_WAYS = (
+    Way("closed_book", "no documents", False, _asks),
+    Way("text_top1", "the text that BM25 puts first", False, _chooses),
+    Way("text_topk", "the k texts that BM25 puts first, or all", False, _chooses),
+    Way("text_oracle", "the right texts alone", False, _knows),
+    Way("text_truncated", "the same texts as text_topk, each cut to as many tokens as a memory has", False, _asks),
+    Way(
+        "text_pruned",
+        f"the same texts, of each the quarter of its tokens ({PRUNED_RATE}x) that the base model expects least",
+        False,
+        _asks,
+    ),
+)
+RANK_WAY = Way("rank", "candidates in another ranker's order; nothing is answered", False, _ranks)
+WAYS = {way.name: way for way in (*MEMORY_WAYS, *TEXT_WAYS, RANK_WAY)}
+
+
+def cases_of(way: Way, suite: Suite, k: int) -> list[Case]:
+    """The suite's cases that a way takes."""
+    others = other_cases(suite) if way.name == "other_memory" else None
+    return [case for case in suite.cases if way.fits(suite, case, k) and (others is None or case.id in others)]
+
+
+def other_cases(suite: Suite) -> Mapping[str, Case]:
+    """For each case another one: the next in order, cyclically, that shares no document with it. Cases that share
+    documents with every other are left out."""
+    cases = suite.cases
+    contents = [frozenset(case.documents) for case in cases]
+    found = {}
+    for number, case in enumerate(cases):
+        following = ((number + i) % len(cases) for i in range(1, len(cases)))
+        other = next((i for i in following if contents[i].isdisjoint(contents[number])), None)
+        if other is not None:
+            found[case.id] = cases[other]
+    return found
+
+
+def draws(case: Case, seed: int) -> np.random.Generator:
+    """Random numbers of a case: the same in every run, whatever else is asked."""
+    return np.random.default_rng((seed, zlib.crc32(case.id.encode("utf-8", "surrogatepass"))))
+
+
+def repeated(documents: Sequence[str], count: int) -> tuple[str, ...]:
+    """So many documents, the same ones again where they are too few."""
+    return tuple(documents[i % len(documents)] for i in range(count))

@@ -1,4 +1,15 @@
-"""How well candidates are ranked."""
+"""How well candidates are ranked.
+
+All functions take the same arrays, one row a question:
+
+  scores: [B, D]. Among equal scores the lower index comes first, as in `clara_jax.method.topk.select`.
+  valid: bool [B, D], which candidates exist; absent ones take no place in the order.
+  positives: bool [B, D], which of them are wanted; absent ones do not count.
+  k: at least 1; may be above D.
+
+and return float64 [B], with NaN for a row without a positive among its candidates, so that `numpy.nanmean` leaves it
+out. The released evaluation counts such a row as 0; for all others, its Recall@k and Precision@k are these.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +17,38 @@ import numpy as np
 
 
 def recall_at(scores: np.ndarray, valid: np.ndarray, positives: np.ndarray, k: int) -> np.ndarray:
-    """Recall@k: the fraction of a row's positive candidates that are among its k best.
+    """Recall@k: the fraction of a row's positive candidates that are among its k best."""
+    hits, total = _ranked(scores, valid, positives)
+    return _where_known(total, hits[:, :k].sum(axis=1) / np.maximum(total, 1))
 
-    Among equal scores the lower index comes first, as in `clara_jax.method.topk.select`.
 
-    Args:
-      scores: [B, D].
-      valid: bool [B, D], which candidates exist; absent ones are never among the best.
-      positives: bool [B, D].
-      k: at least 1; may be above D.
+def precision_at(scores: np.ndarray, valid: np.ndarray, positives: np.ndarray, k: int) -> np.ndarray:
+    """Precision@k: the positives among a row's k best, divided by k, also where there are fewer candidates."""
+    hits, total = _ranked(scores, valid, positives)
+    return _where_known(total, hits[:, :k].sum(axis=1) / k)
 
-    Returns:
-      float64 [B]; NaN for a row without a positive among its candidates, so that `numpy.nanmean` leaves it out.
-    """
-    order = np.argsort(np.where(valid, -scores.astype(np.float64), np.inf), axis=1, kind="stable")[:, :k]
-    present = positives & valid
-    found = np.take_along_axis(present, order, axis=1).sum(axis=1)
-    total = present.sum(axis=1)
-    return np.where(total > 0, found / np.maximum(total, 1), np.nan)
+
+def reciprocal_rank(scores: np.ndarray, valid: np.ndarray, positives: np.ndarray) -> np.ndarray:
+    """1 divided by the place, from 1, of a row's best positive; its mean is MRR."""
+    hits, total = _ranked(scores, valid, positives)
+    return _where_known(total, 1 / (1 + hits.argmax(axis=1)))
+
+
+def ndcg_at(scores: np.ndarray, valid: np.ndarray, positives: np.ndarray, k: int) -> np.ndarray:
+    """nDCG@k (Järvelin and Kekäläinen 2002) with gain 1 for each positive and discount log2(1 + place), divided by that
+    of the order in which all positives come first."""
+    hits, total = _ranked(scores, valid, positives)
+    discounts = 1 / np.log2(2 + np.arange(hits.shape[1]))[:k]
+    best = np.append(0, discounts.cumsum())[np.minimum(total, len(discounts))]
+    return _where_known(total, hits[:, :k] @ discounts / np.where(total > 0, best, 1))
+
+
+def _ranked(scores: np.ndarray, valid: np.ndarray, positives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which of a row's candidates, best first and absent ones last, are positives: bool [B, D]; how many are: [B]."""
+    order = np.argsort(np.where(valid, -scores.astype(np.float64), np.inf), axis=1, kind="stable")
+    hits = np.take_along_axis(positives & valid, order, axis=1)
+    return hits, hits.sum(axis=1)
+
+
+def _where_known(total: np.ndarray, values: np.ndarray) -> np.ndarray:
+    return np.where(total > 0, values, np.nan)

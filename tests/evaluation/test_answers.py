@@ -1,8 +1,20 @@
-"""Exact match and F1: SQuAD's published examples of normalization, other scripts, and nothing at all."""
+"""Exact match, cover match and F1 by hand: SQuAD's published examples of normalization, other scripts, the conventions
+of published evaluations, and nothing at all."""
 
 import pytest
 
-from clara_jax.evaluation.answers import exact_match, normalize, token_f1
+from clara_jax.evaluation.answers import (
+    HOTPOTQA,
+    OURS,
+    RELEASED,
+    SQUAD,
+    cover_match,
+    exact_match,
+    normalize,
+    token_f1,
+)
+
+ALL = (OURS, SQUAD, HOTPOTQA, RELEASED)
 
 
 @pytest.mark.parametrize(
@@ -19,6 +31,7 @@ from clara_jax.evaluation.answers import exact_match, normalize, token_f1
         ("ÉCOLE", "école"),
         ("北京、上海。", "北京上海"),
         ("no\u00a0break", "no break"),
+        ("True", "true"),
         ("The", ""),
         ("", ""),
     ],
@@ -27,10 +40,51 @@ def test_normalize(text, expected):
     assert normalize(text) == expected
 
 
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("The “Rock” — U.S.!", "“rock” — us"),  # only ASCII's punctuation
+        ("Cafe\u0301", "cafe\u0301"),
+        ("no\u00a0break", "no break"),
+        ("An ÉCOLE, the 2nd.", "école 2nd"),
+    ],
+)
+def test_normalize_as_scripts_do(text, expected):
+    for convention in (SQUAD, HOTPOTQA, RELEASED):
+        assert normalize(text, convention) == expected
+
+
+def test_booleans_of_the_released_evaluation():
+    assert normalize("True", RELEASED) == "yes" and normalize("False", RELEASED) == "no"
+    for text in ("true", "TRUE", " True", "True."):  # as it stands, before anything is normalized
+        assert normalize(text, RELEASED) == "true"
+    assert exact_match("True", ["Yes."], RELEASED) == token_f1("no", ["False"], RELEASED) == 1.0
+    assert cover_match("no, never", ["False"], RELEASED) == 1.0
+    assert exact_match("True", ["yes"], HOTPOTQA) == exact_match("True", ["yes"]) == 0.0
+
+
 def test_exact_match_takes_the_best_reference():
     assert exact_match("the Seine", ["Loire", "Seine."]) == 1.0
     assert exact_match("Seine river", ["Loire", "Seine"]) == 0.0
     assert exact_match("", ["Seine"]) == 0.0 and exact_match("", ["Seine", "the"]) == 1.0
+
+
+def test_the_released_evaluation_reads_the_first_reference_alone():
+    for metric in (exact_match, cover_match, token_f1):
+        assert metric("Seine", ["Loire", "Seine"], RELEASED) == 0.0
+        assert metric("Seine", ["Seine", "Loire"], RELEASED) == 1.0
+        assert metric("Seine", ["Loire", "Seine"], SQUAD) == metric("Seine", ["Loire", "Seine"]) == 1.0
+
+
+def test_cover_match_by_hand():
+    assert cover_match("It was the River Seine.", ["Loire", "River Seine"]) == 1.0
+    assert cover_match("nobody knows", ["no"]) == 0.0  # words, not characters
+    assert cover_match("Seine", ["River Seine"]) == 0.0
+    assert cover_match("born on May 5, 1912", ["5 May 1912"]) == 0.0  # in a row, as the paper's "contained" says
+    assert cover_match("born on May 5, 1912", ["5 May 1912"], RELEASED) == 1.0  # in any order
+    assert cover_match("New Delhi", ["New New Delhi"]) == 0.0
+    assert cover_match("New Delhi", ["New New Delhi"], RELEASED) == 1.0  # however often
+    assert cover_match("in Paris and in London", ["Paris in London"]) == 0.0
 
 
 def test_f1_by_hand():
@@ -42,13 +96,34 @@ def test_f1_by_hand():
     assert token_f1("Oslo", ["Rouen"]) == 0.0
 
 
-def test_f1_of_nothing():
+@pytest.mark.parametrize("answer, gold", [("yes it is", "yes"), ("no", "no one"), ("noanswer given", "noanswer")])
+def test_yes_and_no_are_right_or_wrong(answer, gold):
+    for convention in (HOTPOTQA, RELEASED):
+        assert token_f1(answer, [gold], convention) == 0.0
+        assert token_f1(gold.upper(), [f"{gold}!"], convention) == 1.0
+    assert token_f1(answer, [gold], SQUAD) == token_f1(answer, [gold]) > 0.4
+    assert token_f1("yes it is", ["yes", "yes it is"], HOTPOTQA) == 1.0
+
+
+def test_numbers_are_compared_as_they_are_written():
+    for convention in ALL:
+        assert exact_match("twelve", ["12"], convention) == token_f1("twelve", ["12"], convention) == 0.0
+        assert exact_match("1,000", ["1000"], convention) == cover_match("1,000 m", ["1000"], convention) == 1.0
+        assert exact_match("1.5", ["15"], convention) == 1.0  # so SQuAD has it: the point is punctuation
+
+
+def test_nothing():
     assert token_f1("", [""]) == token_f1("the", ["..."]) == 1.0
     assert token_f1("", ["Rouen"]) == token_f1("Rouen", [""]) == 0.0
+    assert token_f1("", [""], SQUAD) == token_f1("the", ["..."], RELEASED) == 0.0  # no word in common
+    for convention in ALL:
+        assert exact_match("", ["..."], convention) == cover_match("", ["the"], convention) == 1.0
+        assert cover_match("Rouen", [""], convention) == 1.0
+        assert exact_match(" ", ["Rouen"], convention) == cover_match(" ", ["Rouen"], convention) == 0.0
 
 
 def test_no_reference_is_a_mistake():
-    with pytest.raises(ValueError):
-        exact_match("Rouen", [])
-    with pytest.raises(ValueError):
-        token_f1("Rouen", [])
+    for metric in (exact_match, cover_match, token_f1):
+        for convention in ALL:
+            with pytest.raises(ValueError):
+                metric("Rouen", [], convention)

@@ -36,8 +36,9 @@ class Record:
       kind: "qa" (scp: questions answered in turn), "paraphrase" (scp) or "question" (all other stages).
       documents: at least one; exactly one for scp.
       questions: qa: one or more; question: one; paraphrase: none.
-      answers: what is learned: qa: one per question; paraphrase: the text; question: the target.
-      gold_answers: every reference an answer may be compared with; never empty.
+      answers: what is learned: qa: one per question; paraphrase: the text; question: the target. Empty only where
+        none was asked for, see `parse_record`.
+      gold_answers: every reference an answer may be compared with; empty where ``answers`` is.
       positives: sorted indices into ``documents``; empty where none is known.
       where: "file.jsonl:17", for messages.
       qid: the file's own name for the record, else ``where``.
@@ -107,23 +108,27 @@ def check_file(path: str, stage: str, records: int, with_positives: int, rejects
         )
 
 
-def parse_record(fields: Any, stage: str, where: str) -> Record:
+def parse_record(fields: Any, stage: str, where: str, answered: bool = True) -> Record:
     """The `Record` of one decoded JSON value.
 
     Args:
       where: what messages begin with, e.g. "file.jsonl:17".
+      answered: training needs an answer. Evaluation does not: there a field of answers that is "" or [] is taken for
+        missing, and a record without any is one without references.
 
     Raises:
       ClaraError: not a record of this stage.
     """
     if not isinstance(fields, Mapping):
         raise ClaraError(f"{where}: the line holds {json_kind(fields)}; each line must be a JSON object")
-    documents = _documents(fields, where)
+    if not answered:
+        fields = {name: value for name, value in fields.items() if name not in ANSWER_FIELDS or not _is_blank(value)}
+    documents = parse_documents(fields, where)
     positives = _positives(fields, len(documents), where)
     name = fields.get("qid")
     if name is not None and (isinstance(name, bool) or not isinstance(name, str | int)):
         raise ClaraError(f'{where}: "qid" is {json_kind(name)}; it must be a string or a number')
-    kind, questions, answers, gold = (_scp if stage == "scp" else _question)(fields, stage, where)
+    kind, questions, answers, gold = (_scp if stage == "scp" else _question)(fields, stage, where, answered)
     if stage == "scp" and len(documents) != 1:
         raise ClaraError(
             f'{where}: "docs" holds {len(documents)} documents; an scp record has exactly one, split the record'
@@ -131,16 +136,16 @@ def parse_record(fields: Any, stage: str, where: str) -> Record:
     return Record(kind, documents, questions, answers, gold, positives, where, where if name is None else str(name))
 
 
-def _scp(fields: Mapping, stage: str, where: str):
+def _scp(fields: Mapping, stage: str, where: str, answered: bool):
     kind = fields.get("data_type")
     if kind not in ("qa", "paraphrase"):
         problem = "is missing" if kind is None else f"is {kind!r}"
         raise ClaraError(f'{where}: "data_type" {problem}; an scp record needs "qa" or "paraphrase"')
-    name, answers = _answers(fields, where)
+    name, answers = _answers(fields, where, answered)
     if kind == "paraphrase":
         return kind, (), answers[:1], answers
     questions = _strings(fields, "question", where)
-    if len(questions) != len(answers):
+    if name and len(questions) != len(answers):
         raise ClaraError(
             f'{where}: "question" has {len(questions)} entries and "{name}" has {len(answers)}; '
             "write one answer for each question"
@@ -148,7 +153,7 @@ def _scp(fields: Mapping, stage: str, where: str):
     return kind, questions, answers, answers
 
 
-def _question(fields: Mapping, stage: str, where: str):
+def _question(fields: Mapping, stage: str, where: str, answered: bool):
     kind = fields.get("data_type")
     if kind not in (None, "qa", "question"):
         raise ClaraError(
@@ -159,7 +164,7 @@ def _question(fields: Mapping, stage: str, where: str):
         raise ClaraError(
             f'{where}: "question" is {json_kind(question)}; a record of the stage {stage} has one question, a string'
         )
-    _, answers = _answers(fields, where)
+    _, answers = _answers(fields, where, answered)
     references = [
         text for name in REFERENCE_FIELDS if fields.get(name) is not None for text in _strings(fields, name, where)
     ]
@@ -167,7 +172,12 @@ def _question(fields: Mapping, stage: str, where: str):
     return "question", (_text(question, '"question"', where),), answers[:1], gold
 
 
-def _documents(fields: Mapping, where: str) -> tuple[str, ...]:
+def parse_documents(fields: Mapping, where: str) -> tuple[str, ...]:
+    """The documents of a record's fields, at least one.
+
+    Raises:
+      ClaraError: none, or not a list of texts.
+    """
     name = next((name for name in DOCUMENT_FIELDS if fields.get(name) is not None), None)
     if name is None:
         raise ClaraError(f'{where}: "docs" is missing; each record needs a list of documents (or "context", "content")')
@@ -179,9 +189,12 @@ def _documents(fields: Mapping, where: str) -> tuple[str, ...]:
     return tuple(_text(text, f'"{name}"[{i}]', where) for i, text in enumerate(value))
 
 
-def _answers(fields: Mapping, where: str) -> tuple[str, tuple[str, ...]]:
+def _answers(fields: Mapping, where: str, needed: bool) -> tuple[str | None, tuple[str, ...]]:
+    """The field that has them, and what stands there."""
     name = next((name for name in ANSWER_FIELDS if fields.get(name) is not None), None)
     if name is None:
+        if not needed:
+            return None, ()
         raise ClaraError(f'{where}: "answer" is missing; each record needs an answer ({", ".join(ANSWER_FIELDS)})')
     return name, _strings(fields, name, where)
 
@@ -205,6 +218,10 @@ def _positives(fields: Mapping, documents: int, where: str) -> tuple[int, ...]:
                 f"it must be from 0 to {documents - 1}"
             )
     return tuple(sorted(set(value)))
+
+
+def _is_blank(value: Any) -> bool:
+    return value == [] or (isinstance(value, str) and not value.strip())
 
 
 def _present(fields: Mapping, name: str, where: str) -> Any:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -62,8 +63,10 @@ MOST_VALUES = len(_YEARS)
 
 
 class _Fact(NamedTuple):
-    """One attribute: its values, clauses that state it, questions that ask for it of "{}", an entity's name."""
+    """One attribute: what it is, its values, clauses that state it, questions that ask for it of "{}", an entity's
+    name."""
 
+    name: str
     values: Sequence[str]
     clauses: tuple[str, ...]
     questions: tuple[str, ...]
@@ -84,16 +87,19 @@ _KINDS = (
         ("a", "son"),
         (
             _Fact(
+                "town",
                 _TOWNS,
                 ("was born in {}", "comes from {}", "grew up in {}"),
                 ("Where was {} born?", "Where is {} from?", "In which town did {} grow up?"),
             ),
             _Fact(
+                "trade",
                 _TRADES,
                 ("works as a {}", "is a {} by trade", "earns money as a {}"),
                 ("What does {} do?", "Which trade has {}?", "As what does {} earn money?"),
             ),
             _Fact(
+                "instrument",
                 _INSTRUMENTS,
                 ("plays the {}", "practises the {}", "owns a {}"),
                 ("What does {} play?", "What does {} practise?", "Which instrument does {} own?"),
@@ -105,16 +111,19 @@ _KINDS = (
         ("ville", "dale"),
         (
             _Fact(
+                "country",
                 _COUNTRIES,
                 ("lies in {}", "is found in {}", "belongs to {}"),
                 ("Where does {} lie?", "Where is {} found?", "To which country does {} belong?"),
             ),
             _Fact(
+                "goods",
                 _GOODS,
                 ("sells {}", "is known for {}", "lives off {}"),
                 ("What does {} sell?", "What made {} known?", "What does {} live off?"),
             ),
             _Fact(
+                "year",
                 _YEARS,
                 ("was founded in {}", "dates from {}", "was first settled in {}"),
                 ("When was {} founded?", "How old is {}?", "In which year was {} first settled?"),
@@ -126,16 +135,19 @@ _KINDS = (
         ("ic", "song"),
         (
             _Fact(
+                "genre",
                 _GENRES,
                 ("is a famous {}", "is read as a {}", "counts as a {}"),
                 ("Which genre is {}?", "What is {} called?", "As what does {} count?"),
             ),
             _Fact(
+                "material",
                 _MATERIALS,
                 ("is carried by {}", "is preserved on {}", "was copied onto {}"),
                 ("What carries {}?", "What preserves {}?", "Onto which material was {} copied?"),
             ),
             _Fact(
+                "year",
                 _YEARS,
                 ("appeared in {}", "was finished in {}", "was first seen in {}"),
                 ("When did {} appear?", "When was {} finished?", "In which year was {} first seen?"),
@@ -146,6 +158,7 @@ _KINDS = (
 MOST_ATTRIBUTES, MOST_PHRASINGS = len(_KINDS[0].facts), len(_KINDS[0].facts[0].clauses)
 
 # What a work's document says of its maker, where there are complex questions; the question names the work alone.
+_MAKER = "maker"
 _MAKER_CLAUSES = ("is by {}", "was made by {}", "comes from the hand of {}")
 _MAKER_QUESTIONS = ("Who made {}?", "By whom is {}?", "From whose hand does {} come?")
 _MAKER_OF = "the maker of {}"
@@ -226,6 +239,22 @@ class Document(NamedTuple):
     text: str
 
 
+class Asked(NamedTuple):
+    """A question about one document.
+
+    Attributes:
+      fact: what is asked for, e.g. "town".
+      place, places: where the document states it: as which of its facts, from 0, and of how many.
+    """
+
+    document: Document
+    question: str
+    answer: str
+    fact: str
+    place: int
+    places: int
+
+
 class _Entity(NamedTuple):
     """A pair of name words: the first, and the diagonal of the table of pairs that fixes the second."""
 
@@ -265,6 +294,19 @@ def documents(config: SyntheticConfig, split: str) -> Iterator[Document]:
     for number in range(config.entities(split)):
         entity = world.entity(split, number)
         yield Document(world.name(entity), world.document(entity))
+
+
+def asked(config: SyntheticConfig, split: str) -> Iterator[tuple[Asked, ...]]:
+    """Rounds of questions: about a person, a place and a work each, all that there is to ask; no document comes twice.
+
+    Every round has the same questions after other facts, so that whole rounds are balanced.
+    """
+    _records(config, split)
+    world = _world(config)
+    numbers = range(config.entities(split) // len(_KINDS))
+    for number in _shuffled(numbers, world.random("asked", split)):
+        entities = [world.entity(split, number, kind) for kind in range(len(_KINDS))]
+        yield tuple(question for entity in entities for question in world.asked(entity))
 
 
 def vocabulary(config: SyntheticConfig) -> list[str]:
@@ -383,6 +425,16 @@ class _World:
         facts = _KINDS[entity.kind].facts[: self.config.attributes]
         choices = facts[fact].questions if fact < len(facts) else _MAKER_QUESTIONS
         return choices[_below(rng, self.config.phrasings)].format(name or self.name(entity))
+
+    def asked(self, entity: _Entity) -> Iterator[Asked]:
+        """All questions about an entity, in the order of its facts."""
+        rng, document = self.random("asked", *entity), Document(self.name(entity), self.document(entity))
+        facts = self.facts(entity)
+        stated = sorted(facts, key=lambda fact: re.search(rf"\b{fact}\b", document.text).start())  # names end in "song"
+        names = [*(fact.name for fact in _KINDS[entity.kind].facts[: self.config.attributes]), _MAKER]
+        for i, answer in enumerate(facts):
+            question = self.question(rng, entity, i)
+            yield Asked(document, question, answer, names[i], stated.index(answer), len(facts))
 
     # --- records ---
 

@@ -99,6 +99,29 @@ def test_bad_line_is_named(tmp_path, stage, fields, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("nothing", [{}, {"answer": None}, {"answer": ""}, {"answer": " "}, {"golden_answers": []}])
+def test_evaluation_needs_no_answer(nothing):
+    record = parse_record(without(QUESTION, "answer") | nothing, "instruct", "f:1", answered=False)
+    assert (record.questions, record.answers, record.gold_answers) == (("Who?",), (), ())
+    for stage, fields in (("scp", QA), ("scp", PARAPHRASE)):
+        record = parse_record(without(fields, "answers") | nothing, stage, "f:1", answered=False)
+        assert (record.kind, record.answers, record.gold_answers) == (fields["data_type"], (), ())
+
+
+def test_an_answer_that_is_there_is_taken_by_evaluation():
+    for fields, stage in ((QUESTION, "instruct"), (QA, "scp"), (PARAPHRASE, "scp")):
+        assert parse_record(fields, stage, "f:1", answered=False) == parse_record(fields, stage, "f:1")
+    record = parse_record(QUESTION | {"golden_answers": [], "gold_answer": ""}, "instruct", "f:1", answered=False)
+    assert record.gold_answers == ("Ann",)
+    for fields, message in (
+        (QA | {"answers": ["A1"]}, '"question" has 2 entries and "answers" has 1'),
+        (QA | {"answers": ["A1", ""]}, '"answers"[1] is empty'),
+    ):
+        with pytest.raises(ClaraError, match="f:1: ") as caught:
+            parse_record(fields, "scp", "f:1", answered=False)
+        assert message in str(caught.value)
+
+
 def test_malformed_json_has_line_and_column(tmp_path):
     path = write(tmp_path / "bad.jsonl", QUESTION, '{"question": nope}')
     with pytest.raises(ClaraError, match=r"bad\.jsonl:2: column 14: not JSON"):

@@ -7,7 +7,7 @@ import pytest
 
 from clara_jax.data import synthetic
 from clara_jax.data.records import STAGES, read_records
-from clara_jax.data.synthetic import SyntheticConfig, documents, record, records, write
+from clara_jax.data.synthetic import SyntheticConfig, asked, documents, record, records, write
 from clara_jax.errors import ClaraError
 
 SMALL = SyntheticConfig(name_words=12, train_partners=8, eval_partners=4, train_records=200, eval_records=60)
@@ -200,3 +200,32 @@ def test_files_hold_the_same_records(tmp_path):
         for split in ("train", "eval"):
             read = read_records(tmp_path / "corpus" / f"{stage}.{split}.jsonl", stage)
             assert [dataclasses.replace(r, where=r.qid) for r in read] == records(COMPLEX, stage, split)
+
+
+@pytest.mark.parametrize("config", [SMALL, COMPLEX])
+def test_everything_is_asked_about_a_document_once(config):
+    rounds = list(asked(config, "eval"))
+    kinds = [[(question.fact, question.places) for question in questions] for questions in rounds]
+    assert all(kind == kinds[0] for kind in kinds)  # every round is balanced
+    assert len(kinds[0]) == 3 * config.attributes + (config.complex_share > 0)
+    texts = {document.id: document for document in documents(config, "eval")}
+    assert len(rounds) * 3 == len(texts) and {one.document.id for questions in rounds for one in questions} == set(
+        texts
+    )
+    assert list(texts)[:3] != list(dict.fromkeys(one.document.id for one in rounds[0]))  # in an order of its own
+    for one in (one for questions in rounds for one in questions):
+        assert one.document == texts[one.document.id] and one.document.id in one.question
+        assert words(one.answer) <= words(one.document.text) and not words(one.answer) & words(one.question)
+
+
+def test_the_place_of_a_fact_is_where_the_document_states_it():
+    places = Counter()
+    for questions in asked(COMPLEX, "eval"):
+        for document in {one.document for one in questions}:
+            own = [one for one in questions if one.document == document]
+            body = document.text.removeprefix(document.id)
+            own.sort(key=lambda one: body.index(f" {one.answer}"))
+            assert [one.place for one in own] == list(range(own[0].places))
+            places.update((one.fact, one.place) for one in own)
+    # Its place is no property of what is asked for.
+    assert all(places["town", place] and places["genre", place] for place in range(3)) and places["maker", 3]

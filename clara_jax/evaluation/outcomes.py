@@ -44,8 +44,14 @@ class Outcome:
     milliseconds: Mapping[str, float] | None = None
 
     @classmethod
-    def from_json(cls, fields: Mapping) -> Outcome:
-        """The outcome of a decoded line."""
+    def from_json(cls, fields: object) -> Outcome:
+        """The outcome of a decoded line.
+
+        Raises:
+          TypeError: it is none.
+        """
+        if not isinstance(fields, Mapping) or not isinstance(fields.get("case"), str):
+            raise TypeError("an outcome names its case")
         tuples = {
             name: tuple(fields[name]) for name in ("order", "scores", "read") if fields.get(name) is not None
         }

@@ -1,0 +1,206 @@
+"""Needles: a document into which one sentence with an invented fact is put, and a question that asks for it.
+
+What a memory keeps may depend on where in the document a fact stands and on what it is. Documents, facts and subjects
+are drawn anew for every case, so that cases are independent; every position meets every kind of fact equally often.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import product
+from random import Random
+from typing import NamedTuple
+
+from clara_jax.data.corpus.sentences import sentence_ends
+from clara_jax.errors import ClaraError
+from clara_jax.evaluation.answers import cover_match
+from clara_jax.evaluation.cases import Case
+
+POSITIONS = {"beginning": 0.0, "first third": 1 / 3, "middle": 1 / 2, "last third": 2 / 3, "end": 1.0}
+WORDS = 150  # about 200 tokens: below the paper's longest document (256)
+ROUNDS = 20  # every position with every kind of fact as often, 300 cases
+LEAST = 0.5  # of the words allowed; in a shorter document all positions are the same
+NEEDLE = 12  # words of a sentence that is put in, at most
+
+_STEMS = "Al Bren Cor Dun Els Far Gar Hol Ivel Jar Kes Lor Mar Nor Orv Pel Quin Ros Sel Tor Und Vel Wen Yar".split()
+_ENDINGS = "brook combe dray fold garth hurst lock mere nock stow thorpe wick".split()
+_FORENAMES = (
+    "Agnes Bruno Clara Dieter Edith Felix Greta Hugo Irene Jonas Karin Lewis Miriam Nils Olga Pavel Rita Simon Thea "
+    "Ulrich Vera Walter Yvonne Zora"
+).split()
+_SURNAMES = (
+    "Abbott Becker Cardoso Dalgaard Eklund Farkas Gruber Hollis Ivanov Jensen Kovacs Lindqvist Moreau Novak Okafor "
+    "Pereira Quist Rossi Sandoval Tanner Urban Vidal Whitlock Zeller"
+).split()
+_MONTHS = ("January February March April May June July August September October November December").split()
+_ONES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen"
+).split()
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+
+
+class _Fact(NamedTuple):
+    """A kind of fact: how a value is drawn, as all its spellings, the document's first; sentences with "{subject}" and
+    "{value}", each with a question that asks for the value."""
+
+    draw: Callable[[Random], tuple[str, ...]]
+    templates: tuple[tuple[str, str], ...]
+
+
+def number_spellings(number: int) -> tuple[str, ...]:
+    """A whole number from 0 to 999 in digits and in English words.
+
+    Hyphens are there and are not, since normalization would make one word of two; so is the British "and".
+    """
+    hundreds, rest = divmod(number, 100)
+    if rest < 20:
+        below = (_ONES[rest],)
+    else:
+        tens, ones = _TENS[rest // 10 - 2], rest % 10
+        below = (f"{tens}-{_ONES[ones]}", f"{tens} {_ONES[ones]}") if ones else (tens,)
+    if hundreds:
+        head = f"{_ONES[hundreds]} hundred"
+        below = tuple(f"{head}{link}{words}" for link in (" and ", " ") for words in below) if rest else (head,)
+    return (str(number), *below)
+
+
+def date_spellings(day: int, month: int, year: int) -> tuple[str, ...]:
+    """A date as it is written in English, and in figures with the year first; a month from 1 to 12."""
+    name = _MONTHS[month - 1]
+    ending = "th" if day in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(day % 10, "th")
+    return (
+        f"{day} {name} {year}",
+        f"{name} {day}, {year}",
+        f"{day}{ending} {name} {year}",
+        f"{day}{ending} of {name} {year}",
+        f"{name} {day}{ending}, {year}",
+        f"{year}-{month:02}-{day:02}",
+    )
+
+
+FACTS = {
+    "name": _Fact(
+        lambda rng: (f"{_one(rng, _FORENAMES)} {_one(rng, _SURNAMES)}",),
+        (
+            ("The {subject} lighthouse was kept by {value}.", "Who kept the {subject} lighthouse?"),
+            ("The architect of the {subject} bridge was {value}.", "Who was the architect of the {subject} bridge?"),
+            ("The ferry at {subject} belongs to {value}.", "To whom does the ferry at {subject} belong?"),
+            ("In {subject} the school is led by {value}.", "Who leads the school in {subject}?"),
+        ),
+    ),
+    "number": _Fact(
+        lambda rng: number_spellings(_one(rng, range(11, 1000))),
+        (
+            ("The choir of {subject} counts {value} singers.", "How many singers does the choir of {subject} count?"),
+            ("The {subject} tower has {value} steps.", "How many steps does the {subject} tower have?"),
+            ("There are {value} maps in the {subject} library.", "How many maps are there in the {subject} library?"),
+            ("The orchard at {subject} holds {value} trees.", "How many trees does the orchard at {subject} hold?"),
+        ),
+    ),
+    "date": _Fact(
+        lambda rng: date_spellings(_one(rng, range(1, 29)), _one(rng, range(1, 13)), _one(rng, range(1700, 2020))),
+        (
+            ("The {subject} canal was opened on {value}.", "On which date was the {subject} canal opened?"),
+            ("The bell of {subject} was cast on {value}.", "On which date was the bell of {subject} cast?"),
+            ("A storm broke the {subject} pier on {value}.", "On which date did a storm break the {subject} pier?"),
+            ("The treaty of {subject} was signed on {value}.", "On which date was the treaty of {subject} signed?"),
+        ),
+    ),
+}
+
+
+def needle_cases(documents: Iterable[str], seed: int, limit: int | None = None, words: int = WORDS) -> tuple[Case, ...]:
+    """Questions for a sentence in a document.
+
+    Tags: "position", one of `POSITIONS`, the share of the document's words before the sentence, as near as its
+    sentences let it be; and "fact", "name", "number" or "date". Neither what is asked for nor whom it is asked of is
+    elsewhere in the document. References are all spellings of the value.
+
+    Args:
+      documents: English; all white space becomes one space, and the first of several lines, mostly a title, is left
+        out. They are taken in an order of the seed, again from the first when there are no more; those are passed over
+        that have too few sentences for the positions to differ, or less than half the words.
+      seed: of everything that is drawn. The cases of a smaller ``limit`` are the first ones of a larger.
+      limit: cases at most, rounded down to whole rounds of 15, but at least one; never more than 20 rounds.
+      words: longest document, the sentence included; what is longer loses its last sentences.
+
+    Raises:
+      ClaraError: no document that will do.
+    """
+    cells = list(product(POSITIONS, FACTS))
+    rounds = ROUNDS if limit is None else min(max(limit // len(cells), 1), ROUNDS)
+    fillers = _cycle(_fillers(documents, seed, words), words)
+    return tuple(_case(cell, number, next(fillers), seed) for number in range(rounds) for cell in cells)
+
+
+def _case(cell: tuple[str, str], number: int, filler: _Filler, seed: int) -> Case:
+    position, fact = cell
+    rng = _random(seed, "needle", number, position, fact)
+    draw, templates = FACTS[fact]
+    while True:
+        subject, values = _one(rng, _STEMS) + _one(rng, _ENDINGS), draw(rng)
+        if not cover_match(filler.text, (subject, *values)):
+            break
+    sentence, question = _one(rng, templates)
+    at = filler.borders[position]
+    parts = (filler.text[:at].strip(), sentence.format(subject=subject, value=values[0]), filler.text[at:].strip())
+    document = " ".join(part for part in parts if part)
+    tags = {"position": position, "fact": fact}
+    name = f"{position}, {fact}, {number + 1}"
+    return Case(name, "question", question.format(subject=subject), (document,), values, (0,), tags)
+
+
+class _Filler(NamedTuple):
+    """A text, and for every position where a sentence can be put in."""
+
+    text: str
+    borders: dict[str, int]
+
+
+def _fillers(documents: Iterable[str], seed: int, words: int) -> Iterator[_Filler]:
+    rng = _random(seed, "fillers")
+    unique = list(dict.fromkeys(documents))
+    for _, document in sorted((rng.random(), document) for document in unique):
+        filler = _filler(document, words)
+        if filler is not None:
+            yield filler
+
+
+def _filler(document: str, words: int) -> _Filler | None:
+    """The document's first sentences; None where they will not do."""
+    text = " ".join((document.partition("\n")[2] or document).split())
+    least, most = LEAST * words, words - NEEDLE
+    if len(text.split()) < least:
+        return None
+    ends = [0, *sentence_ends(text)]
+    counts = [len(text[:end].split()) for end in ends]
+    kept = sum(count <= most for count in counts)
+    total = counts[kept - 1]
+    nearest = [min(range(kept), key=lambda i: abs(counts[i] - share * total)) for share in POSITIONS.values()]
+    if total < least or len(set(nearest)) < len(nearest):
+        return None
+    return _Filler(text[: ends[kept - 1]], {name: ends[i] for name, i in zip(POSITIONS, nearest, strict=True)})
+
+
+def _cycle(fillers: Iterator[_Filler], words: int) -> Iterator[_Filler]:
+    found = []
+    for filler in fillers:
+        found.append(filler)
+        yield filler
+    if not found:
+        raise ClaraError(
+            f"needle: no document has {LEAST * words:.0f} words and enough sentences; take longer documents, or a "
+            "smaller size, as needle/100"
+        )
+    while True:
+        yield from found
+
+
+def _random(*what: object) -> Random:
+    """Of it only ``random()`` is used, whose values Python promises to keep."""
+    return Random(repr(what))
+
+
+def _one(rng: Random, items: Sequence):
+    return items[int(rng.random() * len(items))]

@@ -1,0 +1,166 @@
+"""Suites by name: what there is to be evaluated on (docs/evaluation_suites.md)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import product
+from pathlib import Path
+
+from clara_jax.data import synthetic
+from clara_jax.data.jsonl import is_remote
+from clara_jax.data.synthetic import SyntheticConfig
+from clara_jax.errors import ClaraError
+from clara_jax.evaluation import needle
+from clara_jax.evaluation.case_files import paraphrase_cases, question_cases, read_documents, scp_cases
+from clara_jax.evaluation.cases import Case, Suite
+from clara_jax.evaluation.world import PARTS, usual_parts, world_suite
+
+SETS = ("nq", "hotpotqa", "musique", "2wiki", "squad")
+MODES = {"normal": "eval_processed_no_pos.jsonl", "oracle": "eval_processed_with_pos.jsonl"}
+FOLDERS = {"compressor": "stage1_eval", "end_to_end": "stage2_eval"}
+LEAST_WORDS = 60  # of a needle's document: below, hardly any has sentences enough
+
+# What reads a file, and whether its documents are ranked.
+_FILES: dict[str, tuple[Callable[[str, int | None], tuple[Case, ...]], bool]] = {
+    "questions": (question_cases, True),
+    "documents": (question_cases, False),
+    "scp": (scp_cases, False),
+    "paraphrase": (paraphrase_cases, False),
+}
+
+_FORMS = {
+    "compressor[/SET[/MODE]]": f"few documents, all are read: DATA/eval/stage1_eval/SET; SET: {', '.join(SETS)}; "
+    "MODE: normal (as retrieved), oracle (the right ones are among them); without them all that are there",
+    "end_to_end[/SET[/MODE]]": "many candidates, the best are read: DATA/eval/stage2_eval/SET",
+    "questions:FILE": "questions over candidates, of which the best are read (JSONL, in DATA or here)",
+    "documents:FILE": "questions over documents, all are read",
+    "scp:FILE": "questions of one document each, records of the stage scp",
+    "paraphrase:FILE": "documents to be told again: paraphrase records, other records, or a corpus",
+    "needle[/WORDS][:FILE]": f"an invented fact in a document, by position and kind; documents of {needle.WORDS} or "
+    "WORDS words, from the compressor sets, from FILE, or from the synthetic world",
+    "world[/PART]": f"the synthetic world that the model was trained on; PART: {', '.join(PARTS)}",
+}
+NAMES = "\n".join(f"{form}\n    {text}" for form, text in _FORMS.items())
+_KNOWN = f"known are {', '.join(_FORMS)}"
+
+
+def open_suites(
+    names: Sequence[str], data: str | None, limit: int | None, world: SyntheticConfig | None, seed: int
+) -> list[Suite]:
+    """The suites of some names, in their order, none twice.
+
+    Args:
+      names: see `NAMES`.
+      data: the folder with the released layout, and where files are looked for first.
+      limit: the first cases of each suite; None for all.
+      world: the synthetic world the model was trained on, if it was.
+      seed: of the needles.
+
+    Raises:
+      ClaraError: an unknown name; what it needs is missing, empty, or has a bad line.
+    """
+    if not names:
+        raise ClaraError(f"no suite is named; {_KNOWN}")
+    if limit is not None and limit < 1:
+        raise ClaraError(f"limit is {limit}; it must be at least 1")
+    if data is not None and not os.path.isdir(data):
+        raise ClaraError(f"{data}: no such folder; name the one with the evaluation data")
+    found: dict[str, Suite] = {}
+    for name in names:
+        for suite in _open(name, data, limit, world, seed):
+            before = found.setdefault(suite.name, suite)
+            if before is not suite and before.digest() != suite.digest():
+                raise ClaraError(f"{name}: another suite is called {suite.name!r}, too; rename the file or its folder")
+    return list(found.values())
+
+
+def _open(name: str, data: str | None, limit: int | None, world: SyntheticConfig | None, seed: int) -> Iterator[Suite]:
+    head, colon, file = name.partition(":")
+    kind, *parts = head.split("/")
+    if kind in FOLDERS and not colon and len(parts) <= 2:
+        yield from _released(name, kind, parts, data, limit)
+    elif kind in _FILES and file and not parts:
+        read, ranked = _FILES[kind]
+        path = _find(name, file, data)
+        yield Suite(f"{kind}/{_short(path)}", ranked, read(path, limit))
+    elif kind == "needle" and len(parts) <= 1 and bool(colon) == bool(file):
+        words = _words(name, parts[0]) if parts else needle.WORDS
+        path = _find(name, file, data) if file else None
+        documents = read_documents(path) if path else _fillers(name, data, world, words)
+        own = "/".join(["needle", *parts, *([_short(path)] if path else [])])
+        yield Suite(own, False, needle.needle_cases(documents, seed, limit, words))
+    elif kind == "world" and not colon and (not parts or (len(parts) == 1 and parts[0] in PARTS)):
+        if world is None:
+            raise ClaraError(f"{name}: this model was not trained on a synthetic world; name other suites")
+        for part in parts or usual_parts(world):
+            yield world_suite(part, world, limit)
+    else:
+        raise ClaraError(f"there is no suite {name!r}; {_KNOWN}")
+
+
+def _released(name: str, kind: str, parts: Sequence[str], data: str | None, limit: int | None) -> Iterator[Suite]:
+    """The sets of a kind that are there, or the one that is asked for."""
+    for part, known in zip(parts, (SETS, MODES), strict=False):
+        if part not in known:
+            raise ClaraError(f"{name}: {part!r} is unknown; known are {', '.join(known)}")
+    folder = _released_folder(name, kind, data)
+    wanted = product(parts[:1] or SETS, parts[1:] or MODES)
+    files = [(f"{kind}/{own}/{mode}", folder / own / MODES[mode]) for own, mode in wanted]
+    found = [(own, path) for own, path in files if path.is_file()]
+    if not found:
+        missing = ", ".join(str(path.relative_to(folder)) for _, path in files)
+        raise ClaraError(f"{name}: {folder} has none of {missing}")
+    for own, path in found:
+        yield Suite(own, kind == "end_to_end", question_cases(str(path), limit))
+
+
+def _released_folder(name: str, kind: str, data: str | None) -> Path:
+    if data is None:
+        raise ClaraError(f"{name}: name the folder with the evaluation data, in which eval/{FOLDERS[kind]} lies")
+    places = [Path(data, "eval", FOLDERS[kind]), Path(data, FOLDERS[kind])]
+    folder = next((place for place in places if place.is_dir()), None)
+    if folder is None:
+        raise ClaraError(f"{name}: there is neither {places[0]} nor {places[1]}")
+    return folder
+
+
+def _find(name: str, file: str, data: str | None) -> str:
+    """Where a file lies: in the data folder, or as it is named."""
+    if is_remote(file):
+        return file
+    places = [os.path.join(data, file), file] if data else [file]
+    path = next((place for place in places if os.path.isfile(place)), None)
+    if path is None:
+        raise ClaraError(f"{name}: {' nor '.join(dict.fromkeys(places))}: no such file")
+    return os.path.abspath(path)
+
+
+def _short(path: str) -> str:
+    """A file's name for a suite: with its folder, without what it ends in."""
+    *_, folder, file = path.split("/")
+    return f"{folder}/{file.partition('.jsonl')[0]}"
+
+
+def _words(name: str, part: str) -> int:
+    if not (part.isascii() and part.isdigit() and int(part) >= LEAST_WORDS):
+        raise ClaraError(f"{name}: {part!r} must be a number of words, at least {LEAST_WORDS}")
+    return int(part)
+
+
+def _fillers(name: str, data: str | None, world: SyntheticConfig | None, words: int) -> Iterator[str]:
+    """Documents for needles: of the compressor sets that are there, else of the world, several in one."""
+    if data is None and world is not None:
+        return _joined((document.text for document in synthetic.documents(world, "eval")), words)
+    suites = _released(name, "compressor", (), data, None)
+    return (document for suite in suites for case in suite.cases for document in case.documents)
+
+
+def _joined(texts: Iterable[str], words: int) -> Iterator[str]:
+    """As many texts in one as have that many words; what is left at the end is dropped."""
+    joined = ""
+    for text in texts:
+        joined = f"{joined} {text}".lstrip()
+        if len(joined.split()) >= words:
+            yield joined
+            joined = ""

@@ -45,7 +45,9 @@ def parser() -> argparse.ArgumentParser:
     add("--limit", type=int, metavar="N", help="the first N cases of each suite (all)")
     add("--ways", nargs="+", metavar="NAME", help="of the ways below (all); none: rank alone")
     add("--retriever", nargs="+", default=[], metavar="NAME", help="beside bm25: minilm, dense:MODEL")
-    add("--k", type=int, metavar="N", help="documents that are read of ranked ones (as the first one was trained, or 5)")
+    add(
+        "--k", type=int, metavar="N", help="documents that are read of ranked ones (as the first one was trained, or 5)"
+    )
     add(
         "--max-new-tokens",
         type=int,

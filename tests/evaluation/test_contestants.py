@@ -1,0 +1,216 @@
+"""What each way gives the generator, and what is noted of what comes out."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from clara_jax import bundle as bundles
+from clara_jax.api import Clara
+from clara_jax.data.importers.retrievers import open_retriever
+from clara_jax.errors import ClaraError
+from clara_jax.evaluation.cases import Case, Suite
+from clara_jax.evaluation.contestants import (
+    MemoryModel,
+    Ranker,
+    Settings,
+    TextModel,
+    random_scores,
+    retriever_scores,
+    without_adapter,
+)
+from clara_jax.evaluation.ways import WAYS, draws
+from clara_jax.method.clara import ClaraConfig
+from clara_jax.model.sharding import make_mesh
+from tests import tiny
+
+K = 2
+SETTINGS = Settings(K, 3)
+
+
+def case(i, count):
+    documents = tuple(tiny.document(100 * i + j) for j in range(count))
+    return Case(f"c{i}", "question", f"Where was number {100 * i + 1} born?", documents, (tiny.PLACES[0],), (1,))
+
+
+RANKED = Suite("ranked", True, tuple(case(i, 4 + i) for i in range(3)))
+READ = Suite("read", False, tuple(case(i, 2) for i in range(3)))
+TOLD = Suite("told", False, tuple(Case(f"t{i}", "paraphrase", "", (tiny.document(i),), ()) for i in range(2)))
+
+
+@pytest.fixture(scope="module")
+def clara(tmp_path_factory):
+    base = tiny.write_base(tmp_path_factory.mktemp("base"))
+    mesh = make_mesh(devices=jax.devices()[:1])
+    bundle = bundles.from_base(str(base), ClaraConfig(doc_max_length=32, compress_rate=8), mesh, "float32")
+    rng = np.random.default_rng(0)
+    # Fresh adapters change nothing; these make reader and compressor differ, and the generator from the base.
+    lora = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(x.dtype), bundle.params["lora"])
+    bundle = dataclasses.replace(
+        bundle, params={**bundle.params, "lora": lora}, trained=("lora/query_reasoner", "lora/generator")
+    )
+    return Clara(bundle.with_limits(1024, 0.0), batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def model(clara):
+    def read(documents):
+        return clara._encode("compressor", [list(map(int, own)) for own in documents])
+
+    return MemoryModel(clara, read, SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def text(clara):
+    order = Ranker(retriever_scores(lambda texts: open_retriever("bm25", texts))).order
+    return TextModel(clara, order, SETTINGS)
+
+
+def given(contestant, way, suite, number=0):
+    (own,) = contestant.given(WAYS[way], suite, [suite.cases[number]])
+    return own
+
+
+def user_text(clara, own):
+    return clara.bundle.tokenizer.decode(own.request.ids, special=True)
+
+
+def test_the_model_reads_what_it_ranks_first(clara, model):
+    for number, own_case in enumerate(RANKED.cases):
+        own, memories = given(model, "clara", RANKED, number), clara.compress(own_case.documents)
+        ranking = clara.rank([own_case.question], memories, k=9)
+        assert own.order == tuple(ranking.indices[0].tolist()) and own.read == own.order[:K]
+        np.testing.assert_allclose(own.scores, ranking.scores[0], rtol=1e-5)
+        np.testing.assert_allclose(own.request.memories, memories.array[list(own.read)], rtol=1e-4, atol=1e-5)
+        assert own.texts == [own_case.documents[i] for i in own.read]
+        assert own.document_tokens == K * clara.bundle.model.clara.memory_tokens
+
+
+def test_what_is_not_ranked_is_read_in_order(model):
+    own = given(model, "clara", READ)
+    assert own.read == (0, 1) and own.order is None and own.scores is None
+
+
+def test_without_memory_the_prompt_is_the_same_but_for_the_memories(clara, model):
+    real, own = given(model, "clara", RANKED).request, given(model, "no_memory", RANKED)
+    memory = set(clara.bundle.tokenizer.memory_ids)
+    assert list(own.request.ids) == [token for token in real.ids if token not in memory]
+    assert set(own.request.memory_index) == {-1} and len(own.request.memories) == 0
+    assert (own.read, own.texts, own.document_tokens, own.order) == ((), (), 0, None)
+
+
+def test_another_cases_memories_stand_in_the_same_prompt(clara, model):
+    real, own = given(model, "clara", READ, 2), given(model, "other_memory", READ, 2)
+    assert own.request.ids == real.request.ids and own.read == () and own.order is None
+    expected = clara.compress(READ.cases[0].documents).array
+    np.testing.assert_allclose(own.request.memories, expected, rtol=1e-4, atol=1e-5)
+    # With more documents than the other case has, they come again, and are ranked by this question.
+    assert set(given(model, "other_memory", RANKED, 2).texts) <= set(RANKED.cases[0].documents)
+
+
+def test_shuffled_memories_are_the_same_vectors(model):
+    real, own = (given(model, way, READ).request.memories for way in ("clara", "shuffled_memory"))
+    assert not np.allclose(real, own)
+    rows = [np.array(sorted(x.reshape(-1, x.shape[-1]).tolist())) for x in (real, own)]
+    np.testing.assert_array_equal(*rows)
+
+
+def test_the_right_memories_alone_and_random_ones(clara, model):
+    documents = RANKED.cases[2].documents
+    assert given(model, "gold_memory", RANKED, 2).texts == [documents[1]]
+    drawn = draws(RANKED.cases[2], SETTINGS.seed).permutation(len(documents))[:K]
+    assert given(model, "random_selection", RANKED, 2).read == tuple(drawn)
+
+
+def test_a_document_is_told_again_from_its_memory_or_text(clara, model, text):
+    assert given(model, "clara", TOLD).read == (0,)
+    assert tiny.document(0) in user_text(clara, given(text, "text_oracle", TOLD))
+    (outcome,) = model.outcomes(WAYS["clara"], TOLD, TOLD.cases[:1])
+    assert outcome.answer_tokens <= 4 * SETTINGS.max_new_tokens
+
+
+def test_texts_stand_in_the_prompt(clara, text):
+    own_case = RANKED.cases[0]
+    own = given(text, "closed_book", RANKED)
+    assert own.read == () and not any(document in user_text(clara, own) for document in own_case.documents)
+    first, best, right = (given(text, way, RANKED) for way in ("text_top1", "text_topk", "text_oracle"))
+    assert len(best.read) == K and first.read == best.read[:1] and right.read == (1,)
+    for own in (first, best, right):
+        shown = [i for i, document in enumerate(own_case.documents) if document in user_text(clara, own)]
+        assert sorted(own.read) == shown
+        assert own.document_tokens == sum(map(len, text.text_ids(own.texts)))
+    assert own_case.documents[1] in first.texts  # only there stands the number that is asked for
+    assert given(text, "text_topk", READ).read == (0, 1)
+
+
+def test_truncated_and_pruned_texts_keep_a_part(clara, text):
+    tokens = [len(ids) for ids in text.text_ids(given(text, "text_topk", RANKED).texts)]
+    short, pruned = given(text, "text_truncated", RANKED), given(text, "text_pruned", RANKED)
+    assert short.document_tokens == K * clara.bundle.model.clara.memory_tokens
+    assert pruned.document_tokens == sum(-(-count // 4) for count in tokens)
+    beginning = clara.bundle.tokenizer.decode(text.text_ids(short.texts)[0][: clara.bundle.model.clara.memory_tokens])
+    assert beginning in user_text(clara, short)
+    for own in (short, pruned):
+        assert not any(document in user_text(clara, own) for document in own.texts)
+
+
+def test_a_text_is_shown_as_far_as_the_compressor_reads_it(clara, text):
+    long = " ".join(tiny.document(i) for i in range(4))
+    suite = Suite("long", False, (Case("l", "question", "Where?", (long,), ("A",)),))
+    own = given(text, "text_oracle", suite)
+    seen = clara.bundle.tokenizer.encode_document(long)[2:]  # without <ENC> and the beginning token
+    assert own.document_tokens == len(seen) and long not in user_text(clara, own)
+    assert clara.bundle.tokenizer.decode(seen) in user_text(clara, own)
+
+
+def test_outcomes_say_what_was_given_and_said(clara, model):
+    outcomes = model.outcomes(WAYS["clara"], RANKED, RANKED.cases)
+    assert [own.case for own in outcomes] == ["c0", "c1", "c2"]
+    for own, own_case in zip(outcomes, RANKED.cases, strict=True):
+        answer = clara.answer([own_case.question], [list(own_case.documents)], k=K, max_new_tokens=3)[0]
+        assert own.answer == answer.text and own.answer_tokens == len(answer.tokens)
+        assert own.ended in ("stop", "length") and own.milliseconds is None
+        assert own.text_tokens == sum(map(len, model.text_ids([own_case.documents[i] for i in own.read])))
+        assert own.prompt_tokens > own.document_tokens > 0
+
+
+def test_times_are_of_cases_asked_alone(model):
+    (asked,) = model.outcomes(WAYS["clara"], RANKED, RANKED.cases[:1])
+    (timed,) = model.outcomes(WAYS["clara"], RANKED, RANKED.cases[:1], timed=True)
+    assert dataclasses.replace(timed, milliseconds=None, scores=None) == dataclasses.replace(asked, scores=None)
+    assert 0 < timed.milliseconds["first"] <= timed.milliseconds["total"]
+
+
+def test_without_its_adapter_the_generator_is_the_base(clara, text):
+    plain = TextModel(Clara(without_adapter(clara.bundle), 4), text._order, SETTINGS)
+    suite = Suite("one", False, READ.cases[:1])
+    (own,), (base,) = (part.outcomes(WAYS["closed_book"], suite, suite.cases) for part in (text, plain))
+    bare = dataclasses.replace(clara.bundle, params={**clara.bundle.params, "lora": _zeros(clara)})
+    (expected,) = TextModel(Clara(bare, 4), text._order, SETTINGS).outcomes(WAYS["closed_book"], suite, suite.cases)
+    assert base == expected and base.answer != own.answer
+
+
+def _zeros(clara):
+    return jax.tree.map(np.zeros_like, clara.bundle.params["lora"])
+
+
+def test_rankers(text):
+    bm25 = Ranker(retriever_scores(lambda texts: open_retriever("bm25", texts)))
+    for outcome, own_case in zip(bm25.outcomes(WAYS["rank"], RANKED, RANKED.cases), RANKED.cases, strict=True):
+        assert outcome.order[0] == 1 and outcome.answer is None  # only there stands the number that is asked for
+        assert sorted(outcome.order) == list(range(len(own_case.documents)))
+        assert list(outcome.scores) == sorted(outcome.scores, reverse=True)
+    first, again = (Ranker(random_scores(0)).order(RANKED) for _ in range(2))
+    assert first == again and first != Ranker(random_scores(1)).order(RANKED)
+
+
+def test_a_prompt_that_is_too_long_is_named(clara, text):
+    short = TextModel(Clara(clara.bundle.with_limits(40, 0.0), 4), text._order, SETTINGS)
+    with pytest.raises(ClaraError, match="ranked, case c0: .* above max_length 40"):
+        short.outcomes(WAYS["text_topk"], RANKED, RANKED.cases)
+
+
+def test_settings_are_checked():
+    with pytest.raises(ClaraError, match="k is 0"):
+        Settings(k=0)

@@ -1,0 +1,45 @@
+"""Token pruning: what is kept, and the surprisals it goes by against a naive computation."""
+
+import jax
+import numpy as np
+import pytest
+
+from clara_jax import bundle as bundles
+from clara_jax.evaluation.pruning import pruned, surprisals
+from clara_jax.method.clara import ClaraConfig
+from clara_jax.model.sharding import make_mesh
+from tests import tiny
+
+
+def test_the_least_expected_tokens_are_kept_in_their_order():
+    values = np.array([0.1, 5.0, 0.2, 4.0, 4.0, 0.3, 1.0, 2.0, 0.0])
+    assert pruned(list("abcdefghi"), values, 4) == ["b", "d", "e"]  # ⌈9 / 4⌉, of equal ones the earlier
+    assert pruned(list("ab"), values[:2], 4) == ["b"]
+    assert pruned([], values[:0], 4) == []
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    base = tiny.write_base(tmp_path_factory.mktemp("base"))
+    return bundles.from_base(
+        str(base), ClaraConfig(doc_max_length=32, compress_rate=8), make_mesh(devices=jax.devices()[:1]), "float32"
+    )
+
+
+def test_surprisals_are_the_bases_own(bundle):
+    ids = [own[2:-1] for own in bundle.tokenizer.document_tokens([tiny.document(i) for i in range(3)])]
+    ids[1] = ids[1][:5]  # of other lengths
+    found = surprisals(bundle, ids, 2)
+    model, params = bundle.model, bundle.params
+    for own, values in zip(ids, found, strict=True):
+        assert values.shape == (len(own),)
+        row = np.array([[bundle.tokenizer.bos_id, *own]], np.int32)
+        with jax.set_mesh(bundle.mesh):
+            states, _ = model.forward(params, None, model.embed(params, row), np.ones_like(row, bool))
+            base, added = model.logits(params, states)
+        log_p = jax.nn.log_softmax(np.concatenate([base, added], -1)[0], axis=-1)
+        np.testing.assert_allclose(values, [-log_p[t, token] for t, token in enumerate(own)], rtol=1e-4, atol=1e-4)
+
+
+def test_no_texts(bundle):
+    assert surprisals(bundle, [], 2) == []

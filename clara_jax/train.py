@@ -87,18 +87,17 @@ def main() -> None:
 def _show(outcome: Outcome, config: RunConfig) -> None:
     """Questions of held-out records, the model's answers, and what they were given from."""
     from clara_jax import Clara
-    from clara_jax.data.records import RANKING_STAGES
+    from clara_jax.data.encoding import TEXT
     from clara_jax.distributed import say
 
     stage = config.stages[-1]
     asked = [record for record in outcome.held_out if record.kind == "question"][: config.show]
-    if not asked:
+    if not asked or stage.documents == TEXT:
         return
-    ranks = stage.name in RANKING_STAGES
-    documents = [record.documents[: stage.candidates if ranks else stage.top_k] for record in asked]
+    documents = [record.documents[: stage.candidates if stage.ranks else stage.top_k] for record in asked]
     questions = [record.questions[0] for record in asked]
     answers = Clara(outcome.bundle).answer(
-        questions, documents, k=stage.top_k if ranks else None, max_new_tokens=stage.answer_tokens
+        questions, documents, k=stage.top_k if stage.ranks else None, max_new_tokens=stage.answer_tokens
     )
     for record, answer in zip(asked, answers, strict=True):
         say(f"\nQuestion: {record.questions[0]}\nAnswer:   {answer.text}   (reference: {record.gold_answers[0]})")

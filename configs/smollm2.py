@@ -2,6 +2,7 @@
 
     python -m clara_jax.train --workdir runs/smollm2 --config configs/smollm2.py:size=short
     python -m clara_jax.train --workdir runs/smollm2_64 --config configs/smollm2.py:size=full,rate=64,stages=scp
+    python -m clara_jax.train --workdir runs/smollm2_text --config configs/smollm2.py:size=short,documents=text
 
 Arguments, as ``key=value,...``:
 
@@ -9,8 +10,18 @@ Arguments, as ``key=value,...``:
 - ``rate``: the compress rate (16);
 - ``size``: ``short`` (half an hour on two CPU cores), ``tiny`` (a few steps, to see it run), ``full`` (passes
   over all the data, for an accelerator);
+- ``documents``: ``memory``, or ``text`` for the control of equal data: the generator's adapter is trained by the same
+  stages, with the documents as texts in its prompt, and nothing else is;
 - ``data``: the directory of the data ($CLARA_SHARED_DATA, else ../shared/data beside the checkout);
 - ``base``: the base model (smollm2).
+
+What is equal with ``documents=text``: records, held-out records, batch sizes, steps, learning rates and their
+schedules, stage by stage; the generator's adapter and where it starts; how much of a document is read; and in ``tiny``
+and ``short`` the order of the records, and so the batch of every step (in ``full`` records of a size share a batch, and
+the size is then that of the texts; scp is not packed). What is not: there is no compressor to train, and no L_MSE; a
+prompt has room for five texts; batches are computed in more parts, which changes nothing but the memory they take; and
+where end_to_end chooses ``top_k`` of its candidates, the texts are the positive documents, then the first others: a
+perfect retriever's.
 """
 
 import os
@@ -55,12 +66,23 @@ SIZES = {
     },
 }
 
+# With documents=text. A prompt of five texts has 800 tokens, and up to 1,200: fewer of them at a time; and of what is
+# packed, the documents' tokens, there are none.
+TEXT = {"tiny": {}, "short": dict(accumulate=2), "full": dict(accumulate=4, pack=0, buckets=4)}
+
 
 def get_config(arg=None):
     args = common.parse_arg(
-        arg, stages="scp+instruct+end_to_end", rate=16, size="short", data=common.shared_data(), base="smollm2"
+        arg,
+        stages="scp+instruct+end_to_end",
+        rate=16,
+        size="short",
+        documents="memory",
+        data=common.shared_data(),
+        base="smollm2",
     )
     sizes = common.choose("size", args.size, SIZES)
+    as_text = common.choose("documents", args.documents, dict(memory=False, text=True))
     tiny = args.size == "tiny"
     stages = {}
     for name in args.stages.split("+"):
@@ -71,8 +93,10 @@ def get_config(arg=None):
         }
         answers = dict(eval_answers=2 if tiny else 16, answer_tokens=4 if tiny else 16)
         stages[name] = dict(warmup=0.1) | answers | fields | files
+        if as_text:
+            stages[name] |= dict(documents="text") | TEXT[args.size]
     return common.run(
         stages,
-        model=dict(base=args.base, precision="float32", remat="none"),
-        clara=dict(doc_max_length=64 if tiny else 256, compress_rate=args.rate),
+        model=dict(base=args.base, precision="float32", remat="full" if as_text and args.size == "full" else "none"),
+        clara=dict(doc_max_length=64 if tiny else 256, compress_rate=args.rate, max_length=2048 if as_text else 1024),
     )

@@ -1,5 +1,6 @@
 """Every config file resolves; the paper's say what Table 10 says; every field can be set by a flag."""
 
+import dataclasses
 import importlib
 from pathlib import Path
 
@@ -75,6 +76,29 @@ def test_smollm2_arguments():
     assert all(stage.epochs for stage in resolve(load("smollm2", "size=full")).stages)
 
 
+@pytest.mark.parametrize("size", ["tiny", "short", "full"])
+def test_smollm2_with_documents_as_text_differs_in_nothing_else(size):
+    memory, text = (resolve(load("smollm2", f"size={size},documents={documents}")) for documents in ("memory", "text"))
+    assert text.clara == dataclasses.replace(memory.clara, max_length=2048)
+    for one, other in zip(memory.stages, text.stages, strict=True):
+        assert other.subtrees == ("lora/generator",) and other.documents == "text"
+        back = {name: getattr(one, name) for name in ("documents", "accumulate", "pack", "buckets")}
+        assert dataclasses.replace(other, **back) == one
+        assert size == "full" or one.buckets == other.buckets == 1  # the same records in every step
+
+
+def test_smoke_with_documents_as_text_differs_in_nothing_else():
+    memory, text = resolve(load("smoke")), resolve(load("smoke", "text"))
+    assert [stage.subtrees for stage in text.stages] == [("base", "lora/generator"), *[("lora/generator",)] * 2]
+    back = [
+        dataclasses.replace(other, documents="memory", trains=one.trains)
+        for one, other in zip(memory.stages, text.stages, strict=True)
+    ]
+    assert dataclasses.replace(text, stages=tuple(back)) == memory
+    with pytest.raises(ClaraError, match="config argument 'texts': it must be ci or text"):
+        load("smoke", "texts")
+
+
 def test_smollm2_finds_its_data():
     data = shared_data()
     for stage in resolve(load("smollm2", f"data={data}")).stages:
@@ -86,8 +110,9 @@ def test_smollm2_finds_its_data():
     "name, arg, message",
     [
         ("smollm2", "sise=tiny", "'sise=tiny': there is no such key; did you mean size?"),
-        ("smollm2", "tiny", "'tiny': write key=value; known are stages, rate, size, data, base"),
+        ("smollm2", "tiny", "'tiny': write key=value; known are stages, rate, size, documents, data, base"),
         ("smollm2", "size=huge", "size=huge: it must be one of tiny, short, full"),
+        ("smollm2", "documents=texts", "documents=texts: it must be one of memory, text"),
         ("smollm2", "stages=scp+stage2", "stages=stage2: it must be one of scp, instruct, end_to_end"),
         ("smollm2", "rate=x", "'rate=x': rate must be a whole number"),
         ("mistral7b_scp", "schedule=constant", "there is no such key"),

@@ -99,21 +99,29 @@ def test_a_run_through_all_stages(finished):
     assert "tokens/s" in out.stderr and "end_to_end 12/12" in out.stderr
 
 
-def test_a_stage_changes_what_it_trains_and_nothing_else(finished, mesh):
+def checkpoints(run, mesh):
+    """The models that the stages left, in order."""
     from clara_jax import bundle as bundles
+
+    return [bundles.load(path, mesh) for path in sorted((run / "checkpoints").iterdir())]
+
+
+def changed(before, after):
+    """Subtrees in which two models differ."""
     from clara_jax.method.parameters import flatten
 
+    one, other = ({path: np.asarray(leaf) for path, leaf in flatten(own.params).items()} for own in (before, after))
+    return {"/".join(path.split("/")[:2]) for path in one if not np.array_equal(one[path], other[path])}
+
+
+def test_a_stage_changes_what_it_trains_and_nothing_else(finished, mesh):
     run, _ = finished
-    opened = [bundles.load(path, mesh) for path in sorted((run / "checkpoints").iterdir())]
-    leaves = [{path: np.asarray(leaf) for path, leaf in flatten(b.params).items()} for b in opened]
-    changed = [
-        {"/".join(p.split("/")[:2]) for p in a if not np.array_equal(a[p], b[p])}
-        for a, b in zip(leaves, leaves[1:], strict=False)
-    ]
-    assert changed[0] == {"lora/compressor", "lora/generator", "tokens/memory"}
-    assert changed[1] == {"lora/query_reasoner"}
-    assert changed[2] == {"lora/query_reasoner", "lora/generator"}
-    assert len({b.fingerprint() for b in opened}) == 4
+    opened = checkpoints(run, mesh)
+    found = [changed(*pair) for pair in zip(opened, opened[1:], strict=False)]
+    assert found[0] == {"lora/compressor", "lora/generator", "tokens/memory"}
+    assert found[1] == {"lora/query_reasoner"}
+    assert found[2] == {"lora/query_reasoner", "lora/generator"}
+    assert len({own.fingerprint() for own in opened}) == 4
 
 
 def test_a_checkpoint_opens_and_answers(finished, mesh):
@@ -279,6 +287,23 @@ def test_lines_that_are_no_records_can_be_left_out(place, monkeypatch, capsys, t
     assert [row["rejected"] for row in read_metrics(run / "metrics.jsonl") if "loss" in row] == [1, 1]
     assert call(monkeypatch, *arguments, "--config.on_error=ignore", "--workdir", run) == 2
     assert "config.on_error is 'ignore'; it must be one of stop, skip" in capsys.readouterr().err
+
+
+def test_documents_as_text(place, mesh, monkeypatch, capsys, tmp_path, fast_compile):
+    """Only the generator learns, and no memory is measured or shown."""
+    arguments = [f"--config={place}/config.py:steps=6", "--config.stages=('scp','end_to_end')"]
+    arguments += [f"--config.{stage}.documents=text" for stage in ("scp", "end_to_end")]
+    arguments += ["--config.require_progress=True"]
+    run = tmp_path / "run"
+    assert call(monkeypatch, *arguments, "--workdir", run) == 0
+    out = capsys.readouterr().out
+    assert "finished: 2 stage(s)" in out and "Question: " not in out
+    rows = read_metrics(run / "metrics.jsonl")
+    names = {name for row in rows for name in row}
+    assert {"eval_ce", "eval_exact_match"} <= names
+    assert not [name for name in names if "mse" in name or "recall" in name or name.endswith("_memory")]
+    before, after = checkpoints(run, mesh)
+    assert changed(before, after) == {"lora/generator"}
 
 
 def test_losses_that_do_not_fall_can_be_an_error(place, monkeypatch, capsys, tmp_path, fast_compile):

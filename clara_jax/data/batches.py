@@ -25,24 +25,27 @@ Memories = Callable[[Sequence[np.ndarray | None]], np.ndarray]
 
 @flax.struct.dataclass
 class Batch:
-    """A batch of a training step; Te = encoder width + M, Tq = query width + M.
+    """A batch of a training step; Te = encoder width + M, Tq = query width + M. Where documents are text in the prompt,
+    D is 0.
 
     A packed batch (`clara_jax.data.packing`) holds up to S examples in each row, of one document each: one sequence of
     documents, D = 1, and one of prompts. Its masks are int32, the number of the example in the row, from 1, and 0 where
     nothing is attended.
 
     Attributes:
-      document_ids: int32 [B, D, Te], ending with the M memory tokens; None where ``memories`` stands in their place.
+      document_ids: int32 [B, D, Te], ending with the M memory tokens; None where ``memories`` stands in their place,
+        or D is 0.
       document_mask: bool [B, D, Te], attended positions, memory tokens among them; False where a document is absent.
+        None where ``document_ids`` is.
       document_valid: bool [B, D] (packed: [B, S]), which documents are present.
-      query_ids: int32 [B, Tq], ending with the M memory tokens; None for scp and instruct.
-      query_mask: bool [B, Tq]; None for scp and instruct.
+      query_ids: int32 [B, Tq], ending with the M memory tokens; None where nothing is ranked.
+      query_mask: bool [B, Tq]; None where nothing is ranked.
       prompt_ids: int32 [B, T].
       prompt_mask: bool [B, T].
       memory_index: int32 [B, T], which of the row's memory vectors stands at a position: slot · M + j; -1 at text.
       labels: int32 [B, A] of the last A positions of ``prompt_ids`` (packed: of ``targets_at``), -100 where there is no
         loss.
-      positives: bool [B, D]; None for scp and instruct.
+      positives: bool [B, D]; None where nothing is ranked.
       example_ids: int32 [B] (packed: [B, S]), places of the rows in the dataset; -1 for rows that only fill the batch.
         Those have no label, no document, and nothing attended.
       memory_at: int32 [B, S, M], where each document's memory tokens stand, -1 for absent ones; None unless packed.
@@ -115,10 +118,10 @@ def collate(
     texts = [ids for example in examples for ids in (*example.documents, *[None] * (count - len(example.documents)))]
     texts += [None] * (rows * count - len(texts))
     document_ids = document_mask = compressed = None
-    if memories is None:
+    if memories is None and count:
         flat = with_memory(texts, shapes.encoder_width, tokenizer)
         document_ids, document_mask = (lines.reshape(rows, count, -1) for lines in flat)
-    else:
+    elif memories is not None:
         flat_memories = memories(texts)
         compressed = flat_memories.reshape(rows, count, *flat_memories.shape[1:])
     query_ids = query_mask = positives = None
@@ -137,7 +140,7 @@ def collate(
     return Batch(
         document_ids=document_ids,
         document_mask=document_mask,
-        document_valid=np.array([text is not None for text in texts]).reshape(rows, count),
+        document_valid=np.array([text is not None for text in texts], bool).reshape(rows, count),
         query_ids=query_ids,
         query_mask=query_mask,
         prompt_ids=lines("prompt_ids", pad),

@@ -9,10 +9,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from clara_jax.data.prompts import record_prompt
+from clara_jax.data.prompts import Prompt, record_prompt
 from clara_jax.data.records import RANKING_STAGES, STAGES, Record
 from clara_jax.data.tokenization import FRAME, IGNORED, SLICE, ClaraTokenizer, EncodedPrompt
 from clara_jax.errors import ClaraError
+
+# How documents reach the generator: as memories, or as the texts they are (the control of equal data).
+DOCUMENTS = (MEMORY, TEXT) = ("memory", "text")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,10 +25,10 @@ class Example:
     Attributes:
       index: its place in the dataset.
       where: "file.jsonl:17", for messages.
-      documents: int32 arrays, one per document.
-      query: int32 array; None for scp and instruct.
+      documents: int32 arrays, one per document; none where documents are text in the prompt.
+      query: int32 array; None where nothing is ranked.
       prompt_ids, memory_index, labels: int32 [T], see `EncodedPrompt`.
-      positives: indices into ``documents``; None for scp and instruct.
+      positives: indices into ``documents``; None where nothing is ranked.
     """
 
     index: int
@@ -89,9 +92,11 @@ class Encoding:
       query_width: where questions are cut; None: ``tokenizer.max_length + 3``, as in the released training code.
       keep_positives: of too many documents keep the positive ones before others (all in their order). Switched off to
         measure on given candidates: what is left out must not depend on what is right.
+      documents: "memory", or "text": up to k documents (of scp one) stand in the prompt as texts, each cut where the
+        compressor would cut it; nothing is compressed, and nothing ranked.
 
     Raises:
-      ClaraError: an unknown stage, a number that is not positive.
+      ClaraError: an unknown stage or way of documents, a number that is not positive.
     """
 
     stage: str
@@ -100,8 +105,11 @@ class Encoding:
     seed: int = 0
     query_width: int | None = None
     keep_positives: bool = True
+    documents: str = MEMORY
 
     def __post_init__(self):
+        if self.documents not in DOCUMENTS:
+            raise ClaraError(f"documents {self.documents!r} must be one of {', '.join(DOCUMENTS)}")
         if self.stage not in STAGES:
             raise ClaraError(f"stage {self.stage!r} is unknown; it must be one of {', '.join(STAGES)}")
         if self.k < 1 or (self.candidates is not None and self.candidates < 1):
@@ -110,7 +118,12 @@ class Encoding:
     @property
     def limit(self) -> int | None:
         """Documents of a record."""
-        return {"scp": 1, "instruct": self.k}.get(self.stage, self.candidates)
+        return {"scp": 1, "instruct": self.k}.get(self.stage, self.candidates if self.ranks else self.k)
+
+    @property
+    def ranks(self) -> bool:
+        """A question ranks the documents."""
+        return self.stage in RANKING_STAGES and self.documents == MEMORY
 
 
 class Encoder:
@@ -142,22 +155,21 @@ class Encoder:
         numbers = [tuple(self._number(text, new) for text in record.documents) for record in records]
         documents, cut = self._texts(new, self.tokenizer.doc_max_length + FRAME)
         self.cut_documents += cut
-        ranking = own.stage in RANKING_STAGES
+        if own.documents == TEXT:
+            documents, numbers = [], [()] * len(records)
         queries: list[np.ndarray | None] = [None] * len(records)
-        if ranking:
+        if own.ranks:
             width = self.tokenizer.max_length + FRAME if own.query_width is None else own.query_width
             queries, cut = self._texts([record.questions[0] for record in records], width)
             self.cut_queries += cut
-        prompts = self.tokenizer.encode_prompts(
-            [record_prompt(record, own.stage, own.k, own.seed) for record in records]
-        )
+        prompts = self.tokenizer.encode_prompts(record_prompts(records, self.tokenizer, own))
         results = []
         for record, own_numbers, query, prompt in zip(records, numbers, queries, prompts, strict=True):
             if own.stage != "retrieval":  # which learns nothing from the prompt
                 _check_cut(record, prompt, self.tokenizer.max_length)
             self.cut_targets += prompt.cut
             arrays = (np.array(values, np.int32) for values in (prompt.ids, prompt.memory_index, prompt.labels))
-            results.append(EncodedRecord(own_numbers, query, *arrays, record.positives if ranking else None))
+            results.append(EncodedRecord(own_numbers, query, *arrays, record.positives if own.ranks else None))
         return documents, results
 
     def warn(self) -> None:
@@ -189,6 +201,18 @@ class Encoder:
         """Ids of texts, cut at a width, and how many are cut."""
         encoded = self.tokenizer.document_tokens(texts) if texts else []
         return [np.array(ids[:width], np.int32) for ids in encoded], sum(len(ids) > width for ids in encoded)
+
+
+def record_prompts(records: Sequence[Record], tokenizer: ClaraTokenizer, encoding: Encoding) -> list[Prompt]:
+    """The training prompts of records."""
+    own = encoding
+    records = [_select_documents(record, own.limit, own.keep_positives) for record in records]
+    texts: list[list[str] | None] = [None] * len(records)
+    if own.documents == TEXT:
+        cut = iter(tokenizer.cut_texts([text for record in records for text in record.documents]))
+        texts = [[next(cut) for _ in record.documents] for record in records]
+    pairs = zip(records, texts, strict=True)
+    return [record_prompt(record, own.stage, own.k, own.seed, own_texts) for record, own_texts in pairs]
 
 
 def encode_records(

@@ -91,10 +91,10 @@ def question(
     return Prompt(QUESTION_SYSTEM, ("Background:\n", *background, f"\n\nQuestion:{question}"), target)
 
 
-def scp_qa(questions: Sequence[str], answers: Sequence[str], k: int = 1) -> Prompt:
+def scp_qa(questions: Sequence[str], answers: Sequence[str], documents: int | Sequence[str] = 1) -> Prompt:
     """All key questions of a document and their answers, in turn (salient compressor pretraining, section 2.1)."""
     target = "\n".join(f"Question: {q}\nAnswer: {a}" for q, a in zip(questions, answers, strict=True))
-    return Prompt(SCP_QA_SYSTEM, ("Background:\n", *_background(k)), target)
+    return Prompt(SCP_QA_SYSTEM, ("Background:\n", *_background(documents)), target)
 
 
 def paraphrase(target: str | None, instruction: str, documents: int | Sequence[str] = 1) -> Prompt:
@@ -120,19 +120,22 @@ def paraphrase_instruction(record: Record, seed: int = 0) -> str:
     return PARAPHRASE_INSTRUCTIONS[int.from_bytes(digest, "big") % len(PARAPHRASE_INSTRUCTIONS)]
 
 
-def record_prompt(record: Record, stage: str, k: int, seed: int = 0) -> Prompt:
+def record_prompt(record: Record, stage: str, k: int, seed: int = 0, texts: Sequence[str] | None = None) -> Prompt:
     """The training prompt of a record.
 
     Args:
       stage: "scp", "instruct", "end_to_end" or "retrieval".
       k: memory slots in the prompt, fewer where the record has fewer documents; scp has one.
       seed: chooses the instruction of a paraphrase.
+      texts: stand in the prompt instead of memories.
     """
+    slots = 1 if stage == "scp" else min(k, len(record.documents))
+    documents = slots if texts is None else texts
     if stage != "scp":
-        return question(record.questions[0], min(k, len(record.documents)), record.answers[0])
+        return question(record.questions[0], documents, record.answers[0])
     if record.kind == "paraphrase":
-        return paraphrase(record.answers[0], paraphrase_instruction(record, seed))
-    return scp_qa(record.questions, record.answers)
+        return paraphrase(record.answers[0], paraphrase_instruction(record, seed), documents)
+    return scp_qa(record.questions, record.answers, documents)
 
 
 def _background(documents: int | Sequence[str]) -> tuple[Segment, ...]:

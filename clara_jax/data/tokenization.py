@@ -192,8 +192,13 @@ class ClaraTokenizer:
 
     def document_tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """<ENC> + bos + text + eos of each text, not cut, without memory tokens and padding."""
-        bos = "" if self.bos_id is None else self._tokenizer.bos_token
-        return self._encode([f"<ENC>{bos}{self.plain(text)}{self._tokenizer.eos_token}" for text in texts])
+        start, end = self._document_ends
+        return self._encode([f"{start}{self.plain(text)}{end}" for text in texts])
+
+    @property
+    def _document_ends(self) -> tuple[str, str]:
+        """What a document's input begins and ends with."""
+        return f"<ENC>{'' if self.bos_id is None else self._tokenizer.bos_token}", self._tokenizer.eos_token
 
     def encode_documents(self, texts: Sequence[str], width: int | None = None) -> list[list[int]]:
         """`document_tokens`, cut on the right: a long document keeps its first tokens and loses its eos.
@@ -211,6 +216,17 @@ class ClaraTokenizer:
     def is_cut(self, text: str) -> bool:
         """The text is longer than a document may be: the compressor would not read all of it."""
         return len(self.document_tokens([text])[0]) > self.doc_max_length + FRAME
+
+    def cut_texts(self, texts: Sequence[str]) -> list[str]:
+        """What the compressor reads of each text, as text: one that `is_cut` ends with the last token that is read."""
+        results, width = list(texts), self.doc_max_length + FRAME
+        start, end = self._document_ends
+        for number, ids in enumerate(self.document_tokens(texts)):
+            if len(ids) > width:
+                plain = self.plain(texts[number])
+                whole = self._tokenizer.backend_tokenizer.encode(f"{start}{plain}{end}", add_special_tokens=False)
+                results[number] = plain[: whole.offsets[width - 1][1] - len(start)]
+        return results
 
     def chunk(self, text: str) -> list[str]:
         """Splits a text into documents that are not cut.

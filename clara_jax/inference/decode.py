@@ -93,7 +93,7 @@ def generate(
     prompt_ids: jax.Array,
     prompt_mask: jax.Array,
     memory_index: jax.Array,
-    memories: jax.Array,
+    memories: jax.Array | None,
     seeds: jax.Array,
     sampling: Sampling,
     end_ids: tuple[int, ...],
@@ -102,7 +102,7 @@ def generate(
 
     Args:
       prompt_ids, prompt_mask, memory_index: [B, T], padded anywhere.
-      memories: [B, K, M, E].
+      memories: [B, K, M, E]; None where all is text.
       seeds: uint32 [B], of sampling.
       end_ids: tokens that end an answer.
     """
@@ -140,14 +140,14 @@ def read(
     ids: jax.Array,
     mask: jax.Array,
     memory_index: jax.Array,
-    memories: jax.Array,
+    memories: jax.Array | None,
     past: tuple[Past, ...],
 ) -> tuple[jax.Array, Past]:
     """Prefill: the state of the last token of each row, [B, 1, E], and the tokens' keys and values.
 
     Args:
       ids, mask, memory_index: [B, T], padded on the right.
-      memories: [B, K, M, E].
+      memories: [B, K, M, E] or None, as for `splice`.
       past: what stands before, part by part.
     """
     x = splice(model, params, ids, memory_index, memories)

@@ -13,18 +13,22 @@ from clara_jax.model.lora import Dropout
 from clara_jax.model.sharding import reshape_rows
 
 
-def splice(model: ClaraModel, params: Any, ids: jax.Array, memory_index: jax.Array, memories: jax.Array) -> jax.Array:
+def splice(
+    model: ClaraModel, params: Any, ids: jax.Array, memory_index: jax.Array, memories: jax.Array | None
+) -> jax.Array:
     """Prompt embeddings with memories in place: T = [I; M_1; ...; M_k] (section 2.2).
 
     Args:
       ids: int32 [B, T].
       memory_index: int32 [B, T], which of the row's memory vectors stands at a position, -1 for text.
-      memories: [B, K, M, E], in rank order.
+      memories: [B, K, M, E], in rank order; None where all is text.
 
     Returns:
       [B, T, E]. The embeddings of the memory tokens themselves are not used where memories stand.
     """
     x = model.embed(params, ids)
+    if memories is None:
+        return x
     vectors = reshape_rows(memories, -1, memories.shape[-1]).astype(x.dtype)
     placed = jnp.take_along_axis(vectors, jnp.maximum(memory_index, 0)[..., None], axis=1)
     return jnp.where((memory_index >= 0)[..., None], placed, x)
@@ -34,14 +38,14 @@ def target_states(
     model: ClaraModel,
     params: Any,
     batch: Batch,
-    memories: jax.Array,
+    memories: jax.Array | None,
     mask: jax.Array | None = None,
     dropout: Dropout | None = None,
 ) -> jax.Array:
     """The generator's last-layer states from which it predicts the targets: at the positions before the labels'.
 
     Args:
-      memories: [B, K, M, E], as for `splice`.
+      memories: [B, K, M, E] or None, as for `splice`.
       mask: bool [B, T], what is attended; None for the batch's ``prompt_mask``.
 
     Returns:

@@ -120,6 +120,11 @@ def scp_loss(model: ClaraModel, params: Any, batch: Batch, objective: Objective,
     return _answer(model, params, batch, documents.memory, keys) | {"mse": mse}
 
 
+def text_loss(model: ClaraModel, params: Any, batch: Batch, objective: Objective, keys: jax.Array | None) -> Terms:
+    """L = L_CE over prompts in which the documents stand as texts: what a stage's data teach without compression."""
+    return _answer(model, params, batch, None, keys)
+
+
 def end_to_end_loss(
     model: ClaraModel, params: Any, batch: Batch, objective: Objective, keys: jax.Array | None
 ) -> Terms:
@@ -198,7 +203,7 @@ def _encode_documents(model: ClaraModel, params: Any, batch: Batch, keys: jax.Ar
     return jax.tree.map(lambda x: split_rows(x, count), flat)
 
 
-def _answer(model: ClaraModel, params: Any, batch: Batch, memories: jax.Array, keys: jax.Array | None) -> Terms:
+def _answer(model: ClaraModel, params: Any, batch: Batch, memories: jax.Array | None, keys: jax.Array | None) -> Terms:
     dropout = model.dropout(_fold(keys, 0), batch.prompt_mask)
     before = target_states(model, params, batch, memories, dropout=dropout)
     ce, correct = language_model_loss(model, params, before, batch.labels)
@@ -264,3 +269,10 @@ STAGES = {
         ),
     )
 }
+
+
+def as_text(stage: Stage) -> Stage:
+    """A stage whose documents are texts in the prompt: of all that it trains the generator is left."""
+    return dataclasses.replace(
+        stage, trains=("lora/generator",), starts_from={}, loss=text_loss, weights=lambda objective: {"ce": 1.0}
+    )

@@ -58,11 +58,11 @@ def batch(rows: int, shapes: Shapes, memory_tokens: int, ranks: bool, mesh: jax.
     def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=jax.NamedSharding(mesh, jax.P(BATCH)))
 
-    document = (shapes.documents, shapes.encoder_width + memory_tokens)
+    document, compressed = (shapes.documents, shapes.encoder_width + memory_tokens), shapes.documents > 0
     query = shapes.query_width + memory_tokens
     return Batch(
-        document_ids=array(jnp.int32, *document),
-        document_mask=array(bool, *document),
+        document_ids=array(jnp.int32, *document) if compressed else None,
+        document_mask=array(bool, *document) if compressed else None,
         document_valid=array(bool, shapes.documents),
         query_ids=array(jnp.int32, query) if ranks else None,
         query_mask=array(bool, query) if ranks else None,

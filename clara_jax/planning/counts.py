@@ -34,11 +34,9 @@ from typing import NamedTuple
 
 import jax
 
-from clara_jax.data.records import RANKING_STAGES
 from clara_jax.data.shapes import Shapes
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.parameters import declare, flatten, overlap
-from clara_jax.method.stages import STAGES
 from clara_jax.model.declare import Leaf
 from clara_jax.model.sharding import batch_shards, spec
 from clara_jax.training.config import StageConfig
@@ -55,9 +53,9 @@ class Pass(NamedTuple):
 
 def passes(model: ClaraModel, stage: StageConfig, shapes: Shapes, rows: int) -> list[Pass]:
     """Those of a stage's step, see `clara_jax.method.stages`."""
-    memory, ranks = model.clara.memory_tokens, stage.name in RANKING_STAGES
+    memory, ranks = model.clara.memory_tokens, stage.ranks
     found = []
-    if not stage.memories:
+    if shapes.documents and not stage.memories:
         tokens = rows * shapes.documents * (shapes.encoder_width + memory)
         found.append(Pass("compressor", tokens, not ranks))
     if ranks:
@@ -81,7 +79,7 @@ def step_bytes(
     width, config = model.dtype.itemsize, model.config
     data, parts = mesh.shape["data"], batch_shards(mesh)
     leaves = flatten(declare(config, model.clara, model.dtype))
-    trains = stage.trains or STAGES[stage.name].trains
+    trains = stage.subtrees
     todo = passes(model, stage, shapes, rows // stage.accumulate)
 
     def under(*prefixes: str) -> list[Leaf]:

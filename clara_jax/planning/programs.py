@@ -8,12 +8,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from clara_jax.data.records import RANKING_STAGES
 from clara_jax.data.shapes import Shapes
 from clara_jax.inference.decode import Sampling, generate
 from clara_jax.inference.encode import encode_batch
 from clara_jax.method.clara import ClaraModel
-from clara_jax.method.stages import STAGES
 from clara_jax.model.sharding import BATCH, batch_shards
 from clara_jax.planning import abstract, counts
 from clara_jax.planning.workload import full_batch
@@ -50,12 +48,12 @@ def train_step(model: ClaraModel, stage: StageConfig, shapes: Shapes, mesh: jax.
     Raises:
       ClaraError: the mesh does not divide the batch or a parameter.
     """
-    trains = stage.trains or STAGES[stage.name].trains
+    trains = stage.subtrees
     optimizer = make_optimizer(stage, STEPS)
     state, frozen = abstract.state_and_frozen(abstract.params(model, mesh), trains, optimizer, mesh)
     rows = stage.batch_size
-    batch = abstract.batch(rows, shapes, model.clara.memory_tokens, stage.name in RANKING_STAGES, mesh)
-    step = make_train_step(model, STAGES[stage.name], stage.objective, optimizer, stage.accumulate)
+    batch = abstract.batch(rows, shapes, model.clara.memory_tokens, stage.ranks, mesh)
+    step = make_train_step(model, stage.stage, stage.objective, optimizer, stage.accumulate)
     with jax.set_mesh(mesh):
         lowered = step.lower(state, frozen, batch, abstract.key(mesh))
     flops = step_flops(model.config, model.clara.lora_rank, stage.name, trains, full_batch(batch))
@@ -64,25 +62,29 @@ def train_step(model: ClaraModel, stage: StageConfig, shapes: Shapes, mesh: jax.
 
 
 def inference(model: ClaraModel, stage: StageConfig, shapes: Shapes, mesh: jax.sharding.Mesh) -> Iterator[Program]:
-    """Compressing a batch of full documents, and answering prompts of a stage, a row for each part of the mesh."""
+    """Compressing a batch of full documents, unless they are text, and answering prompts of a stage, a row for each
+    part of the mesh."""
     config, rank = model.config, model.clara.lora_rank
     params = abstract.params(model, mesh)
 
     def array(dtype: jnp.dtype, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(mesh, jax.P(BATCH)))
 
-    rows = stage.batch_size // stage.accumulate * shapes.documents
-    length = shapes.encoder_width + model.clara.memory_tokens
-    with jax.set_mesh(mesh):
-        lowered = encode_batch.lower(
-            model, "compressor", params, array(jnp.int32, rows, length), array(bool, rows, length)
-        )
-    one = work(jnp.ones((1, length), bool), config.sliding_window)
-    flops = blocks_flops(config, rank, Work(rows * one.tokens, rows * one.pairs), False)
-    yield Program("compress", lowered, flops, None, rows)
+    if shapes.documents:
+        rows = stage.batch_size // stage.accumulate * shapes.documents
+        length = shapes.encoder_width + model.clara.memory_tokens
+        with jax.set_mesh(mesh):
+            lowered = encode_batch.lower(
+                model, "compressor", params, array(jnp.int32, rows, length), array(bool, rows, length)
+            )
+        one = work(jnp.ones((1, length), bool), config.sliding_window)
+        flops = blocks_flops(config, rank, Work(rows * one.tokens, rows * one.pairs), False)
+        yield Program("compress", lowered, flops, None, rows)
 
     rows, prompt = batch_shards(mesh), shapes.prompt_length - shapes.target_length
-    memory = array(model.dtype, rows, stage.top_k, model.clara.memory_tokens, config.width)
+    memory = None
+    if shapes.documents:
+        memory = array(model.dtype, rows, stage.top_k, model.clara.memory_tokens, config.width)
     tokens = (array(jnp.int32, rows, prompt), array(bool, rows, prompt), array(jnp.int32, rows, prompt))
     sampling = Sampling(stage.answer_tokens)
     with jax.set_mesh(mesh):

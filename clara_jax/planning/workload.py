@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from clara_jax.data.batches import Batch
-from clara_jax.data.records import RANKING_STAGES
+from clara_jax.data.encoding import TEXT as AS_TEXT
 from clara_jax.data.shapes import Shapes, text_width
 from clara_jax.data.tokenization import FRAME
 from clara_jax.errors import ClaraError
@@ -22,7 +22,7 @@ def stage_shapes(stage: StageConfig, clara: ClaraConfig, text: int | None = None
     """The shapes of a stage's batches with full documents.
 
     Args:
-      text: tokens of a prompt besides memories and target; default by stage.
+      text: tokens of a prompt besides documents, as memories or texts, and target; default by stage.
       target: tokens of a target; default by stage.
 
     Raises:
@@ -30,19 +30,21 @@ def stage_shapes(stage: StageConfig, clara: ClaraConfig, text: int | None = None
     """
     usual_text, usual_target = TEXT[stage.name]
     text, target = usual_text if text is None else text, usual_target if target is None else target
-    ranks = stage.name in RANKING_STAGES
-    documents = stage.candidates if ranks else 1 if stage.name == "scp" else stage.top_k
-    read = min(stage.top_k, documents)
-    prompt = read * clara.memory_tokens + text + target
+    documents = stage.candidates if stage.ranks else 1 if stage.name == "scp" else stage.top_k
+    read, as_text = min(stage.top_k, documents), stage.documents == AS_TEXT
+    each, what = (clara.doc_max_length, "document's") if as_text else (clara.memory_tokens, "memory")
+    prompt = read * each + text + target
     if prompt > clara.max_length:
         raise ClaraError(
-            f"--text, --target: a prompt of {read} x {clara.memory_tokens} memory tokens, {text} of text and {target} "
+            f"--text, --target: a prompt of {read} x {each} {what} tokens, {text} of text and {target} "
             f"of target has {prompt} tokens, beyond config.clara.max_length {clara.max_length}; choose less"
         )
+    if as_text:
+        return Shapes(0, 0, 0, prompt, target)
     document, question = (
         text_width(length + FRAME, clara.memory_tokens) for length in (clara.doc_max_length, QUESTION)
     )
-    return Shapes(documents, document, question if ranks else 0, prompt, target)
+    return Shapes(documents, document, question if stage.ranks else 0, prompt, target)
 
 
 def full_batch(batch: Batch) -> Batch:

@@ -18,13 +18,14 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from clara_jax.data.encoding import DOCUMENTS, MEMORY, TEXT
 from clara_jax.data.jsonl import ON_ERROR
 from clara_jax.data.records import RANKING_STAGES
 from clara_jax.data.synthetic import SyntheticConfig
 from clara_jax.errors import ClaraError
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.method.parameters import COMPRESSOR, overlap
-from clara_jax.method.stages import NORMALIZATIONS, STAGES, Objective
+from clara_jax.method.stages import NORMALIZATIONS, STAGES, Objective, Stage, as_text
 from clara_jax.method.topk import METHODS
 from clara_jax.model.attention import IMPLEMENTATIONS
 from clara_jax.model.sharding import AXES
@@ -36,6 +37,7 @@ NON_FINITE = ("stop", "skip")
 SCRATCH = "scratch"
 TEMPERATURE_SCHEDULES = ("constant", "cosine", "steps")
 MSE_REDUCTIONS = ("mean", "sum")
+COMPRESSING = ("lora/compressor", "lora/query_reasoner", "tokens")  # what prompts of texts never touch
 
 
 def _require(condition: bool, where: str, field: str, value: Any, rule: str) -> None:
@@ -143,12 +145,15 @@ class StageConfig:
       memories: a directory, or the URL of a bucket, where the memories of all documents are kept: compressed once,
         before the first step, and then read instead of compressing the documents in each step. For end_to_end and
         retrieval, where the compressor is frozen. "" compresses in each step.
+      documents: "memory", or "text": the control of equal data. Up to ``top_k`` documents, positive ones first (of scp
+        the one), stand in the prompt as texts, each cut where the compressor would cut it; the generator alone is
+        trained, by L_CE. Nothing is compressed or ranked. Not for retrieval.
       train_limit, eval_limit: read no more records than this; of each entry, where ``train_weights`` are given.
       eval_every: steps between evaluations; None evaluates before the first step and after the last.
       eval_batches: batches of one evaluation; None takes all of ``eval_data``.
       eval_answers: held-out questions that are answered in one evaluation, for exact match and F1; 0 for none.
       answer_tokens: longest such answer.
-      eval_controls: evaluate without memory and with another document's memory as well.
+      eval_controls: evaluate without memory and with another document's memory as well, where there are memories.
       save_every: steps between checkpoints, besides those that `RunConfig.save_minutes` asks for and the stage's last.
       log_every: steps between lines of metrics.
       trains: the subtrees of the parameters that are trained, e.g. "lora/generator"; None takes the stage's own list.
@@ -186,6 +191,7 @@ class StageConfig:
     buckets: int = 1
     pack: int = 0
     memories: str = ""
+    documents: str = MEMORY
     train_limit: int | None = None
     eval_limit: int | None = None
     eval_every: int | None = None
@@ -226,6 +232,15 @@ class StageConfig:
         check("warmup", self.warmup < 1 or float(self.warmup).is_integer(), "from 1 on it is a whole number of steps")
         check("pack", not self.pack or self.name == "scp", "only records of scp are packed")
         check("pack", not self.pack or self.buckets == 1, "packed rows have one shape; leave buckets at 1")
+        check("documents", self.documents in DOCUMENTS, _one_of(DOCUMENTS))
+        as_texts = self.documents == TEXT
+        check("documents", not as_texts or self.name != "retrieval", "retrieval ranks memories; take another stage")
+        rule = "with documents=text there are no documents' tokens to pack; leave it at 0, and raise buckets instead"
+        check("pack", not self.pack or not as_texts, rule)
+        check("memories", not self.memories or not as_texts, "with documents=text nothing reads them; leave it empty")
+        untouched = [name for name in self.trains or () if any(overlap(name, own) for own in COMPRESSING)]
+        rule = f"with documents=text nothing reads {', '.join(untouched)}; name lora/generator (or base) alone"
+        check("trains", not as_texts or not untouched, rule)
         check("accumulate", self.batch_size % self.accumulate == 0, f"it must divide batch_size {self.batch_size}")
         check("schedule", self.schedule in SCHEDULES, _one_of(SCHEDULES))
         check("minimum_ratio", 0 <= self.minimum_ratio <= 1, "it must be in [0, 1]")
@@ -242,19 +257,34 @@ class StageConfig:
         check("temperature_values", len(self.temperature_values) == len(steps), f"give one for each of {steps}")
         check("temperature_values", all(0 < value < math.inf for value in self.temperature_values), "all above 0")
         check("learn_temperature", not self.learn_temperature or schedule == "constant", "or a schedule, not both")
-        ranks = self.name in RANKING_STAGES
-        check("learn_temperature", not self.learn_temperature or ranks, f"{self.name} ranks nothing")
-        check("marginal_weight", not self.marginal_weight or self.name == "end_to_end", "only end_to_end has that term")
+        nothing = f"{self.name} ranks nothing" + (" with documents=text" if as_texts else "")
+        check("learn_temperature", not self.learn_temperature or self.ranks, nothing)
+        only = not self.marginal_weight or self.name == "end_to_end"
+        check("marginal_weight", only, "only end_to_end has that term")
+        check("marginal_weight", not self.marginal_weight or self.ranks, nothing)
         check("mse_reduction", self.mse_reduction in MSE_REDUCTIONS, _one_of(MSE_REDUCTIONS))
-        trained = [
-            name for name in self.trains or STAGES[self.name].trains if any(overlap(name, own) for own in COMPRESSOR)
-        ]
+        trained = [name for name in self.subtrees if any(overlap(name, own) for own in COMPRESSOR)]
         rule = f"{self.name} trains {', '.join(trained)}: memories that are kept would grow old; leave it empty"
         check("memories", not self.memories or not trained, rule)
         if self.name == "end_to_end":
             check("top_k", self.top_k <= self.candidates, f"it may not exceed candidates {self.candidates}")
         check("eval_every", self.eval_every is None or bool(self.eval_data), "eval_data names no file to evaluate on")
         check("trains", self.trains is None or bool(self.trains), "name at least one subtree, or leave it out")
+
+    @property
+    def ranks(self) -> bool:
+        """Questions rank documents."""
+        return self.name in RANKING_STAGES and self.documents == MEMORY
+
+    @property
+    def stage(self) -> Stage:
+        """What is trained, and by which loss."""
+        return as_text(STAGES[self.name]) if self.documents == TEXT else STAGES[self.name]
+
+    @property
+    def subtrees(self) -> tuple[str, ...]:
+        """Paths of what is trained: ``trains``, else the stage's own."""
+        return self.trains or self.stage.trains
 
     @property
     def objective(self) -> Objective:
@@ -294,7 +324,8 @@ class RunConfig:
         records on file, or "skip" the batch and count it.
       profile: write a profile of the steps from the first number up to the second, of the stage that runs.
       tensorboard: write TensorBoard events, too.
-      show: questions of the last stage's held-out records that the finished model answers in print.
+      show: questions of the last stage's held-out records that the finished model answers from memories in print; none
+        where that stage has its documents as text.
       require_progress: fail at the end unless training and held-out loss have fallen in every stage.
       progress: show a progress bar (a line now and then where standard error is no terminal).
       progress_seconds: time between such lines.

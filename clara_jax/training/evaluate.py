@@ -2,7 +2,7 @@
 
 The controls say how much of a value comes from the memories. *No memory* is the same prompt with the memories left out,
 *another document's memory* the same prompt over the documents of another example. Both go through the functions that
-are compiled for the real case.
+are compiled for the real case. Where documents stand in the prompt as text there are no memories, and no controls.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clara_jax.data import prompts
 from clara_jax.data.batches import Batch, Memories, collate, plan_shapes
-from clara_jax.data.encoding import Example
-from clara_jax.data.records import RANKING_STAGES, Record
+from clara_jax.data.encoding import TEXT, Encoding, Example, record_prompts
+from clara_jax.data.records import Record
 from clara_jax.data.tokenization import ClaraTokenizer
 from clara_jax.distributed import gather
 from clara_jax.evaluation.answers import exact_match, token_f1
@@ -55,6 +54,7 @@ class Evaluation:
         mesh: jax.sharding.Mesh,
         examples: Sequence[Example],
         records: Sequence[Record],
+        encoding: Encoding,
         batch_size: int,
         *,
         loss_batches: int | None = None,
@@ -68,6 +68,7 @@ class Evaluation:
         Args:
           examples: held out, tokenized for this stage; none of them makes every call give {}.
           records: the same, with the references of their answers.
+          encoding: how they became the examples.
           batch_size: rows of a device call, which the mesh divides; the last batch is filled up.
           loss_batches: batches that loss and recall are taken over; default all.
           answers: records that are answered, the first ones, in a stage that answers questions; default all.
@@ -81,18 +82,20 @@ class Evaluation:
             raise ValueError(f"{len(examples)} examples and {len(records)} records")
         self.answers: tuple[str, ...] = ()
         self._stage, self._objective, self._tokenizer, self._mesh = stage, objective, tokenizer, mesh
-        reads_memory = "ce" in stage.weights(objective)
-        answering = reads_memory and bool(records) and records[0].kind == "question"
+        generates = "ce" in stage.weights(objective)
+        self._reads_memory = generates and encoding.documents != TEXT
+        answering = generates and bool(records) and records[0].kind == "question"
         answered = len(records[:answers]) if answering else 0
+        controls = controls and self._reads_memory
         self._batches = _prepare(
-            examples, records, tokenizer, batch_size, loss_batches, answered, controls and reads_memory, memories
+            examples, records, encoding, tokenizer, batch_size, loss_batches, answered, controls, memories
         )
         self._terms = make_eval_step(model, stage, objective)
-        self._select = jax.jit(_selector(model, stage, objective))
+        self._select = jax.jit(_selector(model, encoding.ranks, objective))
         sampling = Sampling(max_new_tokens)
 
-        def answer(trained: Leaves, frozen: Leaves, prompt: tuple[jax.Array, ...], memories: jax.Array):
-            seeds = jnp.zeros(len(memories), jnp.uint32)  # greedy: never drawn from
+        def answer(trained: Leaves, frozen: Leaves, prompt: tuple[jax.Array, ...], memories: jax.Array | None):
+            seeds = jnp.zeros(len(prompt[0]), jnp.uint32)  # greedy: never drawn from
             return generate(model, merge(trained, frozen), *prompt, memories, seeds, sampling, end_ids)
 
         self._generate = jax.jit(answer)
@@ -136,7 +139,7 @@ class Evaluation:
                     terms = _on_device(self._terms, trained, frozen, placed)
                     found.terms.setdefault(case, []).append(gather(terms))
                 ranked = batch.ranked and case == REAL
-                if ranked or (batch.prompts and case != NO_MEMORY):
+                if ranked or (self._reads_memory and batch.prompts and case != NO_MEMORY):
                     yield
                     scores, memories[case] = _on_device(self._select, trained, frozen, placed)
                     if ranked:
@@ -144,7 +147,7 @@ class Evaluation:
             for case, prompt in batch.prompts.items():
                 yield
                 # Without memory it does not matter whose are handed over: the prompt attends to none.
-                own = memories[REAL if case == NO_MEMORY else case]
+                own = memories.get(REAL if case == NO_MEMORY else case)
                 placed = put_batch(prompt, self._mesh)
                 out = _on_device(self._generate, trained, frozen, placed, own)
                 found.answers.setdefault(case, []).extend(self._texts(gather(out), len(batch.golds)))
@@ -214,6 +217,7 @@ class _HeldOut:
 def _prepare(
     examples: Sequence[Example],
     records: Sequence[Record],
+    encoding: Encoding,
     tokenizer: ClaraTokenizer,
     size: int,
     loss_batches: int | None,
@@ -228,7 +232,7 @@ def _prepare(
         return []
     used = examples[: starts[-1] + size]
     others = other_documents(examples, len(used)) if controls else None
-    asked = _questions(used[:answered], records, tokenizer)
+    asked = _questions(used[:answered], records, tokenizer, encoding)
     shapes = plan_shapes(examples, tokenizer)
     asked_shapes = plan_shapes(asked, tokenizer, documents=shapes.documents) if asked else None
 
@@ -277,16 +281,16 @@ def other_documents(examples: Sequence[Example], count: int) -> list[Example] | 
     return results
 
 
-def _questions(examples: Sequence[Example], records: Sequence[Record], tokenizer: ClaraTokenizer) -> list[Example]:
+def _questions(
+    examples: Sequence[Example], records: Sequence[Record], tokenizer: ClaraTokenizer, encoding: Encoding
+) -> list[Example]:
     """The examples with the prompt as it is when the answer is to be generated.
 
     Rendered anew: of a prompt with its target, the tokens before the target may hold the target's beginning, where the
     tokenizer joins the two.
     """
-    slots = [int(example.memory_index.max() + 1) // tokenizer.memory_tokens for example in examples]
-    asked = [
-        prompts.question(record.questions[0], count) for record, count in zip(records[: len(slots)], slots, strict=True)
-    ]
+    trained = record_prompts(records[: len(examples)], tokenizer, encoding)
+    asked = [dataclasses.replace(prompt, target=None) for prompt in trained]
     results = []
     for example, prompt in zip(examples, tokenizer.encode_prompts(asked), strict=True):
         ids, index, labels = (np.array(part, np.int32) for part in (prompt.ids, prompt.memory_index, prompt.labels))
@@ -300,7 +304,7 @@ def _without_memory(batch: Batch) -> Batch:
 
 
 def _selector(
-    model: ClaraModel, stage: Stage, objective: Objective
+    model: ClaraModel, ranks: bool, objective: Objective
 ) -> Callable[[Leaves, Leaves, Batch], tuple[jax.Array | None, jax.Array]]:
     """``(trained, frozen, batch) -> (scores [B, D] or None, memories [B, K, M, E])`` that the generator reads: the
     best k in their order where candidates are ranked, else all."""
@@ -315,7 +319,7 @@ def _selector(
         memory = encode(model, merge(trained, frozen), "compressor", ids, mask).memory
         return None, split_rows(memory, batch.document_ids.shape[1])
 
-    return rank if stage.name in RANKING_STAGES else compress
+    return rank if ranks else compress
 
 
 def _on_device(function: Callable, *arguments: Any) -> Any:

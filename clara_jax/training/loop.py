@@ -22,7 +22,6 @@ from clara_jax.data.jsonl import Rejects
 from clara_jax.data.records import Record
 from clara_jax.errors import ClaraError
 from clara_jax.method.parameters import split
-from clara_jax.method.stages import STAGES
 from clara_jax.model.sharding import check_batch, make_mesh
 from clara_jax.training.config import RunConfig, to_json
 from clara_jax.training.curves import draw
@@ -76,7 +75,7 @@ def run(config: RunConfig, workdir: Path, stop: StopSignal) -> Outcome | None:
             log["data"] = check_same_data(config, log.get("data"), records)
             start = find_start(config, workdir, mesh, [part for own in records for part in own.train])
             for stage in config.stages:
-                split(start.bundle.params, stage.trains or STAGES[stage.name].trains)
+                split(start.bundle.params, stage.subtrees)
             left = range(start.position.number, len(config.stages))
             data = {i: StageData.encode(config, config.stages[i], start.bundle, records[i]) for i in left}
             distributed.on_main(_write_config, config, workdir)

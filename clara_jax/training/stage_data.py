@@ -118,10 +118,12 @@ class StageData:
       sizes: of the training examples, see `clara_jax.data.shapes`.
       ladder: the shapes of their batches; the step is compiled for each.
       row: the rows that several of them share; None where each has its own.
+      encoding: how records became tokens.
       mixture: of the parts that they come from; None where all are one set.
       rejected: lines that are no records.
     """
 
+    encoding: Encoding
     examples: Sequence[Example]
     sizes: np.ndarray
     ladder: tuple[Shapes, ...]
@@ -140,7 +142,7 @@ class StageData:
     def encode(config: RunConfig, stage: StageConfig, bundle: Bundle, records: StageRecords) -> StageData:
         # Held-out records are formed as the training records are, positives kept among the candidates: the loss on
         # them is the training objective on what was not trained on.
-        encoding = Encoding(stage.name, stage.top_k, stage.candidates, config.seed)
+        encoding = Encoding(stage.name, stage.top_k, stage.candidates, config.seed, documents=stage.documents)
         held_out = encode_records(records.held_out, bundle.tokenizer, encoding)
         parts = [_encode(config, stage, bundle.tokenizer, encoding, part) for part in records.train]
         examples = parts[0] if len(parts) == 1 else Joined(parts)
@@ -153,7 +155,8 @@ class StageData:
         if config.progress:
             counted = f"{len(examples)} training records, {len(held_out)} held-out ones"
             print(f"{stage.name}: {counted}; {row or ', '.join(map(str, ladder))}", file=sys.stderr, flush=True)
-        return StageData(examples, sizes, ladder, row, mixture, held_out, records.held_out, records.rejected)
+        facts = (sizes, ladder, row, mixture, held_out, records.held_out, records.rejected)
+        return StageData(encoding, examples, *facts)
 
 
 def _encode(

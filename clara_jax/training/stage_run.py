@@ -20,7 +20,7 @@ from clara_jax.data.plan import BatchPlan
 from clara_jax.distributed import Agreement, is_main, say
 from clara_jax.errors import ClaraError
 from clara_jax.method.parameters import merge, split, unflatten
-from clara_jax.method.stages import STAGES, Terms, inherit
+from clara_jax.method.stages import Terms, inherit
 from clara_jax.method.topk import DEGENERATE
 from clara_jax.model.sharding import batch_shards, own_parts, own_rows, put_rows
 from clara_jax.training.config import RunConfig
@@ -62,7 +62,7 @@ class StageRun:
         self.config, self.workdir, self.data, self.position = config, workdir, data, position
         self.metrics, self.checkpoints, self.stop, self.bundle = metrics, checkpoints, stop, bundle
         self.stage_config = own = config.stages[position.number]
-        self.stage = STAGES[own.name]
+        self.stage = own.stage
         self.steps = own.total_steps(len(data.examples))
         plan = BatchPlan(
             data.sizes, data.ladder, own.batch_size, self.steps, config.seed + position.number, data.mixture
@@ -76,7 +76,7 @@ class StageRun:
         # What this process counts of its own rows, it takes for as much of the others'.
         self.processes = batch_shards(bundle.mesh) / len(own_parts(bundle.mesh))
         self.batches = self.loader.ahead(position.step, self.steps)
-        self.trains = own.trains or self.stage.trains
+        self.trains = own.subtrees
         params = bundle.params if start.checkpoint else inherit(self.stage, bundle.params, bundle.trained)
         trained, self.frozen = split(params, self.trains)
         if own.learn_temperature:
@@ -100,6 +100,7 @@ class StageRun:
             bundle.mesh,
             data.held_out,
             data.held_out_records,
+            data.encoding,
             own.batch_size // own.accumulate,
             loss_batches=own.eval_batches,
             answers=own.eval_answers,

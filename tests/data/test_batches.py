@@ -120,6 +120,40 @@ def test_too_many_candidates():
     assert [TOKENIZER.decode(ids) for ids in example.documents] == ["d2"]
 
 
+def test_documents_as_text():
+    """Texts in the prompts, and nothing else in the batch."""
+    documents = ["d" * 40, "two", "the three", "four"]
+    records = [question(documents, [2], 0), question(["five"], [], 1)]
+    with pytest.warns(UserWarning, match="1 of 4 different documents are longer than doc_max_length = 32"):
+        examples = make("end_to_end", k=3, candidates=4, records=records, documents="text")
+    shapes = plan_shapes(examples, TOKENIZER)
+    batch = collate(examples, shapes, TOKENIZER, batch_size=3)
+    assert (shapes.documents, shapes.encoder_width, shapes.query_width) == (0, 0, 0)
+    assert batch.document_ids is batch.document_mask is batch.query_ids is batch.positives is batch.memories is None
+    assert batch.document_valid.shape == (3, 0) and batch.document_valid.dtype == bool
+    assert (batch.memory_index == -1).all() and batch.tokens == sum(len(example.prompt_ids) for example in examples)
+    for row, (record, texts) in enumerate(zip(records, [["d" * 33, "two", "the three"], ["five"]], strict=True)):
+        shown = text(batch.prompt_ids[row], batch.prompt_mask[row])
+        assert f"Background:\n{chr(10).join(texts)}\n\nQuestion:{record.questions[0]}<|im_end|>" in shown
+        assert shown.endswith(f"assistant\n{record.answers[0]}<|im_end|>\n") and "<MEM" not in shown
+
+    def background(stage, records, **options):
+        (example,) = make(stage, records=records, documents="text", **options)
+        return TOKENIZER.decode(example.prompt_ids).partition("Background:\n")[2].partition("\n\nQuestion:")[0]
+
+    # Positives first, whatever the number of candidates.
+    record = question([f"d{i}" for i in range(6)], [2, 5])
+    for stage in ("instruct", "end_to_end"):
+        assert background(stage, [record], k=3, candidates=6) == "d0\nd2\nd5"
+    fields = {"data_type": "qa", "question": ["A?"], "answers": ["a"], "docs": ["the one"]}
+    assert background("scp", [parse_record(fields, "scp", "f:1")]).startswith("the one")
+    lost = question(["d" * 30] * 20, number=7)
+    with pytest.raises(ClaraError, match=r"f\.jsonl:8: the prompt has \d+ tokens and is cut at 400: its whole answer"):
+        make("instruct", k=20, records=[lost], documents="text")
+    with pytest.raises(ClaraError, match="documents 'texts' must be one of memory, text"):
+        Encoding("scp", 1, documents="texts")
+
+
 def test_shapes_are_the_smallest_multiples_within_the_limits():
     examples = make("end_to_end")
     prompt = max(len(example.prompt_ids) for example in examples)

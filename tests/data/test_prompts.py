@@ -56,3 +56,13 @@ def test_record_prompt():
     expected = prompts.paraphrase("again", prompts.paraphrase_instruction(PARAPHRASE, 3))
     assert prompts.record_prompt(PARAPHRASE, "scp", 1, seed=3) == expected
     assert isinstance(expected, Prompt)
+
+
+def test_record_prompt_of_texts():
+    assert prompts.record_prompt(QUESTION, "instruct", 5, texts=["a", "b"]) == prompts.question(
+        "Who?", ["a", "b"], "Ann"
+    )
+    assert prompts.record_prompt(QA, "scp", 5, texts=["d"]).user == ("Background:\n", "d")
+    memory, text = (prompts.record_prompt(PARAPHRASE, "scp", 1, 3, texts) for texts in (None, ["the text"]))
+    assert [part for part in text.user if part != "the text"] == [part for part in memory.user if isinstance(part, str)]
+    assert (text.system, text.target) == (memory.system, memory.target) and "the text" in text.user

@@ -17,16 +17,20 @@ TOKENIZER = ClaraTokenizer(tiny_tokenizer(), doc_max_length=96, memory_tokens=4,
 WORLD = SyntheticConfig(train_records=SLICE + 70, eval_records=1, candidates=3, paraphrase_share=0.3)
 
 
-def encoding(stage):
-    return Encoding(stage, 2, 3, seed=4)
+def encoding(stage, documents="memory"):
+    return Encoding(stage, 2, 3, seed=4, documents=documents)
 
 
-@pytest.mark.parametrize("stage", ["scp", "instruct", "end_to_end", "retrieval"])
-def test_a_cache_holds_what_is_encoded_in_memory(stage, tmp_path):
+WAYS = [(stage, "memory") for stage in ("scp", "instruct", "end_to_end", "retrieval")] + [("end_to_end", "text")]
+
+
+@pytest.mark.parametrize("stage, documents", WAYS)
+def test_a_cache_holds_what_is_encoded_in_memory(stage, documents, tmp_path):
     own = records(WORLD, stage, "train")
     seen = []
-    cache = open_or_make(tmp_path, own, "f", TOKENIZER, encoding(stage), seen.append)
-    expected = encode_records(own, TOKENIZER, encoding(stage))
+    cache = open_or_make(tmp_path, own, "f", TOKENIZER, encoding(stage, documents), seen.append)
+    expected = encode_records(own, TOKENIZER, encoding(stage, documents))
+    assert bool(list(cache.documents())) == (documents == "memory")
     assert len(cache) == len(expected) == len(own) and seen == [SLICE, SLICE + 70]
     np.testing.assert_array_equal(cache.sizes, sizes_of(expected))
     for reader in (cache, pickle.loads(pickle.dumps(cache))):
@@ -58,9 +62,10 @@ def test_it_is_made_once_and_anew_for_anything_else(tmp_path):
             ("g", TOKENIZER, encoding("scp")),
             ("f", longer, encoding("scp")),
             ("f", TOKENIZER, Encoding("scp", 2, 3, seed=5)),
+            ("f", TOKENIZER, encoding("scp", "text")),
         )
     }
-    assert len(keys) == 4
+    assert len(keys) == 5
 
 
 def test_a_mistake_leaves_nothing(tmp_path):

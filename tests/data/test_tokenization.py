@@ -96,6 +96,21 @@ def test_document_is_framed_and_cut_on_the_right():
     assert TOKENIZER.encode_documents(["a", "the b"]) == [TOKENIZER.encode_document(text) for text in ("a", "the b")]
 
 
+@pytest.mark.parametrize("bos", ["<|im_start|>", None])
+@given(st.lists(TEXTS, max_size=3))
+@settings(max_examples=60, deadline=None)
+def test_a_text_is_cut_where_the_compressor_stops_reading(bos, texts):
+    tokenizer = ClaraTokenizer(tiny_tokenizer(bos=bos), doc_max_length=16, memory_tokens=4)
+    for text, cut, ids in zip(texts, tokenizer.cut_texts(texts), tokenizer.encode_documents(texts), strict=True):
+        if not tokenizer.is_cut(text):
+            assert cut == text
+            continue
+        read = tokenizer.decode(ids)
+        # A character of several tokens may be cut within; then all of it is kept.
+        assert tokenizer.plain(text).startswith(cut) and cut.startswith(read.rstrip("\ufffd"))
+        assert len(cut) <= len(read.rstrip("\ufffd")) + 1
+
+
 def test_prompt_with_a_system_role():
     prompt = Prompt("Sys", ("B: ", Memory(1), Memory(0), " Q"), "Yes")
     blocks = "<MEM0><MEM1><MEM2><MEM3><SEP>" * 2

@@ -7,13 +7,16 @@ import pytest
 
 from clara_jax.data.records import RANKING_STAGES
 from clara_jax.data.shapes import Shapes
+from clara_jax.errors import ClaraError
 from clara_jax.method.clara import ClaraConfig, ClaraModel
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.sharding import make_mesh
 from clara_jax.planning import topology
 from clara_jax.planning.collectives import collectives, totals
-from clara_jax.planning.counts import step_bytes
+from clara_jax.planning.counts import passes, step_bytes
 from clara_jax.planning.hlo import Program
+from clara_jax.planning.programs import inference, train_step
+from clara_jax.planning.workload import stage_shapes
 from clara_jax.training.config import StageConfig
 from tests.planning.test_planning import BASE, lower, needs_libtpu
 
@@ -75,6 +78,21 @@ def test_counts_by_hand():
     # A of q, k, v, gate, up and B of o, down, each there and back in both passes.
     assert counted["adapters"] == 2 * 4 * config.layers * 7 * config.width * 4 * 7 / 8
     assert counted["activations"] == 0
+
+
+@pytest.mark.parametrize("name", ["scp", "end_to_end"])
+def test_prompts_of_texts_are_the_only_pass(name):
+    stage = StageConfig(name, ("unread",), steps=1, batch_size=8, top_k=2, documents="text")
+    clara = dataclasses.replace(MODEL.clara, max_length=200)
+    shapes = stage_shapes(stage, clara, text=20, target=10)
+    assert shapes == Shapes(0, 0, 0, (1 if name == "scp" else 2) * 16 + 30, 10)
+    assert [tuple(own) for own in passes(MODEL, stage, shapes, 8)] == [("generator", 8 * shapes.prompt_length, True)]
+    with pytest.raises(ClaraError, match="2 x 16 document's tokens, 20 of text and 200 of target"):
+        stage_shapes(dataclasses.replace(stage, name="instruct"), clara, text=20, target=200)
+    program = train_step(MODEL, stage, shapes, make_mesh(4, 2))
+    assert program.rows == 8 and program.model_flops > 0
+    (decode,) = inference(MODEL, stage, shapes, make_mesh(4, 2))
+    assert decode.name == "decode"
 
 
 def test_what_is_split_over_two_axes_is_counted_once():

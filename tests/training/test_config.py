@@ -8,6 +8,7 @@ from ml_collections import ConfigDict, config_dict
 
 from clara_jax.errors import ClaraError
 from clara_jax.method.clara import ClaraConfig
+from clara_jax.method.stages import STAGES
 from clara_jax.training.config import (
     ModelSection,
     RunConfig,
@@ -130,6 +131,27 @@ def test_refused_by_name(path, value, message):
         ),
         (dict(learn_temperature=True), "learn_temperature is True; scp ranks nothing"),
         (dict(marginal_weight=0.1), "marginal_weight is 0.1; only end_to_end has that term"),
+        (dict(documents="texts"), "documents is 'texts'; it must be one of memory, text"),
+        (dict(name="retrieval", documents="text"), "documents is 'text'; retrieval ranks memories"),
+        (dict(documents="text", pack=512), "pack is 512; with documents=text there are no documents' tokens to pack"),
+        (
+            dict(name="end_to_end", documents="text", memories="m"),
+            "memories is 'm'; with documents=text nothing reads them",
+        ),
+        (
+            dict(documents="text", trains=("lora/generator", "lora/compressor")),
+            r"trains is .*; with documents=text nothing reads lora/compressor; name lora/generator",
+        ),
+        (dict(documents="text", trains=("tokens/memory",)), "nothing reads tokens/memory"),
+        (dict(documents="text", trains=("lora",)), "nothing reads lora;"),
+        (
+            dict(name="end_to_end", documents="text", learn_temperature=True),
+            "learn_temperature is True; end_to_end ranks nothing with documents=text",
+        ),
+        (
+            dict(name="end_to_end", documents="text", marginal_weight=0.1),
+            "marginal_weight is 0.1; end_to_end ranks nothing with documents=text",
+        ),
         (dict(name="end_to_end", top_k=5, candidates=4), "top_k is 5; it may not exceed candidates 4"),
         (dict(temperature=0.0), "temperature"),
         (dict(eval_every=5), "eval_every is 5; eval_data names no file"),
@@ -139,6 +161,15 @@ def test_refused_by_name(path, value, message):
 def test_stage_values(fields, message):
     with pytest.raises(ClaraError, match=message):
         stage(**fields)
+
+
+@pytest.mark.parametrize("name", ["scp", "instruct", "end_to_end"])
+def test_a_stage_with_documents_as_text_trains_the_generator_by_its_likelihood(name):
+    own, memory = stage(name=name, documents="text"), stage(name=name)
+    assert own.subtrees == ("lora/generator",) and own.stage.weights(own.objective) == {"ce": 1.0}
+    assert stage(name=name, documents="text", trains=("base", "lora/generator")).subtrees == ("base", "lora/generator")
+    assert not own.ranks and memory.ranks == (name == "end_to_end")
+    assert memory.stage is STAGES[name] and memory.subtrees == STAGES[name].trains
 
 
 def test_other_values():

@@ -17,7 +17,7 @@ from clara_jax.data.records import read_records
 from clara_jax.inference.decode import Sampling, generate
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.method.parameters import split
-from clara_jax.method.stages import STAGES, Objective
+from clara_jax.method.stages import STAGES, Objective, as_text
 from clara_jax.model.sharding import make_mesh, put_batch
 from clara_jax.training.evaluate import Evaluation, other_documents
 from clara_jax.training.step import make_eval_step
@@ -64,7 +64,11 @@ def make_examples(directory, stage):
         golds = [(text,) if i % 2 else ("Rouen", "Oslo") for i, text in enumerate(api_answers(directory, stage))]
         records = [dataclasses.replace(r, gold_answers=gold) for r, gold in zip(records, golds, strict=True)]
     tokenizer = make_bundle(directory, one_device()).tokenizer
-    return encode_records(records, tokenizer, Encoding(stage, OBJECTIVE.top_k, CANDIDATES)), records
+    return encode_records(records, tokenizer, encoding(stage)), records
+
+
+def encoding(stage, documents="memory"):
+    return Encoding(stage, OBJECTIVE.top_k, CANDIDATES, documents=documents)
 
 
 @functools.cache
@@ -78,8 +82,8 @@ def api_answers(directory, stage):
 
 def make_evaluation(directory, stage, mesh, batch_size=4, **options):
     bundle, (examples, records) = make_bundle(directory, mesh), make_examples(directory, stage)
-    parts = (bundle.model, STAGES[stage], OBJECTIVE, bundle.tokenizer, mesh, examples, records, batch_size)
-    return Evaluation(*parts, max_new_tokens=6, end_ids=bundle.end_ids, **options)
+    parts = (bundle.model, STAGES[stage], OBJECTIVE, bundle.tokenizer, mesh, examples, records)
+    return Evaluation(*parts, encoding(stage), batch_size, max_new_tokens=6, end_ids=bundle.end_ids, **options)
 
 
 @functools.cache
@@ -164,8 +168,8 @@ def test_answers_without_memory_are_those_of_a_prompt_without_memories(directory
     records = [
         dataclasses.replace(r, gold_answers=(text,)) for r, text in zip(records, bare(bundle, records), strict=True)
     ]
-    parts = (bundle.model, STAGES["instruct"], OBJECTIVE, bundle.tokenizer, mesh, examples, records, 4)
-    evaluation = Evaluation(*parts, loss_batches=0, max_new_tokens=6, end_ids=bundle.end_ids)
+    parts = (bundle.model, STAGES["instruct"], OBJECTIVE, bundle.tokenizer, mesh, examples, records)
+    evaluation = Evaluation(*parts, encoding("instruct"), 4, loss_batches=0, max_new_tokens=6, end_ids=bundle.end_ids)
     with jax.set_mesh(mesh):
         values = evaluation(*split(bundle.params, STAGES["instruct"].trains))
     assert values["exact_match_no_memory"] == values["f1_no_memory"] == 1
@@ -174,10 +178,14 @@ def test_answers_without_memory_are_those_of_a_prompt_without_memories(directory
 
 def bare(bundle, records):
     """Answers to prompts whose memory tokens are cut out."""
-    encoded = [
-        bundle.tokenizer.encode_prompt(prompts.question(r.questions[0], min(OBJECTIVE.top_k, len(r.documents))))
-        for r in records
-    ]
+    return answers_to(
+        bundle, [prompts.question(r.questions[0], min(OBJECTIVE.top_k, len(r.documents))) for r in records]
+    )
+
+
+def answers_to(bundle, questions):
+    """Answers to prompts whose memory tokens, where they have any, are cut out."""
+    encoded = bundle.tokenizer.encode_prompts(questions)
     kept = [[i for i, m in zip(p.ids, p.memory_index, strict=True) if m < 0] for p in encoded]
     width = max(map(len, kept))
     ids = np.array([[0] * (width - len(row)) + row for row in kept], np.int32)
@@ -245,8 +253,8 @@ def test_other_documents():
 def test_a_control_without_another_document_is_left_out(directory, mesh):
     bundle, (examples, records) = make_bundle(directory, mesh), make_examples(directory, "instruct")
     same = [dataclasses.replace(example, documents=examples[1].documents) for example in examples]
-    parts = (bundle.model, STAGES["instruct"], OBJECTIVE, bundle.tokenizer, mesh, same, records, 4)
-    evaluation = Evaluation(*parts, answers=0, end_ids=bundle.end_ids)
+    parts = (bundle.model, STAGES["instruct"], OBJECTIVE, bundle.tokenizer, mesh, same, records)
+    evaluation = Evaluation(*parts, encoding("instruct"), 4, answers=0, end_ids=bundle.end_ids)
     with jax.set_mesh(mesh):
         values = evaluation(*split(bundle.params, STAGES["instruct"].trains))
     assert "ce_no_memory" in values and "ce_other_memory" not in values
@@ -254,5 +262,46 @@ def test_a_control_without_another_document_is_left_out(directory, mesh):
 
 def test_nothing_held_out(directory, mesh):
     bundle = make_bundle(directory, mesh)
-    parts = (bundle.model, STAGES["end_to_end"], OBJECTIVE, bundle.tokenizer, mesh, [], [], 4)
-    assert Evaluation(*parts, end_ids=bundle.end_ids)({}, {}) == {}
+    parts = (bundle.model, STAGES["end_to_end"], OBJECTIVE, bundle.tokenizer, mesh, [], [])
+    assert Evaluation(*parts, encoding("end_to_end"), 4, end_ids=bundle.end_ids)({}, {}) == {}
+
+
+@pytest.mark.parametrize("stage", ["scp", "end_to_end"])
+def test_documents_as_text(directory, mesh, mesh222, stage):
+    """The loss of the whole batch, answers to the prompts of texts, and no controls; on one device and on eight."""
+    _, records = make_examples(directory, stage)
+    own = encoding(stage, "text")
+    results, answers = [], []
+    for where in (mesh, mesh222):
+        bundle = quieter(make_bundle(directory, where))
+        examples = encode_records(records, bundle.tokenizer, own)
+        parts = (bundle.model, as_text(STAGES[stage]), OBJECTIVE, bundle.tokenizer, where, examples, records)
+        evaluation = Evaluation(*parts, own, 4, max_new_tokens=6, end_ids=bundle.end_ids)
+        with jax.set_mesh(where):
+            results.append(evaluation(*split(bundle.params, ("lora/generator",))))
+        answers.append(evaluation.answers)
+    values, others = results
+    assert values == pytest.approx(others, rel=1e-5) and answers[0] == answers[1]
+    if stage == "end_to_end":
+        # Two of four documents, the positive one among them; a prompt without memories is answered as it stands.
+        kept = [[d for i, d in enumerate(r.documents) if i in chosen(r)] for r in records]
+        questions = [prompts.question(r.questions[0], own) for r, own in zip(records, kept, strict=True)]
+        expected = answers_to(quieter(make_bundle(directory, mesh)), questions)
+        assert list(answers[0]) == expected and len(set(expected)) > 1
+    batch = collate(examples, plan_shapes(examples, bundle.tokenizer), bundle.tokenizer, 8)
+    with jax.set_mesh(bundle.mesh):
+        step = make_eval_step(bundle.model, as_text(STAGES[stage]), OBJECTIVE)
+        sums, counts = step(*split(bundle.params, ("lora/generator",)), put_batch(batch, bundle.mesh))
+    assert values["loss"] == values["ce"] == pytest.approx(float(sums["ce"] / counts["ce"]), rel=1e-5)
+    assert set(values) == {"loss", "ce", "accuracy"} | ({"exact_match", "f1"} if stage == "end_to_end" else set())
+
+
+def quieter(bundle):
+    """Adapters that leave more of the base: else all prompts of texts are answered alike."""
+    lora = jax.tree.map(lambda x: x / 3, bundle.params["lora"])
+    return dataclasses.replace(bundle, params={**bundle.params, "lora": lora})
+
+
+def chosen(record):
+    (positive,) = record.positives
+    return {positive, 0 if positive else 1}

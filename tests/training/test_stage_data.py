@@ -105,6 +105,19 @@ def test_entries_with_weights(folder):
             dataclasses.replace(own, train_weights=weights)
 
 
+@pytest.mark.parametrize("stage", ["scp", "end_to_end"])
+def test_documents_as_text_are_the_same_records_in_every_step(stage, folder):
+    config, own = make(stage, f"{folder}/built/clara_{stage}", "synthetic:eval", folder, top_k=2)
+    drawn = []
+    for documents in ("memory", "text"):
+        read = StageRecords.read(config, own)
+        data = StageData.encode(config, dataclasses.replace(own, documents=documents), Bundle, read)
+        plan = BatchPlan(data.sizes, data.ladder, 8, 30, 1)
+        drawn.append([[data.examples[place].where for place in plan.rows(step)] for step in range(30)])
+    assert drawn[0] == drawn[1] and isinstance(data.examples, TokenCache)
+    assert not data.documents and data.ladder[0].documents == 0 and data.encoding.documents == "text"
+
+
 def test_lines_that_are_no_records_are_put_aside(folder, tmp_path):
     lines = (folder / "scp.train.jsonl").read_text().splitlines()
     (tmp_path / "scp.jsonl").write_text("\n".join([*lines[:2], "{", *lines[2:5], '{"docs": []}']))

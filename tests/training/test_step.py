@@ -12,8 +12,9 @@ import pytest
 
 from clara_jax.data.batches import Batch
 from clara_jax.method.clara import ClaraConfig, ClaraModel
+from clara_jax.method.generator import target_states
 from clara_jax.method.parameters import declare, split
-from clara_jax.method.stages import STAGES, Objective, counts
+from clara_jax.method.stages import STAGES, Objective, as_text, counts
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.declare import initialise
 from clara_jax.model.sharding import BATCH, make_mesh, put_batch
@@ -228,6 +229,45 @@ def test_accumulation_equals_the_whole_batch_and_frozen_leaves_stay_out(stage, p
                 np.testing.assert_allclose(one[name], other[name], rtol=rtol, atol=1e-5, err_msg=name)
         for path, value in results[0][1].items():
             np.testing.assert_allclose(after[path], value, rtol=0, atol=2e-5, err_msg=path)
+
+
+def test_a_step_over_texts(mesh, mesh222):
+    """Nothing but prompts: one device and eight, the whole batch and its parts make the same steps; the loss falls."""
+    model, stage, losses = make_model(dropout=0.2), as_text(STAGES["instruct"]), {}
+    none = dict.fromkeys(("document_ids", "document_mask", "query_ids", "query_mask", "positives"))
+    batch = make_batch(model)
+    index = np.full_like(batch.memory_index, -1)
+    batch = dataclasses.replace(batch, **none, document_valid=batch.document_valid[:, :0], memory_index=index)
+    for where, accumulate in ((mesh, 1), (mesh, 4), (mesh222, 1), (mesh222, 2)):
+        trained, frozen = split(make_params(model, where), stage.trains)
+        assert {path.split("/")[1] for path in trained} == {"generator"}
+        with jax.set_mesh(where):
+            optimizer = optax.adamw(1e-2)
+            state, own = init_state(trained, optimizer), []
+            step = make_train_step(model, stage, OBJECTIVE, optimizer, accumulate)
+            key = jax.device_put(jax.random.key(0), jax.NamedSharding(where, jax.P()))
+            for _ in range(6):
+                state, values = step(state, frozen, put_batch(batch, where), key)
+                own.append(float(values["loss"]))
+        assert "mse" not in values and step._cache_size() == 1 and values["loss"] == values["ce"]
+        losses[where, accumulate] = own
+    assert own[-1] < own[0] - 0.1
+    for place, own in losses.items():
+        np.testing.assert_allclose(own, losses[mesh, 1], rtol=0, atol=2e-5, err_msg=str(place))
+
+
+def test_texts_are_worth_what_a_prompt_with_their_embeddings_as_memories_is(mesh):
+    """Memories that are the embeddings of the tokens that stand there are text."""
+    model, batch = make_model(), make_batch(make_model(), documents=1)
+    params = make_params(model, mesh)
+    text = dataclasses.replace(batch, memory_index=np.full_like(batch.memory_index, -1))
+    with jax.set_mesh(mesh):
+        placed = put_batch((batch, text), mesh)
+        rows, count = len(batch.prompt_ids), model.clara.memory_tokens
+        at = np.argsort(batch.memory_index < 0, axis=1, kind="stable")[:, :count]
+        vectors = model.embed(params, jnp.asarray(np.take_along_axis(batch.prompt_ids, at, axis=1)))
+        of_memories = target_states(model, params, placed[0], vectors.reshape(rows, 1, count, -1))
+        np.testing.assert_array_equal(of_memories, target_states(model, params, placed[1], None))
 
 
 SPLITS = [(devices, accumulate) for devices in (1, 8) for accumulate in (1, 2, 4)] + [(1, 32)]

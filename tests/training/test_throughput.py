@@ -122,6 +122,8 @@ def test_a_step_by_hand():
     assert flops("retrieval") == forward(*document) + lora(*question)
     kept = dataclasses.replace(batch, document_ids=None, document_mask=None, memories=np.zeros((1, 2, 4, 8)))
     assert flops("end_to_end", own=kept) == lora(*question) + lora(*prompt) + 2 * head
+    text = dataclasses.replace(batch, document_ids=None, document_mask=None, query_ids=None, query_mask=None)
+    assert flops("end_to_end", ("lora/generator",), text) == lora(*prompt) + 2 * head
 
 
 def test_padding_is_not_counted():

@@ -31,6 +31,7 @@ from clara_jax.serving.worker import Answering, Finished, Full, Stopping, Worker
 MODEL = "clara"
 ABSTAINED = "The documents do not seem to answer this question."
 DEFAULT_ANSWER = 256  # tokens
+_LAST_WORDS = 5  # seconds for the end of a stream to be taken
 _TOGETHER = 16  # chunks of documents that are compressed between two steps of the answers
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": schema.ErrorResponse, "description": words}
@@ -263,7 +264,7 @@ class _Events(Response):
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             await _while_there(Request(scope, receive), self._send(send), None)
-        except (Gone, OSError):
+        except (Gone, OSError):  # a TimeoutError is one: the client does not read, and the connection is cut
             pass
         finally:
             self._worker.finish(self._reply.answering)
@@ -272,14 +273,18 @@ class _Events(Response):
         async def event(data: str, more: bool = True) -> None:
             await send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": more})
 
+        failed = None
         try:
             async with asyncio.timeout(self._seconds):
                 async for piece in self._reply.pieces():
                     await event(json.dumps(piece, ensure_ascii=False))
         except (TimeoutError, Stopping) as error:
-            _, body, _ = _explained(error)
-            await event(json.dumps(body))
-        await event("[DONE]", more=False)
+            failed = error
+        # Sending waits for a client that does not read.
+        async with asyncio.timeout(_LAST_WORDS):
+            if failed is not None:
+                await event(json.dumps(_explained(failed)[1]))
+            await event("[DONE]", more=False)
 
 
 async def _while_there(request: Request, work: Awaitable[T], seconds: float | None) -> T:

@@ -9,6 +9,7 @@ import time
 import httpx
 import pytest
 
+from clara_jax.serving import app
 from tests.serving.fakes import FakeLibrary, serve
 
 DOCUMENTS = [
@@ -235,6 +236,22 @@ def test_slow_requests_are_ended(served):
         client.settimeout(5)
         assert client.recv(1000).startswith(b"HTTP/1.1 408")
     assert own.worker.inside == 0
+
+
+def test_who_does_not_read_frees_its_place(served, monkeypatch):
+    """A stream to a client that keeps the connection and takes nothing from it."""
+    monkeypatch.setattr(app, "_LAST_WORDS", 0.2)
+    own = served(request_seconds=1)
+    own.library.stored["large"] = "where is the cat " * 250_000
+    host, port = own.url.removeprefix("http://").split(":")
+    body = json.dumps(chat(stream=True)).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect((host, int(port)))
+        client.sendall(f"{head}\r\n\r\n".encode() + body)
+        wait_until(lambda: own.worker.inside == 1)
+        wait_until(lambda: own.worker.inside == 0)
 
 
 def test_a_key_is_needed_where_there_is_one(served):

@@ -1,5 +1,6 @@
 """A corpus is compressed once and asked many times: nothing is lost, doubled, or compressed again without need."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -228,26 +229,71 @@ def test_a_mistake_in_the_corpus_is_found_before_anything_is_compressed(checkpoi
     assert len(DocumentStore.open(tmp_path / "s")) == 0
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_a_killed_compression_loses_and_doubles_nothing(checkpoint, clara, tmp_path, kills):
-    """Killed at random moments after it has begun to write, and at last let through."""
-    corpus, store, rng = corpus_file(tmp_path / "corpus.jsonl", 400), tmp_path / "store", random.Random(kills)
-    command = [sys.executable, "-m", "clara_jax.compress", "--checkpoint", str(checkpoint), "--store", str(store)]
-    command += ["--corpus", str(corpus), "--encoding", "float32"]
+def versions(path, version):
+    """Writes 400 documents of one to three chunks; the next version of each has other chunks, and another number of
+    them. Document -> its text without spaces."""
+    own = []
+    for i in range(400):
+        parts = 1 + 4 * ((i + version) % 3)
+        own.append((f"d{i}", [document(10_000 * version + 9 * i + part) for part in range(parts)]))
+    path.write_text("".join(json.dumps({"id": name, "text": "\n\n".join(parts)}) + "\n" for name, parts in own))
+    return {name: "".join("".join(parts).split()) for name, parts in own}
+
+
+def said(store):
+    """Document -> its chunks' texts in order, without spaces; each chunk stands there once."""
+    ids = store.index()[0]
+    assert len(ids) == len(set(ids))
+    parts = {}
+    for chunk in sorted(store.chunks(ids), key=lambda chunk: chunk.start):
+        parts.setdefault(chunk.document, []).append(chunk.text)
+    return {name: "".join("".join(own).split()) for name, own in parts.items()}
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_killed_compression_loses_and_doubles_nothing(checkpoint, tmp_path, kills):
+    """Killed at random moments of its work, again and again: first over an empty store, then over one with an older
+    version of every document. Whenever that is, a document is there as it was or as it is."""
+    store, corpus, bar, rng = tmp_path / "store", tmp_path / "corpus.jsonl", tmp_path / "bar", random.Random(kills)
+    command = [sys.executable, "-m", "clara_jax.compress", "--checkpoint", str(checkpoint), "--corpus", str(corpus)]
+    command += ["--encoding", "float32", "--store"]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
-    for _ in range(kills):
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
+
+    @contextlib.contextmanager
+    def compressing(place):
+        """From the moment on that documents are compressed."""
+        with (
+            open(bar, "w") as errors,
+            subprocess.Popen([*command, str(place)], stderr=errors, env=environment) as process,
+        ):
+            began = time.monotonic()
+            while "compressing" not in bar.read_text():
+                assert process.poll() is None and time.monotonic() - began < 300
+                time.sleep(0.02)
+            yield process
+
+    valid, hits = [versions(corpus, 0)], 0
+    with compressing(tmp_path / "timed") as process:
         began = time.monotonic()
-        while process.poll() is None and not (DocumentStore.exists(store) and len(DocumentStore.open(store))):
-            assert time.monotonic() - began < 300
-            time.sleep(0.05)
-        time.sleep(rng.uniform(0, 2))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL, env=environment)
-    whole = library(clara, tmp_path / "whole")
-    whole.add([Document(f"d{i}", "", document(i), f"{corpus}:{i + 1}") for i in range(400)])
-    found, expected = DocumentStore.open(store), whole.store
-    ids = found.index()[0]
-    assert len(ids) == len(set(ids)) == 400 and set(ids) == set(expected.index()[0])
-    np.testing.assert_allclose(found.memories(sorted(ids)), expected.memories(sorted(ids)), atol=1e-5)
+        assert process.wait() == 0
+    seconds = time.monotonic() - began
+    while hits < kills:
+        with compressing(store) as process:
+            time.sleep(rng.uniform(0, seconds))
+            process.kill()
+            hit = process.wait() == -signal.SIGKILL
+        there = said(DocumentStore.open(store))
+        assert all(text in (version[name] for version in valid) for name, text in there.items())
+        hits += hit
+        if not hit:
+            seconds *= 0.8  # it had ended before: the machine is faster now
+        if not hit or hits % 3 == 0:  # else the next one goes on with what was stopped
+            valid.append(versions(corpus, len(valid)))
+    for place in (store, tmp_path / "whole"):
+        with compressing(place) as process:
+            assert process.wait() == 0
+    found, expected = DocumentStore.open(store), DocumentStore.open(tmp_path / "whole")
+    assert said(found) == said(expected) == valid[-1]
+    ids = sorted(expected.index()[0])
+    assert sorted(found.index()[0]) == ids and found.chunks(ids) == expected.chunks(ids)
+    np.testing.assert_allclose(found.memories(ids), expected.memories(ids), atol=1e-5)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import sys
+import warnings
 from pathlib import Path
 
 from clara_jax import command
@@ -83,11 +85,13 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from clara_jax import distributed
 
     distributed.initialise(arguments.coordinator, arguments.processes, arguments.process)
-    from clara_jax.evaluation import entries, page, report, runner
+    from clara_jax.evaluation import assemble, console, entries, page, runner
     from clara_jax.evaluation.contestants import Settings
     from clara_jax.evaluation.suites import open_suites
     from clara_jax.model.sharding import make_mesh
 
+    # A fresh one has none, and that is the point of it.
+    warnings.filterwarnings("ignore", message="this checkpoint has no trained query reasoner")
     models, texts = ([entries.named(own) for own in part] for part in (arguments.checkpoint, arguments.text_checkpoint))
     names = [name for name, _ in (*models, *texts)]
     if len(set(names)) < len(names):
@@ -111,12 +115,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         distributed.on_main(runner.write_plan, directory, taking_part, suites, settings)
         runner.run(taking_part, suites, settings, directory, 2 * arguments.batch_size, arguments.timed)
         if arguments.inside:
-            runner.look_inside(taking_part, suites, directory, arguments.inside, settings.seed)
+            assemble.look_inside(taking_part, suites, settings, directory, arguments.inside)
 
         def conclude() -> None:
-            found = report.build_from(directory, arguments.resamples, settings.seed)
-            page.write(found, directory)
-            print(report.summary(found))
+            report = assemble.report_of(directory, arguments.resamples, settings.seed)
+            page.write(report, directory)
+            print(console.summary(report))
             print(f"{directory / 'report.html'}, {directory / 'report.json'}")
 
         distributed.on_main(conclude)
@@ -148,6 +152,15 @@ def _compare(argv: list[str]) -> None:
     add("--seed", type=int, default=0, help="of the resamples")
     add("--resamples", type=int, default=RESAMPLES, metavar="N", help=f"of the bootstrap ({RESAMPLES:,})")
     arguments = parser.parse_args(argv)
+    from clara_jax.evaluation import compare
+
+    pairs = [own.partition("=") for own in arguments.systems or ()]
+    for own, equals, other in pairs:
+        if not (own and equals and other):
+            raise ClaraError(f"--systems: {own + equals + other!r} is not A=B, e.g. trained/clara=trained/no_memory")
+    systems = {own: other for own, _, other in pairs} or None
+    found = compare.compare(arguments.first, arguments.second, systems, arguments.seed, arguments.resamples)
+    print(json.dumps(found, indent=1) if arguments.json else compare.text(found))
 
 
 if __name__ == "__main__":

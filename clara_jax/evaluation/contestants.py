@@ -149,17 +149,17 @@ class _Answering:
 
 
 class MemoryModel(_Answering):
-    """A model before documents that were compressed for it."""
+    """A model before documents that were compressed for it.
+
+    Attributes:
+      read: memories [N, M, E] of N documents' token ids.
+    """
 
     ways = MEMORY_WAYS
 
     def __init__(self, clara: Clara, read: Callable[[Sequence[np.ndarray]], np.ndarray], settings: Settings):
-        """
-        Args:
-          read: memories [N, M, E] of N documents' token ids.
-        """
         super().__init__(clara, settings)
-        self._read = read
+        self.read = read
         self._others: dict[str, Mapping[str, Case]] = {}
 
     def given(self, way: Way, suite: Suite, cases: Sequence[Case]) -> Iterator[_Given]:
@@ -211,7 +211,7 @@ class MemoryModel(_Answering):
 
     def _memories(self, documents: Sequence[str]) -> Memories:
         ids = self.tokenizer.encode_documents(documents)
-        array = self._read([np.array(own, np.int32) for own in ids])
+        array = self.read([np.array(own, np.int32) for own in ids])
         names = tuple(str(i) for i in range(len(documents)))
         return Memories(names, array, tuple(documents), self.clara.fingerprint)
 

@@ -25,8 +25,8 @@ from clara_jax.checkpoints.json_file import read_object
 from clara_jax.errors import ClaraError
 from clara_jax.evaluation.cases import Case, Suite
 from clara_jax.evaluation.contestants import Contestant, Settings
-from clara_jax.evaluation.outcomes import OutcomeFile
-from clara_jax.evaluation.ways import Way, cases_of
+from clara_jax.evaluation.outcomes import Outcome, OutcomeFile
+from clara_jax.evaluation.ways import MEMORY_WAYS, Way, cases_of
 from clara_jax.files import locked, replaced_when_whole
 
 PLAN, SUITES, OUTCOMES, INSIDE, LOCK = "plan.json", "suites.json", "outcomes", "inside", ".lock"
@@ -49,6 +49,11 @@ class Entry:
     about: Mapping[str, Any]
     ways: tuple[Way, ...]
     open: Callable[[], Contestant]
+
+    @property
+    def remembers(self) -> bool:
+        """Whether it is a model that answers from memories."""
+        return any(way in MEMORY_WAYS for way in self.ways)
 
     def system(self, way: Way) -> str:
         """The name of it in a way."""
@@ -86,6 +91,7 @@ def write_plan(directory: Path, entries: Sequence[Entry], suites: Sequence[Suite
         "format": FORMAT,
         "settings": dataclasses.asdict(settings),
         "models": {entry.name: dict(entry.about) for entry in entries},
+        "systems": [entry.system(way) for entry in entries for way in entry.ways],
     }
     own = {suite.name: dataclasses.asdict(suite) for suite in suites}
     path = directory / PLAN
@@ -98,6 +104,7 @@ def write_plan(directory: Path, entries: Sequence[Entry], suites: Sequence[Suite
         known = {suite["name"]: suite for suite in json.loads((directory / SUITES).read_text(encoding="utf-8"))}
         _same(directory / SUITES, "suites", known, json.loads(json.dumps(own)))
         plan["models"] = before["models"] | plan["models"]
+        plan["systems"] = list(dict.fromkeys((*before["systems"], *plan["systems"])))
         own = known | own
     # The suites first: a plan that is there has them.
     for name, value in ((SUITES, list(own.values())), (PLAN, plan)):
@@ -128,6 +135,16 @@ def read_suites(directory: Path) -> list[Suite]:
         raise ClaraError(
             f"{path}: cannot be read ({error}); name a directory of python -m clara_jax.evaluate"
         ) from None
+
+
+def read_outcomes(directory: Path, suite: str, systems: Sequence[str]) -> dict[str, list[Outcome]]:
+    """What systems made of a suite, those that have been asked.
+
+    Raises:
+      ClaraError: a file is damaged.
+    """
+    paths = {system: outcome_path(directory, suite, system) for system in systems}
+    return {name: list(OutcomeFile(path).outcomes.values()) for name, path in paths.items() if path.exists()}
 
 
 def _suite(fields: Mapping[str, Any]) -> Suite:

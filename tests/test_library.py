@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -119,6 +121,46 @@ def test_another_writer_in_between(clara, tmp_path, monkeypatch):
     assert one.store.index()[0] == ["x#0"] and one.store.chunks(["x#0"])[0].text == document(1)
 
 
+def test_two_writers_at_once(clara, tmp_path, monkeypatch):
+    """Each with a version of its own of some documents: these are the one's or the other's; all others are there."""
+    monkeypatch.setattr(filling._Pace, "chunks", 4)  # commit after commit, in turns
+    monkeypatch.setattr(filling, "MOST", 4)
+    path = tmp_path / "store"
+    one, other = library(clara, path), library(clara, path)
+    mine = {f"d{i}": document(i) for i in range(40)}
+    theirs = {f"d{i}": document(1000 + i) for i in range(20, 60)}
+
+    def fill(own, version):
+        own.add(Document(name, "", text, "") for name, text in version.items())
+
+    with ThreadPoolExecutor() as pool:
+        for writer in [pool.submit(fill, one, mine), pool.submit(fill, other, theirs)]:
+            writer.result()
+    store = DocumentStore.open(path)
+    ids = store.index()[0]
+    assert sorted(ids) == sorted(f"{name}#0" for name in mine | theirs)
+    for chunk, memory in zip(store.chunks(ids), store.memories(ids), strict=True):
+        assert chunk.text in (mine.get(chunk.document), theirs.get(chunk.document))
+        np.testing.assert_allclose(memory, clara.compress([chunk.text]).array[0], atol=1e-5)
+
+
+def test_a_store_of_bytes(clara, tmp_path):
+    """int8 memories find and answer as whole ones do, up to their rounding."""
+    whole = library(clara, tmp_path / "whole")
+    bundle = clara.bundle
+    sizes = bundle.model.clara.memory_tokens, bundle.model.config.width
+    small = DocumentStore.open_or_make(tmp_path / "small", bundle.compressor_fingerprint(), "int8", *sizes)
+    small = Library(clara, small)
+    for own in (whole, small):
+        own.add(texts(*range(12)))
+    assert small.stats()["memory_bytes"] < 0.3 * whole.stats()["memory_bytes"]
+    exact, rounded = (own.answer("Where was Ada number 0 born?", k=3, candidates=12) for own in (whole, small))
+    scores = {hit.id: hit.score for hit in exact.asked.hits}
+    for hit in rounded.asked.hits:
+        assert hit.score == pytest.approx(scores[hit.id], abs=0.02)
+    assert rounded.tokens
+
+
 def test_an_answer_is_that_of_the_same_documents(clara, tmp_path):
     own = library(clara, tmp_path / "store")
     own.add(texts(*range(12)))
@@ -194,6 +236,10 @@ def test_the_commands(checkpoint, tmp_path, monkeypatch, capsys):
     assert found["question"] == question and len(found["candidates"]) == 20 and found["selected"] == 2
     run_command(ask_command, monkeypatch, question, "--documents", corpus, "--where", "document = 'd7'", *asked)
     assert "1. " in (out := capsys.readouterr().out) and "d7#0" in out and "tokens" in out
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"\n{question}\nWho?\n"))  # one after another, until there are none
+    run_command(ask_command, monkeypatch, "--store", store, "--json", *asked)
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [one["question"] for one in answers] == [question, "Who?"] and answers[0]["answer"] == found["answer"]
     (tmp_path / "questions.jsonl").write_text('{"question": "Who?"}\n{"question": "Where?"}\n')
     run_command(
         ask_command, monkeypatch, "--questions", tmp_path / "questions.jsonl", "--store", store, "--json", *asked

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from clara_jax.data.builders import build
 from clara_jax.data.corpus.chunks import Chunker
 from clara_jax.data.corpus.counting import count_words
 from clara_jax.data.corpus.documents import Document
@@ -59,6 +60,20 @@ def test_folders_and_lines(tmp_path):
     assert [chunk.id for chunk in ships] == ["deep/b.md#0", "deep/b.md#1"] and all(chunk.tokens <= 8 for chunk in ships)
     assert ships[0].title == "Ships" and ships[0].text.startswith("Ships\n")
     assert found[3].chunks[1].start == 15 and found[3].chunks[1].source == "y.pdf" and found[3].chunks[1].tokens == 3
+
+
+def test_a_data_set_that_was_built(tmp_path):
+    """All its splits; what is no corpus is refused."""
+    parts = [{"id": f"y#{i}", "document": "y", "title": "Y", "text": f"part {i}"} for i in range(2)]
+    train, held_out = lines(tmp_path / "a.jsonl", {"id": "x", "text": "alone"}), lines(tmp_path / "b.jsonl", *parts)
+    report = build("corpus", {"train": [train], "eval": [held_out]}, tmp_path / "data")
+    for given in (tmp_path / "data", report.directory):
+        found = {own.id: [chunk.text for chunk in own.chunks] for own in read([str(given)], CHUNKER)}
+        assert found == {"x": ["alone"], "y": ["part 0", "part 1"]}
+    record = lines(tmp_path / "c.jsonl", {"question": "Who?", "docs": ["d"], "answer": "Ann", "pos_index": [0]})
+    build("end_to_end", {"train": [record]}, tmp_path / "other")
+    with pytest.raises(ClaraError, match="holds records of end_to_end, not a corpus"):
+        list(read([str(tmp_path / "other")], CHUNKER))
 
 
 def test_mistakes(tmp_path):

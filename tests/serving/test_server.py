@@ -245,11 +245,12 @@ def test_who_does_not_read_frees_its_place(served, monkeypatch):
     own.library.stored["large"] = "where is the cat " * 250_000
     host, port = own.url.removeprefix("http://").split(":")
     body = json.dumps(chat(stream=True)).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    head = ["POST /v1/chat/completions HTTP/1.1", "Host: x", "Content-Type: application/json"]
+    head += [f"Content-Length: {len(body)}", "", ""]
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect((host, int(port)))
-        client.sendall(f"{head}\r\n\r\n".encode() + body)
+        client.sendall("\r\n".join(head).encode() + body)
         wait_until(lambda: own.worker.inside == 1)
         wait_until(lambda: own.worker.inside == 0)
 

@@ -121,11 +121,13 @@ def test_another_writer_in_between(clara, tmp_path, monkeypatch):
     assert one.store.index()[0] == ["x#0"] and one.store.chunks(["x#0"])[0].text == document(1)
 
 
-def test_two_writers_at_once(clara, tmp_path, monkeypatch):
-    """Each with a version of its own of some documents: these are the one's or the other's; all others are there."""
+@pytest.mark.parametrize("place", ["{}/store", "file://{}/store"])
+def test_two_writers_at_once(clara, tmp_path, monkeypatch, place):
+    """Each with a version of its own of some documents: these are the one's or the other's; all others are there. What
+    has a URL is taken for a bucket, in which no file is locked."""
     monkeypatch.setattr(filling._Pace, "chunks", 4)  # commit after commit, in turns
     monkeypatch.setattr(filling, "MOST", 4)
-    path = tmp_path / "store"
+    path = place.format(tmp_path)
     one, other = library(clara, path), library(clara, path)
     mine = {f"d{i}": document(i) for i in range(40)}
     theirs = {f"d{i}": document(1000 + i) for i in range(20, 60)}

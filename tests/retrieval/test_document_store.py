@@ -94,6 +94,15 @@ def test_documents_are_replaced_whole(tmp_path):
     assert store.documents(offset=0, limit=1)[1] == 1 and store.stats()["chunks"] == 3
 
 
+def test_a_place_with_a_url(tmp_path):
+    place = f"file://{tmp_path}/store"
+    assert not DocumentStore.exists(place)
+    memories = put(make(place), "a", 3)
+    again = DocumentStore.open(place)
+    np.testing.assert_array_equal(again.memories(["a#0", "a#1", "a#2"]), memories)
+    assert again.delete(["a"]) == 1 and len(make(place)) == 0
+
+
 def test_another_compressor_or_encoding_is_refused(tmp_path):
     make(tmp_path / "store", "float16")
     with pytest.raises(ClaraError, match="another compressor"):

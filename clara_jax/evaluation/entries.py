@@ -126,13 +126,17 @@ def memory_entry(
 
     def open_model() -> MemoryModel:
         clara = opening.clara(opening.bundle(path), 4 * settings.max_new_tokens)
-        return MemoryModel(clara, memories(clara, suites, opening.directory / "memories" / name), settings)
+        return MemoryModel(clara, memories(clara, suites, opening.directory / "memories"), settings)
 
     return Entry(name, about, chosen(MEMORY_WAYS, ways), open_model)
 
 
-def memories(clara: Clara, suites: Sequence[Suite], place: Path) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
-    """What reads the memories of the suites' documents, which are compressed first where they are not yet."""
+def memories(clara: Clara, suites: Sequence[Suite], folder: Path) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
+    """What reads the memories of the suites' documents, which are compressed first where they are not yet.
+
+    Args:
+      folder: of stores, one for each compressor: models that share one share its memories.
+    """
     model, bundle = clara.bundle.model, clara.bundle
     sizes = (model.clara.memory_tokens, model.config.width, model.precision)
     texts = list(dict.fromkeys(text for suite in suites for case in suite.cases for text in case.documents))
@@ -140,13 +144,13 @@ def memories(clara: Clara, suites: Sequence[Suite], place: Path) -> Callable[[Se
     fingerprint = bundle.compressor_fingerprint()
 
     def open_store() -> MemoryStore:
-        return MemoryStore(os.fspath(place), fingerprint, *sizes)
+        return MemoryStore(os.fspath(folder / fingerprint[:16]), fingerprint, *sizes)
 
     def work(parts: Parts, count: int) -> None:
         with tqdm(
             total=count,
             unit=" documents",
-            desc=f"{place.name}: compressing",
+            desc="compressing",
             leave=False,
             smoothing=0.05,
             disable=not distributed.is_main(),

@@ -3,7 +3,7 @@
     DIR/plan.json        what takes part, and the settings
     DIR/suites.json      the suites, whole
     DIR/outcomes/...     a file for each suite and system, see `OutcomeFile`
-    DIR/memories/...     each model's compressed documents
+    DIR/memories/...     the documents, compressed, for each compressor
     DIR/inside/...       what was seen inside of each model
 
 With several processes all compute the same, and the main one writes; the directory must be on a disk that all share.

@@ -3,12 +3,14 @@
     python -m clara_jax.train --workdir runs/smoke --config configs/smoke.py
     python -m clara_jax.train --workdir runs/smoke_ci --config configs/smoke.py:ci
     python -m clara_jax.train --workdir runs/smoke_text --config configs/smoke.py:text
+    python -m clara_jax.train --workdir runs/smoke_retrieval --config configs/smoke.py:retrieval
 
 An invented world of people, places and works; a tokenizer with a token for every word; the three stages of the paper.
 Everything is measured on entities that no training record knows, with two controls: no memory, and another document's
 memory. ``ci`` takes under a minute: too short to answer well, long enough that losses must fall, which is checked.
 ``text`` is the control of equal data: the same records, batches, rates and steps, with the documents as texts in the
 generator's prompt; in end_to_end a question has its positive document there, as if a perfect retriever had found it.
+``retrieval`` trains the query reasoner contrastively, with relevance labels, in the place of end_to_end.
 """
 
 from clara_jax.errors import ClaraError
@@ -35,13 +37,15 @@ CI = {
 
 
 def get_config(arg=None):
-    if arg not in (None, "", "ci", "text"):
-        raise ClaraError(f"config argument {arg!r}: it must be ci or text")
+    if arg not in (None, "", "ci", "text", "retrieval"):
+        raise ClaraError(f"config argument {arg!r}: it must be ci, text or retrieval")
     ci, text = arg == "ci", arg == "text"
     data = dict(train_data=("synthetic:train",), eval_data=("synthetic:eval",), warmup=0.1, betas=(0.9, 0.98))
     data |= dict(batch_size=32, learning_rate=4e-3)
     data |= dict(eval_limit=64 if ci else 256, eval_answers=256, answer_tokens=4)
     stages = {name: data | fields | (CI[name] if ci else {}) for name, fields in STAGES.items()}
+    if arg == "retrieval":
+        stages["retrieval"] = stages.pop("end_to_end")
     if text:
         trains = dict(scp=("base", "lora/generator"))
         stages = {name: fields | dict(documents="text", trains=trains.get(name)) for name, fields in stages.items()}

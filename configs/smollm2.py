@@ -3,10 +3,13 @@
     python -m clara_jax.train --workdir runs/smollm2 --config configs/smollm2.py:size=short
     python -m clara_jax.train --workdir runs/smollm2_64 --config configs/smollm2.py:size=full,rate=64,stages=scp
     python -m clara_jax.train --workdir runs/smollm2_text --config configs/smollm2.py:size=short,documents=text
+    python -m clara_jax.train --workdir runs/smollm2_rank --config configs/smollm2.py:stages=retrieval,start=CHECKPOINT
 
 Arguments, as ``key=value,...``:
 
-- ``stages``: which, in order, joined by ``+``: scp, instruct, end_to_end (all three);
+- ``stages``: which, in order, joined by ``+``: scp, instruct, end_to_end (these three), and retrieval, the contrastive
+  query reasoner that end_to_end is to be compared with;
+- ``start``: a run or checkpoint to start from instead of the base;
 - ``rate``: the compress rate (16);
 - ``size``: ``short`` (half an hour on two CPU cores), ``tiny`` (a few steps, to see it run), ``full`` (passes
   over all the data, for an accelerator);
@@ -35,11 +38,13 @@ TRAIN = {
     ),
     "instruct": ("squad/stage1_2_instruction.train.jsonl",),
     "end_to_end": ("squad/stage2_end_to_end.train.jsonl",),
+    "retrieval": ("squad/stage2_end_to_end.train.jsonl",),
 }
 HELD_OUT = {
     "scp": ("squad/stage1_pretrain_qa.dev.jsonl",),
     "instruct": ("squad/stage1_2_instruction.dev.jsonl",),
     "end_to_end": ("squad/stage2_end_to_end.dev.jsonl",),
+    "retrieval": ("squad/stage2_end_to_end.dev.jsonl",),
 }
 
 # A record costs about 0.8 k tokens in scp, 1.6 k in instruct (five documents) and, with eight candidates, 2.3 k forward
@@ -78,10 +83,12 @@ def get_config(arg=None):
         rate=16,
         size="short",
         documents="memory",
+        start="",
         data=common.shared_data(),
-        base="smollm2",
+        base="",
     )
     sizes = common.choose("size", args.size, SIZES)
+    sizes = sizes | dict(retrieval=sizes["end_to_end"])  # equal data and steps
     as_text = common.choose("documents", args.documents, dict(memory=False, text=True))
     tiny = args.size == "tiny"
     stages = {}
@@ -97,6 +104,11 @@ def get_config(arg=None):
             stages[name] |= dict(documents="text") | TEXT[args.size]
     return common.run(
         stages,
-        model=dict(base=args.base, precision="float32", remat="full" if as_text and args.size == "full" else "none"),
+        model=dict(
+            base=args.base or ("" if args.start else "smollm2"),
+            precision="float32",
+            remat="full" if as_text and args.size == "full" else "none",
+        ),
         clara=dict(doc_max_length=64 if tiny else 256, compress_rate=args.rate, max_length=2048 if as_text else 1024),
+        initial_checkpoint=args.start or None,
     )

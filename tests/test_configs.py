@@ -95,8 +95,19 @@ def test_smoke_with_documents_as_text_differs_in_nothing_else():
         for one, other in zip(memory.stages, text.stages, strict=True)
     ]
     assert dataclasses.replace(text, stages=tuple(back)) == memory
-    with pytest.raises(ClaraError, match="config argument 'texts': it must be ci or text"):
+    with pytest.raises(ClaraError, match="config argument 'texts': it must be ci, text or retrieval"):
         load("smoke", "texts")
+
+
+def test_contrastive_query_reasoners_have_the_data_and_steps_of_end_to_end():
+    stages = {stage.name: stage for stage in resolve(load("smoke", "retrieval")).stages}
+    (last,) = (stage for stage in resolve(load("smoke")).stages if stage.name == "end_to_end")
+    assert list(stages) == ["scp", "instruct", "retrieval"]
+    assert dataclasses.replace(stages["retrieval"], name="end_to_end") == last
+    config = resolve(load("smollm2", "stages=end_to_end+retrieval,start=runs/first"))
+    one, other = config.stages
+    assert dataclasses.replace(other, name="end_to_end") == one
+    assert config.initial_checkpoint == "runs/first" and not config.model.base
 
 
 def test_smollm2_finds_its_data():
@@ -110,7 +121,7 @@ def test_smollm2_finds_its_data():
     "name, arg, message",
     [
         ("smollm2", "sise=tiny", "'sise=tiny': there is no such key; did you mean size?"),
-        ("smollm2", "tiny", "'tiny': write key=value; known are stages, rate, size, documents, data, base"),
+        ("smollm2", "tiny", "'tiny': write key=value; known are stages, rate, size, documents, start, data, base"),
         ("smollm2", "size=huge", "size=huge: it must be one of tiny, short, full"),
         ("smollm2", "documents=texts", "documents=texts: it must be one of memory, text"),
         ("smollm2", "stages=scp+stage2", "stages=stage2: it must be one of scp, instruct, end_to_end"),

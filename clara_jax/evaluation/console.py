@@ -1,0 +1,43 @@
+"""What the end of an evaluation prints: every result with its controls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from clara_jax.evaluation.wording import amount, interval, titled
+
+SHOWN = ("f1", "exact_match", "cover_match", "rougeL", "names_kept", "numbers_kept", "recall@1", "recall@3", "recall@5")
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    """The answers and rankings of all systems, suite by suite, with intervals; and whether memories are used."""
+    parts = []
+    for suite in report["suites"]:
+        metrics = [name for name in SHOWN if any(name in system["metrics"] for system in suite["systems"])]
+        head = ["", *(titled(report["metrics"][name]) for name in metrics)]
+        rows = [
+            [("  " if system["control"] else "") + system["name"], *(_cell(report, system, name) for name in metrics)]
+            for system in suite["systems"]
+        ]
+        parts.append(f"{suite['name']}: {suite['cases']} cases\n{table(head, rows)}")
+    verdicts = [f"{model}: {verdict['says']}" for model, verdict in report["uses_memory"].items()]
+    if verdicts:
+        parts.append("Is the memory used?\n" + "\n".join(verdicts))
+    return "\n\n".join(parts)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns side by side, the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in [head, *rows]
+    )
+
+
+def _cell(report: Mapping[str, Any], system: Mapping[str, Any], name: str) -> str:
+    found, unit = system["metrics"].get(name), report["metrics"][name]["unit"]
+    if found is None:
+        return ""
+    bounds = interval(found, unit)
+    return amount(found["mean"], unit) + (f" [{bounds}]" if bounds else "")

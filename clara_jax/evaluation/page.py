@@ -1,0 +1,263 @@
+"""The report of `clara_jax.evaluation.report` as a page for people, and both on the disk.
+
+The page is one file that asks for nothing outside of it, has no script, and forbids both to whatever came into it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup, escape
+
+from clara_jax.errors import ClaraError
+from clara_jax.evaluation import plots, tables
+from clara_jax.evaluation.wording import NOTHING, amount, interval, titled
+from clara_jax.files import replaced_when_whole
+
+REPORT, PAGE = "report.json", "report.html"
+MISUSES = {"no_memory": "without memories", "other_memory": "with another case's"}
+Report = Mapping[str, Any]  # see `clara_jax.evaluation.report.build`
+
+
+def write(report: Report, directory: str | os.PathLike) -> None:
+    """Writes report.json and report.html, each in one move; the folder is made where it is missing.
+
+    Raises:
+      ClaraError: the file system refuses.
+    """
+    directory = Path(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ClaraError(f"{directory}: cannot be made: {error.strerror or error}") from error
+    content = json.dumps(report, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+    for name, text in ((REPORT, content), (PAGE, render(report))):
+        with replaced_when_whole(directory / name) as temporary:
+            # Half of a pair of surrogates, which JSON can bring, has no place in UTF-8.
+            temporary.write_bytes(text.encode("utf-8", "replace"))
+
+
+def render(report: Report) -> str:
+    """The page, HTML.
+
+    Args:
+      report: of `clara_jax.evaluation.report.build`; under "inside" there may be further sections by name, each
+        {"title", "text", "table": {"columns", "rows"} or None, "picture": "data:image/..." or None}.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("clara_jax.evaluation", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["breakable"] = _breakable
+    suites = report["suites"]
+    models = list(report["uses_memory"])
+    return environment.get_template("report.html").render(
+        title=f"Evaluation of {', '.join(models)}" if models else "Evaluation",
+        about=_about(report),
+        level=f"{100 * report['level']:g}%" if report["level"] else "no",
+        memory=[_memory(report, model) for model in models],
+        overview=tables.overview(report),
+        suites=[_suite(report, suite, f"suite-{number}") for number, suite in enumerate(suites)],
+        inside=[
+            _inside(section, f"inside-{number}") for number, section in enumerate(report.get("inside", {}).values())
+        ],
+        plan=report["plan"],
+    )
+
+
+def _about(report: Report) -> str:
+    suites = report["suites"]
+    systems = {system["name"] for suite in suites for system in suite["systems"]}
+    return (
+        f"{len(systems)} systems, {len(suites)} suites, {sum(suite['cases'] for suite in suites)} cases. Each mean has"
+        f" its interval of a paired bootstrap over cases ({report['resamples']} draws, seed {report['seed']})."
+    )
+
+
+def _breakable(name: str) -> Markup:
+    """A name that may go on in the next line at its joints."""
+    return Markup(str(escape(name)).replace("/", "/<wbr>").replace("_", "_<wbr>"))
+
+
+def _memory(report: Report, model: str) -> dict[str, Any]:
+    """A model's verdict, and a row for each suite."""
+    verdict = report["uses_memory"][model]
+    rows = []
+    for found in verdict["suites"]:
+        unit = report["metrics"][found["metric"]]["unit"]
+        beats = [tables.lead(found["beats"].get(way), unit) for way in MISUSES]
+        cells = [tables.cell(found["clara"], unit), *beats]
+        name = f"{found['suite']}: {titled(report['metrics'][found['metric']])}"
+        rows.append({"name": name, "control": False, "does": "", "cells": cells})
+    columns = ["with its memories", *(f"better than {what}" for what in MISUSES.values())]
+    table = {"corner": "suite", "columns": columns, "rows": rows}
+    return {"name": model, "verdict": verdict["verdict"], "says": verdict["says"], "table": table}
+
+
+def _suite(report: Report, suite: Mapping[str, Any], name: str) -> dict[str, Any]:
+    metric = report["metrics"][suite["main"]]
+    ranked = ", candidates are ranked and the best are read" if suite["ranked"] else ""
+    kind = "documents to tell again" if suite["kind"] == "paraphrase" else "questions"
+    return {
+        "id": name,
+        "name": suite["name"],
+        "about": f"{suite['cases']} {kind}{ranked}. Cases: {suite['digest'][:12]}.",
+        "main": titled(metric),
+        "rows": _strips(report, suite),
+        "tables": [
+            table
+            for table in (
+                tables.differences(report, suite),
+                *(tables.family(report, suite, title) for title in tables.QUALITY),
+            )
+            if table
+        ],
+        "costs": [table for title in tables.COST if (table := tables.family(report, suite, title))],
+        "charts": [chart for chart in (_curves(report, suite), _rates(report, suite)) if chart],
+        "tags": tables.by_tag(report, suite),
+        "heats": tables.heats(report, suite),
+        "examples": _examples(report, suite),
+    }
+
+
+def _strips(report: Report, suite: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A line for each system that answers."""
+    main, unit = suite["main"], report["metrics"][suite["main"]]["unit"]
+    rows = []
+    for system in suite["systems"]:
+        found = system["metrics"].get(main)
+        if found is None:
+            continue
+        low, high = (found["mean"] if found[end] is None else found[end] for end in ("low", "high"))
+        rows.append(
+            tables.named(system)
+            | {
+                "strip": Markup(plots.strip(found["mean"], low, high, (0.0, 1.0), system["control"])),
+                "text": amount(found["mean"], unit),
+                "interval": interval(found, unit),
+            }
+        )
+    return rows
+
+
+def _curves(report: Report, suite: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Recall@k of everything that ranks."""
+    found = {}
+    for system in suite["systems"]:
+        recalls = {name: own["mean"] for name, own in system["metrics"].items() if name.startswith("recall@")}
+        if recalls:
+            found[system["name"]] = [(float(name.partition("@")[2]), value) for name, value in recalls.items()]
+    if not found:
+        return None
+    legend = [{"colour": plots.colour(number), "name": name} for number, name in enumerate(found)]
+    picture = plots.lines(f"Recall@k in {suite['name']}", list(found.values()), "k", "Recall@k")
+    return {"title": "Recall@k", "picture": Markup(picture), "legend": legend}
+
+
+def _rates(report: Report, suite: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What fewer tokens cost: the main number against the compress rate."""
+    main = suite["main"]
+    points, controls, legend = [], [], []
+    for system in suite["systems"]:
+        rate, value = system["metrics"].get("compress_rate"), system["metrics"].get(main)
+        if not rate or not value or rate["mean"] <= 0:
+            continue
+        if system["control"]:
+            controls.append((rate["mean"], value["mean"]))
+        else:
+            number = str(len(points) + 1)
+            points.append((number, rate["mean"], value["mean"]))
+            legend.append({"number": number, "name": system["name"], "colour": None})
+    if not points:
+        return None
+    if controls:
+        legend.append({"number": "○", "name": "controls", "colour": None})
+    label = report["metrics"][main]["title"]
+    title = f"{label} against the compress rate"
+    picture = plots.scatter(f"{title} in {suite['name']}", points, controls, "effective compress rate", label)
+    return {"title": title, "picture": Markup(picture), "legend": legend}
+
+
+def _examples(report: Report, suite: Mapping[str, Any]) -> list[dict[str, Any]]:
+    found = suite["examples"]
+    if found is None:
+        return []
+    titles = {"wins": f"Where {found['system']} does best", "failures": f"Where {found['system']} does worst"}
+    systems = {system["name"]: system for system in suite["systems"]}
+    return [
+        {"title": title, "examples": [_example(report, suite, own, systems) for own in found[kind]]}
+        for kind, title in titles.items()
+        if found[kind]
+    ]
+
+
+def _example(
+    report: Report, suite: Mapping[str, Any], own: Mapping[str, Any], systems: Mapping[str, Any]
+) -> dict[str, Any]:
+    main, unit = suite["main"], report["metrics"][suite["main"]]["unit"]
+    return {
+        "title": own["question"] or f"Case {own['case']}",
+        "references": "; ".join(own["references"]),
+        "answers": [
+            tables.named(systems[answer["system"]]) | {"text": answer["answer"], "value": amount(answer[main], unit)}
+            for answer in own["answers"]
+        ],
+        "sources": [_source(source) for source in own["sources"]],
+    }
+
+
+def _source(source: Mapping[str, Any]) -> dict[str, Any]:
+    says = ["read" if source["read"] else "not read"]
+    if source["rank"] is not None:
+        says.append(f"place {source['rank']}")
+    if source["score"] is not None:
+        says.append(f"score {source['score']:.3f}")
+    return {"says": ", ".join(says), "gold": source["gold"], "text": source["text"]}
+
+
+def _inside(section: Mapping[str, Any], name: str) -> dict[str, Any]:
+    table = section["table"]
+    if table:
+        rows = [
+            {
+                "name": _text(row[0]),
+                "control": False,
+                "does": "",
+                "cells": [tables.plain_cell(_text(cell), "words" if _is_words(cell) else "") for cell in row[1:]],
+            }
+            for row in table["rows"]
+        ]
+        table = {"corner": table["columns"][0], "columns": table["columns"][1:], "rows": rows}
+    return {
+        "id": name,
+        "title": section["title"],
+        "paragraphs": [text for text in section["text"].split("\n") if text.strip()],
+        "table": table,
+        "picture": _picture(section["picture"]),
+    }
+
+
+def _picture(picture: str | None) -> str | None:
+    """As a page may show it: an image, in which no script runs."""
+    if picture and picture.lstrip().startswith("<svg"):
+        return "data:image/svg+xml;base64," + base64.b64encode(picture.encode()).decode()
+    if picture and not picture.startswith("data:image/"):
+        raise ValueError("a picture is an address of data, or SVG")
+    return picture
+
+
+def _text(cell: Any) -> str:
+    if cell is None:
+        return NOTHING
+    return f"{cell:,.4g}" if isinstance(cell, float) else str(cell)
+
+
+def _is_words(cell: Any) -> bool:
+    return isinstance(cell, str) and any(map(str.isalpha, cell))

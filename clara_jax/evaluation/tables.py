@@ -1,0 +1,169 @@
+"""Tables of a page: rows of systems, cells of numbers with their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from clara_jax.evaluation.ways import WAYS
+from clara_jax.evaluation.wording import NOTHING, amount, chance, change, interval, titled
+
+QUALITY = {  # a table each: how its metrics begin
+    "Answers": ("exact_match", "f1", "cover_match", "rouge", "names_", "numbers_"),
+    "Ranking": ("recall@", "precision@", "mrr", "ndcg@"),
+}
+COST = {
+    "Cost": ("compress_rate", "text_tokens", "document_tokens", "prompt_tokens", "answer_tokens", "empty", "cut"),
+    "Time of a case that is asked alone": ("first_ms", "total_ms"),
+}
+ORACLES = ("text_oracle",)  # knows the right documents, so it is no rival
+Report = Mapping[str, Any]  # see `clara_jax.evaluation.report.build`; of its "suites", one
+
+
+def overview(report: Report) -> dict[str, Any] | None:
+    """The main number of all systems in all suites."""
+    suites = report["suites"]
+    systems = {system["name"]: system for suite in suites for system in suite["systems"]}
+    rows = {name: [] for name in systems}
+    for suite in suites:
+        values = {system["name"]: system["metrics"].get(suite["main"]) for system in suite["systems"]}
+        best = _best(report, suite, suite["main"])
+        unit = report["metrics"][suite["main"]]["unit"]
+        for name, cells in rows.items():
+            cells.append(cell(values.get(name), unit, name in best))
+    shown = [
+        named(systems[name]) | {"cells": cells} for name, cells in rows.items() if any(own["text"] for own in cells)
+    ]
+    columns = [f"{suite['name']}: {titled(report['metrics'][suite['main']])}" for suite in suites]
+    return {"corner": "system", "columns": columns, "rows": shown} if shown and len(suites) > 1 else None
+
+
+def family(report: Report, suite: Mapping[str, Any], title: str) -> dict[str, Any] | None:
+    """A table of the metrics of one kind."""
+    metrics = [
+        name
+        for name in report["metrics"]
+        if name.startswith((QUALITY | COST)[title]) and any(name in system["metrics"] for system in suite["systems"])
+    ]
+    rows = []
+    # What is cheapest may be worth nothing.
+    best = {name: _best(report, suite, name) if title in QUALITY else () for name in metrics}
+    for system in suite["systems"]:
+        cells = [
+            cell(system["metrics"].get(name), report["metrics"][name]["unit"], system["name"] in best[name])
+            for name in metrics
+        ]
+        if any(own["text"] for own in cells):
+            rows.append(named(system) | {"cells": cells})
+    columns = [titled(report["metrics"][name]) for name in metrics]
+    return {"title": title, "corner": "system", "columns": columns, "rows": rows} if rows else None
+
+
+def differences(report: Report, suite: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How far every system is from those it is compared with."""
+    main, unit = suite["main"], report["metrics"][suite["main"]]["unit"]
+    found = {
+        system["name"]: {own["to"]: own["metrics"][main] for own in system["differences"] if main in own["metrics"]}
+        for system in suite["systems"]
+    }
+    others = [name for name in found if any(name in own for own in found.values())]
+    rows = [
+        named(system) | {"cells": [lead(found[system["name"]].get(other), unit, tested=True) for other in others]}
+        for system in suite["systems"]
+        if found[system["name"]]
+    ]
+    title = f"Differences of {report['metrics'][main]['title']}, on the cases that both have"
+    columns = [f"minus {other}" for other in others]
+    return {"title": title, "corner": "system", "columns": columns, "rows": rows} if rows else None
+
+
+def by_tag(report: Report, suite: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """For each tag the main number of all systems."""
+    main, unit = suite["main"], report["metrics"][suite["main"]]["unit"]
+    tables = []
+    groups = [group["tags"] for system in suite["systems"] for group in system["groups"]]
+    for tag in dict.fromkeys(name for tags in groups for name in tags):
+        values: dict[str, None] = {}
+        rows = []
+        for system in suite["systems"]:
+            groups = {g["tags"][tag]: g["metrics"].get(main) for g in system["groups"] if list(g["tags"]) == [tag]}
+            values |= dict.fromkeys(groups)
+            if any(groups.values()):
+                rows.append(named(system) | {"cells": [cell(found, unit) for found in groups.values()]})
+        title = f"{report['metrics'][main]['title']} by {tag}"
+        tables.append({"title": title, "corner": "system", "columns": list(values), "rows": rows})
+    return tables
+
+
+def heats(report: Report, suite: Mapping[str, Any]) -> dict[str, Any] | None:
+    """For each system that is no control, a map of the main number over two tags."""
+    main, unit = suite["main"], report["metrics"][suite["main"]]["unit"]
+    tables, title = [], ""
+    for system in suite["systems"]:
+        groups = [group for group in system["groups"] if len(group["tags"]) == 2 and main in group["metrics"]]
+        if not groups or system["control"]:
+            continue
+        (down, across), *_ = (tuple(group["tags"]) for group in groups)
+        cells = {tuple(group["tags"].values()): group["metrics"][main] for group in groups}
+        columns, names = (list(dict.fromkeys(pair[end] for pair in cells)) for end in (1, 0))
+        rows = [
+            {
+                "name": name,
+                "cells": [
+                    {"text": amount(own["mean"], unit), "share": round(own["mean"], 3)}
+                    if (own := cells.get((name, column)))
+                    else {"text": NOTHING, "share": 0}
+                    for column in columns
+                ],
+            }
+            for name in names
+        ]
+        title = f"{report['metrics'][main]['title']} by {down} and {across}"
+        tables.append({"name": system["name"], "columns": columns, "rows": rows})
+    return {"title": title, "tables": tables} if tables else None
+
+
+def named(system: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row's head shows of a system."""
+    way = WAYS.get(system["way"])
+    return {"name": system["name"], "control": system["control"], "does": way.does if way else ""}
+
+
+def cell(statistic: Mapping[str, Any] | None, unit: str, best: bool = False) -> dict[str, str]:
+    """A mean with its interval; empty where there is none."""
+    if statistic is None:
+        return plain_cell("")
+    mark = "best" if best else ""
+    return {"text": amount(statistic["mean"], unit), "interval": interval(statistic, unit), "mark": mark}
+
+
+def plain_cell(text: str, mark: str = "") -> dict[str, str]:
+    return {"text": text, "interval": "", "mark": mark}
+
+
+def lead(difference: Mapping[str, Any] | None, unit: str, tested: bool = False) -> dict[str, str]:
+    """A difference, and on which side of 0 all of its interval is.
+
+    Args:
+      tested: with its p-value.
+    """
+    if difference is None:
+        return plain_cell("")
+    known = difference["low"] is not None
+    mark = "yes" if known and difference["low"] > 0 else "no" if known and difference["high"] < 0 else "open"
+    bounds = interval(difference, unit) + (f", p {chance(difference['p'])}" if known and tested else "")
+    return {"text": change(difference, unit), "interval": bounds, "mark": mark}
+
+
+def _best(report: Report, suite: Mapping[str, Any], metric: str) -> set[str]:
+    """The systems with the best mean; neither controls nor what knows the right documents take part."""
+    higher = report["metrics"][metric]["higher_is_better"]
+    values = {
+        system["name"]: system["metrics"][metric]["mean"]
+        for system in suite["systems"]
+        if metric in system["metrics"] and not system["control"] and system["way"] not in ORACLES
+    }
+    if higher is None or len(set(values.values())) < 2:
+        return set()
+    best = max(values.values()) if higher else min(values.values())
+    return {name for name, value in values.items() if value == best}

@@ -1,0 +1,49 @@
+"""Numbers of a report in words, for pages and consoles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+SIGNS = {"share": "%", "ms": "ms", "times": "×", "tokens": ""}
+NOTHING = "–"
+
+
+def amount(value: float | None, unit: str) -> str:
+    """A number without its sign, shares in percent; "–" where there is none."""
+    if value is None:
+        return NOTHING
+    if unit == "share":
+        return _minus(f"{100 * value:.1f}")
+    return _minus(f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}")
+
+
+def interval(statistic: Mapping[str, Any], unit: str) -> str:
+    """The bounds of an interval; empty where there is none."""
+    if statistic["low"] is None:
+        return ""
+    low, high = amount(statistic["low"], unit), amount(statistic["high"], unit)
+    return f"{low} to {high}" if statistic["low"] < 0 else f"{low}–{high}"
+
+
+def change(difference: Mapping[str, Any], unit: str) -> str:
+    """A difference with its sign."""
+    value = amount(difference["mean"], unit)
+    return f"+{value}" if difference["mean"] > 0 else value
+
+
+def chance(p: float | None) -> str:
+    """A p-value."""
+    if p is None:
+        return NOTHING
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def titled(metric: Mapping[str, Any]) -> str:
+    """A metric's title and the sign of its numbers, short enough for the head of a column."""
+    sign = SIGNS[metric["unit"]]
+    return metric["title"].partition(":")[0] + (f" ({sign})" if sign else "")
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−") if float(text.replace(",", "")) else text.lstrip("-")

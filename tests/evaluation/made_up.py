@@ -1,0 +1,87 @@
+"""A small evaluation by hand: eight questions over four documents, two models, a ranker."""
+
+import dataclasses
+import json
+
+from clara_jax.evaluation.cases import Case, Suite
+from clara_jax.evaluation.outcomes import Outcome, OutcomeFile
+from clara_jax.evaluation.runner import PLAN, SUITES, outcome_path
+
+SCRIPT = "<script>alert(1)</script>"
+PLACES = "Oslo Rouen Turin Porto Gdansk Bergen Leeds Ghent".split()
+
+
+def suite(name="end_to_end/nq/oracle", cases=8):
+    """Document 1 is right. Tags: half of them early, half late; every second a name."""
+    return Suite(
+        name,
+        True,
+        tuple(
+            Case(
+                id=f"case {i}",
+                kind="question",
+                question=f"Where is thing {i}? {SCRIPT}",
+                documents=tuple(f"Document {i}-{j} {SCRIPT}" for j in range(4)),
+                references=(place,),
+                positives=(1,),
+                tags={"position": "early" if i < cases / 2 else "late", "fact": "number" if i % 2 else "name"},
+            )
+            for i, place in enumerate(PLACES[:cases])
+        ),
+    )
+
+
+def answers(right, ranked=False, wrong="nowhere", cases=8):
+    """Outcomes of which those in ``right`` have the answer; ranked ones put document 1 first there, else last."""
+    found = []
+    for i, place in enumerate(PLACES[:cases]):
+        order = ((1, 0, 2, 3) if i in right else (0, 2, 3, 1)) if ranked else None
+        found.append(
+            Outcome(
+                case=f"case {i}",
+                answer=place if i in right else wrong,
+                order=order,
+                scores=(0.9, 0.5, 0.25, 0.125) if ranked else None,
+                read=order[:2] if ranked else (),
+                prompt_tokens=40,
+                text_tokens=160 if ranked else 0,
+                document_tokens=10 * (1 + i % 2) if ranked else 0,
+                answer_tokens=2,
+                ended="stop",
+                milliseconds={"first": 10.0, "total": 20.0 + i} if i < 2 and ranked else None,
+            )
+        )
+    return found
+
+
+def ranking(right):
+    """The same of a system that only ranks."""
+    return [Outcome(own.case, order=own.order, scores=own.scores) for own in answers(right, ranked=True)]
+
+
+def outcomes():
+    """A model that reads its memories, one that does not, text, a ranker."""
+    return {
+        "good/no_memory": answers({0}),
+        "good/clara": answers({0, 1, 2, 3, 4, 5}, ranked=True),
+        "good/other_memory": answers({1}),
+        "idle/clara": answers({2, 3}, ranked=True),
+        "idle/no_memory": answers({2, 3}),
+        "idle/other_memory": answers({2, 3}),
+        "base/closed_book": answers(set()),
+        "base/text_oracle": answers(set(range(8))),
+        "rank/random": ranking({0}),
+        "rank/bm25": ranking({0, 6}),
+    }
+
+
+def directory(path, suites, found):
+    """What an evaluation leaves on the disk: of suites by name, systems with their outcomes."""
+    systems = list(dict.fromkeys(system for own in found.values() for system in own))
+    path.mkdir()
+    (path / PLAN).write_text(json.dumps({"systems": systems}))
+    (path / SUITES).write_text(json.dumps([dataclasses.asdict(own) for own in suites]))
+    for name, own in found.items():
+        for system, some in own.items():
+            OutcomeFile(outcome_path(path, name, system)).append(some)
+    return path

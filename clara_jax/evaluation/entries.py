@@ -59,11 +59,18 @@ class Opening:
     batch_size: int
     seed: int
     directory: Path
+    _newest: dict[str, Bundle] = dataclasses.field(default_factory=dict)
 
     def bundle(self, path: str) -> Bundle:
-        """A checkpoint; "fresh:PATH" is its base with adapters that nothing has trained."""
-        found = bundles.load(path.removeprefix(FRESH), self.mesh, self.base, self.precision)
-        return bundles.fresh(found, self.seed) if path.startswith(FRESH) else found
+        """A checkpoint; "fresh:PATH" is its base with adapters that nothing has trained.
+
+        The newest one is kept: one checkpoint is opened once, and of several never two are held here.
+        """
+        if path not in self._newest:
+            self._newest.clear()
+            found = bundles.load(path.removeprefix(FRESH), self.mesh, self.base, self.precision)
+            self._newest[path] = bundles.fresh(found, self.seed) if path.startswith(FRESH) else found
+        return self._newest[path]
 
     def clara(self, bundle: Bundle, new_tokens: int) -> Clara:
         """A model whose prompts may be as long as its base allows: what five texts need is not what it was trained

@@ -16,7 +16,7 @@ from clara_jax.model.attention import IMPLEMENTATIONS
 from clara_jax.model.cache import Past
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.lora import Dropout
-from clara_jax.model.transformer import REMAT_POLICIES, Transformer, positions_of
+from clara_jax.model.transformer import LOOKED_AT, REMAT_POLICIES, Transformer, positions_of
 
 ROLES = ("compressor", "query_reasoner", "generator")
 
@@ -124,6 +124,15 @@ class ClaraModel:
         and keys and values where they are to be kept; see `Transformer.__call__`."""
         return self._apply(params, role, x, mask, past, dropout, keep)
 
+    def queries(
+        self, params: Any, role: str | None, x: jax.Array, mask: jax.Array, past: Sequence[Past]
+    ) -> tuple[jax.Array, Past]:
+        """What attention compares in `forward`: the tokens' queries, compute dtype [L, B, T, H, C], and their keys and
+        values, which stand behind those of the past."""
+        (_, own), looked_at = self._apply(params, role, x, mask, past, None, True, mutable=[LOOKED_AT])
+        (q,) = looked_at[LOOKED_AT]["layers"]["attention"]["queries"]
+        return q, own
+
     def logits(self, params: Any, states: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         """States [B, T, E] -> float32 logits of the vocabulary and of the added tokens."""
         return self._apply(params, None, states, method="unembed")
@@ -141,11 +150,11 @@ class ClaraModel:
             keys = jax.random.wrap_key_data(data, impl=jax.random.key_impl(keys))
         return Dropout(keys, positions_of(mask), self.clara.lora_dropout)
 
-    def _apply(self, params: Any, role: str | None, *args, method: str | None = None):
+    def _apply(self, params: Any, role: str | None, *args, **options):
         variables = {"params": params["base"], "tokens": params["tokens"]}
         if role is not None:
             variables["lora"] = params["lora"][role]
         exact = jax.default_matmul_precision("highest") if self.precision == "float32" else contextlib.nullcontext()
         with exact:
             backbone = Transformer(self.config, self.clara.lora_scale, self.dtype, self.remat, self.attention)
-            return backbone.apply(variables, *args, method=method)
+            return backbone.apply(variables, *args, **options)

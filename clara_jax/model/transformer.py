@@ -37,7 +37,8 @@ REMAT_POLICIES = {
     ),
 }
 
-
+# What is only looked at: programs hold nothing of it, except where `apply` is told that this collection is mutable.
+LOOKED_AT = "intermediates"
 KeysValues = tuple[tuple[jax.Array, jax.Array], ...]  # of one layer, [B, G, S, C], part by part
 
 
@@ -91,6 +92,7 @@ class Attention(nn.Module):
             k = RMSNorm(config.norm_eps, name="k_norm")(k)
         # LongRoPE may change tables while a sequence grows: as in the released code, a key that is kept keeps its own.
         q, k = rotate(q, context.rotation), rotate(k, context.rotation)
+        self.sow(LOOKED_AT, "queries", q)
         mixed = attention(q, k, v, context.scope, past)
         return project(out, 4, self.lora_scale, mixed, layer, context.dropout)["o"], (k, v)
 
@@ -194,7 +196,7 @@ class Transformer(nn.Module):
             block = nn.remat(Block, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
         layers = nn.scan(
             block,
-            variable_axes={"params": 0, "lora": 0},
+            variable_axes={"params": 0, "lora": 0, LOOKED_AT: 0},
             split_rngs={"params": False},
             in_axes=(0, 0, nn.broadcast),
             length=self.config.layers,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,12 @@ from clara_jax.model.sharding import batch_shards, put_batch
 LENGTH_MULTIPLE = 32  # lengths are rounded up to it, so that few shapes are compiled
 
 
+@partial(jax.jit, static_argnums=(0, 1))
+def encode_batch(model: ClaraModel, role: str, params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
+    """Memories [N, M, E] of N texts, each followed by the memory tokens; see `clara_jax.method.compressor.encode`."""
+    return encode(model, params, role, ids, mask).memory
+
+
 def encode_texts(
     model: ClaraModel,
     params: Any,
@@ -27,7 +33,8 @@ def encode_texts(
     tokenizer: ClaraTokenizer,
     mesh: jax.sharding.Mesh,
     batch_size: int,
-) -> Iterator[tuple[list[int], np.ndarray]]:
+    program: Callable[..., Any] = encode_batch,
+) -> Iterator[tuple[list[int], Any]]:
     """Yields (places in ``texts``, their memories [n, M, E] in the compute dtype), batch by batch, until all are done.
 
     The longest come first: what does not fit into memory shows at once, and an estimate of the time left is no promise
@@ -37,6 +44,7 @@ def encode_texts(
       role: "compressor" for documents, "query_reasoner" for questions.
       texts: token ids without memory tokens.
       batch_size: texts of a device call, which the mesh divides.
+      program: `encode_batch`, or what is called as it is; its arrays, of N texts each, are then in the memories' place.
     """
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     pending = None
@@ -50,19 +58,13 @@ def encode_texts(
         rows = [np.asarray(texts[i], np.int32) for i in places] + [None] * (min(count, batch_size) - len(places))
         arrays = with_memory(rows, width, tokenizer)
         with jax.set_mesh(mesh):
-            memory = encode_batch(model, role, params, *put_batch(arrays, mesh))
+            encoded = program(model, role, params, *put_batch(arrays, mesh))
         if pending is not None:
             yield _on_host(*pending)
-        pending = places, memory
+        pending = places, encoded
     if pending is not None:
         yield _on_host(*pending)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def encode_batch(model: ClaraModel, role: str, params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
-    """Memories [N, M, E] of N texts, each followed by the memory tokens; see `clara_jax.method.compressor.encode`."""
-    return encode(model, params, role, ids, mask).memory
-
-
-def _on_host(places: list[int], memory: jax.Array) -> tuple[list[int], np.ndarray]:
-    return places, gather(memory)[: len(places)]
+def _on_host(places: list[int], encoded: Any) -> tuple[list[int], Any]:
+    return places, jax.tree.map(lambda x: x[: len(places)], gather(encoded))

@@ -200,9 +200,12 @@ def _picture(shares: Shares, ranks: tuple[np.ndarray, np.ndarray]) -> str:
     layers.set_xlabel("layer")
     layers.set_ylabel("share of attention")
     legend(layers, below=True)
+    places = np.arange(1, len(ranks[0]) + 1)
     for shift, label, values, colour in ((-0.2, "right", ranks[0], BLUE), (0.2, "other", ranks[1], GREY)):
-        documents.bar(np.arange(1, len(values) + 1) + shift, np.nan_to_num(values), 0.4, color=colour, label=label)
+        documents.bar(places + shift, np.nan_to_num(values), 0.4, color=colour, label=label)
+    documents.set_xlim(0.4, len(places) + 0.6)
     documents.set_xlabel("document, in the prompt's order")
+    documents.set_ylabel("share of attention")
     legend(documents, below=True)
     for axes in (layers, documents):
         axes.xaxis.get_major_locator().set_params(integer=True)

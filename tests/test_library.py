@@ -27,6 +27,7 @@ from clara_jax.method.clara import ClaraConfig
 from clara_jax.retrieval import filling
 from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.filling import Filled
+from tests.locations import ROOT
 from tests.tiny import document, write_base
 
 
@@ -345,3 +346,32 @@ def test_a_killed_compression_loses_and_doubles_nothing(checkpoint, tmp_path, ki
     ids = sorted(expected.index()[0])
     assert sorted(found.index()[0]) == ids and found.chunks(ids) == expected.chunks(ids)
     np.testing.assert_allclose(found.memories(ids), expected.memories(ids), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_several_processes_fill_one_store(checkpoint, tmp_path):
+    """Two processes of two devices each; what changes between two calls is compressed by both, and written once."""
+    corpus, store = tmp_path / "corpus.jsonl", tmp_path / "store"
+    command = [sys.executable, "-m", "clara_jax.compress", "--checkpoint", str(checkpoint), "--corpus", str(corpus)]
+    command += ["--encoding", "float32", "--store"]
+
+    def run(count, place):
+        launcher = [str(ROOT / "launch/local.sh"), str(count)] if count > 1 else []
+        environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(4 // count)}
+        done = subprocess.run(
+            [*launcher, *command, str(place)], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    versions(corpus, 0)
+    assert run(2, store).count("400 documents") == 1
+    last = versions(corpus, 1)
+    run(2, store)
+    run(1, tmp_path / "alone")
+    found, expected = DocumentStore.open(store), DocumentStore.open(tmp_path / "alone")
+    assert said(found) == said(expected) == last
+    ids = expected.index()[0]
+    assert found.chunks(ids) == expected.chunks(ids)
+    np.testing.assert_allclose(found.memories(ids), expected.memories(ids), atol=1e-5)
+    assert "0 chunks compressed" in run(2, store)

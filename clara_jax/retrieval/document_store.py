@@ -119,7 +119,8 @@ class DocumentStore:
         size = MemoryEncoding(encoding, memory_tokens, width).size
         if not cls.exists(location):
             with _errors(location, "made"):
-                _connect(location).create_table(_CHUNKS, schema=_schema(size, about))
+                # Another writer may make it at the same time; whose it is, is looked at below.
+                _connect(location).create_table(_CHUNKS, schema=_schema(size, about), exist_ok=True)
         store = cls.open(location)
         store.check(fingerprint)
         if store.encoding.name != encoding:

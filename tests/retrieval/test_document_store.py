@@ -1,5 +1,7 @@
 """The document store: what is put in comes out, documents are replaced whole, and searches agree with brute force."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 import numpy as np
 import pytest
@@ -101,6 +103,14 @@ def test_a_place_with_a_url(tmp_path):
     again = DocumentStore.open(place)
     np.testing.assert_array_equal(again.memories(["a#0", "a#1", "a#2"]), memories)
     assert again.delete(["a"]) == 1 and len(make(place)) == 0
+
+
+def test_many_make_it_at_once(tmp_path):
+    for number in range(5):
+        with ThreadPoolExecutor(8) as pool:
+            stores = list(pool.map(make, [tmp_path / f"store-{number}"] * 8))
+        put(stores[0], "a", 2)
+        assert [len(store) for store in stores] == [2] * 8
 
 
 def test_another_compressor_or_encoding_is_refused(tmp_path):

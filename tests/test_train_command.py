@@ -29,7 +29,7 @@ def get_config(arg=None):
             scp=small | files("scp"),
             instruct=small | files("instruct") | dict(top_k=2),
             retrieval=small | files("end_to_end") | dict(candidates=4, top_k=2),
-            end_to_end=small | files("end_to_end") | dict(candidates=4, top_k=2, eval_answers=8),
+            end_to_end=small | files("end_to_end") | dict(candidates=4, top_k=2, eval_answers=8, eval_gradients=True),
         ),
         model=dict(base=args.base, precision="float32"),
         clara=dict(doc_max_length=64, compress_rate=16, lora_rank=8, max_length=256),
@@ -253,7 +253,8 @@ def test_a_run_explains_itself(finished):
     rows = read_metrics(run / "metrics.jsonl")
     evaluated = [row for row in rows if row["stage"] == "end_to_end" and "eval_loss" in row]
     assert [row["step"] for row in evaluated] == [0, 12]
-    for name in ("exact_match", "f1", "recall@1", "ce_no_memory", "exact_match_no_memory"):
+    names = ("exact_match", "f1", "recall@1", "ce_no_memory", "exact_match_no_memory")
+    for name in (*names, "gradient_probability", "gradient_representation", "gradient_cosine"):
         assert np.isfinite(evaluated[-1][f"eval_{name}"]), name
     assert "Question: " in out.stdout and "(reference: " in out.stdout and out.stdout.count("source 1") == 3
 
@@ -293,7 +294,7 @@ def test_documents_as_text(place, mesh, monkeypatch, capsys, tmp_path, fast_comp
     """Only the generator learns, and no memory is measured or shown."""
     arguments = [f"--config={place}/config.py:steps=6", "--config.stages=('scp','end_to_end')"]
     arguments += [f"--config.{stage}.documents=text" for stage in ("scp", "end_to_end")]
-    arguments += ["--config.require_progress=True"]
+    arguments += ["--config.end_to_end.eval_gradients=False", "--config.require_progress=True"]
     run = tmp_path / "run"
     assert call(monkeypatch, *arguments, "--workdir", run) == 0
     out = capsys.readouterr().out

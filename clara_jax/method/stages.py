@@ -133,19 +133,50 @@ def end_to_end_loss(
     The compressor is frozen, so that documents can be compressed once: no gradient and no dropout in their branch.
     """
     scores, documents, _ = rank_documents(model, params, batch, keys)
-    scores, valid = normalize(scores, batch.document_valid, objective.score_normalization), batch.document_valid
+    scores = normalize(scores, batch.document_valid, objective.score_normalization)
+    terms, selected, indices = answer_from_best(model, params, batch, objective, scores, documents, keys)
+    terms |= _degenerate(scores, batch, objective)
+    if objective.marginal_weight:
+        terms["marginal"] = jnp.sum(probability_loss(model, params, batch, objective, scores, selected, indices))
+    if batch.positives is not None:
+        terms["recall"] = jnp.sum(recall(indices, batch.positives & batch.document_valid))
+    return terms
+
+
+def answer_from_best(
+    model: ClaraModel,
+    params: Any,
+    batch: Batch,
+    objective: Objective,
+    scores: jax.Array,
+    documents: jax.Array,
+    keys: jax.Array | None,
+) -> tuple[Terms, jax.Array, jax.Array]:
+    """L_CE as a function of the scores [B, D], through the straight-through choice among memories [B, D, M, E].
+
+    Returns:
+      the sums "ce" and "accuracy"; memories of the selected documents [B, K, M, E]; their indices int32 [B, K].
+    """
     selection, indices = select(
-        scores, objective.top_k, objective.topk_method, objective.temperature, valid, _fold(keys, 2)
+        scores, objective.top_k, objective.topk_method, objective.temperature, batch.document_valid, _fold(keys, 2)
     )
     selected = jnp.einsum("BKD,BDME->BKME", selection.astype(documents.dtype), documents)
-    terms = _answer(model, params, batch, selected, keys) | _degenerate(scores, batch, objective)
-    if objective.marginal_weight:
-        likelihoods = document_log_likelihoods(model, params, batch, selected)
-        chosen, exist = (jnp.take_along_axis(x, indices, axis=1) for x in (scores, valid))
-        terms["marginal"] = jnp.sum(marginal_loss(chosen, exist, likelihoods, objective.temperature))
-    if batch.positives is not None:
-        terms["recall"] = jnp.sum(recall(indices, batch.positives & valid))
-    return terms
+    return _answer(model, params, batch, selected, keys), selected, indices
+
+
+def probability_loss(
+    model: ClaraModel,
+    params: Any,
+    batch: Batch,
+    objective: Objective,
+    scores: jax.Array,
+    selected: jax.Array,
+    indices: jax.Array,
+) -> jax.Array:
+    """`marginal_loss` of scores [B, D], over the selected documents that `answer_from_best` gives; float32 [B]."""
+    likelihoods = document_log_likelihoods(model, params, batch, selected)
+    chosen, exist = (jnp.take_along_axis(x, indices, axis=1) for x in (scores, batch.document_valid))
+    return marginal_loss(chosen, exist, likelihoods, objective.temperature)
 
 
 def retrieval_loss(model: ClaraModel, params: Any, batch: Batch, objective: Objective, keys: jax.Array | None) -> Terms:

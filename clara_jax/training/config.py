@@ -154,6 +154,8 @@ class StageConfig:
       eval_answers: held-out questions that are answered in one evaluation, for exact match and F1; 0 for none.
       answer_tokens: longest such answer.
       eval_controls: evaluate without memory and with another document's memory as well, where there are memories.
+      eval_gradients: evaluate the norms of the two gradients that the scores of end_to_end have, too, and the cosine
+        between them (see `clara_jax.method.gradient_paths`); costs a step, and ``top_k`` forward passes more.
       save_every: steps between checkpoints, besides those that `RunConfig.save_minutes` asks for and the stage's last.
       log_every: steps between lines of metrics.
       trains: the subtrees of the parameters that are trained, e.g. "lora/generator"; None takes the stage's own list.
@@ -199,6 +201,7 @@ class StageConfig:
     eval_answers: int = 64
     answer_tokens: int = 32
     eval_controls: bool = True
+    eval_gradients: bool = False
     save_every: int | None = None
     log_every: int = 1
     trains: tuple[str, ...] | None = None
@@ -269,6 +272,11 @@ class StageConfig:
         if self.name == "end_to_end":
             check("top_k", self.top_k <= self.candidates, f"it may not exceed candidates {self.candidates}")
         check("eval_every", self.eval_every is None or bool(self.eval_data), "eval_data names no file to evaluate on")
+        only = "only end_to_end with memories has them"
+        check("eval_gradients", not self.eval_gradients or (self.name == "end_to_end" and self.ranks), only)
+        check(
+            "eval_gradients", not self.eval_gradients or bool(self.eval_data), "eval_data names no file to measure on"
+        )
         check("trains", self.trains is None or bool(self.trains), "name at least one subtree, or leave it out")
 
     @property

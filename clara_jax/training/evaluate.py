@@ -30,7 +30,7 @@ from clara_jax.method.parameters import merge
 from clara_jax.method.stages import Objective, Stage, objective_value, rank_documents
 from clara_jax.method.topk import select
 from clara_jax.model.sharding import join_rows, put_batch, split_rows
-from clara_jax.training.step import Leaves, make_eval_step
+from clara_jax.training.step import Leaves, make_eval_step, make_gradient_step
 
 REAL, NO_MEMORY, OTHER_MEMORY = "", "_no_memory", "_other_memory"  # cases, and what ends the names of their values
 RECALL_AT = (1, 3, 5)
@@ -62,6 +62,7 @@ class Evaluation:
         max_new_tokens: int = 32,
         end_ids: tuple[int, ...],
         controls: bool = True,
+        gradients: bool = False,
         memories: Memories | None = None,
     ):
         """
@@ -76,6 +77,7 @@ class Evaluation:
           end_ids: tokens that end an answer.
           controls: measure the controls as well. *Another document's memory* is left out if an example shares
             documents with every other one.
+          gradients: measure those of the two paths of `clara_jax.method.gradient_paths`, too; of end_to_end alone.
           memories: of the documents, where they were compressed before.
         """
         if len(examples) != len(records):
@@ -91,6 +93,7 @@ class Evaluation:
             examples, records, encoding, tokenizer, batch_size, loss_batches, answered, controls, memories
         )
         self._terms = make_eval_step(model, stage, objective)
+        self._gradients = make_gradient_step(model, objective) if gradients else None
         self._select = jax.jit(_selector(model, encoding.ranks, objective))
         sampling = Sampling(max_new_tokens)
 
@@ -103,7 +106,8 @@ class Evaluation:
     @property
     def compilations(self) -> int:
         """Functions compiled by all calls together."""
-        return sum(function._cache_size() for function in (self._terms, self._select, self._generate))
+        functions = (self._terms, self._gradients, self._select, self._generate)
+        return sum(function._cache_size() for function in functions if function is not None)
 
     def __call__(
         self, trained: Leaves, frozen: Leaves, stop: Callable[[], bool] = lambda: False
@@ -118,14 +122,15 @@ class Evaluation:
           None as soon as ``stop`` says so. Else, by name: "loss" and the stage's terms; "ce_no_memory" and
           "ce_other_memory" where the generator reads memories; "exact_match" and "f1" of greedy answers to questions,
           both also with "_no_memory" and "_other_memory"; "recall@1", "recall@3", "recall@5" among all candidates, as
-          far as there are as many and positives are known.
+          far as there are as many and positives are known; "gradient_probability", "gradient_representation" and
+          "gradient_cosine" where they are asked for, the last where neither is zero.
         """
         found = _Found()
         for _ in self._measure(trained, frozen, found):
             if stop():
                 return None
         self.answers = tuple(found.answers.get(REAL, ()))
-        return self._loss(found) | self._quality(found) | self._recall(found)
+        return self._loss(found) | self._quality(found) | self._recall(found) | _means(found.gradients)
 
     def _measure(self, trained: Leaves, frozen: Leaves, found: _Found) -> Iterator[None]:
         """Fills ``found``; yields before each device call."""
@@ -138,6 +143,9 @@ class Evaluation:
                     yield
                     terms = _on_device(self._terms, trained, frozen, placed)
                     found.terms.setdefault(case, []).append(gather(terms))
+                if batch.measured and case == REAL and self._gradients is not None:
+                    yield
+                    found.gradients.append(gather(_on_device(self._gradients, trained, frozen, placed)))
                 ranked = batch.ranked and case == REAL
                 if ranked or (self._reads_memory and batch.prompts and case != NO_MEMORY):
                     yield
@@ -159,7 +167,7 @@ class Evaluation:
     def _loss(self, found: _Found) -> dict[str, float]:
         values = {}
         for case, terms in found.terms.items():
-            sums, counted = jax.tree.map(lambda *parts: np.sum(np.float64(parts)), *terms)
+            sums, counted = _total(terms)
             loss, means = objective_value(self._stage, self._objective, sums, counted)
             # What the controls change is the answer's likelihood; other terms of the loss do not depend on them.
             named = {"loss": loss, **means} if case == REAL else {f"ce{case}": means["ce"]}
@@ -183,11 +191,22 @@ class Evaluation:
         return {f"recall@{k}": float(np.nanmean(recall_at(scores, valid, positives, k))) for k in depths}
 
 
+def _total(parts: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *values: np.sum(np.float64(values)), *parts)
+
+
+def _means(parts: Sequence[Any]) -> dict[str, float]:
+    """Of (sums, counts) of batches; a value without anything to be a mean over is left out."""
+    sums, counted = _total(parts) if parts else ({}, {})
+    return {name: float(value / counted[name]) for name, value in sums.items() if counted[name]}
+
+
 @dataclasses.dataclass
 class _Found:
     """What a call has measured so far."""
 
     terms: dict[str, list[Any]] = dataclasses.field(default_factory=dict)  # by case: (sums, counts) of each batch
+    gradients: list[Any] = dataclasses.field(default_factory=list)  # (sums, counts) of each batch
     scores: list[tuple[np.ndarray, ...]] = dataclasses.field(default_factory=list)  # scores, valid, positives [B, D]
     answers: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # by case
     golds: list[Sequence[str]] = dataclasses.field(default_factory=list)  # of the answers

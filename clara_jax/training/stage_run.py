@@ -107,6 +107,7 @@ class StageRun:
             max_new_tokens=own.answer_tokens,
             end_ids=bundle.end_ids,
             controls=own.eval_controls,
+            gradients=own.eval_gradients,
             memories=memories,
         )
         self.started = time.monotonic() - position.seconds

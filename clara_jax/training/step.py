@@ -13,6 +13,7 @@ import optax
 
 from clara_jax.data.batches import Batch
 from clara_jax.method.clara import ClaraModel
+from clara_jax.method.gradient_paths import gradient_terms
 from clara_jax.method.parameters import merge
 from clara_jax.method.stages import Objective, Stage, Terms, counts, objective_value
 from clara_jax.model.sharding import split_rows
@@ -115,6 +116,17 @@ def make_eval_step(
     def step(trained: Leaves, frozen: Leaves, batch: Batch) -> tuple[Terms, Terms]:
         own = _at(objective, _temperature(trained))
         return stage.loss(model, merge(trained, frozen), batch, own, None), counts(batch)
+
+    return jax.jit(step)
+
+
+def make_gradient_step(
+    model: ClaraModel, objective: Objective
+) -> Callable[[Leaves, Leaves, Batch], tuple[Terms, Terms]]:
+    """`make_eval_step` for `gradient_terms`."""
+
+    def step(trained: Leaves, frozen: Leaves, batch: Batch) -> tuple[Terms, Terms]:
+        return gradient_terms(model, merge(trained, frozen), batch, _at(objective, _temperature(trained)))
 
     return jax.jit(step)
 

@@ -131,6 +131,12 @@ def test_refused_by_name(path, value, message):
         ),
         (dict(learn_temperature=True), "learn_temperature is True; scp ranks nothing"),
         (dict(marginal_weight=0.1), "marginal_weight is 0.1; only end_to_end has that term"),
+        (dict(eval_gradients=True), "eval_gradients is True; only end_to_end with memories has them"),
+        (
+            dict(name="end_to_end", documents="text", eval_gradients=True, eval_data=("e",)),
+            "eval_gradients is True; only end_to_end with memories",
+        ),
+        (dict(name="end_to_end", eval_gradients=True), "eval_gradients is True; eval_data names no file"),
         (dict(documents="texts"), "documents is 'texts'; it must be one of memory, text"),
         (dict(name="retrieval", documents="text"), "documents is 'text'; retrieval ranks memories"),
         (dict(documents="text", pack=512), "pack is 512; with documents=text there are no documents' tokens to pack"),

@@ -16,6 +16,7 @@ from clara_jax.data.encoding import Encoding, Example, encode_records
 from clara_jax.data.records import read_records
 from clara_jax.inference.decode import Sampling, generate
 from clara_jax.method.clara import ClaraConfig
+from clara_jax.method.gradient_paths import score_gradients
 from clara_jax.method.parameters import split
 from clara_jax.method.stages import STAGES, Objective, as_text
 from clara_jax.model.sharding import make_mesh, put_batch
@@ -203,6 +204,27 @@ def test_same_values_on_another_mesh_and_however_batches_are_cut(directory, mesh
     assert list(values) == list(expected) and again.answers == evaluation.answers
     for name, value in expected.items():
         assert values[name] == pytest.approx(value, rel=1e-5), name
+
+
+def test_gradients_of_both_paths(directory, mesh, mesh222):
+    """Means over the questions, measured on one device in one batch and on eight in two."""
+    bundle, (examples, records) = make_bundle(directory, mesh222), make_examples(directory, "end_to_end")
+    parts = (bundle.model, STAGES["end_to_end"], OBJECTIVE, bundle.tokenizer, mesh222, examples, records)
+    options = dict(end_ids=bundle.end_ids, answers=0, controls=False)
+    evaluation = Evaluation(*parts, encoding("end_to_end"), 4, gradients=True, **options)
+    with jax.set_mesh(mesh222):
+        values = evaluation(*split(bundle.params, STAGES["end_to_end"].trains))
+    assert evaluation.compilations == 3  # loss, gradients, scores
+    bundle = make_bundle(directory, mesh)
+    batch = collate(examples, plan_shapes(examples, bundle.tokenizer), bundle.tokenizer)
+    with jax.set_mesh(mesh):
+        step = jax.jit(lambda params, batch: score_gradients(bundle.model, params, batch, OBJECTIVE))
+        first, second = jax.device_get(step(bundle.params, put_batch(batch, mesh)))
+    one, other = (np.linalg.norm(path, axis=1) for path in (first, second))
+    assert values["gradient_probability"] == pytest.approx(one.mean(), rel=1e-3) and one.min() > 0
+    assert values["gradient_representation"] == pytest.approx(other.mean(), rel=1e-3)
+    expected = np.mean((first * second).sum(axis=1) / (one * other))
+    assert values["gradient_cosine"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_limits(directory, mesh):

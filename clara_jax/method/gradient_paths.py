@@ -1,0 +1,75 @@
+"""The two ways in which a score moves the loss of an answer (appendix A), side by side.
+
+With p(y|x) = Σ_d p(d|x) p(y|x, d) and L = -log p(y|x),
+
+    ∂L/∂s_d = -1/p(y|x) { p(d|x) [p(y|x, d) - p(y|x)] / τ      (I) the probability path
+                          + Σ_j p(j|x) ∂p(y|x, j)/∂s_d }       (II) the representation path
+
+(I) is the gradient of `clara_jax.method.marginal.marginal_loss`. (II) is what training follows: of the answer's
+likelihood given all selected memories together, through the straight-through choice. Scores are meant as the
+temperature finds them, normalized where the stage normalizes them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from clara_jax.data.batches import Batch
+from clara_jax.data.tokenization import IGNORED
+from clara_jax.method.clara import ClaraModel
+from clara_jax.method.stages import (
+    Objective,
+    Terms,
+    answer_from_best,
+    normalize,
+    probability_loss,
+    rank_documents,
+)
+
+
+def score_gradients(model: ClaraModel, params: Any, batch: Batch, objective: Objective) -> tuple[jax.Array, jax.Array]:
+    """∂L/∂s of each question through (I) and through (II), without dropout; L sums over the answer's tokens.
+
+    Costs a pass of the generator there and back, and ``top_k`` forward passes, beside the ranking.
+
+    Args:
+      batch: of end_to_end.
+
+    Returns:
+      float32 [B, D] each; (I) is zero for documents that are not selected, both are for absent ones.
+    """
+    scores, documents, _ = rank_documents(model, params, batch, None)
+    scores = jax.lax.stop_gradient(normalize(scores, batch.document_valid, objective.score_normalization))
+
+    def represented(scores: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        terms, selected, indices = answer_from_best(model, params, batch, objective, scores, documents, None)
+        return terms["ce"], (selected, indices)
+
+    representation, (selected, indices) = jax.grad(represented, has_aux=True)(scores)
+
+    def probable(scores: jax.Array) -> jax.Array:
+        return jnp.sum(probability_loss(model, params, batch, objective, scores, selected, indices))
+
+    return jax.grad(probable)(scores), representation
+
+
+def gradient_terms(model: ClaraModel, params: Any, batch: Batch, objective: Objective) -> tuple[Terms, Terms]:
+    """Sums over the questions of a batch, and how many they are over: "gradient_probability" and
+    "gradient_representation", the norms of (I) and (II) over a question's candidates, and "gradient_cosine" between the
+    two, over those questions where neither is zero."""
+    paths = score_gradients(model, params, batch, objective)
+    labelled = jnp.any(batch.labels != IGNORED, axis=-1)
+    asked = (batch.example_ids >= 0) & jnp.any(batch.document_valid, axis=-1) & labelled
+    first, second = (jnp.linalg.norm(path, axis=-1) for path in paths)
+    both = asked & (first > 0) & (second > 0)
+    directions = (path / jnp.where(both, norm, 1)[:, None] for path, norm in zip(paths, (first, second), strict=True))
+    found = {
+        "gradient_probability": (first, asked),
+        "gradient_representation": (second, asked),
+        "gradient_cosine": (jnp.vecdot(*directions), both),
+    }
+    sums = {name: jnp.sum(jnp.where(over, values, 0)) for name, (values, over) in found.items()}
+    return sums, {name: jnp.sum(over, dtype=jnp.float32) for name, (_, over) in found.items()}

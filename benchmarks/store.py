@@ -6,7 +6,8 @@
 Memories are synthetic, so that a store of any size is made in minutes: points around a common mean, near a subspace of
 128 directions whose shares fall as a power law. With ``--workdir`` the store stays, and a second run measures it
 without filling it again. ``--store`` measures a real one. A question is a chunk's memory, moved by a part of the
-difference between two others.
+difference between two others. "first pass" is what a large store is searched by: search vectors, then the exact score
+of the survivors; "search vectors alone" leaves the second step out.
 """
 
 from __future__ import annotations
@@ -132,12 +133,20 @@ def main() -> None:
         exact = measure("exact", lambda i: _ids(search("", queries[i], k)), arguments.questions)
         print(" 1.000 |" * len(DEPTHS), flush=True)
         passed = measure("first pass", lambda i: _ids(search("", queries[i], k, first_pass=True)), arguments.questions)
-        for depth in DEPTHS:
-            both = [len({*a[:depth]} & {*b[:depth]}) / depth for a, b in zip(exact, passed, strict=True)]
-            print(f" {statistics.fmean(both):.3f} |", end="")
-        print(flush=True)
+        _recall(exact, passed)
+        vectors = first_pass.Projection.read(store).queries(queries)
+        alone = measure("search vectors alone", lambda i: store.nearest(vectors[i], k), arguments.questions)
+        _recall(exact, alone)
         measure("words", lambda i: _ids(search(texts[i], None, k, "words")), arguments.questions)
         print(" |" * len(DEPTHS))
+
+
+def _recall(exact: list[list[str]], found: list[list[str]]) -> None:
+    """Ends a row with the shares of the exact score's best that are among as many found."""
+    for depth in DEPTHS:
+        both = [len({*a[:depth]} & {*b[:depth]}) / depth for a, b in zip(exact, found, strict=True)]
+        print(f" {statistics.fmean(both):.3f} |", end="")
+    print(flush=True)
 
 
 def _ids(found: list) -> list[str]:

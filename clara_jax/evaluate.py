@@ -24,7 +24,7 @@ shuffled ones, with the right ones alone, with random candidates; its base is gi
 killed, the same command does the rest; further checkpoints and suites may be added to a report."""
 
 K = 5
-RESAMPLES = 10_000
+RESAMPLES = 2_000
 
 
 def parser() -> argparse.ArgumentParser:

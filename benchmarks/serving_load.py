@@ -57,7 +57,7 @@ def main() -> None:
             flush=True,
         )
         for rows, queue in ((ROWS, QUEUE), (1, QUEUE), (ROWS, SHORT_QUEUE)):
-            with _server(checkpoint, Path(folder, "store"), rows, queue) as (url, process):
+            with server(checkpoint, Path(folder, "store"), rows, queue) as (url, process):
                 _fill(url, arguments.documents)
                 load = asyncio.run(_Load(url, process, arguments).run())
             times, sizes = sorted(load.times), load.sizes
@@ -83,7 +83,7 @@ def _fresh(base: str, directory: Path) -> str:
 
 
 @contextlib.contextmanager
-def _server(checkpoint: str, store: Path, rows: int, queue: int) -> Iterator[tuple[str, subprocess.Popen]]:
+def server(checkpoint: str, store: Path, rows: int, queue: int) -> Iterator[tuple[str, subprocess.Popen]]:
     options = ["--port", "0", "--rows", str(rows), "--queue", str(queue)]
     command = [sys.executable, "-m", "clara_jax.serve", "--checkpoint", checkpoint, "--store", str(store), *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 
@@ -30,6 +31,14 @@ def run(main: Callable[[], None]) -> None:
 
         print(explain(error), file=sys.stderr)
         _end(1)
+
+
+def add_process_options(parser: argparse.ArgumentParser) -> None:
+    """The options of a command that several processes may run together, see `clara_jax.distributed.initialise`."""
+    add = parser.add_argument
+    add("--coordinator", metavar="HOST:PORT", help="with --processes and --process: this is one of several processes")
+    add("--processes", type=int, metavar="N", help="how many they are")
+    add("--process", type=int, metavar="I", help="which one this is")
 
 
 def _joined() -> bool:

@@ -43,9 +43,7 @@ def parser() -> argparse.ArgumentParser:
     add("--batch-size", type=int, default=32, metavar="N", help="chunks of a device call (32)")
     add("--base", metavar="NAME", help="where the base model lies, if not where the checkpoint says")
     add("--precision", choices=("bfloat16", "float32"), help="default: as trained")
-    add("--coordinator", metavar="HOST:PORT", help="with --processes and --process: this is one of several processes")
-    add("--processes", type=int, metavar="N", help="how many they are")
-    add("--process", type=int, metavar="I", help="which one this is")
+    command.add_process_options(parser)
     return parser
 
 

@@ -52,9 +52,7 @@ class Outcome:
         """
         if not isinstance(fields, Mapping) or not isinstance(fields.get("case"), str):
             raise TypeError("an outcome names its case")
-        tuples = {
-            name: tuple(fields[name]) for name in ("order", "scores", "read") if fields.get(name) is not None
-        }
+        tuples = {name: tuple(fields[name]) for name in ("order", "scores", "read") if fields.get(name) is not None}
         return cls(**{**fields, **tuples})
 
 

@@ -17,7 +17,7 @@ from clara_jax.evaluation.inside import attention_to_memory, geometry, lens, sel
 from clara_jax.evaluation.ways import gold, other_cases, repeated
 
 ATTENDED = 32  # questions whose attention is looked at: their prompts are read twice
-DOCUMENTS, MOST = 2, 200  # whose states are looked at: for each question, and in all
+DOCUMENTS = 200  # whose states are looked at, at most
 
 Read = Callable[[Sequence[np.ndarray]], np.ndarray]
 
@@ -30,10 +30,11 @@ def look(
     Args:
       suites: questions are taken from those that are ranked, or where there are none, from all; documents from the
         questions, or where there are none, from what is told again.
-      limit: questions, at least 1. Less is looked at where it takes long.
+      limit: questions, and documents beside them, at least 1. Less is looked at where it takes long.
       seed: of all that is drawn: cases, documents of controls, noise, t-SNE.
       k: documents that the generator reads of ranked ones.
-      read: memories [N, M, E] of N documents' token ids, where they were made before; default they are made here.
+      read: memories [N, M, E] of N documents' token ids, where they were made before. By default the questions'
+        documents are compressed here, which takes longer than all else together.
 
     Returns:
       sections (see `section`) by name: "lens", "lens_examples", "geometry", "attention", "gaps" and "selection", as far
@@ -45,11 +46,11 @@ def look(
     if limit < 1:
         raise ClaraError(f"limit is {limit}; it must be at least 1")
     ranked, cases = pick_cases(suites, limit, seed)
-    documents = pick_documents(cases, suites, min(DOCUMENTS * limit, MOST), seed)
+    documents = pick_documents(cases, suites, min(limit, DOCUMENTS), seed)
     if not documents:
         raise ClaraError("there are no cases to look at")
     queries = clara.read([case.question for case in cases]) if cases else np.zeros(0)
-    sections = _documents_and_questions(clara, cases, queries, documents, limit, seed)
+    sections = _documents_and_questions(clara, cases, queries, documents, seed)
     if cases:
         memories = _memories(clara, cases, read)
         scores = selection.score(queries, memories)
@@ -100,7 +101,7 @@ def _memories(clara: Clara, cases: Sequence[Case], read: Read | None) -> list[np
 
 
 def _documents_and_questions(
-    clara: Clara, cases: Sequence[Case], queries: np.ndarray, documents: Sequence[str], limit: int, seed: int
+    clara: Clara, cases: Sequence[Case], queries: np.ndarray, documents: Sequence[str], seed: int
 ) -> dict[str, dict[str, Any]]:
     """Lens and geometry."""
     bundle, size = clara.bundle, clara.batch_size
@@ -111,17 +112,17 @@ def _documents_and_questions(
     def says(memories: np.ndarray) -> list[list[str]]:
         return [lens.read_words(tokens, words) for tokens in lens.top_tokens(bundle, memories, size)]
 
-    read, said = documents[:limit], says(states[:limit])
+    said = says(states)
     known = [number for number, case in enumerate(cases) if gold(case)]
     asked, answered = [cases[i] for i in known], says(queries[known]) if known else []
     questions = lens.question_shares(asked, list(map(frozenset, answered)), vocabulary, seed) if known else {}
-    own = lens.document_shares(read, list(map(frozenset, said)), vocabulary, seed)
+    own = lens.document_shares(documents, list(map(frozenset, said)), vocabulary, seed)
     right = ["\n".join(case.documents[i] for i in gold(case)) for case in asked]
     sections = {
         "lens": lens.lens_section(questions, own, seed),
         "lens_examples": lens.examples_section(
             list(zip([case.question for case in asked], answered, right, strict=True)),
-            list(zip(read, said, strict=True)),
+            list(zip(documents, said, strict=True)),
             vocabulary,
         ),
     }

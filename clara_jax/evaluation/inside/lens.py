@@ -28,7 +28,7 @@ from clara_jax.model.sharding import BATCH, put_batch
 TOP = 50  # tokens of a memory vector, as in the paper
 OTHERS = 10  # documents that a control is averaged over
 EXAMPLES = 6
-SHOWN = 16  # words of an example
+SHOWN, LETTERS = 16, 160  # words of an example, characters of its text
 _WORD = re.compile(r"[^\W_]{2,}")
 
 Words = frozenset[str]
@@ -184,7 +184,8 @@ def examples_section(
         new = content_words(document, vocabulary) - content_words(question, vocabulary)
         rows.append(["question", question, *_shown(said, new)])
     for document, said in read[:EXAMPLES]:
-        rows.append(["document", document, *_shown(said, content_words(document, vocabulary))])
+        shown = document if len(document) <= LETTERS else document[:LETTERS].rstrip() + " ..."
+        rows.append(["document", shown, *_shown(said, content_words(document, vocabulary))])
     text = (
         f"The first {SHOWN} words of some lenses, and all words in them that count: of a question's those of its right "
         "documents that the question does not have, of a document's its own."

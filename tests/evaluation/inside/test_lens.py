@@ -89,3 +89,12 @@ def test_the_section_says_both_with_their_controls():
     questions = {name: np.array([value]) for name, value in questions.items()}
     found = lens.lens_section(questions, documents, 0)
     assert [row[2] for row in found["table"]["rows"][:4]] == [4, 3, 2, None]
+
+
+def test_examples_show_what_counts():
+    vocabulary = frozenset({"nile", "cairo", "river", "oslo"})
+    asked = [("Which river?", ["oslo", "river", "nile"], "The river Nile in Cairo")] * 9
+    found = lens.examples_section(asked, [("Cairo " + "x" * 500, ["nile", "cairo"])], vocabulary)
+    rows = found["table"]["rows"]
+    assert rows[0] == ["question", "Which river?", "oslo, river, nile", "nile"] and len(rows) == lens.EXAMPLES + 1
+    assert rows[-1][2:] == ["nile, cairo", "cairo"] and len(rows[-1][1]) == lens.LETTERS + 4

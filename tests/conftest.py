@@ -1,5 +1,6 @@
 """Tests run on eight fake CPU devices: one of them for most, a 4 x 2 mesh for those on sharding."""
 
+import gc
 import os
 from glob import glob
 
@@ -23,6 +24,15 @@ def pytest_collection_modifyitems(items):
     """Whole commands first, then what trains: the long files should not be what one worker is left with at the end."""
     long = ("test_resume", "test_train_command", "test_smoke", "training/", "method/")
     items.sort(key=lambda item: next((i for i, name in enumerate(long) if name in item.nodeid), len(long)))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs():
+    """A compiled program takes tens of memory maps, of which the kernel gives a process 65,530 in all: a worker that
+    kept the programs of every module would end in a segmentation fault."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

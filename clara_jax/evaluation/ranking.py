@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import numpy as np
 
+DEPTHS = (1, 3, 5)  # k of Recall@k and its like: the paper's, Table 7
+
 
 def recall_at(scores: np.ndarray, valid: np.ndarray, positives: np.ndarray, k: int) -> np.ndarray:
     """Recall@k: the fraction of a row's positive candidates that are among its k best."""

@@ -13,9 +13,7 @@ from clara_jax.evaluation.cases import Case
 from clara_jax.evaluation.facts import kept
 from clara_jax.evaluation.outcomes import Outcome
 from clara_jax.evaluation.overlap import rouge
-from clara_jax.evaluation.ranking import ndcg_at, precision_at, recall_at, reciprocal_rank
-
-DEPTHS = (1, 3, 5)  # the paper's, Table 7
+from clara_jax.evaluation.ranking import DEPTHS, ndcg_at, precision_at, recall_at, reciprocal_rank
 
 
 @dataclasses.dataclass(frozen=True)

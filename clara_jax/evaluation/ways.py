@@ -9,10 +9,13 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from clara_jax.evaluation.cases import Case, Suite
+
+Document = TypeVar("Document")
 
 PRUNED_RATE = 4  # tokens of a text for each that pruning keeps
 
@@ -99,16 +102,17 @@ def cases_of(way: Way, suite: Suite, k: int) -> list[Case]:
 
 
 def other_cases(suite: Suite) -> Mapping[str, Case]:
-    """For each case another one: the next in order, cyclically, that shares no document with it. Cases that share
-    documents with every other are left out."""
-    cases = suite.cases
-    contents = [frozenset(case.documents) for case in cases]
-    found = {}
-    for number, case in enumerate(cases):
-        following = ((number + i) % len(cases) for i in range(1, len(cases)))
-        other = next((i for i in following if contents[i].isdisjoint(contents[number])), None)
-        if other is not None:
-            found[case.id] = cases[other]
+    """For each case another one, see `next_disjoint`. Cases that share documents with every other are left out."""
+    found = next_disjoint([frozenset(case.documents) for case in suite.cases])
+    return {case.id: suite.cases[i] for case, i in zip(suite.cases, found, strict=True) if i is not None}
+
+
+def next_disjoint(contents: Sequence[frozenset]) -> list[int | None]:
+    """For each set of documents the place of the next one, cyclically, that shares none with it; None where all do."""
+    count, found = len(contents), []
+    for number, own in enumerate(contents):
+        following = ((number + i) % count for i in range(1, count))
+        found.append(next((i for i in following if contents[i].isdisjoint(own)), None))
     return found
 
 
@@ -117,6 +121,6 @@ def draws(case: Case, seed: int) -> np.random.Generator:
     return np.random.default_rng((seed, zlib.crc32(case.id.encode("utf-8", "surrogatepass"))))
 
 
-def repeated(documents: Sequence[str], count: int) -> tuple[str, ...]:
+def repeated(documents: Sequence[Document], count: int) -> tuple[Document, ...]:
     """So many documents, the same ones again where they are too few."""
     return tuple(documents[i % len(documents)] for i in range(count))

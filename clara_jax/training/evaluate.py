@@ -22,7 +22,8 @@ from clara_jax.data.records import Record
 from clara_jax.data.tokenization import ClaraTokenizer
 from clara_jax.distributed import gather
 from clara_jax.evaluation.answers import exact_match, token_f1
-from clara_jax.evaluation.ranking import recall_at
+from clara_jax.evaluation.ranking import DEPTHS, recall_at
+from clara_jax.evaluation.ways import next_disjoint, repeated
 from clara_jax.inference.decode import Generated, Sampling, generate
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.compressor import encode
@@ -33,7 +34,6 @@ from clara_jax.model.sharding import join_rows, put_batch, split_rows
 from clara_jax.training.step import Leaves, make_eval_step, make_gradient_step
 
 REAL, NO_MEMORY, OTHER_MEMORY = "", "_no_memory", "_other_memory"  # cases, and what ends the names of their values
-RECALL_AT = (1, 3, 5)
 
 
 class Evaluation:
@@ -187,7 +187,7 @@ class Evaluation:
         scores, valid, positives = (np.concatenate(parts) for parts in zip(*found.scores, strict=True))
         if not (positives & valid).any():
             return {}
-        depths = [k for k in RECALL_AT if k <= scores.shape[1]]
+        depths = [k for k in DEPTHS if k <= scores.shape[1]]
         return {f"recall@{k}": float(np.nanmean(recall_at(scores, valid, positives, k))) for k in depths}
 
 
@@ -286,15 +286,12 @@ def other_documents(examples: Sequence[Example], count: int) -> list[Example] | 
     Returns:
       None if there is no such other for one of them.
     """
-    contents = [frozenset(ids.tobytes() for ids in example.documents) for example in examples]
+    found = next_disjoint([frozenset(ids.tobytes() for ids in example.documents) for example in examples])[:count]
+    if None in found:
+        return None
     results = []
-    for number, example in enumerate(examples[:count]):
-        following = ((number + i) % len(examples) for i in range(1, len(examples)))
-        other = next((i for i in following if contents[i].isdisjoint(contents[number])), None)
-        if other is None:
-            return None
-        found = examples[other].documents
-        documents = tuple(found[i % len(found)] for i in range(len(example.documents)))
+    for example, other in zip(examples, found, strict=False):
+        documents = repeated(examples[other].documents, len(example.documents))
         positives = None if example.positives is None else ()
         results.append(dataclasses.replace(example, documents=documents, positives=positives))
     return results

@@ -10,6 +10,10 @@ import pytest
 from clara_jax.planning.topology import ABSENT
 
 jax.config.update("jax_num_cpu_devices", 8)
+# Threads that XLA has for all devices of a process, here and in what a test starts; by default as many as there are
+# cores or devices. A collective blocks its thread until all devices are there, and a device may be in two at once: with
+# a thread for each device the last one may find none, and all wait forever.
+os.environ.setdefault("PJRT_NPROC", "32")
 if not any(glob(device) for device in ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*")):
     # Where the compiler for TPUs is installed, this process and every one that a test starts would look for a TPU.
     jax.config.update("jax_platforms", "cpu")

@@ -45,7 +45,9 @@ def prepare(model: ClaraModel, params: Any, weights: str, mesh: jax.sharding.Mes
     """The model and the parameters to read prompts and write answers with.
 
     On CPUs, which multiply no bfloat16, a copy is kept in float32 and computed with in float32: XLA would widen every
-    kernel anew for every token, which takes longer than all else.
+    kernel anew for every token, which takes longer than all else. "merged" has each layer's weights in arrays of their
+    own there: out of an array of all layers XLA copies every kernel for every token, and then reads the copy. (Bytes
+    are widened by that copy. Kernels of their own would be widened by another, which takes longer.)
 
     Returns:
       the model; parameters without the other roles' adapters, and with "adapter" no copy of anything.
@@ -66,6 +68,8 @@ def prepare(model: ClaraModel, params: Any, weights: str, mesh: jax.sharding.Mes
             if name in base:
                 dtype = model.dtype if on_cpu else base[name]["table"].dtype
                 base[name] = {"table": _table(base[name]["table"], dtype=dtype, rounded=rounded)}
+        if on_cpu and not rounded:
+            base["layers"] = _apart(base["layers"])
     return model, {**params, "base": base, "lora": {}}
 
 
@@ -127,6 +131,13 @@ def _merge(
 @partial(jax.jit, static_argnames=("dtype", "rounded"))
 def _table(table: jax.Array, dtype: jnp.dtype, rounded: bool) -> jax.Array | Quantized:
     return quantize(table, (1,)) if rounded else table.astype(dtype)
+
+
+def _apart(layers: Any) -> tuple[Any, ...]:
+    """One tree for each of the layers that are stacked in ``layers``."""
+    count = len(jax.tree.leaves(layers)[0])
+    one = jax.jit(partial(jax.lax.dynamic_index_in_dim, keepdims=False))  # a program for each shape, not each number
+    return tuple(jax.tree.map(partial(one, index=jnp.int32(number)), layers) for number in range(count))
 
 
 def size(params: Mapping[str, Any]) -> int:

@@ -1,4 +1,7 @@
-"""The backbone: embed, a scanned stack of blocks, final norm, unembed.
+"""The backbone: embed, a stack of blocks, final norm, unembed.
+
+The blocks are scanned over weights that are stacked along the layers; or, where ``params["layers"]`` is a tuple, they
+follow each other, each with arrays of its own, which a CPU reads without a copy (`clara_jax.inference.weights`).
 
 Flax Linen, used functionally: the collections are ``params`` (the frozen base), ``lora`` (one role's adapter, or
 absent) and ``tokens`` (rows of added tokens). Choosing a role is choosing the subtree that goes into ``lora``. Modules
@@ -112,7 +115,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); scanned over layers, x being the carry."""
+    """x + attention(norm(x)), then x + mlp(norm(x)): as a step of a scan over layers, x being the carry."""
 
     config: ModelConfig
     lora_scale: float
@@ -190,6 +193,14 @@ class Transformer(nn.Module):
           the last layer's states after the final norm, [B, T, E]; what is to be kept, with T slots, or None.
         """
         context = self._context(mask, past, dropout)
+        own = tuple((part.k, part.v) for part in past)
+        apart = isinstance(self.variables["params"]["layers"], tuple)
+        x, kept = (self._one_by_one if apart else self._scan)(x.astype(self.dtype), own, context, keep)
+        x = RMSNorm(self.config.norm_eps, name="final_norm")(x)
+        return x, Past(*kept, jnp.sum(mask != 0, axis=1, dtype=jnp.int32)) if keep else None
+
+    def _scan(self, x: jax.Array, past: KeysValues, context: Context, keep: bool):
+        """All blocks by one program of a block, over weights that are stacked along the layers."""
         block = Block
         if self.remat != "none":
             # Inside a scan nothing can be merged across the checkpoint's border, so CSE need not be prevented.
@@ -201,10 +212,17 @@ class Transformer(nn.Module):
             in_axes=(0, 0, nn.broadcast),
             length=self.config.layers,
         )(self.config, self.lora_scale, keep, name="layers")
-        numbers = jnp.arange(self.config.layers, dtype=jnp.int32)
-        x, kept = layers(x.astype(self.dtype), numbers, tuple((part.k, part.v) for part in past), context)
-        x = RMSNorm(self.config.norm_eps, name="final_norm")(x)
-        return x, Past(*kept, jnp.sum(mask != 0, axis=1, dtype=jnp.int32)) if keep else None
+        return layers(x, jnp.arange(self.config.layers, dtype=jnp.int32), past, context)
+
+    def _one_by_one(self, x: jax.Array, past: KeysValues, context: Context, keep: bool):
+        """The blocks after each other, each with weights of its own; for answers alone (no adapter, no gradient)."""
+        block = Block(self.config, self.lora_scale, keep, parent=None)
+        kept = []
+        for number, weights in enumerate(self.variables["params"]["layers"]):
+            read = jax.tree.map(lambda part, number=number: part[number], past)
+            x, own = block.apply({"params": weights}, x, jnp.int32(number), read, context)
+            kept.append(own)
+        return x, jax.tree.map(lambda *own: jnp.stack(own), *kept)
 
     def unembed(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         """States [B, T, E] -> float32 logits of the base's vocabulary [B, T, V] and of the added tokens [B, T, added].

@@ -192,18 +192,29 @@ def test_several_devices(base, bundle, weights, mesh222):
     assert engine.generate([asked[3]])[0].tokens == ours[3] and engine.prefixes.found
 
 
+def run(bundle, model, params):
+    """States of some tokens, which another token's keys and values stand before, and their own."""
+    ids = np.arange(5, 45, dtype=np.int32)[None]
+    with jax.set_mesh(bundle.mesh):
+        x = model.embed(params, jax.device_put(ids, jax.P(("replica", "data"))))
+        _, past = model.forward(params, None, x[:, :1], ids[:, :1] > 0, keep=True)
+        return jax.device_get(model.forward(params, None, x[:, 1:], ids[:, 1:] > 0, (past,), keep=True))
+
+
+def test_layers_apart_are_those_of_the_stack(bundle):
+    model, params = ready.prepare(bundle.model, bundle.params, "merged", bundle.mesh)
+    assert isinstance(params["base"]["layers"], tuple) and len(params["base"]["layers"]) == model.config.layers
+    stacked = ready.merge(bundle.model, bundle.params, "generator", bundle.mesh)
+    assert ready.size(params) == ready.size({"base": stacked, "lora": {}})
+    ours, theirs = run(bundle, model, params), run(bundle, model, {**params, "base": stacked})
+    jax.tree.map(lambda own, other: np.testing.assert_allclose(own, other, atol=2e-5), ours, theirs)
+
+
 def test_int8_is_close(bundle):
     model, params = ready.prepare(bundle.model, bundle.params, "merged", bundle.mesh)
     _, small = ready.prepare(bundle.model, bundle.params, "int8", bundle.mesh)
     assert ready.size(small) < 0.3 * ready.size(params)
-    ids = np.arange(5, 45, dtype=np.int32)[None]
-
-    def states(params):
-        with jax.set_mesh(bundle.mesh):
-            x = model.embed(params, jax.device_put(ids, jax.P(("replica", "data"))))
-            return np.asarray(model.forward(params, None, x, ids > 0)[0])
-
-    exact, rounded = states(params), states(small)
+    exact, rounded = (run(bundle, model, own)[0] for own in (params, small))
     error = np.linalg.norm(exact - rounded) / np.linalg.norm(exact)
     assert 1e-5 < error < 0.05
 

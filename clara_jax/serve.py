@@ -1,4 +1,5 @@
-"""Serves a store: an OpenAI-compatible chat with sources, ranking, search, documents, metrics, and a page."""
+"""Serves a store, with an OpenAI-compatible chat with sources, ranking, search, documents, metrics and a page; or a
+base model alone, with the chat."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ import ipaddress
 import os
 import signal
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from clara_jax.errors import ClaraError
 EXAMPLES = """examples:
   python -m clara_jax.serve --checkpoint runs/first --store stores/first         then open http://127.0.0.1:8000
   python -m clara_jax.serve --checkpoint runs/first --store stores/first --host 0.0.0.0 --api-key-file key.txt
+  python -m clara_jax.serve --text smollm2                                        an ordinary chat model
 
 The key may also stand in the environment variable CLARA_API_KEY. Stopped by Ctrl-C or SIGTERM, the server takes no more
 requests, finishes what it has begun, and tells the rest that it ends. docs/serving.md says more."""
@@ -29,8 +33,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--checkpoint", required=True, metavar="DIR", help="a training run, one of its checkpoints, or a released one")
-    add("--store", required=True, metavar="DIR", help="the documents; made where there is none")
+    add("--checkpoint", metavar="DIR", help="a training run, one of its checkpoints, or a released one")
+    add("--store", metavar="DIR", help="the documents; made where there is none")
+    add("--text", metavar="BASE", help="instead of both: smollm2, a Hugging Face folder or name, or a GGUF file")
     add("--host", default="127.0.0.1", help="address to listen at (127.0.0.1: this machine alone)")
     add("--port", type=int, default=8000, help="(8000); 0 takes a free one")
     add("--rows", type=int, default=16, metavar="N", help="answers that are written together (16)")
@@ -42,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     add("--drain-seconds", type=float, default=30, metavar="S", help="for what is under way when the server ends (30)")
     add("--weights", metavar="NAME", help="adapter, merged or int8: see docs/inference.md (default: what fits)")
     add("--base", metavar="NAME", help="where the base model lies, if not where the checkpoint says")
-    add("--precision", choices=("bfloat16", "float32"), help="default: as trained")
+    add("--precision", choices=("bfloat16", "float32"), help="default: as trained; of a base bfloat16")
     add("--no-warm-up", action="store_true", help="listen at once; the first questions wait for the compiler")
     return parser
 
@@ -52,12 +57,45 @@ def main() -> None:
     for name in ("rows", "queue", "max_body", "body_seconds", "request_seconds", "drain_seconds"):
         if getattr(arguments, name) <= 0:
             raise ClaraError(f"--{name.replace('_', '-')}: {getattr(arguments, name)} must be above 0")
+    _check_mode(arguments)
     key = _key(arguments.api_key_file)
     local = _loopback(arguments.host)
-    from clara_jax.library import Library
-    from clara_jax.serving.app import make_app
     from clara_jax.serving.guard import LOOPBACK, Limits
     from clara_jax.serving.worker import Worker
+
+    model, app, what = _base(arguments) if arguments.text is not None else _store(arguments)
+    if not arguments.no_warm_up:
+        print("compiling ...", flush=True)
+        model.warm_up()
+    worker = Worker(model, arguments.queue)
+    limits = Limits(
+        key,
+        LOOPBACK if local else None,
+        arguments.max_body << 20,
+        arguments.body_seconds,
+        arguments.request_seconds,
+    )
+    if not local and key is None:
+        print(f"warning: anyone who reaches {arguments.host} may use all of it; give --api-key-file", flush=True)
+    print(f"{what}, weights {model.engine.weights}, {worker.rows} rows", flush=True)
+    _listen(app(worker, limits), worker, arguments)
+
+
+def _check_mode(arguments: argparse.Namespace) -> None:
+    if arguments.text is None:
+        for name in ("checkpoint", "store"):
+            if getattr(arguments, name) is None:
+                raise ClaraError(f"--{name}: is missing; a store needs --checkpoint and --store, a base alone --text")
+        return
+    for name in ("checkpoint", "store", "base"):
+        if getattr(arguments, name) is not None:
+            raise ClaraError(f"--{name}: means nothing with --text, which serves a base alone; leave one of them out")
+
+
+def _store(arguments: argparse.Namespace) -> tuple[Any, Callable[..., Any], str]:
+    """A library, what makes the application around it, and what it is."""
+    from clara_jax.library import Library
+    from clara_jax.serving.store import store_app
 
     library = Library.open(
         arguments.checkpoint,
@@ -68,21 +106,18 @@ def main() -> None:
         batch_size=arguments.rows,
         weights=arguments.weights,
     )
-    if not arguments.no_warm_up:
-        print("compiling ...", flush=True)
-        library.warm_up()
-    worker = Worker(library, arguments.queue)
-    limits = Limits(
-        key,
-        LOOPBACK if local else None,
-        arguments.max_body << 20,
-        arguments.body_seconds,
-        arguments.request_seconds,
+    return library, store_app, f"{len(library.store):,} chunks"
+
+
+def _base(arguments: argparse.Namespace) -> tuple[Any, Callable[..., Any], str]:
+    """The same of a base alone."""
+    from clara_jax.plain import Plain
+    from clara_jax.serving.text import text_app
+
+    plain = Plain.open(
+        arguments.text, precision=arguments.precision, batch_size=arguments.rows, weights=arguments.weights
     )
-    if not local and key is None:
-        print(f"warning: anyone who reaches {arguments.host} may ask, add and delete; give --api-key-file", flush=True)
-    print(f"{len(library.store):,} chunks, weights {library.engine.weights}, {library.engine.rows} rows", flush=True)
-    _listen(make_app(worker, limits, library.engine.rows), worker, arguments)
+    return plain, partial(text_app, model=plain.name), plain.name
 
 
 def _listen(app: Any, worker: Any, arguments: argparse.Namespace) -> None:

@@ -1,1 +1,1 @@
-"""A library behind HTTP: an OpenAI-compatible chat, ranking, search, documents, metrics, and a page."""
+"""A model behind HTTP: an OpenAI-compatible chat of a base alone, or of a store, with its documents and a page."""

@@ -12,7 +12,7 @@ _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 class Metrics:
     """A registry of its own, so that several servers may live in one process."""
 
-    def __init__(self, worker: Worker, rows: int):
+    def __init__(self, worker: Worker):
         self._registry = CollectorRegistry()
         kept = {"registry": self._registry}
         self.requests = Counter("clara_requests", "Requests by route and status", ["route", "status"], **kept)
@@ -27,7 +27,7 @@ class Metrics:
             "clara_inside": ("Requests that wait or are worked on", lambda: worker.inside),
             "clara_inside_limit": ("Requests that may be inside", lambda: worker.limit),
             "clara_answering": ("Answers that are written or wait for a row", lambda: worker.answering),
-            "clara_rows": ("Answers that are written together", lambda: rows),
+            "clara_rows": ("Answers that are written together", lambda: worker.rows),
         }
         for name, (words, value) in gauges.items():
             Gauge(name, words, **kept).set_function(value)

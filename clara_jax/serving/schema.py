@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from clara_jax.library import CANDIDATES
 from clara_jax.retrieval.documents import LONGEST_ID
@@ -17,7 +17,9 @@ Where = Annotated[
     str | None,
     Field(default=None, max_length=2000, description="an SQL condition on the chunks, e.g. document = 'notes/a.md'"),
 ]
-Count = Annotated[int, Field(ge=1, le=MOST_CHUNKS)]
+# Strict, as the schema says: neither "5" nor true is a number.
+Integer, Number = Annotated[int, Field(strict=True)], Annotated[float, Field(strict=True)]
+Count = Annotated[Integer, Field(ge=1, le=MOST_CHUNKS)]
 
 
 class Part(BaseModel):
@@ -28,7 +30,7 @@ class Part(BaseModel):
 
 
 class Message(BaseModel):
-    """A message of a chat; the last one of the user is the question."""
+    """A message of a chat; of a store the last one of the user is the question."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[Part] | None = None
@@ -39,28 +41,42 @@ class Message(BaseModel):
 
 
 class StreamOptions(BaseModel):
-    include_usage: bool = False
+    include_usage: StrictBool = False
+
+
+class TextFormat(BaseModel):
+    """The one format that an answer has."""
+
+    type: Literal["text"]
 
 
 class ChatRequest(BaseModel):
-    """A chat completion as OpenAI's, and how its sources are found."""
+    """A chat completion as OpenAI's. What would change the answer's form and is not done here is refused, so that a
+    client can do without."""
 
     messages: list[Message] = Field(min_length=1, max_length=1000)
     model: str | None = Field(default=None, description="any name: there is one model")
-    max_completion_tokens: int | None = Field(default=None, ge=1, le=LONGEST_ANSWER)
-    max_tokens: int | None = Field(default=None, ge=1, le=LONGEST_ANSWER, description="the older name")
-    temperature: float = Field(default=0.0, ge=0, le=2, description="0 takes the likeliest token")
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    seed: int = Field(default=0, ge=-(2**63), lt=2**63)
+    max_completion_tokens: Integer | None = Field(default=None, ge=1, le=LONGEST_ANSWER)
+    max_tokens: Integer | None = Field(default=None, ge=1, le=LONGEST_ANSWER, description="the older name")
+    temperature: Number = Field(default=0.0, ge=0, le=2, description="0 takes the likeliest token")
+    top_p: Number = Field(default=1.0, gt=0, le=1)
+    seed: Integer = Field(default=0, ge=-(2**63), lt=2**63)
     n: Literal[1] = 1
-    stream: bool = False
+    stream: StrictBool = False
     stream_options: StreamOptions | None = None
+    response_format: TextFormat | None = None
+    tools: list[Any] | None = Field(default=None, max_length=0, description="none are called")
+
+
+class StoreChatRequest(ChatRequest):
+    """A chat completion, and how its sources are found."""
+
     k: Count = Field(default=5, description="chunks that the answer is given from")
     candidates: Count = Field(default=CANDIDATES, description="chunks that are looked at and returned")
     how: How = Field(default="memory", description="what finds the chunks")
     where: Where
-    expand: int = Field(default=0, ge=0, le=MOST_CHUNKS, description="so many of the best are given as text, too")
-    abstain_below: float | None = Field(
+    expand: Integer = Field(default=0, ge=0, le=MOST_CHUNKS, description="so many of the best are given as text, too")
+    abstain_below: Number | None = Field(
         default=None, ge=-1, le=1, description="answer nothing where the best score is below"
     )
 
@@ -113,7 +129,7 @@ class Usage(BaseModel):
 
 
 class ChatResponse(BaseModel):
-    """A chat completion as OpenAI's, with what it was given from."""
+    """A chat completion as OpenAI's."""
 
     id: str
     object: Literal["chat.completion"]
@@ -121,6 +137,11 @@ class ChatResponse(BaseModel):
     model: str
     choices: list[Choice]
     usage: Usage
+
+
+class StoreChatResponse(ChatResponse):
+    """A chat completion with what it was given from."""
+
     found: Found
     sources: list[Chunk]
 

@@ -1,4 +1,4 @@
-"""The one thread that owns a library: what clients ask for runs here, in turns with the tokens of all answers.
+"""The one thread that owns a model: what clients ask for runs here, in turns with the tokens of all answers.
 
 Model, store and engine are for one thread at a time. Coroutines hand their work over and are told of results on their
 own loop; while answers are being written they take turns with everything else, so that neither holds up the other for
@@ -12,15 +12,27 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
-from clara_jax.inference.engine import Result, Ticket
-from clara_jax.library import Asked, Library
+from clara_jax.inference.engine import Engine, Request, Result, Ticket
 
 logger = logging.getLogger(__name__)
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer makes of a character that is not whole yet
 _LEAST_TURN = 0.05  # seconds of other work between two steps of the engine
+
+
+class Model(Protocol):
+    """What answers: a library, or a base alone."""
+
+    @property
+    def engine(self) -> Engine: ...
+
+    def text(self, tokens: Sequence[int]) -> str: ...
+
+
+# Of the worker's model: what the engine is to answer, None for nothing, and what else is to be known of the answer.
+Ask = Callable[..., tuple[Request | None, Any]]
 
 
 class Full(Exception):
@@ -39,10 +51,16 @@ class Finished(NamedTuple):
 
 
 class Answering:
-    """An answer on its way to a coroutine: iterate over its pieces of text, the last item being `Finished`."""
+    """An answer on its way to a coroutine: iterate over its pieces of text, the last item being `Finished`. Where the
+    engine was asked nothing there are none.
 
-    def __init__(self, asked: Asked, ticket: Ticket | None, loop: asyncio.AbstractEventLoop):
-        self.asked, self._ticket, self._loop = asked, ticket, loop
+    Attributes:
+      request, about: see `Ask`.
+    """
+
+    def __init__(self, about: Any, ticket: Ticket | None, loop: asyncio.AbstractEventLoop):
+        self.about, self._ticket, self._loop = about, ticket, loop
+        self.request = None if ticket is None else ticket.request
         self._items: asyncio.Queue[str | Finished | Exception] = asyncio.Queue()
         self._said = ""
 
@@ -82,14 +100,16 @@ class Worker:
 
     Attributes:
       limit: requests that may be inside at one time, those being answered among them.
+      rows: answers that are written together.
     """
 
-    def __init__(self, library: Library, queue: int):
+    def __init__(self, model: Model, queue: int):
         """
         Args:
           queue: requests that may wait for a row of the engine.
         """
-        self._library, self.limit = library, queue + library.engine.rows
+        self._model, self.rows = model, model.engine.rows
+        self.limit = queue + self.rows
         self._jobs: deque[_Job] = deque()
         self._answers: list[Answering] = []
         self._changed = threading.Condition()
@@ -112,7 +132,7 @@ class Worker:
         return self._thread.is_alive()
 
     async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What ``function(library, *arguments)`` gives; one that gives an iterator is run item by item, other work
+        """What ``function(model, *arguments)`` gives; one that gives an iterator is run item by item, other work
         coming in between, and the items are returned as a list.
 
         Raises:
@@ -124,22 +144,19 @@ class Worker:
         finally:
             self.inside -= 1
 
-    async def ask(self, question: str, options: dict[str, Any]) -> Answering:
-        """Finds what a question is answered from, and begins to answer it; `finish` it in any case.
-
-        Args:
-          options: of `Library.ask`.
+    async def ask(self, ask: Ask) -> Answering:
+        """Begins to answer; `finish` it in any case.
 
         Raises:
           Full, Stopping: it was not begun.
-          ClaraError: see `Library.ask`.
+          ClaraError: see `Engine.submit`, and what is asked.
         """
         loop = asyncio.get_running_loop()
 
-        def begin(library: Library) -> Answering:
-            asked = library.ask(question, **options)
-            ticket = None if asked.request is None else library.engine.submit(asked.request)
-            answering = Answering(asked, ticket, loop)
+        def begin(model: Model) -> Answering:
+            request, about = ask(model)
+            ticket = None if request is None else model.engine.submit(request)
+            answering = Answering(about, ticket, loop)
             if ticket is not None:
                 self._answers.append(answering)
             return answering
@@ -217,14 +234,14 @@ class Worker:
             return not self._ended
 
     def _step(self) -> None:
-        self._library.engine.step()
-        self._answers = [own for own in self._answers if not own._look(self._library.text)]
+        self._model.engine.step()
+        self._answers = [own for own in self._answers if not own._look(self._model.text)]
 
     def _begin(self, job: _Job) -> None:
         if job.unwanted:
             return
         try:
-            result = job.function(self._library, *job.arguments)
+            result = job.function(self._model, *job.arguments)
             if isinstance(result, Iterator):
                 result = self._all(result)
         except Exception as error:

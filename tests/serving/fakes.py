@@ -16,8 +16,8 @@ from clara_jax.library import Asked, Hit
 from clara_jax.retrieval.document_store import StoredDocument
 from clara_jax.retrieval.documents import CutDocument
 from clara_jax.retrieval.filling import Filled
-from clara_jax.serving.app import make_app
 from clara_jax.serving.guard import Limits
+from clara_jax.serving.store import store_app
 from clara_jax.serving.worker import Worker
 
 
@@ -143,10 +143,24 @@ class FakeLibrary:
         return [StoredDocument(name, "", "", 1, 5) for name in names[offset : offset + limit]], len(names)
 
 
+class FakePlain:
+    """A base that says "answer to <all messages>"."""
+
+    def __init__(self, rows=4, pause=0.0):
+        self.engine = FakeEngine(rows, pause)
+
+    def request(self, messages, sampling=GREEDY, seed=0):
+        text = "answer to " + " ".join(own["content"] for own in messages)
+        return Request([ord(c) for c in text], [-1] * len(text), np.zeros((0, 1, 1)), sampling, seed)
+
+    def text(self, tokens):
+        return "".join(map(chr, tokens))
+
+
 @dataclasses.dataclass
 class Served:
     url: str
-    library: FakeLibrary
+    library: FakeLibrary  # or another model
     worker: Worker
     server: uvicorn.Server
     thread: threading.Thread
@@ -157,12 +171,11 @@ class Served:
         self.worker.end()
 
 
-def serve(library=None, queue=8, **limits):
+def serve(library=None, queue=8, app=store_app, **limits):
     """A server on a free port of the loopback interface."""
     library = library or FakeLibrary()
     worker = Worker(library, queue)
-    app = make_app(worker, Limits(**limits), library.engine.rows)
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)
+    config = uvicorn.Config(app(worker, Limits(**limits)), log_level="warning", timeout_graceful_shutdown=5)
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     server = uvicorn.Server(config)

@@ -9,12 +9,15 @@ import threading
 import time
 
 import httpx
+import jax
 import pytest
+from starlette.testclient import TestClient
 
 from clara_jax import serve
 from clara_jax.errors import ClaraError
+from clara_jax.inference.programs import admit
 from tests.test_library import checkpoint  # noqa: F401  (a fixture)
-from tests.tiny import document
+from tests.tiny import document, write_base
 
 
 @pytest.fixture(scope="module")
@@ -88,15 +91,56 @@ def test_ended_by_a_signal_it_finishes_what_it_has_begun(started):
         (["--api-key-file", "nowhere"], "--api-key-file: nowhere cannot be read"),
         (["--api-key-file", "empty"], "the first line of empty is empty"),
         ([], "no such directory"),
+        (["--text", "smollm2"], "--checkpoint: means nothing with --text"),
     ],
 )
 def test_what_it_refuses(options, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").write_text("\nkey")
-    monkeypatch.setattr(sys, "argv", ["serve", "--checkpoint", "nothing", "--store", "s", *options])
     with pytest.raises(ClaraError, match=said):
-        serve.main()
+        run(monkeypatch, "--checkpoint", "nothing", "--store", "s", *options)
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "--checkpoint: is missing"),
+        (["--checkpoint", "c"], "--store: is missing"),
+        (["--text", "b", "--store", "s"], "--store: means nothing with --text"),
+        (["--text", "b", "--base", "s"], "--base: means nothing with --text"),
+        (["--text", "b"], "b: no such directory or .gguf file"),
+        (["--text", "bare"], "no chat template"),
+        (["--text", "bare", "--weights", "heavy"], "weights: 'heavy' must be one of"),
+    ],
+)
+def test_a_store_or_a_base_alone(options, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_base(tmp_path / "bare", chat_template=None)
+    with pytest.raises(ClaraError, match=said):
+        run(monkeypatch, *options)
+
+
+def run(monkeypatch, *options):
+    monkeypatch.setattr(sys, "argv", ["serve", *options])
+    serve.main()
+
+
+def test_a_base_is_served_ready_to_answer(tmp_path, monkeypatch, capsys, fast_compile):
+    """All but the socket; its engine has compiled what a chat needs before the first comes."""
+    served = []
+    monkeypatch.setattr(serve, "_listen", lambda app, worker, arguments: served.extend((app, worker)))
+    run(monkeypatch, "--text", str(write_base(tmp_path / "tiny")), "--precision", "float32", "--rows", "3")
+    app, worker = served
+    rows = jax.device_count()  # the next number that they divide
+    assert worker.rows == rows and f"tiny, weights merged, {rows} rows" in capsys.readouterr().out
+    before = admit._cache_size()
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        chat = {"messages": [{"role": "user", "content": "What is it?"}], "max_tokens": 64}
+        assert client.post("/v1/chat/completions", json=chat).json()["model"] == "tiny"
+        assert client.get("/").status_code == 404
+    assert admit._cache_size() == before > 0
+    worker.end()
 
 
 def test_loopback_is_told_from_the_rest():

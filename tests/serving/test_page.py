@@ -101,6 +101,7 @@ def test_the_answer_is_seen_while_it_is_written(page, start):
 
 def test_stopping_an_answer(page, start):
     own = start()
+    own.library.engine.pause = 0.1  # it is stopped well before it would end
     page.goto(own.url)
     page.locator("#question").fill("q" * 2000)
     page.locator("#send").click()

@@ -5,15 +5,20 @@ import pytest
 import schemathesis
 from schemathesis.specs.openapi import checks
 
-from clara_jax.serving.app import make_app
 from clara_jax.serving.guard import Limits
+from clara_jax.serving.store import store_app
+from clara_jax.serving.text import text_app
 from clara_jax.serving.worker import Worker
-from tests.serving.fakes import FakeLibrary
+from tests.serving.fakes import FakeLibrary, FakePlain
 
 library = FakeLibrary()
 library.stored["a"] = "the cat sat on the mat"
-worker = Worker(library, queue=8)
-schema = schemathesis.openapi.from_asgi("/openapi.json", make_app(worker, Limits(), 4))
+workers = [Worker(model, queue=8) for model in (library, FakePlain())]
+store = schemathesis.openapi.from_asgi("/openapi.json", store_app(workers[0], Limits()))
+text = schemathesis.openapi.from_asgi("/openapi.json", text_app(workers[1], Limits(), "base"))
+SETTINGS = hypothesis.settings(
+    max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck)
+)
 CHECKS = [
     schemathesis.checks.not_a_server_error,
     checks.status_code_conformance,
@@ -26,14 +31,23 @@ CHECKS = [
 @pytest.fixture(scope="module", autouse=True)
 def ended():
     yield
-    worker.end()
+    for worker in workers:
+        worker.end()
 
 
-@schema.parametrize()
-@hypothesis.settings(
-    max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck)
-)
-def test_the_server_keeps_to_its_schema(case):
+@store.parametrize()
+@SETTINGS
+def test_the_server_of_a_store_keeps_to_its_schema(case):
+    check(case)
+
+
+@text.parametrize()
+@SETTINGS
+def test_the_server_of_a_base_keeps_to_its_schema(case):
+    check(case)
+
+
+def check(case):
     response = case.call()
     if case.path == "/v1/chat/completions" and response.headers["content-type"][0].startswith("text/event-stream"):
         assert response.text.endswith("data: [DONE]\n\n")  # the schema describes the answer that is not streamed

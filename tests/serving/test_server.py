@@ -9,7 +9,7 @@ import time
 import httpx
 import pytest
 
-from clara_jax.serving import app
+from clara_jax.serving import chat as chats
 from tests.serving.fakes import FakeLibrary, serve
 
 DOCUMENTS = [
@@ -182,6 +182,8 @@ def test_search_and_rank(served):
         ("chat/completions", chat(top_p=0), 422, "top_p"),
         ("chat/completions", chat(max_tokens=10**9), 422, "max_tokens"),
         ("chat/completions", chat(n=2), 422, "n:"),
+        ("chat/completions", chat(response_format={"type": "json_object"}), 422, "response_format.type"),
+        ("chat/completions", chat(tools=[{"type": "function"}]), 422, "tools:"),
         ("chat/completions", chat(" "), 400, "the last one of the user"),
         ("chat/completions", {"messages": [{"role": "system", "content": "x"}]}, 400, "the last one of the user"),
         ("chat/completions", chat(where="1; DROP TABLE x"), 400, "where"),
@@ -240,7 +242,7 @@ def test_slow_requests_are_ended(served):
 
 def test_who_does_not_read_frees_its_place(served, monkeypatch):
     """A stream to a client that keeps the connection and takes nothing from it."""
-    monkeypatch.setattr(app, "_LAST_WORDS", 0.2)
+    monkeypatch.setattr(chats, "_LAST_WORDS", 0.2)
     own = served(request_seconds=1)
     own.library.stored["large"] = "where is the cat " * 250_000
     host, port = own.url.removeprefix("http://").split(":")

@@ -1,0 +1,136 @@
+"""A base model alone: it answers chats without memories and adapters.
+
+plain = Plain.open("smollm2")
+request = plain.request([{"role": "user", "content": "What is the capital of France?"}])
+print(plain.text(plain.engine.generate([request])[0].tokens))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jinja2
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from clara_jax import bundle as bundles
+from clara_jax.api import GREEDY
+from clara_jax.checkpoints.base import open_base
+from clara_jax.data.tokenization import ClaraTokenizer
+from clara_jax.errors import ClaraError
+from clara_jax.inference.decode import Sampling
+from clara_jax.inference.engine import Engine, Request
+from clara_jax.inference.weights import check as check_weights
+from clara_jax.method.clara import ClaraConfig, ClaraModel
+from clara_jax.model.sharding import batch_shards, make_mesh
+
+Messages = Sequence[Mapping[str, str]]  # each with "role" and "content"
+_LEAST = ClaraConfig(doc_max_length=1, compress_rate=1, lora_rank=1)  # of what the base does without
+
+
+class Plain:
+    """Open one with `Plain.open`. Its methods are for one thread at a time.
+
+    Attributes:
+      name: of the base, without the folders in which it lies.
+      engine: what writes the answers.
+    """
+
+    def __init__(
+        self, name: str, engine: Engine, chats: PreTrainedTokenizerFast, tokenizer: ClaraTokenizer, width: int
+    ):
+        """
+        Args:
+          chats: the base's own tokenizer, whose template renders chats.
+          tokenizer: the same with the tokens that are added to it.
+          width: of the base's embeddings.
+        """
+        self.name, self.engine = name, engine
+        self._chats, self._tokenizer = chats, tokenizer
+        self._no_memories = np.zeros((0, _LEAST.memory_tokens, width), np.float32)
+
+    @classmethod
+    def open(
+        cls,
+        base: str,
+        *,
+        precision: str | None = None,
+        mesh: jax.sharding.Mesh | None = None,
+        batch_size: int = 16,
+        weights: str | None = None,
+    ) -> Plain:
+        """Opens a base.
+
+        Args:
+          base: see `open_base`.
+          precision: "bfloat16" (default) or "float32".
+          mesh: default all devices along "data".
+          batch_size: chats that are answered together, rounded up to what the mesh divides.
+          weights: see `Engine`; fresh adapters change nothing, so all but "int8" are the base's own.
+
+        Raises:
+          ClaraError: see `clara_jax.bundle.from_base`; unknown weights.
+        """
+        if weights is not None:
+            check_weights(weights)
+        mesh = mesh or make_mesh()
+        opened = open_base(base)
+        chats = opened.load_tokenizer()
+        bundle = bundles.from_base(opened.path, _LEAST, mesh, precision or "bfloat16")
+        model = _Base(**vars(bundle.model))
+        shards = batch_shards(mesh)
+        rows = -(-batch_size // shards) * shards
+        # The bundle is not kept: where the engine has made a copy of the weights, that is the only one.
+        engine = Engine(model, bundle.params, mesh, bundle.end_ids, rows, weights)
+        local = Path(base).expanduser()
+        name = local.resolve().name if local.exists() else base
+        return cls(name, engine, chats, bundle.tokenizer, model.config.width)
+
+    def request(self, messages: Messages, sampling: Sampling = GREEDY, seed: int = 0) -> Request:
+        """What the engine needs to know of a chat, up to where the assistant speaks next.
+
+        Strings of special tokens in a message are read as text. A template that refuses the system role gets a first
+        message of the system and the user's after it as one, joined by a newline.
+
+        Raises:
+          ClaraError: messages that the base's chat template refuses.
+        """
+        rendered = self._render(
+            [{"role": own["role"], "content": self._tokenizer.plain(own["content"])} for own in messages]
+        )
+        ids = self._chats(rendered, add_special_tokens=False)["input_ids"]
+        return Request(ids, [-1] * len(ids), self._no_memories, sampling, seed)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """What tokens say."""
+        return self._tokenizer.decode(tokens)
+
+    def warm_up(self, max_new_tokens: int = 64) -> None:
+        """Compiles what a first chat needs, for one alone and for as many as are answered together."""
+        own = self.request([{"role": "user", "content": "What is it?"}], Sampling(max_new_tokens))
+        self.engine.generate([own])
+        self.engine.generate([dataclasses.replace(own, seed=seed) for seed in range(self.engine.rows)])
+
+    def _render(self, messages: list[dict[str, str]]) -> str:
+        try:
+            return self._chats.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+            )
+        except jinja2.TemplateError as error:
+            match messages:
+                case [{"role": "system", "content": system}, {"role": "user", "content": user}, *rest]:
+                    return self._render([{"role": "user", "content": f"{system}\n{user}"}, *rest])
+            raise ClaraError(f"messages: the base's chat template refuses them: {error}") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Base(ClaraModel):
+    """A base of which no added token is chosen: nothing has taught it what they mean."""
+
+    def logits(self, params: Any, states: jax.Array) -> tuple[jax.Array, jax.Array]:
+        base, added = super().logits(params, states)
+        return base, added[..., :0]

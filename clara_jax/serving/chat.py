@@ -1,0 +1,140 @@
+"""A chat completion in OpenAI's format, whole or as events, whatever answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import Response
+
+from clara_jax.inference.decode import Sampling
+from clara_jax.inference.engine import Result
+from clara_jax.serving import schema
+from clara_jax.serving.clients import Gone, while_there
+from clara_jax.serving.errors import explained
+from clara_jax.serving.metrics import Metrics
+from clara_jax.serving.worker import Answering, Finished, Stopping, Worker
+
+DEFAULT_ANSWER = 256  # tokens
+_LAST_WORDS = 5  # seconds for the end of a stream to be taken
+
+
+def sampling(body: schema.ChatRequest) -> Sampling:
+    """How the answer is written."""
+    limit = body.max_completion_tokens or body.max_tokens or DEFAULT_ANSWER
+    return Sampling(limit, body.temperature, body.top_p)
+
+
+class Reply:
+    """A chat completion, whole or piece by piece. A server that has more to tell of an answer overrides what is below
+    the line.
+
+    Attributes:
+      unanswered: what is said where the engine was asked nothing.
+    """
+
+    unanswered = ""
+
+    def __init__(self, answering: Answering, body: schema.ChatRequest, metrics: Metrics, model: str):
+        self.answering, self._metrics = answering, metrics
+        self._usage = body.stream_options is not None and body.stream_options.include_usage
+        self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+
+    async def pieces(self) -> AsyncIterator[dict[str, Any]]:
+        yield self._piece({"role": "assistant", "content": ""}) | self.beside(None)
+        result = None
+        async for item in self.answering:
+            if isinstance(item, Finished):
+                result = item.result
+            else:
+                yield self._piece({"content": item})
+        if result is None:
+            yield self._piece({"content": self.unanswered})
+        yield self._piece({}, _reason(result)) | self.beside(result)
+        counted = self._counted(result)
+        if self._usage:
+            yield self._piece(None) | {"usage": counted}
+
+    async def whole(self) -> dict[str, Any]:
+        finished = None
+        async for item in self.answering:
+            finished = item
+        text, result = (self.unanswered, None) if finished is None else finished
+        message = {"role": "assistant", "content": text}
+        return self._head | {
+            "object": "chat.completion",
+            "choices": [{"index": 0, "message": message, "finish_reason": _reason(result)}],
+            "usage": self._counted(result),
+            **self.beside(result),
+        }
+
+    def _piece(self, delta: dict[str, Any] | None, reason: str | None = None) -> dict[str, Any]:
+        choices = [] if delta is None else [{"index": 0, "delta": delta, "finish_reason": reason}]
+        return self._head | {"object": "chat.completion.chunk", "choices": choices}
+
+    def _counted(self, result: Result | None) -> dict[str, int]:
+        """The usage, which is counted for the metrics, too."""
+        if result is None:
+            self._metrics.abstained.inc()
+        else:
+            self._metrics.tokens.inc(len(result.tokens))
+            self._metrics.first.observe(result.milliseconds["first"] / 1000)
+        request = self.answering.request
+        prompt, answer = 0 if request is None else len(request.ids), 0 if result is None else len(result.tokens)
+        return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
+
+    # ---
+
+    def beside(self, result: Result | None) -> dict[str, Any]:
+        """Further fields, of the whole and of a stream's first and last piece.
+
+        Args:
+          result: None before the answer, and where there is none.
+        """
+        return {}
+
+
+class Events(Response):
+    """Server-sent events of a chat completion, which is given up where the client goes."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, reply: Reply, worker: Worker, seconds: float):
+        super().__init__(headers={"cache-control": "no-store"})
+        del self.headers["content-length"]
+        self._reply, self._worker, self._seconds = reply, worker, seconds
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await while_there(Request(scope, receive), self._send(send), None)
+        except (Gone, OSError):  # a TimeoutError is one: the client does not read, and the connection is cut
+            pass
+        finally:
+            self._worker.finish(self._reply.answering)
+
+    async def _send(self, send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
+        async def event(data: str, more: bool = True) -> None:
+            await send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": more})
+
+        failed = None
+        try:
+            async with asyncio.timeout(self._seconds):
+                async for piece in self._reply.pieces():
+                    await event(json.dumps(piece, ensure_ascii=False))
+        except (TimeoutError, Stopping) as error:
+            failed = error
+        # Sending waits for a client that does not read.
+        async with asyncio.timeout(_LAST_WORDS):
+            if failed is not None:
+                await event(json.dumps(explained(failed)[1]))
+            await event("[DONE]", more=False)
+
+
+def _reason(result: Result | None) -> str:
+    return "length" if result is not None and result.ended == "length" else "stop"

@@ -1,0 +1,68 @@
+"""Every error in one shape, OpenAI's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from clara_jax.errors import ClaraError
+from clara_jax.serving import schema
+from clara_jax.serving.clients import Gone
+from clara_jax.serving.worker import Full, Stopping
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": schema.ErrorResponse, "description": words}
+    for status, words in {
+        400: "what is asked for cannot be done, and why",
+        401: "the key is missing or wrong",
+        403: "a page of another origin asks",
+        408: "the request arrived too slowly",
+        413: "the request is too large",
+        422: "a field is missing or wrong",
+        429: "as many requests wait as may; try again after Retry-After seconds",
+        503: "the server is stopping",
+        504: "the request took too long",
+    }.items()
+}
+
+
+def explained(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """Status, body and headers."""
+    match error:
+        case ClaraError():
+            return 400, schema.error(str(error), "invalid_request_error"), {}
+        case Full():
+            words = "as many requests wait as may; try again in a second"
+            return 429, schema.error(words, "rate_limit_error"), {"retry-after": "1"}
+        case Stopping():
+            return 503, schema.error("the server is stopping", "server_error"), {"retry-after": "30"}
+        case TimeoutError():
+            return 504, schema.error("the request took too long", "timeout_error"), {}
+        case Gone():
+            return 499, schema.error("the client has gone", "server_error"), {}
+        case HTTPException():
+            kind = "invalid_request_error" if error.status_code < 500 else "server_error"
+            return error.status_code, schema.error(str(error.detail), kind), dict(error.headers or {})
+    return 500, schema.error("the server failed; its log says why", "server_error"), {}
+
+
+def explain_errors(app: FastAPI) -> None:
+    """Has the application answer errors so."""
+
+    async def answer(_: Request, error: Exception) -> JSONResponse:
+        status, body, headers = explained(error)
+        return JSONResponse(body, status, headers)
+
+    for kind in (ClaraError, Full, Stopping, TimeoutError, Gone, HTTPException, Exception):
+        app.add_exception_handler(kind, answer)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"] if part != "body")
+        words = f"{field}: {first['msg']}" if field else first["msg"]
+        return JSONResponse(schema.error(words, "invalid_request_error", field or None), 422)

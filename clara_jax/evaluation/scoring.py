@@ -8,9 +8,9 @@ from typing import Literal
 
 import numpy as np
 
+from clara_jax.data.facts import kept
 from clara_jax.evaluation.answers import OURS, RELEASED, cover_match, exact_match, token_f1
 from clara_jax.evaluation.cases import Case
-from clara_jax.evaluation.facts import kept
 from clara_jax.evaluation.outcomes import Outcome
 from clara_jax.evaluation.overlap import rouge
 from clara_jax.evaluation.ranking import DEPTHS, ndcg_at, precision_at, recall_at, reciprocal_rank

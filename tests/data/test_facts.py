@@ -5,7 +5,7 @@ from decimal import Decimal
 
 import pytest
 
-from clara_jax.evaluation.facts import kept, names, numbers
+from clara_jax.data.facts import kept, names, numbers
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def test_a_server_that_misbehaves_in_every_way(corpus, tmp_path, here):
     with Scripted(good) as server:
         assert here(*arguments(corpus, tmp_path / "good.jsonl", server))[0] == 0
     with Scripted(behave) as server:
-        code, said = here(*arguments(corpus, tmp_path / "bad.jsonl", server, "--timeout", 0.5, "--attempts", 9))
+        code, said = here(*arguments(corpus, tmp_path / "bad.jsonl", server, "--timeout", 1, "--attempts", 9))
     assert code == 0 and came == set(range(len(ways))), said
     assert (tmp_path / "bad.jsonl").read_text() == (tmp_path / "good.jsonl").read_text()
     assert (tmp_path / "bad.aside.jsonl").read_text() == ""

@@ -6,6 +6,7 @@ and where a server is busy (429, or any of these with that header) all requests 
 
 How answers are kept to a schema is found out with the first refusal that the schema may have caused: the request is
 sent again with any JSON object asked for, then with words alone, and what the server takes is asked for from then on.
+Likewise an option that the server does not take (max_tokens, temperature, seed) is left out, or called otherwise.
 """
 
 from __future__ import annotations
@@ -46,6 +47,11 @@ _REFUSED = frozenset({400, 413, 422})
 _MAY_BE_THE_SCHEMA = frozenset({400, 422, _NOT_IMPLEMENTED})
 _BUSY_CAUSE = f"http_{_BUSY}"
 _EMPTY = "empty"
+_OPTIONS = ("max_tokens", "temperature", "seed")
+_INSTEAD = {"max_tokens": {"max_tokens": "max_completion_tokens"}}  # OpenAI's name for models that think
+_UNWANTED = re.compile(
+    r"unsupported|not supported|not permitted|extra|unknown|unrecogni[sz]ed|unexpected", re.IGNORECASE
+)
 _MESSAGE_LENGTH = 200  # characters of what a server says
 
 
@@ -116,7 +122,7 @@ class Endpoint:
       structured: how answers are kept to their schemas now: "schema", "object" (any JSON object) or "none".
       requests: sent, repeated ones too; answered: of these.
       repeated: how many were sent again, by cause: "http_<status>", "timeout", "connection", "not_a_completion",
-        "empty".
+        "empty", "unwanted_option".
     """
 
     def __init__(
@@ -174,6 +180,7 @@ class Endpoint:
         self._backed_off = 0.0
         self._finds_out = structured == "auto"
         self._finding_out = asyncio.Lock()
+        self._options = {name: name for name in _OPTIONS}  # as the server calls them; those that it takes
         self._taken: set[tuple[Structured, str]] = set()  # with schemas that the server has not refused
         # It logs each request with its whole URL, which may have a secret.
         logging.getLogger("httpx2").setLevel(logging.WARNING)
@@ -264,9 +271,6 @@ class Endpoint:
         body = {
             "model": self._model,
             "messages": [{"role": role, "content": content} for role, content in ask.messages],
-            "max_tokens": ask.max_tokens,
-            "temperature": ask.temperature,
-            "seed": ask.seed,
         }
         if structured == "schema":
             schema = {"name": ask.schema.get("title", "reply"), "schema": ask.schema, "strict": True}
@@ -278,6 +282,7 @@ class Endpoint:
             await self._pace.turn(prompt_tokens + ask.max_tokens)
             may()
             self.requests += 1
+            body |= {name: getattr(ask, option) for option, name in self._options.items()}
             try:
                 async with asyncio.timeout(self._timeout):
                     # Not `chat.completions.create`, whose checks take as long as all the rest.
@@ -307,6 +312,10 @@ class Endpoint:
             return ClaraError(
                 f"{self._url}: there is no model {self._model!r}, or the address is wrong (most end in /v1); {said}"
             )
+        if (option := _unwanted(error, words)) is not None:
+            self._options.pop(option, None)
+            self._options |= _INSTEAD.get(option, {})
+            return _Again("unwanted_option", said)
         if status in _MAY_BE_THE_SCHEMA and structured != "none":
             return _NotSo(said)
         if status in _REFUSED:
@@ -358,6 +367,15 @@ def _parts(url: str) -> SplitResult | None:
     except ValueError:
         return None
     return parts if parts.scheme in ("http", "https") and parts.hostname else None
+
+
+def _unwanted(error: openai.APIStatusError, words: str) -> str | None:
+    """The option that a server does not take, if that is what it says."""
+    if error.status_code not in (400, 422) or not _UNWANTED.search(f"{error.code} {words}"):
+        return None
+    if error.param in _OPTIONS:
+        return error.param
+    return next((name for name in _OPTIONS if re.search(rf"\b{name}\b", words)), None)
 
 
 def _tokens(text: str) -> int:

@@ -56,6 +56,44 @@ def chain(error):
         error = error.__cause__ or error.__context__
 
 
+@pytest.mark.parametrize(
+    ("refusal", "option", "sent"),
+    [
+        (
+            {"message": "Unsupported parameter: 'max_tokens' is not supported.", "param": "max_tokens"},
+            "max_tokens",
+            {"max_completion_tokens": 50, "temperature": 0.5, "seed": 0},
+        ),
+        (
+            {"message": "This value is not right.", "param": "temperature", "code": "unsupported_value"},
+            "temperature",
+            {"max_tokens": 50, "seed": 0},
+        ),
+        (
+            [{"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}],
+            "seed",
+            {"max_tokens": 50, "temperature": 0.5},
+        ),
+    ],
+)
+def test_an_option_that_the_server_does_not_take_is_left_out_from_then_on(refusal, option, sent):
+    def behave(body, nth):
+        return raw(json.dumps({"detail" if option == "seed" else "error": refusal}), 422) if option in body else GOOD
+
+    asks = [question(0), question(0, SCHEMA)]
+    server, endpoint, replies = run(behave, *asks, concurrency=1)
+    assert [reply.text for reply in replies] == ["well"] * 2 and endpoint.structured == "schema"
+    names = ("max_tokens", "max_completion_tokens", "temperature", "seed")
+    bodies = [{name: own.body[name] for name in names if name in own.body} for own in server.requests]
+    assert bodies[1:] == [sent] * 2 and endpoint.repeated == {"unwanted_option": 1}
+
+
+def test_a_value_that_the_server_does_not_take_is_refused():
+    words = {"message": "max_tokens is too large: 50", "param": "max_tokens", "code": "invalid_value"}
+    server, _, (error,) = run(lambda body, nth: raw(json.dumps({"error": words}), 400))
+    assert isinstance(error, Refused) and "too large" in str(error) and len(server.requests) == 1
+
+
 def test_what_is_sent_and_what_comes_back():
     server, endpoint, (reply,) = run(lambda body, nth: GOOD, question(7, SCHEMA), key=KEY)
     assert reply == Reply("well", 12, 3, False)
@@ -110,7 +148,7 @@ def test_a_cut_answer_and_one_without_usage():
     ids=str,
 )
 def test_what_passes_is_waited_out(misbehaviour, cause):
-    _, endpoint, (reply,) = run(lambda body, nth: misbehaviour if nth < 3 else GOOD, timeout=0.2)
+    _, endpoint, (reply,) = run(lambda body, nth: misbehaviour if nth < 3 else GOOD, timeout=1.0)
     assert reply == Reply("well", 12, 3, False)
     assert (endpoint.requests, endpoint.answered, endpoint.repeated) == (3, 1, {cause: 2})
 

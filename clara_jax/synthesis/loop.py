@@ -56,12 +56,12 @@ class Loop:
           OverBudget, ClaraError: see `Asker`; the document is not finished then.
         """
         settings, prompts = self.ask.settings, self.ask.prompts
-        words, (least, most) = len(text.split()), settings.document_words
-        if not least <= words <= most:
-            detail = f"{words} words; {least} to {most} are worked on"
-            return [Outcome(kind, None, "document_length", detail) for kind in settings.kinds]
         spoken = prompts.spoken(text)
         document, language = DocumentText(text, spoken), prompts.language_for(spoken)
+        length, (least, most) = len(document.words), settings.document_words
+        if not least <= length <= most:
+            detail = f"{length} words; {least} to {most} are worked on"
+            return [Outcome(kind, None, "document_length", detail) for kind in settings.kinds]
         makes = {"simple": self._pairs, "complex": self._pairs, "paraphrase": self._paraphrase}
         return await _together([makes[kind](item, kind, document, language) for kind in settings.kinds])
 

@@ -27,7 +27,7 @@ class Settings:
       max_tokens: longest reply.
       most_questions: that are taken from one reply.
       seed: of all draws.
-      document_words: shortest and longest document that is worked on.
+      document_words: shortest and longest document that is worked on; in scripts without spaces, characters.
     """
 
     kinds: tuple[Kind, ...] = KINDS

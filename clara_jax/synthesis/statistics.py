@@ -13,6 +13,7 @@ import numpy as np
 from clara_jax.files import replaced_when_whole
 from clara_jax.synthesis.asking import Budget
 from clara_jax.synthesis.journal import Journal, Outcome
+from clara_jax.synthesis.words import words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +103,8 @@ class _Kind:
         self._pairs.append(len(record["answers"]))
         # A paraphrase has no questions but "".
         texts = (record["docs"], record["question"] or [], record["answers"])
-        for words, own in zip(self._words, texts, strict=True):
-            words += [len(text.split()) for text in own]
+        for lengths, own in zip(self._words, texts, strict=True):
+            lengths += [len(words(text)) for text in own]
 
     def counts(self) -> tuple[str, ...]:
         records, aside = len(self._pairs), sum(self.aside.values())

@@ -187,7 +187,7 @@ def ask_among_others(behave, **options):
     """The server afterwards, and what becomes of request 0 while others are asked one by one."""
 
     async def whole(server):
-        endpoint = Endpoint(server.url, "small", timeout=0.2, **options)
+        endpoint = Endpoint(server.url, "small", timeout=1.0, **options)
         one = asyncio.ensure_future(endpoint.ask(question(0)))
         number = 0
         while not one.done():
@@ -485,7 +485,7 @@ def test_attempts_that_were_given_up_hold_no_place():
     def behave(body, nth):
         return Misbehaviour.HANG if nth < 3 else GOOD
 
-    server, endpoint, replies = run(behave, *map(question, range(12)), concurrency=4, timeout=0.1)
+    server, endpoint, replies = run(behave, *map(question, range(12)), concurrency=4, timeout=0.5)
     assert [reply.text for reply in replies] == ["well"] * 12
     assert server.most_in_flight <= 5  # the server learns a little later that one is given up
 

@@ -178,8 +178,10 @@ def test_a_model_that_obeys_spoils_its_own_pairs_alone(run, obeyed):
 def test_length_limits_and_the_budget(run):
     send = Told()
     assert {own.reason for own in run(send, text="Too short.").values()} == {"document_length"} and not send.asks
+    chinese = "利纳河畔的旧磨坊建于一八七四年，由汉娜·韦尔德主持修建。"
+    assert "document_length" not in {own.reason for own in run(Told(), text=chinese, rounds=1).values()}
     with pytest.raises(OverBudget):
-        run(Told(), budget=Budget(tokens=1000))
+        run(Told(), budget=Budget(tokens=3000))
     send = Told()
     with pytest.raises(OverBudget):
         run(send, budget=Budget(cost=0.5, prices=(1000.0, 1000.0)), seed=1)

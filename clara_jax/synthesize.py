@@ -230,6 +230,7 @@ def _complete(
     from clara_jax.synthesis import output
     from clara_jax.synthesis import work as working
     from clara_jax.synthesis.asking import Asker, Budget
+    from clara_jax.synthesis.checks import Limits
     from clara_jax.synthesis.endpoint import Endpoint
     from clara_jax.synthesis.journal import Journal
     from clara_jax.synthesis.prompts import Prompts
@@ -251,7 +252,8 @@ def _complete(
     )
     path = arguments.journal or arguments.output.with_name(f"{arguments.output.name}.journal")
     journal = Journal(path)
-    journal.bind({"model": arguments.model, "prompts": prompts.version} | dataclasses.asdict(settings) | further)
+    bound = {"model": arguments.model, "prompts": prompts.version, "limits": dataclasses.asdict(Limits())}
+    journal.bind(bound | dataclasses.asdict(settings) | further)
     total = journal.want(items)
     for reason in arguments.again:
         journal.again(reason)

@@ -102,23 +102,27 @@ class Answer:
 class Clara:
     """A CLaRa model. Open one with `Clara.load`."""
 
-    def __init__(self, bundle: Bundle, batch_size: int = 16, weights: str | None = None):
+    def __init__(self, bundle: Bundle, batch_size: int = 16, weights: str | None = None, rows: int | None = None):
         """
         Args:
           bundle: see `clara_jax.bundle`.
           batch_size: texts, questions or prompts per device call, rounded up to what the mesh divides.
           weights: what answers are written with, one of `clara_jax.inference.weights.WEIGHTS`; default what is fastest
             and fits.
+          rows: answers that are written together, rounded up likewise; default ``batch_size``. One alone is written
+            faster by a model that is made for one.
 
         Raises:
           ClaraError: an unknown name.
         """
+        rows = batch_size if rows is None else rows
         _positive("batch_size", batch_size)
+        _positive("rows", rows)
         if weights is not None:
             check_weights(weights)
         self.bundle, self._weights = bundle, weights
         shards = batch_shards(bundle.mesh)
-        self.batch_size = -(-batch_size // shards) * shards
+        self.batch_size, self._rows = (-(-count // shards) * shards for count in (batch_size, rows))
         # A checkpoint from before the end-to-end stage has no query reasoner of its own: it would start as the
         # compressor.
         self._params = inherit(STAGES["end_to_end"], bundle.params, bundle.trained)
@@ -134,6 +138,7 @@ class Clara:
         mesh: jax.sharding.Mesh | None = None,
         batch_size: int = 16,
         weights: str | None = None,
+        rows: int | None = None,
     ) -> Clara:
         """Opens a training run, one of its checkpoints, or a checkpoint in the released format.
 
@@ -141,12 +146,12 @@ class Clara:
           base: where the base model lies, if not where the checkpoint says.
           precision: "bfloat16" or "float32"; default as trained.
           mesh: default all devices along "data".
-          batch_size, weights: see `Clara`.
+          batch_size, weights, rows: see `Clara`.
 
         Raises:
           ClaraError: see `clara_jax.bundle.load`.
         """
-        return cls(bundles.load(path, mesh or make_mesh(), base, precision), batch_size, weights)
+        return cls(bundles.load(path, mesh or make_mesh(), base, precision), batch_size, weights, rows)
 
     @property
     def fingerprint(self) -> str:
@@ -376,9 +381,9 @@ class Clara:
 
     @functools.cached_property
     def engine(self) -> Engine:
-        """What writes answers, ``batch_size`` at a time; made when it is first needed."""
+        """What writes answers, ``rows`` at a time; made when it is first needed."""
         bundle = self.bundle
-        return Engine(bundle.model, self._params, bundle.mesh, bundle.end_ids, self.batch_size, self._weights)
+        return Engine(bundle.model, self._params, bundle.mesh, bundle.end_ids, self._rows, self._weights)
 
     def request(
         self, prompt: prompts.Prompt, memories: np.ndarray, sampling: Sampling = GREEDY, seed: int = 0

@@ -76,7 +76,8 @@ def main() -> None:
 def _library(arguments: argparse.Namespace) -> Iterator[Library]:
     from clara_jax.library import Library
 
-    options = {"base": arguments.base, "precision": arguments.precision, "weights": arguments.weights}
+    # Questions are answered one by one, as they come.
+    options = {"base": arguments.base, "precision": arguments.precision, "weights": arguments.weights, "rows": 1}
     if arguments.store:
         yield Library.open(arguments.checkpoint, arguments.store, **options)
         return

@@ -127,6 +127,7 @@ class Library:
         mesh: jax.sharding.Mesh | None = None,
         batch_size: int = 16,
         weights: str | None = None,
+        rows: int | None = None,
         budget: int | None = None,
     ) -> Library:
         """Opens a model and a store of its memories.
@@ -135,13 +136,13 @@ class Library:
           create: make the store where there is none.
           encoding: of memories in a new store, one of `clara_jax.retrieval.encodings.ENCODINGS`; default the float of
             two bytes that is nearest to the model's precision.
-          base, precision, mesh, batch_size, weights: see `Clara.load`.
+          base, precision, mesh, batch_size, weights, rows: see `Clara.load`.
 
         Raises:
           ClaraError: see `Clara.load`, `DocumentStore.open`; a store of another compressor or encoding.
         """
         clara = Clara.load(
-            checkpoint, base=base, precision=precision, mesh=mesh, batch_size=batch_size, weights=weights
+            checkpoint, base=base, precision=precision, mesh=mesh, batch_size=batch_size, weights=weights, rows=rows
         )
         if not create:
             return cls(clara, DocumentStore.open(store), budget)

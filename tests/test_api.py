@@ -116,6 +116,14 @@ def test_sampling_is_repeatable_and_differs_by_seed(clara):
     assert greedy == nucleus
 
 
+def test_one_row_answers_as_many(bundle, clara):
+    """Its weights lie otherwise on a CPU (`clara_jax.inference.weights`)."""
+    alone = Clara(bundle, rows=1)
+    assert alone.engine.rows == 1 and clara.engine.rows == clara.batch_size
+    one, many = (own.answer(QUESTIONS, [DOCUMENTS] * 3, k=2, max_new_tokens=6) for own in (alone, clara))
+    assert [answer.tokens for answer in one] == [answer.tokens for answer in many]
+
+
 def test_eight_devices_answer_as_one(bundle, clara, mesh222, tmp_path):
     bundle.save(tmp_path / "checkpoint", "end_to_end")
     wide = Clara.load(tmp_path / "checkpoint", mesh=mesh222, batch_size=4)

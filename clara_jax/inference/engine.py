@@ -135,7 +135,7 @@ class Engine:
         """
         check_batch(rows, mesh, "rows")
         self.rows, self.weights = rows, weights or ready.choose(model, params, mesh)
-        self._model, self._params = ready.prepare(model, params, self.weights, mesh)
+        self._model, self._params = ready.prepare(model, params, self.weights, mesh, alone=rows == 1)
         self._mesh, self._end_ids, self._steps = mesh, end_ids, steps
         self.prefixes, self._shares = Prefixes(prefix_budget), prefix_budget > 0
         self._waiting: deque[_Reader] = deque()

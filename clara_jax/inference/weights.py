@@ -41,13 +41,19 @@ def choose(model: ClaraModel, params: Any, mesh: jax.sharding.Mesh) -> str:
     return "merged" if sharded <= _SHARE * limit else "adapter"
 
 
-def prepare(model: ClaraModel, params: Any, weights: str, mesh: jax.sharding.Mesh) -> tuple[ClaraModel, Any]:
+def prepare(
+    model: ClaraModel, params: Any, weights: str, mesh: jax.sharding.Mesh, alone: bool = False
+) -> tuple[ClaraModel, Any]:
     """The model and the parameters to read prompts and write answers with.
 
     On CPUs, which multiply no bfloat16, a copy is kept in float32 and computed with in float32: XLA would widen every
-    kernel anew for every token, which takes longer than all else. "merged" has each layer's weights in arrays of their
-    own there: out of an array of all layers XLA copies every kernel for every token, and then reads the copy. (Bytes
-    are widened by that copy. Kernels of their own would be widened by another, which takes longer.)
+    kernel anew for every token, which takes longer than all else. And out of an array of all layers XLA copies every
+    kernel there for every token, and then reads the copy. For one row that costs most of the time, so "merged" has each
+    layer's weights in arrays of their own then; for several rows, which take longer to multiply with, the copy is the
+    faster of the two, and of bytes, which have to be widened anyway.
+
+    Args:
+      alone: answers are written one at a time.
 
     Returns:
       the model; parameters without the other roles' adapters, and with "adapter" no copy of anything.
@@ -68,7 +74,7 @@ def prepare(model: ClaraModel, params: Any, weights: str, mesh: jax.sharding.Mes
             if name in base:
                 dtype = model.dtype if on_cpu else base[name]["table"].dtype
                 base[name] = {"table": _table(base[name]["table"], dtype=dtype, rounded=rounded)}
-        if on_cpu and not rounded:
+        if on_cpu and alone and not rounded:
             base["layers"] = _apart(base["layers"])
     return model, {**params, "base": base, "lora": {}}
 

@@ -202,7 +202,7 @@ def run(bundle, model, params):
 
 
 def test_layers_apart_are_those_of_the_stack(bundle):
-    model, params = ready.prepare(bundle.model, bundle.params, "merged", bundle.mesh)
+    model, params = ready.prepare(bundle.model, bundle.params, "merged", bundle.mesh, alone=True)
     assert isinstance(params["base"]["layers"], tuple) and len(params["base"]["layers"]) == model.config.layers
     stacked = ready.merge(bundle.model, bundle.params, "generator", bundle.mesh)
     assert ready.size(params) == ready.size({"base": stacked, "lora": {}})

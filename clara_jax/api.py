@@ -32,7 +32,7 @@ from clara_jax.inference.weights import check as check_weights
 from clara_jax.method.parameters import overlap
 from clara_jax.method.reranker import EXCLUDED, cosine_scores
 from clara_jax.method.stages import STAGES, inherit
-from clara_jax.model.sharding import batch_shards, make_mesh, put_batch
+from clara_jax.model.sharding import divisible, make_mesh, put_batch
 
 GREEDY = Sampling()
 LongDocuments = Literal["chunk", "cut"]
@@ -121,8 +121,7 @@ class Clara:
         if weights is not None:
             check_weights(weights)
         self.bundle, self._weights = bundle, weights
-        shards = batch_shards(bundle.mesh)
-        self.batch_size, self._rows = (-(-count // shards) * shards for count in (batch_size, rows))
+        self.batch_size, self._rows = divisible(batch_size, bundle.mesh), divisible(rows, bundle.mesh)
         # A checkpoint from before the end-to-end stage has no query reasoner of its own: it would start as the
         # compressor.
         self._params = inherit(STAGES["end_to_end"], bundle.params, bundle.trained)

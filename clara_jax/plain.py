@@ -26,7 +26,7 @@ from clara_jax.inference.decode import Sampling
 from clara_jax.inference.engine import Engine, Request
 from clara_jax.inference.weights import check as check_weights
 from clara_jax.method.clara import ClaraConfig, ClaraModel
-from clara_jax.model.sharding import batch_shards, make_mesh
+from clara_jax.model.sharding import divisible, make_mesh
 
 Messages = Sequence[Mapping[str, str]]  # each with "role" and "content"
 _LEAST = ClaraConfig(doc_max_length=1, compress_rate=1, lora_rank=1)  # of what the base does without
@@ -82,10 +82,8 @@ class Plain:
         chats = opened.load_tokenizer()
         bundle = bundles.from_base(opened.path, _LEAST, mesh, precision or "bfloat16")
         model = _Base(**vars(bundle.model))
-        shards = batch_shards(mesh)
-        rows = -(-batch_size // shards) * shards
         # The bundle is not kept: where the engine has made a copy of the weights, that is the only one.
-        engine = Engine(model, bundle.params, mesh, bundle.end_ids, rows, weights)
+        engine = Engine(model, bundle.params, mesh, bundle.end_ids, divisible(batch_size, mesh), weights)
         local = Path(base).expanduser()
         name = local.resolve().name if local.exists() else base
         return cls(name, engine, chats, bundle.tokenizer, model.config.width)

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -262,13 +263,14 @@ def test_stopped_it_writes_what_there_is(corpus, tmp_path):
 
 def test_two_workers_share_a_journal(corpus, tmp_path):
     output = tmp_path / "scp.jsonl"
-    with Scripted(lambda body, times: answered(body, 0.02)) as server:
+    with Scripted(lambda body, times: answered(body, 0.1)) as server:
         argv = arguments(corpus, output, server, "--concurrency", 3)
         workers = [start(*argv), start(*argv)]
-        for worker in workers:
-            finish(worker)
+        said = [finish(worker) for worker in workers]
         asked = [json.dumps(request.body) for request in server.requests]
     assert len(asked) == len(set(asked)), "no document is alike, so nothing is asked twice"
+    sent = [int(re.search(r"(\d+) requests sent", words)[1]) for words in said]
+    assert all(sent) and sum(sent) == len(asked), "both have worked"
     assert len(read_records(output, "scp")) == 3 * DOCUMENTS
 
 

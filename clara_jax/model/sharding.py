@@ -70,6 +70,12 @@ def batch_shards(mesh: jax.sharding.Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
+def divisible(count: int, mesh: jax.sharding.Mesh) -> int:
+    """The smallest batch of at least so many rows that the mesh divides."""
+    shards = batch_shards(mesh)
+    return -(-count // shards) * shards
+
+
 def spec(shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: jax.sharding.Mesh, path: str = "") -> jax.P:
     """The partition of an array with these logical axes.
 

@@ -141,11 +141,6 @@ class Journal:
                     f"{told.get(name, 'none')}; give the same, or name another --journal"
                 )
 
-    def settings(self) -> dict[str, Any]:
-        """What was noted, "format" left out."""
-        rows = self._db.execute("SELECT name, value FROM settings WHERE name != 'format'")
-        return {name: json.loads(value) for name, value in rows}
-
     # --- items ---
 
     def want(self, items: Iterable[Item]) -> int:

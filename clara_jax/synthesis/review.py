@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 
 from clara_jax.synthesis.journal import Journal
@@ -77,9 +78,11 @@ def review(journal: Journal, shown: list[Shown], reviewer: str, read: Callable[[
 
 def summary(journal: Journal) -> str:
     """The share of good ones by kind, with Wilson's 95% interval."""
-    lines, kinds = [], sorted({row[1] for row in journal.verdicts()})
-    for kind in kinds:
-        verdicts = [row[4] for row in journal.verdicts() if row[1] == kind]
+    given: defaultdict[str, list[bool]] = defaultdict(list)
+    for _, kind, _, _, good, _ in journal.verdicts():
+        given[kind].append(good)
+    lines = []
+    for kind, verdicts in sorted(given.items()):
         low, high = wilson(sum(verdicts), len(verdicts))
         share = sum(verdicts) / len(verdicts)
         lines.append(f"{kind}: {sum(verdicts)} of {len(verdicts)} good, {share:.0%} ({low:.0%} to {high:.0%})")

@@ -71,7 +71,7 @@ def test_mistakes_change_nothing(journal):
     journal.bind({"rounds": 10, "model": "a"})
     with pytest.raises(ClaraError, match="was begun with rounds 10 and is now given 3.*another --journal"):
         journal.bind({"model": "a", "rounds": 3})
-    assert journal.settings() == {"model": "a", "rounds": 10}
+    journal.bind({"model": "a", "rounds": 10})  # what was noted first stays
 
 
 def test_a_file_that_is_no_journal(tmp_path):

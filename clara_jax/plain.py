@@ -29,6 +29,8 @@ from clara_jax.method.clara import ClaraConfig, ClaraModel
 from clara_jax.model.sharding import divisible, make_mesh
 
 Messages = Sequence[Mapping[str, str]]  # each with "role" and "content"
+LEAST_SHARED = 128  # tokens; below, another program costs more than reading
+SHARED_BUDGET = 1 << 30  # bytes: a synthesis has eight steps, each with demonstrations of its own
 _LEAST = ClaraConfig(doc_max_length=1, compress_rate=1, lora_rank=1)  # of what the base does without
 
 
@@ -83,7 +85,8 @@ class Plain:
         bundle = bundles.from_base(opened.path, _LEAST, mesh, precision or "bfloat16")
         model = _Base(**vars(bundle.model))
         # The bundle is not kept: where the engine has made a copy of the weights, that is the only one.
-        engine = Engine(model, bundle.params, mesh, bundle.end_ids, divisible(batch_size, mesh), weights)
+        rows = divisible(batch_size, mesh)
+        engine = Engine(model, bundle.params, mesh, bundle.end_ids, rows, weights, prefix_budget=SHARED_BUDGET)
         local = Path(base).expanduser()
         name = local.resolve().name if local.exists() else base
         return cls(name, engine, chats, bundle.tokenizer, model.config.width)
@@ -91,17 +94,22 @@ class Plain:
     def request(self, messages: Messages, sampling: Sampling = GREEDY, seed: int = 0) -> Request:
         """What the engine needs to know of a chat, up to where the assistant speaks next.
 
+        What stands before the last message, as instructions and demonstrations do, is read once for chats that share
+        it, where it has `LEAST_SHARED` tokens or more.
+
         Strings of special tokens in a message are read as text. A template that refuses the system role gets a first
         message of the system and the user's after it as one, joined by a newline.
 
         Raises:
           ClaraError: messages that the base's chat template refuses.
         """
-        rendered = self._render(
-            [{"role": own["role"], "content": self._tokenizer.plain(own["content"])} for own in messages]
-        )
-        ids = self._chats(rendered, add_special_tokens=False)["input_ids"]
-        return Request(ids, [-1] * len(ids), self._no_memories, sampling, seed)
+        said = [{"role": own["role"], "content": self._tokenizer.plain(own["content"])} for own in messages]
+        rendered = self._render(said)
+        read = self._chats(rendered, add_special_tokens=False, return_offsets_mapping=True)
+        ids, last = read["input_ids"], rendered.rfind(said[-1]["content"].strip())
+        shared = sum(end <= last for _, end in read["offset_mapping"])
+        shared = shared if LEAST_SHARED <= shared < len(ids) else 0
+        return Request(ids, [-1] * len(ids), self._no_memories, sampling, seed, shared)
 
     def text(self, tokens: Sequence[int]) -> str:
         """What tokens say."""

@@ -58,13 +58,19 @@ def _documents(argv: list[str]) -> None:
         help=f"until a document must be covered ({usual.rounds})",
     )
     add("--keep-uncovered", action="store_true", help="pairs count also where the document was not covered by then")
+    add(
+        "--without-verdicts",
+        dest="verdicts",
+        action="store_false",
+        help="what passes the checks is taken; the model is not asked whether it is right",
+    )
     add("--held-out", nargs="+", default=[], metavar="FILE", help="evaluation records: what they ask is not asked")
     arguments = parser.parse_args(argv)
     from clara_jax.synthesis.items import document_items
     from clara_jax.synthesis.leaks import Leaks
     from clara_jax.synthesis.loop import Loop
 
-    further = {name: getattr(arguments, name) for name in ("rounds", "keep_uncovered")}
+    further = {name: getattr(arguments, name) for name in ("rounds", "keep_uncovered", "verdicts")}
     settings = _settings(arguments, kinds=tuple(arguments.kinds), **further)
     leaks = Leaks.from_files(arguments.held_out) if arguments.held_out else None
 

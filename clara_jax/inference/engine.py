@@ -42,6 +42,8 @@ class Request:
       ids, memory_index: token ids, and which of the memory vectors stands at a token, -1 for text.
       memories: [K, M, E], K may be 0.
       sampling, seed: the same seed gives the same answer, whatever else is under way.
+      shared: tokens of its beginning that other requests are likely to begin with too. Those up to the last memory
+        vector always are.
     """
 
     ids: Sequence[int]
@@ -49,6 +51,7 @@ class Request:
     memories: np.ndarray
     sampling: Sampling = Sampling()
     seed: int = 0
+    shared: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,13 +160,15 @@ class Engine:
         """Queues a request.
 
         Raises:
-          ClaraError: a prompt without tokens, memories that do not belong to it, or more tokens than the base's
-            positions.
+          ClaraError: a prompt without tokens or of shared ones alone, memories that do not belong to it, or more tokens
+            than the base's positions.
         """
         length, limit = len(request.ids), self._model.config.max_positions
         vectors = (self._model.clara.memory_tokens, self._model.config.width)
         if not length or len(request.memory_index) != length:
             raise ClaraError(f"a prompt of {length} tokens and {len(request.memory_index)} memory indices")
+        if not 0 <= request.shared < length:
+            raise ClaraError(f"a prompt of {length} tokens of which {request.shared} are shared; one must be its own")
         if request.memories.ndim != 3 or request.memories.shape[1:] != vectors:
             raise ClaraError(
                 f"memories of the shape {request.memories.shape}; [K, {vectors[0]}, {vectors[1]}] is needed"
@@ -346,7 +351,7 @@ class _Reader:
     """A request that waits, and how its prompt is to be read.
 
     Attributes:
-      prefix: tokens of its beginning, which another request may share; 0 without one.
+      prefix: tokens of its beginning, which other requests may share; 0 without one.
       key: of the beginning, see `prefixes.key`.
       found: how many tokens were read before: ``prefix`` or 0.
       length: slots of the tokens that are left to read.
@@ -357,7 +362,7 @@ class _Reader:
     def __init__(self, ticket: Ticket, shares: bool):
         request = ticket.request
         self.ticket, self.memories = ticket, _power(len(request.memories))
-        self.prefix = split_at(request.memory_index) if shares else 0
+        self.prefix = max(split_at(request.memory_index), request.shared) if shares else 0
         own = request.ids[: self.prefix], request.memory_index[: self.prefix], request.memories
         self.key = key(*own) if self.prefix else b""
 

@@ -61,6 +61,8 @@ _YES_NO = re.compile(
 )
 _OR = frozenset("or oder ou o или または 또는".split())
 _OR_WITHOUT_SPACES = re.compile("或|还是|還是|または|それとも|หรือ")
+_AND = frozenset("and und et y e и og och en i ve و और".split())
+_AND_WITHOUT_SPACES = re.compile("[和与與及跟、]|と|และ")
 _REFUSAL = re.compile(
     r"""\b(?:document|passage|text|article|context|excerpt)\b[^.]*(?:\bnot|n['’]t)\s(?:\w+ly\s)?
         (?:mention|state|specif|provide|contain|name|say|give|include|list|explain|describe|identif|indicate)
@@ -199,7 +201,8 @@ def pair_problem(
     of its words that the question has not the share `Limits.support`.
 
     Args:
-      complex: the question combines facts: it may not be answered by yes or no, but by what it compares.
+      complex: the question combines facts: it may not be answered by yes or no, but by one of the things that it
+        joins.
     """
     found, asked = words(answer), words(question)
     if not found:
@@ -213,7 +216,7 @@ def pair_problem(
             return Problem("yes_no", f"a complex question is answered by {_line(decided[0])}")
         answer = answer.strip()[decided.end() :]
         found = words(answer)
-    elif not (complex or _offers(question, asked)) and _says(asked, found):
+    elif _says(asked, found) and not _offers(question, asked, complex):
         return Problem("answer_in_question", f"the question says it: {_line(answer)}")
     if in_a_row(found) in document.in_a_row or not found:
         return None
@@ -320,9 +323,15 @@ def _lacking(document: DocumentText, among: Set[Decimal], wanted: Set[Decimal], 
     return sorted(wanted - among)
 
 
-def _offers(question: str, asked: Sequence[str]) -> bool:
-    """The question names the answers from which one is to be chosen."""
-    return not _OR.isdisjoint(asked) or _OR_WITHOUT_SPACES.search(question) is not None
+def _offers(question: str, asked: Sequence[str], complex: bool) -> bool:
+    """The question names the answers from which one is to be chosen.
+
+    Args:
+      complex: it may compare what "and" joins, as in "Which of the lakes Maron and Sella is deeper?"
+    """
+    offered = not _OR.isdisjoint(asked) or _OR_WITHOUT_SPACES.search(question)
+    compared = complex and (not _AND.isdisjoint(asked) or _AND_WITHOUT_SPACES.search(question))
+    return bool(offered or compared)
 
 
 def _says(asked: Sequence[str], found: Sequence[str]) -> bool:

@@ -129,11 +129,17 @@ class Loop:
                 return Pair(question, ""), Problem("not_in_document", "the model finds no answer in the document")
             problem = pair_problem(document, question, answer, self.limits, complex=kind == "complex")
             if problem is None:
-                verdict = await self.ask(item, "validate_answer", language, turn, **asked, answer=answer)
-                problem = None if verdict.correct else Problem("judged_incorrect", verdict.reason)
+                problem = await self._judged(item, "validate_answer", language, turn, **asked, answer=answer)
         except SetAside as reason:  # this pair alone
             return Pair(question, ""), Problem(reason.reason, reason.detail)
         return Pair(question, answer), problem
+
+    async def _judged(self, item: str, step: str, language: str, turn: int = 0, **asked: str) -> Problem | None:
+        """What the model itself says against it."""
+        if not self.ask.settings.verdicts:
+            return None
+        verdict = await self.ask(item, step, language, turn, **asked)
+        return None if verdict.correct else Problem("judged_incorrect", verdict.reason)
 
     async def _paraphrase(self, item: str, kind: Kind, document: DocumentText, language: str) -> Outcome:
         """The document told again, as often as it takes until one telling passes."""
@@ -144,14 +150,12 @@ class Loop:
                 text = await self.ask(item, "paraphrase", language, turn, document=document.text)
                 problem = paraphrase_problem(document, text, self.limits)
                 if problem is None:
-                    verdict = await self.ask(
-                        item, "validate_paraphrase", language, document=document.text, paraphrase=text
-                    )
-                    if verdict.correct:
-                        record = {"data_type": "paraphrase", "question": "", "answers": [text]}
-                        record |= {"docs": [document.text], "qid": f"{item}#{kind}"}
-                        return Outcome(kind, record, rounds=turn + 1, dropped=dropped)
-                    problem = Problem("judged_incorrect", verdict.reason)
+                    both = {"document": document.text, "paraphrase": text}
+                    problem = await self._judged(item, "validate_paraphrase", language, **both)
+                if problem is None:
+                    record = {"data_type": "paraphrase", "question": "", "answers": [text]}
+                    record |= {"docs": [document.text], "qid": f"{item}#{kind}"}
+                    return Outcome(kind, record, rounds=turn + 1, dropped=dropped)
                 dropped.append(Dropped(problem.kind, problem.text, "", text))
         except SetAside as reason:
             return Outcome(kind, None, reason.reason, reason.detail, turn + 1, dropped)

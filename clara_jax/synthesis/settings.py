@@ -21,6 +21,7 @@ class Settings:
         up to ten).
       keep_uncovered: pairs also make a record where after the last round the document is not covered; the paper drops
         it.
+      verdicts: the model judges what has passed the checks. A model too small to judge can go without.
       tries: how often a request is sent whose reply makes no sense.
       temperature: of what is to be varied: questions, paraphrases, and whatever is asked once more. Answers and
         verdicts are asked for at 0.
@@ -33,6 +34,7 @@ class Settings:
     kinds: tuple[Kind, ...] = KINDS
     rounds: int = 10
     keep_uncovered: bool = False
+    verdicts: bool = True
     tries: int = 3
     temperature: float = 0.7
     max_tokens: int = 1024

@@ -165,6 +165,27 @@ def test_questions_on_the_same_documents_read_them_once(bundle):
     assert engine.prefixes.missed == 2
 
 
+def test_shared_tokens_are_read_once(bundle):
+    """Of prompts without memories, and of more than memories."""
+    engine = Engine(bundle.model, bundle.params, bundle.mesh, NEVER, rows=4)
+    for one in requests(bundle, 4)[0], requests(bundle, 4)[3]:
+        end = max(split_at(one.memory_index) + 1, 2)
+        asked = [
+            dataclasses.replace(
+                one,
+                ids=[*one.ids[:end], *range(5, 5 + n)],
+                memory_index=[*one.memory_index[:end], *[-1] * n],
+                shared=end,
+            )
+            for n in (3, 9)
+        ]
+        found, missed = engine.prefixes.found, engine.prefixes.missed
+        results = [engine.generate([request])[0] for request in asked]
+        assert (engine.prefixes.found, engine.prefixes.missed) == (found + 1, missed + 1)
+        for request, result in zip(asked, results, strict=True):
+            assert result.tokens == directly(bundle, request)[0]
+
+
 def test_beginnings_that_were_not_used_for_longest_go(bundle):
     asked = [request for request in requests(bundle, 12) if len(request.memories)]
     engine = Engine(bundle.model, bundle.params, bundle.mesh, NEVER, rows=1)
@@ -227,6 +248,7 @@ def test_refusals(bundle):
         ({"memory_index": [-1]}, "1 memory indices"),
         ({"memories": good.memories[:, :1]}, "is needed"),
         ({"memories": good.memories[:0]}, "0 memories"),
+        ({"shared": len(good.ids)}, "of which [0-9]+ are shared; one must be its own"),
         ({"sampling": Sampling(10**7)}, "positions"),
     ):
         with pytest.raises(ClaraError, match=said):

@@ -17,7 +17,7 @@ from clara_jax.errors import ClaraError
 from clara_jax.inference.decode import Sampling
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.model.sharding import put_batch
-from clara_jax.plain import Plain
+from clara_jax.plain import LEAST_SHARED, Plain
 from clara_jax.serving.text import text_app
 from tests import tiny
 from tests.serving.fakes import serve
@@ -197,6 +197,25 @@ def test_added_tokens_are_never_said(plain):
     results = plain.engine.generate([dataclasses.replace(request, seed=seed) for seed in range(20)])
     tokens = [token for result in results for token in result.tokens]
     assert len(tokens) > 300 and len(TOKENIZER) - 1 >= max(tokens) > len(TOKENIZER) - 20
+
+
+def test_what_stands_before_the_last_message_is_read_once(plain):
+    rules = " ".join(f"Ada was born in Oslo in 19{year}." for year in range(10, 99))
+    chats = [
+        [{"role": "system", "content": rules}, {"role": "user", "content": f"{question} "}]
+        for question in ("Who works there?", "Where was Rollo born?", "user")
+    ]
+    first, second, third = (plain.request(chat, Sampling(8)) for chat in chats)
+    head = f"<s>system\n{rules}</s><s>user\n"
+    assert first.shared == second.shared == len(TOKENIZER.encode(head, add_special_tokens=False))
+    assert LEAST_SHARED < first.shared < len(first.ids) and 0 < third.shared < len(third.ids)
+    assert plain.request(CHAT[:2]).shared == plain.request([{"role": "user", "content": "Who? " * 200}]).shared == 0
+    before = plain.engine.prefixes.found
+    anew = [dataclasses.replace(request, shared=0) for request in (first, second)]
+    expected = [result.tokens for request in anew for result in plain.engine.generate([request])]
+    assert plain.engine.prefixes.found == before
+    assert [result.tokens for request in (first, second) for result in plain.engine.generate([request])] == expected
+    assert plain.engine.prefixes.found == before + 1
 
 
 def test_a_template_without_a_system_role(tmp_path, mesh):

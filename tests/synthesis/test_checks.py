@@ -134,6 +134,11 @@ def test_complex_questions_may_be_answered_by_what_they_compare():
     question = "Of the mill and the museum, which is older?"
     assert pair_problem(MILL, question, "The mill", LIMITS).kind == "answer_in_question"
     assert pair_problem(MILL, question, "The mill", LIMITS, complex=True) is None
+    for alone in ("Who built the mill of Ostrow?", "Which mill is older than the mill of Ostrow?"):
+        assert pair_problem(MILL, alone, "The mill of Ostrow", LIMITS, complex=True).kind == "answer_in_question"
+    for 问 in ("奥斯特磨坊和博物馆哪个更老？", "奥斯特磨坊与博物馆哪个更老？"):
+        assert pair_problem(磨坊, 问, "奥斯特磨坊", LIMITS, complex=True) is None
+    assert pair_problem(磨坊, "奥斯特磨坊叫什么？", "奥斯特磨坊", LIMITS, complex=True).kind == "answer_in_question"
 
 
 @pytest.mark.parametrize(

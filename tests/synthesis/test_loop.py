@@ -63,6 +63,22 @@ def test_a_document_is_covered_round_by_round(run):
     assert exact == {0.0} and varied == {0.7}
 
 
+def test_without_verdicts_the_checks_alone_decide(run):
+    def changed(step, fields, asks):
+        if step == "answer" and "queen" in fields["question"]:
+            return json.dumps({"answer": "Nobody Landaamother"})
+        return json.dumps({"reason": "hm", "verdict": "incorrect"}) if step.startswith("validate") else None
+
+    send = Told(changed)
+    outcomes = run(send, verdicts=False, rounds=2, keep_uncovered=True)
+    assert not {step for step, _, _ in send.asks if step.startswith("validate")}
+    assert "What is the capital of Landaa?" in outcomes["simple"].record["question"]
+    dropped = [(one.reason, one.question) for one in outcomes["simple"].dropped]
+    assert dropped == [("unsupported_answer", "What is the queen of Landaa?")] * len(dropped) != []
+    assert outcomes["paraphrase"].record["answers"]
+    assert {outcome.reason for outcome in run(Told(changed), rounds=2).values()} == {"no_pairs", "judged_incorrect"}
+
+
 def test_nothing_is_asked_twice(run):
     first, second = Told(), Told()
     assert run(first) == run(second)

@@ -268,6 +268,9 @@ def _complete(
     written = output.write(journal, arguments.output, record_of)
     told = ", ".join(f"{count:,} {kind}" for kind, count in written.records.items()) or "no records"
     print(f"{arguments.output}: {told}; {asker.requests:,} requests sent, {asker.remembered:,} known from {path.name}")
+    if endpoint.repeated or endpoint.waited >= 1:
+        causes = ", ".join(f"{count:,} {cause}" for cause, count in sorted(endpoint.repeated.items())) or "nothing"
+        print(f"the server: sent again: {causes}; {endpoint.waited:,.0f} s waited for it, all requests together")
     if written.aside:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(written.aside.items()))
         print(f"{output.aside_file(arguments.output)}: set aside: {reasons}")

@@ -128,6 +128,7 @@ def test_a_server_that_misbehaves_in_every_way(corpus, tmp_path, here):
     with Scripted(behave) as server:
         code, said = here(*arguments(corpus, tmp_path / "bad.jsonl", server, "--timeout", 1, "--attempts", 9))
     assert code == 0 and came == set(range(len(ways))), said
+    assert "the server: sent again: " in said and " http_429, " in said and " timeout; " in said
     assert (tmp_path / "bad.jsonl").read_text() == (tmp_path / "good.jsonl").read_text()
     assert (tmp_path / "bad.aside.jsonl").read_text() == ""
     assert not [path for path in tmp_path.rglob("*") if KEY.encode() in path.read_bytes()] and KEY not in said

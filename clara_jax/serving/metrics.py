@@ -28,6 +28,8 @@ class Metrics:
             "clara_inside_limit": ("Requests that may be inside", lambda: worker.limit),
             "clara_answering": ("Answers that are written or wait for a row", lambda: worker.answering),
             "clara_rows": ("Answers that are written together", lambda: worker.rows),
+            "clara_prefixes_found": ("Prompts whose beginning had been read", lambda: worker.prefixes.found),
+            "clara_prefixes_missed": ("Prompts whose beginning was read, and kept", lambda: worker.prefixes.missed),
         }
         for name, (words, value) in gauges.items():
             Gauge(name, words, **kept).set_function(value)

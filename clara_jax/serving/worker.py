@@ -101,6 +101,7 @@ class Worker:
     Attributes:
       limit: requests that may be inside at one time, those being answered among them.
       rows: answers that are written together.
+      prefixes: beginnings of prompts that the engine keeps.
     """
 
     def __init__(self, model: Model, queue: int):
@@ -108,7 +109,7 @@ class Worker:
         Args:
           queue: requests that may wait for a row of the engine.
         """
-        self._model, self.rows = model, model.engine.rows
+        self._model, self.rows, self.prefixes = model, model.engine.rows, model.engine.prefixes
         self.limit = queue + self.rows
         self._jobs: deque[_Job] = deque()
         self._answers: list[Answering] = []

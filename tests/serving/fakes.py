@@ -35,6 +35,7 @@ class FakeEngine:
     def __init__(self, rows, pause):
         self.rows, self.weights, self.pause = rows, "fake", pause
         self.seats, self.waiting, self.ended, self.together = [], [], [], 0
+        self.prefixes = SimpleNamespace(found=3, missed=2)
 
     def submit(self, request):
         ticket = FakeTicket(request)

@@ -361,5 +361,7 @@ def test_metrics_count_what_was_done(served):
         "clara_compressed_chunks_total 2.0",
         "clara_inside 0.0",
         "clara_rows 4.0",
+        "clara_prefixes_found 3.0",
+        "clara_prefixes_missed 2.0",
     ):
         assert line in text

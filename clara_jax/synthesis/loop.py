@@ -70,10 +70,11 @@ class Loop:
         kept: list[Pair] = []
         dropped: list[Dropped] = []
         times: dict[str, int] = {}  # each question was asked
-        step, covered, turn = f"{kind}_questions", False, 0
+        covered, turn = False, 0
         try:
             for turn in range(self.ask.settings.rounds):
-                shown = {"pairs": kept} if turn else {}
+                # Where nothing was taken yet, there is nothing to show: the same is asked once more.
+                step, shown = (f"more_{kind}_questions", {"pairs": kept}) if kept else (f"{kind}_questions", {})
                 asked = await self.ask(item, step, language, turn, document=document.text, **shown)
                 known = {pair.question for pair in kept}
                 new = [question for question in asked if question not in known][: self.ask.settings.most_questions]
@@ -95,7 +96,6 @@ class Loop:
                 if turn and repeated == len(new):  # all that was still to be asked is covered, in other words
                     covered = True
                     break
-                step = f"more_{kind}_questions"
         except SetAside as reason:
             return Outcome(kind, None, reason.reason, reason.detail, turn + 1, dropped)
         if not kept:

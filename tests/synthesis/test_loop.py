@@ -96,6 +96,19 @@ def test_what_is_judged_wrong_is_dropped_and_asked_again(run):
     assert "What is the queen of Landaa?" in simple.record["question"]
 
 
+def test_where_nothing_was_taken_the_same_is_asked_once_more(run):
+    def changed(step, fields, asks):
+        first = step == "simple_questions" and sum(own == step for own, _, _ in asks) == 1
+        return json.dumps({"questions": ["Landaa lies in the sea."]}) if first else None
+
+    send = Told(changed)
+    simple = run(send, kinds=("simple",))["simple"]
+    assert [step for step, _, _ in send.asks if "questions" in step][:3] == [
+        "simple_questions", "simple_questions", "more_simple_questions"
+    ]  # fmt: skip
+    assert [one.reason for one in simple.dropped] == ["no_question"] and len(simple.record["question"]) == 5
+
+
 def test_a_document_that_is_never_covered_is_set_aside(run):
     def changed(step, fields, asks):
         bad = step == "answer" and "queen" in fields["question"]

@@ -146,7 +146,7 @@ def _phrases(text: str) -> Iterator[_Phrase]:
         if phrase and not (_WITHIN_NUMBER.fullmatch(text, end, match.start()) and phrase.takes(word)):
             yield phrase
             phrase = None
-        if phrase is None and (word[0].isdigit() or word in _BELOW_HUNDRED or word in _SCALES):
+        if phrase is None and (match[1] or word.isdecimal() or word in _BELOW_HUNDRED or word in _SCALES):
             phrase = _Phrase(word)
         end = match.end()
     if phrase:

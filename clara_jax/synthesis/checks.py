@@ -20,6 +20,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from clara_jax.data import facts
+from clara_jax.synthesis.expected import unexpected
 from clara_jax.synthesis.words import in_a_row, jaccard, without_spaces, words, written_words
 
 SAME_QUESTION = 0.8  # Jaccard similarity of the sets of words
@@ -195,7 +196,7 @@ def pair_problem(
     document: DocumentText, question: str, answer: str, limits: Limits, complex: bool = False
 ) -> Problem | None:
     """What is wrong with an answer: "empty_answer", "long_answer", "answer_residue", "yes_no", "answer_in_question",
-    "refusal", "unknown_number", "unsupported_answer".
+    "wrong_kind" (see `clara_jax.synthesis.expected`), "refusal", "unknown_number", "unsupported_answer".
 
     An answer that stands in the document word by word is supported. Otherwise the document must have its numbers, and
     of its words that the question has not the share `Limits.support`.
@@ -218,6 +219,10 @@ def pair_problem(
         found = words(answer)
     elif _says(asked, found) and not _offers(question, asked, complex):
         return Problem("answer_in_question", f"the question says it: {_line(answer)}")
+    if document.language == "en" and found:
+        wanted = unexpected(question, found, bool(document.numbers_of(answer, doubtful=True)))
+        if wanted and not _REFUSAL.search(answer):
+            return Problem("wrong_kind", f"the question asks for {wanted}: {_line(answer)}")
     if in_a_row(found) in document.in_a_row or not found:
         return None
     if _REFUSAL.search(answer):

@@ -4,6 +4,8 @@ import math
 from decimal import Decimal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from clara_jax.data.facts import kept, names, numbers
 
@@ -31,11 +33,17 @@ from clara_jax.data.facts import kept, names, numbers
         ("٣ and ١٢", {3, 12}),
         ("someone, tenth-rate, weighty, often", {10}),
         ("nineteen ninety", {19, 90}),
+        ("10⁶ of ² m², ½, ①, _5th_, _7_", {10, 7}),  # digits that are not decimal, and digits within words
         ("", set()),
     ],
 )
 def test_numbers(text, expected):
     assert numbers(text) == expected
+
+
+@given(st.text(st.characters(categories=["Nd", "Nl", "No", "Lu", "Pc", "Po", "Zs"]), max_size=20))
+def test_no_text_is_refused(text):
+    assert all(number >= 0 for number in numbers(text)) and len(names(text)) <= len(text)
 
 
 def test_doubtful_numbers():

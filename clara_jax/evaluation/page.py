@@ -1,7 +1,4 @@
-"""The report of `clara_jax.evaluation.report` as a page for people, and both on the disk.
-
-The page is one file that asks for nothing outside of it, has no script, and forbids both to whatever came into it.
-"""
+"""The report of `clara_jax.evaluation.report` as a page for people, and both on the disk."""
 
 from __future__ import annotations
 
@@ -12,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup, escape
 
+from clara_jax import pages
 from clara_jax.errors import ClaraError
 from clara_jax.evaluation import plots, tables
 from clara_jax.evaluation.wording import NOTHING, amount, interval, titled
@@ -50,15 +47,12 @@ def render(report: Report) -> str:
       report: of `clara_jax.evaluation.report.build`; under "inside" there may be further sections by name, each
         {"title", "text", "table": {"columns", "rows"} or None, "picture": "data:image/..." or None}.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("clara_jax.evaluation", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["breakable"] = _breakable
     suites = report["suites"]
     models = list(report["uses_memory"])
-    return environment.get_template("report.html").render(
+    return pages.render(
+        "clara_jax.evaluation",
+        "report.html",
+        {"breakable": _breakable},
         title=f"Evaluation of {', '.join(models)}" if models else "Evaluation",
         about=_about(report),
         level=f"{100 * report['level']:g}%" if report["level"] else "no",

@@ -7,9 +7,9 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-import jinja2
 import numpy as np
 
+from clara_jax import pages
 from clara_jax.files import replaced_when_whole
 from clara_jax.synthesis.asking import Budget
 from clara_jax.synthesis.journal import Journal, Outcome
@@ -70,17 +70,12 @@ def text(told: Sequence[Table]) -> str:
 
 
 def write_page(told: Sequence[Table], title: str, path: Path) -> None:
-    """The tables as one HTML file, which asks for nothing outside of it.
+    """The tables as a page.
 
     Raises:
       ClaraError: the file system refuses.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("clara_jax.synthesis", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    page = environment.get_template("statistics.html").render(title=title, tables=told)
+    page = pages.render("clara_jax.synthesis", "statistics.html", title=title, tables=told)
     with replaced_when_whole(path) as temporary:
         temporary.write_text(page, "utf-8")
 

@@ -226,9 +226,8 @@ def _encode_documents(model: ClaraModel, params: Any, batch: Batch, keys: jax.Ar
     count = batch.document_ids.shape[1]
     flat_keys = None
     if keys is not None:
-        numbers = jnp.arange(2, 2 + count)
-        flat_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(keys, numbers)
-        flat_keys = join_rows(flat_keys)
+        # One number after the other: JAX does not fold a vector of them into the split keys of a single row.
+        flat_keys = join_rows(jnp.stack([_fold(keys, 2 + number) for number in range(count)], axis=1))
     ids, mask = join_rows(batch.document_ids), join_rows(batch.document_mask)
     flat = encode(model, params, "compressor", ids, mask, flat_keys)
     return jax.tree.map(lambda x: split_rows(x, count), flat)

@@ -277,6 +277,7 @@ SPLITS = [(devices, accumulate) for devices in (1, 8) for accumulate in (1, 2, 4
     "stage,splits",
     [
         ("retrieval", [(1, 1), (8, 4)]),
+        ("scp", [(1, 1), (1, 32)]),  # one row at a time
         *(pytest.param(stage, SPLITS, marks=pytest.mark.slow) for stage in STAGES),
     ],
 )

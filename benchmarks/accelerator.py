@@ -108,8 +108,7 @@ def _train(name: str, model: ClaraModel, params: Any, mesh, arguments, profile: 
     ranks = name in RANKING_STAGES
     rows = max(arguments.rows // 4 if ranks else arguments.rows, batch_shards(mesh))
     read = min(StageConfig.top_k, arguments.candidates) if ranks else StageConfig.top_k
-    files, candidates = ("unread",), arguments.candidates
-    stage = StageConfig(name, files, steps=1000, batch_size=rows, top_k=read, candidates=candidates)
+    stage = StageConfig(name, ("unread",), steps=1000, batch_size=rows, top_k=read, candidates=arguments.candidates)
     shapes = stage_shapes(stage, model.clara)
     if not ranks:  # what the documents leave of the example's tokens is the prompt's, half of it the target's
         prompt = arguments.tokens - shapes.documents * (shapes.encoder_width + model.clara.memory_tokens)

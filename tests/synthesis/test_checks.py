@@ -286,18 +286,6 @@ def test_words_of_scripts():
     assert words("กข") == ["ก", "ข"]
 
 
-@pytest.fixture(scope="module")
-def sample():
-    """(document, question, answer) of real passages; a model wrote the answers."""
-    rows = map(json.loads, (shared_data() / "scp_sample.jsonl").read_text(encoding="utf-8").splitlines())
-    return [
-        (document, *pair)
-        for row in rows
-        for document in [DocumentText(row["docs"][0])]
-        for pair in zip(row["question"], row["answers"], strict=True)
-    ]
-
-
 def test_rates_on_real_pairs(sample):
     assert not [question for document, question, _ in sample if question_problem(document, question, LIMITS)]
     own = Counter(kind(pair_problem(*pair, LIMITS)) for pair in sample)

@@ -1,6 +1,5 @@
 """Answers that are not of the kind that the question asks for."""
 
-import json
 from itertools import groupby
 
 import pytest
@@ -8,7 +7,6 @@ import pytest
 from clara_jax.synthesis.checks import DocumentText, Limits, pair_problem
 from clara_jax.synthesis.expected import unexpected
 from clara_jax.synthesis.words import words
-from tests.locations import shared_data
 
 TIME, MORE = "a quantity or a time", "more than a number"
 
@@ -50,22 +48,15 @@ def test_a_pair_of_another_kind_is_refused():
     assert pair_problem(german, "When was the mill of Ostrow built?", "Hanna Velde", Limits()) is None
 
 
-def test_rates_on_real_pairs():
-    rows = map(json.loads, (shared_data() / "scp_sample.jsonl").read_text(encoding="utf-8").splitlines())
-    pairs = [
-        (DocumentText(row["docs"][0]), *pair)
-        for row in rows
-        for pair in zip(row["question"], row["answers"], strict=True)
-    ]
-
+def test_rates_on_real_pairs(sample):
     def refused(document, question, answer):
         return unexpected(question, words(answer), bool(document.numbers_of(answer, doubtful=True))) is not None
 
-    assert not [pair for pair in pairs if refused(*pair)]
+    assert not [pair for pair in sample if refused(*pair)]
     # Of another question on the same document: the document says it, and it is wrong all the same.
     others = [
         (document, question, answer)
-        for _, own in groupby(pairs, lambda pair: pair[0].text)
+        for _, own in groupby(sample, lambda pair: pair[0].text)
         for own in [list(own)]
         for (document, question, right), (_, _, answer) in zip(own, own[1:] + own[:1], strict=True)
         if answer != right

@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -21,16 +22,16 @@ from transformers import PreTrainedTokenizerFast
 from clara_jax.checkpoints import run as run_checkpoints
 from clara_jax.checkpoints.base import BaseModel, open_base
 from clara_jax.checkpoints.names import BASE_HINT, EMBEDDING, HEAD, load_base, load_lora
-from clara_jax.checkpoints.peft_folders import is_peft, read_peft
+from clara_jax.checkpoints.peft_folders import MEMORY_MAP, is_peft, read_peft
 from clara_jax.checkpoints.released import LICENCE_NOTE, is_released, read_released
 from clara_jax.data.prompts import MARKERS, PROMPT_VERSION
 from clara_jax.data.tokenization import ClaraTokenizer
 from clara_jax.distributed import gather
 from clara_jax.errors import ClaraError
-from clara_jax.method.clara import ROLES, ClaraConfig, ClaraModel
+from clara_jax.method.clara import AFFINE, ROLES, ClaraConfig, ClaraModel
 from clara_jax.method.parameters import COMPRESSOR, declare, flatten, initialise_adapters, split, unflatten
 from clara_jax.model.config import ModelConfig
-from clara_jax.model.declare import abstract, declare_base, initialise, shardings
+from clara_jax.model.declare import abstract, declare_affine, declare_base, initialise, shardings
 from clara_jax.model.sharding import place
 
 
@@ -95,6 +96,20 @@ class Bundle:
         clara = dataclasses.replace(self.model.clara, max_length=max_length, lora_dropout=lora_dropout)
         model = dataclasses.replace(self.model, clara=clara)
         return dataclasses.replace(self, model=model, tokenizer=self.tokenizer.with_max_length(max_length))
+
+    def with_memories(self, doc_max_length: int, compress_rate: int) -> Bundle:
+        """The same model for documents of another longest length and another rate.
+
+        Raises:
+          ClaraError: a rate that does not divide the length; another number of memory tokens where these are different
+            tokens.
+        """
+        clara = dataclasses.replace(self.model.clara, doc_max_length=doc_max_length, compress_rate=compress_rate)
+        if clara == self.model.clara:
+            return self
+        model = dataclasses.replace(self.model, clara=clara)
+        tokenizer = self.tokenizer.with_memories(doc_max_length, clara.memory_tokens)
+        return dataclasses.replace(self, model=model, tokenizer=tokenizer)
 
     def with_attention(self, attention: str) -> Bundle:
         """The same model with another implementation of attention (see `clara_jax.model.attention`)."""
@@ -282,8 +297,11 @@ def _load_peft(path: Path, mesh: jax.sharding.Mesh, base: str | None, precision:
     about, adapters, tables = read_peft(path)
     name = about["base"]
     opened = open_base(base or (str(path / name) if (path / name).is_dir() else name))
+    clara = ClaraConfig(**about["clara"])
+    names = declare_affine(0) if clara.memory_map == AFFINE else ()
+    memory_map = {name: tables.get(f"{MEMORY_MAP}{name}") for name in names}
     tables = {name: tables.get(name) for name in (EMBEDDING, HEAD)}
-    parts = _Parts(ClaraConfig(**about["clara"]), adapters, tables, tuple(about["trained"]), about["stage"])
+    parts = _Parts(clara, adapters, tables, tuple(about["trained"]), about["stage"], memory_map)
     return _assemble(path, parts, opened, mesh, precision or about["precision"], remat)
 
 
@@ -295,6 +313,7 @@ class _Parts(NamedTuple):
     tables: Mapping[str, np.ndarray | None]
     trained: tuple[str, ...]
     stage: str
+    memory_map: Mapping[str, np.ndarray | None] = MappingProxyType({})
 
 
 def _assemble(
@@ -333,9 +352,21 @@ def _assemble(
     if not config.tied:
         tokens["output"] = parts.tables[HEAD][memory + markers]
     tokens = {name: place(np.asarray(rows, np.float32), placed["tokens"][name]) for name, rows in tokens.items()}
+    if parts.memory_map:
+        tokens["map"] = _memory_map(path, parts.memory_map, placed["tokens"]["map"], config.width)
     own = ("base/embed",) if config.tied else ("base/embed", "base/lm_head")
     params = {"base": weights, "lora": lora, "tokens": tokens}
     return Bundle(model, params, tokenizer, mesh, _reference(opened), own, parts.trained, ({"stage": parts.stage},))
+
+
+def _memory_map(
+    path: Path, vectors: Mapping[str, np.ndarray | None], placed: Mapping[str, jax.NamedSharding], width: int
+) -> dict[str, jax.Array]:
+    for name, vector in vectors.items():
+        if vector is None or vector.shape != (width,):
+            found = "is missing" if vector is None else f"has the shape {list(vector.shape)}"
+            raise ClaraError(f"{path}: the memory map's {name} {found}; it must be a vector of {width}")
+    return {name: place(np.asarray(vector, np.float32), placed[name]) for name, vector in vectors.items()}
 
 
 class _Overlay(Mapping):

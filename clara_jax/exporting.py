@@ -18,14 +18,14 @@ from clara_jax.bundle import Bundle
 from clara_jax.checkpoints.base import SMOLLM2
 from clara_jax.checkpoints.hugging_face import write_config, write_tensors
 from clara_jax.checkpoints.names import EMBEDDING, HEAD, export_base, export_lora, lora_modules
-from clara_jax.checkpoints.peft_folders import TABLES, read_peft, write_peft
+from clara_jax.checkpoints.peft_folders import MEMORY_MAP, TABLES, read_peft, write_peft
 from clara_jax.checkpoints.released import STAGES, read_released, write_released
 from clara_jax.checkpoints.safetensors_files import open_tensors
 from clara_jax.data.prompts import MARKERS
 from clara_jax.errors import ClaraError
 from clara_jax.files import folder_when_whole
 from clara_jax.inference.weights import merge
-from clara_jax.method.clara import ROLES
+from clara_jax.method.clara import ROLES, STATE
 from clara_jax.method.parameters import overlap
 
 FORMATS = ("peft", "released", "merged")
@@ -46,6 +46,8 @@ def export_peft(bundle: Bundle, directory: str | Path, dtype: str = "float32", b
     """
     clara = bundle.model.clara
     adapters, tables = _adapters(bundle, dtype), _tables(bundle, dtype)
+    # A few numbers, which stay as they are trained.
+    tables |= {f"{MEMORY_MAP}{name}": np.asarray(leaf) for name, leaf in bundle.params["tokens"].get("map", {}).items()}
     with folder_when_whole(directory) as folder:
         name = _write_base_unless_named(bundle, folder, base_name)
         about = {
@@ -84,6 +86,11 @@ def export_released(
         raise ClaraError(
             f"lora_alpha is {clara.lora_alpha:g}: in the released format it is always twice the rank, "
             f"{2 * clara.lora_rank}; export --format peft"
+        )
+    if clara.memory_map != STATE:
+        raise ClaraError(
+            f'memory_map is "{clara.memory_map}": in the released format a memory is the last-layer state itself; '
+            "export --format peft"
         )
     if tokenizer.bos_id is None:
         raise ClaraError(

@@ -1,35 +1,52 @@
-"""SmolLM2-135M through the stages of CLaRa on real questions and paragraphs, on a CPU.
+"""SmolLM2-135M learns to read its memories, then to rank and answer from them, on real passages and questions.
 
     python -m clara_jax.train --workdir runs/smollm2 --config configs/smollm2.py:size=short
-    python -m clara_jax.train --workdir runs/smollm2_64 --config configs/smollm2.py:size=full,rate=64,stages=scp
     python -m clara_jax.train --workdir runs/smollm2_text --config configs/smollm2.py:size=short,documents=text
+    python -m clara_jax.train --workdir runs/smollm2_unread --config configs/smollm2.py:size=short,scaffold=0
+    python -m clara_jax.train --workdir runs/smollm2_full --config configs/smollm2.py:size=full,rate=16
     python -m clara_jax.train --workdir runs/smollm2_rank --config configs/smollm2.py:stages=retrieval,start=CHECKPOINT
 
 Arguments, as ``key=value,...``:
 
-- ``stages``: which, in order, joined by ``+``: scp, instruct, end_to_end (these three), and retrieval, the contrastive
-  query reasoner that end_to_end is to be compared with;
+- ``size``: ``short`` (half an hour on two CPU cores: 64 tokens in 16 memories are read), ``tiny`` (a few steps, to see
+  it run), ``full`` (the whole curriculum up to paragraphs, then five documents, then ranking: for days of a CPU or an
+  accelerator);
+- ``stages``: which, in order, joined by ``+``: read (the curriculum), scp, instruct, end_to_end, and retrieval, the
+  contrastive query reasoner that end_to_end is to be compared with. Default: read, and in ``tiny`` and ``full``
+  read+instruct+end_to_end;
+- ``rate``: the compress rate at the end (4);
+- ``scaffold``: 1, or 0 for the control without: memories then start as mapped last-layer states, and are not read;
+- ``documents``: ``memory``, or ``text`` for the control of equal data: the generator's adapter is trained on the same
+  questions, with the documents as texts in its prompt, and nothing else is;
 - ``start``: a run or checkpoint to start from instead of the base;
-- ``rate``: the compress rate (16);
-- ``size``: ``short`` (half an hour on two CPU cores), ``tiny`` (a few steps, to see it run), ``full`` (passes
-  over all the data, for an accelerator);
-- ``documents``: ``memory``, or ``text`` for the control of equal data: the generator's adapter is trained by the same
-  stages, with the documents as texts in its prompt, and nothing else is;
+- ``seed``: of initial values, order of records and windows (0);
 - ``data``: the directory of the data ($CLARA_SHARED_DATA, else ../shared/data beside the checkout);
 - ``base``: the base model (smollm2).
 
-What is equal with ``documents=text``: records, held-out records, batch sizes, steps, learning rates and their
-schedules, stage by stage; the generator's adapter and where it starts; how much of a document is read; and in ``tiny``
-and ``short`` the order of the records, and so the batch of every step (in ``full`` records of a size share a batch, and
-the size is then that of the texts; scp is not packed). What is not: there is no compressor to train, and no L_MSE; a
-prompt has room for five texts; batches are computed in more parts, which changes nothing but the memory they take; and
-where end_to_end chooses ``top_k`` of its candidates, the texts are the positive documents, then the first others: a
-perfect retriever's.
+The curriculum (docs/reading.md): windows are written out from their memories, which start as pooled input embeddings
+(scaffold 1); the scaffold falls to 0 while questions are mixed in; windows grow, from 16 tokens to paragraphs; then the
+rate does, from 4 to ``rate``. There is one memory token for all places, so that lengths and rates may change.
+
+What is equal with ``documents=text``: questions, held-out records, batch sizes, steps, learning rates and their
+schedules, section by section; the generator's adapter and where it starts; how much of a document is read. What is not:
+no passage is written out or continued, for a text in the prompt would only be copied; so the section of passages alone
+is left out, and a batch holds questions in the passages' places; there is no compressor to train; batches are computed
+in more parts, which changes nothing but the memory they take; and where end_to_end chooses ``top_k`` of its candidates,
+the texts are the positive documents, then the first others: a perfect retriever's.
 """
 
 import os
 
 from configs import common
+
+QUESTIONS = ("questions:squad/stage1_pretrain_qa.train.jsonl",)
+MORE_QUESTIONS = (
+    "questions:extra/nq/stage1_pretrain_qa.train.jsonl",
+    "questions:extra/fairytaleqa/stage1_pretrain_qa.train.jsonl",
+    "questions:extra/boolq/stage1_pretrain_qa.jsonl",
+)
+POOL = ("pool/wiki_leads.jsonl.gz", "pool/openstax.jsonl.gz")
+HELD_OUT = "squad/stage1_pretrain_qa.dev.jsonl"
 
 TRAIN = {
     "scp": (
@@ -40,17 +57,34 @@ TRAIN = {
     "end_to_end": ("squad/stage2_end_to_end.train.jsonl",),
     "retrieval": ("squad/stage2_end_to_end.train.jsonl",),
 }
-HELD_OUT = {
+EVAL = {
     "scp": ("squad/stage1_pretrain_qa.dev.jsonl",),
     "instruct": ("squad/stage1_2_instruction.dev.jsonl",),
     "end_to_end": ("squad/stage2_end_to_end.dev.jsonl",),
     "retrieval": ("squad/stage2_end_to_end.dev.jsonl",),
 }
 
-# A record costs about 0.8 k tokens in scp, 1.6 k in instruct (five documents) and, with eight candidates, 2.3 k forward
-# ones in end_to_end; two cores do some 200 tokens/s with the backward pass and 600 without. The rates are higher than
-# Table 10's for a 7B model: the base is small and the run short. "short" takes a few records twice, so that means over
-# the two passes compare the same records: between batches of 4 the records differ more than the steps do.
+# Sections of the curriculum: (length of a window, rate, steps). The first writes out passages alone; in the second the
+# scaffold falls. Lengths grow at rate 4, rates at the full length (in
+# the short ones: in the last section).
+READ = {
+    "tiny": ((16, 4, 2), (16, 4, 2)),
+    "short": ((16, 4, 60), (16, 4, 60), (32, 4, 80), (64, 4, 60)),
+    "full": (
+        (16, 4, 100),
+        (16, 4, 150),
+        (32, 4, 400),
+        (64, 4, 800),
+        (128, 4, 1500),
+        (256, 4, 2000),
+        (256, 8, 2000),
+        (256, 16, 3000),
+        (256, 32, 2000),
+    ),
+}
+BATCH = {"tiny": (2, 2), "short": (16, 8), "full": (32, 32)}  # of windows of 16 tokens, and of longer ones
+
+# What follows the curriculum. Learning rates are higher than Table 10's for a 7B model: the base is small.
 SIZES = {
     "tiny": {
         "scp": dict(steps=4, batch_size=2, train_limit=16, eval_limit=2),
@@ -70,6 +104,7 @@ SIZES = {
         "end_to_end": dict(epochs=2.0, batch_size=32, learning_rate=1e-4, eval_every=25, candidates=20, buckets=4),
     },
 }
+STAGES = {"tiny": "read+instruct+end_to_end", "short": "read", "full": "read+instruct+end_to_end"}
 
 # With documents=text. A prompt of five texts has 800 tokens, and up to 1,200: fewer of them at a time; and of what is
 # packed, the documents' tokens, there are none.
@@ -79,29 +114,34 @@ TEXT = {"tiny": {}, "short": dict(accumulate=2), "full": dict(accumulate=4, pack
 def get_config(arg=None):
     args = common.parse_arg(
         arg,
-        stages="scp+instruct+end_to_end",
-        rate=16,
+        stages="",
+        rate=4,
         size="short",
+        scaffold=1,
         documents="memory",
         start="",
+        seed=0,
         data=common.shared_data(),
         base="",
     )
     sizes = common.choose("size", args.size, SIZES)
-    sizes = sizes | dict(retrieval=sizes["end_to_end"])  # equal data and steps
+    sizes = sizes | dict(retrieval=sizes["end_to_end"], read=None)  # equal data and steps
     as_text = common.choose("documents", args.documents, dict(memory=False, text=True))
+    scaffold = common.choose("scaffold", str(args.scaffold), {"0": 0.0, "1": 1.0})
     tiny = args.size == "tiny"
     stages = {}
-    for name in args.stages.split("+"):
+    for name in (args.stages or STAGES[args.size]).split("+"):
         fields = common.choose("stages", name, sizes)
-        files = {
-            key: tuple(os.path.join(args.data, file) for file in table[name])
-            for key, table in (("train_data", TRAIN), ("eval_data", HELD_OUT))
-        }
+        if name == "read":
+            stages |= _read(args, scaffold, as_text)
+            continue
+        files = {key: table[name] for key, table in (("train_data", TRAIN), ("eval_data", EVAL))}
         answers = dict(eval_answers=2 if tiny else 16, answer_tokens=4 if tiny else 16)
-        stages[name] = dict(warmup=0.1) | answers | fields | files
+        stages[name] = dict(warmup=0.1, mse_weight=0.0 if name != "scp" else 0.1) | answers | fields | files
         if as_text:
             stages[name] |= dict(documents="text") | TEXT[args.size]
+    for fields in stages.values():
+        fields |= {key: tuple(_within(args.data, file) for file in fields[key]) for key in ("train_data", "eval_data")}
     return common.run(
         stages,
         model=dict(
@@ -109,6 +149,74 @@ def get_config(arg=None):
             precision="float32",
             remat="full" if as_text and args.size == "full" else "none",
         ),
-        clara=dict(doc_max_length=64 if tiny else 256, compress_rate=args.rate, max_length=2048 if as_text else 1024),
+        clara=dict(
+            doc_max_length=64 if args.size == "tiny" else 256,
+            compress_rate=args.rate,
+            lora_dropout=0.0,
+            different_mem_tokens=False,
+            memory_map="affine",
+            max_length=2048 if as_text else 1024,
+        ),
         initial_checkpoint=args.start or None,
+        seed=args.seed,
     )
+
+
+def _read(args, scaffold, as_text):
+    """The sections of the curriculum, by name."""
+    tiny, short = args.size == "tiny", args.size == "short"
+    common_fields = dict(
+        learning_rate=1e-3,
+        schedule="constant",
+        warmup=10.0,
+        mse_weight=0.0,
+        top_k=1,
+        crop="answer",
+        ce_over="records",
+        buckets=2 if short else 4,
+        train_limit=16 if tiny else 4000 if short else None,
+        eval_limit=2 if tiny else 32 if short else 128,
+        eval_answers=0,
+        answer_tokens=4 if tiny else 12,
+    )
+    sections = [section for section in READ[args.size] if section[1] <= args.rate]
+    if args.size != "full":
+        length, _, steps = sections[-1]
+        sections[-1] = (length, args.rate, steps)
+    stages = {}
+    for number, (length, rate, steps) in enumerate(sections):
+        kind = "autoencode" if number == 0 else "instruct"
+        fields = dict(doc_max_length=length, compress_rate=rate, steps=steps)
+        fields["batch_size"] = BATCH[args.size][length > 16]
+        if args.size == "full":
+            fields |= dict(eval_every=250, accumulate=1 if length < 128 else 4)
+        passages = tuple(f"autoencode:{file}" for file in POOL)
+        if kind == "autoencode":
+            fields |= dict(train_data=passages, train_weights=(3.0, 1.0), eval_data=(f"autoencode:{HELD_OUT}",))
+            fields |= dict(scaffold=scaffold)
+        else:
+            asked = QUESTIONS if short or tiny else QUESTIONS + MORE_QUESTIONS
+            shares = (2.0,) if len(asked) == 1 else (1.4, 0.3, 0.2, 0.1)
+            if not as_text:
+                follows = () if short or tiny else (f"continue:{POOL[0]}",)
+                asked, shares = (*asked, *passages, *follows), (*shares, 0.75, 0.25, *(0.25 for _ in follows))
+            eval_data = (f"questions:{HELD_OUT}",) + (() if as_text else (f"autoencode:{HELD_OUT}",))
+            fields |= dict(train_data=asked, train_weights=shares, eval_data=eval_data)
+            if length > 16:
+                fields["eval_answers"] = 2 if tiny else 32 if short else 128
+        if number == 1 and scaffold:
+            fields |= dict(scaffold=1.0, scaffold_end=0.0, scaffold_steps=max(1, steps * 5 // 6))
+        if number == len(sections) - 1:
+            fields["schedule"] = "cosine_with_minimum"
+        if as_text and kind == "autoencode":
+            continue
+        if as_text:
+            fields |= dict(documents="text", scaffold=0.0, scaffold_end=None, scaffold_steps=None)
+        stages[f"{kind}_{length}" + (f"_{rate}" if rate > 4 else "")] = common_fields | fields
+    return stages
+
+
+def _within(folder, entry):
+    """An entry's files in a folder, behind the kind of record that it names."""
+    kind, colon, file = entry.rpartition(":")
+    return f"{kind}{colon}{os.path.join(folder, file)}"

@@ -8,7 +8,8 @@ import pytest
 
 from clara_jax.data.jsonl import data_files
 from clara_jax.errors import ClaraError
-from clara_jax.training.config import from_json, resolve, to_json
+from clara_jax.training.config import entry_kind, from_json, resolve, to_json
+from clara_jax.training.schedules import scaffold_at
 from tests.locations import ROOT, shared_data
 
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "common"))
@@ -65,26 +66,55 @@ def test_arguments_of_the_paper_configs():
 
 def test_smollm2_arguments():
     run = resolve(load("smollm2"))
-    assert [stage.name for stage in run.stages] == ["scp", "instruct", "end_to_end"]
+    assert [stage.name for stage in run.stages] == ["autoencode_16", "instruct_16", "instruct_32", "instruct_64"]
     assert all(stage.total_steps(stage.train_limit or 1) >= 24 for stage in run.stages)
-    assert (run.model.base, run.model.precision) == ("smollm2", "float32")
-    run = resolve(load("smollm2", "stages=end_to_end+scp,rate=8,size=tiny,data=/d,base=/b"))
+    assert run.model.base == "smollm2"
+    run = resolve(load("smollm2", "stages=end_to_end+scp,rate=8,size=tiny,data=/d,base=/b,seed=3"))
     assert [stage.name for stage in run.stages] == ["end_to_end", "scp"]
     assert all(2 <= stage.steps <= 4 for stage in run.stages)
-    assert (run.clara.compress_rate, run.model.base) == (8, "/b")
-    assert all(Path(file).is_relative_to("/d") for stage in run.stages for file in stage.train_data + stage.eval_data)
-    assert all(stage.epochs for stage in resolve(load("smollm2", "size=full")).stages)
+    assert (run.clara.compress_rate, run.model.base, run.seed) == (8, "/b", 3)
+    files = [entry_kind(name)[1] for stage in run.stages for name in stage.train_data + stage.eval_data]
+    assert all(Path(file).is_relative_to("/d") for file in files)
+    full = resolve(load("smollm2", "size=full,rate=16")).stages
+    assert [stage.name for stage in full[-3:]] == ["instruct_256_16", "instruct", "end_to_end"]
 
 
 @pytest.mark.parametrize("size", ["tiny", "short", "full"])
-def test_smollm2_with_documents_as_text_differs_in_nothing_else(size):
+def test_the_scaffold_of_smollm2_falls_once_and_for_all(size):
+    """At the end of the second section; without it nothing else changes."""
+    stages = resolve(load("smollm2", f"size={size}")).stages
+    ends = [scaffold_at(stage, stage.steps or 100, stage.steps or 100) for stage in stages]
+    assert (stages[0].scaffold, stages[1].scaffold) == (1, 1) and ends == [1, *[0] * (len(stages) - 1)]
+    without = resolve(load("smollm2", f"size={size},scaffold=0")).stages
+    for one, other in zip(stages, without, strict=True):
+        assert scaffold_at(other, 10, 0) == scaffold_at(other, 10, 10) == 0
+        back = {name: getattr(one, name) for name in ("scaffold", "scaffold_end", "scaffold_steps")}
+        assert dataclasses.replace(other, **back) == one
+
+
+@pytest.mark.parametrize("rate", [4, 8, 16])
+def test_the_rate_of_smollm2_is_that_of_its_last_section(rate):
+    for size in ("short", "full"):
+        run = resolve(load("smollm2", f"size={size},rate={rate},stages=read"))
+        assert run.stages[-1].compress_rate == rate
+
+
+@pytest.mark.parametrize("size", ["tiny", "short", "full"])
+def test_smollm2_with_documents_as_text_has_the_same_questions(size):
     memory, text = (resolve(load("smollm2", f"size={size},documents={documents}")) for documents in ("memory", "text"))
     assert text.clara == dataclasses.replace(memory.clara, max_length=2048)
-    for one, other in zip(memory.stages, text.stages, strict=True):
+    stages = {stage.name: stage for stage in memory.stages}
+    assert [name for name in stages if name != "autoencode_16"] == [stage.name for stage in text.stages]
+    changed = ("documents", "accumulate", "pack", "buckets", "train_data", "train_weights", "eval_data")
+    changed += ("scaffold", "scaffold_end", "scaffold_steps")
+    for other in text.stages:
+        one = stages[other.name]
         assert other.subtrees == ("lora/generator",) and other.documents == "text"
-        back = {name: getattr(one, name) for name in ("documents", "accumulate", "pack", "buckets")}
-        assert dataclasses.replace(other, **back) == one
-        assert size == "full" or one.buckets == other.buckets == 1  # the same records in every step
+        assert dataclasses.replace(other, **{name: getattr(one, name) for name in changed}) == one
+        of_text = ("autoencode", "continue")
+        for field in ("train_data", "eval_data"):
+            kept = [name for name in getattr(one, field) if entry_kind(name)[0] not in of_text]
+            assert list(getattr(other, field)) == kept
 
 
 def test_smoke_with_documents_as_text_differs_in_nothing_else():
@@ -112,8 +142,9 @@ def test_contrastive_query_reasoners_have_the_data_and_steps_of_end_to_end():
 
 def test_smollm2_finds_its_data():
     data = shared_data()
-    for stage in resolve(load("smollm2", f"data={data}")).stages:
-        assert data_files(stage.train_data, "train_data") and data_files(stage.eval_data, "eval_data")
+    for stage in resolve(load("smollm2", f"size=full,rate=16,data={data}")).stages:
+        for field in ("train_data", "eval_data"):
+            assert data_files([entry_kind(name)[1] for name in getattr(stage, field)], field)
         assert not set(stage.train_data) & set(stage.eval_data)
 
 
@@ -121,10 +152,11 @@ def test_smollm2_finds_its_data():
     "name, arg, message",
     [
         ("smollm2", "sise=tiny", "'sise=tiny': there is no such key; did you mean size?"),
-        ("smollm2", "tiny", "'tiny': write key=value; known are stages, rate, size, documents, start, data, base"),
+        ("smollm2", "tiny", "'tiny': write key=value; known are stages, rate, size, scaffold, documents, start, "),
+        ("smollm2", "scaffold=2", "scaffold=2: it must be one of 0, 1"),
         ("smollm2", "size=huge", "size=huge: it must be one of tiny, short, full"),
         ("smollm2", "documents=texts", "documents=texts: it must be one of memory, text"),
-        ("smollm2", "stages=scp+stage2", "stages=stage2: it must be one of scp, instruct, end_to_end"),
+        ("smollm2", "stages=scp+stage2", "stages=stage2: it must be one of scp, instruct, end_to_end, retrieval, read"),
         ("smollm2", "rate=x", "'rate=x': rate must be a whole number"),
         ("mistral7b_scp", "schedule=constant", "there is no such key"),
         ("mistral7b_end_to_end", "schedule=linear", "it must be one of cosine, constant"),
@@ -142,7 +174,7 @@ def test_a_rate_that_does_not_divide():
 
 
 def test_optional_fields_can_be_filled_in_later():
-    config = load("smollm2", "size=full")
+    config = load("smollm2", "size=full,stages=scp")
     config.scp.steps, config.scp.epochs, config.scp.train_limit, config.scp.trains = 3, 0.0, 10, ("lora/generator",)
     config.initial_checkpoint = "runs/a"
     run = resolve(config)

@@ -3,7 +3,7 @@
 DIR/export.json                 the method's numbers
 DIR/compressor/                 adapter_config.json, adapter_model.safetensors
 DIR/query_reasoner/, DIR/generator/
-DIR/embeddings.safetensors      whole tables, the added tokens at their end
+DIR/embeddings.safetensors      whole tables, the added tokens at their end; and the memory map of a model that has one
 DIR/tokenizer/                  with the added tokens
 """
 
@@ -24,6 +24,7 @@ from clara_jax.errors import ClaraError
 KIND = "clara_jax PEFT export"
 ABOUT, TABLES = "export.json", "embeddings.safetensors"
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+MEMORY_MAP = "memory_map."  # what the names of its vectors begin with
 _PREFIX = "base_model.model."
 
 
@@ -45,7 +46,8 @@ def write_peft(
     Args:
       about: content of ``export.json``.
       adapters: PEFT tensors by plain name (`clara_jax.checkpoints.names.export_lora`), by role.
-      tables: "model.embed_tokens.weight" and, where untied, "lm_head.weight".
+      tables: "model.embed_tokens.weight" and, where untied, "lm_head.weight"; of a memory map "memory_map.scale",
+        "memory_map.center" and "memory_map.shift".
       base: what ``base_model_name_or_path`` says.
       lora: "r", "lora_alpha", "lora_dropout" and "target_modules".
     """

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from clara_jax.data.prompts import Prompt, record_prompt
-from clara_jax.data.records import RANKING_STAGES, STAGES, Record
+from clara_jax.data.records import ALL_STAGES, RANKING_STAGES, TEXT_STAGES, Record
 from clara_jax.data.tokenization import FRAME, IGNORED, SLICE, ClaraTokenizer, EncodedPrompt
 from clara_jax.errors import ClaraError
 
@@ -84,8 +84,9 @@ class Encoding:
     """How records become tokens; whoever keeps tokens keeps them under this.
 
     Attributes:
-      stage: "scp" (one document, one slot), "instruct" (up to k documents, a slot each), "end_to_end" or "retrieval"
-        (up to ``candidates`` documents, min(k, documents) slots).
+      stage: "scp", "autoencode" or "continue" (one document, one slot), "instruct" (up to k documents, a slot each),
+        "end_to_end" or "retrieval" (up to ``candidates`` documents, min(k, documents) slots). What a prompt says goes
+        by the record's kind: a stage may learn from records of several.
       k: documents in the prompt.
       candidates: D of end_to_end and retrieval; None: all documents of each record.
       seed: chooses the instructions of paraphrases.
@@ -110,15 +111,17 @@ class Encoding:
     def __post_init__(self):
         if self.documents not in DOCUMENTS:
             raise ClaraError(f"documents {self.documents!r} must be one of {', '.join(DOCUMENTS)}")
-        if self.stage not in STAGES:
-            raise ClaraError(f"stage {self.stage!r} is unknown; it must be one of {', '.join(STAGES)}")
+        if self.stage not in ALL_STAGES:
+            raise ClaraError(f"stage {self.stage!r} is unknown; it must be one of {', '.join(ALL_STAGES)}")
         if self.k < 1 or (self.candidates is not None and self.candidates < 1):
             raise ClaraError(f"k is {self.k} and candidates is {self.candidates}; both must be at least 1")
 
     @property
     def limit(self) -> int | None:
         """Documents of a record."""
-        return {"scp": 1, "instruct": self.k}.get(self.stage, self.candidates if self.ranks else self.k)
+        if self.stage == "scp" or self.stage in TEXT_STAGES:
+            return 1
+        return self.candidates if self.ranks else self.k
 
     @property
     def ranks(self) -> bool:

@@ -13,7 +13,7 @@ from clara_jax.data.batches import Batch, collate, plan_shapes
 from clara_jax.data.builders.source import RecordSource
 from clara_jax.data.encoding import Encoding, encode_records
 from clara_jax.data.jsonl import data_files
-from clara_jax.data.records import STAGES, Record, read_records
+from clara_jax.data.records import ALL_STAGES, Record, read_records
 from clara_jax.data.tokenization import IGNORED, ClaraTokenizer
 from clara_jax.errors import ClaraError
 
@@ -22,7 +22,7 @@ LEARNED = ("\N{LEFT DOUBLE ANGLE BRACKET}", "\N{RIGHT DOUBLE ANGLE BRACKET}")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``inspect``."""
-    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("stage", choices=ALL_STAGES)
     parser.add_argument("data", help="a JSONL file, or a data set's directory (its training records)")
     parser.add_argument("--number", type=int, default=0, metavar="N", help="which record, counted from 0 (default 0)")
     parser.add_argument("--tokenizer", default="smollm2", metavar="NAME", help="a base model (default smollm2)")

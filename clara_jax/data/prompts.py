@@ -18,6 +18,7 @@ from clara_jax.errors import ClaraError
 
 PROMPT_VERSION = "1"
 
+MANY_DOCUMENTS = ("instruct", "end_to_end", "retrieval")  # stages whose prompts hold up to k documents
 MARKERS = ("<AE>", "<ENC>", "<SEP>")  # tokens added behind the memory tokens, in this order
 
 QUESTION_SYSTEM = (
@@ -59,7 +60,14 @@ class Memory:
     slot: int
 
 
-Segment = str | Memory
+@dataclasses.dataclass(frozen=True)
+class Marker:
+    """The place of one of the `MARKERS` in a prompt, by name."""
+
+    name: str
+
+
+Segment = str | Memory | Marker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,11 +78,14 @@ class Prompt:
       system: the system message.
       user: the user message, text and memories in order.
       target: the assistant's message; None to have it generated.
+      bare: no chat: what the user message holds, the target and the end token follow each other, without a template,
+        which would cost more tokens than a short text has. There is no system message.
     """
 
     system: str
     user: tuple[Segment, ...]
     target: str | None = None
+    bare: bool = False
 
 
 def question(
@@ -114,6 +125,16 @@ def paraphrase(target: str | None, instruction: str, documents: int | Sequence[s
     return Prompt(PARAPHRASE_SYSTEM, (before, *_background(documents), after), target)
 
 
+def autoencode(target: str | None, documents: int | Sequence[str] = 1) -> Prompt:
+    """A document written out from its memories, after the marker that the released models have for it."""
+    return Prompt("", (*_background(documents), Marker("<AE>")), target, bare=True)
+
+
+def continuation(target: str | None, documents: int | Sequence[str] = 1) -> Prompt:
+    """What follows a document, from its memories."""
+    return Prompt("", _background(documents), target, bare=True)
+
+
 def paraphrase_instruction(record: Record, seed: int = 0) -> str:
     """One of `PARAPHRASE_INSTRUCTIONS`, the same for the same document, target and seed wherever it lies."""
     digest = hashlib.blake2b(repr((seed, record.documents, record.answers)).encode(), digest_size=8).digest()
@@ -121,20 +142,25 @@ def paraphrase_instruction(record: Record, seed: int = 0) -> str:
 
 
 def record_prompt(record: Record, stage: str, k: int, seed: int = 0, texts: Sequence[str] | None = None) -> Prompt:
-    """The training prompt of a record.
+    """The training prompt of a record, which goes by its kind.
 
     Args:
-      stage: "scp", "instruct", "end_to_end" or "retrieval".
+      stage: one of `clara_jax.data.records.ALL_STAGES`.
       k: memory slots in the prompt, fewer where the record has fewer documents; scp has one.
       seed: chooses the instruction of a paraphrase.
       texts: stand in the prompt instead of memories.
     """
-    slots = 1 if stage == "scp" else min(k, len(record.documents))
+    slots = 1 if stage not in MANY_DOCUMENTS else min(k, len(record.documents))
     documents = slots if texts is None else texts
-    if stage != "scp":
-        return question(record.questions[0], documents, record.answers[0])
-    if record.kind == "paraphrase":
-        return paraphrase(record.answers[0], paraphrase_instruction(record, seed), documents)
+    match record.kind:
+        case "question":
+            return question(record.questions[0], documents, record.answers[0])
+        case "paraphrase":
+            return paraphrase(record.answers[0], paraphrase_instruction(record, seed), documents)
+        case "autoencode":
+            return autoencode(record.answers[0], documents)
+        case "continue":
+            return continuation(record.answers[0], documents)
     return scp_qa(record.questions, record.answers, documents)
 
 

@@ -3,6 +3,8 @@
 The fields are those of the released training data (released checkpoint format, "Training records"):
 
 - scp: ``data_type`` ("qa" or "paraphrase"), ``question``, ``answers``, one document in ``docs``;
+- autoencode, continue: a passage, in ``text`` or as the one document in ``docs``; of continue a document in ``docs``
+  with what follows it in ``answer``, too;
 - instruct, end_to_end, retrieval: ``question``, ``docs``, ``answer``, and optionally ``gold_answer``, ``pos_index``,
   ``qid``.
 
@@ -22,6 +24,8 @@ from clara_jax.data.jsonl import Rejects, checked_utf8, json_kind, parse_lines
 from clara_jax.errors import ClaraError
 
 STAGES = ("scp", "instruct", "end_to_end", "retrieval")
+TEXT_STAGES = ("autoencode", "continue")  # they learn from text alone
+ALL_STAGES = (*STAGES, *TEXT_STAGES)
 RANKING_STAGES = ("end_to_end", "retrieval")  # a question ranks candidates
 DOCUMENT_FIELDS = ("docs", "context", "content")
 ANSWER_FIELDS = ("answer", "answers", "golden_answers", "gold_answer")
@@ -33,11 +37,13 @@ class Record:
     """One line of a file.
 
     Attributes:
-      kind: "qa" (scp: questions answered in turn), "paraphrase" (scp) or "question" (all other stages).
-      documents: at least one; exactly one for scp.
-      questions: qa: one or more; question: one; paraphrase: none.
-      answers: what is learned: qa: one per question; paraphrase: the text; question: the target. Empty only where
-        none was asked for, see `parse_record`.
+      kind: "qa" (scp: questions answered in turn), "paraphrase" (scp), "autoencode" and "continue" (of the stages of
+        these names), or "question" (all other stages).
+      documents: at least one; exactly one for scp, autoencode and continue.
+      questions: qa: one or more; question: one; none for the others.
+      answers: what is learned: qa: one per question; paraphrase: the text; question: the target; autoencode: the
+        document; continue: what follows it. Empty only where none was asked for, see `parse_record`, and of a passage
+        that is not divided yet (see `clara_jax.data.windows`).
       gold_answers: every reference an answer may be compared with; empty where ``answers`` is.
       positives: sorted indices into ``documents``; empty where none is known.
       where: "file.jsonl:17", for messages.
@@ -64,7 +70,7 @@ def read_records(
 
     Args:
       paths: JSONL files, UTF-8, also compressed (``.gz``, ``.zst``), local or remote. Blank lines are allowed.
-      stage: "scp", "instruct", "end_to_end" or "retrieval".
+      stage: one of `ALL_STAGES`.
       limit: stop after this many records; lines after them are not looked at.
       rejects: takes the lines that are not records of this stage; None: the first one is an error.
 
@@ -72,8 +78,8 @@ def read_records(
       ClaraError: a file that cannot be read or holds no record, a line that is not a record of this stage, a retrieval
         file none of whose records names a positive document.
     """
-    if stage not in STAGES:
-        raise ClaraError(f"stage {stage!r} is unknown; it must be one of {', '.join(STAGES)}")
+    if stage not in ALL_STAGES:
+        raise ClaraError(f"stage {stage!r} is unknown; it must be one of {', '.join(ALL_STAGES)}")
     files = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     if not files:
         raise ClaraError("no data file is named; name at least one JSONL file")
@@ -123,6 +129,8 @@ def parse_record(fields: Any, stage: str, where: str, answered: bool = True) -> 
         raise ClaraError(f"{where}: the line holds {json_kind(fields)}; each line must be a JSON object")
     if not answered:
         fields = {name: value for name, value in fields.items() if name not in ANSWER_FIELDS or not _is_blank(value)}
+    if stage in TEXT_STAGES:
+        return _passage(fields, stage, where)
     documents = parse_documents(fields, where)
     positives = _positives(fields, len(documents), where)
     name = fields.get("qid")
@@ -151,6 +159,24 @@ def _scp(fields: Mapping, stage: str, where: str, answered: bool):
             "write one answer for each question"
         )
     return kind, questions, answers, answers
+
+
+def _passage(fields: Mapping, stage: str, where: str) -> Record:
+    """A passage, whole, or divided into a document and what follows it."""
+    if fields.get("text") is not None:
+        documents = (_text(fields["text"], '"text"', where),)
+    elif any(fields.get(name) is not None for name in DOCUMENT_FIELDS):
+        documents = parse_documents(fields, where)
+    else:
+        raise ClaraError(f'{where}: "text" is missing; a record of the stage {stage} is a passage')
+    if len(documents) != 1:
+        raise ClaraError(f'{where}: "docs" holds {len(documents)} documents; a record of the stage {stage} has one')
+    answers = documents
+    if stage == "continue":
+        answers = _answers(fields, where, False)[1] if fields.get("text") is None else ()
+        if len(answers) > 1:
+            raise ClaraError(f"{where}: there are {len(answers)} answers; a document is continued in one way")
+    return Record(stage, documents, (), answers, answers, (), where, where)
 
 
 def _question(fields: Mapping, stage: str, where: str, answered: bool):

@@ -19,7 +19,7 @@ import jinja2
 import numpy as np
 from transformers import AddedToken, PreTrainedTokenizerFast
 
-from clara_jax.data.prompts import MARKERS, Memory, Prompt
+from clara_jax.data.prompts import MARKERS, Marker, Memory, Prompt
 from clara_jax.errors import ClaraError
 
 IGNORED = -100  # label of a position that carries no loss
@@ -125,6 +125,34 @@ class ClaraTokenizer:
         changed = copy.copy(self)
         changed.max_length = max_length
         return changed
+
+    def with_memories(self, doc_max_length: int, memory_tokens: int) -> ClaraTokenizer:
+        """The same tokenizer for documents of another longest length and another number of memory tokens.
+
+        Raises:
+          ClaraError: another number of memory tokens where these are different tokens.
+        """
+        if self.different_mem_tokens and memory_tokens != self.memory_tokens:
+            raise ClaraError(
+                f"{memory_tokens} memory tokens instead of {self.memory_tokens}: they are different tokens; only with "
+                "one token for all places (different_mem_tokens = false) can their number change"
+            )
+        changed = copy.copy(self)
+        changed.doc_max_length, changed.memory_tokens = doc_max_length, memory_tokens
+        changed._memory_names = [self._memory_names[j % len(self._memory_names)] for j in range(memory_tokens)]
+        changed.memory_text = "".join(changed._memory_names) + "<SEP>"
+        changed.memory_ids = tuple(self.special_ids[name] for name in changed._memory_names)
+        return changed
+
+    def offsets(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """Where each token of each text begins and ends in it, in characters. Texts are taken as they are: make them
+        `plain` before."""
+        backend = self._tokenizer.backend_tokenizer
+        result = []
+        for start in range(0, len(texts), SLICE):
+            batch = backend.encode_batch(list(texts[start : start + SLICE]), add_special_tokens=False)
+            result += [encoding.offsets for encoding in batch]
+        return result
 
     def _add_tokens(self) -> None:
         names = [f"<MEM{j}>" for j in range(self.memory_tokens)] if self.different_mem_tokens else ["<MEM>"]
@@ -334,6 +362,8 @@ class ClaraTokenizer:
 
     def _render(self, prompt: Prompt, target: str | None) -> str:
         system, user = self.plain(prompt.system), self._user_text(prompt)
+        if prompt.bare:
+            return user if target is None else f"{user}{self.plain(target)}{self._tokenizer.eos_token}"
         if self._takes_system:
             messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
         else:
@@ -348,11 +378,11 @@ class ClaraTokenizer:
             ) from error
 
     def _user_text(self, prompt: Prompt) -> str:
-        """Memories become their tokens, all else is made plain; neighbouring texts first become one."""
+        """Memories and markers become their tokens, all else is made plain; neighbouring texts first become one."""
         result, text = [], ""
         for segment in prompt.user:
-            if isinstance(segment, Memory):
-                result += [self.plain(text), self.memory_text]
+            if isinstance(segment, Memory | Marker):
+                result += [self.plain(text), self.memory_text if isinstance(segment, Memory) else segment.name]
                 text = ""
             else:
                 text += segment

@@ -19,6 +19,7 @@ from clara_jax.model.lora import Dropout
 from clara_jax.model.transformer import LOOKED_AT, REMAT_POLICIES, Transformer, positions_of
 
 ROLES = ("compressor", "query_reasoner", "generator")
+MEMORY_MAPS = (STATE, AFFINE) = ("state", "affine")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,8 @@ class ClaraConfig:
       compress_rate: tokens of a full document per memory vector; M = doc_max_length / compress_rate.
       lora_rank, lora_alpha, lora_dropout: of each of the three adapters; alpha defaults to twice the rank.
       different_mem_tokens: M different memory tokens, or one token M times.
+      memory_map: what a memory is: "state", the last-layer state at its memory token (the paper, released models), or
+        "affine", an affine map of it, one scale, center and shift per channel (see `clara_jax.method.compressor`).
       max_length: longest prompt with its answer, in tokens.
       missing_bos: for a tokenizer without bos or eos, "omit" it, or do as the released code and take the first
         "memory_token".
@@ -41,6 +44,7 @@ class ClaraConfig:
     lora_alpha: float | None = None
     lora_dropout: float = 0.1
     different_mem_tokens: bool = True
+    memory_map: str = "state"
     max_length: int = 1024
     missing_bos: str = "omit"
 
@@ -61,6 +65,8 @@ class ClaraConfig:
             raise ClaraError(f"lora_alpha is {self.lora_alpha!r}; it must be positive")
         if not 0 <= self.lora_dropout < 1:
             raise ClaraError(f"lora_dropout is {self.lora_dropout!r}; it must be at least 0 and below 1")
+        if self.memory_map not in MEMORY_MAPS:
+            raise ClaraError(f"memory_map is {self.memory_map!r}; it must be one of {', '.join(MEMORY_MAPS)}")
         if self.missing_bos not in ("omit", "memory_token"):
             raise ClaraError(f'missing_bos is {self.missing_bos!r}; it must be "omit" or "memory_token"')
 

@@ -1,7 +1,21 @@
-"""The compressor: M last-layer states stand for a document (section 2.2)."""
+"""The compressor: M memory vectors stand for a document (section 2.2).
+
+In the paper a memory is the last-layer state h_j at its memory token. A model with a *memory map* (`ClaraConfig.
+memory_map` "affine", absent by default) gives the generator an affine image of that state, and may learn to do so on a
+*scaffold* that is taken away again:
+
+    m_j = s ⊙ (h_j - c) + b + β (pool_j - b)
+
+pool_j is the mean input embedding of the j-th of M even runs of the document's tokens (token p of n belongs to run
+p M // n); s, c and b [E] are trained. A stage lets β fall from 1 to 0 (`StageConfig.scaffold`); in use β is 0.
+A small model does not learn to read last-layer states by itself, but it reads pooled embeddings at once, and goes on
+reading while the states take their place (docs/reading.md).
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,13 +23,15 @@ import jax.numpy as jnp
 
 from clara_jax.method.clara import ClaraModel
 from clara_jax.model.sharding import reshape_rows
+from clara_jax.model.transformer import positions_of
 
 
 class Encoded(NamedTuple):
     """What the compressor or the query reasoner makes of N texts; of N rows of S texts where rows hold several."""
 
-    memory: jax.Array  # [N, M, E] or [N, S, M, E], the last-layer states at the memory tokens
-    text_mean: jax.Array  # float32 [N, E] or [N, S, E], the mean of those at the text's tokens; 0 where there are none
+    memory: jax.Array  # [N, M, E] or [N, S, M, E], the memories
+    text_mean: jax.Array  # float32 [N, E] or [N, S, E], the mean last-layer state at the text's tokens; 0 without any
+    memory_mean: jax.Array  # float32, shaped alike, that at the memory tokens
 
 
 def encode(
@@ -26,6 +42,7 @@ def encode(
     mask: jax.Array,
     keys: jax.Array | None = None,
     memory_at: jax.Array | None = None,
+    scaffold: float | jax.Array = 0.0,
 ) -> Encoded:
     """Reads texts, each followed by the M memory tokens.
 
@@ -36,30 +53,125 @@ def encode(
         number of the text, from 1, and 0 where nothing is attended.
       keys: PRNG keys [N], or [N, S], for dropout; None without.
       memory_at: int32 [N, S, M], where the memory tokens of each of a row's texts stand; -1 for an absent one.
+      scaffold: β, of models with a memory map. The number 0 leaves its computation out.
     """
     x = model.embed(params, ids)
     states, _ = model.forward(params, role, x, mask, dropout=model.dropout(keys, mask))
-    return read_states(states, mask, model.clara.memory_tokens, memory_at)
+    encoded = read_states(states, mask, model.clara.memory_tokens, memory_at)
+    if "map" not in params["tokens"]:
+        return encoded
+    pooled = None
+    if not (isinstance(scaffold, float) and scaffold == 0):
+        pooled = pool_runs(x, mask, model.clara.memory_tokens, memory_at)
+    memory = map_memory(params["tokens"]["map"], encoded.memory, pooled, scaffold)
+    return encoded._replace(memory=memory.astype(states.dtype))
 
 
 def read_states(states: jax.Array, mask: jax.Array, memory_tokens: int, memory_at: jax.Array | None = None) -> Encoded:
-    """`Encoded` of the last-layer states [N, T, E]; ``mask`` and ``memory_at`` as for `encode`."""
+    """`Encoded` of the last-layer states [N, T, E], which are the memories; ``mask`` and ``memory_at`` as for
+    `encode`."""
     wide = states.astype(jnp.float32)
     if memory_at is None:
         text_mask = mask[:, :-memory_tokens, None]
         total = jnp.sum(jnp.where(text_mask, wide[:, :-memory_tokens], 0), axis=1)
-        return Encoded(states[:, -memory_tokens:], total / jnp.maximum(jnp.sum(text_mask, axis=1), 1))
-    count = memory_at.shape[1]
-    at = reshape_rows(memory_at, -1)
-    memory = reshape_rows(jnp.take_along_axis(states, at[..., None], axis=1), *memory_at.shape[1:], states.shape[-1])
-    is_memory = jnp.any(at[..., None] == jnp.arange(mask.shape[1]), axis=1)
-    member = (mask[..., None] == jnp.arange(1, count + 1)) & ~is_memory[..., None]  # [N, T, S]
-    total = jnp.einsum("NTS,NTE->NSE", member.astype(jnp.float32), wide, precision="highest")
-    return Encoded(memory, total / jnp.maximum(jnp.sum(member, axis=1), 1)[..., None])
+        text_mean = total / jnp.maximum(jnp.sum(text_mask, axis=1), 1)
+        memory = states[:, -memory_tokens:]
+    else:
+        at = reshape_rows(memory_at, -1)
+        memory = jnp.take_along_axis(states, at[..., None], axis=1)
+        memory = reshape_rows(memory, *memory_at.shape[1:], states.shape[-1])
+        member = _members(mask, memory_at)
+        total = jnp.einsum("NTS,NTE->NSE", member.astype(jnp.float32), wide, precision="highest")
+        text_mean = total / jnp.maximum(jnp.sum(member, axis=1), 1)[..., None]
+    return Encoded(memory, text_mean, jnp.mean(memory.astype(jnp.float32), axis=-2))
+
+
+def map_memory(
+    parameters: Mapping[str, jax.Array],
+    states: jax.Array,
+    pooled: tuple[jax.Array, jax.Array] | None = None,
+    scaffold: float | jax.Array = 0.0,
+) -> jax.Array:
+    """m_j = s ⊙ (h_j - c) + b + β (pool_j - b), in float32.
+
+    Args:
+      parameters: the memory map: "scale" s, "center" c, "shift" b, float32 [E].
+      states: h, the last-layer states at the memory tokens, [..., M, E].
+      pooled: what `pool_runs` gives for the same texts; None without a scaffold. An empty run adds nothing.
+      scaffold: β.
+    """
+    scale, center, shift = (parameters[name] for name in ("scale", "center", "shift"))
+    memory = scale * (states.astype(jnp.float32) - center) + shift
+    if pooled is None:
+        return memory
+    pool, found = pooled
+    return memory + scaffold * jnp.where(found, pool - shift, 0)
+
+
+def pool_runs(
+    x: jax.Array, mask: jax.Array, memory_tokens: int, memory_at: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Mean input embedding of each of the M even runs of a text's tokens.
+
+    Args:
+      x: embeddings [N, T, E] of texts and memory tokens; ``mask`` and ``memory_at`` as for `encode`.
+
+    Returns:
+      float32 [N, M, E], or [N, S, M, E]; and whether a run holds a token, bool [N, M, 1] or [N, S, M, 1].
+    """
+    # A text's tokens come first in their sequence: their places count from 0.
+    places = positions_of(mask)
+    if memory_at is None:
+        text = mask & (jnp.arange(mask.shape[1]) < mask.shape[1] - memory_tokens)
+        length = jnp.sum(text, axis=1, keepdims=True)
+        sequence, shape = 0, (memory_tokens,)
+    else:
+        member = _members(mask, memory_at)
+        text = jnp.any(member, axis=-1)
+        sequence, shape = jnp.maximum(mask - 1, 0), memory_at.shape[1:]
+        length = jnp.take_along_axis(jnp.sum(member, axis=1), sequence, axis=1)
+    run = sequence * memory_tokens + places * memory_tokens // jnp.maximum(length, 1)
+    belongs = text[..., None] & (run[..., None] == jnp.arange(math.prod(shape)))  # [N, T, S · M]
+    total = jnp.einsum("NTP,NTE->NPE", belongs.astype(jnp.float32), x.astype(jnp.float32), precision="highest")
+    count = jnp.sum(belongs, axis=1)[..., None]
+    pooled, found = total / jnp.maximum(count, 1), count > 0
+    return (pooled, found) if memory_at is None else (reshape_rows(pooled, *shape, -1), reshape_rows(found, *shape, 1))
+
+
+def calibrated_map(
+    states: jax.Array, pooled: tuple[jax.Array, jax.Array], valid: jax.Array, strength: float
+) -> dict[str, jax.Array]:
+    """Where a memory map starts: memories then lie where pooled input embeddings do.
+
+    Args:
+      states: [N, M, E], last-layer states at memory tokens.
+      pooled: of the same texts, see `pool_runs`.
+      valid: bool [N], which texts exist.
+      strength: s is this share of the ratio of the two spreads, channel by channel: little where a scaffold stands
+        beside it, 1 where nothing does.
+
+    Returns:
+      the map's leaves, float32 [E]: the mean of the states as its center, the mean of the pooled embeddings as its
+      shift.
+    """
+    pool, found = pooled
+    counted = found & valid[:, None, None]
+
+    def mean_and_spread(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        count = jnp.maximum(jnp.sum(counted), 1)
+        mean = jnp.sum(jnp.where(counted, x, 0), axis=(0, 1)) / count
+        variance = jnp.sum(jnp.where(counted, jnp.square(x - mean), 0), axis=(0, 1)) / count
+        return mean, jnp.sqrt(variance)
+
+    center, spread = mean_and_spread(states.astype(jnp.float32))
+    shift, wanted = mean_and_spread(pool)
+    return {"scale": strength * wanted / jnp.maximum(spread, 1e-6), "center": center, "shift": shift}
 
 
 def alignment_loss(encoded: Encoded, valid: jax.Array, reduction: str = "mean") -> jax.Array:
     """L_MSE of each document: the squared distance between the mean text state and the mean memory state (section 2.2).
+
+    Both are means of last-layer states, whatever map follows.
 
     Args:
       valid: bool [N] or [N, S], which documents are present.
@@ -68,6 +180,13 @@ def alignment_loss(encoded: Encoded, valid: jax.Array, reduction: str = "mean") 
     Returns:
       float32, shaped as ``valid``; 0 where a document is absent.
     """
-    squares = jnp.square(encoded.text_mean - jnp.mean(encoded.memory.astype(jnp.float32), axis=-2))
+    squares = jnp.square(encoded.text_mean - encoded.memory_mean)
     distance = {"mean": jnp.mean, "sum": jnp.sum}[reduction](squares, axis=-1)
     return jnp.where(valid, distance, 0)
+
+
+def _members(mask: jax.Array, memory_at: jax.Array) -> jax.Array:
+    """bool [N, T, S]: which token belongs to which of a row's texts, memory tokens to none."""
+    at = reshape_rows(memory_at, -1)
+    is_memory = jnp.any(at[..., None] == jnp.arange(mask.shape[1]), axis=1)
+    return (mask[..., None] == jnp.arange(1, memory_at.shape[1] + 1)) & ~is_memory[..., None]

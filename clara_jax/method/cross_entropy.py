@@ -16,19 +16,23 @@ from clara_jax.model.sharding import reshape_rows
 LOGITS_BYTES = 2**28  # of a device's logits, float32, that exist at one time
 
 Sums = tuple[jax.Array, jax.Array]  # the loss, and how many tokens the greedy choice gets right; float32 []
+Chunk = tuple[jax.Array, jax.Array, jax.Array | None]  # states, labels and weights of some positions
 
 
-def language_model_loss(model: ClaraModel, params: Any, states: jax.Array, labels: jax.Array) -> Sums:
-    """Negative log-likelihood of the targets: -Σ_t log p(a_t | I, M, a_<t), summed over all labelled tokens (L_CE).
+def language_model_loss(
+    model: ClaraModel, params: Any, states: jax.Array, labels: jax.Array, weights: jax.Array | None = None
+) -> Sums:
+    """Negative log-likelihood of the targets: -Σ_t w_t log p(a_t | I, M, a_<t), summed over all labelled tokens (L_CE).
 
     Args:
       states: [B, A, E], the generator's last-layer states at the positions before the labels'.
       labels: int32 [B, A], `IGNORED` where there is no loss.
+      weights: float32 [B, A], w; constants, not differentiated. None is 1 everywhere.
 
     Returns:
       the sum, and the number of labelled tokens that the greedy choice gets right.
     """
-    return _loss(model, _head(model, params), states, labels)
+    return _loss(model, _head(model, params), states, labels, weights)
 
 
 def token_log_likelihoods(model: ClaraModel, params: Any, states: jax.Array, labels: jax.Array) -> jax.Array:
@@ -36,8 +40,9 @@ def token_log_likelihoods(model: ClaraModel, params: Any, states: jax.Array, lab
     Not to be differentiated: its backward pass would make the logits of all chunks again."""
     head = _head(model, params)
 
-    def of_chunk(_: None, chunk: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
-        return None, -_token_losses(model, head, *chunk)[0]
+    def of_chunk(_: None, chunk: Chunk) -> tuple[None, jax.Array]:
+        states, labels, _ = chunk
+        return None, -_token_losses(model, head, states, labels)[0]
 
     _, chunks = jax.lax.scan(of_chunk, None, _chunks(head, states, labels))
     return reshape_rows(chunks.swapaxes(0, 1), -1)[:, : labels.shape[1]]
@@ -77,17 +82,18 @@ def _parts(x: jax.Array) -> int:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _loss(model: ClaraModel, head: Any, states: jax.Array, labels: jax.Array) -> Sums:
-    def add(sums: Sums, chunk: tuple[jax.Array, jax.Array]) -> tuple[Sums, None]:
+def _loss(model: ClaraModel, head: Any, states: jax.Array, labels: jax.Array, weights: jax.Array | None) -> Sums:
+    def add(sums: Sums, chunk: Chunk) -> tuple[Sums, None]:
         return jax.tree.map(jnp.add, sums, _chunk_loss(model, head, *chunk)), None
 
-    return jax.lax.scan(add, (jnp.float32(0), jnp.float32(0)), _chunks(head, states, labels))[0]
+    return jax.lax.scan(add, (jnp.float32(0), jnp.float32(0)), _chunks(head, states, labels, weights))[0]
 
 
-def _loss_and_gradients(model: ClaraModel, head: Any, states: Any, labels: Any) -> tuple[Sums, Any]:
+def _loss_and_gradients(model: ClaraModel, head: Any, states: Any, labels: Any, weights: Any) -> tuple[Sums, Any]:
     """The sums, and the loss's gradients with respect to the states and what is trained of the head."""
     leaves, structure = jax.tree.flatten(head)
     values, states, labels = [leaf.value for leaf in leaves], states.value, labels.value
+    weights = None if weights is None else weights.value
     trained = [leaf.value for leaf in leaves if leaf.perturbed]
 
     def rebuild(trained: list[jax.Array], rest: list[Any]) -> Any:
@@ -96,15 +102,16 @@ def _loss_and_gradients(model: ClaraModel, head: Any, states: Any, labels: Any) 
             [next(new) if leaf.perturbed else old for leaf, old in zip(leaves, rest, strict=True)]
         )
 
-    def chunk_loss(trained: list[jax.Array], states: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return _chunk_loss(model, rebuild(trained, values), states, labels)
+    def chunk_loss(trained: list[jax.Array], *chunk: jax.Array | None) -> Sums:
+        return _chunk_loss(model, rebuild(trained, values), *chunk)
 
-    def add(carry: Any, chunk: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
+    def add(carry: Any, chunk: Chunk) -> tuple[Any, jax.Array]:
         sums, (of_trained, of_states) = jax.value_and_grad(chunk_loss, (0, 1), has_aux=True)(trained, *chunk)
         return jax.tree.map(jnp.add, carry, (sums, of_trained)), of_states
 
     zeros = ((jnp.float32(0), jnp.float32(0)), jax.tree.map(jnp.zeros_like, trained))
-    (sums, of_trained), of_states = jax.lax.scan(add, zeros, _chunks(structure.unflatten(values), states, labels))
+    chunks = _chunks(structure.unflatten(values), states, labels, weights)
+    (sums, of_trained), of_states = jax.lax.scan(add, zeros, chunks)
     of_states = reshape_rows(of_states.swapaxes(0, 1), -1, states.shape[2])[:, : states.shape[1]]
     return sums, (rebuild(of_trained, [None] * len(leaves)), of_states)
 
@@ -114,24 +121,31 @@ def _scale(model: ClaraModel, gradients: Any, cotangents: Any) -> Any:
     if isinstance(of_loss, SymbolicZero):
         of_loss = jnp.float32(0)
     of_head, of_states = jax.tree.map(lambda x: (x * of_loss).astype(x.dtype), gradients)
-    return of_head, of_states, None
+    return of_head, of_states, None, None
 
 
 _loss.defvjp(_loss_and_gradients, _scale, symbolic_zeros=True)
 
 
-def _chunks(head: Any, states: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _chunks(head: Any, states: jax.Array, labels: jax.Array, weights: jax.Array | None = None) -> Chunk:
     """[B, A, ...] -> [chunks, B, A of a chunk, ...]; the last is filled up with positions that count for nothing."""
     (base,) = head["base"].values()
     length = chunk_length(states, base["table"])
     room = ((0, 0), (0, -labels.shape[1] % length))
     states, labels = jnp.pad(states, (*room, (0, 0))), jnp.pad(labels, room, constant_values=IGNORED)
-    return tuple(reshape_rows(x, -1, length, *x.shape[2:]).swapaxes(0, 1) for x in (states, labels))
+    weights = None if weights is None else jnp.pad(weights, room)
+
+    def cut(x: jax.Array) -> jax.Array:
+        return reshape_rows(x, -1, length, *x.shape[2:]).swapaxes(0, 1)
+
+    return jax.tree.map(cut, (states, labels, weights))
 
 
-def _chunk_loss(model: ClaraModel, head: Any, states: jax.Array, labels: jax.Array) -> Sums:
+def _chunk_loss(
+    model: ClaraModel, head: Any, states: jax.Array, labels: jax.Array, weights: jax.Array | None = None
+) -> Sums:
     loss, right = _token_losses(model, head, states, labels)
-    return jnp.sum(loss), jnp.sum(right, dtype=jnp.float32)
+    return jnp.sum(loss if weights is None else weights * loss), jnp.sum(right, dtype=jnp.float32)
 
 
 def _token_losses(model: ClaraModel, head: Any, states: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,7 +1,8 @@
 """The parameters of a CLaRa model as one tree, and the choice of subtrees that a stage trains.
 
-``{"base": ..., "lora": {"compressor", "query_reasoner", "generator"}, "tokens": {"memory", "markers"[, "output"]}}``.
-A subtree has a path, ``lora/generator`` or ``tokens/memory``; everything under it belongs to it.
+``{"base": ..., "lora": {"compressor", "query_reasoner", "generator"}, "tokens": {"memory", "markers"[, "output"][,
+"map"]}}``; "map" is the memory map ``{"scale", "center", "shift"}`` of a model that has one. A subtree has a path,
+``lora/generator`` or ``tokens/memory``; everything under it belongs to it.
 """
 
 from __future__ import annotations
@@ -14,22 +15,26 @@ import jax.numpy as jnp
 
 from clara_jax.data.prompts import MARKERS
 from clara_jax.errors import ClaraError
-from clara_jax.method.clara import ROLES, ClaraConfig
+from clara_jax.method.clara import AFFINE, ROLES, ClaraConfig
 from clara_jax.model.config import ModelConfig
-from clara_jax.model.declare import declare_added_rows, declare_base, declare_lora, initialise
+from clara_jax.model.declare import declare_added_rows, declare_affine, declare_base, declare_lora, initialise
 
 Params = Mapping[str, Any]
+MAP = "tokens/map"  # the one subtree that a model may lack
 # What a document's memory depends on. Where a stage trains none of it, documents can be compressed once.
-COMPRESSOR = ("base", "lora/compressor", "tokens/memory", "tokens/markers")
+COMPRESSOR = ("base", "lora/compressor", "tokens/memory", "tokens/markers", MAP)
 
 
 def declare(config: ModelConfig, clara: ClaraConfig, base_dtype: Any = jnp.bfloat16) -> Params:
     """The declaration tree of all parameters."""
     memory = clara.memory_tokens if clara.different_mem_tokens else 1
+    tokens = declare_added_rows(config, memory, len(MARKERS))
+    if clara.memory_map == AFFINE:
+        tokens |= {"map": declare_affine(config.width)}
     return {
         "base": declare_base(config, base_dtype),
         "lora": {role: declare_lora(config, clara.lora_rank) for role in ROLES},
-        "tokens": declare_added_rows(config, memory, len(MARKERS)),
+        "tokens": tokens,
     }
 
 
@@ -52,7 +57,8 @@ def initialise_adapters(
         return jax.reshard(jnp.mean(table, 0) + jnp.std(table, 0) * unit, jax.P(None, None))
 
     with jax.set_mesh(mesh):
-        for name, rows in fresh["tokens"].items():
+        for name in [name for name in fresh["tokens"] if name != "map"]:
+            rows = fresh["tokens"][name]
             fresh["tokens"][name] = like(rows, base["lm_head" if name == "output" else "embed"]["table"])
     return {"base": base, **fresh}
 
@@ -82,14 +88,14 @@ def split(params: Params, subtrees: Iterable[str]) -> tuple[dict[str, Any], dict
     """Params -> (those under the named subtrees, the rest), both as flat dicts by path.
 
     Raises:
-      ClaraError: a subtree that does not exist.
+      ClaraError: a subtree that does not exist. A model may be without a memory map: `MAP` then names nothing.
     """
     leaves, subtrees = flatten(params), tuple(subtrees)
     for name in subtrees:
-        if not any(_under(path, name) for path in leaves):
+        if name != MAP and not any(_under(path, name) for path in leaves):
             raise ClaraError(
-                f"trains: there is no subtree {name!r} in the parameters; known: base, lora/<role>, tokens/memory "
-                "and what lies below them"
+                f"trains: there is no subtree {name!r} in the parameters; known: base, lora/<role>, tokens/memory, "
+                f"{MAP} and what lies below them"
             )
     chosen = {path: leaf for path, leaf in leaves.items() if any(_under(path, name) for name in subtrees)}
     return chosen, {path: leaf for path, leaf in leaves.items() if path not in chosen}

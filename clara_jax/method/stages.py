@@ -18,22 +18,25 @@ from clara_jax.data.batches import Batch
 from clara_jax.data.tokenization import IGNORED
 from clara_jax.errors import ClaraError
 from clara_jax.method.clara import ClaraModel
-from clara_jax.method.compressor import Encoded, alignment_loss, encode
+from clara_jax.method.compressor import Encoded, alignment_loss, calibrated_map, encode, pool_runs, read_states
 from clara_jax.method.cross_entropy import language_model_loss
 from clara_jax.method.generator import target_states
 from clara_jax.method.marginal import document_log_likelihoods, marginal_loss
-from clara_jax.method.parameters import flatten, overlap, unflatten
+from clara_jax.method.parameters import MAP, flatten, overlap, unflatten
 from clara_jax.method.reranker import contrastive_loss, cosine_scores
 from clara_jax.method.topk import DEGENERATE, METHODS, degenerate, select
 from clara_jax.model.sharding import join_rows, split_rows
 
 NORMALIZATIONS = ("none", "standard")
+CE_OVER = (TOKENS, RECORDS) = ("tokens", "records")
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """The numbers of a loss (Table 10); the temperature may be an array, where it changes from step to step."""
+    """The numbers of a loss (Table 10); temperature and scaffold may be arrays, where they change with the step."""
 
+    ce_over: str = TOKENS  # what L_CE is a mean over: labelled "tokens" (the paper), or "records", each a mean
+    scaffold: float | jax.Array = 0.0  # β of the memory map, see `clara_jax.method.compressor`
     mse_weight: float = 0.1  # λ
     mse_reduction: str = "mean"  # over channels: "mean" as the released code, "sum" as the paper's formula
     top_k: int = 5  # k
@@ -51,7 +54,8 @@ class Objective:
             raise ClaraError(f"top_k: {self.top_k!r} must be at least 1")
         if isinstance(self.temperature, float) and self.temperature <= 0:
             raise ClaraError(f"temperature: {self.temperature!r} must be above 0")
-        for field, names in (("topk_method", METHODS), ("score_normalization", NORMALIZATIONS)):
+        choices = (("topk_method", METHODS), ("score_normalization", NORMALIZATIONS), ("ce_over", CE_OVER))
+        for field, names in choices:
             if getattr(self, field) not in names:
                 raise ClaraError(f"{field}: {getattr(self, field)!r} must be one of {', '.join(names)}")
 
@@ -65,7 +69,7 @@ class Stage:
     """A training stage.
 
     Attributes:
-      reference_name: what the released code calls it.
+      reference_name: what the released code calls it; "" for a stage that it has not.
       trains: paths of the subtrees it trains by default.
       starts_from: subtree -> subtree it is copied from, unless an earlier stage has trained it.
       loss: (model, params, batch, objective, keys [B] or None) -> sums of its terms.
@@ -80,10 +84,13 @@ class Stage:
     weights: Callable[[Objective], Mapping[str, float]]
 
 
-def counts(batch: Batch) -> Terms:
-    """What each term is a mean over: the batch's labelled tokens, documents, or questions with a positive document."""
+def counts(batch: Batch, ce_over: str = TOKENS) -> Terms:
+    """What each term is a mean over: the batch's labelled tokens (of "ce": or records), documents, or questions with a
+    positive document."""
     labelled = jnp.sum(batch.labels != IGNORED)
     numbers = {"ce": labelled, "accuracy": labelled, "mse": jnp.sum(batch.document_valid)}
+    if ce_over == RECORDS:
+        numbers["ce"] = jnp.sum(label_weights(batch))
     if batch.positives is not None:
         numbers["contrastive"] = numbers["recall"] = jnp.sum(jnp.any(batch.positives & batch.document_valid, axis=-1))
     if batch.query_ids is not None:
@@ -115,14 +122,14 @@ def scp_loss(model: ClaraModel, params: Any, batch: Batch, objective: Objective,
 
     Salient compressor pretraining has one document per row; instruction tuning has several.
     """
-    documents = _encode_documents(model, params, batch, keys)
+    documents = _encode_documents(model, params, batch, keys, objective.scaffold)
     mse = jnp.sum(alignment_loss(documents, batch.document_valid, objective.mse_reduction))
-    return _answer(model, params, batch, documents.memory, keys) | {"mse": mse}
+    return _answer(model, params, batch, documents.memory, keys, objective.ce_over) | {"mse": mse}
 
 
 def text_loss(model: ClaraModel, params: Any, batch: Batch, objective: Objective, keys: jax.Array | None) -> Terms:
     """L = L_CE over prompts in which the documents stand as texts: what a stage's data teach without compression."""
-    return _answer(model, params, batch, None, keys)
+    return _answer(model, params, batch, None, keys, objective.ce_over)
 
 
 def end_to_end_loss(
@@ -161,7 +168,7 @@ def answer_from_best(
         scores, objective.top_k, objective.topk_method, objective.temperature, batch.document_valid, _fold(keys, 2)
     )
     selected = jnp.einsum("BKD,BDME->BKME", selection.astype(documents.dtype), documents)
-    return _answer(model, params, batch, selected, keys), selected, indices
+    return _answer(model, params, batch, selected, keys, objective.ce_over), selected, indices
 
 
 def probability_loss(
@@ -217,11 +224,13 @@ def recall(indices: jax.Array, positives: jax.Array) -> jax.Array:
     return found / jnp.maximum(total, 1).astype(jnp.float32)
 
 
-def _encode_documents(model: ClaraModel, params: Any, batch: Batch, keys: jax.Array | None) -> Encoded:
+def _encode_documents(
+    model: ClaraModel, params: Any, batch: Batch, keys: jax.Array | None, scaffold: float | jax.Array = 0.0
+) -> Encoded:
     """Each row's documents: memory [B, D, M, E], mean text state [B, D, E]."""
     if batch.memory_at is not None:  # a row's documents are one sequence
         ids, mask = batch.document_ids[:, 0], batch.document_mask[:, 0]
-        return encode(model, params, "compressor", ids, mask, _fold(keys, 2), batch.memory_at)
+        return encode(model, params, "compressor", ids, mask, _fold(keys, 2), batch.memory_at, scaffold)
     # All documents of all rows are one flat batch of B · D texts.
     count = batch.document_ids.shape[1]
     flat_keys = None
@@ -229,14 +238,42 @@ def _encode_documents(model: ClaraModel, params: Any, batch: Batch, keys: jax.Ar
         # One number after the other: JAX does not fold a vector of them into the split keys of a single row.
         flat_keys = join_rows(jnp.stack([_fold(keys, 2 + number) for number in range(count)], axis=1))
     ids, mask = join_rows(batch.document_ids), join_rows(batch.document_mask)
-    flat = encode(model, params, "compressor", ids, mask, flat_keys)
+    flat = encode(model, params, "compressor", ids, mask, flat_keys, scaffold=scaffold)
     return jax.tree.map(lambda x: split_rows(x, count), flat)
 
 
-def _answer(model: ClaraModel, params: Any, batch: Batch, memories: jax.Array | None, keys: jax.Array | None) -> Terms:
+def calibrate(model: ClaraModel, params: Any, batch: Batch, strength: float) -> dict[str, jax.Array]:
+    """Where the memory map starts on the documents of a batch, see `calibrated_map`."""
+    ids, mask = join_rows(batch.document_ids), join_rows(batch.document_mask)
+    x = model.embed(params, ids)
+    states, _ = model.forward(params, "compressor", x, mask)
+    tokens = model.clara.memory_tokens
+    memory = read_states(states, mask, tokens, batch.memory_at).memory
+    pooled = pool_runs(x, mask, tokens, batch.memory_at)
+    if batch.memory_at is not None:
+        memory, pooled = join_rows(memory), tuple(join_rows(part) for part in pooled)
+    return calibrated_map(memory, pooled, join_rows(batch.document_valid), strength)
+
+
+def label_weights(batch: Batch) -> jax.Array:
+    """float32 [B, A]: one over the number of labels of the label's record, 0 where there is no label. Their sum is the
+    number of records that have labels, and a weighted sum over labels is a sum over records of their means."""
+    labelled = batch.labels != IGNORED
+    if batch.targets_at is None:
+        number = jnp.sum(labelled, axis=1, keepdims=True)
+    else:  # several records in a row: the prompt's mask numbers them from 1
+        record = jnp.take_along_axis(batch.prompt_mask, batch.targets_at, axis=1)
+        number = jnp.sum((record[:, :, None] == record[:, None, :]) & labelled[:, None, :], axis=-1)
+    return labelled / jnp.maximum(number, 1).astype(jnp.float32)
+
+
+def _answer(
+    model: ClaraModel, params: Any, batch: Batch, memories: jax.Array | None, keys: jax.Array | None, ce_over: str
+) -> Terms:
     dropout = model.dropout(_fold(keys, 0), batch.prompt_mask)
     before = target_states(model, params, batch, memories, dropout=dropout)
-    ce, correct = language_model_loss(model, params, before, batch.labels)
+    weights = label_weights(batch) if ce_over == RECORDS else None
+    ce, correct = language_model_loss(model, params, before, batch.labels, weights)
     return {"ce": ce, "accuracy": correct}
 
 
@@ -264,20 +301,15 @@ def _end_to_end_weights(objective: Objective) -> dict[str, float]:
     return {"ce": 1.0} | ({"marginal": objective.marginal_weight} if objective.marginal_weight else {})
 
 
+COMPRESSION = ("lora/compressor", "lora/generator", "tokens/memory", MAP)  # what the stages before ranking train
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage(
-            "scp", "stage1", ("lora/compressor", "lora/generator", "tokens/memory"), {}, scp_loss, _compression_weights
-        ),
-        Stage(
-            "instruct",
-            "stage1_2",
-            ("lora/compressor", "lora/generator", "tokens/memory"),
-            {},
-            scp_loss,
-            _compression_weights,
-        ),
+        Stage("scp", "stage1", COMPRESSION, {}, scp_loss, _compression_weights),
+        Stage("instruct", "stage1_2", COMPRESSION, {}, scp_loss, _compression_weights),
+        # From text alone: a document is written out again from its memories, or what follows it is.
+        Stage("autoencode", "", COMPRESSION, {}, scp_loss, _compression_weights),
+        Stage("continue", "", COMPRESSION, {}, scp_loss, _compression_weights),
         # The released code also moves the memory tokens' rows here. They are the compressor's input too: moving them
         # would change every compressed document, so they stay as they are unless the configuration's `trains` says
         # otherwise.

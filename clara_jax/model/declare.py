@@ -163,6 +163,15 @@ def declare_added_rows(config: ModelConfig, memory: int, markers: int) -> Tree:
     return tree
 
 
+def declare_affine(size: int) -> Tree:
+    """The numbers of an affine map of E channels, ``scale * (x - center) + shift``, float32: the identity."""
+    return {
+        "scale": Leaf((size,), (None,), init="ones"),
+        "center": Leaf((size,), (None,), init="zeros"),
+        "shift": Leaf((size,), (None,), init="zeros"),
+    }
+
+
 def map_leaves(function: Callable[[str, Leaf], Any], tree: Tree, path: str = "") -> dict[str, Any]:
     """``function(path, leaf)`` for every leaf; paths look like ``layers/attention/q/kernel``."""
     return {

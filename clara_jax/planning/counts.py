@@ -60,7 +60,7 @@ def passes(model: ClaraModel, stage: StageConfig, shapes: Shapes, rows: int) -> 
         found.append(Pass("compressor", tokens, not ranks))
     if ranks:
         found.append(Pass("query_reasoner", rows * (shapes.query_width + memory), True))
-    if stage.name != "retrieval":
+    if stage.kind != "retrieval":
         found.append(Pass("generator", rows * shapes.prompt_length, True))
     return found
 
@@ -101,7 +101,7 @@ def step_bytes(
             )
             gradients += split * (_others(data) + 2 / data * _others(parts // data)) + 2 * whole * _others(parts)
     gradients += 8 * sum(math.prod(leaf.shape) for leaf in trained("tokens/")) * _others(parts)
-    head = () if stage.name == "retrieval" else under("base/embed/" if config.tied else "base/lm_head/")
+    head = () if stage.kind == "retrieval" else under("base/embed/" if config.tied else "base/lm_head/")
     counted = {
         "base": sum(gathered(under("base/layers/")) * (1 + one.flows_back) for one in todo),
         "adapters": sum(gathered(under(f"lora/{one.role}/")) * (1 + one.flows_back) for one in todo),
@@ -122,7 +122,7 @@ def _activations(
     for one in todo:
         in_block = 2 + one.flows_back * (2 + (model.remat == "full"))
         sums += one.tokens / batch_shards(mesh) * (in_block * config.layers + vocabulary)
-    if vocabulary and stage.name != "retrieval":
+    if vocabulary and stage.kind != "retrieval":
         sums += rows / batch_shards(mesh) * shapes.target_length
     return 2 * model.dtype.itemsize * config.width * sums * _others(mesh.shape["model"])
 

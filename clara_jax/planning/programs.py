@@ -56,7 +56,7 @@ def train_step(model: ClaraModel, stage: StageConfig, shapes: Shapes, mesh: jax.
     step = make_train_step(model, stage.stage, stage.objective, optimizer, stage.accumulate)
     with jax.set_mesh(mesh):
         lowered = step.lower(state, frozen, batch, abstract.key(mesh))
-    flops = step_flops(model.config, model.clara.lora_rank, stage.name, trains, full_batch(batch))
+    flops = step_flops(model.config, model.clara.lora_rank, stage.kind, trains, full_batch(batch))
     sent = counts.step_bytes(model, stage, shapes, rows, mesh)
     return Program(stage.name, lowered, flops, sent, rows)
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from clara_jax.data.batches import Batch
 from clara_jax.data.encoding import TEXT as AS_TEXT
+from clara_jax.data.prompts import MANY_DOCUMENTS
 from clara_jax.data.shapes import Shapes, text_width
 from clara_jax.data.tokenization import FRAME
 from clara_jax.errors import ClaraError
@@ -14,7 +15,14 @@ from clara_jax.training.config import StageConfig
 
 # Tokens of a prompt besides its memories, and of its target: a paraphrase is as long as its document, an instruction's
 # answer a paragraph, an answer to a question a sentence.
-TEXT = {"scp": (64, 256), "instruct": (128, 256), "end_to_end": (64, 64), "retrieval": (64, 64)}
+TEXT = {
+    "scp": (64, 256),
+    "instruct": (128, 256),
+    "end_to_end": (64, 64),
+    "retrieval": (64, 64),
+    "autoencode": (2, 256),
+    "continue": (2, 32),
+}
 QUESTION = 64
 
 
@@ -28,9 +36,9 @@ def stage_shapes(stage: StageConfig, clara: ClaraConfig, text: int | None = None
     Raises:
       ClaraError: a prompt beyond ``max_length``.
     """
-    usual_text, usual_target = TEXT[stage.name]
+    usual_text, usual_target = TEXT[stage.kind]
     text, target = usual_text if text is None else text, usual_target if target is None else target
-    documents = stage.candidates if stage.ranks else 1 if stage.name == "scp" else stage.top_k
+    documents = stage.candidates if stage.ranks else stage.top_k if stage.kind in MANY_DOCUMENTS else 1
     read, as_text = min(stage.top_k, documents), stage.documents == AS_TEXT
     each, what = (clara.doc_max_length, "document's") if as_text else (clara.memory_tokens, "memory")
     prompt = read * each + text + target

@@ -20,12 +20,13 @@ from typing import Any
 
 from clara_jax.data.encoding import DOCUMENTS, MEMORY, TEXT
 from clara_jax.data.jsonl import ON_ERROR
-from clara_jax.data.records import RANKING_STAGES
+from clara_jax.data.records import RANKING_STAGES, TEXT_STAGES
 from clara_jax.data.synthetic import SyntheticConfig
+from clara_jax.data.windows import CROPS, START
 from clara_jax.errors import ClaraError
-from clara_jax.method.clara import ClaraConfig
+from clara_jax.method.clara import AFFINE, ClaraConfig
 from clara_jax.method.parameters import COMPRESSOR, overlap
-from clara_jax.method.stages import NORMALIZATIONS, STAGES, Objective, Stage, as_text
+from clara_jax.method.stages import CE_OVER, NORMALIZATIONS, STAGES, TOKENS, Objective, Stage, as_text
 from clara_jax.method.topk import METHODS
 from clara_jax.model.attention import IMPLEMENTATIONS
 from clara_jax.model.sharding import AXES
@@ -36,8 +37,25 @@ PRECISIONS = ("bfloat16", "float32")
 NON_FINITE = ("stop", "skip")
 SCRATCH = "scratch"
 TEMPERATURE_SCHEDULES = ("constant", "cosine", "steps")
+SCAFFOLD_SCHEDULES = ("linear", "cosine")
+PACKED = ("scp", *TEXT_STAGES)  # a record has one document
+QUESTIONS = "questions"  # of scp records, one by one
+ENTRY_KINDS = ("scp", "instruct", *TEXT_STAGES, QUESTIONS)
 MSE_REDUCTIONS = ("mean", "sum")
 COMPRESSING = ("lora/compressor", "lora/query_reasoner", "tokens")  # what prompts of texts never touch
+
+
+def stage_kind(name: str) -> str:
+    """The one of `STAGES` that a section's name stands for: itself, or the longest one that it begins with, followed by
+    "_"; the name as it is where there is none."""
+    fitting = [stage for stage in STAGES if name == stage or name.startswith(f"{stage}_")]
+    return max(fitting, key=len, default=name)
+
+
+def entry_kind(name: str) -> tuple[str | None, str]:
+    """An entry of ``train_data`` or ``eval_data`` -> (the kind of records that it names, or None; its files)."""
+    kind, colon, files = name.partition(":")
+    return (kind, files) if colon and kind in ENTRY_KINDS else (None, name)
 
 
 def _require(condition: bool, where: str, field: str, value: Any, rule: str) -> None:
@@ -106,13 +124,21 @@ class StageConfig:
     """One stage of training. Its defaults are the paper's where the paper has one (Table 10).
 
     Attributes:
-      name: "scp", "instruct", "end_to_end" or "retrieval".
+      name: "scp", "instruct", "end_to_end", "retrieval", or, from text alone, "autoencode" or "continue". Several
+        stages of a kind in a run have different endings: "instruct_32", "instruct_64".
       train_data: JSONL files; glob patterns and ``${VARIABLE}`` are allowed (see `data_files`). A directory is a data
         set that ``python -m clara_jax.data build`` made, of which the split "train" is read. "synthetic:train" names
-        records of the synthetic corpus (`RunConfig.synthetic`).
+        records of the synthetic corpus (`RunConfig.synthetic`). Stages without ranking mix records of several kinds:
+        "KIND:FILES" reads files as records of that stage ("autoencode:pool/*.jsonl.gz"), and "questions:FILES" makes
+        one record of each question of scp records.
       train_weights: how often records are drawn from each entry of ``train_data``, relative to one another, each entry
         in epochs of its own; () takes all records as one set. ``epochs`` counts the records of all entries.
       eval_data: held-out files of the same format, a data set's directory (its split "eval"), or "synthetic:eval".
+        Records of several kinds are measured apart.
+      doc_max_length, compress_rate: of this stage, instead of the run's; None leaves them. The number of memory tokens
+        can change with one memory token for all places alone (``clara.different_mem_tokens``).
+      crop: documents of questions that are longer than ``doc_max_length`` are cut at their "start", or to a window that
+        holds the "answer" (the positive ones).
       steps: optimizer steps; exactly one of ``steps`` and ``epochs`` is given.
       epochs: passes over the training records, a fraction allowed.
       batch_size: records of one optimizer step, over all devices.
@@ -124,7 +150,13 @@ class StageConfig:
       weight_decay: of AdamW, on matrices alone.
       betas, eps: of AdamW.
       clip_norm: largest global norm of a gradient.
-      mse_weight: λ of L = L_CE + λ L_MSE, in scp and instruct.
+      ce_over: what L_CE is a mean over: labelled "tokens" (the paper), or "records", of which each is a mean over its
+        own labels; so a short answer counts as much as a long text beside it.
+      scaffold: β of the memory map at the stage's start (`clara_jax.method.compressor`); 0 is none.
+      scaffold_end: β at its end; None leaves it as it is.
+      scaffold_schedule: how it gets there, "linear" or "cosine".
+      scaffold_steps: over so many steps; None takes all of the stage's.
+      mse_weight: λ of L = L_CE + λ L_MSE, in stages that train the compressor.
       mse_reduction: L_MSE over the embedding axis: "mean" (released code) or "sum" (the paper's squared norm).
       top_k: documents that the generator reads.
       candidates: documents that the query reasoner ranks (end_to_end, retrieval).
@@ -148,7 +180,8 @@ class StageConfig:
       documents: "memory", or "text": the control of equal data. Up to ``top_k`` documents, positive ones first (of scp
         the one), stand in the prompt as texts, each cut where the compressor would cut it; the generator alone is
         trained, by L_CE. Nothing is compressed or ranked. Not for retrieval.
-      train_limit, eval_limit: read no more records than this; of each entry, where ``train_weights`` are given.
+      train_limit, eval_limit: read no more records than this; of each entry, where ``train_weights`` are given or the
+        entry names the kind of its records.
       eval_every: steps between evaluations; None evaluates before the first step and after the last.
       eval_batches: batches of one evaluation; None takes all of ``eval_data``.
       eval_answers: held-out questions that are answered in one evaluation, for exact match and F1; 0 for none.
@@ -165,6 +198,9 @@ class StageConfig:
     train_data: tuple[str, ...]
     train_weights: tuple[float, ...] = ()
     eval_data: tuple[str, ...] = ()
+    doc_max_length: int | None = None
+    compress_rate: int | None = None
+    crop: str = START
     steps: int | None = None
     epochs: float | None = None
     batch_size: int = 128
@@ -177,6 +213,11 @@ class StageConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     clip_norm: float = 1.0
+    ce_over: str = TOKENS
+    scaffold: float = 0.0
+    scaffold_end: float | None = None
+    scaffold_schedule: str = "linear"
+    scaffold_steps: int | None = None
     mse_weight: float = 0.1
     mse_reduction: str = "mean"
     top_k: int = 5
@@ -207,7 +248,7 @@ class StageConfig:
     trains: tuple[str, ...] | None = None
 
     def __post_init__(self):
-        if self.name not in STAGES:
+        if self.kind not in STAGES:
             raise ClaraError(f"config.stages: there is no stage {self.name!r}{_nearest(self.name, STAGES)}")
 
         def check(field: str, condition: bool, rule: str):
@@ -225,6 +266,7 @@ class StageConfig:
                 f"(on the command line 0 stands for none: --config.{self.name}.epochs=0)"
             )
         counts = ("steps", "batch_size", "accumulate", "top_k", "candidates", "log_every", "answer_tokens", "buckets")
+        counts += ("doc_max_length", "compress_rate", "scaffold_steps")
         for field in counts + ("train_limit", "eval_limit", "eval_every", "eval_batches", "save_every"):
             check(field, getattr(self, field) is None or getattr(self, field) >= 1, "it must be at least 1")
         for field in ("epochs", "learning_rate", "eps", "clip_norm", "temperature", "temperature_end"):
@@ -233,11 +275,26 @@ class StageConfig:
         for field in ("weight_decay", "mse_weight", "marginal_weight", "warmup", "eval_answers", "pack"):
             check(field, 0 <= getattr(self, field) < math.inf, "it must be zero or positive")
         check("warmup", self.warmup < 1 or float(self.warmup).is_integer(), "from 1 on it is a whole number of steps")
-        check("pack", not self.pack or self.name == "scp", "only records of scp are packed")
+        check("pack", not self.pack or self.kind in PACKED, f"only records of {', '.join(PACKED)} are packed")
         check("pack", not self.pack or self.buckets == 1, "packed rows have one shape; leave buckets at 1")
         check("documents", self.documents in DOCUMENTS, _one_of(DOCUMENTS))
         as_texts = self.documents == TEXT
-        check("documents", not as_texts or self.name != "retrieval", "retrieval ranks memories; take another stage")
+        check("documents", not as_texts or self.kind != "retrieval", "retrieval ranks memories; take another stage")
+        check("crop", self.crop in CROPS, _one_of(CROPS))
+        check("ce_over", self.ce_over in CE_OVER, _one_of(CE_OVER))
+        for field in ("scaffold", "scaffold_end"):
+            value = getattr(self, field)
+            check(field, value is None or 0 <= value <= 1, "it must be in [0, 1]")
+        check("scaffold_schedule", self.scaffold_schedule in SCAFFOLD_SCHEDULES, _one_of(SCAFFOLD_SCHEDULES))
+        falls = self.scaffold_end is not None
+        check("scaffold_steps", self.scaffold_steps is None or falls, "it goes with scaffold_end")
+        trains = any(overlap(name, own) for name in self.subtrees for own in COMPRESSOR)
+        stands = self.scaffold > 0 or bool(self.scaffold_end)
+        check("scaffold", not stands or (trains and not as_texts), "only stages that train the compressor have one")
+        for field in ("train_data", "eval_data"):
+            kinds = [entry_kind(name)[0] for name in getattr(self, field)]
+            mixed = all(kind is None for kind in kinds) or self.kind not in RANKING_STAGES
+            check(field, mixed, f"{self.kind} ranks documents: records of other kinds have no place in it")
         rule = "with documents=text there are no documents' tokens to pack; leave it at 0, and raise buckets instead"
         check("pack", not self.pack or not as_texts, rule)
         check("memories", not self.memories or not as_texts, "with documents=text nothing reads them; leave it empty")
@@ -262,32 +319,37 @@ class StageConfig:
         check("learn_temperature", not self.learn_temperature or schedule == "constant", "or a schedule, not both")
         nothing = f"{self.name} ranks nothing" + (" with documents=text" if as_texts else "")
         check("learn_temperature", not self.learn_temperature or self.ranks, nothing)
-        only = not self.marginal_weight or self.name == "end_to_end"
+        only = not self.marginal_weight or self.kind == "end_to_end"
         check("marginal_weight", only, "only end_to_end has that term")
         check("marginal_weight", not self.marginal_weight or self.ranks, nothing)
         check("mse_reduction", self.mse_reduction in MSE_REDUCTIONS, _one_of(MSE_REDUCTIONS))
         trained = [name for name in self.subtrees if any(overlap(name, own) for own in COMPRESSOR)]
         rule = f"{self.name} trains {', '.join(trained)}: memories that are kept would grow old; leave it empty"
         check("memories", not self.memories or not trained, rule)
-        if self.name == "end_to_end":
+        if self.kind == "end_to_end":
             check("top_k", self.top_k <= self.candidates, f"it may not exceed candidates {self.candidates}")
         check("eval_every", self.eval_every is None or bool(self.eval_data), "eval_data names no file to evaluate on")
         only = "only end_to_end with memories has them"
-        check("eval_gradients", not self.eval_gradients or (self.name == "end_to_end" and self.ranks), only)
+        check("eval_gradients", not self.eval_gradients or (self.kind == "end_to_end" and self.ranks), only)
         check(
             "eval_gradients", not self.eval_gradients or bool(self.eval_data), "eval_data names no file to measure on"
         )
         check("trains", self.trains is None or bool(self.trains), "name at least one subtree, or leave it out")
 
     @property
+    def kind(self) -> str:
+        """Which of `STAGES` it is: the name without its ending."""
+        return stage_kind(self.name)
+
+    @property
     def ranks(self) -> bool:
         """Questions rank documents."""
-        return self.name in RANKING_STAGES and self.documents == MEMORY
+        return self.kind in RANKING_STAGES and self.documents == MEMORY
 
     @property
     def stage(self) -> Stage:
         """What is trained, and by which loss."""
-        return as_text(STAGES[self.name]) if self.documents == TEXT else STAGES[self.name]
+        return as_text(STAGES[self.kind]) if self.documents == TEXT else STAGES[self.kind]
 
     @property
     def subtrees(self) -> tuple[str, ...]:
@@ -379,11 +441,30 @@ class RunConfig:
         _require(self.non_finite in NON_FINITE, "", "non_finite", self.non_finite, _one_of(NON_FINITE))
         window = self.profile is None or 0 <= self.profile[0] < self.profile[1]
         _require(window, "", "profile", self.profile, "it must be (first step, step after the last), e.g. 10,13")
+        for stage in self.stages:
+            try:
+                clara = self.clara_of(stage)
+            except ClaraError as error:
+                raise ClaraError(f"config.{stage.name}: {error}") from None
+            fixed = self.clara.different_mem_tokens and clara.memory_tokens != self.clara.memory_tokens
+            rule = (
+                f"it makes {clara.memory_tokens} memory tokens of {self.clara.memory_tokens}: only with one token for "
+                "all places can their number change; set config.clara.different_mem_tokens=False"
+            )
+            _require(not fixed, f"{stage.name}.", "compress_rate", stage.compress_rate, rule)
+            stands = stage.scaffold > 0 or bool(stage.scaffold_end)
+            rule = 'only a memory map has one; set config.clara.memory_map="affine"'
+            _require(not stands or clara.memory_map == AFFINE, f"{stage.name}.", "scaffold", stage.scaffold, rule)
         if not self.model.base and not self.initial_checkpoint:
             raise ClaraError(
                 "config.model.base is empty: name a base model (smollm2, a directory, a .gguf file or a hub id), "
                 "or a checkpoint to start from in config.initial_checkpoint"
             )
+
+    def clara_of(self, stage: StageConfig) -> ClaraConfig:
+        """The method's numbers in a stage: the run's, but for those that the stage names."""
+        own = {name: getattr(stage, name) for name in ("doc_max_length", "compress_rate") if getattr(stage, name)}
+        return dataclasses.replace(self.clara, **own)
 
     @property
     def mesh_sizes(self) -> dict[str, int]:
@@ -404,7 +485,7 @@ def resolve(config: Any) -> RunConfig:
     except Exception as error:  # ml_collections: a required placeholder without value
         raise ClaraError(f"config: {error}") from error
     names = _convert(values.pop("stages", ()), tuple[str, ...], "config.stages")
-    sections = {name: values.pop(name) for name in STAGES if name in values}
+    sections = {name: values.pop(name) for name in list(values) if stage_kind(name) in STAGES}
     known = (*(field.name for field in dataclasses.fields(RunConfig)), *STAGES)
     for name in values:
         if name not in known:
@@ -412,7 +493,7 @@ def resolve(config: Any) -> RunConfig:
     # A section that ``stages`` leaves out is checked too: a slip in it would wait for the day it is switched on.
     stages = {name: _stage(name, section) for name, section in sections.items()}
     for name in names:
-        if name not in STAGES:
+        if stage_kind(name) not in STAGES:
             raise ClaraError(f"config.stages: there is no stage {name!r}{_nearest(name, STAGES)}")
         if name not in stages:
             raise ClaraError(f"config.stages names {name}, but there is no section config.{name}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -28,7 +29,7 @@ from clara_jax.inference.decode import Generated, Sampling, generate
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.compressor import encode
 from clara_jax.method.parameters import merge
-from clara_jax.method.stages import Objective, Stage, objective_value, rank_documents
+from clara_jax.method.stages import Objective, Stage, Terms, objective_value, rank_documents
 from clara_jax.method.topk import select
 from clara_jax.model.sharding import join_rows, put_batch, split_rows
 from clara_jax.training.step import Leaves, make_eval_step, make_gradient_step
@@ -110,13 +111,18 @@ class Evaluation:
         return sum(function._cache_size() for function in functions if function is not None)
 
     def __call__(
-        self, trained: Leaves, frozen: Leaves, stop: Callable[[], bool] = lambda: False
+        self,
+        trained: Leaves,
+        frozen: Leaves,
+        stop: Callable[[], bool] = lambda: False,
+        numbers: Mapping[str, jax.Array] = MappingProxyType({}),
     ) -> dict[str, float] | None:
         """Means over the examples; call it under `jax.set_mesh`.
 
         Args:
           trained, frozen: the parameters, see `clara_jax.method.parameters.split`.
           stop: asked before each device call.
+          numbers: replace the objective's of their names.
 
         Returns:
           None as soon as ``stop`` says so. Else, by name: "loss" and the stage's terms; "ce_no_memory" and
@@ -126,13 +132,13 @@ class Evaluation:
           "gradient_cosine" where they are asked for, the last where neither is zero.
         """
         found = _Found()
-        for _ in self._measure(trained, frozen, found):
+        for _ in self._measure(trained, frozen, dict(numbers), found):
             if stop():
                 return None
         self.answers = tuple(found.answers.get(REAL, ()))
         return self._loss(found) | self._quality(found) | self._recall(found) | _means(found.gradients)
 
-    def _measure(self, trained: Leaves, frozen: Leaves, found: _Found) -> Iterator[None]:
+    def _measure(self, trained: Leaves, frozen: Leaves, numbers: Terms, found: _Found) -> Iterator[None]:
         """Fills ``found``; yields before each device call."""
         for batch in self._batches:
             memories = {}
@@ -141,7 +147,7 @@ class Evaluation:
                 placed = put_batch(host, self._mesh)
                 if batch.measured:
                     yield
-                    terms = _on_device(self._terms, trained, frozen, placed)
+                    terms = _on_device(self._terms, trained, frozen, placed, numbers)
                     found.terms.setdefault(case, []).append(gather(terms))
                 if batch.measured and case == REAL and self._gradients is not None:
                     yield
@@ -149,7 +155,7 @@ class Evaluation:
                 ranked = batch.ranked and case == REAL
                 if ranked or (self._reads_memory and batch.prompts and case != NO_MEMORY):
                     yield
-                    scores, memories[case] = _on_device(self._select, trained, frozen, placed)
+                    scores, memories[case] = _on_device(self._select, trained, frozen, placed, numbers)
                     if ranked:
                         found.scores.append((gather(scores), host.document_valid, host.positives))
             for case, prompt in batch.prompts.items():
@@ -321,18 +327,19 @@ def _without_memory(batch: Batch) -> Batch:
 
 def _selector(
     model: ClaraModel, ranks: bool, objective: Objective
-) -> Callable[[Leaves, Leaves, Batch], tuple[jax.Array | None, jax.Array]]:
-    """``(trained, frozen, batch) -> (scores [B, D] or None, memories [B, K, M, E])`` that the generator reads: the
-    best k in their order where candidates are ranked, else all."""
+) -> Callable[[Leaves, Leaves, Batch, Terms], tuple[jax.Array | None, jax.Array]]:
+    """``(trained, frozen, batch, numbers) -> (scores [B, D] or None, memories [B, K, M, E])``, those that the generator
+    reads: the best k in their order where candidates are ranked, else all."""
 
-    def rank(trained: Leaves, frozen: Leaves, batch: Batch):
+    def rank(trained: Leaves, frozen: Leaves, batch: Batch, numbers: Terms):
         scores, documents, _ = rank_documents(model, merge(trained, frozen), batch, None)
         chosen, _ = select(scores, objective.top_k, objective.topk_method, objective.temperature, batch.document_valid)
         return scores, jnp.einsum("BKD,BDME->BKME", chosen.astype(documents.dtype), documents)
 
-    def compress(trained: Leaves, frozen: Leaves, batch: Batch):
+    def compress(trained: Leaves, frozen: Leaves, batch: Batch, numbers: Terms):
         ids, mask = join_rows(batch.document_ids), join_rows(batch.document_mask)
-        memory = encode(model, merge(trained, frozen), "compressor", ids, mask).memory
+        scaffold = numbers.get("scaffold", objective.scaffold)
+        memory = encode(model, merge(trained, frozen), "compressor", ids, mask, scaffold=scaffold).memory
         return None, split_rows(memory, batch.document_ids.shape[1])
 
     return rank if ranks else compress

@@ -77,7 +77,8 @@ def run(config: RunConfig, workdir: Path, stop: StopSignal) -> Outcome | None:
             for stage in config.stages:
                 split(start.bundle.params, stage.subtrees)
             left = range(start.position.number, len(config.stages))
-            data = {i: StageData.encode(config, config.stages[i], start.bundle, records[i]) for i in left}
+            bundles = {i: bundle_of(config, i, start) for i in left}
+            data = {i: StageData.encode(config, config.stages[i], bundles[i], records[i]) for i in left}
             distributed.on_main(_write_config, config, workdir)
         finally:
             _forget_empty(workdir)
@@ -87,12 +88,19 @@ def run(config: RunConfig, workdir: Path, stop: StopSignal) -> Outcome | None:
         metrics = stack.enter_context(_open_metrics(config, workdir, start.position.metrics_bytes))
         checkpoints = stack.enter_context(CheckpointWriter(workdir, config.keep, config.best or None))
         for number in left:
+            start = start._replace(bundle=bundle_of(config, number, start))
             bundle = StageRun(config, workdir, start, data[number], metrics, checkpoints, stop).train()
             start = Start(bundle, Position(number + 1, metrics_bytes=metrics.sync()))
         checkpoints.wait()
         finished = {"fingerprint": start.bundle.fingerprint()}
         distributed.on_main(_conclude, config, workdir, log | {"finished": finished})
         return Outcome(start.bundle, records[-1].held_out)
+
+
+def bundle_of(config: RunConfig, number: int, start: Start) -> Bundle:
+    """The model with the sizes of a stage: lengths and rates may change between the stages of a run."""
+    clara = config.clara_of(config.stages[number])
+    return start.bundle.with_memories(clara.doc_max_length, clara.compress_rate)
 
 
 def check_shared(workdir: Path) -> None:

@@ -20,7 +20,7 @@ from clara_jax.data.word_level import word_level_tokenizer
 from clara_jax.errors import ClaraError
 from clara_jax.method.parameters import flatten, unflatten
 from clara_jax.training.config import SCRATCH, RunConfig, to_json
-from clara_jax.training.temperature import LOG_TEMPERATURE
+from clara_jax.training.schedules import LOG_TEMPERATURE
 
 CONFIG, RUN = "config.json", "run.json"
 
@@ -172,7 +172,10 @@ def load_temperature(checkpoint: Path | None, fresh: jax.Array) -> jax.Array:
 
 def _check_same_sizes(config: RunConfig, bundle: Bundle) -> None:
     """A checkpoint brings its own sizes; a configuration that says otherwise is a mistake."""
-    for field in ("doc_max_length", "compress_rate", "lora_rank", "lora_alpha", "different_mem_tokens", "missing_bos"):
+    fields = ["lora_rank", "lora_alpha", "different_mem_tokens", "memory_map", "missing_bos"]
+    # With one memory token for all places, lengths and rates are a stage's to choose.
+    fields += ["doc_max_length", "compress_rate"] if config.clara.different_mem_tokens else []
+    for field in fields:
         have, asked = getattr(bundle.model.clara, field), getattr(config.clara, field)
         if have != asked:
             raise ClaraError(

@@ -7,6 +7,7 @@ import functools
 import os
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -22,12 +23,13 @@ from clara_jax.data.encoding import Encoding, Example, encode_records, sizes_of
 from clara_jax.data.jsonl import Rejects, data_files
 from clara_jax.data.mixture import Joined, Mixture
 from clara_jax.data.packing import Row, plan_row
-from clara_jax.data.records import Record, read_records
+from clara_jax.data.records import TEXT_STAGES, Record, read_records
 from clara_jax.data.shapes import Shapes, shape_ladder, without_texts
 from clara_jax.data.token_cache import TokenCache, open_or_make, slices
 from clara_jax.data.tokenization import ClaraTokenizer
+from clara_jax.data.windows import START, cut_records
 from clara_jax.errors import ClaraError
-from clara_jax.training.config import RunConfig, StageConfig
+from clara_jax.training.config import QUESTIONS, RunConfig, StageConfig, entry_kind
 
 SYNTHETIC = "synthetic:"
 SPLITS = {"train_data": "train", "eval_data": "eval"}  # of a data set that was built, by the field that names it
@@ -81,28 +83,37 @@ def _read(
     limit = getattr(stage, field.replace("_data", "_limit"))
     made = [name for name in names if name.startswith(SYNTHETIC)]
     built = [name for name in names if name not in made and os.path.isdir(os.path.expanduser(name))]
-    patterns = [name for name in names if name not in made and name not in built]
+    of_kinds = [name for name in names if entry_kind(name)[0]]
+    patterns = [name for name in names if name not in (*made, *built, *of_kinds)]
     sources: list[Sequence[Record]] = [_open(stage, field, name) for name in built]
     found: list[Record] = []
     for name in made:
-        found += synthetic.records(config.synthetic, stage.name, name.removeprefix(SYNTHETIC))
+        found += synthetic.records(config.synthetic, stage.kind, name.removeprefix(SYNTHETIC))
     if limit is not None:
         for source in sources:
             found += source.__getitems__(range(len(source))[:limit])
         sources = []
     if patterns:
-        found += read_records(data_files(patterns, f"config.{stage.name}.{field}"), stage.name, limit, rejects)
-    return [*([found[:limit]] if found or not sources else []), *sources]
+        found += read_records(data_files(patterns, f"config.{stage.name}.{field}"), stage.kind, limit, rejects)
+    found = found[:limit]
+    for name in of_kinds:
+        kind, pattern = entry_kind(name)
+        files = data_files([pattern], f"config.{stage.name}.{field}")
+        if kind == QUESTIONS:
+            found += single_questions(read_records(files, "scp", limit, rejects))[:limit]
+        else:
+            found += read_records(files, kind, limit, rejects)
+    return [*([found] if found or not sources else []), *sources]
 
 
 def _open(stage: StageConfig, field: str, name: str) -> RecordSource:
     """A data set that was built, if it is one for the stage."""
     source = RecordSource(name, SPLITS[field])
-    if (source.stage == "scp") != (stage.name == "scp") or source.stage == "corpus":
+    if (source.stage == "scp") != (stage.kind == "scp") or source.stage == "corpus" or stage.kind in TEXT_STAGES:
         raise ClaraError(
-            f"config.{stage.name}.{field}: {source.directory} was built for {source.stage}; build one for {stage.name}"
+            f"config.{stage.name}.{field}: {source.directory} was built for {source.stage}; build one for {stage.kind}"
         )
-    if stage.name == "retrieval" and not source.with_positives:
+    if stage.kind == "retrieval" and not source.with_positives:
         raise ClaraError(
             f"config.{stage.name}.{field}: no record of {source.directory} names a positive document; retrieval learns "
             "from documents that are marked as positive"
@@ -142,9 +153,13 @@ class StageData:
     def encode(config: RunConfig, stage: StageConfig, bundle: Bundle, records: StageRecords) -> StageData:
         # Held-out records are formed as the training records are, positives kept among the candidates: the loss on
         # them is the training objective on what was not trained on.
-        encoding = Encoding(stage.name, stage.top_k, stage.candidates, config.seed, documents=stage.documents)
-        held_out = encode_records(records.held_out, bundle.tokenizer, encoding)
-        parts = [_encode(config, stage, bundle.tokenizer, encoding, part) for part in records.train]
+        encoding = Encoding(stage.kind, stage.top_k, stage.candidates, config.seed, documents=stage.documents)
+        # Sections of a run draw windows of their own from the passages that they share.
+        seed = zlib.crc32(f"{config.seed} {stage.name}".encode())
+        held_out_records = cut_records(records.held_out, bundle.tokenizer, stage.crop, config.seed)
+        held_out = encode_records(held_out_records, bundle.tokenizer, encoding)
+        train = [_cut(stage, bundle.tokenizer, part, seed) for part in records.train]
+        parts = [_encode(config, stage, bundle.tokenizer, encoding, part) for part in train]
         examples = parts[0] if len(parts) == 1 else Joined(parts)
         sizes = np.concatenate([part.sizes if isinstance(part, TokenCache) else sizes_of(part) for part in parts])
         mixture = Mixture(tuple(map(len, parts)), stage.train_weights) if stage.train_weights else None
@@ -155,8 +170,29 @@ class StageData:
         if config.progress:
             counted = f"{len(examples)} training records, {len(held_out)} held-out ones"
             print(f"{stage.name}: {counted}; {row or ', '.join(map(str, ladder))}", file=sys.stderr, flush=True)
-        facts = (sizes, ladder, row, mixture, held_out, records.held_out, records.rejected)
+        facts = (sizes, ladder, row, mixture, held_out, held_out_records, records.rejected)
         return StageData(encoding, examples, *facts)
+
+
+def _cut(stage: StageConfig, tokenizer: ClaraTokenizer, records: Sequence[Record], seed: int) -> Sequence[Record]:
+    """The records with passages and, where the stage says so, documents cut to windows."""
+    if not isinstance(records, RecordSource):
+        return cut_records(records, tokenizer, stage.crop, seed)
+    if stage.crop != START:
+        raise ClaraError(
+            f"config.{stage.name}.crop is {stage.crop!r}, but {records.directory} is a data set that was built, whose "
+            "tokens are kept on disk; name the JSONL files that it was built from"
+        )
+    return records
+
+
+def single_questions(records: Sequence[Record]) -> list[Record]:
+    """Each question of scp records as a record of its own, the document its positive one."""
+    return [
+        Record("question", record.documents, (question,), (answer,), (answer,), (0,), record.where, record.qid)
+        for record in records
+        for question, answer in zip(record.questions, record.answers, strict=False)
+    ]
 
 
 def _encode(

@@ -15,12 +15,14 @@ import numpy as np
 
 from clara_jax.bundle import Bundle
 from clara_jax.checkpoints.run import CheckpointWriter
+from clara_jax.data.batches import Memories
 from clara_jax.data.loading import BatchLoader
 from clara_jax.data.plan import BatchPlan
+from clara_jax.data.records import TEXT_STAGES
 from clara_jax.distributed import Agreement, is_main, say
 from clara_jax.errors import ClaraError
-from clara_jax.method.parameters import merge, split, unflatten
-from clara_jax.method.stages import Terms, inherit
+from clara_jax.method.parameters import MAP, flatten, merge, split, unflatten
+from clara_jax.method.stages import TOKENS, Terms, calibrate, inherit
 from clara_jax.method.topk import DEGENERATE
 from clara_jax.model.sharding import batch_shards, own_parts, own_rows, put_rows
 from clara_jax.training.config import RunConfig
@@ -30,13 +32,14 @@ from clara_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from clara_jax.training.profile import Profile
 from clara_jax.training.resume import Start, load_optimizer, load_temperature, named_optimizer
 from clara_jax.training.run_directory import write_json
+from clara_jax.training.schedules import LOG_TEMPERATURE, scaffold_at, schedules
 from clara_jax.training.stage_data import StageData
 from clara_jax.training.step import init_state, make_train_step
 from clara_jax.training.stopping import Stopped, StopSignal
 from clara_jax.training.stored_memories import open_memories
-from clara_jax.training.temperature import LOG_TEMPERATURE, temperature_schedule
 from clara_jax.training.throughput import peak_flops, step_flops
 
+START_STRENGTH = 0.02  # of the states in a memory that starts on a scaffold
 CONTROLS = {"no_memory": "no memory", "other_memory": "another's memory"}
 
 
@@ -62,7 +65,7 @@ class StageRun:
         self.config, self.workdir, self.data, self.position = config, workdir, data, position
         self.metrics, self.checkpoints, self.stop, self.bundle = metrics, checkpoints, stop, bundle
         self.stage_config = own = config.stages[position.number]
-        self.stage = own.stage
+        self.stage, self.name = own.stage, own.name
         self.steps = own.total_steps(len(data.examples))
         plan = BatchPlan(
             data.sizes, data.ladder, own.batch_size, self.steps, config.seed + position.number, data.mixture
@@ -76,11 +79,13 @@ class StageRun:
         # What this process counts of its own rows, it takes for as much of the others'.
         self.processes = batch_shards(bundle.mesh) / len(own_parts(bundle.mesh))
         self.batches = self.loader.ahead(position.step, self.steps)
-        self.trains = own.subtrees
         params = bundle.params if start.checkpoint else inherit(self.stage, bundle.params, bundle.trained)
-        trained, self.frozen = split(params, self.trains)
+        trained, self.frozen = split(params, own.subtrees)
+        self.trains = tuple(name for name in own.subtrees if name != MAP or "map" in params["tokens"])
+        if MAP in self.trains and MAP not in bundle.trained and not start.checkpoint:
+            trained |= self._calibrated(params)
         if own.learn_temperature:
-            at_start = jax.device_put(np.float32(math.log(own.temperature)), jax.NamedSharding(bundle.mesh, jax.P()))
+            at_start = self._place(np.float32(math.log(own.temperature)))
             trained[LOG_TEMPERATURE] = load_temperature(start.checkpoint, at_start)
         optimizer = make_optimizer(own, self.steps)
         self.state = init_state(trained, optimizer, position.step)
@@ -88,33 +93,57 @@ class StageRun:
             self.state = self.state.replace(optimizer=load_optimizer(start.checkpoint, self.state.optimizer))
         # All rates at once: asking the device for one in every step would make the host wait for the step before.
         self.rates = np.asarray(jax.vmap(learning_rate_schedule(own, self.steps))(np.arange(self.steps)))
-        temperature = temperature_schedule(own, self.steps)
-        self.step = make_train_step(bundle.model, self.stage, own.objective, optimizer, own.accumulate, temperature)
+        self.schedules = schedules(own, self.steps)
+        self.step = make_train_step(bundle.model, self.stage, own.objective, optimizer, own.accumulate, self.schedules)
         key = jax.random.fold_in(jax.random.key(config.seed), position.number)
-        self.key = jax.device_put(key, jax.NamedSharding(bundle.mesh, jax.P()))
-        self.evaluation = Evaluation(
-            bundle.model,
-            self.stage,
-            own.objective,
-            bundle.tokenizer,
-            bundle.mesh,
-            data.held_out,
-            data.held_out_records,
-            data.encoding,
-            own.batch_size // own.accumulate,
-            loss_batches=own.eval_batches,
-            answers=own.eval_answers,
-            max_new_tokens=own.answer_tokens,
-            end_ids=bundle.end_ids,
-            controls=own.eval_controls,
-            gradients=own.eval_gradients,
-            memories=memories,
-        )
+        self.key = self._place(key)
+        self.evaluations = self._evaluations(memories)
         self.started = time.monotonic() - position.seconds
         self.saved, self.saved_step = time.monotonic(), position.step
         self.agreement = Agreement(bundle.mesh)
         self.pending: tuple[int, Terms, dict[str, Any]] | None = None  # a step under way: number, metrics, facts
         self.loss: float | None = None  # of the newest step that is read
+
+    def _calibrated(self, params: Any) -> dict[str, Any]:
+        """The leaves of a memory map that nothing has trained yet, fitted to the stage's first batch."""
+        mesh, strength = self.bundle.mesh, START_STRENGTH if self.stage_config.scaffold else 1.0
+        placed = put_rows(self.loader.batch(0), mesh)
+        with jax.set_mesh(mesh):
+            fitted = jax.jit(calibrate, static_argnums=(0, 3))(self.bundle.model, params, placed, strength)
+            return jax.jit(lambda x: x, out_shardings=jax.NamedSharding(mesh, jax.P(None)))(flatten(fitted, f"{MAP}/"))
+
+    def _place(self, value: Any) -> jax.Array:
+        """A scalar on every device."""
+        return jax.device_put(value, jax.NamedSharding(self.bundle.mesh, jax.P()))
+
+    def _evaluations(self, memories: Memories | None) -> dict[str, Evaluation]:
+        """What measures the held-out records, by what the names of its values begin with: those that are texts to write
+        out or to continue apart from the others."""
+        own, data, bundle = self.stage_config, self.data, self.bundle
+        kinds = [record.kind if record.kind in TEXT_STAGES else "" for record in data.held_out_records]
+        found = sorted(set(kinds)) or [""]
+        evaluations = {}
+        for kind in found:
+            chosen = [i for i, other in enumerate(kinds) if other == kind]
+            evaluations[f"{kind}_" if kind and len(found) > 1 else ""] = Evaluation(
+                bundle.model,
+                self.stage,
+                dataclasses.replace(own.objective, ce_over=TOKENS),  # comparable, whatever the training weighs
+                bundle.tokenizer,
+                bundle.mesh,
+                [data.held_out[i] for i in chosen],
+                [data.held_out_records[i] for i in chosen],
+                data.encoding,
+                own.batch_size // own.accumulate,
+                loss_batches=own.eval_batches,
+                answers=own.eval_answers,
+                max_new_tokens=own.answer_tokens,
+                end_ids=bundle.end_ids,
+                controls=own.eval_controls,
+                gradients=own.eval_gradients,
+                memories=memories,
+            )
+        return evaluations
 
     def train(self) -> Bundle:
         """Trains to the stage's end and returns the model it leaves.
@@ -126,7 +155,7 @@ class StageRun:
         own, profile = self.stage_config, Profile(self.config.profile, self.workdir / "profile")
         progress = Progress(
             self.steps,
-            self.stage.name,
+            self.name,
             start=self.position.step,
             enabled=self.config.progress,
             seconds=self.config.progress_seconds,
@@ -182,11 +211,11 @@ class StageRun:
         if self.data.rejected:
             facts = facts | {"rejected": self.data.rejected}
         if index % self.stage_config.log_every == 0:
-            self.metrics.write({"stage": self.stage.name, "step": index, **values, **facts})
+            self.metrics.write({"stage": self.name, "step": index, **values, **facts})
 
     def _not_finite(self, index: int, values: dict[str, float]) -> None:
         """The step changed nothing (see `make_train_step`); the policy says whether the run goes on."""
-        name = self.stage.name
+        name = self.name
         what = f"{name} step {index}: loss {values['loss']}, gradient norm {values['grad_norm']}"
         if self.config.non_finite == "skip":
             self.position = dataclasses.replace(self.position, skipped=self.position.skipped + 1)
@@ -207,13 +236,18 @@ class StageRun:
         self._flush()
         if self.position.evaluated == index:
             return
-        values = self.evaluation(self.state.trained, self.frozen, lambda: self.agreement.now(self.stop()))
-        if values is None:
-            self._stop()
+        values, numbers = {}, {}
+        if "scaffold" in self.schedules:
+            numbers["scaffold"] = self._place(np.float32(scaffold_at(self.stage_config, self.steps, index)))
+        for prefix, evaluation in self.evaluations.items():
+            found = evaluation(self.state.trained, self.frozen, lambda: self.agreement.now(self.stop()), numbers)
+            if found is None:
+                self._stop()
+            values |= {f"{prefix}{name}": value for name, value in found.items()}
         row = {f"eval_{name}": value for name, value in values.items()} | device_memory()
         if values:
-            self.metrics.write({"stage": self.stage.name, "step": index, **row})
-            say(f"{self.stage.name} step {index}: held-out {describe(values)}")
+            self.metrics.write({"stage": self.name, "step": index, **row})
+            say(f"{self.name} step {index}: held-out {describe(values)}")
         values = {name: value for name, value in values.items() if math.isfinite(value)}  # JSON has no others
         first = values if index == 0 else self.position.first
         self.position = dataclasses.replace(self.position, evaluated=index, first=first, last=values)
@@ -225,13 +259,13 @@ class StageRun:
         self._flush()
         seconds = round(time.monotonic() - self.started, 3)
         self.position = dataclasses.replace(self.position, seconds=seconds, metrics_bytes=self.metrics.sync())
-        arrays, metadata, write_extra = self._trained_bundle().contents(self.stage.name)
+        arrays, metadata, write_extra = self._trained_bundle().contents(self.name)
         metadata |= {"training": dataclasses.asdict(self.position), "finished": self.position.finished}
         metadata |= {"evaluation": self.position.last if self.position.evaluated == self.position.step else {}}
         arrays |= {"optimizer": named_optimizer(self.state.optimizer)}
         if LOG_TEMPERATURE in self.state.trained:
             arrays |= unflatten({LOG_TEMPERATURE: self.state.trained[LOG_TEMPERATURE]})
-        place = (self.position.number, self.stage.name, self.position.step)
+        place = (self.position.number, self.name, self.position.step)
         self.checkpoints.save(*place, arrays, metadata, write_extra, wait=wait)
         self.saved, self.saved_step = time.monotonic(), self.position.step
         self.agreement.forget()
@@ -242,7 +276,7 @@ class StageRun:
             self._save(wait=True)
         self.checkpoints.wait()
         raise Stopped(
-            f"stopped at {self.stage.name} step {self.position.step} of {self.steps}, saved in {self.workdir}; "
+            f"stopped at {self.name} step {self.position.step} of {self.steps}, saved in {self.workdir}; "
             "the same command goes on from there"
         )
 
@@ -251,12 +285,12 @@ class StageRun:
         self._flush()
         first, last = self.position.first, self.position.last
         seconds = round(time.monotonic() - self.started, 1)
-        summary = {"stage": self.stage.name, "steps": self.steps, "seconds": seconds}
+        summary = {"stage": self.name, "steps": self.steps, "seconds": seconds}
         summary |= {f"held_out_{name}": [first[name], last[name]] for name in last if name in first}
         self.bundle = dataclasses.replace(self.bundle, history=(*self.bundle.history, summary))
         compilations = {
             "compilations": self.step._cache_size(),
-            "evaluation_compilations": self.evaluation.compilations,
+            "evaluation_compilations": sum(evaluation.compilations for evaluation in self.evaluations.values()),
         }
         self.metrics.write({**summary, **compilations, **device_memory(), "finished": True})
         self.position = dataclasses.replace(self.position, finished=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import flax.struct
@@ -17,7 +18,7 @@ from clara_jax.method.gradient_paths import gradient_terms
 from clara_jax.method.parameters import merge
 from clara_jax.method.stages import Objective, Stage, Terms, counts, objective_value
 from clara_jax.model.sharding import split_rows
-from clara_jax.training.temperature import LOG_TEMPERATURE
+from clara_jax.training.schedules import LOG_TEMPERATURE, Schedule
 
 Leaves = Mapping[str, Any]  # arrays by path, see clara_jax.method.parameters.split
 
@@ -44,15 +45,15 @@ def make_train_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     accumulate: int = 1,
-    temperature: Callable[[jax.Array], jax.Array] | None = None,
+    schedules: Mapping[str, Schedule] = MappingProxyType({}),
 ) -> Callable[[TrainState, Leaves, Batch, jax.Array], tuple[TrainState, Terms]]:
     """``(state, frozen, batch, key) -> (state, metrics)``; the state is donated.
 
     ``key`` is the run's: the step and each example's number are folded in here, so that dropout is the same however the
     batch is sharded or accumulated and wherever a run was resumed. Metrics are float32 scalars: "loss", every term of
     the stage as a mean, "grad_norm" before clipping, "grad_norm/<subtree>" and "update_norm/<subtree>" (after clipping
-    and optimizer, learning rate included), and the bool "finite"; and "temperature", where it changes: ``temperature``
-    gives it for each step, or it is among what is trained (`LOG_TEMPERATURE`).
+    and optimizer, learning rate included), and the bool "finite"; and each number of the objective that changes:
+    ``schedules`` give them for each step, and the temperature may be among what is trained (`LOG_TEMPERATURE`).
 
     Where loss or gradient is not finite, parameters and moments stay as they were: the host learns of it a step later,
     and whatever it then decides, nothing is spoiled. Step counters go on, so that schedule and data stay in step.
@@ -61,7 +62,8 @@ def make_train_step(
 
     def step(state: TrainState, frozen: Leaves, batch: Batch, key: jax.Array) -> tuple[TrainState, Terms]:
         keys = example_keys(jax.random.fold_in(key, state.step), batch.example_ids)
-        counted, own = counts(batch), temperature and temperature(state.step)
+        counted = counts(batch, objective.ce_over)
+        own = {name: schedule(state.step) for name, schedule in schedules.items()}
         if accumulate == 1:
             (loss, terms), grads = gradient(state.trained, frozen, batch, counted, keys, own)
         else:
@@ -82,16 +84,15 @@ def make_train_step(
         moments = _where(finite, moments, state.optimizer)
         norms = subtree_norms("grad_norm", grads) | subtree_norms("update_norm", updates)
         metrics = {"loss": loss, **terms, "grad_norm": norm, **norms, "finite": finite}
-        if (now := _temperature(state.trained, own)) is not None:
-            metrics["temperature"] = now
+        metrics |= own | _learned(state.trained)
         return TrainState(state.step + 1, trained, moments), metrics
 
     return jax.jit(step, donate_argnums=0)
 
 
 def make_loss(model: ClaraModel, stage: Stage, objective: Objective) -> Callable[..., tuple[jax.Array, Terms]]:
-    """``(trained, frozen, batch, counted, keys, temperature=None) -> (loss, terms)``: differentiable in ``trained``
-    alone; a temperature replaces the objective's."""
+    """``(trained, frozen, batch, counted, keys, numbers={}) -> (loss, terms)``: differentiable in ``trained`` alone;
+    ``numbers`` replace the objective's of their names."""
 
     def loss(
         trained: Leaves,
@@ -99,9 +100,9 @@ def make_loss(model: ClaraModel, stage: Stage, objective: Objective) -> Callable
         batch: Batch,
         counted: Terms,
         keys: jax.Array | None,
-        temperature: jax.Array | None = None,
+        numbers: Mapping[str, jax.Array] = MappingProxyType({}),
     ):
-        own = _at(objective, _temperature(trained, temperature))
+        own = dataclasses.replace(objective, **numbers, **_learned(trained))
         terms = stage.loss(model, merge(trained, frozen), batch, own, keys)
         return objective_value(stage, objective, terms, counted)
 
@@ -111,11 +112,14 @@ def make_loss(model: ClaraModel, stage: Stage, objective: Objective) -> Callable
 def make_eval_step(
     model: ClaraModel, stage: Stage, objective: Objective
 ) -> Callable[[Leaves, Leaves, Batch], tuple[Terms, Terms]]:
-    """``(trained, frozen, batch) -> (sums of the terms, their counts)``, without dropout; add both over batches."""
+    """``(trained, frozen, batch, numbers={}) -> (sums of the terms, their counts)``, without dropout; add both over
+    batches. ``numbers`` replace the objective's of their names."""
 
-    def step(trained: Leaves, frozen: Leaves, batch: Batch) -> tuple[Terms, Terms]:
-        own = _at(objective, _temperature(trained))
-        return stage.loss(model, merge(trained, frozen), batch, own, None), counts(batch)
+    def step(
+        trained: Leaves, frozen: Leaves, batch: Batch, numbers: Mapping[str, jax.Array] = MappingProxyType({})
+    ) -> tuple[Terms, Terms]:
+        own = dataclasses.replace(objective, **numbers, **_learned(trained))
+        return stage.loss(model, merge(trained, frozen), batch, own, None), counts(batch, objective.ce_over)
 
     return jax.jit(step)
 
@@ -126,18 +130,15 @@ def make_gradient_step(
     """`make_eval_step` for `gradient_terms`."""
 
     def step(trained: Leaves, frozen: Leaves, batch: Batch) -> tuple[Terms, Terms]:
-        return gradient_terms(model, merge(trained, frozen), batch, _at(objective, _temperature(trained)))
+        own = dataclasses.replace(objective, **_learned(trained))
+        return gradient_terms(model, merge(trained, frozen), batch, own)
 
     return jax.jit(step)
 
 
-def _temperature(trained: Leaves, scheduled: jax.Array | None = None) -> jax.Array | None:
-    """The trained or scheduled temperature, if there is one."""
-    return jnp.exp(trained[LOG_TEMPERATURE]) if LOG_TEMPERATURE in trained else scheduled
-
-
-def _at(objective: Objective, temperature: jax.Array | None) -> Objective:
-    return objective if temperature is None else dataclasses.replace(objective, temperature=temperature)
+def _learned(trained: Leaves) -> Terms:
+    """The numbers of the objective that are trained: the temperature, if it is."""
+    return {"temperature": jnp.exp(trained[LOG_TEMPERATURE])} if LOG_TEMPERATURE in trained else {}
 
 
 def example_keys(key: jax.Array, example_ids: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The temperature changes as it is told, is trained where it is to be, and is the one that the loss sees."""
+"""Temperature and scaffold change as they are told, and are those that the loss sees; a temperature may be trained."""
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,8 @@ from clara_jax.method.parameters import split
 from clara_jax.method.stages import STAGES, Objective, normalize
 from clara_jax.model.sharding import put_batch
 from clara_jax.training.config import StageConfig
+from clara_jax.training.schedules import LOG_TEMPERATURE, scaffold_at, schedules
 from clara_jax.training.step import init_state, make_train_step
-from clara_jax.training.temperature import LOG_TEMPERATURE, temperature_schedule
 from tests.training.test_step import make_batch, make_model, make_params
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
@@ -22,12 +22,24 @@ def stage(**fields):
 
 
 def test_schedules():
-    assert temperature_schedule(stage(), 10) is None
-    cosine = temperature_schedule(stage(temperature_schedule="cosine", temperature_end=0.02), 11)
+    assert schedules(stage(), 10) == {}
+    cosine = schedules(stage(temperature_schedule="cosine", temperature_end=0.02), 11)["temperature"]
     np.testing.assert_allclose([cosine(0), cosine(5), cosine(10)], [0.2, 0.11, 0.02], rtol=1e-5)
     steps = stage(temperature_schedule="steps", temperature_steps=(2, 5), temperature_values=(0.1, 0.05))
-    values = [float(temperature_schedule(steps, 10)(jnp.int32(i))) for i in range(7)]
+    values = [float(schedules(steps, 10)["temperature"](jnp.int32(i))) for i in range(7)]
     np.testing.assert_allclose(values, [0.2, 0.2, 0.1, 0.1, 0.1, 0.05, 0.05])
+
+
+@pytest.mark.parametrize("schedule, middle", [("linear", 0.5), ("cosine", 0.5)])
+def test_the_scaffold_falls(schedule, middle):
+    fields = dict(scaffold=1.0, scaffold_end=0.0, scaffold_schedule=schedule, scaffold_steps=4)
+    falling = StageConfig("scp", ("x.jsonl",), steps=10, **fields)
+    values = [scaffold_at(falling, 10, step) for step in range(11)]
+    np.testing.assert_allclose([values[0], values[2], *values[4:]], [1, middle, *[0] * 7], atol=1e-6)
+    assert values == sorted(values, reverse=True)
+    np.testing.assert_allclose(schedules(falling, 10)["scaffold"](jnp.int32(1)), values[1], rtol=1e-6)
+    constant = StageConfig("scp", ("x.jsonl",), steps=10, scaffold=0.3)
+    assert schedules(constant, 10) == {} and scaffold_at(constant, 10, 7) == 0.3
 
 
 def train(mesh, objective, steps=3, learned=None, **options):
@@ -50,7 +62,8 @@ def train(mesh, objective, steps=3, learned=None, **options):
 def test_a_step_sees_its_temperature(mesh):
     """The ranking's gradient is that of a constant temperature of the same value, and nothing is compiled again."""
     taus = jnp.array([0.1, 0.4, 0.2])
-    rows, _ = train(mesh, Objective(top_k=2, temperature=9.0), temperature=lambda step: taus[step], accumulate=2)
+    changing = {"temperature": lambda step: taus[step]}
+    rows, _ = train(mesh, Objective(top_k=2, temperature=9.0), schedules=changing, accumulate=2)
     np.testing.assert_allclose([row["temperature"] for row in rows], taus)
     norm = "grad_norm/lora/query_reasoner"
     same, _ = train(mesh, Objective(top_k=2, temperature=0.1), steps=1)

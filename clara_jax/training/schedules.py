@@ -1,0 +1,51 @@
+"""Numbers of the loss that change from step to step: the temperature of the ranking, the scaffold of the memories."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from clara_jax.training.config import StageConfig
+
+# Of a stage that trains its temperature: as a logarithm, so that it stays positive and moves by ratios.
+LOG_TEMPERATURE = "ranking/log_temperature"
+
+Schedule = Callable[[jax.Array], jax.Array]  # step, from 0 -> float32 []
+
+
+def schedules(stage: StageConfig, total_steps: int) -> Mapping[str, Schedule]:
+    """Return the schedule of each number of the stage's `Objective` that changes by one, by its name."""
+    found = {"temperature": _temperature(stage, total_steps), "scaffold": _scaffold(stage, total_steps)}
+    return {name: schedule for name, schedule in found.items() if schedule is not None}
+
+
+def scaffold_at(stage: StageConfig, total_steps: int, step: int) -> float:
+    """Return β before a step; ``step = total_steps`` is the stage's end."""
+    schedule = _scaffold(stage, total_steps)
+    return stage.scaffold if schedule is None else float(schedule(step))
+
+
+def _temperature(stage: StageConfig, total_steps: int) -> Schedule | None:
+    match stage.temperature_schedule:
+        case "constant":
+            return None
+        case "cosine":
+            ratio = stage.temperature_end / stage.temperature
+            return optax.cosine_decay_schedule(stage.temperature, max(1, total_steps - 1), alpha=ratio)
+        case "steps":
+            values = jnp.asarray((stage.temperature, *stage.temperature_values), jnp.float32)
+            steps = jnp.asarray(stage.temperature_steps, jnp.int32)
+            return lambda step: values[jnp.sum(step >= steps)]
+
+
+def _scaffold(stage: StageConfig, total_steps: int) -> Schedule | None:
+    if stage.scaffold_end is None:
+        return None
+    begin, end, steps = stage.scaffold, stage.scaffold_end, stage.scaffold_steps or total_steps
+    if stage.scaffold_schedule == "linear":
+        return optax.linear_schedule(begin, end, steps)
+    # Optax's cosine schedule starts from a number above 0 alone.
+    return lambda step: end + (begin - end) * 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(step, steps) / steps))

@@ -7,6 +7,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from clara_jax import bundle as bundles
 from clara_jax import convert, exporting
@@ -54,6 +55,25 @@ def test_so_do_other_bases(other, tmp_path):
     same(other, bundles.load(tmp_path / "peft", other.mesh))
     exporting.export_released(other, tmp_path / "released")
     same(other, bundles.load(tmp_path / "released", other.mesh, precision="float32"))
+
+
+def test_a_memory_map_travels_with_peft_folders_and_is_refused_by_name_elsewhere(tmp_path):
+    clara = dataclasses.replace(exports.SMALL, memory_map="affine", different_mem_tokens=False)
+    mapped = exports.bundle(tiny.write_base(tmp_path / "base"), clara)
+    vectors = {name: jax.numpy.arange(64.0) / (2 + i) for i, name in enumerate(mapped.params["tokens"]["map"])}
+    tokens = mapped.params["tokens"] | {"map": vectors}
+    mapped = dataclasses.replace(mapped, params={**mapped.params, "tokens": tokens})
+    exporting.export_peft(mapped, tmp_path / "peft", dtype="float32")
+    found = bundles.load(tmp_path / "peft", mapped.mesh)
+    same(mapped, found)
+    np.testing.assert_array_equal(found.params["tokens"]["map"]["shift"], vectors["shift"])
+    with pytest.raises(ClaraError, match='memory_map is "affine".*--format peft'):
+        exporting.export_released(mapped, tmp_path / "released")
+    tensors = dict(open_tensors(tmp_path / "peft/embeddings.safetensors"))
+    del tensors["memory_map.center"]
+    save_file(tensors, tmp_path / "peft/embeddings.safetensors")
+    with pytest.raises(ClaraError, match="the memory map's center is missing; it must be a vector of 64"):
+        bundles.load(tmp_path / "peft", mapped.mesh)
 
 
 def test_a_model_comes_back_from_the_released_format_as_it_was(bundle, tmp_path):

@@ -1,10 +1,15 @@
 """Documents cut to windows: as long as they may be, around their answers, drawn and drawn again alike."""
 
+import json
+import sys
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clara_jax.data.records import parse_record
+from clara_jax import command
+from clara_jax.data import __main__ as data
+from clara_jax.data.records import parse_record, read_records
 from clara_jax.data.tokenization import FRAME, ClaraTokenizer
 from clara_jax.data.windows import CONTINUATION, cut_records
 from tests import tiny
@@ -85,3 +90,28 @@ def test_what_need_not_be_cut_stays(tokenizer):
 def test_an_answer_longer_than_the_window(tokenizer):
     (record,) = cut_records([asked(LONG[100:260])], tokenizer, "answer", 0)
     assert tokens(tokenizer, record.documents[0]) <= LENGTH + 1 and record.documents[0].strip() in LONG
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return tiny.write_base(tmp_path_factory.mktemp("windows") / "base")
+
+
+@pytest.mark.parametrize("kind", ["autoencode", "continue"])
+def test_the_command_writes_records_of_its_kind(base, tmp_path, monkeypatch, capsys, kind):
+    lines = [{"text": LONG}, {"text": "a"}, {"text": LONG[9:]}]
+    (tmp_path / "pool.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    arguments = [str(tmp_path / "pool.jsonl"), "--output", str(tmp_path / "out.jsonl"), "--kind", kind]
+    options = ["--tokens", str(LENGTH), "--tokenizer", str(base)]
+    monkeypatch.setattr(sys, "argv", ["data", "passages", *arguments, *options])
+    data.main()
+    records = read_records(str(tmp_path / "out.jsonl"), kind)
+    assert len(records) == (3 if kind == "autoencode" else 2) and {record.kind for record in records} == {kind}
+    assert all(record.documents[0] in LONG or record.documents[0] == "a" for record in records)
+    assert all(record.answers for record in records)
+    said = capsys.readouterr().out
+    assert ("1 were too short" in said) == (kind == "continue")
+    monkeypatch.setattr(sys, "argv", ["data", "passages", *arguments, *options, "--limit", "0"])
+    with pytest.raises(SystemExit):
+        command.run(data.main)
+    assert "--limit: 0 must be at least 1" in capsys.readouterr().err

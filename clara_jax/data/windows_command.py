@@ -1,0 +1,47 @@
+"""``python -m clara_jax.data passages``: windows of passages as records of the stages that learn from text alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from clara_jax.checkpoints.base import open_base
+from clara_jax.data.jsonl import data_files
+from clara_jax.data.records import TEXT_STAGES, read_records
+from clara_jax.data.tokenization import ClaraTokenizer
+from clara_jax.data.windows import START, cut_records
+from clara_jax.errors import ClaraError
+from clara_jax.files import replaced_when_whole
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``passages``."""
+    parser.add_argument("files", nargs="+", metavar="FILE", help='JSONL with a passage in "text"; .gz, .zst, globs')
+    parser.add_argument("--output", required=True, metavar="FILE.jsonl")
+    parser.add_argument("--kind", choices=TEXT_STAGES, default=TEXT_STAGES[0], help="(default %(default)s)")
+    parser.add_argument("--tokens", type=int, default=64, metavar="N", help="of a window (default 64)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of where windows begin (default 0)")
+    parser.add_argument("--limit", type=int, metavar="N", help="read no more passages than this (default all)")
+    parser.add_argument("--tokenizer", default="smollm2", metavar="NAME", help="a base model (default smollm2)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Writes one window of each passage."""
+    for name in ("tokens", "limit"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise ClaraError(f"--{name}: {value} must be at least 1")
+    if not 0 <= arguments.seed < 2**64:
+        raise ClaraError(f"--seed: {arguments.seed} must be from 0 to 2^64 - 1")
+    records = read_records(data_files(arguments.files, "passages"), arguments.kind, arguments.limit)
+    tokenizer = ClaraTokenizer(open_base(arguments.tokenizer).load_tokenizer(), arguments.tokens, memory_tokens=1)
+    windows = cut_records(records, tokenizer, START, arguments.seed)
+    with replaced_when_whole(arguments.output, "the records cannot be written") as temporary:
+        with open(temporary, "w", encoding="utf-8") as file:
+            for record in windows:
+                fields = {"docs": list(record.documents)}
+                if arguments.kind == "continue":
+                    fields["answer"] = record.answers[0]
+                file.write(json.dumps(fields, ensure_ascii=False) + "\n")
+    left_out = f"; {len(records) - len(windows)} were too short" if len(windows) < len(records) else ""
+    print(f"{arguments.output}: {len(windows)} windows of {len(records)} passages{left_out}")

@@ -37,7 +37,7 @@ def make_bundle(directory, mesh, dropout):
     bundle = bundles.from_base(str(directory / "base"), clara, mesh, "float32")
     rng = np.random.default_rng(0)
     lora = jax.tree.map(
-        lambda x: jax.device_put(np.float32(rng.normal(0, 0.3, x.shape)), x.sharding), bundle.params["lora"]
+        lambda x: jax.device_put(np.float32(rng.normal(0, 0.15, x.shape)), x.sharding), bundle.params["lora"]
     )
     return dataclasses.replace(bundle, params={**bundle.params, "lora": lora})
 

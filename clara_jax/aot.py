@@ -99,4 +99,4 @@ def _plan(arguments, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, compiles=False)

@@ -57,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
         help="adapter, merged or int8: see docs/inference.md (default: what is fastest and fits)",
     )
     add("--precision", choices=("bfloat16", "float32"), help="default: as trained")
+    command.add_compile_option(parser)
     return parser
 
 

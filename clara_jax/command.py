@@ -6,15 +6,27 @@ import argparse
 import sys
 from collections.abc import Callable
 
+from clara_jax import compile_cache
 from clara_jax.errors import ClaraError, ToldByMain
 
+NO_COMPILE_CACHE = "--no-compile-cache"
 
-def run(main: Callable[[], None]) -> None:
-    """Calls ``main``; a `ClaraError` becomes ``error: ...`` and exit code 2, an interrupt exit code 130.
+
+def run(main: Callable[[], None], compiles: bool = True) -> None:
+    """Call ``main``; a `ClaraError` becomes ``error: ...`` and exit code 2, an interrupt exit code 130.
 
     A process that has joined others (`clara_jax.distributed`) leaves at once where anything goes wrong, so that they
-    learn of it.
+    learn of it. Every command and benchmark comes through here, so this is where `clara_jax.compile_cache` is switched
+    on, and off again where `NO_COMPILE_CACHE` is among the arguments, from which it is taken.
+
+    Args:
+      compiles: False for a command that compiles nothing, or whose figures are those of a compilation.
     """
+    if NO_COMPILE_CACHE in sys.argv[1:]:
+        sys.argv.remove(NO_COMPILE_CACHE)
+        compile_cache.disable()
+    elif compiles:
+        compile_cache.enable()
     try:
         main()
     except ClaraError as error:
@@ -31,6 +43,13 @@ def run(main: Callable[[], None]) -> None:
 
         print(explain(error), file=sys.stderr)
         _end(1)
+
+
+def add_compile_option(parser: argparse.ArgumentParser) -> None:
+    """Have ``--help`` tell of the flag that `run` has taken from the arguments."""
+    parser.add_argument(
+        NO_COMPILE_CACHE, action="store_true", help="compile everything anew; neither load nor keep compiled programs"
+    )
 
 
 def add_process_options(parser: argparse.ArgumentParser) -> None:

@@ -44,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     add("--base", metavar="NAME", help="where the base model lies, if not where the checkpoint says")
     add("--precision", choices=("bfloat16", "float32"), help="default: as trained")
     command.add_process_options(parser)
+    command.add_compile_option(parser)
     return parser
 
 

@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--output", required=True, metavar="DIR", help="must not be there yet")
         one.add_argument("--base", metavar="NAME", help="where the base model lies, if not where the checkpoint says")
         one.add_argument("--precision", choices=("bfloat16", "float32"), help="default: as trained")
+        command.add_compile_option(one)
     return parser
 
 

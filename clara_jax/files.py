@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -81,6 +80,8 @@ def locked(path: str | os.PathLike, busy: str | None) -> Iterator[None]:
     Raises:
       ClaraError: another process has it, and there is a message.
     """
+    import fcntl  # which Windows has not; the rest of this module works there
+
     with open(path, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
@@ -89,6 +90,13 @@ def locked(path: str | os.PathLike, busy: str | None) -> Iterator[None]:
         except OSError:
             pass
         yield
+
+
+def user_cache() -> Path:
+    """Return the folder for what can be made again: ``clara_jax`` in ``XDG_CACHE_HOME``, ``%LOCALAPPDATA%`` on Windows,
+    else in ``~/.cache``."""
+    named = os.environ.get("XDG_CACHE_HOME") or (os.environ.get("LOCALAPPDATA") if os.name == "nt" else None)
+    return (Path(named) if named else Path.home() / ".cache") / "clara_jax"
 
 
 def sync(path: Path) -> None:

@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     add("--base", metavar="NAME", help="where the base model lies, if not where the checkpoint says")
     add("--precision", choices=("bfloat16", "float32"), help="default: as trained; of a base bfloat16")
     add("--no-warm-up", action="store_true", help="listen at once; the first questions wait for the compiler")
+    command.add_compile_option(parser)
     return parser
 
 

@@ -288,4 +288,4 @@ def _open(path: Path) -> Any:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, compiles=False)

@@ -9,6 +9,7 @@
 --coordinator HOST:PORT --processes N --process I
                            this is process I of N that train together; the same in the environment as CLARA_COORDINATOR,
                            CLARA_PROCESSES, CLARA_PROCESS. On Cloud TPU, GKE and under Slurm nothing need be said.
+--no-compile-cache         compile everything anew; neither load nor keep compiled programs
 
 A run that was stopped or killed goes on with the same command, or with --workdir DIR alone; SIGTERM and Ctrl-C save
 first. A checkpoint, or the whole run directory, opens with clara_jax.Clara.load(DIR).

@@ -6,10 +6,16 @@ from glob import glob
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
+from clara_jax import compile_cache
 from clara_jax.planning.topology import ABSENT
 
 jax.config.update("jax_num_cpu_devices", 8)
+# Tests compile much and run little. So do the processes that they start. `optimized` is for what needs the rest.
+UNOPTIMIZED = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+os.environ.setdefault(UNOPTIMIZED, "1")
+jax.config.update("jax_disable_most_optimizations", os.environ[UNOPTIMIZED] != "0")
 # Threads that XLA has for all devices of a process, here and in what a test starts; by default as many as there are
 # cores or devices. A collective blocks its thread until all devices are there, and a device may be in two at once: with
 # a thread for each device the last one may find none, and all wait forever.
@@ -21,6 +27,9 @@ if not any(glob(device) for device in ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/
     for variable, value in ABSENT.items():
         os.environ.setdefault(variable, value)
 
+# What one run of the tests has compiled, the next one loads: `JAX_ENABLE_COMPILATION_CACHE=false` for a cold one.
+compile_cache.enable()
+
 from clara_jax.model.sharding import make_mesh  # noqa: E402  (after the device count is set)
 
 
@@ -28,6 +37,14 @@ def pytest_collection_modifyitems(items):
     """Whole commands first, then what trains: the long files should not be what one worker is left with at the end."""
     long = ("test_resume", "test_train_command", "test_smoke", "training/", "method/")
     items.sort(key=lambda item: next((i for i, name in enumerate(long) if name in item.nodeid), len(long)))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """What was skipped is listed with its reason (-rs); this is what was not even chosen."""
+    if config.option.markexpr == config.getini("addopts")[1]:
+        terminalreporter.write_line(
+            "not run: tests marked slow (python -m pytest -q -m slow) and drill (python -m pytest -q -m drill)"
+        )
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -51,12 +68,24 @@ def mesh42():
     return make_mesh(4, 2)
 
 
-@pytest.fixture
-def fast_compile():
-    """Compiles with few optimizations: for tests that compile much and run little."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+@pytest.fixture(scope="module")
+def optimized():
+    """Compile as users do, with all optimizations: for numbers of the released implementation, for memory and time."""
     jax.config.update("jax_disable_most_optimizations", False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(UNOPTIMIZED, "0")
+        yield
+    jax.config.update("jax_disable_most_optimizations", os.environ[UNOPTIMIZED] != "0")
+
+
+@pytest.fixture(scope="module")
+def uncached():
+    """Neither load nor keep compiled programs: JAX keeps programs for topologies, and cannot load them."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # JAX asks once
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ BASE = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_
 
 
 @pytest.mark.slow
-def test_the_accelerators_benchmark_times_every_case(monkeypatch, tmp_path, fast_compile):
+def test_the_accelerators_benchmark_times_every_case(monkeypatch, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(BASE | {"num_attention_heads": 4, "num_key_value_heads": 2}))
     small = ["--rows=8", "--tokens=900", "--candidates=3", "--repeats=1", "--batches=1,3"]
     files = [f"--base-config={tmp_path / 'config.json'}", f"--json={tmp_path / 'out.json'}"]

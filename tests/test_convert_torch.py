@@ -1,5 +1,5 @@
-"""What we export, in the programs it is for: torch, PEFT and transformers. Needs them: `pip install torch peft`, then
-`pytest -m slow`."""
+"""What we export, in the programs it is for: torch, PEFT and transformers. Needs them: `pip install -r
+requirements-slow.txt`, then `pytest -m slow`."""
 
 import dataclasses
 import warnings
@@ -16,7 +16,7 @@ from tests import exports, tiny
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("optimized")]
 DOCUMENT, QUESTION = tiny.document(3), "Where was Ada born?"
 
 

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
 
@@ -21,7 +20,6 @@ from clara_jax.evaluation.outcomes import OutcomeFile
 from clara_jax.evaluation.runner import read_suites
 from clara_jax.method.clara import ClaraConfig
 from tests.locations import ROOT
-from tests.test_resume import QUICK
 from tests.tiny import document, write_base
 
 CASES = 6
@@ -84,9 +82,7 @@ def outcomes(report):
 def whole(place):
     """A report made in one go."""
     with pytest.MonkeyPatch.context() as patch:
-        jax.config.update("jax_disable_most_optimizations", True)
         printed = call(patch, arguments(place, place / "whole", "--timed", "2", "--inside", "4"))
-        jax.config.update("jax_disable_most_optimizations", False)
     return place / "whole", printed
 
 
@@ -116,7 +112,7 @@ def test_every_result_stands_beside_its_controls(whole):
     assert f"{report}/report.html" in printed
 
 
-def test_a_second_call_asks_nothing_and_a_further_suite_is_added(place, whole, monkeypatch, fast_compile):
+def test_a_second_call_asks_nothing_and_a_further_suite_is_added(place, whole, monkeypatch):
     report, _ = whole
     before = {path: path.stat().st_mtime_ns for path in (report / "outcomes").rglob("*.jsonl")}
     first = json.loads((report / "report.json").read_text())["suites"]
@@ -142,8 +138,7 @@ def test_a_second_call_asks_nothing_and_a_further_suite_is_added(place, whole, m
 def process(place, report, *more, processes=1):
     command = [sys.executable, "-c", CODE, *arguments(place, report, "--timed", "0", "--inside", "0", *more)]
     launcher = [str(ROOT / "launch/local.sh"), str(processes), "--grace", "10"] if processes > 1 else []
-    environment = os.environ | QUICK | {"JAX_COMPILATION_CACHE_DIR": f"{place}/compiled"}
-    environment["JAX_NUM_CPU_DEVICES"] = str(2 // processes)
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(2 // processes)}
     with open(f"{report}.log", "ab") as log:
         return subprocess.Popen(
             launcher + command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True

@@ -46,9 +46,6 @@ def get_config(arg=None):
 PROCESS = ("seconds", "tokens_per_second", "tokens_per_second_per_device", "mfu")
 PROCESS += ("compile_seconds", "compilations", "evaluation_compilations")
 PROCESS += ("host_peak_gib", "device_peak_gib", "device_in_use_gib")
-# These processes compile much and run little: few optimizations, and what one has compiled, the others find (save for
-# those that are killed while they compile).
-QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 CODE = "import sys; sys.argv = sys.argv[1:]; from clara_jax import command, train; command.run(train.main)"
 
 
@@ -62,7 +59,8 @@ def place(tmp_path_factory):
 
 
 def start(place, run, stages="scp+end_to_end", cache=True):
-    """The command as a process of its own."""
+    """The command as another process, which finds what this one and others have compiled, or (where it is to be killed
+    while it compiles) does not."""
     log = open(f"{run}.log", "ab")
     return subprocess.Popen(
         [
@@ -74,7 +72,7 @@ def start(place, run, stages="scp+end_to_end", cache=True):
             f"--workdir={run}",
         ],
         cwd=ROOT,
-        env=os.environ | QUICK | ({"JAX_COMPILATION_CACHE_DIR": f"{place}/compiled"} if cache else {}),
+        env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": str(cache)},
         stdout=log,
         stderr=log,
     )
@@ -151,8 +149,13 @@ def test_killed_at_a_bad_moment(moment, place, uninterrupted):
     assert_equal_runs(uninterrupted, run)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    "stage",
+    [
+        pytest.param(s, marks=getattr(pytest.mark, "drill" if s in ("instruct", "retrieval") else "slow"))
+        for s in STAGES
+    ],
+)
 def test_killed_at_ten_random_moments(stage, place):
     whole, run = place / f"whole_{stage}", place / f"killed_{stage}"
     began = time.monotonic()

@@ -7,7 +7,7 @@ from clara_jax.training.metrics import read_metrics
 from tests.locations import ROOT
 
 
-def test_smoke_ci(tmp_path):
+def test_smoke_ci(tmp_path, optimized):
     """The command itself fails where a loss does not fall."""
     run = tmp_path / "smoke"
     out = subprocess.run(

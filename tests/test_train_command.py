@@ -132,7 +132,7 @@ def test_a_checkpoint_opens_and_answers(finished, mesh):
     assert len(answer.sources) == 1 and answer.sources[0].text in documents[0]
 
 
-def test_going_on_from_a_checkpoint(finished, place, monkeypatch, capsys, fast_compile):
+def test_going_on_from_a_checkpoint(finished, place, monkeypatch, capsys):
     run, _ = finished
     again = (
         "--config",
@@ -260,7 +260,7 @@ def test_a_run_explains_itself(finished):
 
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])
-def test_steps_that_are_not_finite(policy, place, monkeypatch, capsys, tmp_path, fast_compile):
+def test_steps_that_are_not_finite(policy, place, monkeypatch, capsys, tmp_path):
     run = tmp_path / "run"
     arguments = [f"--config={place}/config.py:steps=4", "--config.stages=scp", "--config.scp.learning_rate=1e30"]
     code = call(monkeypatch, *arguments, f"--config.non_finite={policy}", "--workdir", run)
@@ -276,7 +276,7 @@ def test_steps_that_are_not_finite(policy, place, monkeypatch, capsys, tmp_path,
         assert [row["skipped"] for row in steps] == [0, 1, 2, 3]
 
 
-def test_lines_that_are_no_records_can_be_left_out(place, monkeypatch, capsys, tmp_path, fast_compile):
+def test_lines_that_are_no_records_can_be_left_out(place, monkeypatch, capsys, tmp_path):
     (data,) = bad_line('{"data_type": "qa",')(place)
     arguments = [data.replace(":data", ":steps=2,data"), "--config.stages=scp", "--config.on_error=skip"]
     arguments += ["--config.scp.eval_data=()", "--config.scp.accumulate=1"]
@@ -290,7 +290,7 @@ def test_lines_that_are_no_records_can_be_left_out(place, monkeypatch, capsys, t
     assert "config.on_error is 'ignore'; it must be one of stop, skip" in capsys.readouterr().err
 
 
-def test_documents_as_text(place, mesh, monkeypatch, capsys, tmp_path, fast_compile):
+def test_documents_as_text(place, mesh, monkeypatch, capsys, tmp_path):
     """Only the generator learns, and no memory is measured or shown."""
     arguments = [f"--config={place}/config.py:steps=6", "--config.stages=('scp','end_to_end')"]
     arguments += [f"--config.{stage}.documents=text" for stage in ("scp", "end_to_end")]
@@ -307,7 +307,7 @@ def test_documents_as_text(place, mesh, monkeypatch, capsys, tmp_path, fast_comp
     assert changed(before, after) == {"lora/generator"}
 
 
-def test_losses_that_do_not_fall_can_be_an_error(place, monkeypatch, capsys, tmp_path, fast_compile):
+def test_losses_that_do_not_fall_can_be_an_error(place, monkeypatch, capsys, tmp_path):
     arguments = [f"--config={place}/config.py:steps=4", "--config.stages=scp", "--config.scp.learning_rate=1e-30"]
     assert call(monkeypatch, *arguments, "--config.require_progress=True", "--workdir", tmp_path / "run") == 2
     assert "loss did not fall" in capsys.readouterr().err

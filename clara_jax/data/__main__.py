@@ -44,4 +44,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":  # worker processes import this module again
-    command.run(main)
+    command.run(main, compiles=False)

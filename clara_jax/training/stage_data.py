@@ -29,6 +29,7 @@ from clara_jax.data.token_cache import TokenCache, open_or_make, slices
 from clara_jax.data.tokenization import ClaraTokenizer
 from clara_jax.data.windows import START, cut_records
 from clara_jax.errors import ClaraError
+from clara_jax.files import user_cache
 from clara_jax.training.config import QUESTIONS, RunConfig, StageConfig, entry_kind
 
 SYNTHETIC = "synthetic:"
@@ -201,7 +202,7 @@ def _encode(
     """The tokens of a part; those of a data set that was built are kept on disk."""
     if not isinstance(records, RecordSource):
         return encode_records(records, tokenizer, encoding)
-    folder = Path(config.token_cache or _cache_folder()).expanduser()
+    folder = Path(config.token_cache or user_cache() / "tokens").expanduser()
     progress = _progress(stage.name, len(records)) if config.progress else None
     return open_or_make(folder, slices(records), records.fingerprint, tokenizer, encoding, progress)
 
@@ -212,10 +213,6 @@ def _documents(examples: Sequence[Example]) -> Iterable[np.ndarray]:
     if isinstance(examples, TokenCache):
         return examples.documents()
     return {id(ids): ids for example in examples for ids in example.documents}.values()
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clara_jax" / "tokens"
 
 
 def _progress(name: str, total: int) -> Callable[[int], None]:

@@ -17,7 +17,6 @@ from clara_jax.model.sharding import make_mesh, put_batch
 from tests.tiny import write_base
 
 NEVER = (10**6,)  # ends no answer
-pytestmark = pytest.mark.usefixtures("fast_compile")
 
 
 @pytest.fixture(scope="module")

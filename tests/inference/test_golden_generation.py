@@ -10,6 +10,7 @@ from clara_jax import Clara
 from clara_jax.model.sharding import make_mesh
 from tests.locations import golden_folders
 
+pytestmark = pytest.mark.usefixtures("optimized")
 FOLDERS = golden_folders()
 
 

@@ -20,6 +20,7 @@ from clara_jax.model.sharding import make_mesh
 from clara_jax.model.transformer import join_logits
 from tests.locations import golden_folders
 
+pytestmark = pytest.mark.usefixtures("optimized")
 FOLDERS = golden_folders()
 STAGE_FILES = {stage.reference_name: stage for stage in STAGES.values()}
 ADAPTERS = {"encoder_adapter": "compressor", "decoder_adapter": "generator", "query_reasoner_adapter": "query_reasoner"}

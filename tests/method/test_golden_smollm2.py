@@ -16,6 +16,8 @@ from clara_jax.model.sharding import make_mesh, put_batch
 from clara_jax.model.transformer import join_logits
 from tests.locations import golden_dir
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 
 @pytest.fixture(scope="module")
 def golden():

@@ -16,8 +16,6 @@ from clara_jax.method.stages import Objective, normalize, rank_documents
 from clara_jax.method.topk import EPSILON
 from tests.training.test_step import make_batch, make_model, make_params
 
-pytestmark = pytest.mark.usefixtures("fast_compile")
-
 OBJECTIVE = Objective(top_k=2, temperature=0.1)
 
 

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from clara_jax.method.cross_entropy import language_model_loss, target_log_likelihoods
 from clara_jax.method.generator import target_states
@@ -44,7 +43,6 @@ def test_likelihoods_far_below_what_a_float_holds():
     np.testing.assert_allclose(gradient, [[-0.5, 0.5]], atol=1e-6)
 
 
-@pytest.mark.usefixtures("fast_compile")
 def test_likelihoods_are_those_of_one_document_alone(mesh):
     model = make_model()
     params, batch = make_params(model, mesh), make_batch(model)

@@ -23,7 +23,7 @@ from clara_jax.model.transformer import join_logits
 from tests import tiny
 
 torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("optimized")]
 
 LONGROPE = {
     "rope_type": "longrope",

@@ -226,6 +226,7 @@ def test_what_cannot_be_is_refused_in_one_line(monkeypatch, platform, kind, impl
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+@pytest.mark.usefixtures("optimized", "uncached")
 def test_a_step_for_tpus_holds_the_kernel_and_no_scores():
     """Compiled on this machine for a slice that is not there."""
     shapes = dataclasses.replace(planned.SHAPES, prompt_length=320)

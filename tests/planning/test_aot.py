@@ -100,11 +100,19 @@ def test_links_of_the_chip_with_the_fewest():
     assert v5p.bandwidth_in((4, 4, 4)) == v5p.ici_bandwidth
 
 
+SLICES = ("v5e:4x4", "v6e:2x4", "v5p:2x2x1", "v5p:4x4x4", "v5p:8x8x8", "v6e:16x16")
+RUNS = [(topology, stage) for topology in SLICES for stage in ("scp", "instruct", "end_to_end")]
+
+
 @needs_libtpu
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", ["scp", "instruct", "end_to_end"])
-@pytest.mark.parametrize("topology", ["v5e:4x4", "v6e:2x4", "v5p:2x2x1", "v5p:4x4x4", "v5p:8x8x8", "v6e:16x16"])
-def test_mistral_7b(monkeypatch, tmp_path, stage, topology):
+@pytest.mark.parametrize(
+    ("topology", "stage"),
+    [
+        pytest.param(*RUNS[0], marks=pytest.mark.slow),
+        *(pytest.param(*run, marks=pytest.mark.drill) for run in RUNS[1:]),
+    ],
+)
+def test_mistral_7b(monkeypatch, tmp_path, topology, stage):
     """The paper's batches where they have a row for each device, else so many; minutes and gigabytes each."""
     written = tmp_path / "plan.json"
     arguments = (f"--topology={topology}", "--config.model.remat=full", f"--json={written}")

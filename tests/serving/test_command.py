@@ -126,7 +126,7 @@ def run(monkeypatch, *options):
     serve.main()
 
 
-def test_a_base_is_served_ready_to_answer(tmp_path, monkeypatch, capsys, fast_compile):
+def test_a_base_is_served_ready_to_answer(tmp_path, monkeypatch, capsys):
     """All but the socket; its engine has compiled what a chat needs before the first comes."""
     served = []
     monkeypatch.setattr(serve, "_listen", lambda app, worker, arguments: served.extend((app, worker)))

@@ -31,7 +31,6 @@ CHAT = [
 ENDLESS = [{"role": "user", "content": "Who works there?"}]
 WIDTH = 96  # of what the uncached forward pass reads
 TOKENIZER = tiny.tokenizer()
-pytestmark = pytest.mark.usefixtures("fast_compile")
 
 
 def rendered(messages):

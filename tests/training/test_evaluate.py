@@ -24,8 +24,6 @@ from clara_jax.training.evaluate import Evaluation, other_documents
 from clara_jax.training.step import make_eval_step
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("fast_compile")
-
 CLARA = ClaraConfig(doc_max_length=32, compress_rate=8, lora_rank=4, lora_dropout=0.0, max_length=256)
 OBJECTIVE = Objective(top_k=2)
 COUNT, CANDIDATES = 7, 4

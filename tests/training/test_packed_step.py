@@ -19,8 +19,6 @@ from clara_jax.model.sharding import put_batch
 from clara_jax.training.step import example_keys, make_loss
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("fast_compile")
-
 OBJECTIVE = Objective()
 SCP = STAGES["scp"]
 

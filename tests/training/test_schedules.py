@@ -14,8 +14,6 @@ from clara_jax.training.schedules import LOG_TEMPERATURE, scaffold_at, schedules
 from clara_jax.training.step import init_state, make_train_step
 from tests.training.test_step import make_batch, make_model, make_params
 
-pytestmark = pytest.mark.usefixtures("fast_compile")
-
 
 def stage(**fields):
     return StageConfig("end_to_end", ("x.jsonl",), steps=10, temperature=0.2, **fields)

@@ -20,8 +20,6 @@ from clara_jax.model.declare import initialise
 from clara_jax.model.sharding import BATCH, make_mesh, put_batch
 from clara_jax.training.step import example_keys, init_state, make_loss, make_train_step, microbatches
 
-pytestmark = pytest.mark.usefixtures("fast_compile")
-
 CONFIGS = {
     "llama": {"model_type": "llama", "num_key_value_heads": 1, "tie_word_embeddings": True},
     "phi3": {"model_type": "phi3", "num_key_value_heads": 2, "sliding_window": 9},

@@ -27,8 +27,6 @@ from clara_jax.training.stopping import Stopped, StopSignal
 from clara_jax.training.stored_memories import open_memories
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("fast_compile")
-
 CLARA = ClaraConfig(doc_max_length=32, compress_rate=8, lora_rank=4, lora_dropout=0.1, max_length=256)
 OBJECTIVE = Objective(top_k=2)
 COUNT, CANDIDATES = 12, 4

@@ -192,7 +192,6 @@ CASES = [(stage, None) for stage in STAGES if stage != "instruct"]
 CASES += [("scp", EVERYTHING), ("scp", ("tokens/memory",))]
 
 
-@pytest.mark.usefixtures("fast_compile")
 @pytest.mark.parametrize("stage,trains", CASES)
 def test_xla_counts_the_same(stage, trains, mesh, monkeypatch):
     """One block, so that the scan's body runs once; XLA counts a loop's body once, however often it runs."""

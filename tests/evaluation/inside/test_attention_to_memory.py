@@ -109,7 +109,6 @@ def test_probabilities_are_those_of_a_naive_model(window, tmp_path, mesh, clara)
         assert expected.max() > 5 / length, "an even attention would prove little"
 
 
-@pytest.mark.usefixtures("fast_compile")
 def test_eight_devices_equal_one(tmp_path, mesh42, clara):
     bundle = make_bundle(tmp_path / "base", mesh42)
     memories = make_memories(bundle, np.random.default_rng(1))

@@ -10,7 +10,6 @@ from clara_jax.evaluation.cases import Case, Suite
 from clara_jax.evaluation.inside.look import look, pick_cases, pick_documents
 from tests.tiny import document
 
-pytestmark = pytest.mark.usefixtures("fast_compile")
 ALL = ["lens", "lens_examples", "geometry", "attention", "gaps", "selection"]
 
 

@@ -1,7 +1,8 @@
-"""Grouped-query attention on arrays whose heads are split over the mesh's model axis: one function, three ways.
+"""Grouped-query attention on arrays whose heads are split over the mesh's model axis: one function, four ways.
 
-"xla" writes the scores down and runs anywhere. "splash" (a Pallas kernel for TPUs) and "cudnn" (flash attention on
-NVIDIA GPUs) compute them block by block and again in the backward pass, so that no [T, S] array exists for a head.
+"xla" writes the scores down and runs anywhere. "blockwise" (for CPUs), "splash" (a Pallas kernel for TPUs) and "cudnn"
+(flash attention on NVIDIA GPUs) compute them block by block and again in the backward pass, so that no [T, S] array of
+a head is kept.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention
 
 from clara_jax.errors import ClaraError
+from clara_jax.model.blockwise import additive, blockwise
 from clara_jax.model.sharding import BATCH
 
-IMPLEMENTATIONS = ("auto", "xla", "splash", "cudnn")
+IMPLEMENTATIONS = ("auto", "xla", "blockwise", "splash", "cudnn")
 LANES = 128  # splash's blocks are multiples of a vector register's lanes
 LONGEST_BLOCK = 512
 
@@ -33,7 +35,7 @@ class Scope:
 
     implementation: str = flax.struct.field(pytree_node=False)
     sequences: jax.Array | None = None  # int32 [B, T], for splash
-    mask: jax.Array | None = None  # bool [B, T, T], for the others
+    mask: jax.Array | None = None  # bool [B, T, T], for the others; for blockwise what is added to scores, float32
     past: tuple[jax.Array, ...] = ()  # bool [B, T, S], of the slots of each part of what was read before
 
 
@@ -69,6 +71,8 @@ def make_scope(
     mask = (at <= at[:, None]) & (sequences[:, :, None] == sequences[:, None, :])
     if window is not None:
         mask &= positions[:, :, None] - positions[:, None, :] < window
+    if chosen == "blockwise":
+        return Scope(chosen, mask=additive(mask))
     masks, before = [], 0
     for slots, lengths in past:
         slot = jnp.arange(slots, dtype=jnp.int32)
@@ -84,7 +88,7 @@ def make_scope(
 def choose(implementation: str, channels: int, dtype: jnp.dtype, cached: bool, windowed: bool) -> str:
     """The implementation for the devices of the current mesh, which for ahead-of-time compilation are not this host's.
 
-    With a past it is XLA's, whatever is asked for: the new tokens are few. So is a window that cuts something
+    With a past it is XLA's, whatever is asked for: the new tokens are few. So it is with a window that cuts something
     off, instead of splash: a window counts attended tokens, splash could count slots, and padding may stand between.
 
     Raises:
@@ -96,7 +100,7 @@ def choose(implementation: str, channels: int, dtype: jnp.dtype, cached: bool, w
     if implementation == "auto":
         # Device kinds such as "Tesla T4" are too old for flash attention, and other GPUs have no cuDNN.
         on_gpu = "cudnn" if kind.startswith("NVIDIA") and flash else "xla"
-        implementation = {"tpu": "splash", "gpu": on_gpu}.get(platform, "xla")
+        implementation = {"tpu": "splash", "gpu": on_gpu, "cpu": "blockwise"}.get(platform, "xla")
     if cached or implementation == "xla" or (implementation == "splash" and windowed):
         return "xla"
     if implementation == "splash" and platform == "gpu":
@@ -135,7 +139,11 @@ def attention(
     if scope.implementation == "xla":
         return _xla(q, k, v, scope, past)
     # Kernels know nothing of meshes: each device calls them on its own rows and heads.
-    kernel, read = {"splash": (_splash, scope.sequences), "cudnn": (_cudnn, scope.mask)}[scope.implementation]
+    kernel, read = {
+        "blockwise": (partial(blockwise, q.dtype), scope.mask),
+        "splash": (_splash, scope.sequences),
+        "cudnn": (_cudnn, scope.mask),
+    }[scope.implementation]
     split, rows = jax.P(BATCH, None, heads, None), jax.P(BATCH)
     return jax.shard_map(kernel, in_specs=(split, split, split, rows), out_specs=split, check_vma=False)(q, k, v, read)
 

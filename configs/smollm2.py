@@ -106,7 +106,7 @@ def get_config(arg=None):
         stages,
         model=dict(
             base=args.base or ("" if args.start else "smollm2"),
-            precision="float32",
+            precision="auto",
             remat="full" if as_text and args.size == "full" else "none",
         ),
         clara=dict(doc_max_length=64 if tiny else 256, compress_rate=args.rate, max_length=2048 if as_text else 1024),

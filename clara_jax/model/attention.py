@@ -34,6 +34,7 @@ class Scope:
     """
 
     implementation: str = flax.struct.field(pytree_node=False)
+    operands: jnp.dtype = flax.struct.field(pytree_node=False)  # in which numbers are multiplied, save by xla
     sequences: jax.Array | None = None  # int32 [B, T], for splash
     mask: jax.Array | None = None  # bool [B, T, T], for the others; for blockwise what is added to scores, float32
     past: tuple[jax.Array, ...] = ()  # bool [B, T, S], of the slots of each part of what was read before
@@ -55,7 +56,8 @@ def make_scope(
       sequences: bool or int32 [B, T], the number of the sequence that a token belongs to, 0 for padding.
       positions: int32 [B, T], places of the tokens in their sequences, all parts of the past counted.
       window: how many tokens, itself among them, a token attends to; None for all.
-      channels, dtype: of the heads.
+      channels: of the heads.
+      dtype: in which their numbers are multiplied.
       past: of each part how many slots it has, and how many of them count in a row, int32 [B].
 
     Raises:
@@ -64,15 +66,16 @@ def make_scope(
     length = sequences.shape[1]
     if window is not None and length + sum(slots for slots, _ in past) <= window:
         window = None
+    dtype = jnp.dtype(dtype)
     chosen = choose(implementation, channels, dtype, cached=bool(past), windowed=window is not None)
     if chosen == "splash":
-        return Scope(chosen, sequences=sequences.astype(jnp.int32))
+        return Scope(chosen, dtype, sequences=sequences.astype(jnp.int32))
     at = jnp.arange(length, dtype=jnp.int32)
     mask = (at <= at[:, None]) & (sequences[:, :, None] == sequences[:, None, :])
     if window is not None:
         mask &= positions[:, :, None] - positions[:, None, :] < window
     if chosen == "blockwise":
-        return Scope(chosen, mask=additive(mask))
+        return Scope(chosen, dtype, mask=additive(mask))
     masks, before = [], 0
     for slots, lengths in past:
         slot = jnp.arange(slots, dtype=jnp.int32)
@@ -82,7 +85,7 @@ def make_scope(
             seen &= positions[:, :, None] - jnp.broadcast_to(place, (len(lengths), slots))[:, None, :] < window
         masks.append(seen)
         before = before + lengths
-    return Scope(chosen, mask=mask, past=tuple(masks))
+    return Scope(chosen, dtype, mask=mask, past=tuple(masks))
 
 
 def choose(implementation: str, channels: int, dtype: jnp.dtype, cached: bool, windowed: bool) -> str:
@@ -140,12 +143,15 @@ def attention(
         return _xla(q, k, v, scope, past)
     # Kernels know nothing of meshes: each device calls them on its own rows and heads.
     kernel, read = {
-        "blockwise": (partial(blockwise, q.dtype), scope.mask),
+        "blockwise": (partial(blockwise, scope.operands), scope.mask),
         "splash": (_splash, scope.sequences),
         "cudnn": (_cudnn, scope.mask),
     }[scope.implementation]
-    split, rows = jax.P(BATCH, None, heads, None), jax.P(BATCH)
-    return jax.shard_map(kernel, in_specs=(split, split, split, rows), out_specs=split, check_vma=False)(q, k, v, read)
+    split, rows, carried = jax.P(BATCH, None, heads, None), jax.P(BATCH), q.dtype
+    if scope.implementation != "blockwise":  # which casts by itself, and gives float32
+        q, k, v = (x.astype(scope.operands) for x in (q, k, v))
+    run = jax.shard_map(kernel, in_specs=(split, split, split, rows), out_specs=split, check_vma=False)
+    return run(q, k, v, read).astype(carried)
 
 
 def _xla(q: jax.Array, k: jax.Array, v: jax.Array, scope: Scope, past: Sequence[tuple[jax.Array, jax.Array]]):
@@ -153,6 +159,8 @@ def _xla(q: jax.Array, k: jax.Array, v: jax.Array, scope: Scope, past: Sequence[
     batch, length, _, channels = q.shape
     groups = k.shape[2]
     q = jnp.reshape(q, (batch, length, groups, -1, channels), out_sharding=jax.P(BATCH, None, heads, None, None))
+    # Numbers are multiplied as they are carried: to cast a past for each new token would take longer than the product,
+    # and of products in this order of axes XLA on CPUs has none with bfloat16 and float32 sums (see `products`).
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
     split = jax.P(BATCH, heads, None, None, None)
     # A head's queries in one axis: with two, XLA on CPU computes the scores of a past transposed, and slowly.

@@ -13,6 +13,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from clara_jax.model.products import contracted_last
+
 FEWEST_QUERIES = 32  # of a chunk, where a row is short
 MOST_QUERIES = 128  # of a chunk, where a row is long
 USUAL_CHUNKS, MOST_CHUNKS = 4, 8  # they are unrolled: more of them compile longer and save less
@@ -73,17 +75,18 @@ def _backward(operands: jnp.dtype, kept: tuple, gradient: jax.Array):
     of_q, of_k, of_v = [], 0, 0
     for begin, end in chunks(length):
         own, own_gradient = _flat(heads[..., begin:end, :]), _flat(gradient[..., begin:end, :])
+        turned, turned_gradient = (contracted_last(x, "BGNC", "BGC")[0] for x in (own, own_gradient))
         own_keys, own_values = keys[:, :, :end], values[:, :, :end]
         scores = _chunk(product("BGNC,BGSC->BGNS", own, own_keys), end - begin)
         weights = jnp.exp(scores * scale + bias[:, None, None, begin:end, :end] - log_sums[..., begin:end, :])
         of_weights = _chunk(product("BGNC,BGSC->BGNS", own_gradient, own_values), end - begin)
         of_scores = _flat((weights * (of_weights - centre[..., begin:end, :])).astype(operands))
         of_q.append(_chunk(product("BGNS,BGSC->BGNC", of_scores, own_keys), end - begin))
-        room = ((0, 0), (0, 0), (0, length - end), (0, 0))
-        of_k += jnp.pad(product("BGNS,BGNC->BGSC", of_scores, own), room)
-        of_v += jnp.pad(product("BGNS,BGNC->BGSC", _flat(weights.astype(operands)), own_gradient), room)
+        room = ((0, 0), (0, 0), (0, 0), (0, length - end))
+        of_k += jnp.pad(product("BGCN,BGNS->BGCS", turned, of_scores), room)
+        of_v += jnp.pad(product("BGCN,BGNS->BGCS", turned_gradient, _flat(weights.astype(operands))), room)
     of_q = _join_heads(jnp.concatenate(of_q, axis=3)) * scale
-    of_k, of_v = (of_k * scale).swapaxes(1, 2), of_v.swapaxes(1, 2)
+    of_k, of_v = (x.transpose(0, 3, 1, 2) for x in (of_k * scale, of_v))
     return of_q.astype(dtype), of_k.astype(dtype), of_v.astype(dtype), None
 
 

@@ -1,10 +1,12 @@
 """Compares the implementations of attention that this machine has, forward and with the backward pass.
 
     python -m benchmarks.attention [--rows 4] [--length 2048] [--heads 32] [--kv-heads 8] [--channels 128]
+    taskset -c 0 python -m benchmarks.attention --rows 8 --length 272 --heads 9 --kv-heads 3 --channels 64 \
+        --precision float32                                                       # SmolLM2's compressor, one core
 
-Rows are padded on the left by up to a quarter. Each is measured in turns with the others, in one run; a ratio is that
-of the medians to `jax.nn.dot_product_attention` as XLA compiles it. On a GPU or TPU the table has milliseconds, too:
-on a CPU, which other work shares, they would mean little.
+Rows are padded on the left by up to a quarter. Each is measured in turns with the others, in one run; the table has
+how many times as fast as "xla" it is, and as `jax.nn.dot_product_attention` as XLA compiles it (ratios of medians). On
+a GPU or TPU the table has milliseconds, too: on a CPU, which other work shares, they would mean little.
 """
 
 from __future__ import annotations
@@ -23,10 +25,10 @@ from tqdm import tqdm
 from clara_jax import command
 from clara_jax.errors import ClaraError
 from clara_jax.model.attention import attention, choose, make_scope
-from clara_jax.model.sharding import make_mesh
+from clara_jax.model.sharding import make_mesh, put_batch
 from clara_jax.model.transformer import positions_of
 
-BASELINE = "jax.nn, XLA"
+LIBRARY, WHOLE_ROWS = "jax.nn, XLA", "xla"
 
 
 def library(q: jax.Array, k: jax.Array, v: jax.Array, attended: jax.Array) -> jax.Array:
@@ -47,7 +49,7 @@ def with_backward(forward: Callable, cotangent: jax.Array, *arrays: jax.Array) -
 
 def available(channels: int, dtype: jnp.dtype) -> list[str]:
     """XLA's, and what the devices of the current mesh have beside it."""
-    return list(dict.fromkeys(["xla", choose("auto", channels, dtype, cached=False, windowed=False)]))
+    return list(dict.fromkeys([WHOLE_ROWS, choose("auto", channels, dtype, cached=False, windowed=False)]))
 
 
 def main() -> None:
@@ -65,25 +67,28 @@ def main() -> None:
     device, dtype = jax.devices()[0], jnp.dtype(arguments.precision)
     rng, shape = np.random.default_rng(0), (arguments.rows, arguments.length)
     sizes = (arguments.heads, arguments.kv_heads, arguments.kv_heads, arguments.heads)
-    q, k, v, cotangent = (jnp.asarray(rng.normal(size=(*shape, n, arguments.channels)), dtype) for n in sizes)
+    q, k, v, cotangent = (rng.normal(size=(*shape, n, arguments.channels)).astype(dtype) for n in sizes)
     begins = rng.integers(0, arguments.length // 4 + 1, (arguments.rows, 1))
-    attended = jnp.asarray(np.arange(arguments.length) >= begins)
+    attended = np.arange(arguments.length) >= begins
     cotangent *= attended[..., None, None].astype(dtype)
-    with jax.set_mesh(make_mesh(1, 1, devices=[device])):
-        ways = {BASELINE: library} | {name: partial(ours, name) for name in available(arguments.channels, dtype)}
+    mesh = make_mesh(1, 1, devices=[device])
+    q, k, v, cotangent, attended = put_batch((q, k, v, cotangent, attended), mesh)
+    with jax.set_mesh(mesh):
+        ways = {LIBRARY: library} | {name: partial(ours, name) for name in available(arguments.channels, dtype)}
         runs = {}
         for name, forward in ways.items():
             runs[name, "forward"] = partial(jax.jit(forward), q, k, v, attended)
             runs[name, "with backward"] = partial(
                 jax.jit(partial(with_backward, forward)), cotangent, q, k, v, attended
             )
-        medians = measure(runs, arguments.repeats, 1 if device.platform == "cpu" else 10)
+        timed = device.platform != "cpu"
+        medians = measure(runs, arguments.repeats, 10 if timed else 1)
     print(f"{device.device_kind}: B {arguments.rows}, T {arguments.length}, H {sizes[0]}, G {sizes[1]}, C ", end="")
-    print(f"{arguments.channels}, {dtype}\n| attention | pass | ratio |" + " ms |" * (device.platform != "cpu"))
-    print("|---|---|---|" + "---|" * (device.platform != "cpu"))
+    print(f"{arguments.channels}, {dtype}\n| attention | pass | × {WHOLE_ROWS} | × {LIBRARY} |", end="")
+    print((" ms |" * timed) + "\n|---|---|---|---|" + "---|" * timed)
     for (name, which), seconds in medians.items():
-        line = f"| {name} | {which} | {seconds / medians[BASELINE, which]:.2f} |"
-        print(line + (f" {seconds * 1e3:.3f} |" if device.platform != "cpu" else ""))
+        ratios = (f"{medians[other, which] / seconds:.2f}" for other in (WHOLE_ROWS, LIBRARY))
+        print(f"| {name} | {which} | {' | '.join(ratios)} |" + f" {seconds * 1e3:.3f} |" * timed)
 
 
 def measure(runs: dict[tuple[str, str], Callable], repeats: int, calls: int) -> dict[tuple[str, str], float]:

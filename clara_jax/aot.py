@@ -51,6 +51,7 @@ def main() -> None:
 def _plan(arguments, names: list[str]) -> None:
     from clara_jax.method.clara import ClaraModel
     from clara_jax.model.config import ModelConfig
+    from clara_jax.model.precision import resolve as resolve_precision
     from clara_jax.model.sharding import batch_shards, check_batch, make_mesh
     from clara_jax.planning import programs, topology
     from clara_jax.planning.bases import base_config
@@ -69,12 +70,11 @@ def _plan(arguments, names: list[str]) -> None:
     chip, shape = topology.parse(arguments.topology)
     base = base_config(config.model.base, arguments.base_config)
     sizes = ModelConfig.from_hf(base, arguments.base_config or config.model.base)
-    model = ClaraModel(sizes, config.clara, config.model.precision, config.model.remat, config.model.attention)
+    precision = resolve_precision(config.model.precision, "tpu")
+    model = ClaraModel(sizes, config.clara, precision, config.model.remat, config.model.attention)
     mesh = make_mesh(**config.mesh_sizes, devices=topology.devices(arguments.topology))
     where = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    print(
-        f"{arguments.topology}: {mesh.size} devices, mesh {where}; {config.model.precision}, remat {config.model.remat}"
-    )
+    print(f"{arguments.topology}: {mesh.size} devices, mesh {where}; {precision}, remat {config.model.remat}")
     reports = []
     for stage in config.stages:
         smallest = batch_shards(mesh) * stage.accumulate

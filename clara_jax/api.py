@@ -143,7 +143,7 @@ class Clara:
 
         Args:
           base: where the base model lies, if not where the checkpoint says.
-          precision: "bfloat16" or "float32"; default as trained.
+          precision: one of `clara_jax.model.precision.CHOICES`; default as trained.
           mesh: default all devices along "data".
           batch_size, weights, rows: see `Clara`.
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from clara_jax import command
 from clara_jax.errors import ClaraError
+from clara_jax.model.precision import CHOICES
 
 if TYPE_CHECKING:
     from clara_jax.library import Library, LibraryAnswer
@@ -56,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="adapter, merged or int8: see docs/inference.md (default: what is fastest and fits)",
     )
-    add("--precision", choices=("bfloat16", "float32"), help="default: as trained")
+    add("--precision", choices=CHOICES, help="default: by the store, else by the processor")
     command.add_compile_option(parser)
     return parser
 

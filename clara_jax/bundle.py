@@ -32,7 +32,8 @@ from clara_jax.method.clara import AFFINE, ROLES, ClaraConfig, ClaraModel
 from clara_jax.method.parameters import COMPRESSOR, declare, flatten, initialise_adapters, split, unflatten
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.declare import abstract, declare_affine, declare_base, initialise, shardings
-from clara_jax.model.sharding import place
+from clara_jax.model.precision import PRECISIONS, resolve
+from clara_jax.model.sharding import place, platform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +116,12 @@ class Bundle:
         """The same model with another implementation of attention (see `clara_jax.model.attention`)."""
         return dataclasses.replace(self, model=dataclasses.replace(self.model, attention=attention))
 
+    def with_precision(self, precision: str) -> Bundle:
+        """The same model in another precision; see `clara_jax.model.precision`."""
+        model = dataclasses.replace(self.model, precision=precision)
+        base = jax.tree.map(lambda leaf: leaf.astype(model.base_dtype), self.params["base"])
+        return dataclasses.replace(self, model=model, params={**self.params, "base": base})
+
     def contents(self, stage: str) -> Contents:
         """What a checkpoint of this model holds: adapters, added rows, own base leaves, tokenizer, and what they belong
         to."""
@@ -165,8 +172,9 @@ def from_base(
     """
     opened = open_base(base)
     tokenizer = _added_tokens(opened.load_tokenizer(), clara)
+    precision = resolve(precision, platform(mesh))
     model = ClaraModel(_model_config(opened, tokenizer.vocab_size), clara, precision, remat)
-    weights = load_base(model.config, opened.tensors, model.dtype, mesh, opened.path)
+    weights = load_base(model.config, opened.tensors, model.base_dtype, mesh, opened.path)
     params = initialise_adapters(model.config, clara, weights, jax.random.key(seed), mesh)
     return Bundle(model, params, tokenizer, mesh, _reference(opened))
 
@@ -191,9 +199,10 @@ def from_scratch(
     """
     added = _added_tokens(tokenizer, clara)
     config = dict(config) | {"vocab_size": added.vocab_size, "eos_token_id": added.eos_id}
+    precision = resolve(precision, platform(mesh))
     model = ClaraModel(ModelConfig.from_hf(config, "the base from scratch"), clara, precision, remat)
     base_key, key = jax.random.split(jax.random.key(seed))
-    base = initialise(declare_base(model.config, model.dtype), base_key, mesh)
+    base = initialise(declare_base(model.config, model.base_dtype), base_key, mesh)
     params = initialise_adapters(model.config, clara, base, key, mesh)
     digest = hashlib.sha256(json.dumps([config, seed], sort_keys=True).encode()).hexdigest()
     return Bundle(model, params, added, mesh, {"name": "scratch", "hash": digest, "config": config}, ("base",))
@@ -206,7 +215,7 @@ def fresh(bundle: Bundle, seed: int = 0) -> Bundle:
     base_key, key = jax.random.split(jax.random.key(seed))
     base = bundle.params["base"]
     if "base" in own:
-        base = initialise(declare_base(model.config, model.dtype), base_key, bundle.mesh)
+        base = initialise(declare_base(model.config, model.base_dtype), base_key, bundle.mesh)
     params = initialise_adapters(model.config, model.clara, base, key, bundle.mesh)
     return dataclasses.replace(bundle, params=params, trained=(), history=())
 
@@ -223,12 +232,12 @@ def load(
 
     Args:
       base: where the base lies, if not where the checkpoint says.
-      precision: "bfloat16" or "float32"; default as trained (released checkpoints: "bfloat16").
+      precision: one of `clara_jax.model.precision.CHOICES`; default as trained (released checkpoints: "bfloat16").
 
     Raises:
       ClaraError: nothing there, damaged, made on another base, or of another shape.
     """
-    path = Path(path)
+    path, precision = Path(path), precision and resolve(precision, platform(mesh))
     if not path.is_dir():
         raise ClaraError(
             f"{path}: no such directory; give a training run, one of its checkpoints, or a released CLaRa checkpoint"
@@ -256,12 +265,14 @@ def _load_run(path: Path, mesh: jax.sharding.Mesh, base: str | None, precision: 
         ModelConfig.from_hf(reference["config"], str(path / "clara.json")), vocab_size=tokenizer.vocab_size
     )
     model = ClaraModel(config, clara, precision or metadata["precision"], remat)
-    declared = declare(config, clara, jnp.dtype(metadata["precision"]))
+    declared = declare(config, clara, jnp.dtype(PRECISIONS[metadata["precision"]].stored))
     stored, _ = split(abstract(declared, mesh), ("lora", "tokens", *own))
     # What else is there, a training run's optimizer, stays on disk.
     only = ("lora", "tokens", *({"base"} if own else ()))
     arrays = flatten(run_checkpoints.load_arrays(path, unflatten(stored), only))
-    arrays = {name: leaf.astype(model.dtype) if name.startswith("base/") else leaf for name, leaf in arrays.items()}
+    arrays = {
+        name: leaf.astype(model.base_dtype) if name.startswith("base/") else leaf for name, leaf in arrays.items()
+    }
     if "base" not in own:
         opened = open_base(base or reference["name"])
         if opened.content_hash != reference["hash"]:
@@ -270,7 +281,7 @@ def _load_run(path: Path, mesh: jax.sharding.Mesh, base: str | None, precision: 
                 f"{opened.path} has "
                 f"{opened.content_hash[:12]}; give the right base {BASE_HINT}"
             )
-        weights = load_base(config, opened.tensors, model.dtype, mesh, opened.path)
+        weights = load_base(config, opened.tensors, model.base_dtype, mesh, opened.path)
         arrays = flatten({"base": weights}) | arrays
     trained, history = tuple(metadata["trained"]), tuple(metadata["history"])
     return Bundle(model, unflatten(arrays), tokenizer, mesh, reference, own, trained, history)
@@ -333,8 +344,8 @@ def _assemble(
                 f"tokens needs {list(rows)}; "
                 f"give the right base {BASE_HINT}"
             )
-    weights = load_base(config, _Overlay(opened.tensors, parts.tables), model.dtype, mesh, opened.path)
-    placed = shardings(declare(config, clara, model.dtype), mesh)
+    weights = load_base(config, _Overlay(opened.tensors, parts.tables), model.base_dtype, mesh, opened.path)
+    placed = shardings(declare(config, clara, model.base_dtype), mesh)
     lora = {
         role: load_lora(config, clara.lora_rank, parts.adapters[role], mesh, f"{path}: {role}")
         for role in ROLES

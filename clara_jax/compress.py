@@ -7,6 +7,7 @@ import json
 
 from clara_jax import command
 from clara_jax.errors import ClaraError
+from clara_jax.model.precision import CHOICES
 from clara_jax.retrieval.encodings import ENCODINGS
 
 EXAMPLES = """examples:
@@ -42,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     add("--encoding", choices=ENCODINGS, help="of memories in a new store (default: two bytes, by the precision)")
     add("--batch-size", type=int, default=32, metavar="N", help="chunks of a device call (32)")
     add("--base", metavar="NAME", help="where the base model lies, if not where the checkpoint says")
-    add("--precision", choices=("bfloat16", "float32"), help="default: as trained")
+    add("--precision", choices=CHOICES, help="default: by the store, else by the processor")
     command.add_process_options(parser)
     command.add_compile_option(parser)
     return parser

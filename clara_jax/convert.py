@@ -7,6 +7,7 @@ from pathlib import Path
 
 from clara_jax import command
 from clara_jax.errors import ClaraError
+from clara_jax.model.precision import CHOICES
 
 EXAMPLES = """examples:
   python -m clara_jax.convert export --checkpoint runs/first --format peft --output exports/peft
@@ -37,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     for one in (export, imported):
         one.add_argument("--output", required=True, metavar="DIR", help="must not be there yet")
         one.add_argument("--base", metavar="NAME", help="where the base model lies, if not where the checkpoint says")
-        one.add_argument("--precision", choices=("bfloat16", "float32"), help="default: as trained")
+        one.add_argument("--precision", choices=CHOICES, help="default: as trained")
         command.add_compile_option(one)
     return parser
 

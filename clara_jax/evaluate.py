@@ -11,6 +11,7 @@ from pathlib import Path
 
 from clara_jax import command
 from clara_jax.errors import ClaraError
+from clara_jax.model.precision import CHOICES
 
 EXAMPLES = """examples:
   python -m clara_jax.evaluate --checkpoint runs/smoke --report reports/smoke
@@ -63,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
     add("--resamples", type=int, default=RESAMPLES, metavar="N", help=f"of the bootstrap ({RESAMPLES:,})")
     add("--batch-size", type=int, default=16, metavar="N", help="documents, or answers, of a device call (16)")
     add("--base", metavar="NAME", help="where the base model lies, if not where the checkpoint says")
-    add("--precision", choices=("bfloat16", "float32"), help="default: as trained")
+    add("--precision", choices=CHOICES, help="default: as trained")
     command.add_process_options(parser)
     command.add_compile_option(parser)
     return parser

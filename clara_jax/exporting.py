@@ -125,14 +125,14 @@ def export_merged(bundle: Bundle, directory: str | Path, role: str = "generator"
 
     Args:
       role: one of `clara_jax.method.clara.ROLES`; the generator answers.
-      dtype: of the weights; default the precision that the model has.
+      dtype: of the weights; default that of the model's base.
 
     Raises:
       ClaraError: an unknown role or dtype; the directory is there already, or cannot be written.
     """
     if role not in ROLES:
         raise ClaraError(f"role: {role!r} must be one of {', '.join(ROLES)}")
-    dtype = dtype or bundle.model.precision
+    dtype = dtype or bundle.model.base_dtype.name
     _check_dtype(dtype)
     base = merge(bundle.model, bundle.params, role, bundle.mesh, jnp.dtype(dtype))
     with folder_when_whole(directory) as folder:
@@ -170,7 +170,7 @@ def _write_base_unless_named(bundle: Bundle, folder: Path, name: str | None) -> 
             return name
         base = bundle.params["base"]
         tables = {tensor: np.asarray(base[part]["table"]) for tensor, part in _table_parts(bundle).items()}
-        _write_model(bundle, folder / BASE, base, tables, bundle.model.precision, added=False)
+        _write_model(bundle, folder / BASE, base, tables, bundle.model.base_dtype.name, added=False)
         return BASE
     return name or known
 

@@ -18,12 +18,16 @@ from typing import Any
 import jax
 import numpy as np
 
+from clara_jax import bundle as bundles
 from clara_jax.api import GREEDY, Clara
+from clara_jax.bundle import Bundle
 from clara_jax.data import prompts
 from clara_jax.data.corpus.documents import Document
 from clara_jax.errors import ClaraError
 from clara_jax.inference.decode import Sampling
 from clara_jax.inference.engine import Engine, Request
+from clara_jax.model.precision import AUTO, resolve
+from clara_jax.model.sharding import make_mesh, platform
 from clara_jax.retrieval import documents as cutting
 from clara_jax.retrieval import first_pass
 from clara_jax.retrieval.document_store import DocumentStore, StoredDocument
@@ -136,17 +140,21 @@ class Library:
           create: make the store where there is none.
           encoding: of memories in a new store, one of `clara_jax.retrieval.encodings.ENCODINGS`; default the float of
             two bytes that is nearest to the model's precision.
-          base, precision, mesh, batch_size, weights, rows: see `Clara.load`.
+          precision: see `Clara.load`; default that of the memories which the store holds, where it is the one in which
+            the model was trained or the one that suits the devices, and the latter for a new store. (Only "float32" and
+            "mixed" stand for one another: both carry float32, and either may be the faster one, by the processor.)
+          base, mesh, batch_size, weights, rows: see `Clara.load`.
 
         Raises:
           ClaraError: see `Clara.load`, `DocumentStore.open`; a store of another compressor or encoding.
         """
-        clara = Clara.load(
-            checkpoint, base=base, precision=precision, mesh=mesh, batch_size=batch_size, weights=weights, rows=rows
-        )
+        mesh = mesh or make_mesh()
+        bundle = bundles.load(checkpoint, mesh, base, precision)
+        if precision is None:
+            bundle = _suited(bundle, store)
+        clara = Clara(bundle, batch_size, weights, rows)
         if not create:
             return cls(clara, DocumentStore.open(store), budget)
-        bundle = clara.bundle
         chosen = encoding or closest_float(bundle.model.precision)
         sizes = bundle.model.clara.memory_tokens, bundle.model.config.width
         if encoding is None and DocumentStore.exists(store):
@@ -332,6 +340,18 @@ class Library:
             for rank, (own, chunk) in enumerate(zip(found, chunks, strict=True), 1)
         ]
         return hits, {"read": 1000 * (read - began), "search": 1000 * (time.perf_counter() - read)}
+
+
+def _suited(bundle: Bundle, store: str | os.PathLike) -> Bundle:
+    """The model in the precision for its devices, unless it was trained in one that is no other's equal, or the store
+    holds memories of the precision that it was trained in."""
+    usual = resolve(AUTO, platform(bundle.mesh))
+    if bundle.model.precision == usual or not {bundle.model.precision, usual} <= {"float32", "mixed"}:
+        return bundle
+    suited = bundle.with_precision(usual)
+    if DocumentStore.exists(store) and DocumentStore.open(store).fingerprint != suited.compressor_fingerprint():
+        return bundle
+    return suited
 
 
 def _budget(mesh: jax.sharding.Mesh) -> int:

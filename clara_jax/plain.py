@@ -69,7 +69,7 @@ class Plain:
 
         Args:
           base: see `open_base`.
-          precision: "bfloat16" (default) or "float32".
+          precision: one of `clara_jax.model.precision.CHOICES`; default "bfloat16".
           mesh: default all devices along "data".
           batch_size: chats that are answered together, rounded up to what the mesh divides.
           weights: see `Engine`; fresh adapters change nothing, so all but "int8" are the base's own.

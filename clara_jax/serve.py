@@ -15,6 +15,7 @@ from typing import Any
 
 from clara_jax import command
 from clara_jax.errors import ClaraError
+from clara_jax.model.precision import CHOICES
 
 EXAMPLES = """examples:
   python -m clara_jax.serve --checkpoint runs/first --store stores/first         then open http://127.0.0.1:8000
@@ -47,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     add("--drain-seconds", type=float, default=30, metavar="S", help="for what is under way when the server ends (30)")
     add("--weights", metavar="NAME", help="adapter, merged or int8: see docs/inference.md (default: what fits)")
     add("--base", metavar="NAME", help="where the base model lies, if not where the checkpoint says")
-    add("--precision", choices=("bfloat16", "float32"), help="default: as trained; of a base bfloat16")
+    add("--precision", choices=CHOICES, help="default: by the store, else by the processor; of a base bfloat16")
     add("--no-warm-up", action="store_true", help="listen at once; the first questions wait for the compiler")
     command.add_compile_option(parser)
     return parser

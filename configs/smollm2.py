@@ -146,7 +146,7 @@ def get_config(arg=None):
         stages,
         model=dict(
             base=args.base or ("" if args.start else "smollm2"),
-            precision="float32",
+            precision="auto",
             remat="full" if as_text and args.size == "full" else "none",
         ),
         clara=dict(

@@ -68,7 +68,7 @@ def test_smollm2_arguments():
     run = resolve(load("smollm2"))
     assert [stage.name for stage in run.stages] == ["autoencode_16", "instruct_16", "instruct_32", "instruct_64"]
     assert all(stage.total_steps(stage.train_limit or 1) >= 24 for stage in run.stages)
-    assert run.model.base == "smollm2"
+    assert (run.model.base, run.model.precision) == ("smollm2", "auto")
     run = resolve(load("smollm2", "stages=end_to_end+scp,rate=8,size=tiny,data=/d,base=/b,seed=3"))
     assert [stage.name for stage in run.stages] == ["end_to_end", "scp"]
     assert all(2 <= stage.steps <= 4 for stage in run.stages)

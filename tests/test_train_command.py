@@ -336,3 +336,23 @@ def test_help_teaches_and_needs_no_jax():
     )
     assert out.returncode == 0 and "--workdir" in out.stdout and "--config.scp.learning_rate" in out.stdout
     assert " jax\n" not in out.stderr
+
+
+def test_a_run_keeps_the_precision_that_auto_gave_it(place, monkeypatch, capsys, tmp_path, fast_compile):
+    """Begun where the processor has the instructions, gone on with where it has none."""
+    from clara_jax.model import precision
+
+    arguments = [f"--config={place}/config.py:steps=2", "--config.model.precision=auto", "--workdir", tmp_path / "run"]
+    arguments += ["--config.stages=scp"]
+    monkeypatch.setattr(precision, "has_instructions", lambda: True)
+    assert call(monkeypatch, *arguments) == 0, capsys.readouterr().err
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    checkpoint = next((tmp_path / "run" / "checkpoints").iterdir())
+    assert config["model"]["precision"] == json.loads((checkpoint / "clara.json").read_text())["precision"] == "mixed"
+    assert Clara.load(tmp_path / "run").bundle.model.precision == "mixed"
+    monkeypatch.setattr(precision, "has_instructions", lambda: False)
+    capsys.readouterr()
+    assert call(monkeypatch, *arguments) == 0
+    assert "this run is finished" in capsys.readouterr().out
+    assert call(monkeypatch, *arguments, "--config.model.precision=float32") == 2
+    assert "config.model.precision" in capsys.readouterr().err

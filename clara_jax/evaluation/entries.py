@@ -145,7 +145,7 @@ def memories(clara: Clara, suites: Sequence[Suite], folder: Path) -> Callable[[S
       folder: of stores, one for each compressor: models that share one share its memories.
     """
     model, bundle = clara.bundle.model, clara.bundle
-    sizes = (model.clara.memory_tokens, model.config.width, model.precision)
+    sizes = (model.clara.memory_tokens, model.config.width, model.dtype.name)
     texts = list(dict.fromkeys(text for suite in suites for case in suite.cases for text in case.documents))
     documents = [np.array(ids, np.int32) for ids in bundle.tokenizer.encode_documents(texts)]
     fingerprint = bundle.compressor_fingerprint()

@@ -16,6 +16,7 @@ from clara_jax.model.attention import IMPLEMENTATIONS
 from clara_jax.model.cache import Past
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.lora import Dropout
+from clara_jax.model.precision import PRECISIONS, check
 from clara_jax.model.transformer import LOOKED_AT, REMAT_POLICIES, Transformer, positions_of
 
 ROLES = ("compressor", "query_reasoner", "generator")
@@ -89,7 +90,8 @@ class ClaraModel:
     `jax.set_mesh`.
 
     Attributes:
-      precision: compute dtype, "bfloat16" or "float32" (then matrix products are exact float32 on every platform).
+      precision: one of `clara_jax.model.precision.PRECISIONS`; with "float32" matrix products are exact float32 on
+        every platform.
       remat: what the backward pass keeps of each block, a name of `REMAT_POLICIES`.
       attention: how attention is computed, one of `IMPLEMENTATIONS`; "auto" goes by the mesh's devices.
     """
@@ -101,8 +103,7 @@ class ClaraModel:
     attention: str = "auto"
 
     def __post_init__(self):
-        if self.precision not in ("bfloat16", "float32"):
-            raise ClaraError(f'precision: {self.precision!r} must be "bfloat16" or "float32"')
+        check(self.precision)
         if self.remat not in REMAT_POLICIES:
             raise ClaraError(f"remat: {self.remat!r} must be one of {', '.join(REMAT_POLICIES)}")
         if self.attention not in IMPLEMENTATIONS:
@@ -110,7 +111,13 @@ class ClaraModel:
 
     @property
     def dtype(self) -> Any:
-        return jnp.dtype(self.precision)
+        """Of everything between two products: of embeddings, states, memories, keys and values."""
+        return jnp.dtype(PRECISIONS[self.precision].carried)
+
+    @property
+    def base_dtype(self) -> Any:
+        """Of the base's parameters."""
+        return jnp.dtype(PRECISIONS[self.precision].stored)
 
     def embed(self, params: Any, ids: jax.Array) -> jax.Array:
         """Token ids [B, T] -> embeddings [B, T, E]."""
@@ -162,5 +169,6 @@ class ClaraModel:
             variables["lora"] = params["lora"][role]
         exact = jax.default_matmul_precision("highest") if self.precision == "float32" else contextlib.nullcontext()
         with exact:
-            backbone = Transformer(self.config, self.clara.lora_scale, self.dtype, self.remat, self.attention)
+            operands = jnp.dtype(PRECISIONS[self.precision].operands)
+            backbone = Transformer(self.config, self.clara.lora_scale, self.dtype, operands, self.remat, self.attention)
             return backbone.apply(variables, *args, **options)

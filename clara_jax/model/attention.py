@@ -1,7 +1,8 @@
-"""Grouped-query attention on arrays whose heads are split over the mesh's model axis: one function, three ways.
+"""Grouped-query attention on arrays whose heads are split over the mesh's model axis: one function, four ways.
 
-"xla" writes the scores down and runs anywhere. "splash" (a Pallas kernel for TPUs) and "cudnn" (flash attention on
-NVIDIA GPUs) compute them block by block and again in the backward pass, so that no [T, S] array exists for a head.
+"xla" writes the scores down and runs anywhere. "blockwise" (for CPUs), "splash" (a Pallas kernel for TPUs) and "cudnn"
+(flash attention on NVIDIA GPUs) compute them block by block and again in the backward pass, so that no [T, S] array of
+a head is kept.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention
 
 from clara_jax.errors import ClaraError
+from clara_jax.model.blockwise import additive, blockwise
 from clara_jax.model.sharding import BATCH
 
-IMPLEMENTATIONS = ("auto", "xla", "splash", "cudnn")
+IMPLEMENTATIONS = ("auto", "xla", "blockwise", "splash", "cudnn")
 LANES = 128  # splash's blocks are multiples of a vector register's lanes
 LONGEST_BLOCK = 512
 
@@ -32,8 +34,9 @@ class Scope:
     """
 
     implementation: str = flax.struct.field(pytree_node=False)
+    operands: jnp.dtype = flax.struct.field(pytree_node=False)  # in which numbers are multiplied, save by xla
     sequences: jax.Array | None = None  # int32 [B, T], for splash
-    mask: jax.Array | None = None  # bool [B, T, T], for the others
+    mask: jax.Array | None = None  # bool [B, T, T], for the others; for blockwise what is added to scores, float32
     past: tuple[jax.Array, ...] = ()  # bool [B, T, S], of the slots of each part of what was read before
 
 
@@ -53,7 +56,8 @@ def make_scope(
       sequences: bool or int32 [B, T], the number of the sequence that a token belongs to, 0 for padding.
       positions: int32 [B, T], places of the tokens in their sequences, all parts of the past counted.
       window: how many tokens, itself among them, a token attends to; None for all.
-      channels, dtype: of the heads.
+      channels: of the heads.
+      dtype: in which their numbers are multiplied.
       past: of each part how many slots it has, and how many of them count in a row, int32 [B].
 
     Raises:
@@ -62,13 +66,16 @@ def make_scope(
     length = sequences.shape[1]
     if window is not None and length + sum(slots for slots, _ in past) <= window:
         window = None
+    dtype = jnp.dtype(dtype)
     chosen = choose(implementation, channels, dtype, cached=bool(past), windowed=window is not None)
     if chosen == "splash":
-        return Scope(chosen, sequences=sequences.astype(jnp.int32))
+        return Scope(chosen, dtype, sequences=sequences.astype(jnp.int32))
     at = jnp.arange(length, dtype=jnp.int32)
     mask = (at <= at[:, None]) & (sequences[:, :, None] == sequences[:, None, :])
     if window is not None:
         mask &= positions[:, :, None] - positions[:, None, :] < window
+    if chosen == "blockwise":
+        return Scope(chosen, dtype, mask=additive(mask))
     masks, before = [], 0
     for slots, lengths in past:
         slot = jnp.arange(slots, dtype=jnp.int32)
@@ -78,13 +85,13 @@ def make_scope(
             seen &= positions[:, :, None] - jnp.broadcast_to(place, (len(lengths), slots))[:, None, :] < window
         masks.append(seen)
         before = before + lengths
-    return Scope(chosen, mask=mask, past=tuple(masks))
+    return Scope(chosen, dtype, mask=mask, past=tuple(masks))
 
 
 def choose(implementation: str, channels: int, dtype: jnp.dtype, cached: bool, windowed: bool) -> str:
     """The implementation for the devices of the current mesh, which for ahead-of-time compilation are not this host's.
 
-    With a past it is XLA's, whatever is asked for: the new tokens are few. So is a window that cuts something
+    With a past it is XLA's, whatever is asked for: the new tokens are few. So it is with a window that cuts something
     off, instead of splash: a window counts attended tokens, splash could count slots, and padding may stand between.
 
     Raises:
@@ -96,7 +103,7 @@ def choose(implementation: str, channels: int, dtype: jnp.dtype, cached: bool, w
     if implementation == "auto":
         # Device kinds such as "Tesla T4" are too old for flash attention, and other GPUs have no cuDNN.
         on_gpu = "cudnn" if kind.startswith("NVIDIA") and flash else "xla"
-        implementation = {"tpu": "splash", "gpu": on_gpu}.get(platform, "xla")
+        implementation = {"tpu": "splash", "gpu": on_gpu, "cpu": "blockwise"}.get(platform, "xla")
     if cached or implementation == "xla" or (implementation == "splash" and windowed):
         return "xla"
     if implementation == "splash" and platform == "gpu":
@@ -135,9 +142,16 @@ def attention(
     if scope.implementation == "xla":
         return _xla(q, k, v, scope, past)
     # Kernels know nothing of meshes: each device calls them on its own rows and heads.
-    kernel, read = {"splash": (_splash, scope.sequences), "cudnn": (_cudnn, scope.mask)}[scope.implementation]
-    split, rows = jax.P(BATCH, None, heads, None), jax.P(BATCH)
-    return jax.shard_map(kernel, in_specs=(split, split, split, rows), out_specs=split, check_vma=False)(q, k, v, read)
+    kernel, read = {
+        "blockwise": (partial(blockwise, scope.operands), scope.mask),
+        "splash": (_splash, scope.sequences),
+        "cudnn": (_cudnn, scope.mask),
+    }[scope.implementation]
+    split, rows, carried = jax.P(BATCH, None, heads, None), jax.P(BATCH), q.dtype
+    if scope.implementation != "blockwise":  # which casts by itself, and gives float32
+        q, k, v = (x.astype(scope.operands) for x in (q, k, v))
+    run = jax.shard_map(kernel, in_specs=(split, split, split, rows), out_specs=split, check_vma=False)
+    return run(q, k, v, read).astype(carried)
 
 
 def _xla(q: jax.Array, k: jax.Array, v: jax.Array, scope: Scope, past: Sequence[tuple[jax.Array, jax.Array]]):
@@ -145,6 +159,8 @@ def _xla(q: jax.Array, k: jax.Array, v: jax.Array, scope: Scope, past: Sequence[
     batch, length, _, channels = q.shape
     groups = k.shape[2]
     q = jnp.reshape(q, (batch, length, groups, -1, channels), out_sharding=jax.P(BATCH, None, heads, None, None))
+    # Numbers are multiplied as they are carried: to cast a past for each new token would take longer than the product,
+    # and of products in this order of axes XLA on CPUs has none with bfloat16 and float32 sums (see `products`).
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
     split = jax.P(BATCH, heads, None, None, None)
     # A head's queries in one axis: with two, XLA on CPU computes the scores of a past transposed, and slowly.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from clara_jax.model.declare import Map
+from clara_jax.model.products import product
 from clara_jax.model.quantize import parts
 from clara_jax.model.sharding import BATCH, join_rows, split_rows
 
@@ -58,11 +60,14 @@ class LoRALinear(nn.Module):
       maps: the unit's maps by name.
       site: number of the unit inside its block, for dropout.
       scale: alpha / rank.
+      operands: the dtype in which x is multiplied with a kernel; default x's. A and B are multiplied in x's: products
+        of a rank as small as theirs have no instructions of their own, in bfloat16 least of all.
     """
 
     maps: Mapping[str, Map]
     site: int
     scale: float
+    operands: Any = None
 
     def __call__(self, x: jax.Array, layer: jax.Array, dropout: Dropout | None) -> dict[str, jax.Array]:
         """x [B, T, inputs...] -> {name: [B, T, outputs...]} in x's dtype."""
@@ -82,10 +87,10 @@ class LoRALinear(nn.Module):
         results = {}
         for name, linear in self.maps.items():
             outs = linear.output_letters
-            kernel, scale = parts(params["kernel"][name], x.dtype)
-            y = jnp.einsum(f"N{ins},{ins}{outs}->N{outs}", x, kernel, out_sharding=summed)
+            kernel, scale = parts(params["kernel"][name], self.operands or x.dtype)
+            y = product(f"N{ins},{ins}{outs}->N{outs}", x, kernel, self.operands, summed)
             if scale is not None:
-                y *= scale
+                y *= scale.astype(y.dtype)
             if linear.bias:
                 y += params["bias"][name].astype(x.dtype)
             if adapter is not None:

@@ -65,6 +65,11 @@ def make_mesh(
     return jax.sharding.Mesh(placed, AXES, axis_types=explicit)
 
 
+def platform(mesh: jax.sharding.Mesh) -> str:
+    """Return what the mesh's devices are, as JAX names it: "cpu", "gpu", "tpu"."""
+    return mesh.devices.flat[0].platform
+
+
 def batch_shards(mesh: jax.sharding.Mesh) -> int:
     """Parts that the rows of a batch are split into."""
     return math.prod(mesh.shape[axis] for axis in BATCH)

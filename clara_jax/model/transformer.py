@@ -23,6 +23,7 @@ from clara_jax.model.cache import Past
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.declare import Map, linear_units
 from clara_jax.model.lora import Dropout, LoRALinear
+from clara_jax.model.products import product
 from clara_jax.model.quantize import Quantized, parts
 from clara_jax.model.rope import rotate, rotations
 from clara_jax.model.sharding import BATCH
@@ -65,12 +66,12 @@ class RMSNorm(nn.Module):
 
 
 def project(
-    group: Mapping[str, Mapping[str, Map]], first_site: int, scale: float, x, layer, dropout
+    group: Mapping[str, Mapping[str, Map]], first_site: int, scale: float, operands, x, layer, dropout
 ) -> dict[str, jax.Array]:
     """Applies several units to one input; call it inside a module's compact method."""
     results = {}
     for site, (unit, maps) in enumerate(group.items(), first_site):
-        results |= LoRALinear(maps, site, scale, name=unit)(x, layer, dropout)
+        results |= LoRALinear(maps, site, scale, operands, name=unit)(x, layer, dropout)
     return results
 
 
@@ -79,6 +80,7 @@ class Attention(nn.Module):
 
     config: ModelConfig
     lora_scale: float
+    operands: Any
 
     @nn.compact
     def __call__(
@@ -88,7 +90,7 @@ class Attention(nn.Module):
         config = self.config
         group = linear_units(config)["attention"]
         out = {"o": group.pop("o")}
-        y = project(group, 0, self.lora_scale, x, layer, context.dropout)
+        y = project(group, 0, self.lora_scale, self.operands, x, layer, context.dropout)
         q, k, v = y["q"], y["k"], y["v"]
         if config.qk_norm:
             q = RMSNorm(config.norm_eps, name="q_norm")(q)
@@ -97,7 +99,7 @@ class Attention(nn.Module):
         q, k = rotate(q, context.rotation), rotate(k, context.rotation)
         self.sow(LOOKED_AT, "queries", q)
         mixed = attention(q, k, v, context.scope, past)
-        return project(out, 4, self.lora_scale, mixed, layer, context.dropout)["o"], (k, v)
+        return project(out, 4, self.lora_scale, self.operands, mixed, layer, context.dropout)["o"], (k, v)
 
 
 class MLP(nn.Module):
@@ -105,13 +107,15 @@ class MLP(nn.Module):
 
     config: ModelConfig
     lora_scale: float
+    operands: Any
 
     @nn.compact
     def __call__(self, x: jax.Array, layer: jax.Array, dropout: Dropout | None) -> jax.Array:
         group = linear_units(self.config)["mlp"]
         down = {"down": group.pop("down")}
-        y = project(group, 8, self.lora_scale, x, layer, dropout)
-        return project(down, 12, self.lora_scale, jax.nn.silu(y["gate"]) * y["up"], layer, dropout)["down"]
+        y = project(group, 8, self.lora_scale, self.operands, x, layer, dropout)
+        y = jax.nn.silu(y["gate"]) * y["up"]
+        return project(down, 12, self.lora_scale, self.operands, y, layer, dropout)["down"]
 
 
 class Block(nn.Module):
@@ -119,6 +123,7 @@ class Block(nn.Module):
 
     config: ModelConfig
     lora_scale: float
+    operands: Any
     keep: bool
 
     @nn.compact
@@ -126,10 +131,10 @@ class Block(nn.Module):
         x = checkpoint_name(x, "block_in")
         eps = self.config.norm_eps
         y = RMSNorm(eps, name="attention_norm")(x)
-        y, own = Attention(self.config, self.lora_scale, name="attention")(y, layer, past, context)
+        y, own = Attention(self.config, self.lora_scale, self.operands, name="attention")(y, layer, past, context)
         x = x + checkpoint_name(y, "attention_out")
         y = RMSNorm(eps, name="mlp_norm")(x)
-        y = MLP(self.config, self.lora_scale, name="mlp")(y, layer, context.dropout)
+        y = MLP(self.config, self.lora_scale, self.operands, name="mlp")(y, layer, context.dropout)
         return x + y, tuple(part.swapaxes(1, 2) for part in own) if self.keep else None
 
 
@@ -139,7 +144,8 @@ class Transformer(nn.Module):
     Attributes:
       config: the architecture.
       lora_scale: alpha / rank of the adapter in the ``lora`` collection.
-      dtype: compute dtype; norms, softmax and rotations are float32 whatever it is.
+      dtype: of everything between two products; norms, softmax and rotations are float32 whatever it is.
+      operands: the dtype in which numbers are multiplied; default ``dtype``.
       remat: what the backward pass keeps of a block: "none" (everything), "full" (its input), "dots" (matrix products),
         "names" (its input and the output of attention), "offload" (the same, but in the host's memory).
       attention: how scores are computed, one of `attention.IMPLEMENTATIONS`; "auto" goes by the mesh's devices.
@@ -148,6 +154,7 @@ class Transformer(nn.Module):
     config: ModelConfig
     lora_scale: float = 1.0
     dtype: Any = jnp.bfloat16
+    operands: Any = None
     remat: str = "none"
     attention: str = "auto"
 
@@ -211,12 +218,12 @@ class Transformer(nn.Module):
             split_rngs={"params": False},
             in_axes=(0, 0, nn.broadcast),
             length=self.config.layers,
-        )(self.config, self.lora_scale, keep, name="layers")
+        )(self.config, self.lora_scale, self.operands, keep, name="layers")
         return layers(x, jnp.arange(self.config.layers, dtype=jnp.int32), past, context)
 
     def _one_by_one(self, x: jax.Array, past: KeysValues, context: Context, keep: bool):
         """The blocks after each other, each with weights of its own; for answers alone (no adapter, no gradient)."""
-        block = Block(self.config, self.lora_scale, keep, parent=None)
+        block = Block(self.config, self.lora_scale, self.operands, keep, parent=None)
         kept = []
         for number, weights in enumerate(self.variables["params"]["layers"]):
             read = jax.tree.map(lambda part, number=number: part[number], past)
@@ -231,15 +238,10 @@ class Transformer(nn.Module):
         together.
         """
         base = self.variables["params"]
-        table, scale = parts((base["embed"] if self.config.tied else base["lm_head"])["table"], x.dtype)
-        vocabulary = jax.typeof(table).sharding.spec[0]
-        logits = jnp.einsum(
-            "BTE,VE->BTV",
-            x,
-            table,
-            preferred_element_type=jnp.float32,
-            out_sharding=jax.P(BATCH, None, vocabulary),
-        )
+        head = base["embed"] if self.config.tied else base["lm_head"]
+        table, scale = parts(head["table"], self.operands or x.dtype)
+        split = jax.P(BATCH, None, jax.typeof(table).sharding.spec[0])
+        logits = product("BTE,VE->BTV", x, table, self.operands, split, result=jnp.float32)
         if scale is not None:
             logits *= scale
         if "tokens" not in self.variables:
@@ -258,7 +260,7 @@ class Transformer(nn.Module):
         if mask.dtype != bool:
             seen &= mask[:, :, None] == mask[:, None, :]
         attended = jnp.sum(seen, axis=-1, dtype=jnp.int32) + before  # [B, T], or [B, 1] where a row is one sequence
-        heads = (self.config.head_channels, self.dtype)
+        heads = (self.config.head_channels, self.operands or self.dtype)
         parts = [(part.slots, part.lengths) for part in past]
         scope = make_scope(self.attention, mask, positions, self.config.sliding_window, *heads, parts)
         return Context(scope, rotations(self.config.rope, positions, attended), dropout)

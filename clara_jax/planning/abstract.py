@@ -19,7 +19,7 @@ from clara_jax.training.step import TrainState
 
 def params(model: ClaraModel, mesh: jax.sharding.Mesh) -> dict[str, Any]:
     """All parameters; the base is stored in the compute dtype."""
-    return abstract(declare(model.config, model.clara, model.dtype), mesh)
+    return abstract(declare(model.config, model.clara, model.base_dtype), mesh)
 
 
 def state_and_frozen(

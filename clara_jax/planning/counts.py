@@ -78,7 +78,7 @@ def step_bytes(
     """
     width, config = model.dtype.itemsize, model.config
     data, parts = mesh.shape["data"], batch_shards(mesh)
-    leaves = flatten(declare(config, model.clara, model.dtype))
+    leaves = flatten(declare(config, model.clara, model.base_dtype))
     trains = stage.subtrees
     todo = passes(model, stage, shapes, rows // stage.accumulate)
 
@@ -116,7 +116,7 @@ def _activations(
     model: ClaraModel, stage: StageConfig, shapes: Shapes, rows: int, todo: list[Pass], mesh: jax.sharding.Mesh
 ) -> float:
     config = model.config
-    table = declare(config, model.clara, model.dtype)["base"]["embed"]["table"]
+    table = declare(config, model.clara, model.base_dtype)["base"]["embed"]["table"]
     vocabulary = spec(table.shape, table.axes, mesh)[0] is not None
     sums = 0.0  # tokens of a device whose states are summed
     for one in todo:

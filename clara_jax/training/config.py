@@ -29,11 +29,11 @@ from clara_jax.method.parameters import COMPRESSOR, overlap
 from clara_jax.method.stages import CE_OVER, NORMALIZATIONS, STAGES, TOKENS, Objective, Stage, as_text
 from clara_jax.method.topk import METHODS
 from clara_jax.model.attention import IMPLEMENTATIONS
+from clara_jax.model.precision import CHOICES
 from clara_jax.model.sharding import AXES
 from clara_jax.model.transformer import REMAT_POLICIES
 
 SCHEDULES = ("cosine", "constant", "cosine_with_minimum")
-PRECISIONS = ("bfloat16", "float32")
 NON_FINITE = ("stop", "skip")
 SCRATCH = "scratch"
 TEMPERATURE_SCHEDULES = ("constant", "cosine", "steps")
@@ -74,11 +74,14 @@ class ModelSection:
     Attributes:
       base: "smollm2", a directory, a .gguf file or a hub id; "scratch" for a fresh one of the sizes in
         `RunConfig.scratch`; "" where `RunConfig.initial_checkpoint` names it.
-      precision: "bfloat16" (base and compute; adapters, norms, softmax, losses stay float32) or "float32" throughout.
+      precision: "bfloat16" (base and compute; adapters, norms, softmax, losses stay float32), "float32" throughout, or
+        "mixed" (base stored and multiplied as bfloat16, all else float32); "auto": on CPUs "mixed" where the processor
+        has the instructions and "float32" elsewhere, on accelerators "bfloat16". A run keeps what it began with.
       remat: what the backward pass keeps of a block, a name of `REMAT_POLICIES`: "none" keeps everything, "full" only
         its input, "dots" the matrix products, "names" its input and the output of attention, "offload" the same in the
         host's memory.
-      attention: how attention is computed: "auto" goes by the devices, or "xla", "splash" (TPU), "cudnn" (NVIDIA GPU).
+      attention: how attention is computed: "auto" goes by the devices, or "xla", "blockwise" (for
+        CPUs), "splash" (TPU), "cudnn" (NVIDIA GPU).
     """
 
     base: str = ""
@@ -87,7 +90,7 @@ class ModelSection:
     attention: str = "auto"
 
     def __post_init__(self):
-        _require(self.precision in PRECISIONS, "model.", "precision", self.precision, _one_of(PRECISIONS))
+        _require(self.precision in CHOICES, "model.", "precision", self.precision, _one_of(CHOICES))
         _require(self.remat in REMAT_POLICIES, "model.", "remat", self.remat, _one_of(REMAT_POLICIES))
         _require(self.attention in IMPLEMENTATIONS, "model.", "attention", self.attention, _one_of(IMPLEMENTATIONS))
 

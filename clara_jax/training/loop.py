@@ -27,7 +27,7 @@ from clara_jax.training.config import RunConfig, to_json
 from clara_jax.training.curves import draw
 from clara_jax.training.metrics import MetricWriter, NoMetricWriter, read_metrics
 from clara_jax.training.profile import check_profiler
-from clara_jax.training.resume import CONFIG, RUN, Position, Start, find_start, is_finished
+from clara_jax.training.resume import CONFIG, RUN, Position, Start, find_start, is_finished, resolved_precision
 from clara_jax.training.run_directory import LOCK, environment, lock, write_json
 from clara_jax.training.stage_data import StageData, StageRecords
 from clara_jax.training.stage_run import StageRun
@@ -57,6 +57,9 @@ def run(config: RunConfig, workdir: Path, stop: StopSignal) -> Outcome | None:
     """
     if not distributed.is_main():
         config = dataclasses.replace(config, progress=False)
+    # What the configuration leaves open is recorded as it was decided.
+    precision = distributed.on_main(resolved_precision, config, workdir)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, precision=precision))
     if distributed.on_main(is_finished, config, workdir):  # the resume ladder's first rung, see `find_start`
         return None
     mesh = make_mesh(**config.mesh_sizes)

@@ -19,6 +19,7 @@ from clara_jax.data.records import Record
 from clara_jax.data.word_level import word_level_tokenizer
 from clara_jax.errors import ClaraError
 from clara_jax.method.parameters import flatten, unflatten
+from clara_jax.model.precision import AUTO, resolve
 from clara_jax.training.config import SCRATCH, RunConfig, to_json
 from clara_jax.training.schedules import LOG_TEMPERATURE
 
@@ -118,6 +119,15 @@ def _highest_rung(
     _say(config, f"opening {config.model.base}")
     bundle = bundles.from_base(config.model.base, config.clara, mesh, precision, remat, config.seed)
     return Start(bundle, Position())
+
+
+def resolved_precision(config: RunConfig, workdir: Path) -> str:
+    """Return the precision of the run in ``workdir``, a name of `PRECISIONS`: with "auto" that of its beginning, for it
+    may go on where other processors would choose another; of a new run what suits this process's devices."""
+    asked = config.model.precision
+    if asked == AUTO and (workdir / CONFIG).exists():
+        asked = read_object(workdir / CONFIG, "choose another --workdir").get("model", {}).get("precision", AUTO)
+    return resolve(asked, jax.local_devices()[0].platform)
 
 
 def is_finished(config: RunConfig, workdir: Path) -> bool:

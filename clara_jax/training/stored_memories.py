@@ -30,7 +30,7 @@ def open_memories(
       Stopped: told to stop; the store keeps what is done, and the next call does the rest.
     """
     model = bundle.model
-    sizes = (model.clara.memory_tokens, model.config.width, model.precision)
+    sizes = (model.clara.memory_tokens, model.config.width, model.dtype.name)
     fingerprint = bundle.compressor_fingerprint()
     # As many at one time as a training step would compress: they are known to fit.
     size = stage.batch_size // stage.accumulate * stage.candidates

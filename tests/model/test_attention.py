@@ -129,7 +129,7 @@ needs_gpu = pytest.mark.skipif(not GPUS, reason="cuDNN's attention needs an NVID
 
 
 def cases():
-    for implementation in ("xla", "splash", "cudnn"):
+    for implementation in ("xla", "blockwise", "splash", "cudnn"):
         for case in CASES:
             for dtype in ("float32", "bfloat16"):
                 if implementation != "cudnn":
@@ -163,7 +163,7 @@ def test_the_formula_is_what_it_says(case):
     np.testing.assert_allclose(value[attended], naive(*wide, sequences, window)[attended], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("implementation", ["xla", "splash"])
+@pytest.mark.parametrize("implementation", ["xla", "blockwise", "splash"])
 @pytest.mark.parametrize("case", ["left padding", "one key/value head", "sequences"])
 def test_eight_devices_equal_one(implementation, case, mesh, mesh222):
     arguments = make_arrays(case, "float32")
@@ -191,7 +191,9 @@ class Devices:
 @pytest.mark.parametrize(
     ("platform", "kind", "channels", "dtype", "cached", "windowed", "chosen"),
     [
-        ("cpu", "cpu", 64, "bfloat16", False, False, "xla"),
+        ("cpu", "cpu", 64, "bfloat16", False, False, "blockwise"),
+        ("cpu", "cpu", 64, "float32", False, True, "blockwise"),
+        ("cpu", "cpu", 64, "float32", True, False, "xla"),
         ("tpu", "TPU v5 lite", 64, "bfloat16", False, False, "splash"),
         ("tpu", "TPU v5 lite", 128, "float32", False, False, "splash"),
         ("tpu", "TPU v5 lite", 64, "bfloat16", True, False, "xla"),

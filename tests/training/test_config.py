@@ -183,11 +183,11 @@ def test_other_values():
         ClaraConfig(compress_rate=24)
     with pytest.raises(ClaraError, match="lora_dropout is 1.0"):
         ClaraConfig(lora_dropout=1.0)
-    with pytest.raises(ClaraError, match="precision is 'fp16'; it must be one of bfloat16, float32"):
+    with pytest.raises(ClaraError, match="precision is 'fp16'; it must be one of auto, bfloat16, float32, mixed"):
         ModelSection(precision="fp16")
     with pytest.raises(ClaraError, match="remat"):
         ModelSection(remat="some")
-    with pytest.raises(ClaraError, match="attention is 'flash'; it must be one of auto, xla, splash, cudnn"):
+    with pytest.raises(ClaraError, match="attention is 'flash'; it must be one of auto, xla, blockwise, splash, cudnn"):
         ModelSection(attention="flash")
     run = RunConfig(stages=(stage(),), model=ModelSection(base="smollm2"))
     for fields, message in [

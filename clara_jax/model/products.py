@@ -1,0 +1,100 @@
+"""Products of activations with weights in any precision, and their gradients.
+
+Where numbers are carried in float32 and multiplied as bfloat16 (`clara_jax.model.precision`), both sides of a product
+are cast to bfloat16 and its sums are float32. The gradients need a rule for it: JAX's would multiply the float32
+gradient of the output with bfloat16 weights, for which processors have no instructions. Here it is cast first.
+
+XLA on CPUs has such products only where the first operand's last axes are those that are summed over; of others it
+converts both sides to float32, or compiles a program that fails when it runs ("Unsupported element type for DotThunk").
+So that axes are moved where they are not last, and what stays is kept from being undone.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+
+
+def product(
+    equation: str,
+    x: jax.Array,
+    weights: jax.Array,
+    operands: Any = None,
+    out_sharding: jax.P | None = None,
+    result: Any = None,
+) -> jax.Array:
+    """Compute ``jnp.einsum(equation, x, weights)``.
+
+    Args:
+      equation: "first,second->result"; every letter stands in two of the three.
+      x: its dtype is that of everything between two products.
+      weights: of any dtype.
+      operands: the dtype in which they are multiplied; default x's.
+      out_sharding: of the result, where axes are summed over that are split over devices.
+      result: the dtype of the result where x and operands agree; default x's. Else it is x's.
+    """
+    operands = jnp.dtype(x.dtype if operands is None else operands)
+    if operands == x.dtype:
+        weights = weights.astype(x.dtype)
+        return jnp.einsum(equation, x, weights, out_sharding=out_sharding, preferred_element_type=result)
+    return _cast(equation, operands, out_sharding, x, weights)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _cast(equation: str, operands: jnp.dtype, out_sharding: jax.P | None, x: jax.Array, weights: jax.Array):
+    return _sum_wide(equation, x.astype(operands), weights.astype(operands), out_sharding).astype(x.dtype)
+
+
+def _forward(equation: str, operands: jnp.dtype, out_sharding: jax.P | None, x: Any, weights: Any):
+    narrow = x.value.astype(operands), weights.value.astype(operands)
+    out = _sum_wide(equation, *narrow, out_sharding).astype(x.value.dtype)
+    # Only what a gradient needs is kept: with frozen weights no activations, and those that are kept have two bytes.
+    kept = tuple(own if other.perturbed else None for own, other in zip(narrow, (weights, x), strict=True))
+    return out, (*kept, _Types(jax.typeof(x.value), jax.typeof(weights.value)))
+
+
+def _backward(equation: str, operands: jnp.dtype, out_sharding: jax.P | None, kept: tuple, gradient: Any):
+    x, weights, types = kept
+    if isinstance(gradient, SymbolicZero):
+        return None, None
+    gradient = gradient.astype(operands)
+    inputs, out = equation.split("->")
+    first, second = inputs.split(",")
+    of_x = of_weights = None
+    if weights is not None:
+        of_x = _sum_wide(f"{out},{second}->{first}", gradient, weights, types.x.sharding)
+        of_x = of_x.astype(types.x.dtype)
+    if x is not None:
+        x, first = contracted_last(x, first, second)
+        of_weights = _sum_wide(f"{first},{out}->{second}", x, gradient, types.weights.sharding)
+        of_weights = of_weights.astype(types.weights.dtype)
+    return of_x, of_weights
+
+
+_cast.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+@jax.tree_util.register_static
+class _Types(NamedTuple):
+    """Types of what is multiplied, with which `_backward` gives gradients of the same."""
+
+    x: jax.core.ShapedArray
+    weights: jax.core.ShapedArray
+
+
+def contracted_last(x: jax.Array, letters: str, kept: str) -> tuple[jax.Array, str]:
+    """Return x with the axes that are not among ``kept`` moved behind the others, and its letters in the new order."""
+    order = sorted(range(x.ndim), key=lambda axis: letters[axis] not in kept)
+    moved = x.transpose(order)
+    if x.dtype == jnp.bfloat16:
+        # XLA would fold the transposition into the product, which it then has no program for.
+        moved = jax.lax.optimization_barrier(moved)
+    return moved, "".join(letters[axis] for axis in order)
+
+
+def _sum_wide(equation: str, first: jax.Array, second: jax.Array, out_sharding: Any) -> jax.Array:
+    return jnp.einsum(equation, first, second, preferred_element_type=jnp.float32, out_sharding=out_sharding)

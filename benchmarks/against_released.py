@@ -103,7 +103,7 @@ class Other:
         answer = json.loads(line)
         if isinstance(answer, dict) and (error := answer.get("error")):
             hint = f"; {self._python} -m pip install {NEEDS}" if "ModuleNotFoundError" in error else ""
-            raise ClaraError(f"{self._python}: the released side cannot {what}: {error}{hint}")
+            raise ClaraError(f"{self._python}: the released side, asked for {what}: {error}{hint}")
         return answer
 
     def __enter__(self) -> Other:

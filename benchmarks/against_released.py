@@ -301,6 +301,7 @@ def main() -> None:
         versions = {"jax": jax.__version__, **other.ask("versions")}
         options = {name: getattr(arguments, name) for name in ("base", *(option for option, _, _ in COUNTS))}
         found = Measurements(arguments.json, {"cores": len(cores)} | versions | options)
+        found.save()  # what cannot be written is better known now
         rates, best = other.ask("rates"), arguments.released_precision
         if best == "auto":
             best = max(rates, key=rates.get)

@@ -268,6 +268,9 @@ def main() -> None:
             raise ClaraError(f"--{name}: two or more growing numbers are needed")
     if arguments.repeats < 1:
         raise ClaraError(f"--repeats is {arguments.repeats}; it must be at least 1")
+    for path in filter(None, (arguments.picture, arguments.json)):
+        if not path.parent.is_dir():
+            raise ClaraError(f"{path}: there is no folder {path.parent}")
     cores = pin(arguments.cores)
     mesh, results = make_mesh(1, 1, devices=jax.devices()[:1]), []
     bundle = bundles.from_base(arguments.base, CLARA, mesh, arguments.precision)

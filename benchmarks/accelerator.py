@@ -118,7 +118,7 @@ def _train(name: str, model: ClaraModel, params: Any, mesh, arguments, profile: 
     optimizer = make_optimizer(stage, 1000)
     step = make_train_step(model, STAGES[name], stage.objective, optimizer)
     planned = abstract.batch(rows, shapes, model.clara.memory_tokens, ranks, mesh)
-    batch = _random_batch(planned, model, stage)
+    batch = random_batch(planned, model, stage)
     key = jax.device_put(jax.random.key(0), jax.NamedSharding(mesh, jax.P()))
     with jax.set_mesh(mesh):
         state, placed = init_state(trained, optimizer), put_batch(batch, mesh)
@@ -170,7 +170,7 @@ def _decode(model: ClaraModel, params: Any, mesh, arguments, batch: int) -> dict
     return row
 
 
-def _random_batch(planned: Batch, model: ClaraModel, stage: StageConfig) -> Batch:
+def random_batch(planned: Batch, model: ClaraModel, stage: StageConfig) -> Batch:
     """Full rows of random tokens; memories at the beginning of the prompts."""
     rng = np.random.default_rng(0)
 

@@ -41,11 +41,14 @@ WORDS = (
 
 
 class _Endless(Bundle):
-    """A model of which every answer is as long as may be."""
-
     @property
     def end_ids(self) -> tuple[int, ...]:
         return (self.tokenizer.total_vocab,)  # no token
+
+
+def endless(bundle: Bundle) -> Bundle:
+    """Return the same model, every answer of which is as long as may be."""
+    return _Endless(**{field.name: getattr(bundle, field.name) for field in dataclasses.fields(bundle)})
 
 
 def main() -> None:
@@ -58,8 +61,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", message="this checkpoint has no trained query reasoner")
     mesh = make_mesh(1, 1, devices=jax.devices()[:1])
     config = ClaraConfig(max_length=4096)
-    bundle = bundles.from_base(arguments.base, config, mesh, arguments.precision)
-    bundle = _Endless(**{field.name: getattr(bundle, field.name) for field in dataclasses.fields(bundle)})
+    bundle = endless(bundles.from_base(arguments.base, config, mesh, arguments.precision))
     clara = Clara(bundle, batch_size=1)
     compressing = Clara(bundle, batch_size=arguments.candidates)
 

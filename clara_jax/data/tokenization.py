@@ -426,8 +426,18 @@ class ClaraTokenizer:
         (directory / OPTIONS_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     def save_hugging_face(self, directory: str | Path, added: bool) -> None:
-        """Writes the tokenizer as transformers has it, with or without the added tokens, and nothing of ours."""
+        """Writes the tokenizer as transformers has it, with or without the added tokens, and nothing of ours.
+
+        In the words that transformers 4 and 5 both know: what transformers 5 writes, 4, which the released code needs,
+        cannot read.
+        """
         (self._tokenizer if added else self._base).save_pretrained(directory)
+        path = Path(directory) / "tokenizer_config.json"
+        config = json.loads(path.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+        config.pop("backend", None)
+        if isinstance(config.get("extra_special_tokens"), list):
+            config["additional_special_tokens"] = config.pop("extra_special_tokens")
+        path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, directory: str | Path) -> ClaraTokenizer:

@@ -5,6 +5,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from clara_jax.data import prompts
 from clara_jax.data.prompts import Memory, Prompt
@@ -266,3 +267,18 @@ def test_a_changed_or_missing_file_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ClaraError, match="cannot be read"):
         ClaraTokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("added", [False, True])
+def test_what_is_written_for_transformers_names_what_its_version_4_knows(tmp_path, added):
+    base = tiny_tokenizer()
+    base.add_special_tokens({"additional_special_tokens": ["<tool>"]})
+    tokenizer = ClaraTokenizer(base, doc_max_length=16, memory_tokens=4)
+    tokenizer.save_hugging_face(tmp_path, added)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    # transformers 5 writes a class and a list of its own, which stop version 4, and with it the released code.
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert not {"backend", "extra_special_tokens"} & set(config)
+    read = AutoTokenizer.from_pretrained(tmp_path)
+    assert "<tool>" in read.all_special_tokens
+    assert len(read) == (tokenizer.total_vocab if added else tokenizer.vocab_size)

@@ -1,0 +1,298 @@
+"""How cost grows: compression with texts, a training step with candidates, a search with the size of the store.
+
+    python -m benchmarks.growth [--picture docs/images/growth.png] [--json FILE]
+
+Each case is timed at sizes that double, in turns, and a power of the size is fitted to the medians: the slope of the
+line in log-log axes. Beside it stands the exponent of the work that cannot be avoided, fitted to the same sizes: model
+FLOPs (`clara_jax.training.throughput`: attention has its quadratic term), and for the search the numbers of a store.
+Time may grow slower, as what is done once weighs less and less; where it grows faster by more than the tolerance, the
+last line says so and the exit code is 1. Texts and memories are random: their contents cost nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from benchmarks.accelerator import random_batch
+from benchmarks.cores import Others, pin
+from benchmarks.store import World, fill, questions
+from clara_jax import bundle as bundles
+from clara_jax import command
+from clara_jax.bundle import Bundle
+from clara_jax.errors import ClaraError
+from clara_jax.files import replaced_when_whole
+from clara_jax.inference.encode import encode_batch
+from clara_jax.method.clara import ClaraConfig
+from clara_jax.method.parameters import split
+from clara_jax.method.stages import STAGES
+from clara_jax.model.sharding import make_mesh, put_batch
+from clara_jax.planning import abstract
+from clara_jax.planning.workload import full_batch, stage_shapes
+from clara_jax.retrieval.document_store import DocumentStore
+from clara_jax.retrieval.encodings import closest_float
+from clara_jax.retrieval.exact import ExactSearch
+from clara_jax.training.config import PRECISIONS, StageConfig
+from clara_jax.training.optimizer import make_optimizer
+from clara_jax.training.step import init_state, make_train_step
+from clara_jax.training.throughput import Work, blocks_flops, step_flops, work
+
+TOLERANCE = 0.1  # of an exponent
+CLARA = ClaraConfig(doc_max_length=128, compress_rate=8)  # 16 memory tokens
+LENGTH, ROWS = 112, 2  # of documents, without memory tokens, where they do not vary; and how many
+ASKED, BEST = 10, 20  # questions of one measurement of the search, and chunks that each finds
+COLOURS = ("#0072B2", "#E69F00")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is timed at several sizes.
+
+    Attributes:
+      panel: of the picture.
+      name: of the line in it.
+      axis: what the sizes are.
+      sizes: growing.
+      must: work at each that cannot be avoided, in any unit.
+      calls: what is timed at each.
+    """
+
+    panel: str
+    name: str
+    axis: str
+    sizes: Sequence[int]
+    must: Sequence[float]
+    calls: Sequence[Callable[[], Any]]
+
+
+def exponent(sizes: Sequence[int], values: Sequence[float]) -> float:
+    """Return the b of values ~ a · size^b that fits best, by least squares of the logarithms."""
+    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
+
+
+def compressing(bundle: Bundle, panel: str, axis: str, sizes: Sequence[int], shape: Callable) -> Case:
+    """Return the case of compressing random documents.
+
+    Args:
+      shape: size -> (documents, their tokens without memory tokens).
+    """
+    model, rng, must, calls = bundle.model, np.random.default_rng(0), [], []
+    for size in sizes:
+        rows, length = shape(size)
+        ids = rng.integers(0, model.config.vocab_size, (rows, length + CLARA.memory_tokens)).astype(np.int32)
+        ids[:, length:] = bundle.tokenizer.memory_ids
+        mask = np.ones(ids.shape, bool)
+        done = Work(*work(mask, model.config.sliding_window))
+        must.append(blocks_flops(model.config, CLARA.lora_rank, done, False))
+        placed = put_batch((ids, mask), bundle.mesh)
+        calls.append(partial(encode_batch, model, "compressor", bundle.params, *placed))
+    return Case(panel, "compression", axis, sizes, must, calls)
+
+
+def training(bundle: Bundle, sizes: Sequence[int], stored: bool) -> Case:
+    """Return the case of a step of end_to_end, one question with so many candidates: compressed in it, or stored."""
+    model, name, must, calls = bundle.model, "end_to_end", [], []
+    memory = (CLARA.memory_tokens, model.config.width)
+    for size in sizes:
+        stage = StageConfig(name, ("unread",), steps=1, batch_size=1, candidates=size, top_k=min(5, *sizes))
+        shapes = stage_shapes(stage, CLARA)
+        shapes = dataclasses.replace(shapes, encoder_width=LENGTH, query_width=32)
+        shapes = dataclasses.replace(shapes, prompt_length=192, target_length=16)
+        planned = abstract.batch(1, shapes, CLARA.memory_tokens, True, bundle.mesh)
+        batch, counted = random_batch(planned, model, stage), full_batch(planned)
+        if stored:
+            values = np.random.default_rng(0).normal(size=(1, size, *memory))
+            batch = batch.replace(document_ids=None, document_mask=None, memories=jnp.asarray(values, model.dtype))
+            counted = counted.replace(document_ids=None, document_mask=None)
+        optimizer = make_optimizer(stage, 1)
+        trained, frozen = split(bundle.params, STAGES[name].trains)
+        step = make_train_step(model, STAGES[name], stage.objective, optimizer)
+        must.append(step_flops(model.config, CLARA.lora_rank, name, STAGES[name].trains, counted))
+        calls.append(_Step(step, init_state(trained, optimizer), frozen, put_batch(batch, bundle.mesh)))
+    line = "memories stored" if stored else "candidates compressed"
+    return Case("training step", line, "candidates", sizes, must, calls)
+
+
+class _Step:
+    """A step, each time from the state that the last one left."""
+
+    def __init__(self, step: Callable, state: Any, *rest: Any):
+        self._step, self._state, self._rest = step, state, rest
+
+    def __call__(self) -> Any:
+        self._state, metrics = self._step(self._state, *self._rest, jax.random.key(0))
+        return self._state, metrics
+
+
+def searching(bundle: Bundle, sizes: Sequence[int], folder: Path) -> Case:
+    """Return the case of the exact score of all chunks of stores, each of which lies in memory as for a server."""
+    shape = CLARA.memory_tokens, bundle.model.config.width
+    world, calls = World(*shape), []
+    for size in sizes:
+        encoding = closest_float(bundle.model.precision)
+        store = DocumentStore.open_or_make(folder / str(size), "synthetic", encoding, *shape)
+        fill(store, world, size)
+        asked, _ = questions(store, ASKED)
+        search = ExactSearch(store, bundle.mesh, 2**62)
+        calls.append(lambda search=search, asked=asked: [search(own[None], BEST) for own in asked])
+    return Case("exact search", f"{ASKED} questions", "chunks", sizes, sizes, calls)
+
+
+def measure(case: Case, repeats: int) -> list[list[float]]:
+    """Return seconds, of each size those of every repeat, taken in turns after a first call that does not count."""
+    seconds: list[list[float]] = [[] for _ in case.sizes]
+    shown = tqdm(total=len(case.sizes) * (repeats + 1), desc=f"{case.panel}, {case.name}", leave=False)
+    for turn in range(repeats + 1):
+        for own, call in zip(seconds, case.calls, strict=True):
+            began = time.perf_counter()
+            jax.block_until_ready(call())
+            if turn:
+                own.append(time.perf_counter() - began)
+            shown.update()
+    shown.close()
+    return seconds
+
+
+def summary(case: Case, seconds: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Return what the table and the picture say of a case."""
+    medians = [statistics.median(own) for own in seconds]
+    each = [exponent(case.sizes, turn) for turn in zip(*seconds, strict=True)]
+    found, must = exponent(case.sizes, medians), exponent(case.sizes, case.must)
+    return {
+        "panel": case.panel,
+        "case": case.name,
+        "axis": case.axis,
+        "sizes": list(case.sizes),
+        "seconds": medians,
+        "must": [float(value) for value in case.must],
+        "exponent": found,
+        "exponents of turns": [min(each), max(each)],
+        "exponent of the work": must,
+        "faster than it must": found > must + TOLERANCE,
+    }
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """Return results in Markdown."""
+    lines = ["| what | against | sizes | seconds | exponent (of single turns) | of the work |", "|" + " --- |" * 6]
+    for own in results:
+        low, high = own["exponents of turns"]
+        ends = [f"{own[name][0]:,} to {own[name][-1]:,}" if name == "sizes" else f"{own[name][0]:.2g} to "
+                f"{own[name][-1]:.2g}" for name in ("sizes", "seconds")]  # fmt: skip
+        lines.append(
+            f"| {own['panel']}, {own['case']} | {own['axis']} | {' | '.join(ends)} | **{own['exponent']:.2f}** "
+            f"({low:.2f} to {high:.2f}) | {own['exponent of the work']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def verdict(results: Sequence[dict[str, Any]]) -> str:
+    """Return the last line."""
+    worse = [f"{own['panel']} with {own['axis']}, {own['case']}" for own in results if own["faster than it must"]]
+    if worse:
+        return f"grows faster than it must: {'; '.join(worse)}"
+    return f"nothing grows faster than it must (an exponent above that of the work by at most {TOLERANCE})"
+
+
+def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw results in log-log axes, with the work that cannot be avoided, through the first point, as dashes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = list(dict.fromkeys((own["panel"], own["axis"]) for own in results))
+    figure = Figure(figsize=(3.4 * len(panels), 3.2), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for colour, own in zip(COLOURS, (r for r in results if (r["panel"], r["axis"]) == panel), strict=False):
+            label = f"{own['case']}: {own['exponent']:.2f}"
+            axes.loglog(own["sizes"], own["seconds"], "o-", color=colour, markersize=4, label=label)
+            scaled = np.array(own["must"]) * own["seconds"][0] / own["must"][0]
+            must = f"work: {own['exponent of the work']:.2f}"
+            axes.loglog(own["sizes"], scaled, "--", color=colour, linewidth=1, alpha=0.7, label=must)
+        axes.set_title(panel[0], fontweight="bold")
+        axes.set_xlabel(panel[1])
+        axes.set_xticks(own["sizes"], [f"{size:,}" for size in own["sizes"]])
+        axes.minorticks_off()
+        axes.legend(fontsize="small")
+    figure.axes[0].set_ylabel("seconds")
+    with replaced_when_whole(path, "the picture cannot be written") as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def cases(bundle: Bundle, arguments: argparse.Namespace, folder: Path) -> Iterator[Case]:
+    """Yield the cases, each made when the one before it has been measured."""
+    lengths, batches, candidates = arguments.lengths, arguments.batches, arguments.candidates
+    yield compressing(bundle, "compression", "tokens of a document", lengths, lambda size: (ROWS, size))
+    yield compressing(bundle, "compression", "documents", batches, lambda size: (size, LENGTH))
+    yield training(bundle, candidates, False)
+    yield training(bundle, candidates, True)
+    yield searching(bundle, arguments.chunks, folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--base", default="smollm2")
+    add("--precision", choices=PRECISIONS, default="float32")
+    sizes = {
+        "lengths": [64, 128, 256, 512, 1024],
+        "batches": [1, 2, 4, 8, 16],
+        "candidates": [5, 10, 20, 40],
+        "chunks": [875, 1750, 3500, 7000, 14000],  # full blocks of the search, whose rows are powers of two
+    }
+    for name, default in sizes.items():
+        add(f"--{name}", type=int, nargs="+", default=default, metavar="N", help=f"default {default}")
+    add("--repeats", type=int, default=3, help="measurements of each size; default 3")
+    add("--cores", metavar="N,N", help="cores to run on; default all")
+    add("--picture", type=Path, metavar="FILE", help="draw this .png")
+    add("--json", type=Path, metavar="FILE", help="write all numbers here")
+    arguments = parser.parse_args()
+    for name in sizes:
+        own = getattr(arguments, name)
+        if len(own) < 2 or own[0] < 1 or own != sorted(set(own)):
+            raise ClaraError(f"--{name}: two or more growing numbers are needed")
+    if arguments.repeats < 1:
+        raise ClaraError(f"--repeats is {arguments.repeats}; it must be at least 1")
+    for path in filter(None, (arguments.picture, arguments.json)):
+        if not path.parent.is_dir():
+            raise ClaraError(f"{path}: there is no folder {path.parent}")
+    cores = pin(arguments.cores)
+    mesh, results = make_mesh(1, 1, devices=jax.devices()[:1]), []
+    bundle = bundles.from_base(arguments.base, CLARA, mesh, arguments.precision)
+    busy = Others(cores)
+    with tempfile.TemporaryDirectory() as folder:
+        for case in cases(bundle, arguments, Path(folder)):
+            with jax.set_mesh(mesh) if case.panel != "exact search" else contextlib.nullcontext():
+                results.append(summary(case, measure(case, arguments.repeats)))
+            jax.clear_caches()
+    share = busy.share()
+    print(
+        f"{arguments.base}, {arguments.precision}, {len(cores)} cores of {jax.devices()[0].device_kind}, jax "
+        f"{jax.__version__}; other work took {share:.0%} of their time\n\n{table(results)}\n\n{verdict(results)}"
+    )
+    if arguments.json:
+        with replaced_when_whole(arguments.json) as temporary:
+            temporary.write_text(json.dumps({"others": share, "results": results}, indent=1))
+    if arguments.picture:
+        draw(results, arguments.picture)
+    if any(own["faster than it must"] for own in results):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    command.run(main)

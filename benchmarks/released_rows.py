@@ -1,0 +1,230 @@
+"""What `benchmarks.against_released` measures: each row's work on both sides, and what their results must share."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.ask import endless
+from clara_jax.api import Clara
+from clara_jax.bundle import Bundle
+from clara_jax.data.corpus.documents import Document
+from clara_jax.data.encoding import Encoding, encode_records, sizes_of
+from clara_jax.data.loading import BatchLoader
+from clara_jax.data.plan import BatchPlan
+from clara_jax.data.records import Record
+from clara_jax.data.shapes import shape_ladder, without_texts
+from clara_jax.inference.decode import Sampling
+from clara_jax.library import Library
+from clara_jax.method.parameters import split
+from clara_jax.method.stages import inherit
+from clara_jax.model.sharding import put_batch
+from clara_jax.retrieval.document_store import DocumentStore
+from clara_jax.retrieval.encodings import closest_float
+from clara_jax.training.config import StageConfig
+from clara_jax.training.optimizer import make_optimizer
+from clara_jax.training.step import init_state, make_train_step
+from clara_jax.training.stopping import StopSignal
+from clara_jax.training.stored_memories import open_memories
+
+Result = dict[str, Any]  # "seconds", and what may be compared
+Ask = Callable[..., Result]  # a request to the released side
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What both sides work on.
+
+    Attributes:
+      records: of "scp" and "end_to_end".
+      arguments: ``scp_batch``, ``batch``, ``candidates``, ``k``, ``new_tokens``.
+      folder: for what is kept in between.
+    """
+
+    records: Mapping[str, Sequence[Record]]
+    arguments: argparse.Namespace
+    folder: Path
+
+    @property
+    def documents(self) -> list[str]:
+        """The first record's candidates."""
+        return list(self.records["end_to_end"][0].documents)
+
+    def question(self, turn: int) -> str:
+        """Another record's for every turn: what was read of a question before would be kept."""
+        return self.records["end_to_end"][turn % len(self.records["end_to_end"])].questions[0]
+
+    def batch(self, stage: str) -> Sequence[Record]:
+        """The records of a step."""
+        return self.records[stage][: self.arguments.scp_batch if stage == "scp" else self.arguments.batch]
+
+    def as_released(self, stage: str) -> list[tuple]:
+        """The records of a step, as the released code's batches are made from."""
+        found = []
+        for record in self.batch(stage):
+            kind, question, answer = "qa", record.questions, record.answers
+            if stage != "scp":
+                question, answer = question[0], answer[0]
+            elif record.kind == "paraphrase":
+                kind, question = "paraphrase", ""
+            found.append((record.documents, question, answer, kind, record.positives))
+        return found
+
+
+class Ours:
+    """This side of all rows, with a model of one precision; what a row needs is made when it is first asked for."""
+
+    def __init__(self, bundle: Bundle, work: Work):
+        self.bundle, self.work = bundle, work
+        self._folder = work.folder / bundle.model.precision
+        self._steps: dict[str, Callable[[], Result]] = {}
+        self._compressing = Clara(bundle, batch_size=work.arguments.candidates)
+        self._library: Library | None = None
+
+    def step(self, name: str) -> Result:
+        """The first step of a stage, from the plan to its end; memories of end_to_end are stored before."""
+        if name not in self._steps:
+            self._steps[name] = self._make_step(name)
+        return self._steps[name]()
+
+    def compress(self) -> Result:
+        """The documents' memories, as a file."""
+        began = time.perf_counter()
+        memories = self._compressing.compress(self.work.documents, long="cut")
+        seconds = time.perf_counter() - began
+        file = f"{self._folder}.npy"
+        np.save(file, memories.array.astype(np.float32))
+        return {"seconds": seconds, "file": file}
+
+    def ask(self, turn: int) -> Result:
+        """An answer of full length to a question, from a store of the candidates."""
+        if self._library is None:
+            model = self.bundle.model
+            sizes = model.clara.memory_tokens, model.config.width
+            encoding, place = closest_float(model.precision), self._folder / "store"
+            store = DocumentStore.open_or_make(place, self.bundle.compressor_fingerprint(), encoding, *sizes)
+            texts = dict.fromkeys(self.work.documents)
+            documents = (Document(str(i), "", text, "") for i, text in enumerate(texts))
+            Library(self._compressing, store).add(documents)
+            self._library = Library(Clara(endless(self.bundle), batch_size=1), store)
+        sampling = Sampling(self.work.arguments.new_tokens)
+        began = time.perf_counter()
+        answer = self._library.answer(self.work.question(turn), k=self.work.arguments.k, sampling=sampling)
+        seconds = time.perf_counter() - began
+        return {"seconds": seconds, "text": answer.text, "read": [hit.text for hit in answer.asked.sources]}
+
+    def _make_step(self, name: str) -> Callable[[], Result]:
+        bundle, arguments, records = self.bundle, self.work.arguments, self.work.batch(name)
+        tokenizer, memories = bundle.tokenizer, None
+        stage = StageConfig(
+            name=name,
+            train_data=(records[0].where,),
+            steps=1,
+            batch_size=len(records),
+            top_k=arguments.k,
+            candidates=arguments.candidates,
+            memories=str(self._folder / "memories") if name == "end_to_end" else "",
+        )
+        examples = encode_records(records, tokenizer, Encoding(name, stage.top_k, stage.candidates))
+        sizes = sizes_of(examples)
+        if stage.memories:
+            documents = [ids for example in examples for ids in example.documents]
+            memories, sizes = open_memories(stage, bundle, documents, StopSignal()), without_texts(sizes)
+        plan = BatchPlan(sizes, shape_ladder(sizes, tokenizer, 1), stage.batch_size, stage.steps)
+        loader = BatchLoader(plan, examples, sizes, tokenizer, memories=memories)
+        params = inherit(stage.stage, bundle.params, bundle.trained)
+        trained, frozen = split(params, stage.stage.trains)
+        optimizer = make_optimizer(stage, stage.steps)
+        step = make_train_step(bundle.model, stage.stage, stage.objective, optimizer)
+
+        def run() -> Result:
+            with jax.set_mesh(bundle.mesh):
+                state, key = jax.block_until_ready(init_state(trained, optimizer)), jax.random.key(0)
+                began = time.perf_counter()
+                batch = put_batch(loader.batch(0), bundle.mesh)
+                _, metrics = jax.block_until_ready(step(state, frozen, batch, key))
+                seconds = time.perf_counter() - began
+            return {"seconds": seconds, "loss": float(metrics["loss"])}
+
+        return run
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row of the table.
+
+    Attributes:
+      name: in the table.
+      released: a request to the released side, of a precision and a turn.
+      ours: the same work here.
+      compare: the first results of both, in float32, in words.
+      warm_up: turns that do not count.
+    """
+
+    name: str
+    released: Callable[[Ask, Work, str, int], Result]
+    ours: Callable[[Ours, int], Result]
+    compare: Callable[[Result, Result], str]
+    warm_up: int = 1
+
+
+def _scp(ask: Ask, work: Work, precision: str, turn: int) -> Result:
+    return ask("step", stage="stage1", precision=precision, records=work.as_released("scp"), length=2048)
+
+
+def _end_to_end(true_length: bool) -> Callable[[Ask, Work, str, int], Result]:
+    def request(ask: Ask, work: Work, precision: str, turn: int) -> Result:
+        records = work.as_released("end_to_end")
+        return ask("step", stage="stage2", precision=precision, records=records, length=1024, true_length=true_length)
+
+    return request
+
+
+def _compress(ask: Ask, work: Work, precision: str, turn: int) -> Result:
+    file = f"{work.folder / 'released'} {precision}.npy"
+    return ask("compress", precision=precision, documents=work.documents, file=file) | {"file": file}
+
+
+def _question(ask: Ask, work: Work, precision: str, turn: int) -> Result:
+    documents, tokens = work.documents, work.arguments.new_tokens
+    question = work.question(turn)
+    found = ask("question", precision=precision, question=question, documents=documents, tokens=tokens)
+    return found | {"read": [documents[place] for place in found["chosen"]]}
+
+
+def _losses(released: Result, ours: Result) -> str:
+    width = f"; released questions of {released['question width']} positions" if released["question width"] else ""
+    return f"loss of the first step {released['loss']:.5f}, ours {ours['loss']:.5f}{width}"
+
+
+def _cosines(released: Result, ours: Result) -> str:
+    one, other = (np.load(own["file"]).reshape(-1, np.load(own["file"]).shape[-1]) for own in (released, ours))
+    cosines = np.sum(one * other, axis=1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
+    return f"cosines of the memory vectors at least {cosines.min():.6f}"
+
+
+def _answers(released: Result, ours: Result) -> str:
+    documents, text = (released[name] == ours[name] for name in ("read", "text"))
+    return f"{'the same' if documents else 'other'} documents read, {'the same' if text else 'another'} answer"
+
+
+ROWS = (
+    Row("scp", _scp, lambda ours, turn: ours.step("scp"), _losses),
+    Row("compress", _compress, lambda ours, turn: ours.compress(), _cosines),
+    # Ours compiles one program for the first question, and another for one whose prompt begins as one before it.
+    Row("question", _question, Ours.ask, _answers, warm_up=2),
+    Row("end_to_end", _end_to_end(False), lambda ours, turn: ours.step("end_to_end"), _losses),
+    Row("end_to_end, true length", _end_to_end(True), lambda ours, turn: ours.step("end_to_end"), _losses),
+)
+
+
+def questions(repeats: int) -> int:
+    """How many different ones so many measurements need."""
+    return repeats + max(row.warm_up for row in ROWS)

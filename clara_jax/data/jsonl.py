@@ -30,6 +30,7 @@ else:
 
 T = TypeVar("T")
 GZIP, ZSTANDARD = ".gz", ".zst"
+LONGEST_LINE = 2**28  # bytes, unpacked: a small compressed file may hold a line that no memory does
 ON_ERROR = ("stop", "skip")  # what happens at a line that is no item: an error, or it is put aside
 
 
@@ -70,7 +71,9 @@ def raw_lines(path: str) -> Iterator[tuple[str, bytes]]:
     """
     try:
         with open_binary(path) as file:
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1):
+                if len(line) > LONGEST_LINE:
+                    raise ClaraError(f"{path}:{number}: the line is longer than {LONGEST_LINE // 2**20:,} MiB; divide it")
                 if number == 1:
                     line = line.removeprefix(b"\xef\xbb\xbf")
                 if line.strip():

@@ -234,7 +234,7 @@ def _load_run(path: Path, mesh: jax.sharding.Mesh, base: str | None, precision: 
             f"{path}: was trained with prompts of version {metadata['prompt_version']}, this program has "
             f"{PROMPT_VERSION}"
         )
-    clara = ClaraConfig(**metadata["clara"])
+    clara = _clara_config(metadata["clara"], path / "clara.json")
     tokenizer = ClaraTokenizer.load(path / "tokenizer")
     reference, own = dict(metadata["base"]), tuple(metadata["own"])
     config = dataclasses.replace(
@@ -283,7 +283,9 @@ def _load_peft(path: Path, mesh: jax.sharding.Mesh, base: str | None, precision:
     name = about["base"]
     opened = open_base(base or (str(path / name) if (path / name).is_dir() else name))
     tables = {name: tables.get(name) for name in (EMBEDDING, HEAD)}
-    parts = _Parts(ClaraConfig(**about["clara"]), adapters, tables, tuple(about["trained"]), about["stage"])
+    parts = _Parts(
+        _clara_config(about["clara"], path / "export.json"), adapters, tables, tuple(about["trained"]), about["stage"]
+    )
     return _assemble(path, parts, opened, mesh, precision or about["precision"], remat)
 
 
@@ -370,6 +372,14 @@ def _released_base(path: Path, config: Mapping[str, Any]) -> str:
             f'{path / "config.json"}: "decoder_model_name" {name!r} does not exist here; name the base {BASE_HINT}'
         )
     return name
+
+
+def _clara_config(fields: Any, path: Path) -> ClaraConfig:
+    """The method's numbers as a file has them."""
+    try:
+        return ClaraConfig(**fields)
+    except TypeError as error:
+        raise ClaraError(f'{path}: "clara" does not hold the method\'s numbers ({error})') from None
 
 
 def _reference(opened: BaseModel) -> dict[str, Any]:

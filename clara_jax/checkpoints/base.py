@@ -19,6 +19,7 @@ import numpy as np
 from clara_jax.checkpoints.gguf_file import GGUFFile
 from clara_jax.checkpoints.safetensors_files import open_tensors, weight_files
 from clara_jax.errors import ClaraError
+from clara_jax.strict_json import parse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -115,7 +116,7 @@ def _open_directory(name: str, path: Path) -> BaseModel:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ClaraError(f"{path.parent}: holds no config.json; give a Hugging Face model directory") from None
     except json.JSONDecodeError as error:

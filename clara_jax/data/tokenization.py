@@ -21,6 +21,7 @@ from transformers import AddedToken, PreTrainedTokenizerFast
 
 from clara_jax.data.prompts import MARKERS, Memory, Prompt
 from clara_jax.errors import ClaraError
+from clara_jax.strict_json import parse
 
 IGNORED = -100  # label of a position that carries no loss
 FRAME = 3  # <ENC>, bos and eos around a document
@@ -409,7 +410,7 @@ class ClaraTokenizer:
         directory = Path(directory)
         path = directory / OPTIONS_FILE
         try:
-            options = json.loads(path.read_text(encoding="utf-8"))
+            options = parse(path.read_text(encoding="utf-8"))
             expected = options.pop("hash")
         except OSError as error:
             raise ClaraError(

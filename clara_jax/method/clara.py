@@ -20,6 +20,8 @@ from clara_jax.model.transformer import LOOKED_AT, REMAT_POLICIES, Transformer, 
 
 ROLES = ("compressor", "query_reasoner", "generator")
 
+LARGEST = 2**20  # of a length or a rank
+
 
 @dataclasses.dataclass(frozen=True)
 class ClaraConfig:
@@ -49,8 +51,10 @@ class ClaraConfig:
             value = getattr(self, field)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ClaraError(f"{field} is {value!r}; it must be a positive whole number")
-        rates = [rate for rate in range(1, self.doc_max_length + 1) if self.doc_max_length % rate == 0]
-        if self.compress_rate not in rates:
+            if value > LARGEST:
+                raise ClaraError(f"{field} is {value:,}; it must be at most {LARGEST:,}")
+        if self.doc_max_length % self.compress_rate:
+            rates = [rate for rate in range(1, self.doc_max_length + 1) if self.doc_max_length % rate == 0]
             raise ClaraError(
                 f"compress_rate is {self.compress_rate}; it must divide doc_max_length {self.doc_max_length}: "
                 f"{', '.join(map(str, rates))}"

@@ -29,6 +29,7 @@ import openai
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential, wait_random
 
 from clara_jax.errors import ClaraError
+from clara_jax.strict_json import parse
 from clara_jax.synthesis.pace import Pace
 from clara_jax.synthesis.redaction import basic, redacted, secrets_of
 
@@ -329,8 +330,8 @@ class Endpoint:
 
     def _read(self, content: bytes, prompt_tokens: int) -> Reply:
         try:
-            body = json.loads(content)
-        except (ValueError, RecursionError):
+            body = parse(content)
+        except ValueError:
             body = None
         try:
             choice = body["choices"][0]

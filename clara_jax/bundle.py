@@ -19,7 +19,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from clara_jax.checkpoints import run as run_checkpoints
-from clara_jax.checkpoints.base import BaseModel, open_base
+from clara_jax.checkpoints.base import BaseModel, end_tokens, open_base
 from clara_jax.checkpoints.names import BASE_HINT, EMBEDDING, HEAD, load_base, load_lora
 from clara_jax.checkpoints.peft_folders import is_peft, read_peft
 from clara_jax.checkpoints.released import LICENCE_NOTE, is_released, read_released
@@ -44,6 +44,7 @@ class Bundle:
       own: subtrees of the base that differ from the referenced one and belong into a checkpoint.
       trained: subtrees that some stage has trained so far.
       history: one entry per finished stage.
+      further_ends: tokens that end an answer, of the base's further files (`BaseModel.end_ids`).
     """
 
     model: ClaraModel
@@ -54,6 +55,7 @@ class Bundle:
     own: tuple[str, ...] = ()
     trained: tuple[str, ...] = ()
     history: tuple[Mapping[str, Any], ...] = ()
+    further_ends: tuple[int, ...] = ()
 
     def fingerprint(self) -> str:
         """Hash of base, adapters, tokenizer, prompt version and compress rate: equal exactly when memories and answers
@@ -85,10 +87,11 @@ class Bundle:
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """What ends an answer: the tokenizer's end token, and those that the base's configuration names."""
-        named = self.base["config"].get("eos_token_id")
-        named = named if isinstance(named, list) else [named]
-        return tuple(dict.fromkeys(i for i in (self.tokenizer.eos_id, *named) if i is not None))
+        """What ends an answer: the tokenizer's end token, what the chat template writes after an answer, and the tokens
+        that the base's files name: ``config.json``, ``generation_config.json``, GGUF's ends of turns."""
+        named = end_tokens(self.base["config"].get("eos_token_id"), 'config.json: "eos_token_id"')
+        ids = (self.tokenizer.eos_id, *named, *self.further_ends, self.tokenizer.turn_end_id)
+        return tuple(dict.fromkeys(i for i in ids if i is not None and i < self.tokenizer.total_vocab))
 
     def with_limits(self, max_length: int, lora_dropout: float) -> Bundle:
         """The same model with another longest prompt and another dropout: what a new stage may choose for itself."""
@@ -153,7 +156,7 @@ def from_base(
     model = ClaraModel(_model_config(opened, tokenizer.vocab_size), clara, precision, remat)
     weights = load_base(model.config, opened.tensors, model.dtype, mesh, opened.path)
     params = initialise_adapters(model.config, clara, weights, jax.random.key(seed), mesh)
-    return Bundle(model, params, tokenizer, mesh, _reference(opened))
+    return Bundle(model, params, tokenizer, mesh, _reference(opened), further_ends=opened.end_ids)
 
 
 def from_scratch(
@@ -247,6 +250,7 @@ def _load_run(path: Path, mesh: jax.sharding.Mesh, base: str | None, precision: 
     only = ("lora", "tokens", *({"base"} if own else ()))
     arrays = flatten(run_checkpoints.load_arrays(path, unflatten(stored), only))
     arrays = {name: leaf.astype(model.dtype) if name.startswith("base/") else leaf for name, leaf in arrays.items()}
+    ends: tuple[int, ...] = ()
     if "base" not in own:
         opened = open_base(base or reference["name"])
         if opened.content_hash != reference["hash"]:
@@ -255,10 +259,11 @@ def _load_run(path: Path, mesh: jax.sharding.Mesh, base: str | None, precision: 
                 f"{opened.path} has "
                 f"{opened.content_hash[:12]}; give the right base {BASE_HINT}"
             )
+        ends = opened.end_ids
         weights = load_base(config, opened.tensors, model.dtype, mesh, opened.path)
         arrays = flatten({"base": weights}) | arrays
     trained, history = tuple(metadata["trained"]), tuple(metadata["history"])
-    return Bundle(model, unflatten(arrays), tokenizer, mesh, reference, own, trained, history)
+    return Bundle(model, unflatten(arrays), tokenizer, mesh, reference, own, trained, history, ends)
 
 
 def _load_released(path: Path, mesh: jax.sharding.Mesh, base: str | None, precision: str, remat: str) -> Bundle:
@@ -337,7 +342,8 @@ def _assemble(
     tokens = {name: place(np.asarray(rows, np.float32), placed["tokens"][name]) for name, rows in tokens.items()}
     own = ("base/embed",) if config.tied else ("base/embed", "base/lm_head")
     params = {"base": weights, "lora": lora, "tokens": tokens}
-    return Bundle(model, params, tokenizer, mesh, _reference(opened), own, parts.trained, ({"stage": parts.stage},))
+    history = ({"stage": parts.stage},)
+    return Bundle(model, params, tokenizer, mesh, _reference(opened), own, parts.trained, history, opened.end_ids)
 
 
 class _Overlay(Mapping):

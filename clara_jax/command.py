@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import codecs
+import os
 import sys
 from collections.abc import Callable
 
@@ -14,7 +16,11 @@ def run(main: Callable[[], None]) -> None:
 
     A process that has joined others (`clara_jax.distributed`) leaves at once where anything goes wrong, so that they
     learn of it.
+
+    Text in and out is UTF-8: in a locale that knows ASCII alone (containers, batch systems) Python starts again in its
+    UTF-8 mode. What another terminal cannot show is spelled out.
     """
+    _speak_utf8()
     try:
         main()
     except ClaraError as error:
@@ -31,6 +37,15 @@ def run(main: Callable[[], None]) -> None:
 
         print(explain(error), file=sys.stderr)
         _end(1)
+
+
+def _speak_utf8() -> None:
+    if codecs.lookup(sys.getfilesystemencoding()).name == "ascii" and not sys.flags.utf8_mode:
+        os.environ["PYTHONUTF8"] = "1"  # for the processes that this one starts, too
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def add_process_options(parser: argparse.ArgumentParser) -> None:

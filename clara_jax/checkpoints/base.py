@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import re
+import reprlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -44,6 +45,8 @@ class BaseModel:
         (float32 from GGUF), read one at a time.
       load_tokenizer: builds the tokenizer; raises ``ClaraError`` where it has no chat template, or is damaged.
       weight_files: the files that ``content_hash`` covers.
+      end_ids: tokens that end an answer, as far as the configuration does not name them itself:
+        ``generation_config.json``'s, or GGUF's ends of turns and messages.
     """
 
     name: str
@@ -52,6 +55,7 @@ class BaseModel:
     tensors: Mapping[str, np.ndarray]
     load_tokenizer: Callable[[], PreTrainedTokenizerFast]
     weight_files: tuple[str, ...]
+    end_ids: tuple[int, ...] = ()
 
     @functools.cached_property
     def content_hash(self) -> str:
@@ -102,7 +106,7 @@ def _open_gguf(name: str, path: Path) -> BaseModel:
             raise ClaraError(f'{path}: "tokenizer.chat_template" is missing; use an instruction-tuned model')
         return tokenizer
 
-    return BaseModel(name, str(path), file.config, file.tensors, load_tokenizer, (str(path),))
+    return BaseModel(name, str(path), file.config, file.tensors, load_tokenizer, (str(path),), file.end_ids)
 
 
 def _open_directory(name: str, path: Path) -> BaseModel:
@@ -111,7 +115,25 @@ def _open_directory(name: str, path: Path) -> BaseModel:
     tensors = open_tensors(path)
     if not any((path / file).is_file() for file in _TOKENIZER_FILES):
         raise ClaraError(f"{path}: holds no tokenizer; copy tokenizer.json and tokenizer_config.json into it")
-    return BaseModel(name, str(path), config, tensors, functools.partial(_load_tokenizer, path), files)
+    generation = path / "generation_config.json"
+    named = _read_config(generation).get("eos_token_id") if generation.is_file() else None
+    ends = end_tokens(named, f'{generation}: "eos_token_id"')
+    return BaseModel(name, str(path), config, tensors, functools.partial(_load_tokenizer, path), files, ends)
+
+
+def end_tokens(named: Any, where: str) -> tuple[int, ...]:
+    """The ids that a field names: a number, a list of them, or null.
+
+    Args:
+      where: what messages begin with.
+
+    Raises:
+      ClaraError: it names something else.
+    """
+    ids = named if isinstance(named, list) else [] if named is None else [named]
+    if not all(type(i) is int and 0 <= i < 2**31 for i in ids):
+        raise ClaraError(f"{where} {reprlib.repr(named)} is no token id and no list of them")
+    return tuple(ids)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -146,6 +146,12 @@ class GGUFFile:
             config[f"{name}_token_id"] = self._get(f"tokenizer.ggml.{key}_token_id", kind=int)
         return config
 
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end a turn or a message, beside the configuration's ``eos_token_id``."""
+        named = (self._get(f"tokenizer.ggml.{key}_token_id", kind=int) for key in ("eot", "eom"))
+        return tuple(i for i in named if i is not None)
+
     @functools.cached_property
     def tensors(self) -> Mapping[str, np.ndarray]:
         """The weights by Hugging Face name, float32 (linear layers ``[out, in]``), dequantised when asked for.

@@ -398,7 +398,8 @@ class _Machine:
         # The reach is checked before there is a view: as_strided itself would read any address.
         if size and (last + 1) * item.itemsize > raw.size:
             self.fail(
-                f'a tensor of shape {reprlib.repr(shape)} reaches outside its storage "data/{storage.key}"; do not trust this file'
+                f'a tensor of shape {reprlib.repr(shape)} reaches outside its storage "data/{storage.key}"; '
+                "do not trust this file"
             )
         if size * item.itemsize > max(_SMALL, raw.size):  # strides of 0 repeat elements: as many as anybody likes
             self.fail(f"a tensor of shape {reprlib.repr(shape)} is larger than its storage; do not trust this file")

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from clara_jax.data.tokenization import FRAME
 from clara_jax.errors import ClaraError
 from clara_jax.model.attention import IMPLEMENTATIONS
 from clara_jax.model.cache import Past
@@ -99,6 +100,13 @@ class ClaraModel:
     attention: str = "auto"
 
     def __post_init__(self):
+        positions, document = self.config.max_positions, self.clara.doc_max_length + FRAME + self.clara.memory_tokens
+        for name, length in (("max_length", self.clara.max_length), ("doc_max_length", document)):
+            if length > positions:
+                raise ClaraError(
+                    f"{name} is {getattr(self.clara, name)}, which makes rows of {length} tokens; the base has "
+                    f'"max_position_embeddings" {positions} and knows no further ones'
+                )
         if self.precision not in ("bfloat16", "float32"):
             raise ClaraError(f'precision: {self.precision!r} must be "bfloat16" or "float32"')
         if self.remat not in REMAT_POLICIES:

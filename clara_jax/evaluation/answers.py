@@ -63,8 +63,8 @@ def normalize(text: str, convention: Convention = OURS) -> str:
 
     Unless the convention is ASCII's, what ASCII has is read in its other forms, too: characters that stand for the same
     ones (NFKC: full width, ligatures, composed and decomposed accents) become these; currencies are dropped as "$" is,
-    Unicode's minus and slashes as ASCII's are; marks that are never shown (zero width, direction, variation) are dropped.
-    On ASCII text the two conventions agree.
+    Unicode's minus and slashes as ASCII's are; marks that are never shown (zero width, direction, variation) are
+    dropped. On ASCII text the two conventions agree.
     """
     if convention.booleans:
         text = _BOOLEANS.get(text, text)

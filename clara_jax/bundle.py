@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
+import reprlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -286,7 +288,7 @@ def _load_released(path: Path, mesh: jax.sharding.Mesh, base: str | None, precis
 def _load_peft(path: Path, mesh: jax.sharding.Mesh, base: str | None, precision: str | None, remat: str) -> Bundle:
     about, adapters, tables = read_peft(path)
     name = about["base"]
-    opened = open_base(base or (str(path / name) if (path / name).is_dir() else name))
+    opened = open_base(base or (str(path / name) if os.path.isdir(path / name) else name))
     tables = {name: tables.get(name) for name in (EMBEDDING, HEAD)}
     parts = _Parts(
         _clara_config(about["clara"], path / "export.json"), adapters, tables, tuple(about["trained"]), about["stage"]
@@ -370,12 +372,11 @@ def _released_base(path: Path, config: Mapping[str, Any]) -> str:
     name = config.get("decoder_model_name")
     if not isinstance(name, str) or not name:
         raise ClaraError(f'{path / "config.json"}: "decoder_model_name" names no base; give one {BASE_HINT}')
-    beside = (path / name).resolve()
-    if beside.is_dir():
-        return str(beside)
+    if os.path.isdir(path / name):
+        return str((path / name).resolve())
     if Path(name).is_absolute():
         raise ClaraError(
-            f'{path / "config.json"}: "decoder_model_name" {name!r} does not exist here; name the base {BASE_HINT}'
+            f'{path / "config.json"}: "decoder_model_name" {reprlib.repr(name)} does not exist here; name the base {BASE_HINT}'
         )
     return name
 
@@ -390,7 +391,7 @@ def _clara_config(fields: Any, path: Path) -> ClaraConfig:
 
 def _reference(opened: BaseModel) -> dict[str, Any]:
     # A local path must lead there from any directory.
-    local = Path(opened.name).expanduser()
+    local = Path(os.path.expanduser(opened.name))
     name = str(local.resolve()) if local.exists() else opened.name
     return {"name": name, "hash": opened.content_hash, "config": dict(opened.config)}
 

@@ -8,6 +8,7 @@ print(plain.text(plain.engine.generate([request])[0].tokens))
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ class Plain:
         # The bundle is not kept: where the engine has made a copy of the weights, that is the only one.
         rows = divisible(batch_size, mesh)
         engine = Engine(model, bundle.params, mesh, bundle.end_ids, rows, weights, prefix_budget=SHARED_BUDGET)
-        local = Path(base).expanduser()
+        local = Path(os.path.expanduser(base))
         name = local.resolve().name if local.exists() else base
         return cls(name, engine, chats, bundle.tokenizer, model.config.width)
 

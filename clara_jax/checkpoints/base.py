@@ -84,17 +84,18 @@ def open_base(name: str) -> BaseModel:
     if name == SMOLLM2:
         found = _packaged_smollm2()
         return _open_gguf(name, found) if found else _open_directory(name, _download(_SMOLLM2_HUB_ID))
-    path = Path(name).expanduser()
-    if name and path.is_dir():
+    path = Path(os.path.expanduser(name))
+    # A name may come out of a stranger's file: os.path says no to what no file can be named, Path raises.
+    if name and os.path.isdir(path):
         return _open_directory(name, path)
-    if path.is_file():
+    if os.path.isfile(path):
         if path.suffix.lower() == ".gguf":
             return _open_gguf(name, path)
         raise ClaraError(f"{name}: a base model is a directory or a .gguf file; give the directory of this file")
     # What could be a Hub id could be a mistyped relative path as well; the message of a failed download names both.
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) and path.suffix.lower() != ".gguf":
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", name) and path.suffix.lower() != ".gguf":
         return _open_directory(name, _download(name))
-    raise ClaraError(f'{name}: no such directory or .gguf file; give one, a Hub id such as "org/model", or "{SMOLLM2}"')
+    raise ClaraError(f'{name[:200]}: no such directory or .gguf file; give one, a Hub id such as "org/model", or "{SMOLLM2}"')
 
 
 def _open_gguf(name: str, path: Path) -> BaseModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -98,10 +99,11 @@ def _weight_map(index: Path) -> dict[str, str]:
         weight_map, plain = {}, False
     if not plain:
         raise ClaraError(f'{index}: "weight_map" must give a file of the same directory for each tensor name')
-    missing = sorted(shard for shard in set(weight_map.values()) if not (index.parent / shard).is_file())
+    # os.path says no to what no file can be named; Path raises.
+    missing = sorted(shard for shard in set(weight_map.values()) if not os.path.isfile(index.parent / shard))
     if missing:
         raise ClaraError(
-            f"{index}: names {missing[0]}, which is missing ({len(missing)} such files); download the model again"
+            f"{index}: names {reprlib.repr(missing[0])}, which is missing ({len(missing)} such files); download the model again"
         )
     return weight_map
 

@@ -376,7 +376,8 @@ def _released_base(path: Path, config: Mapping[str, Any]) -> str:
         return str((path / name).resolve())
     if Path(name).is_absolute():
         raise ClaraError(
-            f'{path / "config.json"}: "decoder_model_name" {reprlib.repr(name)} does not exist here; name the base {BASE_HINT}'
+            f'{path / "config.json"}: "decoder_model_name" {reprlib.repr(name)} does not exist here; name the '
+            f"base {BASE_HINT}"
         )
     return name
 

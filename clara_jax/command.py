@@ -10,6 +10,9 @@ from collections.abc import Callable
 
 from clara_jax.errors import ClaraError, ToldByMain
 
+# How JAX begins where JAX_PLATFORMS names what is not there.
+_NO_PLATFORM = ("Unable to initialize backend", "Unknown backend")
+
 
 def run(main: Callable[[], None]) -> None:
     """Calls ``main``; a `ClaraError` becomes ``error: ...`` and exit code 2, an interrupt exit code 130.
@@ -31,6 +34,9 @@ def run(main: Callable[[], None]) -> None:
         print("interrupted", file=sys.stderr)
         _end(130)
     except Exception as error:
+        if isinstance(error, RuntimeError) and str(error).startswith(_NO_PLATFORM):
+            print(f"error: no devices: {' '.join(str(error).split())[:300]}; see JAX_PLATFORMS", file=sys.stderr)
+            sys.exit(2)
         if not _joined():
             raise
         from clara_jax.distributed import explain

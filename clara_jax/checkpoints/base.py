@@ -95,7 +95,9 @@ def open_base(name: str) -> BaseModel:
     # What could be a Hub id could be a mistyped relative path as well; the message of a failed download names both.
     if re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", name) and path.suffix.lower() != ".gguf":
         return _open_directory(name, _download(name))
-    raise ClaraError(f'{name[:200]}: no such directory or .gguf file; give one, a Hub id such as "org/model", or "{SMOLLM2}"')
+    raise ClaraError(
+        f'{name[:200]}: no such directory or .gguf file; give one, a Hub id such as "org/model", or "{SMOLLM2}"'
+    )
 
 
 def _open_gguf(name: str, path: Path) -> BaseModel:
@@ -159,8 +161,12 @@ def _load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
     loader = PreTrainedTokenizerFast if (path / "tokenizer.json").is_file() else AutoTokenizer
     try:
         tokenizer = loader.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers and tokenizers raise many kinds, plain Exception among them
-        raise ClaraError(f"{path}: its tokenizer cannot be loaded ({error}); download tokenizer.json again") from None
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # transformers raises many kinds, and tokenizers panics with what is no Exception
+        raise ClaraError(
+            f"{path}: its tokenizer cannot be loaded ({str(error)[:300]}); download tokenizer.json again"
+        ) from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ClaraError(f"{path}: its tokenizer has no fast form; save it as tokenizer.json")
     if not tokenizer.chat_template:

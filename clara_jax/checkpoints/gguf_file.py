@@ -186,8 +186,10 @@ class GGUFFile:
             self._add_tokens(tokenizer, tokens, types)
         except ClaraError:
             raise
-        except Exception as error:  # the tokenizers package raises plain Exception for lists that do not fit together
-            self._fail(f"the tokenizer in the metadata is damaged ({error})")
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the package raises plain Exception, and panics with what is not even that
+            self._fail(f"the tokenizer in the metadata is damaged ({str(error)[:300]})")
 
         special = {}
         # SentencePiece files may leave the first three to its defaults; others have no such token then.

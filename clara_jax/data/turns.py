@@ -125,7 +125,8 @@ def _surplus(tokenizer: ClaraTokenizer, prompt: str, whole: Sequence[str]) -> st
         raise ClaraError(
             "the base model's chat template renders a question otherwise once it has an answer; none can be learned"
         )
-    for kept in (shared, len(prompt[:shared].rstrip())):
+    # A blank at the end becomes one token with the first word of some answers, if not of these.
+    for kept in (len(prompt[:shared].rstrip(" ")), shared, len(prompt[:shared].rstrip())):
         (alone,) = tokenizer._encode([prompt[:kept]])
         if all(ids[: len(alone)] == alone for ids in tokenizer._encode(whole)):
             return prompt[kept:]

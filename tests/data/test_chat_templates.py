@@ -147,7 +147,7 @@ def test_named_templates():
         "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
         "{% set x = 'a' * 2000000000 * 10 %}{{ x }}",
         "{% set n = namespace(x='aaaaaaaa') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
-        "{{ 9 ** 9 ** 9 }}",
+        "{{ 9 ** (9 ** 9) }}",
         "{{ '%99999999999d' % 1 }}{{ 'x' | center(99999999999) }}",
         "{% if messages[0].content | length > 3 %}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}"
         "{% endfor %}{% endif %}" + LOOP,

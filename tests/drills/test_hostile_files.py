@@ -42,6 +42,10 @@ LIES = [b"9" * 5000, b"1e999", b"-1", b"0", b"null", b"[" * 3000, b'{"a":' * 300
 WORDS = [b"\xff\xff\xff\xff\xff\xff\xff\x7f", b"\x00" * 8, b"\xff" * 4, b"\x09\x00\x00\x00", b"\x01" + b"\x00" * 7]
 
 
+def _tokenizer(tmp):
+    return (write_base(tmp / "base") / "tokenizer.json").read_bytes()
+
+
 def _config(tmp):
     return (write_base(tmp / "base") / "config.json").read_bytes()
 
@@ -133,7 +137,7 @@ def _index(path):
     dict(open_tensors(folder))
 
 
-def _base(path, name):
+def _base(path, name, tokenizer=False):
     folder = path.parent / "base"
     if not folder.is_dir():
         write_base(folder)
@@ -142,6 +146,8 @@ def _base(path, name):
         path.replace(folder / name)
         opened = open_base(str(folder))
         ModelConfig.from_hf(opened.config)
+        if tokenizer:
+            opened.load_tokenizer()
     finally:
         if before is None:
             (folder / name).unlink(missing_ok=True)
@@ -186,6 +192,11 @@ READERS = {
     "index.json": (lambda tmp: b'{"weight_map": {"a": "model-1.safetensors"}, "metadata": {}}', _index),
     "config.json": (_config, lambda path: _base(path, "config.json")),
     "generation.json": (lambda tmp: b'{"eos_token_id": [2, 7]}', lambda path: _base(path, "generation_config.json")),
+    "tokenizer.json": (_tokenizer, lambda path: _base(path, "tokenizer.json", True)),
+    "tokenizer_config.json": (
+        lambda tmp: json.dumps({"eos_token": "</s>", "chat_template": SYSTEM_TEMPLATE}).encode(),
+        lambda path: _base(path, "tokenizer_config.json", True),
+    ),
     "adapter.json": (
         lambda tmp: json.dumps(ADAPTER).encode(),
         lambda path: peft_folders._scale(path, peft_folders.read_object(path, "remedy"), 4),

@@ -88,7 +88,7 @@ class Confined:
             root = str(Path(__file__).resolve().parent.parent)
             paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "clara_jax.confined"],
+                [sys.executable, "-P", "-m", "clara_jax.confined"],  # -P: no module of the folder it is started in
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUTF8": "1", "JAX_PLATFORMS": "cpu"},

@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
+import reprlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +22,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from clara_jax.checkpoints import run as run_checkpoints
-from clara_jax.checkpoints.base import BaseModel, open_base
+from clara_jax.checkpoints.base import BaseModel, end_tokens, open_base
 from clara_jax.checkpoints.names import BASE_HINT, EMBEDDING, HEAD, load_base, load_lora
 from clara_jax.checkpoints.peft_folders import MEMORY_MAP, is_peft, read_peft
 from clara_jax.checkpoints.released import LICENCE_NOTE, is_released, read_released
@@ -46,6 +48,7 @@ class Bundle:
       own: subtrees of the base that differ from the referenced one and belong into a checkpoint.
       trained: subtrees that some stage has trained so far.
       history: one entry per finished stage.
+      further_ends: tokens that end an answer, of the base's further files (`BaseModel.end_ids`).
     """
 
     model: ClaraModel
@@ -56,6 +59,7 @@ class Bundle:
     own: tuple[str, ...] = ()
     trained: tuple[str, ...] = ()
     history: tuple[Mapping[str, Any], ...] = ()
+    further_ends: tuple[int, ...] = ()
 
     def fingerprint(self) -> str:
         """Hash of base, adapters, tokenizer, prompt version and compress rate: equal exactly when memories and answers
@@ -87,10 +91,11 @@ class Bundle:
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """What ends an answer: the tokenizer's end token, and those that the base's configuration names."""
-        named = self.base["config"].get("eos_token_id")
-        named = named if isinstance(named, list) else [named]
-        return tuple(dict.fromkeys(i for i in (self.tokenizer.eos_id, *named) if i is not None))
+        """What ends an answer: the tokenizer's end token, what the chat template writes after an answer, and the tokens
+        that the base's files name: ``config.json``, ``generation_config.json``, GGUF's ends of turns."""
+        named = end_tokens(self.base["config"].get("eos_token_id"), 'config.json: "eos_token_id"')
+        ids = (self.tokenizer.eos_id, *named, *self.further_ends, self.tokenizer.turn_end_id)
+        return tuple(dict.fromkeys(i for i in ids if i is not None and i < self.tokenizer.total_vocab))
 
     def with_limits(self, max_length: int, lora_dropout: float) -> Bundle:
         """The same model with another longest prompt and another dropout: what a new stage may choose for itself."""
@@ -176,7 +181,7 @@ def from_base(
     model = ClaraModel(_model_config(opened, tokenizer.vocab_size), clara, precision, remat)
     weights = load_base(model.config, opened.tensors, model.base_dtype, mesh, opened.path)
     params = initialise_adapters(model.config, clara, weights, jax.random.key(seed), mesh)
-    return Bundle(model, params, tokenizer, mesh, _reference(opened))
+    return Bundle(model, params, tokenizer, mesh, _reference(opened), further_ends=opened.end_ids)
 
 
 def from_scratch(
@@ -258,7 +263,7 @@ def _load_run(path: Path, mesh: jax.sharding.Mesh, base: str | None, precision: 
             f"{path}: was trained with prompts of version {metadata['prompt_version']}, this program has "
             f"{PROMPT_VERSION}"
         )
-    clara = ClaraConfig(**metadata["clara"])
+    clara = _clara_config(metadata["clara"], path / "clara.json")
     tokenizer = ClaraTokenizer.load(path / "tokenizer")
     reference, own = dict(metadata["base"]), tuple(metadata["own"])
     config = dataclasses.replace(
@@ -273,6 +278,7 @@ def _load_run(path: Path, mesh: jax.sharding.Mesh, base: str | None, precision: 
     arrays = {
         name: leaf.astype(model.base_dtype) if name.startswith("base/") else leaf for name, leaf in arrays.items()
     }
+    ends: tuple[int, ...] = ()
     if "base" not in own:
         opened = open_base(base or reference["name"])
         if opened.content_hash != reference["hash"]:
@@ -281,10 +287,11 @@ def _load_run(path: Path, mesh: jax.sharding.Mesh, base: str | None, precision: 
                 f"{opened.path} has "
                 f"{opened.content_hash[:12]}; give the right base {BASE_HINT}"
             )
+        ends = opened.end_ids
         weights = load_base(config, opened.tensors, model.base_dtype, mesh, opened.path)
         arrays = flatten({"base": weights}) | arrays
     trained, history = tuple(metadata["trained"]), tuple(metadata["history"])
-    return Bundle(model, unflatten(arrays), tokenizer, mesh, reference, own, trained, history)
+    return Bundle(model, unflatten(arrays), tokenizer, mesh, reference, own, trained, history, ends)
 
 
 def _load_released(path: Path, mesh: jax.sharding.Mesh, base: str | None, precision: str, remat: str) -> Bundle:
@@ -307,8 +314,8 @@ def _load_released(path: Path, mesh: jax.sharding.Mesh, base: str | None, precis
 def _load_peft(path: Path, mesh: jax.sharding.Mesh, base: str | None, precision: str | None, remat: str) -> Bundle:
     about, adapters, tables = read_peft(path)
     name = about["base"]
-    opened = open_base(base or (str(path / name) if (path / name).is_dir() else name))
-    clara = ClaraConfig(**about["clara"])
+    opened = open_base(base or (str(path / name) if os.path.isdir(path / name) else name))
+    clara = _clara_config(about["clara"], path / "export.json")
     names = declare_affine(0) if clara.memory_map == AFFINE else ()
     memory_map = {name: tables.get(f"{MEMORY_MAP}{name}") for name in names}
     tables = {name: tables.get(name) for name in (EMBEDDING, HEAD)}
@@ -367,7 +374,8 @@ def _assemble(
         tokens["map"] = _memory_map(path, parts.memory_map, placed["tokens"]["map"], config.width)
     own = ("base/embed",) if config.tied else ("base/embed", "base/lm_head")
     params = {"base": weights, "lora": lora, "tokens": tokens}
-    return Bundle(model, params, tokenizer, mesh, _reference(opened), own, parts.trained, ({"stage": parts.stage},))
+    history = ({"stage": parts.stage},)
+    return Bundle(model, params, tokenizer, mesh, _reference(opened), own, parts.trained, history, opened.end_ids)
 
 
 def _memory_map(
@@ -404,19 +412,27 @@ def _released_base(path: Path, config: Mapping[str, Any]) -> str:
     name = config.get("decoder_model_name")
     if not isinstance(name, str) or not name:
         raise ClaraError(f'{path / "config.json"}: "decoder_model_name" names no base; give one {BASE_HINT}')
-    beside = (path / name).resolve()
-    if beside.is_dir():
-        return str(beside)
+    if os.path.isdir(path / name):
+        return str((path / name).resolve())
     if Path(name).is_absolute():
         raise ClaraError(
-            f'{path / "config.json"}: "decoder_model_name" {name!r} does not exist here; name the base {BASE_HINT}'
+            f'{path / "config.json"}: "decoder_model_name" {reprlib.repr(name)} does not exist here; name the '
+            f"base {BASE_HINT}"
         )
     return name
 
 
+def _clara_config(fields: Any, path: Path) -> ClaraConfig:
+    """The method's numbers as a file has them."""
+    try:
+        return ClaraConfig(**fields)
+    except TypeError as error:
+        raise ClaraError(f'{path}: "clara" does not hold the method\'s numbers ({error})') from None
+
+
 def _reference(opened: BaseModel) -> dict[str, Any]:
     # A local path must lead there from any directory.
-    local = Path(opened.name).expanduser()
+    local = Path(os.path.expanduser(opened.name))
     name = str(local.resolve()) if local.exists() else opened.name
     return {"name": name, "hash": opened.content_hash, "config": dict(opened.config)}
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import codecs
+import os
 import sys
 from collections.abc import Callable
 
@@ -10,6 +12,8 @@ from clara_jax import compile_cache
 from clara_jax.errors import ClaraError, ToldByMain
 
 NO_COMPILE_CACHE = "--no-compile-cache"
+# How JAX begins where JAX_PLATFORMS names what is not there.
+_NO_PLATFORM = ("Unable to initialize backend", "Unknown backend")
 
 
 def run(main: Callable[[], None], compiles: bool = True) -> None:
@@ -19,9 +23,13 @@ def run(main: Callable[[], None], compiles: bool = True) -> None:
     learn of it. Every command and benchmark comes through here, so this is where `clara_jax.compile_cache` is switched
     on, and off again where `NO_COMPILE_CACHE` is among the arguments, from which it is taken.
 
+    Text in and out is UTF-8: in a locale that knows ASCII alone (containers, batch systems) Python starts again in its
+    UTF-8 mode. What another terminal cannot show is spelled out.
+
     Args:
       compiles: False for a command that compiles nothing, or whose figures are those of a compilation.
     """
+    _speak_utf8()
     if NO_COMPILE_CACHE in sys.argv[1:]:
         sys.argv.remove(NO_COMPILE_CACHE)
         compile_cache.disable()
@@ -37,6 +45,9 @@ def run(main: Callable[[], None], compiles: bool = True) -> None:
         print("interrupted", file=sys.stderr)
         _end(130)
     except Exception as error:
+        if isinstance(error, RuntimeError) and str(error).startswith(_NO_PLATFORM):
+            print(f"error: no devices: {' '.join(str(error).split())[:300]}; see JAX_PLATFORMS", file=sys.stderr)
+            sys.exit(2)
         if not _joined():
             raise
         from clara_jax.distributed import explain
@@ -50,6 +61,15 @@ def add_compile_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         NO_COMPILE_CACHE, action="store_true", help="compile everything anew; neither load nor keep compiled programs"
     )
+
+
+def _speak_utf8() -> None:
+    if codecs.lookup(sys.getfilesystemencoding()).name == "ascii" and not sys.flags.utf8_mode:
+        os.environ["PYTHONUTF8"] = "1"  # for the processes that this one starts, too
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def add_process_options(parser: argparse.ArgumentParser) -> None:

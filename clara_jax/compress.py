@@ -37,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
         help="folders and files of .txt, .md, .html, .pdf and .jsonl, a corpus of python -m clara_jax.data corpus, or "
         "the directory of a data set that was built of one",
     )
+    add("--follow-links", action="store_true", help="read what links in folders of --corpus lead to outside of them")
     add("--delete", nargs="+", metavar="ID", help="take documents out of the store")
     add("--stats", action="store_true", help="print what the store holds, as JSON")
     add("--index", action="store_true", help="make search vectors anew, for stores too large for the devices")
@@ -85,14 +86,15 @@ def _compress(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
     )
     if arguments.corpus:
-        total = distributed.on_main(lambda: sum(len(document.chunks) for document in library.read(arguments.corpus)))
+        given = arguments.corpus, arguments.follow_links
+        total = distributed.on_main(lambda: sum(len(document.chunks) for document in library.read(*given)))
         show = distributed.is_main()
         with tqdm(total=total, unit=" chunks", desc="compressing", disable=not show, smoothing=0.05) as bar:
 
             def done(part: Filled) -> None:
                 bar.update(part.compressed + part.unchanged)
 
-            filled = library.add(library.read(arguments.corpus), done)
+            filled = library.add(library.read(*given), done)
         distributed.say(
             f"{arguments.store}: {filled.documents:,} documents, {filled.compressed:,} chunks compressed, "
             f"{filled.unchanged:,} unchanged, {filled.removed:,} removed"

@@ -164,9 +164,9 @@ class Library:
 
     # --- documents ---
 
-    def read(self, inputs: Sequence[str]) -> Iterable[CutDocument]:
+    def read(self, inputs: Sequence[str], follow_links: bool = False) -> Iterable[CutDocument]:
         """The documents of files, folders and data sets, cut for this model: `clara_jax.retrieval.documents.read`."""
-        return cutting.read(inputs, self._chunker)
+        return cutting.read(inputs, self._chunker, follow_links)
 
     def add(
         self, documents: Iterable[Document | CutDocument], done: Callable[[Filled], None] = lambda part: None

@@ -8,18 +8,19 @@ print(plain.text(plain.engine.generate([request])[0].tokens))
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jinja2
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from clara_jax import bundle as bundles
 from clara_jax.api import GREEDY
 from clara_jax.checkpoints.base import open_base
+from clara_jax.data.chat_templates import ChatTemplate, TemplateRefuses
 from clara_jax.data.tokenization import ClaraTokenizer
 from clara_jax.errors import ClaraError
 from clara_jax.inference.decode import Sampling
@@ -31,7 +32,7 @@ from clara_jax.model.sharding import divisible, make_mesh
 Messages = Sequence[Mapping[str, str]]  # each with "role" and "content"
 LEAST_SHARED = 128  # tokens; below, another program costs more than reading
 SHARED_BUDGET = 1 << 30  # bytes: a synthesis has eight steps, each with demonstrations of its own
-_LEAST = ClaraConfig(doc_max_length=1, compress_rate=1, lora_rank=1)  # of what the base does without
+_LEAST = ClaraConfig(doc_max_length=1, compress_rate=1, lora_rank=1, max_length=1)  # of what the base does without
 
 
 class Plain:
@@ -52,7 +53,7 @@ class Plain:
           width: of the base's embeddings.
         """
         self.name, self.engine = name, engine
-        self._chats, self._tokenizer = chats, tokenizer
+        self._chats, self._tokenizer, self._template = chats, tokenizer, ChatTemplate(chats)
         self._no_memories = np.zeros((0, _LEAST.memory_tokens, width), np.float32)
 
     @classmethod
@@ -87,7 +88,7 @@ class Plain:
         # The bundle is not kept: where the engine has made a copy of the weights, that is the only one.
         rows = divisible(batch_size, mesh)
         engine = Engine(model, bundle.params, mesh, bundle.end_ids, rows, weights, prefix_budget=SHARED_BUDGET)
-        local = Path(base).expanduser()
+        local = Path(os.path.expanduser(base))
         name = local.resolve().name if local.exists() else base
         return cls(name, engine, chats, bundle.tokenizer, model.config.width)
 
@@ -123,14 +124,12 @@ class Plain:
 
     def _render(self, messages: list[dict[str, str]]) -> str:
         try:
-            return self._chats.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-            )
-        except jinja2.TemplateError as error:
+            return self._template.render([messages], True)[0]
+        except TemplateRefuses as error:
             match messages:
                 case [{"role": "system", "content": system}, {"role": "user", "content": user}, *rest]:
                     return self._render([{"role": "user", "content": f"{system}\n{user}"}, *rest])
-            raise ClaraError(f"messages: the base's chat template refuses them: {error}") from None
+            raise ClaraError(f"messages: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,6 +48,7 @@ def _documents(argv: list[str]) -> None:
         metavar="PATH",
         help="files or folders: JSONL, text, Markdown, HTML, PDF",
     )
+    add("--follow-links", action="store_true", help="read what links in a folder lead to outside of it")
     _add_common(parser, usual)
     add("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="what is made of each document (all)")
     add(
@@ -82,7 +83,7 @@ def _documents(argv: list[str]) -> None:
         arguments,
         settings,
         {"makes": "scp", "held_out": leaks.digest if leaks else None},
-        document_items(arguments.documents),
+        document_items(arguments.documents, arguments.follow_links),
         work,
         lambda item, outcome: outcome.record,
     )

@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import re
+import reprlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 from clara_jax.checkpoints.gguf_file import GGUFFile
 from clara_jax.checkpoints.safetensors_files import open_tensors, weight_files
 from clara_jax.errors import ClaraError
+from clara_jax.strict_json import parse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -43,6 +45,8 @@ class BaseModel:
         (float32 from GGUF), read one at a time.
       load_tokenizer: builds the tokenizer; raises ``ClaraError`` where it has no chat template, or is damaged.
       weight_files: the files that ``content_hash`` covers.
+      end_ids: tokens that end an answer, as far as the configuration does not name them itself:
+        ``generation_config.json``'s, or GGUF's ends of turns and messages.
     """
 
     name: str
@@ -51,6 +55,7 @@ class BaseModel:
     tensors: Mapping[str, np.ndarray]
     load_tokenizer: Callable[[], PreTrainedTokenizerFast]
     weight_files: tuple[str, ...]
+    end_ids: tuple[int, ...] = ()
 
     @functools.cached_property
     def content_hash(self) -> str:
@@ -79,17 +84,20 @@ def open_base(name: str) -> BaseModel:
     if name == SMOLLM2:
         found = _packaged_smollm2()
         return _open_gguf(name, found) if found else _open_directory(name, _download(_SMOLLM2_HUB_ID))
-    path = Path(name).expanduser()
-    if name and path.is_dir():
+    path = Path(os.path.expanduser(name))
+    # A name may come out of a stranger's file: os.path says no to what no file can be named, Path raises.
+    if name and os.path.isdir(path):
         return _open_directory(name, path)
-    if path.is_file():
+    if os.path.isfile(path):
         if path.suffix.lower() == ".gguf":
             return _open_gguf(name, path)
         raise ClaraError(f"{name}: a base model is a directory or a .gguf file; give the directory of this file")
     # What could be a Hub id could be a mistyped relative path as well; the message of a failed download names both.
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) and path.suffix.lower() != ".gguf":
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", name) and path.suffix.lower() != ".gguf":
         return _open_directory(name, _download(name))
-    raise ClaraError(f'{name}: no such directory or .gguf file; give one, a Hub id such as "org/model", or "{SMOLLM2}"')
+    raise ClaraError(
+        f'{name[:200]}: no such directory or .gguf file; give one, a Hub id such as "org/model", or "{SMOLLM2}"'
+    )
 
 
 def _open_gguf(name: str, path: Path) -> BaseModel:
@@ -101,7 +109,7 @@ def _open_gguf(name: str, path: Path) -> BaseModel:
             raise ClaraError(f'{path}: "tokenizer.chat_template" is missing; use an instruction-tuned model')
         return tokenizer
 
-    return BaseModel(name, str(path), file.config, file.tensors, load_tokenizer, (str(path),))
+    return BaseModel(name, str(path), file.config, file.tensors, load_tokenizer, (str(path),), file.end_ids)
 
 
 def _open_directory(name: str, path: Path) -> BaseModel:
@@ -110,12 +118,30 @@ def _open_directory(name: str, path: Path) -> BaseModel:
     tensors = open_tensors(path)
     if not any((path / file).is_file() for file in _TOKENIZER_FILES):
         raise ClaraError(f"{path}: holds no tokenizer; copy tokenizer.json and tokenizer_config.json into it")
-    return BaseModel(name, str(path), config, tensors, functools.partial(_load_tokenizer, path), files)
+    generation = path / "generation_config.json"
+    named = _read_config(generation).get("eos_token_id") if generation.is_file() else None
+    ends = end_tokens(named, f'{generation}: "eos_token_id"')
+    return BaseModel(name, str(path), config, tensors, functools.partial(_load_tokenizer, path), files, ends)
+
+
+def end_tokens(named: Any, where: str) -> tuple[int, ...]:
+    """The ids that a field names: a number, a list of them, or null.
+
+    Args:
+      where: what messages begin with.
+
+    Raises:
+      ClaraError: it names something else.
+    """
+    ids = named if isinstance(named, list) else [] if named is None else [named]
+    if not all(type(i) is int and 0 <= i < 2**31 for i in ids):
+        raise ClaraError(f"{where} {reprlib.repr(named)} is no token id and no list of them")
+    return tuple(ids)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ClaraError(f"{path.parent}: holds no config.json; give a Hugging Face model directory") from None
     except json.JSONDecodeError as error:
@@ -135,8 +161,12 @@ def _load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
     loader = PreTrainedTokenizerFast if (path / "tokenizer.json").is_file() else AutoTokenizer
     try:
         tokenizer = loader.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers and tokenizers raise many kinds, plain Exception among them
-        raise ClaraError(f"{path}: its tokenizer cannot be loaded ({error}); download tokenizer.json again") from None
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # transformers raises many kinds, and tokenizers panics with what is no Exception
+        raise ClaraError(
+            f"{path}: its tokenizer cannot be loaded ({str(error)[:300]}); download tokenizer.json again"
+        ) from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ClaraError(f"{path}: its tokenizer has no fast form; save it as tokenizer.json")
     if not tokenizer.chat_template:

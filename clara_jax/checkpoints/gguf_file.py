@@ -10,13 +10,15 @@ import functools
 import math
 import os
 import re
-import struct
+import reprlib
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import gguf
 import numpy as np
 
+from clara_jax.checkpoints.gguf_header import check_header
 from clara_jax.errors import ClaraError
 
 if TYPE_CHECKING:
@@ -60,6 +62,8 @@ _SPLITS = {  # tokenizer.ggml.pre → how text is cut before the merges; None is
         r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     ),
 }
+LONGEST_PIECE = 1024  # of SentencePiece, in characters
+_KINDS = {str: "a string", int: "a whole number", float: "a finite number", bool: "true or false"}
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5  # tokenizer.ggml.token_type
 
 
@@ -78,17 +82,22 @@ class GGUFFile:
             with open(self.path, "rb") as file:
                 if file.read(4) != b"GGUF":
                     self._fail("not a GGUF file")
-            self._reader = gguf.GGUFReader(self.path)
+            check_header(self.path)
+            # Sizes that no array has wrap around in the package's arithmetic, with a warning.
+            with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
+                self._reader = gguf.GGUFReader(self.path)
         except OSError as error:
             self._fail(f"cannot be read ({error.strerror or error})")
-        except (ValueError, IndexError, KeyError, OverflowError, TypeError, struct.error) as error:
-            self._fail(f"truncated or damaged ({error}); download it again")
+        except ClaraError:
+            raise
+        except Exception as error:  # the package raises whatever it meets
+            self._fail(f"truncated or damaged ({type(error).__name__}: {str(error)[:200]}); download it again")
         self._stored = {tensor.name: tensor for tensor in self._reader.tensors}
         if self._reader.byte_order == "S":
             self._fail("has the other byte order than this machine; convert it with gguf_convert_endian.py")
-        if self._get("split.count", 1) > 1:
+        if self._get("split.count", 1, int) > 1:
             self._fail("is one part of several; join them with llama-gguf-split --merge")
-        self.architecture = self._get("general.architecture")
+        self.architecture = self._get("general.architecture", kind=str)
         if self.architecture not in ARCHITECTURES:
             self._fail(f'architecture "{self.architecture}" is not supported; known: {", ".join(ARCHITECTURES)}')
 
@@ -104,11 +113,11 @@ class GGUFFile:
         """
         heads = self._integer("attention.head_count")
         head_dim = self._integer("attention.key_length", self._integer("embedding_length") // heads)
-        if self._field("attention.value_length", head_dim) != head_dim:
+        if self._integer("attention.value_length", head_dim) != head_dim:
             self._fail(
                 f'"{self.architecture}.attention.value_length" differs from the key length, which is not supported'
             )
-        if self._field("expert_count", 0):
+        if self._field("expert_count", 0, int):
             self._fail(f'"{self.architecture}.expert_count": mixtures of experts are not supported; use a dense model')
         config = {
             "model_type": self.architecture,
@@ -119,7 +128,7 @@ class GGUFFile:
             "num_attention_heads": heads,
             "num_key_value_heads": self._integer("attention.head_count_kv", heads),
             "head_dim": head_dim,
-            "rms_norm_eps": float(self._required("attention.layer_norm_rms_epsilon")),
+            "rms_norm_eps": float(self._required("attention.layer_norm_rms_epsilon", float)),
             "max_position_embeddings": self._integer("context_length"),
             "vocab_size": self._embedding_rows(),
             "tie_word_embeddings": "output.weight" not in self._stored,
@@ -128,14 +137,20 @@ class GGUFFile:
         }
         if self.architecture == "llama":
             config["mlp_bias"] = "blk.0.ffn_gate.bias" in self._stored
-        window = self._field("attention.sliding_window", 0)
+        window = self._field("attention.sliding_window", 0, int)
         if self.architecture in ("llama", "phi3"):
             config["sliding_window"] = window or None
             if window and self.architecture == "llama":
                 config["model_type"] = "mistral"
         for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
-            config[f"{name}_token_id"] = self._get(f"tokenizer.ggml.{key}_token_id")
+            config[f"{name}_token_id"] = self._get(f"tokenizer.ggml.{key}_token_id", kind=int)
         return config
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end a turn or a message, beside the configuration's ``eos_token_id``."""
+        named = (self._get(f"tokenizer.ggml.{key}_token_id", kind=int) for key in ("eot", "eom"))
+        return tuple(i for i in named if i is not None)
 
     @functools.cached_property
     def tensors(self) -> Mapping[str, np.ndarray]:
@@ -161,7 +176,7 @@ class GGUFFile:
         """
         from transformers import PreTrainedTokenizerFast
 
-        model = self._get("tokenizer.ggml.model")
+        model = self._get("tokenizer.ggml.model", kind=str)
         makers = {"gpt2": self._byte_level_tokenizer, "llama": self._sentencepiece_tokenizer}
         if model not in makers:
             self._fail(f'tokenizer model "{model}" is not supported; known: {", ".join(makers)}')
@@ -171,14 +186,16 @@ class GGUFFile:
             self._add_tokens(tokenizer, tokens, types)
         except ClaraError:
             raise
-        except Exception as error:  # the tokenizers package raises plain Exception for lists that do not fit together
-            self._fail(f"the tokenizer in the metadata is damaged ({error})")
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the package raises plain Exception, and panics with what is not even that
+            self._fail(f"the tokenizer in the metadata is damaged ({str(error)[:300]})")
 
         special = {}
         # SentencePiece files may leave the first three to its defaults; others have no such token then.
         defaults = {"unk": 0, "bos": 1, "eos": 2} if model == "llama" else {}
         for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
-            token_id = self._get(f"tokenizer.ggml.{key}_token_id", defaults.get(name))
+            token_id = self._get(f"tokenizer.ggml.{key}_token_id", defaults.get(name), int)
             if token_id is None:
                 continue
             if token_id not in tokens:
@@ -186,7 +203,7 @@ class GGUFFile:
             special[f"{name}_token"] = tokens[token_id]
         return PreTrainedTokenizerFast(
             tokenizer_object=tokenizer,
-            chat_template=self._get("tokenizer.chat_template"),
+            chat_template=self._get("tokenizer.chat_template", kind=str),
             clean_up_tokenization_spaces=False,
             **special,
         )
@@ -196,15 +213,45 @@ class GGUFFile:
     def _fail(self, why: str) -> NoReturn:
         raise ClaraError(f"{self.path}: {why}")
 
-    def _get(self, key: str, default: Any = None) -> Any:
+    def _get(self, key: str, default: Any = None, kind: type | None = None) -> Any:
+        """The value of a field.
+
+        Args:
+          kind: that it must be of: str, int, bool, or float, which takes whole numbers, too; None for any.
+        """
         field = self._reader.get_field(key)
-        return default if field is None else field.contents()
+        if field is None:
+            return default
+        try:
+            value = field.contents()
+        except UnicodeDecodeError:
+            self._fail(f'"{key}" is not UTF-8')
+        except Exception as error:  # of a field that is not what it says
+            self._fail(f'"{key}" cannot be read ({type(error).__name__})')
+        if kind is not None:
+            self._check(key, [value], kind)
+        return value
 
-    def _field(self, key: str, default: Any = None) -> Any:
-        return self._get(f"{self.architecture}.{key}", default)
+    def _list(self, key: str, kind: type) -> list | None:
+        """The values of a field that is a list of one kind; None where it is missing."""
+        values = self._get(key)
+        if values is not None and not isinstance(values, list):
+            self._fail(f'"{key}" is {_shown(values)}, not a list')
+        self._check(key, values or [], kind)
+        return values
 
-    def _required(self, key: str) -> Any:
-        value = self._field(key)
+    def _check(self, key: str, values: list, kind: type) -> None:
+        kinds = (float, int) if kind is float else (kind,)
+        for value in values:
+            # True is a number to Python alone.
+            if type(value) not in kinds or (kind is float and not math.isfinite(value)):
+                self._fail(f'"{key}" is {_shown(value)}, not {_KINDS[kind]}')
+
+    def _field(self, key: str, default: Any = None, kind: type | None = None) -> Any:
+        return self._get(f"{self.architecture}.{key}", default, kind)
+
+    def _required(self, key: str, kind: type | None = None) -> Any:
+        value = self._field(key, kind=kind)
         if value is None:
             self._fail(f'"{self.architecture}.{key}" is missing; the file does not describe its model')
         return value
@@ -213,20 +260,23 @@ class GGUFFile:
         value = self._required(key) if default is None else self._field(key, default)
         if isinstance(value, list) and len(set(value)) == 1:
             value = value[0]  # one number per layer, all the same
-        if not isinstance(value, int) or value < 1:
-            self._fail(f'"{self.architecture}.{key}" is {str(value)[:100]}, not one positive number for all layers')
+        if type(value) is not int or value < 1:
+            self._fail(f'"{self.architecture}.{key}" is {_shown(value)}, not one positive number for all layers')
         return value
 
     def _embedding_rows(self) -> int:
         if "token_embd.weight" not in self._stored:
             self._fail('tensor "token_embd.weight" is missing; the file holds no model')
-        return int(self._stored["token_embd.weight"].shape[1])
+        shape = self._stored["token_embd.weight"].shape
+        if len(shape) != 2:
+            self._fail('tensor "token_embd.weight" is no table; the file holds no model')
+        return int(shape[1])
 
     def _rope(self, head_dim: int) -> dict[str, Any]:
         """The fields about rotary position embedding."""
-        theta = float(self._field("rope.freq_base", 10000.0))
+        theta = float(self._field("rope.freq_base", 10000.0, float))
         channels = self._integer("rope.dimension_count", head_dim)
-        original = self._field("rope.scaling.original_context_length")
+        original = self._field("rope.scaling.original_context_length", kind=int)
         fields: dict[str, Any] = {"rope_theta": theta, "rope_scaling": None}
         if channels != head_dim:
             if self.architecture == "llama":
@@ -235,7 +285,7 @@ class GGUFFile:
                 )
             fields["partial_rotary_factor"] = channels / head_dim
 
-        kind = self._field("rope.scaling.type", "none")
+        kind = self._field("rope.scaling.type", "none", str)
         if "rope_freqs.weight" in self._stored:
             fields["rope_scaling"] = self._llama3_scaling(theta, channels, original)
         elif "rope_factors_long.weight" in self._stored:
@@ -245,10 +295,10 @@ class GGUFFile:
                 "long_factor": self._array("rope_factors_long.weight").tolist(),
             }
             fields["original_max_position_embeddings"] = original or self._integer("context_length")
-            if (attention := self._field("rope.scaling.attn_factor")) is not None:
+            if (attention := self._field("rope.scaling.attn_factor", kind=float)) is not None:
                 fields["rope_scaling"]["attention_factor"] = float(attention)
         elif kind != "none":
-            factor = float(self._required("rope.scaling.factor"))
+            factor = float(self._required("rope.scaling.factor", float))
             fields["rope_scaling"] = {"rope_type": kind, "factor": factor}
             if original:
                 fields["rope_scaling"]["original_max_position_embeddings"] = original
@@ -296,6 +346,8 @@ class GGUFFile:
         if name not in self._stored:
             self._fail(f'tensor "{name}" is missing; download the file again')
         tensor = self._stored[name]
+        if tensor.tensor_type.name.startswith("I") and tensor.tensor_type.name[1:].isdigit():
+            self._fail(f'tensor "{name}" holds whole numbers ({tensor.tensor_type.name}), no weights')
         try:
             array = gguf.dequantize(tensor.data, tensor.tensor_type)
         except NotImplementedError:
@@ -329,10 +381,10 @@ class GGUFFile:
 
     def _tokens(self) -> tuple[dict[int, str], dict[int, int]]:
         """Tokens and their types by id, without the filler of padded vocabularies."""
-        tokens = self._get("tokenizer.ggml.tokens")
+        tokens = self._list("tokenizer.ggml.tokens", str)
         if not tokens:
             self._fail('"tokenizer.ggml.tokens" is missing; the file holds no tokenizer')
-        types = self._get("tokenizer.ggml.token_type", [_NORMAL] * len(tokens))
+        types = self._list("tokenizer.ggml.token_type", int) or [_NORMAL] * len(tokens)
         if len(types) != len(tokens):
             self._fail(f'"tokenizer.ggml.token_type" has {len(types)} entries for {len(tokens)} tokens')
         kept = [
@@ -346,10 +398,10 @@ class GGUFFile:
         """Byte-level BPE (GPT-2 and its many heirs)."""
         from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-        pre = self._get("tokenizer.ggml.pre", "default")
+        pre = self._get("tokenizer.ggml.pre", "default", str)
         if pre not in _SPLITS:
             self._fail(f'pre-tokenizer "{pre}" is not supported; known: {", ".join(_SPLITS)}')
-        merges = self._get("tokenizer.ggml.merges")
+        merges = self._list("tokenizer.ggml.merges", str)
         if merges is None:
             self._fail('"tokenizer.ggml.merges" is missing; the file holds no byte-level tokenizer')
         pairs = [tuple(merge.split(" ", 1)) for merge in merges]
@@ -372,7 +424,7 @@ class GGUFFile:
         """SentencePiece BPE (Llama 2, Mistral, Phi-3): neighbours whose union is a token merge, best score first."""
         from tokenizers import Tokenizer, decoders, models, normalizers
 
-        scores = self._get("tokenizer.ggml.scores")
+        scores = self._list("tokenizer.ggml.scores", float)
         if scores is None or len(scores) <= max(tokens):
             self._fail('"tokenizer.ggml.scores" is missing or too short; the file holds no SentencePiece tokenizer')
         if self._get("tokenizer.ggml.precompiled_charsmap"):
@@ -380,13 +432,16 @@ class GGUFFile:
         vocabulary = {token: i for i, token in tokens.items()}
         mergeable = {token for i, token in tokens.items() if types[i] in (_NORMAL, _USER_DEFINED, _UNUSED)}
         merges = []
+        if longest := max(mergeable, key=len, default=""):
+            if len(longest) > LONGEST_PIECE:  # the time grows with the square of it
+                self._fail(f"the tokenizer has a token of {len(longest):,} characters")
         for token in mergeable:
             for cut in range(1, len(token)):
                 if token[:cut] in mergeable and token[cut:] in mergeable:
                     # Ties as in Hugging Face's conversion: the longer left part first.
                     order = (-scores[vocabulary[token]], -cut, cut - len(token), vocabulary[token])
                     merges.append((order, (token[:cut], token[cut:])))
-        unknown = tokens.get(self._get("tokenizer.ggml.unknown_token_id", 0))
+        unknown = tokens.get(self._get("tokenizer.ggml.unknown_token_id", 0, int))
         pairs = [pair for _, pair in sorted(merges)]
         model = models.BPE(vocab=vocabulary, merges=pairs, unk_token=unknown, fuse_unk=True, byte_fallback=True)
         tokenizer = Tokenizer(model)
@@ -415,6 +470,10 @@ class GGUFFile:
                 added[special].append(AddedToken(tokens[i], normalized=False, rstrip=right, special=special))
         tokenizer.add_special_tokens(added[True])
         tokenizer.add_tokens(added[False])
+
+
+def _shown(value: Any) -> str:
+    return reprlib.repr(value)
 
 
 class _Tensors(Mapping[str, np.ndarray]):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from clara_jax.errors import ClaraError
+from clara_jax.strict_json import parse
 
 
 def read_object(path: Path, remedy: str) -> dict[str, Any]:
@@ -19,9 +19,9 @@ def read_object(path: Path, remedy: str) -> dict[str, Any]:
       ClaraError: the file cannot be read, or holds something else.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ClaraError(f"{path}: cannot be read: {error.strerror}; {remedy}") from error
+        raise ClaraError(f"{path}: cannot be read: {error.strerror or error}; {remedy}") from error
     except ValueError as error:
         raise ClaraError(f"{path}: is not JSON ({error}); {remedy}") from error
     if not isinstance(value, dict):

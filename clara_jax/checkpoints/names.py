@@ -18,6 +18,7 @@ from clara_jax.model.sharding import place
 
 BASE_HINT = "(base=... in Python, --config.model.base=... in training)"
 
+FLOATING = ("float64", "float32", "float16", "bfloat16")
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 PARTS = {"attention": "self_attn", "mlp": "mlp"}
 NORMS = {
@@ -48,6 +49,7 @@ def load_base(
         if name not in tensors:
             raise ClaraError(f"{source}: tensor {name!r} is missing; the files do not fit the configuration")
         array = np.asarray(tensors[name])
+        check_floating(array, name, source)
         if rows is not None and array.ndim == 2 and array.shape[0] >= rows:
             array = array[:rows]
         if array.shape != shape:
@@ -56,6 +58,8 @@ def load_base(
                 f"{list(shape)}"
             )
         return array
+
+    _check_names(config, tensors, source)
 
     def layer_tensor(path: str, layer: int) -> np.ndarray:
         prefix = f"model.layers.{layer}."
@@ -76,9 +80,13 @@ def load_base(
         for name in path.split("/"):
             sharding = sharding[name]
         if path.startswith("layers/"):
+            name = path.removeprefix("layers/")
+            # Memory is asked for when the first layer has shown that the files are as large as the configuration says.
+            first = layer_tensor(name, 0).reshape(leaf.shape[1:]).astype(dtype)
             value = np.empty(leaf.shape, dtype)
-            for layer in range(config.layers):
-                value[layer] = layer_tensor(path.removeprefix("layers/"), layer).reshape(leaf.shape[1:]).astype(dtype)
+            value[0] = first
+            for layer in range(1, config.layers):
+                value[layer] = layer_tensor(name, layer).reshape(leaf.shape[1:]).astype(dtype)
         elif path == "final_norm/scale":
             value = read("model.norm.weight", leaf.shape).astype(dtype)
         else:
@@ -87,6 +95,53 @@ def load_base(
         return place(value, sharding)
 
     return map_leaves(build, declare_base(config, dtype))
+
+
+def check_floating(array: np.ndarray, name: str, source: str) -> None:
+    """Refuse what is no plain floating-point tensor: whole numbers and floats of one byte mean something only with the
+    scales of some scheme, and none is known here.
+
+    Raises:
+      ClaraError: it is none; the file, the tensor and its dtype.
+    """
+    if str(array.dtype) not in FLOATING:
+        raise ClaraError(
+            f"{source}: tensor {name!r} is of {array.dtype}, which is quantised or no weight; use a model in "
+            f"{', '.join(FLOATING)}"
+        )
+
+
+def _check_names(config: ModelConfig, tensors: Mapping[str, np.ndarray], source: str) -> None:
+    """Refuses tensors that the configuration does not call for: the model would compute something else with them.
+
+    Frequency tables of the rotary embedding follow from the configuration. A head beside tied tables may repeat them.
+    """
+    known = {EMBEDDING, "model.norm.weight", *(() if config.tied else (HEAD,))}
+    tree = declare_base(config, np.float32)["layers"]
+    # Before anything as long as the configuration says is made: a layer that is there must be among its tensors.
+    last = f"model.layers.{config.layers - 1}.input_layernorm.weight"
+    if last not in tensors:
+        raise ClaraError(f"{source}: tensor {last!r} is missing; the files do not fit the configuration")
+    for layer in range(config.layers):
+        prefix = f"model.layers.{layer}."
+        for module, name in NORMS.items():
+            part, _, inner = module.partition("/")
+            if inner in tree.get(part, {}) if inner else part in tree:
+                known.add(f"{prefix}{name}.weight")
+        for part, unit in _units(config):
+            known.add(f"{prefix}{PARTS[part]}.{unit}_proj.weight")
+            if "bias" in tree[part][unit]:
+                known.add(f"{prefix}{PARTS[part]}.{unit}_proj.bias")
+    for name in sorted(set(tensors) - known):
+        if name.endswith(".inv_freq"):
+            continue
+        if name == HEAD and np.array_equal(*(tensors[x][: config.vocab_size] for x in (HEAD, EMBEDDING))):
+            continue
+        raise ClaraError(
+            f"{source}: tensor {name!r} is one that config.json does not call for; the model would not be computed as "
+            "it was made: set the field that it belongs to (attention_bias, tie_word_embeddings, num_hidden_layers), "
+            "or take it out"
+        )
 
 
 def export_base(config: ModelConfig, base: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
@@ -131,12 +186,19 @@ def load_lora(
         for part, unit in _units(config)
         for side in "AB"
     }
+    for name in sorted(found.keys() - expected):
+        if ".lora_A." not in name and ".lora_B." not in name:
+            raise ClaraError(
+                f"{source}: tensor {name!r} is none of LoRA's matrices and would be left out; take it out of the "
+                "adapter, or merge what it changes into the base"
+            )
     for name in sorted(found.keys() ^ expected):
         why = "is missing" if name in expected else "does not belong to this base"
         raise ClaraError(f"{source}: LoRA tensor {name!r} {why}; give the right base {BASE_HINT}")
 
     def read(layer: int, part: str, unit: str, side: str, shape: tuple[int, ...]) -> np.ndarray:
         name = _lora_name(layer, part, unit, side)
+        check_floating(found[name], name, source)
         if found[name].shape != shape:
             raise ClaraError(
                 f"{source}: LoRA tensor {name!r} has the shape {list(found[name].shape)} where {list(shape)} fits; "
@@ -148,13 +210,17 @@ def load_lora(
         _, part, unit, side, *name = path.split("/")
         ins, rows = _sizes(linear_units(config)[part][unit])
         total = max(stop for _, stop in rows.values())
-        value = np.empty(leaf.shape, np.float32)
-        for layer in range(config.layers):
+
+        def array(layer: int) -> np.ndarray:
             if side == "a":
-                array = read(layer, part, unit, "A", (rank, ins)).T
-            else:
-                array = read(layer, part, unit, "B", (total, rank))[slice(*rows[name[0]])].T
-            value[layer] = array.reshape(leaf.shape[1:])
+                return read(layer, part, unit, "A", (rank, ins)).T.reshape(leaf.shape[1:])
+            return read(layer, part, unit, "B", (total, rank))[slice(*rows[name[0]])].T.reshape(leaf.shape[1:])
+
+        first = array(0)
+        value = np.empty(leaf.shape, np.float32)
+        value[0] = first
+        for layer in range(1, config.layers):
+            value[layer] = array(layer)
         sharding = placed
         for step in path.split("/"):
             sharding = sharding[step]

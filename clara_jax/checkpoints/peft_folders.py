@@ -9,6 +9,8 @@ DIR/tokenizer/                  with the added tokens
 
 from __future__ import annotations
 
+import math
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ ABOUT, TABLES = "export.json", "embeddings.safetensors"
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MEMORY_MAP = "memory_map."  # what the names of its vectors begin with
 _PREFIX = "base_model.model."
+_TABLE_NAMES = {"model.embed_tokens.weight", "lm_head.weight"}
 
 
 def is_peft(path: Path) -> bool:
@@ -85,9 +88,84 @@ def read_peft(
     for name in ("base", "clara", "precision", "stage", "trained"):
         if name not in about:
             raise ClaraError(f'{directory / ABOUT}: "{name}" is missing; {remedy}')
+    if not isinstance(about["clara"], dict):
+        raise ClaraError(f'{directory / ABOUT}: "clara" holds no numbers; {remedy}')
+    if not isinstance(about["base"], str) or not isinstance(about["trained"], list):
+        raise ClaraError(f'{directory / ABOUT}: "base" is no name, or "trained" no list; {remedy}')
     roles = [path.parent.name for path in sorted(directory.glob(f"*/{CONFIG}"))]
-    adapters = {}
+    tables, adapters, scales = open_tensors(directory / TABLES), {}, {}
     for role in roles:
+        path = directory / role / CONFIG
+        scales[role] = _scale(path, read_object(path, remedy), about["clara"].get("lora_rank"))
         tensors = open_tensors(directory / role / WEIGHTS)
-        adapters[role] = {name.removeprefix(_PREFIX): tensors[name] for name in tensors}
-    return about, adapters, open_tensors(directory / TABLES)
+        named = {name.removeprefix(_PREFIX): tensors[name] for name in tensors}
+        adapters[role] = _without_tables(directory / role / WEIGHTS, named, tables)
+    if scales:
+        role, scale = next(iter(scales.items()))
+        for other, value in scales.items():
+            if not math.isclose(value, scale, rel_tol=1e-6):
+                raise ClaraError(
+                    f'{directory / other / CONFIG}: "lora_alpha" scales the adapter by {value:g}, that of {role} is '
+                    f"scaled by {scale:g}; one model has one scale: multiply lora_B by the ratio, set lora_alpha back"
+                )
+        alpha, rank = about["clara"].get("lora_alpha"), about["clara"]["lora_rank"]
+        if type(alpha) not in (int, float) or not math.isclose(alpha, scale * rank, rel_tol=1e-6):
+            about["clara"] = about["clara"] | {"lora_alpha": scale * rank}
+    return about, adapters, tables
+
+
+# What a field may say without changing what is computed from r, lora_alpha and the tensors; the tensors themselves say
+# which modules have adapters.
+_HARMLESS = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "fan_in_fan_out": (False,),
+    "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),  # the others change the base as well
+}
+_SAYS_NOTHING = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "inference_mode",
+    "lora_dropout",
+    "peft_version",
+    "revision",
+}
+_SAYS_NOTHING |= {"task_type", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"}
+_SAYS_NOTHING |= {"ensure_weight_tying", "eva_config", "runtime_config"}
+_APPLIED = {"r", "lora_alpha", "use_rslora"}
+
+
+def _scale(path: Path, config: Mapping[str, Any], rank: Any) -> float:
+    """The factor before B A; whatever else a configuration asks for is refused by the field's name."""
+    for field, value in config.items():
+        if field in _SAYS_NOTHING or field in _APPLIED:
+            continue
+        absent = value is None or value is False or value in ("", [], {})
+        if (field in _HARMLESS and value not in _HARMLESS[field]) or (field not in _HARMLESS and not absent):
+            raise ClaraError(
+                f'{path}: "{field}" {reprlib.repr(value)} is not supported: the adapter would compute something else; '
+                "merge it into the base, or train it without"
+            )
+    r, alpha, rslora = config.get("r"), config.get("lora_alpha"), config.get("use_rslora", False)
+    if r != rank or type(r) is not int:
+        raise ClaraError(f'{path}: "r" {reprlib.repr(r)} is not the rank in {ABOUT}, {reprlib.repr(rank)}')
+    if type(alpha) not in (int, float) or not 0 < alpha < 1e6:
+        raise ClaraError(f'{path}: "lora_alpha" {reprlib.repr(alpha)} is not a positive number')
+    return alpha / math.sqrt(r) if rslora else alpha / r
+
+
+def _without_tables(
+    path: Path, state: Mapping[str, np.ndarray], tables: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The adapter without the embedding tables that PEFT saves along where they were resized: they are those beside it.
+
+    Raises:
+      ClaraError: they are others.
+    """
+    for name in state.keys() & _TABLE_NAMES:
+        if name not in tables or not np.array_equal(state[name], tables[name]):
+            raise ClaraError(
+                f"{path}: tensor {name!r} is not the table in {TABLES}; the three roles share one: write the right "
+                "table there, and save the adapter with save_embedding_layers=False"
+            )
+    return {name: array for name, array in state.items() if name not in _TABLE_NAMES}

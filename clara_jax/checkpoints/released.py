@@ -4,6 +4,7 @@ pickle."""
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ import numpy as np
 
 from clara_jax.checkpoints.hugging_face import write_json
 from clara_jax.checkpoints.json_file import read_object
+from clara_jax.checkpoints.names import check_floating
 from clara_jax.checkpoints.torch_file import write_pth
 from clara_jax.checkpoints.torch_pickle import read_pth
 from clara_jax.errors import ClaraError
 
 ROLES = {"encoder_adapter": "compressor", "query_reasoner_adapter": "query_reasoner", "decoder_adapter": "generator"}
+LARGEST = 2**20  # of a length or a rank
 TABLES = ("embed_tokens.weight", "lm_head.weight")
 STAGES = {"scp": "stage1", "instruct": "stage1_2", "retrieval": "stage2_pretrain_retrieval", "end_to_end": "stage2"}
 # What a configuration says of the parts of the released code that its published models do not use.
@@ -74,13 +77,20 @@ def read_released(path: Path) -> Released:
         )
     for field in ("doc_max_length", "compr_rate", "lora_r"):
         value = config.get(field)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ClaraError(f'{path / "config.json"}: "{field}" {value!r} is not a positive whole number')
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= LARGEST:
+            raise ClaraError(
+                f'{path / "config.json"}: "{field}" {reprlib.repr(value)} is not a positive whole number below '
+                f"{LARGEST:,}"
+            )
     if config.get("sep", True) is not True:
         raise ClaraError(
             f'{path / "config.json"}: "sep" {config["sep"]!r} is not supported; prompts have <SEP> between memories'
         )
     raw = read_pth(path / "adapters.pth")
+    for name, state in raw.items():
+        if not isinstance(name, str) or not isinstance(state, dict):
+            raise ClaraError(f"{path / 'adapters.pth'}: {reprlib.repr(name)} is no adapter with a dict of tensors")
+        _check_state(path / "adapters.pth", state)
     unknown = sorted(set(raw) - set(ROLES))
     if unknown:
         raise ClaraError(f"{path / 'adapters.pth'}: unknown adapter {unknown[0]!r}; known: {', '.join(ROLES)}")
@@ -93,6 +103,7 @@ def read_released(path: Path) -> Released:
         if ROLES[name] not in adapters:
             raise ClaraError(f"{path / 'adapters.pth'}: adapter {name!r} is missing; a CLaRa checkpoint needs it")
     tables = read_pth(path / "decoder_first_last_layers.pth")
+    _check_state(path / "decoder_first_last_layers.pth", tables)
     embedding = _table(tables, TABLES[0])
     if embedding is None:
         raise ClaraError(f'{path / "decoder_first_last_layers.pth"}: "model.embed_tokens.weight" is missing')
@@ -120,6 +131,14 @@ def write_released(
     names = {role: name for name, role in ROLES.items()}
     write_pth(directory / "adapters.pth", {names[role]: {**state, **tables} for role, state in adapters.items()})
     write_pth(directory / "decoder_first_last_layers.pth", tables)
+
+
+def _check_state(path: Path, state: dict) -> None:
+    """Refuses what is no dict of tensors by name."""
+    for name, array in state.items():
+        if not isinstance(name, str) or not isinstance(array, np.ndarray):
+            raise ClaraError(f"{path}: {reprlib.repr(name)} is a {type(array).__name__}, not a tensor by name")
+        check_floating(array, name, str(path))
 
 
 def _table(tables: dict[str, Any], ending: str) -> np.ndarray | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from clara_jax.errors import ClaraError
+from clara_jax.strict_json import parse
 
 _DTYPES = {
     "F64": np.float64,
@@ -63,27 +65,33 @@ def open_tensors(path: str | os.PathLike) -> Mapping[str, np.ndarray]:
       path: a directory with ``model.safetensors``, or with ``model.safetensors.index.json`` and the shards that it
         names, or a single file.
     Raises:
-      ClaraError: as ``weight_files``; a truncated file; a tensor that the index names and its shard does not hold.
+      ClaraError: as ``weight_files``; a truncated file; a tensor that the index names and its shard does not
+        hold, or that it does not name. Of a tensor in several shards, the one is read that the index names.
     """
     path = Path(path)
-    places = {}
-    for file in weight_files(path):
-        places.update(_header(file))
+    shards = {file.name: _header(file) for file in weight_files(path)}
     index = path / "model.safetensors.index.json"
-    if path.is_dir() and index.is_file() and not (path / "model.safetensors").is_file():
-        names = _weight_map(index)
-        for name, shard in names.items():
-            if name not in places or places[name].file.name != shard:
-                raise ClaraError(
-                    f'{index}: names the tensor "{name}" in {shard}, which does not hold it; download both again'
-                )
-        places = {name: places[name] for name in names}
-    return _Tensors(places)
+    if not (path.is_dir() and index.is_file() and not (path / "model.safetensors").is_file()):
+        return _Tensors(next(iter(shards.values())))
+    names = _weight_map(index)
+    for name, shard in names.items():
+        if name not in shards[shard]:
+            raise ClaraError(
+                f'{index}: names the tensor "{name}" in {shard}, which does not hold it; download both again'
+            )
+    # An old copy in another shard is passed over, as the index says; what it does not name at all is no copy.
+    for shard, held in shards.items():
+        if unnamed := sorted(held.keys() - names.keys()):
+            raise ClaraError(
+                f'{index}: does not name the tensor "{unnamed[0]}" of {shard} ({len(unnamed)} such tensors); '
+                "download both again"
+            )
+    return _Tensors({name: shards[shard][name] for name, shard in names.items()})
 
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = parse(index.read_text(encoding="utf-8"))["weight_map"]
         plain = all(isinstance(shard, str) and shard and Path(shard).name == shard for shard in weight_map.values())
     except json.JSONDecodeError as error:
         raise ClaraError(f"{index}:{error.lineno}: not valid JSON ({error.msg}); download the file again") from None
@@ -91,10 +99,12 @@ def _weight_map(index: Path) -> dict[str, str]:
         weight_map, plain = {}, False
     if not plain:
         raise ClaraError(f'{index}: "weight_map" must give a file of the same directory for each tensor name')
-    missing = sorted(shard for shard in set(weight_map.values()) if not (index.parent / shard).is_file())
+    # os.path says no to what no file can be named; Path raises.
+    missing = sorted(shard for shard in set(weight_map.values()) if not os.path.isfile(index.parent / shard))
     if missing:
         raise ClaraError(
-            f"{index}: names {missing[0]}, which is missing ({len(missing)} such files); download the model again"
+            f"{index}: names {reprlib.repr(missing[0])}, which is missing ({len(missing)} such files); "
+            "download the model again"
         )
     return weight_map
 
@@ -114,7 +124,7 @@ def _header(file: Path) -> dict[str, _Place]:
             pass
         with open(file, "rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            entries = json.loads(stream.read(length))
+            entries = parse(stream.read(length))
     except SafetensorError as error:
         raise ClaraError(
             f"{file}: truncated, damaged, or not a safetensors file ({error}); download it again"

@@ -13,6 +13,7 @@ import dataclasses
 import math
 import os
 import pickletools
+import reprlib
 import struct
 import sys
 import zipfile
@@ -98,7 +99,7 @@ def read_pth(path: str | os.PathLike) -> dict:
             content = _Machine(_Archive(os.fspath(path), archive)).run()
     except FileNotFoundError:
         raise ClaraError(f"{path}: no such file") from None
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, struct.error) as error:
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, OverflowError, struct.error) as error:
         with open(path, "rb") as file:
             zip_like = file.read(2) == b"PK"
         if zip_like:
@@ -114,6 +115,13 @@ def read_pth(path: str | os.PathLike) -> dict:
     return content
 
 
+# torch.save compresses nothing. Where another program did, no honest file of weights shrinks more than this.
+_INFLATES = 64
+_SMALL = 2**24  # bytes that any file may hold
+_LARGEST_PICKLE = 2**28  # bytes: it describes tensors, it does not hold them
+_WORK = 16  # values that may be looked at for each byte of the pickle: shared ones may be looked at again and again
+
+
 class _Archive:
     """The zip around the pickle: its records, each storage mapped once."""
 
@@ -124,6 +132,11 @@ class _Archive:
         if len(roots) != 1:
             self.fail(f"the zip holds {len(roots)} data.pkl where torch.save writes one; export the model again")
         self.root = roots[0]
+        size, unpacked = os.path.getsize(path), sum(info.file_size for info in archive.infolist())
+        if unpacked > max(_SMALL, _INFLATES * size):
+            self.fail(f"its records unpack to {unpacked:,} bytes from a file of {size:,}; do not trust this file")
+        if archive.getinfo(self.root + "data.pkl").file_size > _LARGEST_PICKLE:
+            self.fail(f"data.pkl is longer than {_LARGEST_PICKLE:,} bytes; do not trust this file")
         order = self.read("byteorder").decode("ascii", "replace").strip() if self.has("byteorder") else "little"
         if order not in ("little", "big"):
             self.fail(f'record "byteorder" is {order!r}; known: little, big')
@@ -194,7 +207,9 @@ class _Machine:
 
     def run(self) -> Any:
         try:
-            for opcode, argument, _ in pickletools.genops(self.archive.read("data.pkl")):
+            pickled = self.archive.read("data.pkl")
+            self.work = _WORK * len(pickled) + 1000
+            for opcode, argument, _ in pickletools.genops(pickled):
                 if opcode.name == "STOP":
                     return self.stack.pop()
                 self.step(opcode.name, argument)
@@ -288,6 +303,15 @@ class _Machine:
             case _:
                 self.fail(f'refused: the pickle uses the instruction "{name}", which files of tensors do not need')
 
+    def counted(self, items: Any) -> Any:
+        """The items, where looking at each of them is still within what a pickle of this length may ask for."""
+        if not isinstance(items, (list, tuple, set, frozenset)):
+            raise TypeError("items of something that has none")
+        self.work -= len(items)
+        if self.work < 0:
+            self.fail("refused: the pickle asks for far more work than its length; do not trust this file")
+        return items
+
     def pop_to_mark(self) -> list:
         items, self.stack = self.stack, self.outer.pop()
         return items
@@ -332,14 +356,14 @@ class _Machine:
             raise TypeError("a call of something that is not a name")
         match function.name.rpartition(".")[2]:
             case "OrderedDict":
-                pairs = arguments[0] if arguments else []
+                pairs = self.counted(arguments[0]) if arguments else []
                 return {self.scalar(key): value for key, value in pairs}
             case "Size":
-                return tuple(arguments[0])
+                return tuple(self.counted(arguments[0]))
             case "set":
-                return {self.scalar(item) for item in arguments[0]}
+                return {self.scalar(item) for item in self.counted(arguments[0])}
             case "frozenset":
-                return frozenset(self.scalar(item) for item in arguments[0])
+                return frozenset(self.scalar(item) for item in self.counted(arguments[0]))
             case "_rebuild_parameter" | "_rebuild_parameter_with_state":
                 if not isinstance(arguments[0], np.ndarray):
                     raise TypeError("a parameter without a tensor")
@@ -357,10 +381,11 @@ class _Machine:
         item = dtype or storage.dtype
         if not isinstance(item, np.dtype):
             raise TypeError("a tensor without a dtype")
-        shape, strides = tuple(shape), tuple(strides)
+        shape, strides = tuple(self.counted(shape)), tuple(self.counted(strides))
         numbers = (offset, *shape, *strides)
         if len(shape) != len(strides) or len(shape) > 32 or any(type(n) is not int or n < 0 for n in numbers):
-            self.fail(f"a tensor has offset {offset}, shape {shape} and strides {strides}; do not trust this file")
+            shown = ", ".join(map(reprlib.repr, (offset, shape, strides)))
+            self.fail(f"a tensor has offset, shape and strides {shown}; do not trust this file")
 
         raw = self.archive.storage(storage.key)
         declared = storage.count * (storage.dtype or np.dtype(np.uint8)).itemsize
@@ -373,8 +398,11 @@ class _Machine:
         # The reach is checked before there is a view: as_strided itself would read any address.
         if size and (last + 1) * item.itemsize > raw.size:
             self.fail(
-                f'a tensor of shape {shape} reaches outside its storage "data/{storage.key}"; do not trust this file'
+                f'a tensor of shape {reprlib.repr(shape)} reaches outside its storage "data/{storage.key}"; '
+                "do not trust this file"
             )
+        if size * item.itemsize > max(_SMALL, raw.size):  # strides of 0 repeat elements: as many as anybody likes
+            self.fail(f"a tensor of shape {reprlib.repr(shape)} is larger than its storage; do not trust this file")
         if not size:
             return np.zeros(shape, item)
         raw = raw[: raw.size // item.itemsize * item.itemsize]

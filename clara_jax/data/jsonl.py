@@ -22,6 +22,7 @@ import fsspec
 
 from clara_jax.errors import ClaraError
 from clara_jax.files import replaced_when_whole
+from clara_jax.strict_json import parse
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -30,6 +31,7 @@ else:
 
 T = TypeVar("T")
 GZIP, ZSTANDARD = ".gz", ".zst"
+LONGEST_LINE = 2**28  # bytes, unpacked: a small compressed file may hold a line that no memory does
 ON_ERROR = ("stop", "skip")  # what happens at a line that is no item: an error, or it is put aside
 
 
@@ -70,7 +72,9 @@ def raw_lines(path: str) -> Iterator[tuple[str, bytes]]:
     """
     try:
         with open_binary(path) as file:
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1):
+                if len(line) > LONGEST_LINE:
+                    raise ClaraError(f"{path}:{number}: is longer than {LONGEST_LINE // 2**20:,} MiB; divide the line")
                 if number == 1:
                     line = line.removeprefix(b"\xef\xbb\xbf")
                 if line.strip():
@@ -97,13 +101,11 @@ def decode(line: bytes, where: str) -> Any:
     except UnicodeDecodeError as error:
         raise ClaraError(f"{where}: byte {error.start + 1} of the line is not UTF-8; save the file as UTF-8") from None
     try:
-        return json.loads(text)
+        return parse(text)
     except json.JSONDecodeError as error:
         raise ClaraError(
             f"{where}: column {error.colno}: not JSON ({error.msg}); each line must be one JSON object"
         ) from None
-    except RecursionError:
-        raise ClaraError(f"{where}: nested too deeply to be a record") from None
 
 
 class Rejects:

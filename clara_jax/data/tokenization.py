@@ -12,15 +12,17 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 
-import jinja2
 import numpy as np
 from transformers import AddedToken, PreTrainedTokenizerFast
 
+from clara_jax.data.chat_templates import ChatTemplate
+from clara_jax.data.jsonl import checked_utf8
 from clara_jax.data.prompts import MARKERS, Marker, Memory, Prompt
+from clara_jax.data.turns import read_turns, shared_length
 from clara_jax.errors import ClaraError
+from clara_jax.strict_json import parse
 
 IGNORED = -100  # label of a position that carries no loss
 FRAME = 3  # <ENC>, bos and eos around a document
@@ -107,11 +109,6 @@ class ClaraTokenizer:
             raise ClaraError(f'missing_bos: {missing_bos!r} must be "omit" or "memory_token"')
         if not getattr(tokenizer, "is_fast", False):
             raise ClaraError("the base model's tokenizer is not a fast one; it needs a tokenizer.json")
-        if not tokenizer.chat_template:
-            raise ClaraError(
-                "the base model's tokenizer has no chat template; "
-                "use an instruction-tuned base, or add a chat_template.jinja"
-            )
         self.doc_max_length, self.memory_tokens, self.max_length = doc_max_length, memory_tokens, max_length
         self.different_mem_tokens, self.missing_bos = bool(different_mem_tokens), missing_bos
         self._base = _copy(tokenizer)
@@ -119,6 +116,13 @@ class ClaraTokenizer:
         self._add_tokens()
         self._choose_ends()
         self._specials = self._special_pattern()
+        self._template = ChatTemplate(self._tokenizer)
+        self._turns = read_turns(self)
+
+    @property
+    def turn_end_id(self) -> int | None:
+        """The special token that the chat template writes after an answer, which ends it; None where it writes none."""
+        return self._turns.end_id
 
     def with_max_length(self, max_length: int) -> ClaraTokenizer:
         """The same tokenizer for prompts of another longest length."""
@@ -203,7 +207,12 @@ class ClaraTokenizer:
     # --- text ---
 
     def plain(self, text: str) -> str:
-        """The text with the strings of special tokens broken up by a space, so that none of it is read as one."""
+        """The text with the strings of special tokens broken up by a space, so that none of it is read as one.
+
+        Raises:
+          ClaraError: half of a surrogate pair, which no tokenizer can read.
+        """
+        checked_utf8(text, "the text", "tokenizing")
         while True:
             broken = self._specials.sub(
                 lambda match: f"{match[0][0]} {match[0][1:]}" if len(match[0]) > 1 else " ", text
@@ -213,8 +222,23 @@ class ClaraTokenizer:
             text = broken
 
     def decode(self, ids: Sequence[int], special: bool = False) -> str:
-        """The text of token ids, with or without the special tokens among them."""
-        return self._tokenizer.decode(list(map(int, ids)), skip_special_tokens=not special)
+        """The text of token ids, with or without the special tokens among them.
+
+        Without them it is for reading: bytes of a character whose other bytes are not there are left out.
+        """
+        text = self._tokenizer.decode(list(map(int, ids)), skip_special_tokens=not special)
+        return text if special else text.replace("\ufffd", "")
+
+    def whole_characters(self, ids: Sequence[int]) -> list[int]:
+        """For each token of a text the number of its group, from 0: tokens share one where a character spans them."""
+        groups, held, number = [], [], 0
+        for token in ids:
+            held.append(int(token))
+            groups.append(number)
+            # Characters have up to four bytes; longer groups are of bytes that make none.
+            if len(held) == 4 or "\ufffd" not in self._tokenizer.decode(held):
+                held, number = [], number + 1
+        return groups
 
     # --- documents and questions ---
 
@@ -313,12 +337,13 @@ class ClaraTokenizer:
     def render(self, prompt: Prompt) -> str:
         """The prompt in the base's chat template: with its target, or up to where the target would begin.
 
-        A template that refuses the system role gets system and user message joined by a newline, as one user message.
+        See `clara_jax.data.turns` for templates that refuse or drop the system role, open with what an answer does not
+        have, or write no end.
 
         Raises:
           ClaraError: the template fails on these messages.
         """
-        return self._render(prompt, prompt.target)
+        return self._render([prompt], prompt.target is not None)[0]
 
     def encode_prompt(self, prompt: Prompt) -> EncodedPrompt:
         """The rendered prompt's tokens, cut on the right at ``max_length``.
@@ -329,13 +354,18 @@ class ClaraTokenizer:
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt]:
         """`encode_prompt` of each, faster."""
-        full = self._encode([self.render(prompt) for prompt in prompts])
-        alone = self._encode(["" if prompt.target is None else self._render(prompt, None) for prompt in prompts])
-        return [
-            self._encoded_prompt(prompt, ids, len(head)) for prompt, ids, head in zip(prompts, full, alone, strict=True)
-        ]
+        alone = self._encode(self._render(prompts, False))
+        places = [place for place, prompt in enumerate(prompts) if prompt.target is not None]
+        full = list(alone)
+        rendered = self._render([prompts[place] for place in places], True)
+        for place, ids in zip(places, self._encode(rendered), strict=True):
+            full[place] = ids
+        return [self._encoded_prompt(*triple) for triple in zip(prompts, full, alone, strict=True)]
 
-    def _encoded_prompt(self, prompt: Prompt, full: list[int], prompt_length: int) -> EncodedPrompt:
+    def _encoded_prompt(self, prompt: Prompt, full: list[int], alone: list[int]) -> EncodedPrompt:
+        # What is learned begins where the prompt with its target ceases to be the prompt alone: a template may end with
+        # what becomes one token with the target's first word.
+        prompt_length = shared_length(full, alone)
         ids = full[: self.max_length]
         slots = [segment.slot for segment in prompt.user if isinstance(segment, Memory)]
         memory_index, lost = self._memory_index(ids, slots)
@@ -360,22 +390,29 @@ class ClaraTokenizer:
             position += len(block)
         return index, 0
 
-    def _render(self, prompt: Prompt, target: str | None) -> str:
+    def _render(self, prompts: Sequence[Prompt], with_target: bool) -> list[str]:
+        results: list[str] = []
+        for start in range(0, len(prompts), SLICE):
+            part = prompts[start : start + SLICE]
+            chats = [self._messages(prompt, with_target) for prompt in part if not prompt.bare]
+            finished = self._turns.finished(self._template.render(chats, not with_target), with_target) if chats else []
+            rendered = iter(finished)
+            results += [self._bare(prompt, with_target) if prompt.bare else next(rendered) for prompt in part]
+        return results
+
+    def _bare(self, prompt: Prompt, with_target: bool) -> str:
+        target = f"{self.plain(prompt.target)}{self._tokenizer.eos_token}" if with_target else ""
+        return f"{self._user_text(prompt)}{target}"
+
+    def _messages(self, prompt: Prompt, with_target: bool) -> list[dict[str, str]]:
         system, user = self.plain(prompt.system), self._user_text(prompt)
-        if prompt.bare:
-            return user if target is None else f"{user}{self.plain(target)}{self._tokenizer.eos_token}"
-        if self._takes_system:
+        if self._turns.takes_system:
             messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
         else:
             messages = [{"role": "user", "content": f"{system}\n{user}"}]
-        if target is not None:
-            messages.append({"role": "assistant", "content": self.plain(target)})
-        try:
-            return self._apply_template(messages, target is None)
-        except jinja2.TemplateError as error:
-            raise ClaraError(
-                f"the base model's chat template fails: {error}; it must take a user and an assistant message"
-            ) from error
+        if with_target:
+            messages.append({"role": "assistant", "content": self.plain(prompt.target)})
+        return messages
 
     def _user_text(self, prompt: Prompt) -> str:
         """Memories and markers become their tokens, all else is made plain; neighbouring texts first become one."""
@@ -387,20 +424,6 @@ class ClaraTokenizer:
             else:
                 text += segment
         return "".join([*result, self.plain(text)])
-
-    @cached_property
-    def _takes_system(self) -> bool:
-        messages = [{"role": "system", "content": "system"}, {"role": "user", "content": "user"}]
-        try:
-            self._apply_template(messages, True)
-        except jinja2.TemplateError:
-            return False
-        return True
-
-    def _apply_template(self, messages: list[dict[str, str]], generate: bool) -> str:
-        return self._tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=generate, enable_thinking=False
-        )
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         backend, result = self._tokenizer.backend_tokenizer, []
@@ -415,6 +438,7 @@ class ClaraTokenizer:
         """SHA-256 of all that decides a text's ids: tokenizer, chat template, ends and this class's options."""
         facts = [json.loads(self._base.backend_tokenizer.to_str()), self._base.chat_template]
         facts += [self._base.bos_token, self._base.eos_token, self._base.pad_token, self._options()]
+        facts += self._turns.facts  # none for the templates of most models
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def save(self, directory: str | Path) -> None:
@@ -449,7 +473,7 @@ class ClaraTokenizer:
         directory = Path(directory)
         path = directory / OPTIONS_FILE
         try:
-            options = json.loads(path.read_text(encoding="utf-8"))
+            options = parse(path.read_text(encoding="utf-8"))
             expected = options.pop("hash")
         except OSError as error:
             raise ClaraError(

@@ -14,7 +14,18 @@ from collections import Counter
 from collections.abc import Sequence
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
-_DECISIONS = ("yes", "no", "noanswer")
+# Signs that stand for ASCII's -, /, :, *, |, ~ and that no normal form makes them.
+_LIKE_ASCII = frozenset("\u2212\u2044\u2215\u2236\u2217\u2223\u223c")
+_INVISIBLE = frozenset(
+    map(chr, (0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, *range(0x180B, 0x1810), *range(0xFE00, 0xFE10)))
+)
+# Thai, Lao, Burmese, Khmer, kana and Chinese characters stand without blanks between words.
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u312f\u31a0-\u31bf\u31f0-\u31ff"
+_UNSPACED += "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
+_MARKS = "".join(c for c in map(chr, range(0xE00, 0x3100)) if unicodedata.category(c).startswith("M"))
+# A character of these scripts with its marks, or a run of others without blanks.
+UNBROKEN = re.compile(rf"[{_UNSPACED}][{_MARKS}]*|[^\s{_UNSPACED}]+")
+_DECISIONS = (["yes"], ["no"], ["noanswer"])
 _BOOLEANS = {"True": "yes", "False": "no"}
 
 
@@ -23,7 +34,8 @@ class Convention:
     """How answers are read.
 
     Attributes:
-      ascii: only ASCII's punctuation is dropped, and accents stay as they are written.
+      ascii: only ASCII's punctuation is dropped, accents stay as they are written, and words are what blanks part, as
+        in the official scripts. Else a text in any script is read as an English one is: see `normalize` and `words`.
       nothing: F1 of an answer and a reference that both have no word.
       decisions: F1 is 0 where answer or reference is "yes", "no" or "noanswer" and the other one is not the same.
       booleans: exactly "True" and "False" stand for "yes" and "no".
@@ -49,7 +61,10 @@ RELEASED = Convention(decisions=True, booleans=True, first=True)  # evaluation/e
 def normalize(text: str, convention: Convention = OURS) -> str:
     """Lower case, without punctuation and English articles, words parted by one space.
 
-    Composed and decomposed accents (é) become the same characters first, unless the convention is ASCII's.
+    Unless the convention is ASCII's, what ASCII has is read in its other forms, too: characters that stand for the same
+    ones (NFKC: full width, ligatures, composed and decomposed accents) become these; currencies are dropped as "$" is,
+    Unicode's minus and slashes as ASCII's are; marks that are never shown (zero width, direction, variation) are
+    dropped. On ASCII text the two conventions agree.
     """
     if convention.booleans:
         text = _BOOLEANS.get(text, text)
@@ -57,9 +72,18 @@ def normalize(text: str, convention: Convention = OURS) -> str:
     if convention.ascii:
         dropped = _is_ascii_punctuation
     else:
-        text, dropped = unicodedata.normalize("NFC", text), _is_punctuation
+        # Accents that stand alone (´) would leave a blank when they are composed: they are dropped before.
+        text = "".join(character for character in text if unicodedata.category(character) != "Sk")
+        text, dropped = unicodedata.normalize("NFKC", text).lower(), _is_not_read
     text = "".join(character for character in text if not dropped(character))
     return " ".join(ARTICLES.sub(" ", text).split())
+
+
+def words(text: str, convention: Convention = OURS) -> list[str]:
+    """Return the words of a text after `normalize`: what blanks part, and in scripts without blanks each character with
+    its marks (Chinese, Japanese, Thai, Lao, Khmer, Burmese), unless the convention is ASCII's."""
+    found = normalize(text, convention)
+    return found.split() if convention.ascii else UNBROKEN.findall(found)
 
 
 def exact_match(prediction: str, golds: Sequence[str], convention: Convention = OURS) -> float:
@@ -68,8 +92,8 @@ def exact_match(prediction: str, golds: Sequence[str], convention: Convention = 
     Args:
       golds: at least one reference. Nothing matches nothing: an empty prediction, an empty reference.
     """
-    found = normalize(prediction, convention)
-    return max(float(found == gold) for gold in _normalized(golds, convention))
+    found = words(prediction, convention)
+    return max(float(found == gold) for gold in _wanted(golds, convention))
 
 
 def cover_match(prediction: str, golds: Sequence[str], convention: Convention = OURS) -> float:
@@ -78,8 +102,8 @@ def cover_match(prediction: str, golds: Sequence[str], convention: Convention = 
     Args:
       golds: at least one reference; one without a word is in every prediction.
     """
-    words = normalize(prediction, convention).split()
-    return max(float(_covers(words, gold.split(), convention)) for gold in _normalized(golds, convention))
+    found = words(prediction, convention)
+    return max(float(_covers(found, gold, convention)) for gold in _wanted(golds, convention))
 
 
 def token_f1(prediction: str, golds: Sequence[str], convention: Convention = OURS) -> float:
@@ -88,12 +112,12 @@ def token_f1(prediction: str, golds: Sequence[str], convention: Convention = OUR
     Args:
       golds: at least one reference. Where only one of prediction and reference has a word, F1 is 0.0.
     """
-    found = normalize(prediction, convention)
-    return max(_f1(found, gold, convention) for gold in _normalized(golds, convention))
+    found = words(prediction, convention)
+    return max(_f1(found, gold, convention) for gold in _wanted(golds, convention))
 
 
-def _normalized(golds: Sequence[str], convention: Convention) -> list[str]:
-    return [normalize(gold, convention) for gold in (golds[:1] if convention.first else golds)]
+def _wanted(golds: Sequence[str], convention: Convention) -> list[list[str]]:
+    return [words(gold, convention) for gold in (golds[:1] if convention.first else golds)]
 
 
 def _covers(words: list[str], gold: list[str], convention: Convention) -> bool:
@@ -102,19 +126,22 @@ def _covers(words: list[str], gold: list[str], convention: Convention) -> bool:
     return any(words[start : start + len(gold)] == gold for start in range(len(words) - len(gold) + 1))
 
 
-def _f1(prediction: str, gold: str, convention: Convention) -> float:
-    if convention.decisions and prediction != gold and (prediction in _DECISIONS or gold in _DECISIONS):
+def _f1(found: list[str], wanted: list[str], convention: Convention) -> float:
+    if convention.decisions and found != wanted and (found in _DECISIONS or wanted in _DECISIONS):
         return 0.0
-    words, wanted = prediction.split(), gold.split()
-    if not words and not wanted:
+    if not found and not wanted:
         return convention.nothing
-    common = sum((Counter(words) & Counter(wanted)).values())
-    return 2 * common / (len(words) + len(wanted))
+    common = sum((Counter(found) & Counter(wanted)).values())
+    return 2 * common / (len(found) + len(wanted))
 
 
 def _is_ascii_punctuation(character: str) -> bool:
     return character in string.punctuation
 
 
-def _is_punctuation(character: str) -> bool:
-    return character in string.punctuation or unicodedata.category(character).startswith("P")
+def _is_not_read(character: str) -> bool:
+    if character in string.punctuation or character in _LIKE_ASCII or character in _INVISIBLE:
+        return True
+    kind = unicodedata.category(character)
+    # Punctuation, currencies, accents alone; formats, and controls that part no words.
+    return kind[0] == "P" or kind in ("Sc", "Sk", "Cf") or (kind == "Cc" and not character.isspace())

@@ -19,7 +19,7 @@ from clara_jax.data.tokenization import FRAME
 from clara_jax.errors import ClaraError
 from clara_jax.evaluation.cases import Case, Suite
 from clara_jax.evaluation.outcomes import Outcome
-from clara_jax.evaluation.pruning import pruned, surprisals
+from clara_jax.evaluation.pruning import pruned, surprisals, truncated
 from clara_jax.evaluation.ways import (
     MEMORY_WAYS,
     PRUNED_RATE,
@@ -258,7 +258,7 @@ class TextModel(_Answering):
         """What a prompt has of a text, and how many tokens that is."""
         kept = ids
         if way.name == "text_truncated":
-            kept = ids[: self.tokenizer.memory_tokens]
+            kept = truncated(ids, self.tokenizer.memory_tokens, self.tokenizer.whole_characters(ids))
         elif way.name == "text_pruned":
             kept = self._kept[text]
         whole = len(kept) == len(ids) and not self.tokenizer.is_cut(text)
@@ -269,7 +269,8 @@ class TextModel(_Answering):
         ids = self.text_ids(new)
         surprising = surprisals(self.clara.bundle, ids, self.clara.batch_size)
         self._kept |= {
-            text: pruned(own, values, PRUNED_RATE) for text, own, values in zip(new, ids, surprising, strict=True)
+            text: pruned(own, values, PRUNED_RATE, self.tokenizer.whole_characters(own))
+            for text, own, values in zip(new, ids, surprising, strict=True)
         }
 
 

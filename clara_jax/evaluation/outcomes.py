@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from clara_jax.errors import ClaraError
+from clara_jax.strict_json import parse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,7 @@ class OutcomeFile:
             raise ClaraError(f"{self.path}: cannot be opened: {error.strerror or error}") from error
         for number, line in enumerate(whole.splitlines(), 1):
             try:
-                outcome = Outcome.from_json(json.loads(line))
+                outcome = Outcome.from_json(parse(line))
             except (ValueError, TypeError):
                 raise ClaraError(f"{self.path}:{number}: is no outcome; remove the file to begin it again") from None
             if outcome.case in self.outcomes:

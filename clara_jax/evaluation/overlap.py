@@ -7,15 +7,17 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+from clara_jax.evaluation.answers import UNBROKEN
+
 _WORD = re.compile(r"[^\W_]+")
 
 
 def rouge(text: str, references: Sequence[str]) -> dict[str, float]:
     """F of ROUGE-1 (words) and of ROUGE-L (longest common subsequence of words), 0 to 1, each for its best reference.
 
-    Computed by the package rouge-score. Words are runs of letters and digits of all scripts in lower case, *not
-    stemmed*, which the released evaluation does not do either: on ASCII text values are those of the package's own
-    words, which are the runs of ASCII letters and digits.
+    Computed by the package rouge-score. Words are runs of letters and digits in lower case, each character in scripts
+    without blanks (`clara_jax.evaluation.answers.words`), *not stemmed*, which the released evaluation does not do
+    either: on ASCII text values are those of the package's own words, which are the runs of ASCII letters and digits.
 
     Args:
       references: at least one. Where text or reference has no word, both values are 0.0, also where both have none.
@@ -38,4 +40,5 @@ class _Words:
     """What the package calls a tokenizer."""
 
     def tokenize(self, text: str) -> list[str]:
-        return _WORD.findall(unicodedata.normalize("NFC", text.lower()))
+        runs = _WORD.findall(unicodedata.normalize("NFKC", text.lower()).lower())
+        return [word for run in runs for word in UNBROKEN.findall(run)]

@@ -19,15 +19,33 @@ from clara_jax.method.cross_entropy import token_log_likelihoods
 from clara_jax.model.sharding import batch_shards, put_batch
 
 
-def pruned(ids: Sequence[int], surprisals: np.ndarray, rate: int) -> list[int]:
+def pruned(ids: Sequence[int], surprisals: np.ndarray, rate: int, characters: Sequence[int] | None = None) -> list[int]:
     """The ⌈T / rate⌉ tokens that are expected least, in their order; of equal ones the earlier.
 
     Args:
       ids: T tokens.
       surprisals: -log p of each, float [T].
+      characters: a number for each token, tokens that share one are kept or dropped together, by the least expected of
+        them; those for which there is no room any more are passed over (`ClaraTokenizer.whole_characters`). None: every
+        token stands alone.
     """
-    kept = np.argsort(-surprisals, kind="stable")[: -(-len(ids) // rate)]
+    room, groups = -(-len(ids) // rate), range(len(ids)) if characters is None else characters
+    members: dict[int, list[int]] = {}
+    for place, group in enumerate(groups):
+        members.setdefault(group, []).append(place)
+    kept: list[int] = []
+    for own in sorted(members.values(), key=lambda own: -max(surprisals[i] for i in own)):
+        if len(own) <= room - len(kept):
+            kept += own
     return [ids[i] for i in sorted(kept)]
+
+
+def truncated(ids: Sequence[int], count: int, characters: Sequence[int]) -> list[int]:
+    """At most the first ``count`` tokens, without those of a character that goes on after them."""
+    if count < len(ids):
+        while count and characters[count] == characters[count - 1]:
+            count -= 1
+    return list(ids[:count])
 
 
 def surprisals(bundle: Bundle, texts: Sequence[Sequence[int]], batch_size: int) -> list[np.ndarray]:

@@ -28,6 +28,7 @@ from clara_jax.evaluation.contestants import Contestant, Settings
 from clara_jax.evaluation.outcomes import Outcome, OutcomeFile
 from clara_jax.evaluation.ways import MEMORY_WAYS, Way, cases_of
 from clara_jax.files import locked, replaced_when_whole
+from clara_jax.strict_json import parse
 
 PLAN, SUITES, OUTCOMES, INSIDE, LOCK = "plan.json", "suites.json", "outcomes", "inside", ".lock"
 RANK = "rank"  # systems that only rank are called rank/<name>
@@ -101,7 +102,7 @@ def write_plan(directory: Path, entries: Sequence[Entry], suites: Sequence[Suite
             raise ClaraError(f"{path}: is of another format; name another --report")
         _same(path, "settings", before["settings"], plan["settings"], whole=True)
         _same(path, "models", before["models"], plan["models"])
-        known = {suite["name"]: suite for suite in json.loads((directory / SUITES).read_text(encoding="utf-8"))}
+        known = {suite["name"]: suite for suite in parse((directory / SUITES).read_text(encoding="utf-8"))}
         _same(directory / SUITES, "suites", known, json.loads(json.dumps(own)))
         plan["models"] = before["models"] | plan["models"]
         plan["systems"] = list(dict.fromkeys((*before["systems"], *plan["systems"])))
@@ -129,7 +130,7 @@ def read_suites(directory: Path) -> list[Suite]:
     """
     path = directory / SUITES
     try:
-        suites = json.loads(path.read_text(encoding="utf-8"))
+        suites = parse(path.read_text(encoding="utf-8"))
         return [_suite(fields) for fields in suites]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ClaraError(

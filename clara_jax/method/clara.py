@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from clara_jax.data.tokenization import FRAME
 from clara_jax.errors import ClaraError
 from clara_jax.model.attention import IMPLEMENTATIONS
 from clara_jax.model.cache import Past
@@ -21,6 +22,8 @@ from clara_jax.model.transformer import LOOKED_AT, REMAT_POLICIES, Transformer, 
 
 ROLES = ("compressor", "query_reasoner", "generator")
 MEMORY_MAPS = (STATE, AFFINE) = ("state", "affine")
+
+LARGEST = 2**20  # of a length or a rank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +57,10 @@ class ClaraConfig:
             value = getattr(self, field)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ClaraError(f"{field} is {value!r}; it must be a positive whole number")
-        rates = [rate for rate in range(1, self.doc_max_length + 1) if self.doc_max_length % rate == 0]
-        if self.compress_rate not in rates:
+            if value > LARGEST:
+                raise ClaraError(f"{field} is {value:,}; it must be at most {LARGEST:,}")
+        if self.doc_max_length % self.compress_rate:
+            rates = [rate for rate in range(1, self.doc_max_length + 1) if self.doc_max_length % rate == 0]
             raise ClaraError(
                 f"compress_rate is {self.compress_rate}; it must divide doc_max_length {self.doc_max_length}: "
                 f"{', '.join(map(str, rates))}"
@@ -104,6 +109,13 @@ class ClaraModel:
 
     def __post_init__(self):
         check(self.precision)
+        positions, document = self.config.max_positions, self.clara.doc_max_length + FRAME + self.clara.memory_tokens
+        for name, length in (("max_length", self.clara.max_length), ("doc_max_length", document)):
+            if length > positions:
+                raise ClaraError(
+                    f"{name} is {getattr(self.clara, name)}, which makes rows of {length} tokens; the base has "
+                    f'"max_position_embeddings" {positions} and knows no further ones'
+                )
         if self.remat not in REMAT_POLICIES:
             raise ClaraError(f"remat: {self.remat!r} must be one of {', '.join(REMAT_POLICIES)}")
         if self.attention not in IMPLEMENTATIONS:

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import reprlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from clara_jax.errors import ClaraError
 
 ARCHITECTURES = ("mistral", "llama", "qwen2", "qwen3", "phi3")
+
+# No published model comes near: what is larger would be asked of memory before anything else is found wrong.
+LARGEST = {"num_hidden_layers": 4096, "hidden_size": 2**18, "intermediate_size": 2**21, "vocab_size": 2**24}
+LARGEST |= {"num_attention_heads": 4096, "num_key_value_heads": 4096, "head_dim": 2**16}
+LARGEST_NUMBER = 2**40  # of what has no entry: positions
 
 # What Hugging Face takes for a field that the file lacks, as far as it differs between model types.
 ABSENT = {
@@ -91,7 +97,7 @@ class _Reader:
         self.config, self.source = config, source
 
     def refuse(self, field: str, why: str):
-        raise ClaraError(f'{self.source}: "{field}" {self.config.get(field)!r} {why}')
+        raise ClaraError(f'{self.source}: "{field}" {reprlib.repr(self.config.get(field))} {why}')
 
     def positive_int(self, field: str, default: int | None = None) -> int:
         value = self.config.get(field)
@@ -100,18 +106,20 @@ class _Reader:
             raise ClaraError(f'{self.source}: "{field}" is missing; a model configuration needs it')
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             self.refuse(field, "is not a positive whole number")
+        if value > LARGEST.get(field, LARGEST_NUMBER):
+            self.refuse(field, f"is more than any model has; the most is {LARGEST.get(field, LARGEST_NUMBER):,}")
         return value
 
     def number(self, field: str, default: float) -> float:
         value = self.config.get(field)
         value = default if value is None else value
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            self.refuse(field, "is not a number")
+        if not _is_number(value) or value <= 0:
+            self.refuse(field, "is not a positive number")
         return float(value)
 
     def model(self) -> ModelConfig:
         architecture = self.config.get("model_type")
-        if architecture not in ARCHITECTURES:
+        if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
             self.refuse("model_type", f"is not supported; known: {', '.join(ARCHITECTURES)}")
         self.config = {**ABSENT[architecture], **self.config}
         self.check_unsupported(architecture)
@@ -140,13 +148,14 @@ class _Reader:
         )
 
     def check_unsupported(self, architecture: str):
-        if self.config.get("hidden_act", "silu") not in ("silu", "swish"):
+        if self.config.get("hidden_act", "silu") not in ["silu", "swish"]:
             self.refuse("hidden_act", 'is not supported; known: "silu"')
         for field in ("attention_dropout", "resid_pdrop", "embd_pdrop"):
             if self.config.get(field):
                 self.refuse(field, "is not supported: the base is frozen and has no dropout of its own; set it to 0")
         for field in (
             "quantization_config",
+            "compression_config",
             "attn_logit_softcapping",
             "final_logit_softcapping",
             "num_experts",
@@ -156,7 +165,10 @@ class _Reader:
                 self.refuse(field, "is not supported; use a plain, unquantized dense model")
         if self.config.get("use_sliding_window"):
             self.refuse("use_sliding_window", "is not supported (it differs from layer to layer); set it to false")
-        kinds = set(self.config.get("layer_types") or ())
+        kinds = self.config.get("layer_types") or ()
+        if not isinstance(kinds, (list, tuple)) or not all(isinstance(kind, str) for kind in kinds):
+            self.refuse("layer_types", "is not a list of names")
+        kinds = set(kinds)
         # Qwen slides only with "use_sliding_window"; elsewhere "sliding_window" alone decides.
         known = {"full_attention"} if architecture.startswith("qwen") else {"full_attention", "sliding_attention"}
         if len(kinds) > 1 or kinds - known:
@@ -179,29 +191,33 @@ class _Reader:
         def number(key: str, default: float | None = None) -> float:
             value = scaling.get(key, self.config.get(key))
             value = default if value is None else value
-            if not isinstance(value, (int, float)) or isinstance(value, bool):
-                raise ClaraError(f'{self.source}: "{field}" needs a number for "{key}", not {value!r}')
+            if not _is_number(value) or value <= 0:
+                raise ClaraError(f'{self.source}: "{field}" needs a positive number for "{key}", not {_short(value)}')
             return float(value)
 
         def numbers(key: str, count: int) -> tuple[float, ...]:
             value = scaling.get(key)
-            if (
-                not isinstance(value, list)
-                or len(value) != count
-                or not all(isinstance(x, (int, float)) for x in value)
-            ):
+            if not isinstance(value, list) or len(value) != count or not all(_is_number(x) and x > 0 for x in value):
                 raise ClaraError(f'{self.source}: "{field}" needs a list of {count} numbers for "{key}"')
             return tuple(map(float, value))
 
         kind = scaling.get("rope_type", scaling.get("type", "default"))
+        if not isinstance(kind, str):
+            self.refuse(field, "names no rope type")
         part = number("partial_rotary_factor", 1.0)
         if part != 1 and architecture != "phi3":
             self.refuse("partial_rotary_factor", f'is not supported for "{architecture}"; only "phi3" rotates a part')
         channels = int(head_channels * part)
+        if part > 1 or channels % 2 or not channels:
+            self.refuse(
+                field, f"rotates {channels} of {head_channels} channels; they must be even, and no more than all"
+            )
         base = RopeConfig(theta=number("rope_theta", 10000.0), channels=channels)
         # Of this one field, Hugging Face prefers the spelling outside the scaling to the one inside.
         longest, key = self.positive_int("max_position_embeddings"), "original_max_position_embeddings"
         original = self.positive_int(key) if self.config.get(key) is not None else int(number(key, longest))
+        if kind != "default" and original < 2:
+            raise ClaraError(f'{self.source}: "{key}" {original} is too small for "{field}"')
         if kind == "default":
             return base
         if kind == "linear":
@@ -229,3 +245,11 @@ class _Reader:
         return self.refuse(
             field, f'has rope type "{kind}", which is not supported; known: default, linear, llama3, longrope'
         )
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a JSON value is a number that a float holds: neither true, nor infinite, nor of hundreds of digits."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e300 < value < 1e300
+
+
+_short = reprlib.repr

@@ -10,6 +10,8 @@ mesh of a laptop.
 from __future__ import annotations
 
 import math
+import os
+import warnings
 from collections.abc import Sequence
 
 import jax
@@ -41,7 +43,11 @@ def make_mesh(
       ClaraError: the number of devices is no product of the three; slices that are neither whole replicas nor parts of
         one.
     """
-    devices = jax.devices() if devices is None else devices
+    if jax.config.jax_enable_x64:
+        # Shapes of indices, random numbers and tables are those of 32 bits, whatever else the process computes.
+        warnings.warn("JAX_ENABLE_X64 is switched off in this process: models are computed in 32 bits", stacklevel=2)
+        jax.config.update("jax_enable_x64", False)
+    devices = all_devices() if devices is None else devices
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if model < 1 or any(size < 1 and size != -1 for size in (replica, data)):
         raise ClaraError(
@@ -68,6 +74,21 @@ def make_mesh(
 def platform(mesh: jax.sharding.Mesh) -> str:
     """Return what the mesh's devices are, as JAX names it: "cpu", "gpu", "tpu"."""
     return mesh.devices.flat[0].platform
+
+
+def all_devices() -> list[jax.Device]:
+    """The devices of all processes.
+
+    Raises:
+      ClaraError: the platform that JAX_PLATFORMS names is not there.
+    """
+    try:
+        return jax.devices()
+    except RuntimeError as error:
+        raise ClaraError(
+            f"no devices: {str(error)[:300]}; JAX_PLATFORMS is {os.environ.get('JAX_PLATFORMS', '')!r}: install the "
+            "build of JAX for it, or unset it"
+        ) from None
 
 
 def batch_shards(mesh: jax.sharding.Mesh) -> int:

@@ -46,7 +46,7 @@ def cut(document: Document, chunker: Chunker) -> CutDocument:
     return CutDocument(_checked(document.id, document.source), tuple(chunks))
 
 
-def read(inputs: Sequence[str], chunker: Chunker) -> Iterator[CutDocument]:
+def read(inputs: Sequence[str], chunker: Chunker, follow_links: bool = False) -> Iterator[CutDocument]:
     """The documents of some inputs, in order.
 
     Args:
@@ -54,12 +54,13 @@ def read(inputs: Sequence[str], chunker: Chunker) -> Iterator[CutDocument]:
         sets that ``python -m clara_jax.data build`` made of a corpus. The lines of a corpus file (those that name the
         document they were cut from) are chunks already; lines of one document stand together.
       chunker: for what is not cut yet.
+      follow_links: see `clara_jax.data.corpus.files.find_files`.
 
     Raises:
       ClaraError: what cannot be read, a document that comes twice, or a passage longer than the compressor reads.
     """
     seen: set[str] = set()
-    for document in itertools.chain.from_iterable(_read(given, chunker) for given in inputs):
+    for document in itertools.chain.from_iterable(_read(given, chunker, follow_links) for given in inputs):
         if document.id in seen:
             source = document.chunks[0].source if document.chunks else ""
             raise ClaraError(
@@ -70,7 +71,7 @@ def read(inputs: Sequence[str], chunker: Chunker) -> Iterator[CutDocument]:
         yield document
 
 
-def _read(given: str, chunker: Chunker) -> Iterator[CutDocument]:
+def _read(given: str, chunker: Chunker, follow_links: bool) -> Iterator[CutDocument]:
     if not is_remote(given) and _is_dataset(given):
         directory = dataset_directory(given)
         splits = read_metadata(directory)["splits"]
@@ -79,7 +80,7 @@ def _read(given: str, chunker: Chunker) -> Iterator[CutDocument]:
             raise ClaraError(f"{given}: holds records of {sources[0].stage}, not a corpus")
         yield from _joined((item for source in sources for item in source), chunker)
         return
-    for file in find_files([given])[0]:
+    for file in find_files([given], follow_links)[0]:
         if file.kind == JSONL:
             yield from _lines(file.path, file.name, chunker)
         else:

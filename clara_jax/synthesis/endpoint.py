@@ -29,11 +29,13 @@ import openai
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential, wait_random
 
 from clara_jax.errors import ClaraError
+from clara_jax.strict_json import parse
 from clara_jax.synthesis.pace import Pace
 from clara_jax.synthesis.redaction import basic, redacted, secrets_of
 
 Structured = Literal["schema", "object", "none"]
 STRUCTURED: tuple[Structured, ...] = ("schema", "object", "none")
+MOST_TOKENS = 2_000_000  # that a request may have used, beside what its text shows: thoughts are not shown
 CHARACTERS_PER_TOKEN = 4  # where the server does not count
 REST = 5.0  # seconds that all requests wait where a busy server does not say how long
 LONGEST_REST = 600.0  # seconds; where a server asks for more, the user may choose another time
@@ -329,13 +331,13 @@ class Endpoint:
 
     def _read(self, content: bytes, prompt_tokens: int) -> Reply:
         try:
-            body = json.loads(content)
-        except (ValueError, RecursionError):
+            body = parse(content)
+        except ValueError:
             body = None
         try:
             choice = body["choices"][0]
             message, reason = choice["message"], choice.get("finish_reason")
-            text, refusal = message.get("content") or "", message.get("refusal")
+            text, refusal = _content(message.get("content")), message.get("refusal")
             usage = body.get("usage")
         except (AttributeError, IndexError, KeyError, TypeError):
             text = None
@@ -349,7 +351,12 @@ class Endpoint:
         if not text.strip() and not cut:
             raise _Again(_EMPTY, "an answer without text")
         counted, guessed = (usage.get("prompt_tokens"), usage.get("completion_tokens")), (prompt_tokens, _tokens(text))
-        tokens = (count if type(count) is int else guess for count, guess in zip(counted, guessed, strict=True))
+        # A server may count whatever it likes: what no request can have used is not believed.
+        most = MOST_TOKENS + 4 * sum(guessed)
+        tokens = (
+            count if type(count) is int and 0 <= count <= most else guess
+            for count, guess in zip(counted, guessed, strict=True)
+        )
         return Reply(text, *tokens, cut)
 
     def _shown(self, words: str) -> str:
@@ -376,6 +383,20 @@ def _unwanted(error: openai.APIStatusError, words: str) -> str | None:
     if error.param in _OPTIONS:
         return error.param
     return next((name for name in _OPTIONS if re.search(rf"\b{name}\b", words)), None)
+
+
+def _content(content: Any) -> str | None:
+    """The text of a message's content: a string, or a list of parts of which those of text count, as OpenAI's and
+    Mistral's interfaces have them; halves of surrogate pairs become U+FFFD. None where it is neither."""
+    if content is None:
+        return ""
+    if isinstance(content, list):
+        parts = [part if isinstance(part, Mapping) else {"type": "text", "text": part} for part in content]
+        texts = [part.get("text") for part in parts if part.get("type") in (None, "text", "output_text")]
+        content = "".join(text for text in texts if isinstance(text, str))
+    if not isinstance(content, str):
+        return None
+    return content.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _tokens(text: str) -> int:

@@ -12,13 +12,13 @@ from clara_jax.data.titles import titled
 from clara_jax.synthesis.journal import Item
 
 
-def document_items(inputs: Sequence[str]) -> Iterator[Item]:
+def document_items(inputs: Sequence[str], follow_links: bool = False) -> Iterator[Item]:
     """The documents of files and folders, see `clara_jax.data.corpus.readers`; the text is below its title.
 
     Raises:
       ClaraError: a file that cannot be read, a line that is no document.
     """
-    for document in read_documents(inputs):
+    for document in read_documents(inputs, follow_links):
         content = {"text": titled(document.title, document.text)}
         yield Item(document.id, digest(content), content)
 

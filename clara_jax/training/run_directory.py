@@ -22,6 +22,7 @@ import clara_jax
 from clara_jax.checkpoints.run import json_text, warn_line
 from clara_jax.errors import ClaraError
 from clara_jax.files import replaced_when_whole
+from clara_jax.model.sharding import all_devices
 
 LOCK = ".lock"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "transformers")
@@ -67,7 +68,7 @@ def environment() -> dict[str, Any]:
         | {name: _version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "backend": jax.default_backend(),
-        "device": jax.devices()[0].device_kind,
+        "device": all_devices()[0].device_kind,
         "devices": jax.device_count(),
         "processes": jax.process_count(),
         "git": _git(Path(clara_jax.__file__).resolve()),

@@ -1,7 +1,11 @@
 """Exact match, cover match and F1 by hand: SQuAD's published examples of normalization, other scripts, the conventions
 of published evaluations, and nothing at all."""
 
+import dataclasses
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from clara_jax.evaluation.answers import (
     HOTPOTQA,
@@ -12,6 +16,7 @@ from clara_jax.evaluation.answers import (
     exact_match,
     normalize,
     token_f1,
+    words,
 )
 
 ALL = (OURS, SQUAD, HOTPOTQA, RELEASED)
@@ -127,3 +132,52 @@ def test_no_reference_is_a_mistake():
         for convention in ALL:
             with pytest.raises(ValueError):
                 metric("Rouen", [], convention)
+
+
+@given(st.text(st.characters(max_codepoint=127)), st.text(st.characters(max_codepoint=127, exclude_categories=("Cc",))))
+def test_the_conventions_agree_on_ascii(text, gold):
+    text = "".join(character for character in text if character.isprintable() or character.isspace())
+    assert normalize(text) == normalize(text, SQUAD)
+    for metric in (exact_match, cover_match, token_f1):
+        if normalize(gold):
+            rules = SQUAD if metric is not cover_match else dataclasses.replace(SQUAD, in_a_row=True)
+            assert metric(text, [gold]) == metric(text, [gold], rules)
+
+
+HAN = st.text(st.characters(min_codepoint=0x4E00, max_codepoint=0x9FFF), min_size=1, max_size=8)
+
+
+@given(HAN, HAN)
+def test_characters_are_words_where_no_blanks_are(first, second):
+    assert token_f1(first + second, [first]) >= 2 * len(first) / (2 * len(first) + len(second)) - 1e-9
+    assert cover_match(second + first, [first]) == 1.0
+    assert exact_match(f"{first} {second}", [f"{first}、{second}。"]) == 1.0
+    assert token_f1(first + second, [first], SQUAD) == 0.0  # the official convention has one word
+
+
+@given(st.integers(0, 10**6), st.sampled_from("\u2212-–—\uff0d\ufe63"), st.sampled_from("€£¥₹₽$￥¢₿"))
+def test_signs_count_as_ascii_ones_do(number, minus, currency):
+    assert exact_match(f"{minus}{number}", [f"-{number}"]) == 1.0
+    assert exact_match(f"{currency}{number}", [str(number)]) == exact_match(f"${number}", [str(number)]) == 1.0
+    wide = "".join(chr(ord(digit) + 0xFEE0) for digit in str(number))
+    assert exact_match(wide, [str(number)]) == 1.0
+    assert exact_match(wide, [str(number)], SQUAD) == 0.0
+
+
+@given(st.text("abc dé", min_size=1), st.sampled_from("\u200b\u200d\u2060\ufeff\u202e\u00ad\ufe0f"), st.integers(0, 9))
+def test_marks_that_are_never_shown(text, mark, place):
+    assert words(text[:place] + mark + text[place:]) == words(text)
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("東京都の2023年", ["東", "京", "都", "の", "2023", "年"]),
+        ("ภาษาไทย", ["ภ", "า", "ษ", "า", "ไ", "ท", "ย"]),
+        ("서울 한강", ["서울", "한강"]),  # Korean has blanks
+        ("ﬁne ﬂow", ["fine", "flow"]),
+        ("rock´n´roll", ["rocknroll"]),
+    ],
+)
+def test_words(text, expected):
+    assert words(text) == expected

@@ -3,12 +3,16 @@
 import jax
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from clara_jax import bundle as bundles
-from clara_jax.evaluation.pruning import pruned, surprisals
+from clara_jax.data.tokenization import ClaraTokenizer
+from clara_jax.evaluation.pruning import pruned, surprisals, truncated
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.model.sharding import make_mesh
 from tests import tiny
+from tests.data import tiny_tokenizer
 
 
 def test_the_least_expected_tokens_are_kept_in_their_order():
@@ -43,3 +47,17 @@ def test_surprisals_are_the_bases_own(bundle):
 
 def test_no_texts(bundle):
     assert surprisals(bundle, [], 2) == []
+
+
+@given(st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\ufffd"), max_size=40), st.integers(1, 6))
+def test_characters_are_never_cut_in_two(text, rate):
+    tokenizer = ClaraTokenizer(tiny_tokenizer(), 64, 4)
+    ids = tokenizer._encode([text])[0]
+    characters = tokenizer.whole_characters(ids)
+    values = np.random.default_rng(0).random(len(ids))
+    for kept in (pruned(ids, values, rate, characters), truncated(ids, rate, characters)):
+        shown = tokenizer._tokenizer.decode(kept)
+        assert "\ufffd" not in shown and len(kept) <= max(rate, -(-len(ids) // rate))
+        remaining = iter(text)
+        assert all(character in remaining for character in shown)  # in their order, and none but the text's own
+    assert "\ufffd" not in tokenizer.decode(pruned(ids, values, rate))

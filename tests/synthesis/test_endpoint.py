@@ -10,6 +10,8 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tenacity import wait_none
 
 from clara_jax.errors import ClaraError
@@ -527,3 +529,34 @@ def test_what_makes_no_sense_is_said(options, words):
     with pytest.raises(ClaraError, match=words) as error:
         Endpoint(**{"url": "http://host/v1", "model": "small"} | options)
     assert "secret" not in str(error.value) and "sk-" not in str(error.value)
+
+
+PART = st.one_of(
+    st.fixed_dictionaries(
+        {"type": st.sampled_from(["text", "thinking", "image_url", 3]), "text": st.text() | st.none()}
+    ),
+    st.text(),
+    st.integers(),
+)
+
+
+@given(
+    st.one_of(st.none(), st.text(st.characters(exclude_categories=())), st.lists(PART), st.integers()), st.integers()
+)
+def test_any_content_and_any_usage(content, tokens):
+    body = {"choices": [{"message": {"content": content}, "finish_reason": "length"}]}
+    body["usage"] = {"prompt_tokens": tokens, "completion_tokens": tokens * 10**20}
+    try:
+        reply = Endpoint("http://127.0.0.1:1/v1", "m")._read(json.dumps(body).encode(), 10)
+    except Exception as error:
+        assert type(error).__name__ == "_Again" and type(content) is int
+        return
+    reply.text.encode()
+    assert 0 <= reply.prompt_tokens < 10**8 and 0 <= reply.completion_tokens < 10**8
+
+
+def test_parts_of_content_are_read_by_their_texts():
+    thinks = {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}
+    body = {"choices": [{"message": {"content": [thinks, {"type": "text", "text": "Pier "}, "4 \ud83d"]}}]}
+    reply = Endpoint("http://127.0.0.1:1/v1", "m")._read(json.dumps(body).encode(), 10)
+    assert reply.text == "Pier 4 \ufffd"

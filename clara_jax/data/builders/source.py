@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import operator
 import os
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from clara_jax.data.builders.fingerprint import FORMAT, fingerprint
 from clara_jax.data.builders.reading import schema_of
 from clara_jax.data.builders.schema import Item
 from clara_jax.errors import ClaraError
+from clara_jax.strict_json import parse
 
 METADATA, INFO = "metadata.json", "dataset_info.json"
 _TOGETHER = 256  # items that iteration reads at one time
@@ -144,7 +144,7 @@ def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
     """
     path = Path(directory) / METADATA
     try:
-        metadata = json.loads(path.read_text(encoding="utf-8"))
+        metadata = parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ClaraError(f"{path}: cannot be read ({error}); is this a data set of clara_jax?") from None
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:

@@ -41,6 +41,7 @@ class CorpusReport:
       files: number of files named or found, by kind.
       ignored: number of files in folders of no known kind, by suffix.
       guessed: number of files whose encoding was guessed, by encoding.
+      cleaned: number of characters that were dropped or replaced, as NUL and ligatures are.
       documents: that were read, repeated ones included.
       chunks: that were written.
       tokens: (least, median, most) of a written chunk, the title line included.
@@ -53,6 +54,7 @@ class CorpusReport:
     files: collections.Counter[str]
     ignored: collections.Counter[str]
     guessed: collections.Counter[str]
+    cleaned: int
     documents: int
     chunks: int
     tokens: tuple[int, float, int]
@@ -76,6 +78,8 @@ class CorpusReport:
         ]
         if self.guessed:
             lines.append(f"encodings   guessed: {listed(self.guessed)}")
+        if self.cleaned:
+            lines.append(f"cleaned     {self.cleaned:,} characters that are not shown, or stand for others")
         return "\n".join(lines)
 
 
@@ -95,6 +99,7 @@ def build_corpus(
     on_error: str = STOP,
     workers: int | None = None,
     progress: bool = True,
+    follow_links: bool = False,
 ) -> CorpusReport:
     """Writes the corpus of some inputs: one JSON object a chunk, see `Chunk`.
 
@@ -109,6 +114,7 @@ def build_corpus(
       on_error: "stop" at the first file or line that cannot be read, or "skip" it.
       workers: processes that read and cut; 1 does it all in this one. Default: by cores and size of the input.
       progress: show a bar on standard error.
+      follow_links: read what links in a folder lead to outside of it.
 
     Raises:
       ClaraError: nothing to read, a mistake in the input and ``on_error`` is "stop", nothing that could be read, a
@@ -117,7 +123,7 @@ def build_corpus(
     if on_error not in (STOP, SKIP):
         raise ClaraError(f'--on-error: {on_error!r} must be "{STOP}" or "{SKIP}"')
     output, started = os.fspath(output), time.monotonic()
-    files, ignored = find_files(inputs)
+    files, ignored = find_files(inputs, follow_links)
     own = {os.path.realpath(path) for path in (output, rejected_file(output), duplicates_file(output))}
     files = [file for file in files if os.path.realpath(file.path) not in own]  # of a run before
     if not files:
@@ -169,6 +175,7 @@ class _Read:
     id: str
     source: str
     guessed_encoding: str | None
+    cleaned: int
     chunks: tuple[Chunk, ...]
     signatures: tuple[Signature, ...]
 
@@ -218,7 +225,7 @@ class _Work:
         except ClaraError as error:
             return _Rejected(place, str(error))
         signatures = tuple(signature(chunk.body) for chunk in chunks) if self.signatures else ()
-        return _Read(document.id, document.source, document.guessed_encoding, chunks, signatures)
+        return _Read(document.id, document.source, document.guessed_encoding, document.cleaned, chunks, signatures)
 
 
 class _Corpus:
@@ -229,7 +236,7 @@ class _Corpus:
         self.sources: dict[str, str] = {}  # of documents, by id
         self.tokens: list[int] = []
         self.guessed: collections.Counter[str] = collections.Counter()
-        self.exact = self.near = 0
+        self.exact = self.near = self.cleaned = 0
         self.rejected: list[_Rejected] = []
         self._files: contextlib.ExitStack | None = None
         self._writers: dict[str, Callable] = {}
@@ -268,6 +275,7 @@ class _Corpus:
             self._writer(rejected_file(self.output))({"file": result.place, "reason": result.reason})
             return
         self.sources[result.id] = result.source
+        self.cleaned += result.cleaned
         if result.guessed_encoding:
             self.guessed[result.guessed_encoding] += 1
         for chunk, of in itertools.zip_longest(result.chunks, result.signatures):
@@ -289,6 +297,7 @@ class _Corpus:
             files,
             ignored,
             self.guessed,
+            self.cleaned,
             len(self.sources),
             len(self.tokens),
             tokens,

@@ -20,6 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add = parser.add_argument
     add("--input", nargs="+", required=True, metavar="PATH", help="folders (searched to any depth), files or patterns")
+    add(
+        "--follow-links",
+        action="store_true",
+        help="read what links in a folder, or found by a pattern, lead to outside of it (passed over by default)",
+    )
     add("--output", required=True, metavar="FILE", help="corpus.jsonl; with .gz or .zst behind it is compressed")
     add(
         "--tokenizer",
@@ -70,7 +75,15 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.title,
         arguments.language,
     )
-    report = build_corpus(arguments.input, arguments.output, chunker, near, arguments.on_error, arguments.workers)
+    report = build_corpus(
+        arguments.input,
+        arguments.output,
+        chunker,
+        near,
+        arguments.on_error,
+        arguments.workers,
+        follow_links=arguments.follow_links,
+    )
     print(report)
     if arguments.tokenizer == WORDS:
         print("Lengths are in words. Name the base model with --tokenizer, so that the model reads every chunk whole.")

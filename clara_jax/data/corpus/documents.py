@@ -13,10 +13,12 @@ class Document:
     Attributes:
       id: unique within a corpus: the path below the folder that was named, or the id that a JSONL line gives.
       title: one line; "" where there is none.
-      text: what was read; lines end with "\\n", there is no half of a surrogate pair. Offsets count its characters.
-      source: the file, or "file.jsonl:17", for people.
+      text: what was read, cleaned: lines end with "\\n", there is nothing that is not shown. Offsets count its
+        characters.
+      source: the file, or "file.jsonl:17".
       pages: where each page begins in ``text``; empty for files without pages.
       guessed_encoding: the encoding, where the file did not say it and was not UTF-8.
+      cleaned: number of characters that were dropped or replaced (`clara_jax.data.corpus.cleaning`).
     """
 
     id: str
@@ -25,6 +27,7 @@ class Document:
     source: str
     pages: tuple[int, ...] = ()
     guessed_encoding: str | None = None
+    cleaned: int = 0
 
     def page(self, offset: int) -> int | None:
         """The page, counted from 1, that the character at an offset stands on; None where there are no pages."""

@@ -24,6 +24,8 @@ KINDS = {
     ".jsonl": JSONL,
 }
 
+LINKS = "links out of the folder"  # among what is passed over
+
 
 @dataclasses.dataclass(frozen=True)
 class InputFile:
@@ -45,7 +47,7 @@ class InputFile:
         return os.path.getsize(self.path) if os.path.isfile(self.path) else 0
 
 
-def find_files(inputs: Iterable[str]) -> tuple[list[InputFile], collections.Counter[str]]:
+def find_files(inputs: Iterable[str], follow_links: bool = False) -> tuple[list[InputFile], collections.Counter[str]]:
     """The files of some inputs, in the inputs' order, those of a folder sorted by name.
 
     Args:
@@ -53,8 +55,11 @@ def find_files(inputs: Iterable[str]) -> tuple[list[InputFile], collections.Coun
         over, and links to folders are not followed. Any of the kinds may be compressed (``.gz``, ``.zst``). Remote
         files (``gs://...``) are taken, remote folders are not.
 
+      follow_links: read what links in a folder, or found by a pattern, lead to outside of it. Links to files within
+        it are always read.
+
     Returns:
-      the files; how many files in folders were passed over because of their suffix, by suffix.
+      the files; how many files in folders were passed over: because of their suffix, by suffix, and ``LINKS``.
 
     Raises:
       ClaraError: an input that does not exist, a named file of no known kind, or nothing to read at all.
@@ -65,16 +70,26 @@ def find_files(inputs: Iterable[str]) -> tuple[list[InputFile], collections.Coun
         for path in data_files([given], "--input"):
             folder = not is_remote(path) and os.path.isdir(path)
             root = path if folder else _root(given, path)
-            for file in _walk(path) if folder else [path]:
+            varies = folder or _varies(given, path)
+            if folder and _varies(given, path) and not follow_links and _leads_out(path, _root(given, path)):
+                ignored[LINKS] += 1
+                continue
+            for file in _walk(path, follow_links) if folder else [path]:
                 kind = _kind(file)
-                if kind:
+                # What is named is read wherever it leads; what a folder or a pattern brings may be a stranger's.
+                if varies and not follow_links and _leads_out(file, root):
+                    ignored[LINKS] += 1
+                elif kind:
                     found.setdefault(file, InputFile(file, _name(file, root), kind))
                 elif folder:
                     ignored[os.path.splitext(file)[1].lower() or "no suffix"] += 1
                 else:
                     raise ClaraError(f"{file}: is of no known kind; it must be one of {', '.join(KINDS)}")
     if not found:
-        raise ClaraError(f"--input: {', '.join(inputs)}: nothing to read; files must be one of {', '.join(KINDS)}")
+        links = f" ({ignored[LINKS]} {LINKS}: --follow-links reads them)" if ignored[LINKS] else ""
+        raise ClaraError(
+            f"--input: {', '.join(inputs)}: nothing to read{links}; files must be one of {', '.join(KINDS)}"
+        )
     return list(found.values()), ignored
 
 
@@ -85,13 +100,25 @@ def _kind(path: str) -> str | None:
     return KINDS.get(posixpath.splitext(name)[1])
 
 
-def _walk(folder: str) -> list[str]:
+def _leads_out(path: str, root: str) -> bool:
+    """A link, or a path through one, whose end does not lie in the folder."""
+    if is_remote(path):
+        return False
+    within = os.path.realpath(root or ".")
+    return os.path.commonpath([within, os.path.realpath(path)]) != within
+
+
+def _walk(folder: str, follow_links: bool) -> list[str]:
     def refuse(error: OSError):
         raise ClaraError(f"{error.filename}: cannot be read: {error.strerror}") from error
 
-    files = []
-    for place, folders, names in os.walk(folder, onerror=refuse):
+    files, seen = [], {os.path.realpath(folder)}
+    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=follow_links):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        if follow_links:  # a link may lead back to where it lies
+            ends = {name: os.path.realpath(os.path.join(place, name)) for name in folders}
+            folders[:] = [name for name in folders if ends[name] not in seen]
+            seen.update(ends.values())
         files += [os.path.join(place, name) for name in names if not name.startswith(".")]
     # Not what would block when read, as pipes do; a link that leads nowhere is refused when it is read.
     files = [path for path in files if os.path.isfile(path) or not os.path.exists(path)]
@@ -100,12 +127,16 @@ def _walk(folder: str) -> list[str]:
 
 def _root(given: str, path: str) -> str:
     """The folder that names begin below: a file's own, or where a pattern begins to vary."""
-    pattern = os.path.expanduser(os.path.expandvars(given))
-    fixed = pattern
+    fixed = os.path.expanduser(os.path.expandvars(given))
     while glob.has_magic(fixed):
         fixed = posixpath.dirname(fixed)
-    varies = fixed not in (pattern, path) and path != pattern and path.startswith(fixed)
-    return fixed if varies else posixpath.dirname(path)
+    return fixed if _varies(given, path) and path.startswith(fixed) else posixpath.dirname(path)
+
+
+def _varies(given: str, path: str) -> bool:
+    """The file was found by a pattern, not named."""
+    pattern = os.path.expanduser(os.path.expandvars(given))
+    return glob.has_magic(pattern) and path != pattern
 
 
 def _name(path: str, root: str) -> str:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import codecs
-import importlib
+import contextlib
 import importlib.util
-import io
 import logging
 import posixpath
 import re
 import zlib
 from collections.abc import Iterable, Iterator
-from types import ModuleType
 from typing import Any
 
+from clara_jax.confined import Confined, Exceeded
+from clara_jax.data.corpus.cleaning import cleaned, one_line
 from clara_jax.data.corpus.documents import Document
 from clara_jax.data.corpus.files import HTML, JSONL, MARKDOWN, PDF, TEXT, InputFile, find_files
+from clara_jax.data.corpus.markdown import first_heading, without_front_matter
 from clara_jax.data.jsonl import checked_utf8, decode, json_kind, open_binary, raw_lines, zstd
 from clara_jax.errors import ClaraError
 
@@ -23,6 +24,10 @@ from clara_jax.errors import ClaraError
 ID_FIELDS = ("id", "_id", "docid", "doc_id")
 TEXT_FIELDS = ("text", "contents", "content", "body")
 PACKAGES = {HTML: "trafilatura", PDF: "pypdf"}
+LARGEST = 2**28  # bytes of a document's file when it is unpacked
+# Of a core, for what an HTML or PDF file holds: no honest file needs a tenth of it.
+SECONDS, SECONDS_PER_MB = 60.0, 30.0
+_EXTRACTION = Confined()
 
 _MARKS = {  # the longer ones first: UTF-32's begins with UTF-16's
     codecs.BOM_UTF8: "utf-8",
@@ -34,11 +39,20 @@ _MARKS = {  # the longer ones first: UTF-32's begins with UTF-16's
 _DECLARED = re.compile(
     rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([\w.:-]+)|^<\?xml[^>]{0,100}encoding=["']([\w.-]+)""", re.I
 )
-_FRONT_MATTER = re.compile(r"\A---[ \t]*\n(?P<fields>(?:[^\n]*\n){1,200}?)(?:---|\.\.\.)[ \t]*(?:\n|\Z)")
-_FENCE = re.compile(r"^ {0,3}(```+|~~~+).*?(?:^ {0,3}\1|\Z)", re.M | re.S)
-_HEADING = re.compile(r"^ {0,3}#{1,6}[ \t]+(.+?)[ \t]*#*[ \t]*$|^([^\s#>*+-][^\n]*)\n {0,3}=+[ \t]*$", re.M)
-_SURROGATE = re.compile("[\ud800-\udfff]")
-_SENTENCE_END = re.compile(r"""[.!?…:。！？]["'”’»)\]]*$""")
+_SENTENCE_END = tuple(".!?…:。！？")
+_CLOSING = "\"'”’»)]"  # what may follow it
+# Codecs of Python that are no encodings of files: for names of hosts, for source code, or to refuse everything.
+_NO_ENCODINGS = (
+    "idna",
+    "punycode",
+    "undefined",
+    "unicode_escape",
+    "raw_unicode_escape",
+    "utf-7",
+    "utf_7",
+    "mbcs",
+    "oem",
+)
 
 
 def require(kinds: Iterable[str]) -> None:
@@ -52,9 +66,9 @@ def require(kinds: Iterable[str]) -> None:
             raise ClaraError(f"{kind} files are read with the package {PACKAGES[kind]}: pip install {PACKAGES[kind]}")
 
 
-def read_documents(inputs: Iterable[str]) -> Iterator[Document]:
+def read_documents(inputs: Iterable[str], follow_links: bool = False) -> Iterator[Document]:
     """The documents of some inputs (see `find_files`), in order; the first mistake ends it."""
-    for file in find_files(inputs)[0]:
+    for file in find_files(inputs, follow_links)[0]:
         if file.kind == JSONL:
             for where, line in raw_lines(file.path):
                 yield json_document(line, where, file.name)
@@ -94,7 +108,10 @@ def json_document(line: bytes, where: str, name: str) -> Document:
         raise ClaraError(f'{where}: "text" is empty; write some text or remove the line')
     title, number = _field(fields, ("title",), where) or "", where.rpartition(":")[2]
     name = _field(fields, ID_FIELDS, where) or f"{name}:{number}"
-    return Document(name, _one_line(title), _newlines(text), where)
+    text, changed = cleaned(text)
+    if not text.strip():
+        raise ClaraError(f'{where}: "text" holds nothing that is shown; write some text or remove the line')
+    return Document(name, one_line(title), text, where, cleaned=changed)
 
 
 def _field(fields: dict[str, Any], names: tuple[str, ...], where: str) -> str | None:
@@ -113,115 +130,106 @@ def _field(fields: dict[str, Any], names: tuple[str, ...], where: str) -> str | 
 def _content(path: str) -> bytes:
     try:
         with open_binary(path) as file:
-            return file.read()
+            content = file.read(LARGEST + 1)
     except (OSError, EOFError, zlib.error, zstd.ZstdError) as error:
         raise ClaraError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if len(content) > LARGEST:
+        raise ClaraError(f"{path}: holds more than {LARGEST // 2**20:,} MiB; divide it, or write it as JSONL")
+    return content
 
 
 def _text(file: InputFile, content: bytes) -> Document:
-    text, guessed = _decoded(file.path, content)
-    return Document(file.name, _stem(file), text, file.path, guessed_encoding=guessed)
+    text, guessed, changed = _decoded(file.path, content, typeset=True)
+    return Document(file.name, _stem(file), text, file.path, guessed_encoding=guessed, cleaned=changed)
 
 
 def _markdown(file: InputFile, content: bytes) -> Document:
-    text, guessed = _decoded(file.path, content)
-    title, front = None, _FRONT_MATTER.match(text)
-    # Two rules of dashes with prose between them are no front matter: that has fields.
-    if front and re.search(r"^[\w-]+[ \t]*:", front["fields"], re.M):
-        text = text[front.end() :]
-        title = re.search(r"^title[ \t]*:[ \t]*(.+)$", front["fields"], re.M | re.I)
-    if title is None:
-        title = _HEADING.search(_FENCE.sub("", text))
-    title = next((group for group in title.groups() if group), "") if title else ""
-    return Document(file.name, _one_line(title).strip("\"'") or _stem(file), text, file.path, guessed_encoding=guessed)
+    text, guessed, changed = _decoded(file.path, content)
+    found = without_front_matter(text)
+    title = one_line(found.title or first_heading(found.text)) or _stem(file)
+    return Document(file.name, title, found.text, file.path, guessed_encoding=guessed, cleaned=changed)
 
 
 def _html(file: InputFile, content: bytes) -> Document:
-    trafilatura = _package(HTML)
-    page, guessed = _decoded(file.path, content, _DECLARED.search(content[:4096]))
-    if "<html" not in page[:10000].lower():
-        page = f"<html><body>{page}</body></html>"  # a fragment is refused otherwise
-    try:
-        found = trafilatura.bare_extraction(
-            page,
-            with_metadata=True,
-            include_comments=False,
-            # Nothing but the title is used, and a search for dates takes most of the time.
-            date_extraction_params={"extensive_search": False, "original_date": False},
-        )
-    except Exception as error:  # of lxml and what else lies below
-        raise ClaraError(f"{file.path}: is no HTML that can be read ({type(error).__name__}: {error})") from error
-    if found is None or not (found.text or "").strip():
+    require([HTML])
+    page, guessed = _raw_text(file.path, content, _DECLARED.search(content[:4096]))
+    found = _extracted(file, "html_text", page, len(content))
+    text, changed = cleaned(found["text"])
+    if not text.strip():
         raise ClaraError(f"{file.path}: holds no main text")
-    # Each line is a paragraph, but for the rows of a table and the items of a list.
-    text = re.sub(r"\n+(?![-|])", "\n\n", _newlines(found.text))
-    title = _one_line(found.title or "") or _stem(file)
-    return Document(file.name, title, text, file.path, guessed_encoding=guessed)
+    title = one_line(found["title"]) or _stem(file)
+    return Document(file.name, title, text, file.path, guessed_encoding=guessed, cleaned=changed)
 
 
 def _pdf(file: InputFile, content: bytes) -> Document:
-    pypdf = _package(PDF)
-    try:
-        reader = pypdf.PdfReader(io.BytesIO(content))
-        # Many files are encrypted with an empty password, only to forbid printing.
-        if reader.is_encrypted and not reader.decrypt(""):
-            raise ClaraError(f"{file.path}: is encrypted; remove the password first")
-        title = _one_line(str((reader.metadata or {}).get("/Title") or "")) or _stem(file)
-        texts = [_newlines(page.extract_text()).strip() for page in reader.pages]
-    except ClaraError:
-        raise
-    except pypdf.errors.DependencyError:
-        raise ClaraError(
-            f"{file.path}: is encrypted with AES; remove the password first, or: pip install cryptography"
-        ) from None
-    except Exception as error:  # a damaged file may raise nearly anything
-        raise ClaraError(f"{file.path}: is no PDF that can be read ({type(error).__name__}: {error})") from error
+    require([PDF])
+    found = _extracted(file, "pdf_text", content, len(content))
+    texts, changed = [], 0
+    for page in found["pages"]:
+        text, count = cleaned(page, typeset=True)
+        texts.append(text.strip())
+        changed += count
     if not any(texts):
         raise ClaraError(f"{file.path}: holds no text on its {len(texts)} pages (a scan?); recognise it (OCR) first")
-    pages, text = [], ""
+    starts, parts, length = [], [], 0
     for page in texts:
-        if text and page:  # a sentence may run on over the page's end
-            text += "\n\n" if _SENTENCE_END.search(text) else "\n"
-        pages.append(len(text))
-        text += page
-    return Document(file.name, title, text, file.path, tuple(pages))
+        if length and page:  # a sentence may run on over the page's end
+            last = next(part for part in reversed(parts) if part)
+            parts.append("\n\n" if last.rstrip(_CLOSING).endswith(_SENTENCE_END) else "\n")
+            length += len(parts[-1])
+        starts.append(length)
+        parts.append(page)
+        length += len(page)
+    title = one_line(found["title"]) or _stem(file)
+    return Document(file.name, title, "".join(parts), file.path, tuple(starts), cleaned=changed)
+
+
+def _extracted(file: InputFile, function: str, content: str | bytes, size: int) -> dict[str, Any]:
+    """What a function of `clara_jax.data.corpus.extraction` finds in a file, within bounds on time and memory."""
+    seconds = SECONDS + SECONDS_PER_MB * size / 1e6
+    try:
+        return _EXTRACTION.call(f"clara_jax.data.corpus.extraction:{function}", [content], seconds)
+    except ClaraError as error:
+        raise ClaraError(f"{file.path}: {error}") from None
+    except Exceeded as error:
+        raise ClaraError(f"{file.path}: cannot be read with {error}; save it as text") from None
 
 
 _READERS = {TEXT: _text, MARKDOWN: _markdown, HTML: _html, PDF: _pdf}
 
 
-def _package(kind: str) -> ModuleType:
-    require([kind])
-    module = importlib.import_module(PACKAGES[kind])
-    logging.getLogger(PACKAGES[kind]).setLevel(logging.CRITICAL)  # what matters is said by our own messages
-    return module
-
-
-def _decoded(path: str, content: bytes, declared: re.Match | None = None) -> tuple[str, str | None]:
-    """A file's text, and its encoding where that was guessed.
+def _decoded(
+    path: str, content: bytes, declared: re.Match | None = None, typeset: bool = False
+) -> tuple[str, str | None, int]:
+    """A file's text, cleaned; its encoding where that was guessed; how many characters were cleaned.
 
     A byte order mark decides; then UTF-8, where it fits: by chance it fits nothing else but ASCII; then what the file
     declares; then a guess.
     """
+    text, guessed = _raw_text(path, content, declared)
+    text, changed = cleaned(text, typeset)
+    return text, guessed, changed
+
+
+def _raw_text(path: str, content: bytes, declared: re.Match | None) -> tuple[str, str | None]:
     for mark, encoding in _MARKS.items():
         if content.startswith(mark):
             try:
-                return _newlines(content[len(mark) :].decode(encoding)), None
+                return content[len(mark) :].decode(encoding), None
             except UnicodeDecodeError as error:
                 raise ClaraError(f"{path}: byte {error.start + 1} is not {encoding}; save the file as UTF-8") from None
-    try:
-        if b"\0" not in content:
-            return _newlines(content.decode()), None
-    except UnicodeDecodeError:
-        pass
+    # A few bytes of zero stand for nothing; UTF-16 without its mark has one in nearly every character.
+    if content.count(b"\0") * 8 <= len(content):
+        with contextlib.suppress(UnicodeDecodeError):
+            return content.decode(), None
     if declared:
         name = next(group for group in declared.groups() if group).decode("ascii", "replace").lower()
         # As browsers read it: pages that say Latin-1 mean Windows' extension of it.
         name = "cp1252" if name in ("iso-8859-1", "latin-1", "latin1", "us-ascii") else name
-        try:
-            return _newlines(content.decode(name)), None
-        except (LookupError, UnicodeDecodeError):
-            pass
+        # Names of no encoding, and of codecs that raise what they like.
+        with contextlib.suppress(LookupError, ValueError):
+            if codecs.lookup(name).name not in _NO_ENCODINGS:
+                return content.decode(name), None
     if importlib.util.find_spec("charset_normalizer") is None:
         raise ClaraError(f"{path}: is not UTF-8; save it as UTF-8, or: pip install charset-normalizer")
     from charset_normalizer import from_bytes
@@ -230,19 +238,7 @@ def _decoded(path: str, content: bytes, declared: re.Match | None = None) -> tup
     best = from_bytes(content).best()
     if best is None:
         raise ClaraError(f"{path}: is not UTF-8, and no encoding fits (is it text?); save it as UTF-8")
-    return _newlines(str(best).removeprefix("\ufeff")), best.encoding
-
-
-def _newlines(text: str) -> str:
-    """Lines end with "\\n"; surrogate pairs are one character, halves of them the replacement character."""
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    if _SURROGATE.search(text):
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
-
-
-def _one_line(text: str) -> str:
-    return " ".join(_newlines(text).split())
+    return str(best).removeprefix("\ufeff"), best.encoding
 
 
 def _stem(file: InputFile) -> str:

@@ -18,7 +18,7 @@ WINDOW = 1000  # characters given to pysbd at one time: its time grows with the 
 SHORT = 20  # a sentence of fewer characters could be found by chance where it does not stand
 EARLY = 0.8  # a line shorter than this share of the longest ended before it was full
 
-_LINE = re.compile(r"[^\n]*\S[^\n]*")
+_LINE = re.compile(r"[^\n]+")
 _LIST_ITEM = re.compile(r"\s*(?:[-*+•|>]|\d{1,3}[.)]|#{1,6}|```|~~~)(?:\s|$)")
 _HEADING = re.compile(r" {0,3}#{1,6}\s")
 
@@ -29,7 +29,8 @@ def paragraph_ends(text: str) -> list[int]:
     Paragraphs lie between blank lines. A line that ends early, so that the next word would have fitted on it, ends one
     as well; so does the line before a list item. A Markdown heading belongs to the paragraph below it.
     """
-    lines = [(match.start(), match.start() + len(match[0].rstrip())) for match in _LINE.finditer(text)]
+    found = ((match.start(), match.start() + len(match[0].rstrip())) for match in _LINE.finditer(text))
+    lines = [(start, end) for start, end in found if start < end]
     ends, block = [], []
     for number, (start, end) in enumerate(lines):
         block.append((start, end))

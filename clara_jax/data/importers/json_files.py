@@ -11,6 +11,7 @@ from typing import Any, NoReturn, TextIO
 
 from clara_jax.data.jsonl import open_binary, zstd
 from clara_jax.errors import ClaraError
+from clara_jax.strict_json import parse
 
 BLOCK = 1 << 20  # characters read at a time
 
@@ -54,11 +55,9 @@ def read_whole(path: str) -> Any:
     with _opened(path) as file:
         text = file.read()
     try:
-        return json.loads(text)
+        return parse(text)
     except json.JSONDecodeError as error:
         raise ClaraError(f"{path}:{error.lineno}: column {error.colno}: not JSON ({error.msg})") from None
-    except RecursionError:
-        raise ClaraError(f"{path}: nested too deeply to be a data set") from None
 
 
 class _Scanner:
@@ -98,6 +97,8 @@ class _Scanner:
                     self.refuse(where, error.msg)
             except RecursionError:
                 raise ClaraError(f"{where}: nested too deeply to be a record") from None
+            except ValueError:
+                raise ClaraError(f"{where}: not JSON (it has a number of thousands of digits)") from None
             else:
                 if end + 2 < len(self._text) or self._ended:  # a number may go on in the next block: 1 | e+5
                     self._move(end)

@@ -50,7 +50,7 @@ def _example(record: Fields, log: Log) -> Example | None:
         idx = paragraph.whole("idx")
         if idx in documents:
             paragraph.refuse("idx", f"is {idx}, as that of another paragraph; each must be unique")
-        documents[idx] = Document(paragraph.text("title"), paragraph.text("paragraph_text"))
+        documents[idx] = Document(paragraph.text_or_blank("title").strip(), paragraph.text("paragraph_text"))
         gold[idx] = paragraph.flag("is_supporting")
     for part in record.objects("question_decomposition"):
         support = part.whole("paragraph_support_idx")

@@ -61,7 +61,7 @@ def _with_passages(record: Fields, log: Log) -> Example | None:
     for passage in record.objects("ctxs"):
         passage.flag("hasanswer")
         gold.append(passage.flag("isgold", "a file of search results alone cannot be imported"))
-        documents.append(Document(passage.text("title"), passage.text("text")))
+        documents.append(Document(passage.text_or_blank("title").strip(), passage.text("text")))
     if sum(gold) != 1:
         record.refuse("ctxs", f'has {sum(gold)} entries whose "isgold" is true; there must be one')
     if not log.is_new(id, record.where):

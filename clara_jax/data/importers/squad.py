@@ -4,7 +4,7 @@ Files: ``train-v1.1.json``, ``dev-v1.1.json``, ``train-v2.0.json``, ``dev-v2.0.j
 
 - ``version``: string, not looked at.
 - ``data``: list of articles:
-  - ``title``: string, words parted by "_" (here by spaces).
+  - ``title``: string, words parted by "_" (here by spaces); files of annotation tools have none.
   - ``paragraphs``: list of
     - ``context``: string, the paragraph.
     - ``qas``: list of
@@ -39,7 +39,7 @@ def read(paths: Sequence[str], log: Log | None = None) -> Iterator[Example]:
             where = f"{path}: data[{i}]"
             with log.record(where, article):
                 article = Fields(article, where)
-                title = article.text("title").replace("_", " ")
+                title = article.text_or_blank("title").strip().replace("_", " ")
                 for j, paragraph in enumerate(article.items("paragraphs")):
                     yield from _questions(paragraph, title, f"{where}.paragraphs[{j}]", log)
 
@@ -72,7 +72,10 @@ def _question(entry: Fields, document: Document, log: Log) -> Example | None:
 
 
 def _answer(answer: Fields, context: str) -> str:
-    text, start = answer.text("text"), answer.whole("answer_start")
+    text = answer.text("text")
+    if "answer_start" not in answer:  # the text alone is learned
+        return text.strip()
+    start = answer.whole("answer_start")
     if not 0 <= start < len(context):
         answer.refuse("answer_start", f"is {start}, but the paragraph has {len(context)} characters")
     if not context.startswith(text, start):

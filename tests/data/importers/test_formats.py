@@ -104,9 +104,17 @@ def test_squad_goes_on_after_a_question_or_an_article(tmp_path):
     assert where.endswith("data[0].paragraphs[0].qas[0]") and "does not say 'Paris'" in reason
     assert content == data["data"][0]["paragraphs"][0]["qas"][0]
     assert log.rejected == 1 and log.first_rejected == reason
-    data = changed(published.squad(), ("data", 0, "title"), None)
+    data = changed(published.squad(), ("data", 0, "title"), 3)
     examples, rejected, _ = collected(squad.read, [write_json(tmp_path / "a.json", data)])
     assert [example.id for example in examples] == ["s3"] and len(rejected) == 1
+
+
+def test_squad_without_titles_and_places(tmp_path):
+    data = changed(published.squad(), ("data", 0, "title"), None)
+    del data["data"][0]["paragraphs"][0]["qas"][0]["answers"][0]["answer_start"]
+    examples, rejected, _ = collected(squad.read, [write_json(tmp_path / "a.json", data)])
+    assert [example.id for example in examples] == ["s1", "s2", "s3"] and not rejected
+    assert examples[0].documents[0].title == "" and examples[0].documents[0].full() == examples[0].documents[0].text
 
 
 # --- HotpotQA and 2WikiMultiHopQA ---

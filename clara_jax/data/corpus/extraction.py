@@ -1,0 +1,70 @@
+"""The text of HTML and PDF files, by packages that may take any time on a file made for it: run by
+`clara_jax.confined`."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import warnings
+from typing import Any
+
+from clara_jax.errors import ClaraError
+
+
+def html_text(page: str) -> dict[str, Any]:
+    """Return the "text" and "title" of a page's main text; "" where there is none.
+
+    Raises:
+      ClaraError: no HTML that can be read.
+    """
+    import trafilatura
+
+    logging.getLogger("trafilatura").setLevel(logging.CRITICAL)
+    # The page is text already: what it says of its encoding, which may not exist, would mislead the parser.
+    page = re.sub(r"(?i)(<meta[^>]{0,200}?)\bcharset\b", r"\1data-charset", page[:10000]) + page[10000:]
+    page = re.sub(r"\A\s*<\?xml[^>]*>", "", page)
+    if "<html" not in page[:10000].lower():
+        page = f"<html><body>{page}</body></html>"  # a fragment is refused otherwise
+    try:
+        found = trafilatura.bare_extraction(
+            page,
+            with_metadata=True,
+            include_comments=False,
+            # Nothing but the title is used, and a search for dates takes most of the time.
+            date_extraction_params={"extensive_search": False, "original_date": False},
+        )
+    except MemoryError:
+        raise
+    except Exception as error:  # of lxml and what else lies below
+        raise ClaraError(f"is no HTML that can be read ({type(error).__name__}: {str(error)[:300]})") from error
+    if found is None:
+        return {"text": "", "title": ""}
+    text = (found.text or "").replace("\r\n", "\n").replace("\r", "\n")
+    # Each line is a paragraph, but for the rows of a table and the items of a list.
+    return {"text": re.sub(r"\n+(?![-|\n])", "\n\n", text), "title": found.title or ""}
+
+
+def pdf_text(content: bytes) -> dict[str, Any]:
+    """Return the "pages" of a file as texts, and its "title"; "" where there is none.
+
+    Raises:
+      ClaraError: no PDF that can be read, or one with a password.
+    """
+    import pypdf
+
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # what matters is said by our own messages
+    warnings.simplefilter("ignore")
+    try:
+        reader = pypdf.PdfReader(io.BytesIO(content))
+        # Many files are encrypted with an empty password, only to forbid printing.
+        if reader.is_encrypted and not reader.decrypt(""):
+            raise ClaraError("is encrypted; remove the password first")
+        title = str((reader.metadata or {}).get("/Title") or "")
+        return {"pages": [page.extract_text() for page in reader.pages], "title": title}
+    except (ClaraError, MemoryError):
+        raise
+    except pypdf.errors.DependencyError:
+        raise ClaraError("is encrypted with AES; remove the password first, or: pip install cryptography") from None
+    except Exception as error:  # a damaged file may raise nearly anything
+        raise ClaraError(f"is no PDF that can be read ({type(error).__name__}: {str(error)[:300]})") from error

@@ -13,6 +13,7 @@ from clara_jax.method.compressor import calibrated_map, encode, map_memory, pool
 from clara_jax.method.parameters import declare
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.declare import initialise
+from clara_jax.model.sharding import put_batch
 
 SIZES = {
     "model_type": "llama",
@@ -90,8 +91,9 @@ def test_texts_that_share_a_row_have_the_same_memories(mesh):
     ids, mask = texts([9, 7, 4], 9)
     row, numbers, at = packed(ids, mask)
     with jax.set_mesh(mesh):
-        alone = encode(model, params, "compressor", jnp.asarray(ids), jnp.asarray(mask), scaffold=0.7)
-        shared = encode(model, params, "compressor", *map(jnp.asarray, (row, numbers)), None, jnp.asarray(at), 0.7)
+        alone = encode(model, params, "compressor", *put_batch((ids, mask), mesh), scaffold=0.7)
+        row, numbers, at = put_batch((row, numbers, at), mesh)
+        shared = encode(model, params, "compressor", row, numbers, None, at, 0.7)
     for one, other in zip(alone, shared, strict=True):
         np.testing.assert_allclose(other[0], one, atol=2e-5)
 
@@ -115,7 +117,7 @@ def test_a_fresh_map_changes_nothing(mesh):
     affine, state = make_model(), make_model("state")
     params = make_params(affine, mesh)
     plain = params | {"tokens": {name: leaf for name, leaf in params["tokens"].items() if name != "map"}}
-    ids, mask = map(jnp.asarray, texts([9, 5], 9))
+    ids, mask = put_batch(texts([9, 5], 9), mesh)
     with jax.set_mesh(mesh):
         expected = encode(state, plain, "compressor", ids, mask)
         mapped = encode(affine, params, "compressor", ids, mask)

@@ -29,6 +29,7 @@ perfect retriever's.
 
 import os
 
+from clara_jax.data.records import RANKING_STAGES
 from configs import common
 
 TRAIN = {
@@ -100,6 +101,8 @@ def get_config(arg=None):
         }
         answers = dict(eval_answers=2 if tiny else 16, answer_tokens=4 if tiny else 16)
         stages[name] = dict(warmup=0.1) | answers | fields | files
+        if name in RANKING_STAGES and not as_text:
+            stages[name]["memories"] = "run"  # the compressor is frozen: each document is compressed once
         if as_text:
             stages[name] |= dict(documents="text") | TEXT[args.size]
     return common.run(

@@ -54,7 +54,8 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--weights",
         metavar="NAME",
-        help="adapter, merged or int8: see docs/inference.md (default: what is fastest and fits)",
+        help="adapter, merged, merged-bfloat16 or merged-float32: see docs/inference.md (default: what is "
+        "fastest and fits)",
     )
     add("--precision", choices=("bfloat16", "float32"), help="default: as trained")
     return parser

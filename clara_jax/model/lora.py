@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from clara_jax.model.declare import Map
-from clara_jax.model.quantize import parts
+from clara_jax.model.output_major import OutputMajor, product
 from clara_jax.model.sharding import BATCH, join_rows, split_rows
 
 
@@ -82,10 +82,11 @@ class LoRALinear(nn.Module):
         results = {}
         for name, linear in self.maps.items():
             outs = linear.output_letters
-            kernel, scale = parts(params["kernel"][name], x.dtype)
-            y = jnp.einsum(f"N{ins},{ins}{outs}->N{outs}", x, kernel, out_sharding=summed)
-            if scale is not None:
-                y *= scale
+            kernel = params["kernel"][name]
+            if isinstance(kernel, OutputMajor):
+                y = product(f"N{ins},{outs}{ins}->N{outs}", x, kernel.values, summed).astype(x.dtype)
+            else:
+                y = jnp.einsum(f"N{ins},{ins}{outs}->N{outs}", x, kernel.astype(x.dtype), out_sharding=summed)
             if linear.bias:
                 y += params["bias"][name].astype(x.dtype)
             if adapter is not None:

@@ -1,8 +1,9 @@
-"""Tokens a second of writing answers: by the weights it is done with, against the memory's bandwidth, and against
-Hugging Face's ``generate`` with the same weights on the same machine.
+"""Tokens a second of writing answers: by the weights it is done with, against the memory's bandwidth, against float32,
+and against Hugging Face's ``generate`` with the same weights, in float32 and in bfloat16, on the same machine.
 
     pip install torch          # for Hugging Face; without it the rest is measured
     python -m benchmarks.decode [--base smollm2] [--precision float32] [--rows 1,8] [--prompt 128] [--new-tokens 64]
+    taskset -c 0 python -m benchmarks.decode          # on one core, where others work on the machine
 
 Greedy, without end tokens. A way's time of a token is what each further token adds, (time of N - time of 1) / (N - 1):
 the prompt's reading is left out on both sides. All ways take turns, and medians are compared. "of the bandwidth" is
@@ -29,11 +30,15 @@ from clara_jax import command, exporting
 from clara_jax.bundle import Bundle
 from clara_jax.inference.decode import Sampling
 from clara_jax.inference.engine import Engine, Request
-from clara_jax.inference.weights import WEIGHTS, prepare, size
+from clara_jax.inference.weights import prepare, size
 from clara_jax.method.clara import ClaraConfig
+from clara_jax.model.precision import has_instructions
 from clara_jax.model.sharding import make_mesh
 
 READ_BYTES, NO_TOKEN = 2**29, -1
+OTHER = "Hugging Face"
+FLOAT32 = "merged-float32"  # what the others are compared with
+WAYS = ("adapter", FLOAT32, "merged-bfloat16")
 Way = Callable[[int], list[list[int]]]  # tokens to write -> those of each row
 
 
@@ -96,17 +101,19 @@ def main() -> None:
     )
     read = {
         weights: size(prepare(bundle.model, bundle.params, weights, bundle.mesh)[1])
-        for weights in tqdm(WEIGHTS, desc="weights")
+        for weights in tqdm(WAYS, desc="weights")
     }
+    has = "multiplies" if has_instructions() else "has no instruction to multiply"
+    print(f'\nthis processor {has} bfloat16; see `clara_jax.inference.weights` for what "merged" is then')
     prompts = np.random.default_rng(0).integers(100, 1000, (max(arguments.rows), arguments.prompt), np.int32)
     with tempfile.TemporaryDirectory() as folder:
         torch = importlib.util.find_spec("torch") is not None
         if torch:
-            exporting.export_merged(bundle, Path(folder) / "merged", dtype=arguments.precision)
+            exporting.export_merged(bundle, Path(folder) / "merged", dtype="float32")
         for rows in arguments.rows:
-            ways = {weights: ours(bundle, weights, prompts[:rows]) for weights in WEIGHTS}
-            if torch:
-                ways["Hugging Face"] = hugging_face(f"{folder}/merged", arguments.precision, prompts[:rows])
+            ways = {weights: ours(bundle, weights, prompts[:rows]) for weights in WAYS}
+            for dtype in ("float32", "bfloat16") if torch else ():
+                ways[f"{OTHER}, {dtype}"] = hugging_face(f"{folder}/merged", dtype, prompts[:rows])
             compare(rows, ways, read, arguments)
     if not torch:
         print("torch is not installed: nothing to compare with; pip install torch")
@@ -133,16 +140,18 @@ def compare(rows: int, ways: dict[str, Way], read: dict[str, int], arguments: ar
     print(
         f"\n{arguments.base}, {arguments.precision}, {rows} rows, prompts of {arguments.prompt} tokens, {count} "
         f"answered; {jax.devices()[0].device_kind}, jax {jax.__version__}; a sum reads {fast / 1e9:.0f} GB/s\n\n"
-        "| weights | ms a token | tokens/s | of the bandwidth | against Hugging Face | same tokens |\n"
-        "| --- | --- | --- | --- | --- | --- |"
+        f"| weights | ms a token | tokens/s | of the bandwidth | against {FLOAT32} | against {OTHER}'s faster | same "
+        "tokens |\n| --- | --- | --- | --- | --- | --- | --- |"
     )
     medians = {name: statistics.median(own) for name, own in times.items()}
-    other = medians.get("Hugging Face")
+    other = min((median for name, median in medians.items() if name.startswith(OTHER)), default=None)
     for name, median in medians.items():
         share = f"{read[name] / median / fast:.0%}" if name in read else ""
         against = f"{other / median:.2f}" if other else ""
-        same = f"{sum(a == b for a, b in zip(said[name], said['merged'], strict=True))} of {rows}"
-        print(f"| {name} | {1000 * median:.1f} | {rows / median:.0f} | {share} | {against} | {same} |", flush=True)
+        same = f"{sum(a == b for a, b in zip(said[name], said[FLOAT32], strict=True))} of {rows}"
+        to_float32 = f"{medians[FLOAT32] / median:.2f}"
+        values = (name, f"{1000 * median:.1f}", f"{rows / median:.0f}", share, to_float32, against, same)
+        print(f"| {' | '.join(values)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Times end_to_end steps of SmolLM2-135M with memories that were compressed before against compressing in the step.
+"""Times end_to_end steps of SmolLM2-135M with memories that were compressed before against compressing in the step,
+each distinct document of a batch once or each in its place.
 
     python -m benchmarks.stored_memories DATA.jsonl... [--records 8] [--batch-size 2] [--candidates 20] [--repeats 3]
 
@@ -18,6 +19,7 @@ import optax
 
 from clara_jax import bundle as bundles
 from clara_jax import command
+from clara_jax.data.distinct import document_numbers, planned_counts
 from clara_jax.data.encoding import Encoding, encode_records, sizes_of
 from clara_jax.data.jsonl import data_files
 from clara_jax.data.loading import BatchLoader
@@ -27,7 +29,7 @@ from clara_jax.data.shapes import shape_ladder, without_texts
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.method.parameters import split
 from clara_jax.method.stages import STAGES
-from clara_jax.model.sharding import make_mesh, put_batch
+from clara_jax.model.sharding import batch_shards, make_mesh, put_batch
 from clara_jax.training.config import StageConfig
 from clara_jax.training.step import init_state, make_train_step
 from clara_jax.training.stopping import StopSignal
@@ -70,10 +72,16 @@ def main() -> None:
         step = make_train_step(bundle.model, stage, own.objective, optimizer)
         key = jax.random.key(0)
         loaders, states, times = {}, {}, {}
-        for name, given in (("compressed in the step", None), ("stored", memories)):
+        ways = {"each in its place": None, "each distinct one once": None, "stored": memories}
+        for name, given in ways.items():
             sizes = sizes_of(examples) if given is None else without_texts(sizes_of(examples))
             plan = BatchPlan(sizes, shape_ladder(sizes, tokenizer, 1), own.batch_size, own.steps)
-            loaders[name] = BatchLoader(plan, examples, sizes, tokenizer, memories=given)
+            once = name == "each distinct one once"
+            distinct = planned_counts(plan, document_numbers(examples), batch_shards(mesh)) if once else None
+            loaders[name] = BatchLoader(plan, examples, sizes, tokenizer, memories=given, distinct=distinct)
+            if distinct:
+                places = own.batch_size * own.candidates
+                print(f"{max(distinct.values())} of the {places} documents of a batch are distinct")
             states[name], times[name] = init_state(trained, optimizer), []
         for number in range(own.steps):
             for name, loader in loaders.items():

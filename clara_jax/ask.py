@@ -55,7 +55,8 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--weights",
         metavar="NAME",
-        help="adapter, merged or int8: see docs/inference.md (default: what is fastest and fits)",
+        help="adapter, merged, merged-bfloat16 or merged-float32: see docs/inference.md (default: what is "
+        "fastest and fits)",
     )
     add("--precision", choices=CHOICES, help="default: by the store, else by the processor")
     command.add_compile_option(parser)

@@ -316,12 +316,16 @@ class Library:
         return scores.tolist()
 
     def warm_up(self, max_new_tokens: int = 64) -> None:
-        """Compiles what a first question needs, for one alone and for as many as are answered together."""
-        memories = np.zeros((5, *self.store.encoding.shape), self.clara.bundle.model.dtype)
-        prompt = prompts.question("What is it?", len(memories))
-        own = self.clara.request(prompt, memories, Sampling(max_new_tokens))
-        self.engine.generate([own])
-        self.engine.generate([dataclasses.replace(own, seed=seed) for seed in range(self.engine.rows)])
+        """Compiles what first questions need: short ones and longer ones, alone, together, and one after another on the
+        same documents or on others."""
+        for question in ("What is it?", f"What is it, {'and what else is it, ' * 4}?"):
+            prompt = prompts.question(question, 5)
+
+            def ask(number: int, prompt: prompts.Prompt = prompt) -> Request:
+                memories = np.full((5, *self.store.encoding.shape), number, self.clara.bundle.model.dtype)
+                return self.clara.request(prompt, memories, Sampling(max_new_tokens))
+
+            self.engine.warm_up(ask)
         if len(self.store):
             self.search("What is it?")
 

@@ -73,7 +73,7 @@ class Plain:
           precision: one of `clara_jax.model.precision.CHOICES`; default "bfloat16".
           mesh: default all devices along "data".
           batch_size: chats that are answered together, rounded up to what the mesh divides.
-          weights: see `Engine`; fresh adapters change nothing, so all but "int8" are the base's own.
+          weights: see `Engine`; fresh adapters change nothing, so all but "merged-bfloat16" are the base's own.
 
         Raises:
           ClaraError: see `clara_jax.bundle.from_base`; unknown weights.
@@ -119,8 +119,7 @@ class Plain:
     def warm_up(self, max_new_tokens: int = 64) -> None:
         """Compiles what a first chat needs, for one alone and for as many as are answered together."""
         own = self.request([{"role": "user", "content": "What is it?"}], Sampling(max_new_tokens))
-        self.engine.generate([own])
-        self.engine.generate([dataclasses.replace(own, seed=seed) for seed in range(self.engine.rows)])
+        self.engine.warm_up(lambda number: dataclasses.replace(own, seed=number))
 
     def _render(self, messages: list[dict[str, str]]) -> str:
         try:

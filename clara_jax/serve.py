@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     add("--body-seconds", type=float, default=20, metavar="S", help="until a request has arrived (20)")
     add("--request-seconds", type=float, default=300, metavar="S", help="until it is answered (300)")
     add("--drain-seconds", type=float, default=30, metavar="S", help="for what is under way when the server ends (30)")
-    add("--weights", metavar="NAME", help="adapter, merged or int8: see docs/inference.md (default: what fits)")
+    add("--weights", metavar="NAME", help="adapter, merged, merged-...: see docs/inference.md (default: what fits)")
     add("--base", metavar="NAME", help="where the base model lies, if not where the checkpoint says")
     add("--precision", choices=CHOICES, help="default: by the store, else by the processor; of a base bfloat16")
     add("--no-warm-up", action="store_true", help="listen at once; the first questions wait for the compiler")

@@ -37,6 +37,7 @@ the texts are the positive documents, then the first others: a perfect retriever
 
 import os
 
+from clara_jax.data.records import RANKING_STAGES
 from configs import common
 
 QUESTIONS = ("questions:squad/stage1_pretrain_qa.train.jsonl",)
@@ -138,6 +139,8 @@ def get_config(arg=None):
         files = {key: table[name] for key, table in (("train_data", TRAIN), ("eval_data", EVAL))}
         answers = dict(eval_answers=2 if tiny else 16, answer_tokens=4 if tiny else 16)
         stages[name] = dict(warmup=0.1, mse_weight=0.0 if name != "scp" else 0.1) | answers | fields | files
+        if name in RANKING_STAGES and not as_text:
+            stages[name]["memories"] = "run"  # the compressor is frozen: each document is compressed once
         if as_text:
             stages[name] |= dict(documents="text") | TEXT[args.size]
     for fields in stages.values():

@@ -33,10 +33,10 @@ class Batch:
     nothing is attended.
 
     Attributes:
-      document_ids: int32 [B, D, Te], ending with the M memory tokens; None where ``memories`` stands in their place,
-        or D is 0.
-      document_mask: bool [B, D, Te], attended positions, memory tokens among them; False where a document is absent.
-        None where ``document_ids`` is.
+      document_ids: int32 [B, D, Te], ending with the M memory tokens; with a ``document_index`` [N, Te], each distinct
+        document of the batch once. None where ``memories`` stands in their place, or D is 0.
+      document_mask: bool, of the same shape, attended positions, memory tokens among them; False where a document is
+        absent. None where ``document_ids`` is.
       document_valid: bool [B, D] (packed: [B, S]), which documents are present.
       query_ids: int32 [B, Tq], ending with the M memory tokens; None where nothing is ranked.
       query_mask: bool [B, Tq]; None where nothing is ranked.
@@ -51,6 +51,7 @@ class Batch:
       memory_at: int32 [B, S, M], where each document's memory tokens stand, -1 for absent ones; None unless packed.
       targets_at: int32 [B, A], positions of the labels; None unless packed.
       memories: compute dtype [B, D, M, E], of documents that were compressed before; else None.
+      document_index: int32 [B, D], which of the N distinct documents stands at a place, 0 where none does; or None.
     """
 
     document_ids: Array | None
@@ -67,6 +68,7 @@ class Batch:
     memory_at: Array | None = None
     targets_at: Array | None = None
     memories: Array | None = None
+    document_index: Array | None = None
 
     @property
     def tokens(self) -> int:
@@ -97,15 +99,17 @@ def collate(
     tokenizer: ClaraTokenizer,
     batch_size: int | None = None,
     memories: Memories | None = None,
+    distinct: int | None = None,
 ) -> Batch:
     """Examples of one stage as a `Batch` of numpy arrays.
 
     Args:
       batch_size: B; rows that are missing are filled in (see `Batch`). Default: the number of examples, at least one.
       memories: of the documents; the batch then holds them instead of tokens, and the shapes need no room for these.
+      distinct: N, for a batch that holds each distinct document once; default each in its place.
 
     Raises:
-      ClaraError: an example does not fit the shapes; too many examples.
+      ClaraError: an example does not fit the shapes; too many examples, or distinct documents.
     """
     rows = len(examples) if batch_size is None else batch_size
     if not examples or len(examples) > rows:
@@ -117,8 +121,12 @@ def collate(
     # Every document slot of every row is one line of a flat array, and so is every question.
     texts = [ids for example in examples for ids in (*example.documents, *[None] * (count - len(example.documents)))]
     texts += [None] * (rows * count - len(texts))
-    document_ids = document_mask = compressed = None
-    if memories is None and count:
+    document_ids = document_mask = compressed = index = None
+    if memories is None and count and distinct is not None:
+        different, index = _distinct(texts, distinct)
+        index = index.reshape(rows, count)
+        document_ids, document_mask = with_memory(different, shapes.encoder_width, tokenizer)
+    elif memories is None and count:
         flat = with_memory(texts, shapes.encoder_width, tokenizer)
         document_ids, document_mask = (lines.reshape(rows, count, -1) for lines in flat)
     elif memories is not None:
@@ -150,6 +158,7 @@ def collate(
         positives=positives,
         example_ids=np.array([example.index for example in examples] + [-1] * (rows - len(examples)), np.int32),
         memories=compressed,
+        document_index=index,
     )
 
 
@@ -163,6 +172,17 @@ def with_memory(
     ids = np.concatenate([padded, np.tile(memory, (len(texts), 1))], axis=1)
     lengths = np.array([0 if text is None else len(text) + len(memory) for text in texts])
     return ids, np.arange(ids.shape[1]) >= ids.shape[1] - lengths[:, None]
+
+
+def _distinct(texts: Sequence[np.ndarray | None], count: int) -> tuple[list[np.ndarray | None], np.ndarray]:
+    """``count`` texts, each different one once and None after them; which of them stands at a place, int32, 0 at
+    None."""
+    numbers: dict[bytes, int] = {}
+    index = [0 if text is None else numbers.setdefault(text.tobytes(), len(numbers)) for text in texts]
+    if len(numbers) > count:
+        raise ClaraError(f"{len(numbers)} distinct documents do not fit into a batch of {count}")
+    different = [np.frombuffer(text, np.int32) for text in numbers]
+    return different + [None] * (count - len(numbers)), np.array(index, np.int32)
 
 
 def _check_fit(example: Example, shapes: Shapes, texts: bool) -> None:

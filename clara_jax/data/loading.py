@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import grain
+import jax
 import numpy as np
 
 from clara_jax.data.batches import Batch, Memories, collate
 from clara_jax.data.encoding import Example
 from clara_jax.data.packing import Row, collate_packed, needs, pack, row_count
 from clara_jax.data.plan import BatchPlan
+from clara_jax.data.shapes import Shapes
 from clara_jax.data.tokenization import ClaraTokenizer
 
 AHEAD = 2  # batches made before they are asked for
@@ -28,6 +30,8 @@ class BatchLoader:
       row_multiple: what the rows of a packed batch must divide by: microbatches times parts that a batch is split into.
       own: number of rows -> which of them this process makes, in order; by default all.
       memories: of documents that were compressed before; the batches hold them instead of tokens.
+      distinct: of each shape, how many distinct documents a batch has room for (`clara_jax.data.distinct`), where each
+        is to be in a batch once; all processes then read all of the batch's documents, and each keeps its part of them.
     """
 
     def __init__(
@@ -40,9 +44,11 @@ class BatchLoader:
         row_multiple: int = 1,
         own: Callable[[int], np.ndarray] = np.arange,
         memories: Memories | None = None,
+        distinct: Mapping[Shapes, int] | None = None,
     ):
         self.plan, self._examples, self._sizes, self._tokenizer = plan, examples, sizes, tokenizer
         self._row, self._multiple, self._own, self._memories = row, row_multiple, own, memories
+        self._distinct = distinct
         if row is not None:
             need = needs(sizes, tokenizer.memory_tokens).mean(axis=0) * plan.batch_size
             self._expected_rows = max(float(need[0]) / row.documents, float(need[1]) / row.prompts)
@@ -53,6 +59,10 @@ class BatchLoader:
 
     def batch(self, step: int) -> Batch:
         """This process's rows of the step's batch."""
+        if self._distinct is not None:
+            shapes = self.plan.shapes(step)
+            whole = collate(self.examples(step), shapes, self._tokenizer, distinct=self._distinct[shapes])
+            return jax.tree.map(lambda x: x[self._own(len(x))], whole)
         if self._row is None:
             examples = [self._examples[place] for place in self.plan.rows(step)[self._own(self.plan.batch_size)]]
             return collate(examples, self.plan.shapes(step), self._tokenizer, memories=self._memories)

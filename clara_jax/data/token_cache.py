@@ -77,6 +77,11 @@ class TokenCache(Sequence[Example]):
         """Each distinct document once, in the order in which records name them."""
         return (self._item("documents", number) for number in range(len(self._ends["documents"])))
 
+    @property
+    def document_numbers(self) -> tuple[np.ndarray, np.ndarray]:
+        """The numbers of all examples' documents one after another, int32, and where each example's end, int64 [N]."""
+        return self._values["document_numbers"], self._ends["document_numbers"]
+
     def __reduce__(self):
         return TokenCache, (self.directory,)
 

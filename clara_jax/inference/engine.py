@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -29,6 +29,8 @@ from clara_jax.method.clara import ClaraModel
 from clara_jax.model.cache import Past, empty
 from clara_jax.model.sharding import BATCH, batch_shards, check_batch, place, put_batch
 
+SEVERAL = 4  # prompts that are read together, of each part that the mesh splits a batch into; else one
+CACHE = 256  # slots of a row that a cache has at least
 STEPS = 8  # tokens of a row between two looks at what has come in
 PREFIX_BUDGET = 256 << 20  # bytes
 MODES: tuple[Mode, ...] = ("greedy", "sample", "nucleus")  # each can do what those before it can
@@ -140,7 +142,7 @@ class Engine:
         self.rows, self.weights = rows, weights or ready.choose(model, params, mesh)
         self._model, self._params = ready.prepare(model, params, self.weights, mesh, alone=rows == 1)
         self._mesh, self._end_ids, self._steps = mesh, end_ids, steps
-        self.prefixes, self._shares = Prefixes(prefix_budget), prefix_budget > 0
+        self.prefixes, self._budget, self._shares = Prefixes(prefix_budget), prefix_budget, prefix_budget > 0
         self._waiting: deque[_Reader] = deque()
         self._seats: list[Ticket | None] = []
         self._past: Past | None = None
@@ -217,6 +219,34 @@ class Engine:
             raise
         return [ticket.result for ticket in tickets]
 
+    def warm_up(self, ask: Callable[[int], Request]) -> None:
+        """Compiles the programs for requests of a size: alone, together, with beginnings that are known or new, and
+        coming while another is written.
+
+        Args:
+          ask: makes such a request of some tens of tokens; other numbers, other beginnings.
+        """
+        for _ in range(2):  # the second time their beginnings are known
+            self._begin([ask(0)])
+            self._begin([ask(number) for number in range(1, 1 + self.rows)])
+        first = self.submit(ask(0))
+        self.step()
+        for number in (0, 1 + self.rows):
+            self._begin([ask(number)])
+        first.cancel()
+        self._drop_cancelled()
+        self.prefixes = Prefixes(self._budget)
+
+    def _begin(self, requests: Sequence[Request]) -> None:
+        """Reads prompts, writes the first tokens of their answers and gives them up."""
+        tickets = [self.submit(request) for request in requests]
+        while self.waiting and self.busy < self.rows:
+            self.step()
+        self.step()
+        for ticket in tickets:
+            ticket.cancel()
+        self._drop_cancelled()
+
     # --- reading prompts ---
 
     def _admit(self) -> None:
@@ -224,7 +254,9 @@ class Engine:
         for reader in self._waiting:
             reader.find(self.prefixes)
         shape = self._waiting[0].shape
-        group = [reader for reader in self._waiting if reader.shape == shape][: self.rows - self.busy]
+        few = batch_shards(self._mesh)
+        most = min(SEVERAL * few, self.rows)
+        group = [reader for reader in self._waiting if reader.shape == shape][: min(self.rows - self.busy, most)]
         self._make_room(max(reader.slots(self._steps) for reader in group))
         free = [row for row, seat in enumerate(self._seats) if seat is None]
         group = group[: len(free)]
@@ -234,16 +266,17 @@ class Engine:
             source[row] = number
             self._seats[row] = reader.ticket
             reader.ticket._seat()
-        count = min(_power(len(group), batch_shards(self._mesh)), len(self._seats))
-        padded = group + [group[0]] * (count - len(group))
+        padded = group + [group[0]] * ((few if len(group) <= few else most) - len(group))
         with jax.set_mesh(self._mesh):
-            prompts = put_batch(self._prompts(padded), self._mesh)
+            prompts, chosen = put_batch(self._prompts(padded), self._mesh)
             prefixes = (programs.stack(self._model, [self.prefixes[r.key] for r in padded]),) if group[0].found else ()
-            self._past, self._state, kept = programs.admit(
+            states, kept = programs.read_prompts(self._model, self._params, prompts, prefixes)
+            self._past, self._state = programs.seat(
                 self._model,
                 self._params,
-                prompts,
-                prefixes,
+                states,
+                chosen,
+                (*prefixes, kept),
                 self._past,
                 self._state,
                 place(source, jax.NamedSharding(self._mesh, jax.P(BATCH))),
@@ -255,13 +288,12 @@ class Engine:
             self.prefixes.count(group[0].found > 0, len(group))
         self._hand_out(np.asarray(gather(self._state.token))[:, None], [row for row in free if source[row] >= 0])
 
-    def _prompts(self, group: Sequence[_Reader]) -> programs.Prompts:
+    def _prompts(self, group: Sequence[_Reader]) -> tuple[programs.Prompts, programs.Choice]:
         requests = [reader.ticket.request for reader in group]
         length = group[0].length
         ids, index = np.zeros((len(group), length), np.int32), np.full((len(group), length), -1, np.int32)
         mask = np.zeros(ids.shape, bool)
-        # Memories that stand in what was read before are not needed again.
-        count = 1 if group[0].found else group[0].memories
+        count = group[0].memories
         vectors = (self._model.clara.memory_tokens, self._model.config.width)
         memories = np.zeros((len(group), count, *vectors), self._model.dtype)
         for row, (reader, request) in enumerate(zip(group, requests, strict=True)):
@@ -269,7 +301,7 @@ class Engine:
             places = slice(own.stop - own.start)
             ids[row, places], mask[row, places] = request.ids[own], True
             index[row, places] = request.memory_index[own]
-            if not reader.found:
+            if not reader.found:  # memories in what was read before are not needed again
                 memories[row, : len(request.memories)] = request.memories
 
         def each(dtype: type, value: str) -> np.ndarray:
@@ -277,7 +309,7 @@ class Engine:
 
         seeds = np.array([request.seed % 2**32 for request in requests], np.uint32)
         chosen = each(np.int32, "max_new_tokens"), each(np.float32, "temperature"), each(np.float32, "top_p"), seeds
-        return programs.Prompts(ids, mask, index, memories, *chosen)
+        return programs.Prompts(ids, mask, index, memories), programs.Choice(*chosen)
 
     def _keep(self, group: Sequence[_Reader], kept: Past) -> None:
         whole = jax.NamedSharding(self._mesh, jax.P())
@@ -292,7 +324,7 @@ class Engine:
         few = batch_shards(self._mesh)
         # Reading all weights for a row takes as long as for a few, but not as long as for many.
         seats = few if self.busy + self.waiting <= few else self.rows
-        slots = _bucket(slots)
+        slots = _power(slots, CACHE)
         with jax.set_mesh(self._mesh):
             if self.busy:
                 seats, slots = max(seats, len(self._seats)), max(slots, self._past.slots)
@@ -301,7 +333,7 @@ class Engine:
                     source = place(source, jax.NamedSharding(self._mesh, jax.P(BATCH)))
                     self._past, self._state = programs.resize(self._model, self._past, self._state, source, slots)
                     self._seats += [None] * (seats - len(self._seats))
-            elif self._past is None or seats != len(self._seats) or not slots <= self._past.slots <= 2 * slots:
+            elif self._past is None or seats != len(self._seats) or not slots <= self._past.slots <= 4 * slots:
                 self._past = None  # before the new one is made: there may be no room for both
                 self._past = empty(self._model.config, seats, slots, self._model.dtype)
                 self._seats, self._state = [None] * seats, put_batch(_no_rows(seats), self._mesh)
@@ -355,13 +387,14 @@ class _Reader:
       key: of the beginning, see `prefixes.key`.
       found: how many tokens were read before: ``prefix`` or 0.
       length: slots of the tokens that are left to read.
-      memories: places for its memories.
+      memories: places for its memories: as many as fit into a prompt of this length, so that their number makes no
+        further programs.
       shape: requests of one shape run through one program.
     """
 
     def __init__(self, ticket: Ticket, shares: bool):
         request = ticket.request
-        self.ticket, self.memories = ticket, _power(len(request.memories))
+        self.ticket = ticket
         self.prefix = max(split_at(request.memory_index), request.shared) if shares else 0
         own = request.ids[: self.prefix], request.memory_index[: self.prefix], request.memories
         self.key = key(*own) if self.prefix else b""
@@ -370,7 +403,11 @@ class _Reader:
         known = self.prefix and self.key in prefixes
         self.found = self.prefix if known else 0
         self._before = prefixes[self.key].slots if known else 0
-        self.length = _bucket(len(self.ticket.request.ids) - self.found)
+        request = self.ticket.request
+        self.length = _bucket(len(request.ids) - self.found)
+        # More than fit are memories that the prompt does not name.
+        fit = max(1, self.length // request.memories.shape[1])
+        self.memories = 1 if known or not len(request.memories) else _power(len(request.memories), fit)
         self.shape = self.length, self._before, self.memories
 
     def slots(self, steps: int) -> int:
@@ -390,11 +427,10 @@ def _widest(tickets: Iterable[Ticket]) -> Mode:
 
 
 def _bucket(number: int) -> int:
-    """The next of 32, 48, 64, 96, 128, 192, ...: few shapes are compiled, and at most a third is padding."""
-    size = 32
-    while size < number:
-        size *= 2
-    return size * 3 // 4 if number <= size * 3 // 4 and size > 32 else size
+    """The next of 32, 64, 128, 192, 256, 384, ...: few shapes are compiled, and of what is long at most a third is
+    padding."""
+    size = _power(number, 32)
+    return size * 3 // 4 if number <= size * 3 // 4 and size > 128 else size
 
 
 def _power(number: int, least: int = 1) -> int:

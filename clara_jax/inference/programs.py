@@ -1,4 +1,4 @@
-"""The two programs of the engine: prompts are read into rows of a cache, and all rows go on by a few tokens."""
+"""The programs of the engine: prompts are read, they get rows of a cache, and all rows go on by a few tokens."""
 
 from __future__ import annotations
 
@@ -15,60 +15,78 @@ from clara_jax.model.sharding import BATCH
 
 
 class Prompts(NamedTuple):
-    """P prompts, padded on the right, and how their answers are to be written.
+    """P prompts, padded on the right.
 
     Attributes:
       ids, memory_index: int32 [P, T]; mask: bool [P, T].
       memories: [P, K, M, E].
-      limit: int32 [P]; temperature, top_p: float32 [P]; seed: uint32 [P]; see `Rows`.
     """
 
     ids: jax.Array
     mask: jax.Array
     memory_index: jax.Array
     memories: jax.Array
+
+
+class Choice(NamedTuple):
+    """How the answers of P prompts are to be written; limit: int32 [P]; temperature, top_p: float32 [P]; seed: uint32
+    [P]; see `Rows`."""
+
     limit: jax.Array
     temperature: jax.Array
     top_p: jax.Array
     seed: jax.Array
 
 
+@partial(jax.jit, static_argnames=("model",))
+def read_prompts(
+    model: ClaraModel, params: Any, prompts: Prompts, prefixes: tuple[Past, ...]
+) -> tuple[jax.Array, Past]:
+    """States of the prompts' last tokens, [P, 1, E], and their keys and values, P rows.
+
+    Args:
+      prefixes: nothing, or what stands before the prompts and was read before, P rows.
+    """
+    return read(model, params, prompts.ids, prompts.mask, prompts.memory_index, prompts.memories, prefixes)
+
+
 @partial(jax.jit, static_argnames=("model", "mode", "end_ids"), donate_argnames=("past", "rows"))
-def admit(
+def seat(
     model: ClaraModel,
     params: Any,
-    prompts: Prompts,
-    prefixes: tuple[Past, ...],
+    states: jax.Array,
+    chosen: Choice,
+    parts: tuple[Past, ...],
     past: Past,
     rows: Rows,
     source: jax.Array,
     mode: Mode,
     end_ids: tuple[int, ...],
-) -> tuple[Past, Rows, Past]:
-    """Reads prompts, chooses their first tokens and seats them.
+) -> tuple[Past, Rows]:
+    """Chooses the first tokens of prompts that were read, and gives them rows.
+
+    It is a program apart from `read_prompts`, for it depends on the cache, and holds no block of the model: compiling
+    it takes a fraction of the time.
 
     Args:
-      prefixes: nothing, or what stands before the prompts and was read before, P rows.
+      states: [P, 1, E].
+      chosen: how their answers are to be written.
+      parts: their keys and values, one after the other, P rows.
       past, rows: of all rows; given away.
       source: int32 [B], the prompt that takes a row, -1 where the row stays as it is.
-
-    Returns:
-      past and rows; the prompts' own keys and values, P rows.
     """
-    ids, mask, index, memories, *sampling = prompts
-    state, kept = read(model, params, ids, mask, index, memories, prefixes)
-    new = choose(model, params, state, fresh(*sampling), mode, end_ids)
+    new = choose(model, params, states, fresh(*chosen), mode, end_ids)
     taken, source = source >= 0, jnp.maximum(source, 0)
     rows = jax.tree.map(
         lambda old, own: jnp.where(taken, own.at[source].get(out_sharding=jax.P(BATCH)), old), rows, new
     )
     lengths, at = past.lengths, jnp.zeros_like(source)
-    for part in (*prefixes, kept):
+    for part in parts:
         own = _pick(part, source, model)
         old = past.cut(at, own.slots)
         past = past.put(old.replace_where(taken, own), at)
         at += own.lengths
-    return past.replace(lengths=jnp.where(taken, at, lengths)), rows, kept
+    return past.replace(lengths=jnp.where(taken, at, lengths)), rows
 
 
 @partial(jax.jit, static_argnames=("model", "steps", "mode", "end_ids"), donate_argnames=("past", "rows"))

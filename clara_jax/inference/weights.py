@@ -1,8 +1,9 @@
 """The weights that answers are written with: as they are trained, or made ready for reading them once a token.
 
 "adapter" applies the generator's adapter beside the base and needs no memory of its own. "merged" adds it to a copy of
-the base: fewer and larger products. "int8" rounds that copy to one byte a weight. `docs/inference.md` has what each
-takes and gives.
+the base: fewer and larger products. "merged-bfloat16" and "merged-float32" say how the copy is stored, too; "merged"
+alone stores it as the base is stored, where a CPU can read that fast. `docs/inference.md` has what each takes and
+gives.
 """
 
 from __future__ import annotations
@@ -18,15 +19,21 @@ import jax.numpy as jnp
 from clara_jax.errors import ClaraError
 from clara_jax.method.clara import ClaraModel
 from clara_jax.model.declare import linear_units
-from clara_jax.model.quantize import Quantized, quantize
+from clara_jax.model.output_major import OutputMajor
+from clara_jax.model.precision import has_instructions
 
-WEIGHTS = ("adapter", "merged", "int8")
+_STORED = {"merged": None, "merged-bfloat16": jnp.bfloat16, "merged-float32": jnp.float32}
+WEIGHTS = ("adapter", *_STORED)
 _SHARE = 1 / 4  # of an accelerator's memory that a merged copy may take unasked
 
 
 def check(weights: str) -> None:
     """Raises:
     ClaraError: an unknown name."""
+    if weights == "int8":
+        raise ClaraError(
+            "weights: 'int8' is gone, it was never faster than float32; 'merged-bfloat16' reads half of float32's bytes"
+        )
     if weights not in WEIGHTS:
         raise ClaraError(f"weights: {weights!r} must be one of {', '.join(WEIGHTS)}")
 
@@ -46,11 +53,11 @@ def prepare(
 ) -> tuple[ClaraModel, Any]:
     """The model and the parameters to read prompts and write answers with.
 
-    On CPUs, which multiply no bfloat16, a copy is kept in float32 and computed with in float32: XLA would widen every
-    kernel anew for every token, which takes longer than all else. And out of an array of all layers XLA copies every
-    kernel there for every token, and then reads the copy. For one row that costs most of the time, so "merged" has each
-    layer's weights in arrays of their own then; for several rows, which take longer to multiply with, the copy is the
-    faster of the two, and of bytes, which have to be widened anyway.
+    On CPUs a copy is computed with in float32, whatever it is stored in, and each layer has arrays of its own: out of
+    an array of all layers XLA would copy every kernel there for every token, and then read the copy. Kernels are stored
+    output-major (`clara_jax.model.output_major`), where XLA's products read them as they are; but for a single row in
+    float32, whose product wants the usual order. "merged" stores bfloat16 in float32 for one row, unless the processor
+    multiplies bfloat16: without such instructions a row takes longer to multiply than to read.
 
     Args:
       alone: answers are written one at a time.
@@ -64,18 +71,18 @@ def prepare(
     check(weights)
     if weights == "adapter":
         return model, {**params, "lora": {"generator": params["lora"]["generator"]}}
-    on_cpu = all(device.platform == "cpu" for device in mesh.devices.flat)
-    if on_cpu:
-        model = dataclasses.replace(model, precision="float32")
-    rounded = weights == "int8"
-    base = merge(model, params, "generator", mesh, model.dtype if on_cpu else None, rounded)
+    dtype = jnp.dtype(_STORED[weights] or params["base"]["embed"]["table"].dtype)
+    if any(device.platform != "cpu" for device in mesh.devices.flat):
+        return model, {**params, "base": merge(model, params, "generator", mesh, dtype), "lora": {}}
+    if alone and weights == "merged" and not has_instructions():
+        dtype = jnp.dtype(jnp.float32)
+    model = dataclasses.replace(model, precision="float32")
+    base = merge(model, params, "generator", mesh, dtype, output_major=not alone or dtype != jnp.float32)
     with jax.set_mesh(mesh):
         for name in ("embed", "lm_head"):
             if name in base:
-                dtype = model.dtype if on_cpu else base[name]["table"].dtype
-                base[name] = {"table": _table(base[name]["table"], dtype=dtype, rounded=rounded)}
-        if on_cpu and alone and not rounded:
-            base["layers"] = _apart(base["layers"])
+                base[name] = {"table": OutputMajor(base[name]["table"].astype(dtype))}
+        base["layers"] = _apart(base["layers"])
     return model, {**params, "base": base, "lora": {}}
 
 
@@ -85,13 +92,13 @@ def merge(
     role: str,
     mesh: jax.sharding.Mesh,
     dtype: jnp.dtype | None = None,
-    rounded: bool = False,
+    output_major: bool = False,
 ) -> dict[str, Any]:
     """The base with a role's adapter added to its linear maps.
 
     Args:
       dtype: of the maps; default the base's.
-      rounded: to one byte a weight (`clara_jax.model.quantize`).
+      output_major: with each kernel's outputs first (`clara_jax.model.output_major`).
     """
     base, adapter = params["base"], params["lora"][role]
     layers = dict(base["layers"])
@@ -108,7 +115,7 @@ def merge(
                         letters=(linear.input_letters, linear.output_letters),
                         scale=model.clara.lora_scale,
                         dtype=dtype,
-                        rounded=rounded,
+                        output_major=output_major,
                     )
                     for name, linear in maps.items()
                 }
@@ -116,7 +123,7 @@ def merge(
     return {**base, "layers": layers}
 
 
-@partial(jax.jit, static_argnames=("letters", "scale", "dtype", "rounded"))
+@partial(jax.jit, static_argnames=("letters", "scale", "dtype", "output_major"))
 def _merge(
     kernel: jax.Array,
     a: jax.Array,
@@ -124,19 +131,15 @@ def _merge(
     letters: tuple[str, str],
     scale: float,
     dtype: jnp.dtype | None,
-    rounded: bool,
-) -> jax.Array | Quantized:
+    output_major: bool,
+) -> jax.Array | OutputMajor:
     """kernel + scale · A B of all layers, summed in float32."""
     ins, outs = letters
     with jax.default_matmul_precision("highest"):
         product = jnp.einsum(f"L{ins}R,LR{outs}->L{ins}{outs}", a, b, out_sharding=jax.typeof(kernel).sharding)
     wide = kernel.astype(jnp.float32) + scale * product
-    return quantize(wide, tuple(range(1, 1 + len(ins)))) if rounded else wide.astype(dtype or kernel.dtype)
-
-
-@partial(jax.jit, static_argnames=("dtype", "rounded"))
-def _table(table: jax.Array, dtype: jnp.dtype, rounded: bool) -> jax.Array | Quantized:
-    return quantize(table, (1,)) if rounded else table.astype(dtype)
+    merged = wide.astype(dtype or kernel.dtype)
+    return OutputMajor(jnp.einsum(f"L{ins}{outs}->L{outs}{ins}", merged)) if output_major else merged
 
 
 def _apart(layers: Any) -> tuple[Any, ...]:

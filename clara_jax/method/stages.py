@@ -25,7 +25,7 @@ from clara_jax.method.marginal import document_log_likelihoods, marginal_loss
 from clara_jax.method.parameters import MAP, flatten, overlap, unflatten
 from clara_jax.method.reranker import contrastive_loss, cosine_scores
 from clara_jax.method.topk import DEGENERATE, METHODS, degenerate, select
-from clara_jax.model.sharding import join_rows, split_rows
+from clara_jax.model.sharding import join_rows, microbatches, split_rows
 
 NORMALIZATIONS = ("none", "standard")
 CE_OVER = (TOKENS, RECORDS) = ("tokens", "records")
@@ -196,10 +196,38 @@ def retrieval_loss(model: ClaraModel, params: Any, batch: Batch, objective: Obje
     return terms | _degenerate(scores, batch, objective)
 
 
+def compress_distinct(model: ClaraModel, params: Any, batch: Batch, parts: int = 1) -> Batch:
+    """The batch with memories in the place of its distinct documents, each compressed once, without gradient and
+    dropout; unchanged where it has no ``document_index``.
+
+    Args:
+      parts: in which they are compressed one after the other, so that no more are in memory than of a microbatch.
+    """
+    if batch.document_index is None:
+        return batch
+
+    def compress(texts: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return encode(model, params, "compressor", *texts).memory
+
+    texts = batch.document_ids, batch.document_mask  # [N, Te]
+    if parts == 1:
+        memory = compress(texts)
+    else:
+        own = jax.lax.map(compress, jax.tree.map(lambda x: microbatches(x, parts), texts))
+        memory = join_rows(jnp.moveaxis(own, 0, 1))
+    # A row's documents may have been compressed on any device.
+    whole = jax.reshard(jax.lax.stop_gradient(memory), jax.P(*(None for _ in memory.shape)))
+    rows = jax.P(jax.typeof(batch.document_index).sharding.spec[0], *(None for _ in memory.shape))
+    placed = whole.at[batch.document_index].get(out_sharding=rows)
+    memories = jnp.where(batch.document_valid[..., None, None], placed, 0)
+    return batch.replace(document_ids=None, document_mask=None, document_index=None, memories=memories)
+
+
 def rank_documents(
     model: ClaraModel, params: Any, batch: Batch, keys: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Cosine scores [B, D], document memories [B, D, M, E] without gradient, query memory [B, M, E]."""
+    batch = compress_distinct(model, params, batch)
     documents = batch.memories
     if documents is None:
         documents = jax.lax.stop_gradient(_encode_documents(model, params, batch, None).memory)

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from clara_jax.model.declare import Map
+from clara_jax.model.output_major import OutputMajor, stored_product
 from clara_jax.model.products import product
-from clara_jax.model.quantize import parts
 from clara_jax.model.sharding import BATCH, join_rows, split_rows
 
 
@@ -87,10 +87,11 @@ class LoRALinear(nn.Module):
         results = {}
         for name, linear in self.maps.items():
             outs = linear.output_letters
-            kernel, scale = parts(params["kernel"][name], self.operands or x.dtype)
-            y = product(f"N{ins},{ins}{outs}->N{outs}", x, kernel, self.operands, summed)
-            if scale is not None:
-                y *= scale.astype(y.dtype)
+            kernel = params["kernel"][name]
+            if isinstance(kernel, OutputMajor):
+                y = stored_product(f"N{ins},{outs}{ins}->N{outs}", x, kernel.values, summed).astype(x.dtype)
+            else:
+                y = product(f"N{ins},{ins}{outs}->N{outs}", x, kernel, self.operands, summed)
             if linear.bias:
                 y += params["bias"][name].astype(x.dtype)
             if adapter is not None:

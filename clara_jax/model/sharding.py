@@ -190,3 +190,8 @@ def reshape_rows(x: jax.Array, *shape: int) -> jax.Array:
     """[B, ...] -> [B, *shape]; only rows are split over devices."""
     rows = jax.typeof(x).sharding.spec[0]
     return jnp.reshape(x, (x.shape[0], *shape), out_sharding=jax.P(rows, *(None for _ in shape)))
+
+
+def microbatches(x: jax.Array, parts: int) -> jax.Array:
+    """[B, ...] -> [parts, B / parts, ...], every part spread over the devices as the batch is."""
+    return jnp.moveaxis(split_rows(x, parts), 1, 0)

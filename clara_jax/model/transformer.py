@@ -23,8 +23,8 @@ from clara_jax.model.cache import Past
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.declare import Map, linear_units
 from clara_jax.model.lora import Dropout, LoRALinear
+from clara_jax.model.output_major import OutputMajor, stored_product
 from clara_jax.model.products import product
-from clara_jax.model.quantize import Quantized, parts
 from clara_jax.model.rope import rotate, rotations
 from clara_jax.model.sharding import BATCH
 
@@ -162,12 +162,11 @@ class Transformer(nn.Module):
         """Token ids, int32 [B, T] -> embeddings [B, T, E]. Ids from V on are rows of the ``tokens`` collection."""
         table = self.variables["params"]["embed"]["table"]
         known, out = jnp.minimum(ids, self.config.vocab_size - 1), jax.P(BATCH, None, None)
-        table, scale = (table.values, table.scale) if isinstance(table, Quantized) else (table, None)
+        if isinstance(table, OutputMajor):
+            table = table.values
         # Gathering the width first leaves one gather of the table and a local sum over "model".
         table = jax.reshard(table, jax.P(jax.typeof(table).sharding.spec[0], None))
         x = table.at[known].get(out_sharding=out).astype(self.dtype)
-        if scale is not None:
-            x *= scale.at[known].get(out_sharding=jax.P(BATCH, None)).astype(self.dtype)[..., None]
         if "tokens" not in self.variables:
             return x
         tokens = self.variables["tokens"]
@@ -238,12 +237,13 @@ class Transformer(nn.Module):
         together.
         """
         base = self.variables["params"]
-        head = base["embed"] if self.config.tied else base["lm_head"]
-        table, scale = parts(head["table"], self.operands or x.dtype)
-        split = jax.P(BATCH, None, jax.typeof(table).sharding.spec[0])
-        logits = product("BTE,VE->BTV", x, table, self.operands, split, result=jnp.float32)
-        if scale is not None:
-            logits *= scale
+        table = (base["embed"] if self.config.tied else base["lm_head"])["table"]
+        values = table.values if isinstance(table, OutputMajor) else table
+        split = jax.P(BATCH, None, jax.typeof(values).sharding.spec[0])
+        if isinstance(table, OutputMajor):
+            logits = stored_product("BTE,VE->BTV", x, values, split)
+        else:
+            logits = product("BTE,VE->BTV", x, table, self.operands, split, result=jnp.float32)
         if "tokens" not in self.variables:
             return logits, None
         tokens = self.variables["tokens"]

@@ -73,3 +73,10 @@ def batch(rows: int, shapes: Shapes, memory_tokens: int, ranks: bool, mesh: jax.
         positives=array(bool, shapes.documents) if ranks else None,
         example_ids=array(jnp.int32),
     )
+
+
+def stored(batch: Batch, model: ClaraModel, mesh: jax.sharding.Mesh) -> Batch:
+    """The batch with memories in the place of its documents, as where these were compressed before."""
+    shape = *batch.document_valid.shape, model.clara.memory_tokens, model.config.width
+    memories = jax.ShapeDtypeStruct(shape, model.dtype, sharding=jax.NamedSharding(mesh, jax.P(BATCH)))
+    return batch.replace(document_ids=None, document_mask=None, memories=memories)

@@ -53,6 +53,8 @@ def train_step(model: ClaraModel, stage: StageConfig, shapes: Shapes, mesh: jax.
     state, frozen = abstract.state_and_frozen(abstract.params(model, mesh), trains, optimizer, mesh)
     rows = stage.batch_size
     batch = abstract.batch(rows, shapes, model.clara.memory_tokens, stage.ranks, mesh)
+    if stage.memories:
+        batch = abstract.stored(batch, model, mesh)
     step = make_train_step(model, stage.stage, stage.objective, optimizer, stage.accumulate)
     with jax.set_mesh(mesh):
         lowered = step.lower(state, frozen, batch, abstract.key(mesh))

@@ -36,6 +36,7 @@ from clara_jax.model.transformer import REMAT_POLICIES
 SCHEDULES = ("cosine", "constant", "cosine_with_minimum")
 NON_FINITE = ("stop", "skip")
 SCRATCH = "scratch"
+IN_RUN = "run"  # where a stage's memories are kept: in the run directory
 TEMPERATURE_SCHEDULES = ("constant", "cosine", "steps")
 SCAFFOLD_SCHEDULES = ("linear", "cosine")
 PACKED = ("scp", *TEXT_STAGES)  # a record has one document
@@ -179,7 +180,8 @@ class StageConfig:
         one; 0 gives each record a row of its own. ``batch_size`` counts records in any case.
       memories: a directory, or the URL of a bucket, where the memories of all documents are kept: compressed once,
         before the first step, and then read instead of compressing the documents in each step. For end_to_end and
-        retrieval, where the compressor is frozen. "" compresses in each step.
+        retrieval, where the compressor is frozen. "run" keeps them in the run directory, below ``memories``. ""
+        compresses in each step, every distinct document of its batch once.
       documents: "memory", or "text": the control of equal data. Up to ``top_k`` documents, positive ones first (of scp
         the one), stand in the prompt as texts, each cut where the compressor would cut it; the generator alone is
         trained, by L_CE. Nothing is compressed or ranked. Not for retrieval.

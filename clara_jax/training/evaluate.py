@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from clara_jax.data.batches import Batch, Memories, collate, plan_shapes
+from clara_jax.data.distinct import most_distinct
 from clara_jax.data.encoding import TEXT, Encoding, Example, record_prompts
 from clara_jax.data.records import Record
 from clara_jax.data.tokenization import ClaraTokenizer
@@ -31,7 +32,7 @@ from clara_jax.method.compressor import encode
 from clara_jax.method.parameters import merge
 from clara_jax.method.stages import Objective, Stage, Terms, objective_value, rank_documents
 from clara_jax.method.topk import select
-from clara_jax.model.sharding import join_rows, put_batch, split_rows
+from clara_jax.model.sharding import divisible, join_rows, put_batch, split_rows
 from clara_jax.training.step import Leaves, make_eval_step, make_gradient_step
 
 REAL, NO_MEMORY, OTHER_MEMORY = "", "_no_memory", "_other_memory"  # cases, and what ends the names of their values
@@ -91,7 +92,7 @@ class Evaluation:
         answered = len(records[:answers]) if answering else 0
         controls = controls and self._reads_memory
         self._batches = _prepare(
-            examples, records, encoding, tokenizer, batch_size, loss_batches, answered, controls, memories
+            examples, records, encoding, tokenizer, batch_size, loss_batches, answered, controls, memories, mesh
         )
         self._terms = make_eval_step(model, stage, objective)
         self._gradients = make_gradient_step(model, objective) if gradients else None
@@ -249,6 +250,7 @@ def _prepare(
     answered: int,
     controls: bool,
     memories: Memories | None,
+    mesh: jax.sharding.Mesh,
 ) -> list[_HeldOut]:
     starts = range(0, len(examples), size)
     measured = len(starts[:loss_batches])
@@ -260,15 +262,20 @@ def _prepare(
     asked = _questions(used[:answered], records, tokenizer, encoding)
     shapes = plan_shapes(examples, tokenizer)
     asked_shapes = plan_shapes(asked, tokenizer, documents=shapes.documents) if asked else None
+    distinct = None
+    if encoding.ranks and memories is None:  # one number for all, so that all run through one program
+        distinct = divisible(
+            most_distinct([own[start : start + size] for own in (used, others or []) for start in starts]), mesh
+        )
 
     batches = []
     for number, start in enumerate(starts):
         rows = slice(start, start + size)
-        cases = {REAL: partial(collate, used[rows], shapes, tokenizer, size, memories)}
+        cases = {REAL: partial(collate, used[rows], shapes, tokenizer, size, memories, distinct)}
         if controls:
             cases[NO_MEMORY] = lambda make=cases[REAL]: _without_memory(make())
         if others:
-            cases[OTHER_MEMORY] = partial(collate, others[rows], shapes, tokenizer, size, memories)
+            cases[OTHER_MEMORY] = partial(collate, others[rows], shapes, tokenizer, size, memories, distinct)
         asked_cases = {}
         if asked[rows]:
             real = collate(asked[rows], asked_shapes, tokenizer, size)

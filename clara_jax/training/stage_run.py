@@ -16,6 +16,7 @@ import numpy as np
 from clara_jax.bundle import Bundle
 from clara_jax.checkpoints.run import CheckpointWriter
 from clara_jax.data.batches import Memories
+from clara_jax.data.distinct import document_numbers, planned_counts
 from clara_jax.data.loading import BatchLoader
 from clara_jax.data.plan import BatchPlan
 from clara_jax.data.records import TEXT_STAGES
@@ -71,10 +72,14 @@ class StageRun:
             data.sizes, data.ladder, own.batch_size, self.steps, config.seed + position.number, data.mixture
         )
         multiple = own.accumulate * batch_shards(bundle.mesh)
-        memories = open_memories(own, bundle, data.documents, stop, config.progress) if own.memories else None
+        memories = distinct = None
+        if own.memories:
+            memories = open_memories(own, bundle, data.documents, stop, config.progress, workdir)
+        elif own.ranks:
+            distinct = planned_counts(plan, document_numbers(data.examples), multiple)
         own_part = partial(own_rows, mesh=bundle.mesh)
         self.loader = BatchLoader(
-            plan, data.examples, data.sizes, bundle.tokenizer, data.row, multiple, own_part, memories
+            plan, data.examples, data.sizes, bundle.tokenizer, data.row, multiple, own_part, memories, distinct
         )
         # What this process counts of its own rows, it takes for as much of the others'.
         self.processes = batch_shards(bundle.mesh) / len(own_parts(bundle.mesh))

@@ -16,8 +16,8 @@ from clara_jax.data.batches import Batch
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.gradient_paths import gradient_terms
 from clara_jax.method.parameters import merge
-from clara_jax.method.stages import Objective, Stage, Terms, counts, objective_value
-from clara_jax.model.sharding import split_rows
+from clara_jax.method.stages import Objective, Stage, Terms, compress_distinct, counts, objective_value
+from clara_jax.model.sharding import microbatches
 from clara_jax.training.schedules import LOG_TEMPERATURE, Schedule
 
 Leaves = Mapping[str, Any]  # arrays by path, see clara_jax.method.parameters.split
@@ -64,6 +64,8 @@ def make_train_step(
         keys = example_keys(jax.random.fold_in(key, state.step), batch.example_ids)
         counted = counts(batch, objective.ce_over)
         own = {name: schedule(state.step) for name, schedule in schedules.items()}
+        # Before the batch is split: a document that stands in several of its parts is compressed once, too.
+        batch = compress_distinct(model, merge(state.trained, frozen), batch, accumulate)
         if accumulate == 1:
             (loss, terms), grads = gradient(state.trained, frozen, batch, counted, keys, own)
         else:
@@ -163,8 +165,3 @@ def _where(condition: jax.Array, new: Any, old: Any) -> Any:
     return jax.tree.map(
         lambda n, o: jnp.where(condition, n, o) if jnp.issubdtype(n.dtype, jnp.inexact) else n, new, old
     )
-
-
-def microbatches(x: jax.Array, parts: int) -> jax.Array:
-    """[B, ...] -> [parts, B / parts, ...], every part spread over the devices as the batch is."""
-    return jnp.moveaxis(split_rows(x, parts), 1, 0)

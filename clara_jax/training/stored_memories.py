@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -11,19 +12,25 @@ from clara_jax.data.batches import Memories
 from clara_jax.distributed import Agreement
 from clara_jax.inference.memories import Parts, complete_store
 from clara_jax.retrieval.memory_store import MemoryStore
-from clara_jax.training.config import StageConfig
+from clara_jax.training.config import IN_RUN, StageConfig
 from clara_jax.training.metrics import Progress
 from clara_jax.training.stopping import Stopped, StopSignal
 
 
 def open_memories(
-    stage: StageConfig, bundle: Bundle, documents: Sequence[np.ndarray], stop: StopSignal, progress: bool = False
+    stage: StageConfig,
+    bundle: Bundle,
+    documents: Sequence[np.ndarray],
+    stop: StopSignal,
+    progress: bool = False,
+    workdir: Path | None = None,
 ) -> Memories:
     """The memories of documents from the stage's store, into which those that it lacks are put first.
 
     Args:
       documents: token ids without memory tokens.
       progress: show a bar with the time left.
+      workdir: the run directory, for a stage whose ``memories`` are in it (`IN_RUN`).
 
     Raises:
       ClaraError: the store belongs to another compressor, or cannot be read or written.
@@ -32,6 +39,9 @@ def open_memories(
     model = bundle.model
     sizes = (model.clara.memory_tokens, model.config.width, model.dtype.name)
     fingerprint = bundle.compressor_fingerprint()
+    place = stage.memories
+    if place == IN_RUN:  # the stages of a run may have compressors of their own
+        place = str(workdir / "memories" / fingerprint[:12])
     # As many at one time as a training step would compress: they are known to fit.
     size = stage.batch_size // stage.accumulate * stage.candidates
 
@@ -43,11 +53,11 @@ def open_memories(
                 shown.update(tokens=tokens)
                 if agreement.now(stop()):
                     raise Stopped(
-                        f"stopped while documents are compressed, {done} of {count} are in {stage.memories}; the same "
+                        f"stopped while documents are compressed, {done} of {count} are in {place}; the same "
                         "command does the rest"
                     )
 
     def open_store() -> MemoryStore:
-        return MemoryStore(stage.memories, fingerprint, *sizes)
+        return MemoryStore(place, fingerprint, *sizes)
 
     return complete_store(open_store, bundle, documents, size, work).read_documents

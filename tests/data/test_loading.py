@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from clara_jax.data.distinct import document_numbers, planned_counts
 from clara_jax.data.encoding import Encoding, encode_records, sizes_of
 from clara_jax.data.loading import BatchLoader
 from clara_jax.data.packing import plan_row
@@ -21,7 +22,7 @@ from clara_jax.data.tokenization import ClaraTokenizer
 from tests.data import tiny_tokenizer
 from tests.locations import ROOT
 
-CASES = {"buckets": ("end_to_end", 3, 0), "packing": ("scp", 1, 256)}
+CASES = {"buckets": ("end_to_end", 3, 0), "distinct": ("end_to_end", 3, 0), "packing": ("scp", 1, 256)}
 BATCH, STEPS = 8, 24
 
 
@@ -44,7 +45,8 @@ def make_loader(directory, case, process_index=0, process_count=1):
     # Packed rows are filled up to a multiple that the processes divide.
     multiple = max(2, process_count)
     own = lambda rows: np.split(np.arange(rows), process_count)[process_index]  # noqa: E731
-    return BatchLoader(plan, examples, sizes, tokenizer, row, multiple, own)
+    distinct = planned_counts(plan, document_numbers(examples), 4) if case == "distinct" else None
+    return BatchLoader(plan, examples, sizes, tokenizer, row, multiple, own, distinct=distinct)
 
 
 def ids(batch):
@@ -59,7 +61,7 @@ def test_the_parts_of_processes_make_up_the_whole(directory, case):
         for step in (0, 7, 23):
             parts = [loader.batch(step) for loader in loaders]
             batch = whole.batch(step)
-            if case == "buckets":  # packed rows are filled up to a multiple of the processes
+            if case != "packing":  # packed rows are filled up to a multiple of the processes
                 joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
                 jax.tree.map(np.testing.assert_array_equal, joined, batch)
             assert sorted(i for part in parts for i in ids(part)) == sorted(ids(batch))
@@ -73,7 +75,7 @@ def test_batches_made_ahead_are_those_of_their_steps(directory, case):
     assert len(ahead) == 4
     for step, batch in zip(range(20, STEPS), ahead, strict=True):
         jax.tree.map(np.testing.assert_array_equal, batch, loader.batch(step))
-    assert len({dataclasses.astuple(loader.plan.shapes(step)) for step in range(STEPS)}) > (case == "buckets")
+    assert len({dataclasses.astuple(loader.plan.shapes(step)) for step in range(STEPS)}) > (case != "packing")
 
 
 def start(directory, case, begin, index, count):

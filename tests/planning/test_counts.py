@@ -95,6 +95,15 @@ def test_prompts_of_texts_are_the_only_pass(name):
     assert decode.name == "decode"
 
 
+def test_stored_memories_are_read_and_not_compressed():
+    own = dict(steps=1, batch_size=8, top_k=2, candidates=SHAPES.documents)
+    stage = StageConfig("end_to_end", ("unread",), **own)
+    stored = dataclasses.replace(stage, memories="run")
+    assert [step.role for step in passes(MODEL, stored, SHAPES, 8)] == ["query_reasoner", "generator"]
+    less, more = (train_step(MODEL, config, SHAPES, make_mesh(4, 2)) for config in (stored, stage))
+    assert less.model_flops < more.model_flops and len(less.lowered.as_text()) < len(more.lowered.as_text())
+
+
 def test_what_is_split_over_two_axes_is_counted_once():
     stage = StageConfig("end_to_end", ("unread",), steps=1, batch_size=ROWS)
     one, two = (step_bytes(MODEL, stage, SHAPES, ROWS, make_mesh(*sizes)) for sizes in ((8, 1), (4, 2)))

@@ -161,7 +161,7 @@ def test_a_compressor_that_was_trained_on_is_refused_other_adapters_are_not(dire
 
 
 @pytest.mark.parametrize("name", ["retrieval", pytest.param("end_to_end", marks=pytest.mark.slow)])
-def test_a_run_with_memories_is_the_run_that_compresses_in_its_steps(name, directory, tmp_path, monkeypatch):
+def test_a_run_with_memories_is_the_run_that_compresses_in_its_steps(name, directory, tmp_path, mesh, monkeypatch):
     devices = jax.devices()
     monkeypatch.setattr(jax, "devices", lambda *_: devices[:1])  # a run takes all there are
 
@@ -175,12 +175,20 @@ def test_a_run_with_memories_is_the_run_that_compresses_in_its_steps(name, direc
 
     names = ("loss", "grad_norm", "recall", "eval_loss", "eval_ce_no_memory", "eval_ce_other_memory", "eval_recall@1")
     compared = 0
-    for plain, stored in zip(train("in_step", ""), train("stored", tmp_path / "store"), strict=True):
+    # In the run directory, below the compressor's fingerprint; or where it is said.
+    store = "run" if name == "retrieval" else tmp_path / "store"
+    for plain, stored in zip(train("in_step", ""), train("stored", store), strict=True):
         for key in (key for key in names if key in plain):
             assert stored[key] == pytest.approx(plain[key], rel=1e-4), key
             compared += 1
         if "padding" in plain:
             assert stored["tokens"] < plain["tokens"]
+    place = tmp_path / "stored" / "memories"
+    if name == "retrieval":
+        trained = bundles.load(tmp_path / "stored", mesh=mesh)
+        assert [own.name for own in place.iterdir()] == [trained.compressor_fingerprint()[:12]]
+    else:
+        assert not place.exists()
     assert compared == 4 * 3 + 2 * (4 if name == "end_to_end" else 2)
 
 

@@ -110,6 +110,7 @@ FIELDS = [*GOOD, "rope_scaling", "rope_parameters", "layer_types", "sliding_wind
 FIELDS += ["hidden_act", "num_key_value_heads", "partial_rotary_factor", "original_max_position_embeddings", "head_dim"]
 
 
+@settings(deadline=None)
 @given(st.sampled_from(["llama", "mistral", "qwen2", "qwen3", "phi3"]), st.sampled_from(FIELDS), JSON)
 def test_any_value_of_a_field_is_read_or_refused(kind, field, value):
     try:
@@ -118,6 +119,7 @@ def test_any_value_of_a_field_is_read_or_refused(kind, field, value):
         assert len(str(error)) < 1000
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(["default", "linear", "llama3", "longrope", "su", "yarn"]),
     st.dictionaries(
@@ -171,6 +173,7 @@ def test_lengths_fit_the_positions(name):
         ClaraConfig(doc_max_length=10**12)
 
 
+@settings(deadline=None)
 @given(st.one_of(JSON, st.lists(st.integers())))
 def test_end_tokens(named):
     try:
@@ -214,6 +217,7 @@ def test_adapter_config(tmp_path, fields, scale):
             peft_folders._scale(tmp_path, PLAIN | fields, 4)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from([*PLAIN, "use_rslora", "use_dora", "x"]), JSON))
 def test_any_adapter_config(fields):
     try:

@@ -4,7 +4,7 @@ of published evaluations, and nothing at all."""
 import dataclasses
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clara_jax.evaluation.answers import (
@@ -134,6 +134,7 @@ def test_no_reference_is_a_mistake():
                 metric("Rouen", [], convention)
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(max_codepoint=127)), st.text(st.characters(max_codepoint=127, exclude_categories=("Cc",))))
 def test_the_conventions_agree_on_ascii(text, gold):
     text = "".join(character for character in text if character.isprintable() or character.isspace())
@@ -147,6 +148,7 @@ def test_the_conventions_agree_on_ascii(text, gold):
 HAN = st.text(st.characters(min_codepoint=0x4E00, max_codepoint=0x9FFF), min_size=1, max_size=8)
 
 
+@settings(deadline=None)
 @given(HAN, HAN)
 def test_characters_are_words_where_no_blanks_are(first, second):
     assert token_f1(first + second, [first]) >= 2 * len(first) / (2 * len(first) + len(second)) - 1e-9
@@ -155,6 +157,7 @@ def test_characters_are_words_where_no_blanks_are(first, second):
     assert token_f1(first + second, [first], SQUAD) == 0.0  # the official convention has one word
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from("\u2212-–—\uff0d\ufe63"), st.sampled_from("€£¥₹₽$￥¢₿"))
 def test_signs_count_as_ascii_ones_do(number, minus, currency):
     assert exact_match(f"{minus}{number}", [f"-{number}"]) == 1.0
@@ -164,6 +167,7 @@ def test_signs_count_as_ascii_ones_do(number, minus, currency):
     assert exact_match(wide, [str(number)], SQUAD) == 0.0
 
 
+@settings(deadline=None)
 @given(st.text("abc dé", min_size=1), st.sampled_from("\u200b\u200d\u2060\ufeff\u202e\u00ad\ufe0f"), st.integers(0, 9))
 def test_marks_that_are_never_shown(text, mark, place):
     assert words(text[:place] + mark + text[place:]) == words(text)

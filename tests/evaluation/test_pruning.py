@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clara_jax import bundle as bundles
@@ -49,6 +49,7 @@ def test_no_texts(bundle):
     assert surprisals(bundle, [], 2) == []
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\ufffd"), max_size=40), st.integers(1, 6))
 def test_characters_are_never_cut_in_two(text, rate):
     tokenizer = ClaraTokenizer(tiny_tokenizer(), 64, 4)

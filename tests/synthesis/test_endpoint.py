@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tenacity import wait_none
 
@@ -540,6 +540,7 @@ PART = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(
     st.one_of(st.none(), st.text(st.characters(exclude_categories=())), st.lists(PART), st.integers()), st.integers()
 )

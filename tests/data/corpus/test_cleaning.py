@@ -25,6 +25,7 @@ from tests.data.corpus import pdf, write
 ANY = st.text(st.characters(exclude_categories=()), max_size=60)
 
 
+@settings(deadline=None)
 @given(ANY, st.booleans())
 def test_nothing_unseen_is_left_and_cleaning_again_changes_nothing(text, typeset):
     result = cleaned(text, typeset).text
@@ -37,11 +38,13 @@ def test_nothing_unseen_is_left_and_cleaning_again_changes_nothing(text, typeset
     result.encode()
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(categories=("L", "N", "P", "Zs"), exclude_characters="ﬀﬁﬂﬃﬄﬅﬆ\u115f\u1160"), max_size=60))
 def test_what_is_shown_stays(text):
     assert cleaned(text) == (text, 0)
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(["office", "classifies", "Auffahrt", "ﬂuﬀy"]), st.sampled_from(["\0", "\u200b", "\u202e", "\x07"])
 )
@@ -54,6 +57,7 @@ def test_words_within_are_whole(word, mark):
 WORD = st.text("abcdefgh", min_size=3, max_size=12)
 
 
+@settings(deadline=None)
 @given(WORD, WORD)
 def test_words_divided_where_a_line_ends(first, second):
     assert cleaned(f"x {first}-\n{second} y", True).text == f"x {first}{second} y"
@@ -74,6 +78,7 @@ TITLE = st.text(
 )
 
 
+@settings(deadline=None)
 @given(TITLE.filter(str.strip), st.sampled_from(["'", '"', ">", "|", None]), st.dictionaries(WORD, WORD, max_size=3))
 def test_front_matter_is_yaml(title, style, fields):
     fields = {**{name: value for name, value in fields.items() if name != "title"}, "title": title}

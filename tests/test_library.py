@@ -107,11 +107,8 @@ def test_the_precision_is_that_of_the_memories_else_that_for_the_processor(check
     opened("float32", "float32")
     for there in (True, False):
         monkeypatch.setattr(precisions, "has_instructions", lambda there=there: there)
-        for store, asked in (
-            ("mixed", "mixed"),
-            ("float32", "float32"),
-            (f"new {there}", "mixed" if there else "float32"),
-        ):
+        usual = "mixed" if there else "float32"
+        for store, asked in (("mixed", "mixed"), ("float32", "float32"), (f"new {there}", usual)):
             bundle = opened(store).clara.bundle
             assert (store, bundle.model.precision) == (store, asked)
             kernel = bundle.params["base"]["layers"]["mlp"]["up"]["kernel"]["up"]

@@ -121,12 +121,6 @@ class Bundle:
         """The same model with another implementation of attention (see `clara_jax.model.attention`)."""
         return dataclasses.replace(self, model=dataclasses.replace(self.model, attention=attention))
 
-    def with_precision(self, precision: str) -> Bundle:
-        """The same model in another precision; see `clara_jax.model.precision`."""
-        model = dataclasses.replace(self.model, precision=precision)
-        base = jax.tree.map(lambda leaf: leaf.astype(model.base_dtype), self.params["base"])
-        return dataclasses.replace(self, model=model, params={**self.params, "base": base})
-
     def contents(self, stage: str) -> Contents:
         """What a checkpoint of this model holds: adapters, added rows, own base leaves, tokenizer, and what they belong
         to."""

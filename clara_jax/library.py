@@ -12,6 +12,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from clara_jax.retrieval.search import Search
 
 CANDIDATES = 20  # that are looked at for a question, as in the paper
 FEWEST_FOR_VECTORS = 50_000  # chunks from which on `finish` makes search vectors
+_ALIKE = {"float32", "mixed"}  # precisions that stand for one another: which is the faster one is the processor's
 _HOST_SHARE, _DEVICE_SHARE = 1 / 4, 1 / 2  # of memory that the store's memories may take
 
 
@@ -140,18 +142,16 @@ class Library:
           create: make the store where there is none.
           encoding: of memories in a new store, one of `clara_jax.retrieval.encodings.ENCODINGS`; default the float of
             two bytes that is nearest to the model's precision.
-          precision: see `Clara.load`; default that of the memories which the store holds, where it is the one in which
-            the model was trained or the one that suits the devices, and the latter for a new store. (Only "float32" and
-            "mixed" stand for one another: both carry float32, and either may be the faster one, by the processor.)
+          precision: see `Clara.load`; default as trained, but of a model that was trained in "float32" or "mixed", on a
+            CPU, the one of the two in which the store's memories are, and for a new store the processor's faster one.
           base, mesh, batch_size, weights, rows: see `Clara.load`.
 
         Raises:
           ClaraError: see `Clara.load`, `DocumentStore.open`; a store of another compressor or encoding.
         """
         mesh = mesh or make_mesh()
-        bundle = bundles.load(checkpoint, mesh, base, precision)
-        if precision is None:
-            bundle = _suited(bundle, store)
+        load = partial(bundles.load, checkpoint, mesh, base)
+        bundle = load(precision) if precision else _suited(load, store)
         clara = Clara(bundle, batch_size, weights, rows)
         if not create:
             return cls(clara, DocumentStore.open(store), budget)
@@ -346,16 +346,23 @@ class Library:
         return hits, {"read": 1000 * (read - began), "search": 1000 * (time.perf_counter() - read)}
 
 
-def _suited(bundle: Bundle, store: str | os.PathLike) -> Bundle:
-    """The model in the precision for its devices, unless it was trained in one that is no other's equal, or the store
-    holds memories of the precision that it was trained in."""
-    usual = resolve(AUTO, platform(bundle.mesh))
-    if bundle.model.precision == usual or not {bundle.model.precision, usual} <= {"float32", "mixed"}:
+def _suited(load: Callable[[str | None], Bundle], store: str | os.PathLike) -> Bundle:
+    """Open the model in the precision of a store's memories, or for a new store in that for the devices, where it may
+    be either of `_ALIKE`; else as it was trained.
+
+    Args:
+      load: opens the model in a precision; None: as it was trained.
+    """
+    bundle = load(None)
+    trained, usual = bundle.model.precision, resolve(AUTO, platform(bundle.mesh))
+    if not {trained, usual} <= _ALIKE:
         return bundle
-    suited = bundle.with_precision(usual)
-    if DocumentStore.exists(store) and DocumentStore.open(store).fingerprint != suited.compressor_fingerprint():
-        return bundle
-    return suited
+    wanted = DocumentStore.open(store).fingerprint if DocumentStore.exists(store) else None
+    for name in sorted(_ALIKE, key=lambda name: name != usual):
+        found = bundle if name == trained else load(name)
+        if wanted in (None, found.compressor_fingerprint()):
+            return found
+    return bundle
 
 
 def _budget(mesh: jax.sharding.Mesh) -> int:

@@ -24,6 +24,7 @@ from clara_jax.data.corpus.documents import Document
 from clara_jax.errors import ClaraError
 from clara_jax.library import Library
 from clara_jax.method.clara import ClaraConfig
+from clara_jax.model import precision as precisions
 from clara_jax.retrieval import filling
 from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.filling import Filled
@@ -95,6 +96,25 @@ def test_only_what_is_new_or_changed_is_compressed(clara, tmp_path, monkeypatch)
     assert [name for name in own.store.index()[0] if name.startswith("long")] == ["long#0"]
     assert own.delete(["long", "d1"]) == 2 and set(contents(own.store)) == {"d2#0", "d3#0"}
     assert compressed.count(0) == 2
+
+
+def test_the_precision_is_that_of_the_memories_else_that_for_the_processor(checkpoint, mesh, tmp_path, monkeypatch):
+    def opened(store, precision=None):
+        return Library.open(checkpoint, tmp_path / store, create=True, precision=precision, mesh=mesh)
+
+    monkeypatch.setattr(precisions, "has_instructions", lambda: True)
+    opened("mixed")
+    opened("float32", "float32")
+    for there in (True, False):
+        monkeypatch.setattr(precisions, "has_instructions", lambda there=there: there)
+        usual = "mixed" if there else "float32"
+        for store, asked in (("mixed", "mixed"), ("float32", "float32"), (f"new {there}", usual)):
+            bundle = opened(store).clara.bundle
+            assert (store, bundle.model.precision) == (store, asked)
+            kernel = bundle.params["base"]["layers"]["mlp"]["up"]["kernel"]["up"]
+            assert kernel.dtype == bundle.model.base_dtype
+    with pytest.raises(ClaraError, match="holds memories of another compressor"):
+        opened("mixed", "float32")
 
 
 def test_two_documents_with_one_id_in_one_call_are_refused_by_the_reader(clara, tmp_path):

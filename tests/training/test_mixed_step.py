@@ -10,23 +10,24 @@ from jax.extend.core import jaxprs_in_params
 
 from clara_jax.method.clara import ClaraConfig, ClaraModel
 from clara_jax.method.compressor import encode
-from clara_jax.method.parameters import split
+from clara_jax.method.parameters import declare, split
 from clara_jax.method.stages import STAGES, counts
 from clara_jax.model.config import ModelConfig
+from clara_jax.model.declare import abstract
 from clara_jax.model.sharding import put_batch
 from clara_jax.training.step import make_loss
 from tests.training.test_step import CONFIGS, OBJECTIVE, SIZES, make_batch, make_params
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
 
-RANK = 5  # no other axis has this size
+RANK, MEMORY = 5, 4  # no other axis has the size of the rank, or of the added rows, MEMORY and three markers
 BASE = ("base", "lora/compressor", "lora/generator", "tokens/memory")
 COSINE, LOSS = 0.999, 0.01
 GRADIENT = 0.03  # norm of the difference, relative to the gradient's, of each leaf
 
 
 def models(architecture, attention="auto"):
-    clara = ClaraConfig(doc_max_length=12, compress_rate=4, lora_rank=RANK, lora_dropout=0.0)
+    clara = ClaraConfig(doc_max_length=12, compress_rate=12 // MEMORY, lora_rank=RANK, lora_dropout=0.0)
     config = ModelConfig.from_hf(SIZES | CONFIGS[architecture])
     return [ClaraModel(config, clara, precision, attention=attention) for precision in ("float32", "mixed")]
 
@@ -38,8 +39,8 @@ def parameters(model, mesh):
     return {**params, "base": base}
 
 
-def gradient_of(model, stage, trains, mesh, batch):
-    trained, frozen = split(parameters(model, mesh), trains or stage.trains)
+def gradient_of(model, stage, trains, params, batch):
+    trained, frozen = split(params, trains or stage.trains)
     function = jax.value_and_grad(make_loss(model, stage, OBJECTIVE), has_aux=True)
     return function, (trained, frozen, batch, counts(batch), None)
 
@@ -53,7 +54,7 @@ def test_losses_and_gradients_are_near_those_of_float32(name, architecture, trai
     batch = put_batch(make_batch(models(architecture)[0]), mesh)
     with jax.set_mesh(mesh):
         for model in models(architecture):
-            function, arguments = gradient_of(model, STAGES[name], trains, mesh, batch)
+            function, arguments = gradient_of(model, STAGES[name], trains, parameters(model, mesh), batch)
             results.append(jax.device_get(jax.jit(function)(*arguments)))
     ((loss, terms), gradients), ((other, other_terms), other_gradients) = results
     assert abs(other - loss) < LOSS * abs(loss)
@@ -85,7 +86,7 @@ def test_eight_devices_equal_one(mesh, mesh222):
     for where in (mesh, mesh222):
         batch = put_batch(make_batch(model), where)
         with jax.set_mesh(where):
-            function, arguments = gradient_of(model, STAGES["scp"], BASE, where, batch)
+            function, arguments = gradient_of(model, STAGES["scp"], BASE, parameters(model, where), batch)
             results.append(jax.device_get(jax.jit(function)(*arguments)))
     ((loss, _), gradients), ((other, _), other_gradients) = results
     np.testing.assert_allclose(other, loss, rtol=2e-3)
@@ -102,9 +103,10 @@ def test_every_product_is_of_two_bfloat16_with_a_float32_sum(name, architecture,
     """Forward and backward. Those of the adapters' rank and of the few added tokens are float32, and so are scores."""
     model = models(architecture)[1]
     batch = put_batch(make_batch(model), mesh)
-    added, documents = model.clara.memory_tokens + 3, batch.document_ids.shape[1]
+    added, documents = MEMORY + 3, batch.document_ids.shape[1]
     with jax.set_mesh(mesh):
-        function, arguments = gradient_of(model, STAGES[name], trains, mesh, batch)
+        params = abstract(declare(model.config, model.clara, model.base_dtype), mesh)  # traced, not computed
+        function, arguments = gradient_of(model, STAGES[name], trains, params, batch)
         found = products(jax.make_jaxpr(function)(*arguments).jaxpr)
     narrow = 0
     for left, right, result in found:

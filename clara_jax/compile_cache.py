@@ -5,8 +5,8 @@ This is JAX's persistent compilation cache, set up for a machine that people hav
 were just compiled, because a folder serves only one kind of processor, number of cores, and version of JAX.
 
 JAX can bound a cache by itself (``jax_compilation_cache_max_size``). It is not used: each write reads a file for each
-entry under one lock, which grows with the square of the number of entries, and a process that is killed between an
-entry and its time of access ends all later writes. Here `trim` bounds the folder when a process ends.
+entry under one lock (0.09 s of a processor at 500 entries, against 0.0002 s without), and a process that is killed
+between an entry and its time of access ends all later writes. Here `trim` bounds the folder when a process ends.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 
 from clara_jax.files import user_cache
 
-LIMIT = 2 << 30  # bytes of all entries together; those used longest ago go first
+LIMIT = 1 << 30  # bytes of all entries together; those used longest ago go first
 RESERVE = 256 << 20  # bytes that must be free for programs to be kept
 ENTRY = "-cache"  # how JAX ends the name of an entry
 STAMP = ".checked"  # its time: entries that are older are known to be whole

@@ -1,6 +1,7 @@
 """The generator's loss: its formula, in chunks of any size, with a head that is trained or not, on one device or on
 eight."""
 
+import functools
 import re
 
 import jax
@@ -67,6 +68,24 @@ def place(arrays, mesh):
     return {k: jax.device_put(x, jax.NamedSharding(mesh, SPECS.get(k, jax.P()))) for k, x in arrays.items()}
 
 
+@functools.cache
+def expected_gradients_of(tied, trained):
+    """The formula's loss, what it gets right, and its gradients: the same wherever and in whatever chunks."""
+    with jax.enable_x64(True):
+        wide = {
+            k: jnp.asarray(x, jnp.float64) if k != "labels" else jnp.asarray(x) for k, x in make_arrays(tied).items()
+        }
+        f, own = gradients_of(lambda arrays: formula(tied, arrays), wide, trained)
+        return jax.device_get(f(own))
+
+
+@functools.cache
+def undifferentiated(tied, mesh, logits_bytes):
+    """Loss and what is right where no gradient is asked for; ``logits_bytes`` is what was set before."""
+    assert cross_entropy.LOGITS_BYTES == logits_bytes
+    return jax.device_get(jax.jit(lambda arrays: loss_of(make_model(tied), arrays))(place(make_arrays(tied), mesh)))
+
+
 @pytest.mark.parametrize("where", ["mesh", "mesh222"])
 @pytest.mark.parametrize("positions", [1, 5, 64])
 @pytest.mark.parametrize(
@@ -87,17 +106,14 @@ def test_loss_and_gradients_are_those_of_the_formula(request, monkeypatch, where
     with jax.set_mesh(mesh):
         placed = place(arrays, mesh)
         assert chunk_length(placed["states"], placed["table"]) == {1: 1, 5: 5, 64: A}[positions]
-        plain = jax.jit(lambda arrays: loss_of(model, arrays))(placed)
+        plain = undifferentiated(tied, mesh, cross_entropy.LOGITS_BYTES)
         f, own = gradients_of(lambda arrays: loss_of(model, arrays), placed, trained)
         (loss, right), gradients = jax.device_get(jax.jit(f)(own))
         for name in trained:
             assert gradients[name].shape == arrays[name].shape
     np.testing.assert_allclose(float(plain[0]), 2 * loss, rtol=1e-6)
     assert float(plain[1]) == right
-    with jax.enable_x64(True):
-        wide = {name: jnp.asarray(x, jnp.float64) if name != "labels" else jnp.asarray(x) for name, x in arrays.items()}
-        f, own = gradients_of(lambda arrays: formula(tied, arrays), wide, trained)
-        (expected, expected_right), expected_gradients = f(own)
+    (expected, expected_right), expected_gradients = expected_gradients_of(tied, trained)
     np.testing.assert_allclose(loss, float(expected), rtol=1e-5)
     assert right == expected_right
     for name in trained:

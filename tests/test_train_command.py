@@ -338,7 +338,7 @@ def test_help_teaches_and_needs_no_jax():
     assert " jax\n" not in out.stderr
 
 
-def test_a_run_keeps_the_precision_that_auto_gave_it(place, monkeypatch, capsys, tmp_path, fast_compile):
+def test_a_run_keeps_the_precision_that_auto_gave_it(place, monkeypatch, capsys, tmp_path):
     """Begun where the processor has the instructions, gone on with where it has none."""
     from clara_jax.model import precision
 

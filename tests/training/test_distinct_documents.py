@@ -13,8 +13,6 @@ from clara_jax.model.sharding import put_batch
 from clara_jax.training.step import init_state, make_train_step
 from tests.training.test_step import OBJECTIVE, make_batch, make_model, make_params
 
-pytestmark = pytest.mark.usefixtures("fast_compile")
-
 
 def repeated_documents(model, seed):
     """A batch in which rows share documents, with absent places that hold something else."""

@@ -18,8 +18,6 @@ from clara_jax.model.sharding import put_batch
 from clara_jax.training.step import make_loss
 from tests.training.test_step import CONFIGS, OBJECTIVE, SIZES, make_batch, make_params
 
-pytestmark = pytest.mark.usefixtures("fast_compile")
-
 RANK, MEMORY = 5, 4  # no other axis has the size of the rank, or of the added rows, MEMORY and three markers
 BASE = ("base", "lora/compressor", "lora/generator", "tokens/memory")
 COSINE, LOSS = 0.999, 0.01

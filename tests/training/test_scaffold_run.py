@@ -75,14 +75,12 @@ def losses(workdir):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick():
-    """The runs compile much and run little, all alike; and they take all devices, of which tests have eight."""
+def one_device():
+    """Runs take all devices; tests have eight fake ones."""
     devices = jax.devices()[:1]
-    jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "devices", lambda *args: devices)
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

@@ -113,7 +113,7 @@ def test_every_product_is_of_two_bfloat16_with_a_float32_sum(name, architecture,
         dtypes = left.dtype.name, right.dtype.name, result.dtype.name
         sizes = {*left.shape, *right.shape}
         # The documents' axis beside the memories': the choice among them, and cosines.
-        ranks = name == "end_to_end" and bool({documents, OBJECTIVE.top_k} & sizes) and model.config.width in sizes
+        ranks = {documents, MEMORY} <= sizes
         if RANK in sizes or added in sizes or ranks:
             assert dtypes == ("float32",) * 3, (left, right)
         else:

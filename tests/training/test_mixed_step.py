@@ -21,7 +21,7 @@ from tests.training.test_step import CONFIGS, OBJECTIVE, SIZES, make_batch, make
 RANK, MEMORY = 5, 4  # no other axis has the size of the rank, or of the added rows, MEMORY and three markers
 BASE = ("base", "lora/compressor", "lora/generator", "tokens/memory")
 COSINE, LOSS = 0.999, 0.01
-GRADIENT = 0.03  # norm of the difference, relative to the gradient's, of each leaf
+GRADIENT = 0.08  # norm of the difference relative to the norm, of each leaf; measured 0.02 to 0.042 (llama, scp)
 
 
 def models(architecture, attention="auto"):
@@ -111,7 +111,7 @@ def test_every_product_is_of_two_bfloat16_with_a_float32_sum(name, architecture,
         dtypes = left.dtype.name, right.dtype.name, result.dtype.name
         sizes = {*left.shape, *right.shape}
         # The documents' axis beside the memories': the choice among them, and cosines.
-        ranks = name == "end_to_end" and bool({documents, OBJECTIVE.top_k} & sizes) and model.config.width in sizes
+        ranks = {documents, MEMORY} <= sizes
         if RANK in sizes or added in sizes or ranks:
             assert dtypes == ("float32",) * 3, (left, right)
         else:

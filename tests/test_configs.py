@@ -106,7 +106,7 @@ def test_smollm2_with_documents_as_text_has_the_same_questions(size):
     stages = {stage.name: stage for stage in memory.stages}
     assert [name for name in stages if name != "autoencode_16"] == [stage.name for stage in text.stages]
     changed = ("documents", "accumulate", "pack", "buckets", "train_data", "train_weights", "eval_data")
-    changed += ("scaffold", "scaffold_end", "scaffold_steps")
+    changed += ("scaffold", "scaffold_end", "scaffold_steps", "memories")
     for other in text.stages:
         one = stages[other.name]
         assert other.subtrees == ("lora/generator",) and other.documents == "text"

@@ -103,7 +103,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     missing = sorted(shard for shard in set(weight_map.values()) if not os.path.isfile(index.parent / shard))
     if missing:
         raise ClaraError(
-            f"{index}: names {reprlib.repr(missing[0])}, which is missing ({len(missing)} such files); "
+            f"{index}: names {missing[0][:200]!r}, which is missing ({len(missing)} such files); "
             "download the model again"
         )
     return weight_map

@@ -222,12 +222,8 @@ class ClaraTokenizer:
             text = broken
 
     def decode(self, ids: Sequence[int], special: bool = False) -> str:
-        """The text of token ids, with or without the special tokens among them.
-
-        Without them it is for reading: bytes of a character whose other bytes are not there are left out.
-        """
-        text = self._tokenizer.decode(list(map(int, ids)), skip_special_tokens=not special)
-        return text if special else text.replace("\ufffd", "")
+        """The text of token ids, with or without the special tokens among them."""
+        return self._tokenizer.decode(list(map(int, ids)), skip_special_tokens=not special)
 
     def whole_characters(self, ids: Sequence[int]) -> list[int]:
         """For each token of a text the number of its group, from 0: tokens share one where a character spans them."""

@@ -68,6 +68,8 @@ def make_scope(
         window = None
     dtype = jnp.dtype(dtype)
     chosen = choose(implementation, channels, dtype, cached=bool(past), windowed=window is not None)
+    if chosen != "xla":  # kernels take rows as they are split, and one who calls with few rows may have them whole
+        sequences, positions = (jax.reshard(x, jax.P(BATCH, None)) for x in (sequences, positions))
     if chosen == "splash":
         return Scope(chosen, dtype, sequences=sequences.astype(jnp.int32))
     at = jnp.arange(length, dtype=jnp.int32)

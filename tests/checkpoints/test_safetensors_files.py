@@ -77,7 +77,7 @@ def test_unknown_name_is_a_key_error(sharded):
 
 def test_missing_shard(sharded):
     (sharded / "model-00002-of-00002.safetensors").unlink()
-    fails(sharded, "model-00002-of-00002.safetensors, which is missing")
+    fails(sharded, "names 'model-00002-of-00002.safetensors', which is missing")
 
 
 def test_tensor_that_no_shard_holds(sharded):

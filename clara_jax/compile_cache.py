@@ -125,7 +125,11 @@ def _trim_now_and_then(root: Path) -> None:
 
 def _is_whole(path: Path) -> bool:
     """Return whether the compressed bytes of an entry end where they should: of zstd, where JAX finds it, else zlib."""
-    from clara_jax.data.jsonl import zstd
+    # Not from `clara_jax.data.jsonl`: this runs while Python ends, when what that imports can no longer begin.
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+    else:
+        from backports import zstd
 
     data = path.read_bytes()
     try:

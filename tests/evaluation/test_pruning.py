@@ -61,4 +61,3 @@ def test_characters_are_never_cut_in_two(text, rate):
         assert "\ufffd" not in shown and len(kept) <= max(rate, -(-len(ids) // rate))
         remaining = iter(text)
         assert all(character in remaining for character in shown)  # in their order, and none but the text's own
-    assert "\ufffd" not in tokenizer.decode(pruned(ids, values, rate))

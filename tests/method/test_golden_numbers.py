@@ -22,7 +22,7 @@ from tests.locations import golden_folders
 
 pytestmark = pytest.mark.usefixtures("optimized")
 FOLDERS = golden_folders()
-STAGE_FILES = {stage.reference_name: stage for stage in STAGES.values()}
+STAGE_FILES = {stage.reference_name: stage for stage in STAGES.values() if stage.reference_name}
 ADAPTERS = {"encoder_adapter": "compressor", "decoder_adapter": "generator", "query_reasoner_adapter": "query_reasoner"}
 
 

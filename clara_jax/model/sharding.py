@@ -84,9 +84,9 @@ def all_devices() -> list[jax.Device]:
     """
     try:
         return jax.devices()
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # JAX asserts that a platform was found among its plugins
         raise ClaraError(
-            f"no devices: {str(error)[:300]}; JAX_PLATFORMS is {os.environ.get('JAX_PLATFORMS', '')!r}: install the "
+            f"no devices: {str(error)[:300] or 'no platform can be used'}; JAX_PLATFORMS is {os.environ.get('JAX_PLATFORMS', '')!r}: install the "
             "build of JAX for it, or unset it"
         ) from None
 

@@ -224,7 +224,7 @@ def test_a_template_without_a_system_role(tmp_path, mesh):
     own = Plain.open(str(base), mesh=mesh)
     joined = {"role": "user", "content": f"{CHAT[0]['content']}\n{CHAT[1]['content']}"}
     assert own.request(CHAT[:3]).ids == rendered([joined, CHAT[2]])
-    with pytest.raises(ClaraError, match="messages: the base's chat template refuses them: no tools"):
+    with pytest.raises(ClaraError, match="messages: the base model's chat template fails: no tools"):
         own.request([{"role": "tool", "content": "42"}])
 
 

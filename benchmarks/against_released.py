@@ -47,8 +47,8 @@ from clara_jax.data.records import Record, read_records
 from clara_jax.errors import ClaraError
 from clara_jax.files import replaced_when_whole
 from clara_jax.method.clara import ClaraConfig
+from clara_jax.model.precision import PRECISIONS
 from clara_jax.model.sharding import make_mesh
-from clara_jax.training.config import PRECISIONS
 
 FILES = {"scp": "squad/stage1_pretrain_qa.train.jsonl", "end_to_end": "squad/stage2_end_to_end.train.jsonl"}
 NEEDS = "torch==2.13.0 'transformers==4.53.*' 'peft==0.17.*'"

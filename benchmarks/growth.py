@@ -41,13 +41,14 @@ from clara_jax.inference.encode import encode_batch
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.method.parameters import split
 from clara_jax.method.stages import STAGES
+from clara_jax.model.precision import PRECISIONS
 from clara_jax.model.sharding import make_mesh, put_batch
 from clara_jax.planning import abstract
 from clara_jax.planning.workload import full_batch, stage_shapes
 from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.encodings import closest_float
 from clara_jax.retrieval.exact import ExactSearch
-from clara_jax.training.config import PRECISIONS, StageConfig
+from clara_jax.training.config import StageConfig
 from clara_jax.training.optimizer import make_optimizer
 from clara_jax.training.step import init_state, make_train_step
 from clara_jax.training.throughput import Work, blocks_flops, step_flops, work

@@ -86,8 +86,8 @@ def all_devices() -> list[jax.Device]:
         return jax.devices()
     except (RuntimeError, AssertionError) as error:  # JAX asserts that a platform was found among its plugins
         raise ClaraError(
-            f"no devices: {str(error)[:300] or 'no platform can be used'}; JAX_PLATFORMS is {os.environ.get('JAX_PLATFORMS', '')!r}: install the "
-            "build of JAX for it, or unset it"
+            f"no devices: {str(error)[:300] or 'no platform can be used'}; JAX_PLATFORMS is "
+            f"{os.environ.get('JAX_PLATFORMS', '')!r}: install the build of JAX for it, or unset it"
         ) from None
 
 

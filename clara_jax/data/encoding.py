@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from clara_jax.data.prompts import Prompt, record_prompt
-from clara_jax.data.records import ALL_STAGES, RANKING_STAGES, TEXT_STAGES, Record
+from clara_jax.data.records import ALL_STAGES, ONE_DOCUMENT, RANKING_STAGES, Record
 from clara_jax.data.tokenization import FRAME, IGNORED, SLICE, ClaraTokenizer, EncodedPrompt
 from clara_jax.errors import ClaraError
 
@@ -119,7 +119,7 @@ class Encoding:
     @property
     def limit(self) -> int | None:
         """Documents of a record."""
-        if self.stage == "scp" or self.stage in TEXT_STAGES:
+        if self.stage in ONE_DOCUMENT:
             return 1
         return self.candidates if self.ranks else self.k
 

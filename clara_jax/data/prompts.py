@@ -13,12 +13,11 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 
-from clara_jax.data.records import Record
+from clara_jax.data.records import ONE_DOCUMENT, Record
 from clara_jax.errors import ClaraError
 
 PROMPT_VERSION = "1"
 
-MANY_DOCUMENTS = ("instruct", "end_to_end", "retrieval")  # stages whose prompts hold up to k documents
 MARKERS = ("<AE>", "<ENC>", "<SEP>")  # tokens added behind the memory tokens, in this order
 
 QUESTION_SYSTEM = (
@@ -150,7 +149,7 @@ def record_prompt(record: Record, stage: str, k: int, seed: int = 0, texts: Sequ
       seed: chooses the instruction of a paraphrase.
       texts: stand in the prompt instead of memories.
     """
-    slots = 1 if stage not in MANY_DOCUMENTS else min(k, len(record.documents))
+    slots = 1 if stage in ONE_DOCUMENT else min(k, len(record.documents))
     documents = slots if texts is None else texts
     match record.kind:
         case "question":

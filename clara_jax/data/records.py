@@ -26,6 +26,7 @@ from clara_jax.errors import ClaraError
 STAGES = ("scp", "instruct", "end_to_end", "retrieval")
 TEXT_STAGES = ("autoencode", "continue")  # they learn from text alone
 ALL_STAGES = (*STAGES, *TEXT_STAGES)
+ONE_DOCUMENT = ("scp", *TEXT_STAGES)  # a record has one; those of the others have several
 RANKING_STAGES = ("end_to_end", "retrieval")  # a question ranks candidates
 DOCUMENT_FIELDS = ("docs", "context", "content")
 ANSWER_FIELDS = ("answer", "answers", "golden_answers", "gold_answer")

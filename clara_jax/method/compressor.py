@@ -55,16 +55,30 @@ def encode(
       memory_at: int32 [N, S, M], where the memory tokens of each of a row's texts stand; -1 for an absent one.
       scaffold: β, of models with a memory map. The number 0 leaves its computation out.
     """
-    x = model.embed(params, ids)
-    states, _ = model.forward(params, role, x, mask, dropout=model.dropout(keys, mask))
-    encoded = read_states(states, mask, model.clara.memory_tokens, memory_at)
+    x, encoded = read(model, params, role, ids, mask, keys, memory_at)
     if "map" not in params["tokens"]:
         return encoded
     pooled = None
     if not (isinstance(scaffold, float) and scaffold == 0):
         pooled = pool_runs(x, mask, model.clara.memory_tokens, memory_at)
     memory = map_memory(params["tokens"]["map"], encoded.memory, pooled, scaffold)
-    return encoded._replace(memory=memory.astype(states.dtype))
+    return encoded._replace(memory=memory.astype(encoded.memory.dtype))
+
+
+def read(
+    model: ClaraModel,
+    params: Any,
+    role: str,
+    ids: jax.Array,
+    mask: jax.Array,
+    keys: jax.Array | None,
+    memory_at: jax.Array | None,
+) -> tuple[jax.Array, Encoded]:
+    """The texts' embeddings [N, T, E] and what `read_states` makes of them, before any memory map; arguments as for
+    `encode`."""
+    x = model.embed(params, ids)
+    states, _ = model.forward(params, role, x, mask, dropout=model.dropout(keys, mask))
+    return x, read_states(states, mask, model.clara.memory_tokens, memory_at)
 
 
 def read_states(states: jax.Array, mask: jax.Array, memory_tokens: int, memory_at: jax.Array | None = None) -> Encoded:

@@ -18,7 +18,7 @@ from clara_jax.data.batches import Batch
 from clara_jax.data.tokenization import IGNORED
 from clara_jax.errors import ClaraError
 from clara_jax.method.clara import ClaraModel
-from clara_jax.method.compressor import Encoded, alignment_loss, calibrated_map, encode, pool_runs, read_states
+from clara_jax.method.compressor import Encoded, alignment_loss, calibrated_map, encode, pool_runs, read
 from clara_jax.method.cross_entropy import language_model_loss
 from clara_jax.method.generator import target_states
 from clara_jax.method.marginal import document_log_likelihoods, marginal_loss
@@ -35,7 +35,7 @@ CE_OVER = (TOKENS, RECORDS) = ("tokens", "records")
 class Objective:
     """The numbers of a loss (Table 10); temperature and scaffold may be arrays, where they change with the step."""
 
-    ce_over: str = TOKENS  # what L_CE is a mean over: labelled "tokens" (the paper), or "records", each a mean
+    ce_over: str = TOKENS  # L_CE is a mean over labelled "tokens" (the paper), or over the means of "records"
     scaffold: float | jax.Array = 0.0  # β of the memory map, see `clara_jax.method.compressor`
     mse_weight: float = 0.1  # λ
     mse_reduction: str = "mean"  # over channels: "mean" as the released code, "sum" as the paper's formula
@@ -273,11 +273,9 @@ def _encode_documents(
 def calibrate(model: ClaraModel, params: Any, batch: Batch, strength: float) -> dict[str, jax.Array]:
     """Where the memory map starts on the documents of a batch, see `calibrated_map`."""
     ids, mask = join_rows(batch.document_ids), join_rows(batch.document_mask)
-    x = model.embed(params, ids)
-    states, _ = model.forward(params, "compressor", x, mask)
-    tokens = model.clara.memory_tokens
-    memory = read_states(states, mask, tokens, batch.memory_at).memory
-    pooled = pool_runs(x, mask, tokens, batch.memory_at)
+    x, encoded = read(model, params, "compressor", ids, mask, None, batch.memory_at)
+    memory = encoded.memory
+    pooled = pool_runs(x, mask, model.clara.memory_tokens, batch.memory_at)
     if batch.memory_at is not None:
         memory, pooled = join_rows(memory), tuple(join_rows(part) for part in pooled)
     return calibrated_map(memory, pooled, join_rows(batch.document_valid), strength)

@@ -6,7 +6,7 @@ import numpy as np
 
 from clara_jax.data.batches import Batch
 from clara_jax.data.encoding import TEXT as AS_TEXT
-from clara_jax.data.prompts import MANY_DOCUMENTS
+from clara_jax.data.records import ONE_DOCUMENT
 from clara_jax.data.shapes import Shapes, text_width
 from clara_jax.data.tokenization import FRAME
 from clara_jax.errors import ClaraError
@@ -38,7 +38,7 @@ def stage_shapes(stage: StageConfig, clara: ClaraConfig, text: int | None = None
     """
     usual_text, usual_target = TEXT[stage.kind]
     text, target = usual_text if text is None else text, usual_target if target is None else target
-    documents = stage.candidates if stage.ranks else stage.top_k if stage.kind in MANY_DOCUMENTS else 1
+    documents = stage.candidates if stage.ranks else 1 if stage.kind in ONE_DOCUMENT else stage.top_k
     read, as_text = min(stage.top_k, documents), stage.documents == AS_TEXT
     each, what = (clara.doc_max_length, "document's") if as_text else (clara.memory_tokens, "memory")
     prompt = read * each + text + target

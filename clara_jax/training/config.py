@@ -20,7 +20,7 @@ from typing import Any
 
 from clara_jax.data.encoding import DOCUMENTS, MEMORY, TEXT
 from clara_jax.data.jsonl import ON_ERROR
-from clara_jax.data.records import RANKING_STAGES, TEXT_STAGES
+from clara_jax.data.records import ONE_DOCUMENT, RANKING_STAGES, TEXT_STAGES
 from clara_jax.data.synthetic import SyntheticConfig
 from clara_jax.data.windows import CROPS, START
 from clara_jax.errors import ClaraError
@@ -39,7 +39,6 @@ SCRATCH = "scratch"
 IN_RUN = "run"  # where a stage's memories are kept: in the run directory
 TEMPERATURE_SCHEDULES = ("constant", "cosine", "steps")
 SCAFFOLD_SCHEDULES = ("linear", "cosine")
-PACKED = ("scp", *TEXT_STAGES)  # a record has one document
 QUESTIONS = "questions"  # of scp records, one by one
 ENTRY_KINDS = ("scp", "instruct", *TEXT_STAGES, QUESTIONS)
 MSE_REDUCTIONS = ("mean", "sum")
@@ -280,7 +279,8 @@ class StageConfig:
         for field in ("weight_decay", "mse_weight", "marginal_weight", "warmup", "eval_answers", "pack"):
             check(field, 0 <= getattr(self, field) < math.inf, "it must be zero or positive")
         check("warmup", self.warmup < 1 or float(self.warmup).is_integer(), "from 1 on it is a whole number of steps")
-        check("pack", not self.pack or self.kind in PACKED, f"only records of {', '.join(PACKED)} are packed")
+        rule = f"only records of {', '.join(ONE_DOCUMENT)} are packed"
+        check("pack", not self.pack or self.kind in ONE_DOCUMENT, rule)
         check("pack", not self.pack or self.buckets == 1, "packed rows have one shape; leave buckets at 1")
         check("documents", self.documents in DOCUMENTS, _one_of(DOCUMENTS))
         as_texts = self.documents == TEXT
@@ -294,8 +294,8 @@ class StageConfig:
         falls = self.scaffold_end is not None
         check("scaffold_steps", self.scaffold_steps is None or falls, "it goes with scaffold_end")
         trains = any(overlap(name, own) for name in self.subtrees for own in COMPRESSOR)
-        stands = self.scaffold > 0 or bool(self.scaffold_end)
-        check("scaffold", not stands or (trains and not as_texts), "only stages that train the compressor have one")
+        rule = "only stages that train the compressor have one"
+        check("scaffold", not self.has_scaffold or (trains and not as_texts), rule)
         for field in ("train_data", "eval_data"):
             kinds = [entry_kind(name)[0] for name in getattr(self, field)]
             mixed = all(kind is None for kind in kinds) or self.kind not in RANKING_STAGES
@@ -345,6 +345,11 @@ class StageConfig:
     def kind(self) -> str:
         """Which of `STAGES` it is: the name without its ending."""
         return stage_kind(self.name)
+
+    @property
+    def has_scaffold(self) -> bool:
+        """β is above 0 at the stage's start or end."""
+        return self.scaffold > 0 or bool(self.scaffold_end)
 
     @property
     def ranks(self) -> bool:
@@ -457,9 +462,9 @@ class RunConfig:
                 "all places can their number change; set config.clara.different_mem_tokens=False"
             )
             _require(not fixed, f"{stage.name}.", "compress_rate", stage.compress_rate, rule)
-            stands = stage.scaffold > 0 or bool(stage.scaffold_end)
             rule = 'only a memory map has one; set config.clara.memory_map="affine"'
-            _require(not stands or clara.memory_map == AFFINE, f"{stage.name}.", "scaffold", stage.scaffold, rule)
+            good = not stage.has_scaffold or clara.memory_map == AFFINE
+            _require(good, f"{stage.name}.", "scaffold", stage.scaffold, rule)
         if not self.model.base and not self.initial_checkpoint:
             raise ClaraError(
                 "config.model.base is empty: name a base model (smollm2, a directory, a .gguf file or a hub id), "

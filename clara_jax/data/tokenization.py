@@ -11,8 +11,9 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import AddedToken, PreTrainedTokenizerFast
@@ -151,12 +152,8 @@ class ClaraTokenizer:
     def offsets(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
         """Where each token of each text begins and ends in it, in characters. Texts are taken as they are: make them
         `plain` before."""
-        backend = self._tokenizer.backend_tokenizer
-        result = []
-        for start in range(0, len(texts), SLICE):
-            batch = backend.encode_batch(list(texts[start : start + SLICE]), add_special_tokens=False)
-            result += [encoding.offsets for encoding in batch]
-        return result
+        encode = self._tokenizer.backend_tokenizer.encode_batch
+        return [encoding.offsets for encoding in _encodings(encode, texts)]
 
     def _add_tokens(self) -> None:
         names = [f"<MEM{j}>" for j in range(self.memory_tokens)] if self.different_mem_tokens else ["<MEM>"]
@@ -422,11 +419,8 @@ class ClaraTokenizer:
         return "".join([*result, self.plain(text)])
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        backend, result = self._tokenizer.backend_tokenizer, []
-        for start in range(0, len(texts), SLICE):
-            batch = backend.encode_batch_fast(list(texts[start : start + SLICE]), add_special_tokens=False)
-            result += [encoding.ids for encoding in batch]
-        return result
+        encode = self._tokenizer.backend_tokenizer.encode_batch_fast  # which leaves out where tokens stand
+        return [encoding.ids for encoding in _encodings(encode, texts)]
 
     # --- files ---
 
@@ -495,6 +489,12 @@ class ClaraTokenizer:
 
     def _options(self) -> dict[str, int | bool | str]:
         return {name: getattr(self, name) for name in OPTIONS}
+
+
+def _encodings(encode: Callable[..., list[Any]], texts: Sequence[str]) -> Iterator[Any]:
+    """What a function of the tokenizers package gives for each text, slice by slice."""
+    for start in range(0, len(texts), SLICE):
+        yield from encode(list(texts[start : start + SLICE]), add_special_tokens=False)
 
 
 def _copy(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:

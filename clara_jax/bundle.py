@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerFast
 
 from clara_jax.checkpoints import run as run_checkpoints
 from clara_jax.checkpoints.base import BaseModel, end_tokens, open_base
+from clara_jax.checkpoints.compact import is_compact, read_compact
 from clara_jax.checkpoints.names import BASE_HINT, EMBEDDING, HEAD, load_base, load_lora
 from clara_jax.checkpoints.peft_folders import MEMORY_MAP, is_peft, read_peft
 from clara_jax.checkpoints.released import LICENCE_NOTE, is_released, read_released
@@ -36,6 +37,7 @@ from clara_jax.model.config import ModelConfig
 from clara_jax.model.declare import abstract, declare_affine, declare_base, initialise, shardings
 from clara_jax.model.precision import PRECISIONS, resolve
 from clara_jax.model.sharding import place, platform
+from clara_jax.shipped import folder_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,8 +228,8 @@ def load(
     precision: str | None = None,
     remat: str = "none",
 ) -> Bundle:
-    """Opens a training run's directory, one of its checkpoints, a checkpoint in the released format, or PEFT folders
-    that `clara_jax.exporting` wrote.
+    """Opens a training run's directory, one of its checkpoints, a checkpoint in the released format, folders that
+    `clara_jax.exporting` wrote (PEFT, compact), or a model inside the package by its name (`clara_jax.shipped`).
 
     Args:
       base: where the base lies, if not where the checkpoint says.
@@ -236,11 +238,13 @@ def load(
     Raises:
       ClaraError: nothing there, damaged, made on another base, or of another shape.
     """
-    path, precision = Path(path), precision and resolve(precision, platform(mesh))
+    path, precision = folder_of(path) or Path(path), precision and resolve(precision, platform(mesh))
     if not path.is_dir():
         raise ClaraError(
             f"{path}: no such directory; give a training run, one of its checkpoints, or a released CLaRa checkpoint"
         )
+    if is_compact(path):
+        return _load_compact(path, mesh, base, precision, remat)
     if is_released(path):
         return _load_released(path, mesh, base, precision or "bfloat16", remat)
     if is_peft(path):
@@ -252,11 +256,7 @@ def _load_run(path: Path, mesh: jax.sharding.Mesh, base: str | None, precision: 
     if not (path / "clara.json").is_file():
         path = run_checkpoints.latest_checkpoint(path)
     metadata = run_checkpoints.read_metadata(path)
-    if metadata["prompt_version"] != PROMPT_VERSION:
-        raise ClaraError(
-            f"{path}: was trained with prompts of version {metadata['prompt_version']}, this program has "
-            f"{PROMPT_VERSION}"
-        )
+    _check_prompts(path, metadata)
     clara = _clara_config(metadata["clara"], path / "clara.json")
     tokenizer = ClaraTokenizer.load(path / "tokenizer")
     reference, own = dict(metadata["base"]), tuple(metadata["own"])
@@ -274,18 +274,63 @@ def _load_run(path: Path, mesh: jax.sharding.Mesh, base: str | None, precision: 
     }
     ends: tuple[int, ...] = ()
     if "base" not in own:
-        opened = open_base(base or reference["name"])
-        if opened.content_hash != reference["hash"]:
-            raise ClaraError(
-                f"{path}: was trained on the base {reference['name']} with hash {reference['hash'][:12]}, but "
-                f"{opened.path} has "
-                f"{opened.content_hash[:12]}; give the right base {BASE_HINT}"
-            )
+        opened = _open_same_base(path, base, reference)
         ends = opened.end_ids
         weights = load_base(config, opened.tensors, model.base_dtype, mesh, opened.path)
         arrays = flatten({"base": weights}) | arrays
     trained, history = tuple(metadata["trained"]), tuple(metadata["history"])
     return Bundle(model, unflatten(arrays), tokenizer, mesh, reference, own, trained, history, ends)
+
+
+def _load_compact(path: Path, mesh: jax.sharding.Mesh, base: str | None, precision: str | None, remat: str) -> Bundle:
+    about, leaves = read_compact(path)
+    _check_prompts(path, about)
+    for name in ("name", "hash"):
+        if not isinstance(about["base"].get(name), str):
+            raise ClaraError(f'{path / "model.json"}: "base" has no "{name}"; restore the file from a copy')
+    opened = _open_same_base(path, base, about["base"])
+    clara = _clara_config(about["clara"], path / "model.json")
+    tokenizer = _added_tokens(opened.load_tokenizer(), clara)
+    if tokenizer.tokenizer_hash() != about["tokenizer"]:
+        raise ClaraError(f"{path}: was trained with another tokenizer than that of {opened.path} (its hash differs)")
+    config = _model_config(opened, tokenizer.vocab_size)
+    model = ClaraModel(config, clara, precision or resolve(about["precision"], platform(mesh)), remat)
+    declared, _ = split(declare(config, clara, model.base_dtype), ("lora", "tokens"))
+    placed = flatten(shardings(declare(config, clara, model.base_dtype), mesh))
+    # A query reasoner that no stage has trained is the compressor, and not stored again.
+    stored = {name: leaves.pop(name, None) for name in declared}
+    for name in stored:
+        if stored[name] is None and name.startswith("lora/query_reasoner/"):
+            stored[name] = stored[name.replace("query_reasoner", "compressor")]
+    for name, leaf in stored.items():
+        if leaf is None or leaf.shape != declared[name].shape:
+            found = "missing" if leaf is None else f"of the shape {list(leaf.shape)}"
+            raise ClaraError(f"{path}: {name} is {found}, and must be {list(declared[name].shape)}")
+    if leaves:
+        raise ClaraError(f"{path}: holds {next(iter(leaves))!r}, which this model does not have")
+    weights = load_base(config, opened.tensors, model.base_dtype, mesh, opened.path)
+    params = unflatten({name: place(leaf, placed[name]) for name, leaf in stored.items()}) | {"base": weights}
+    trained, history = tuple(about["trained"]), tuple(about["history"])
+    return Bundle(model, params, tokenizer, mesh, dict(about["base"]), (), trained, history, opened.end_ids)
+
+
+def _check_prompts(path: Path, metadata: Mapping[str, Any]) -> None:
+    if metadata["prompt_version"] != PROMPT_VERSION:
+        raise ClaraError(
+            f"{path}: was trained with prompts of version {metadata['prompt_version']}, this program has "
+            f"{PROMPT_VERSION}"
+        )
+
+
+def _open_same_base(path: Path, base: str | None, reference: Mapping[str, Any]) -> BaseModel:
+    """The base that a checkpoint refers to, or the one given in its place, which must have the same content."""
+    opened = open_base(base or reference["name"])
+    if opened.content_hash != reference["hash"]:
+        raise ClaraError(
+            f"{path}: was trained on the base {reference['name']} with hash {reference['hash'][:12]}, but "
+            f"{opened.path} has {opened.content_hash[:12]}; give the right base {BASE_HINT}"
+        )
+    return opened
 
 
 def _load_released(path: Path, mesh: jax.sharding.Mesh, base: str | None, precision: str, remat: str) -> Bundle:

@@ -1,4 +1,5 @@
-"""Takes models to other programs and back: PEFT adapters, the released CLaRa format, one merged language model."""
+"""Takes models to other programs and back: PEFT adapters, the released CLaRa format, one merged language model; and
+writes compact copies, of what was trained alone."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ EXAMPLES = """examples:
   python -m clara_jax.convert export --checkpoint runs/first --format peft --output exports/peft
   python -m clara_jax.convert export --checkpoint runs/first --format released --output exports/clara
   python -m clara_jax.convert export --checkpoint runs/first --format merged --output exports/generator
+  python -m clara_jax.convert export --checkpoint runs/first --format compact --dtype int8 --output models/first
   python -m clara_jax.convert import --source CLaRa-7B-E2E/compression-16 --output runs/e2e --base path/to/base
 
 What is written is read back and compared before it gets its name. How other programs open it: docs/converting.md."""
@@ -29,9 +31,13 @@ def parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="write a model for other programs")
     add = export.add_argument
     add("--checkpoint", required=True, metavar="DIR", help="a training run, one of its checkpoints, or a released one")
-    add("--format", required=True, choices=("peft", "released", "merged"))
+    add("--format", required=True, choices=("peft", "released", "merged", "compact"))
     add("--role", help="of a merged model: compressor, query_reasoner or generator (generator)")
-    add("--dtype", choices=("float32", "bfloat16"), help="of what is written (float32; merged: as trained)")
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16", "int8"),
+        help="of what is written (float32; merged: as trained; compact: bfloat16). int8 is for compact",
+    )
     add("--base-name", metavar="NAME", help="what the files say of where the base lies (default: where it was found)")
     imported = commands.add_parser("import", help="make a checkpoint of what other programs wrote")
     imported.add_argument("--source", required=True, metavar="DIR", help="a released checkpoint, or PEFT folders")
@@ -62,6 +68,8 @@ def main() -> None:
         return
     if arguments.format == "merged":
         exporting.export_merged(bundle, output, arguments.role or "generator", arguments.dtype)
+    elif arguments.format == "compact":
+        exporting.export_compact(bundle, output, arguments.dtype or "bfloat16")
     else:
         export = exporting.export_peft if arguments.format == "peft" else exporting.export_released
         export(bundle, output, arguments.dtype or "float32", arguments.base_name)
@@ -74,6 +82,10 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ClaraError(f"--role: {arguments.format} holds all roles; only --format merged has one")
     if arguments.base_name and arguments.format == "merged":
         raise ClaraError("--base-name: a merged model needs no base")
+    if arguments.base_name and arguments.format == "compact":
+        raise ClaraError("--base-name: a compact copy names the base by which it was made")
+    if arguments.dtype == "int8" and arguments.format != "compact":
+        raise ClaraError("--dtype: int8 is for --format compact; other programs would not know the scales")
 
 
 if __name__ == "__main__":

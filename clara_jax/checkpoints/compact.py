@@ -1,0 +1,118 @@
+"""A trained model as small as it can be carried: adapters, added rows and memory map; no base, tokenizer or optimizer.
+
+DIR/model.json            the method's numbers, the base's name and hash, what the tensors are and their checksum
+DIR/model.safetensors     trained leaves by path ("lora/generator/layers/mlp/up/a"), bfloat16 or int8 with scales
+
+The base and its tokenizer are the referenced base's, by hash. This is the form of the models inside the package, and of
+snapshots of a run that are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors.numpy import save_file
+
+from clara_jax.checkpoints.json_file import read_object
+from clara_jax.checkpoints.safetensors_files import open_tensors
+from clara_jax.errors import ClaraError
+
+KIND = "clara_jax compact model"
+ABOUT, WEIGHTS = "model.json", "model.safetensors"
+DTYPES = ("float32", "bfloat16", "int8")
+SCALE = ".scale"  # what the name of an int8 tensor's scales ends with
+_FIELDS = {
+    "base": dict,
+    "clara": dict,
+    "history": list,
+    "precision": str,
+    "prompt_version": str,
+    "sha256": str,
+    "tokenizer": str,
+    "trained": list,
+}
+_REMEDY = "give the folder that python -m clara_jax.convert export --format compact made"
+
+
+def is_compact(path: Path) -> bool:
+    """Return whether a directory looks like what `write_compact` makes."""
+    return (path / ABOUT).is_file() and (path / WEIGHTS).is_file()
+
+
+def write_compact(directory: Path, about: Mapping[str, Any], leaves: Mapping[str, np.ndarray], dtype: str) -> None:
+    """Write leaves and what is to be known about them into an existing, empty directory.
+
+    Args:
+      about: content of ``model.json``; kind, dtype and the checksum are added.
+      leaves: float32 arrays by path. Matrices are stored in ``dtype``; vectors, such as a memory map, stay float32.
+      dtype: one of `DTYPES`. int8 has one float32 scale for each rank component of each layer (`quantize`).
+    """
+    tensors: dict[str, np.ndarray] = {}
+    for name, leaf in leaves.items():
+        leaf = np.asarray(leaf, np.float32)
+        if leaf.ndim < 2 or dtype == "float32":
+            tensors[name] = np.ascontiguousarray(leaf)
+        elif dtype == "bfloat16":
+            tensors[name] = np.ascontiguousarray(leaf.astype(ml_dtypes.bfloat16))
+        else:
+            tensors[name], tensors[name + SCALE] = quantize(leaf)
+    save_file(tensors, directory / WEIGHTS)
+    content = {"kind": KIND, "dtype": dtype, "sha256": _sha256(directory / WEIGHTS), **about}
+    (directory / ABOUT).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_compact(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Read what `write_compact` wrote: the description, and float32 leaves by path.
+
+    Raises:
+      ClaraError: a file that is missing, damaged or of another kind.
+    """
+    about = read_object(directory / ABOUT, _REMEDY)
+    if about.get("kind") != KIND:
+        raise ClaraError(f'{directory / ABOUT}: "kind" {about.get("kind")!r} is not {KIND!r}; {_REMEDY}')
+    for name, kind in _FIELDS.items():
+        if not isinstance(about.get(name), kind):
+            raise ClaraError(f'{directory / ABOUT}: "{name}" is missing or not of type {kind.__name__}; {_REMEDY}')
+    if _sha256(directory / WEIGHTS) != about["sha256"]:
+        raise ClaraError(f"{directory / WEIGHTS}: does not match its checksum in {ABOUT}; fetch the folder again")
+    tensors = open_tensors(directory / WEIGHTS)
+    leaves = {}
+    for name in tensors:
+        if name.endswith(SCALE):
+            continue
+        leaf = tensors[name]
+        leaves[name] = (
+            dequantize(leaf, tensors[name + SCALE]) if name + SCALE in tensors else np.asarray(leaf, np.float32)
+        )
+    return about, leaves
+
+
+def quantize(leaf: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return int8 values and float32 scales with leaf ~ values * scales.
+
+    The scales are shared along the longest axis behind the first, the stacked layers': of a LoRA matrix, along the
+    model's width, so that each rank component of each layer has its own.
+    """
+    axis = 1 + int(np.argmax(leaf.shape[1:]))
+    scales = np.abs(leaf).max(axis, keepdims=True) / 127
+    values = np.rint(leaf / np.where(scales > 0, scales, 1)).astype(np.int8)
+    return values, scales.astype(np.float32)
+
+
+def dequantize(values: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Return float32 values * scales, the inverse of `quantize` but for rounding."""
+    return values.astype(np.float32) * scales
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ClaraError(f"{path}: cannot be read: {error.strerror or error}; {_REMEDY}") from error

@@ -11,9 +11,9 @@ Arguments, as ``key=value,...``:
 - ``size``: ``short`` (half an hour on two CPU cores: 64 tokens in 16 memories are read), ``tiny`` (a few steps, to see
   it run), ``full`` (the whole curriculum up to paragraphs, then five documents, then ranking: for days of a CPU or an
   accelerator);
-- ``stages``: which, in order, joined by ``+``: read (the curriculum), scp, instruct, end_to_end, and retrieval, the
-  contrastive query reasoner that end_to_end is to be compared with. Default: read, and in ``tiny`` and ``full``
-  read+instruct+end_to_end;
+- ``stages``: which, in order, joined by ``+``: read (the curriculum), or sections of it by name (autoencode_16,
+  instruct_16, instruct_32, ...), scp, instruct, end_to_end, and retrieval, the contrastive query reasoner that
+  end_to_end is to be compared with. Default: read, and in ``tiny`` and ``full`` read+instruct+end_to_end;
 - ``rate``: the compress rate at the end (4);
 - ``scaffold``: 1, or 0 for the control without: memories then start as mapped last-layer states, and are not read;
 - ``documents``: ``memory``, or ``text`` for the control of equal data: the generator's adapter is trained on the same
@@ -126,15 +126,18 @@ def get_config(arg=None):
         base="",
     )
     sizes = common.choose("size", args.size, SIZES)
-    sizes = sizes | dict(retrieval=sizes["end_to_end"], read=None)  # equal data and steps
+    sizes = sizes | dict(retrieval=sizes["end_to_end"], read=None)  # retrieval: equal data and steps
     as_text = common.choose("documents", args.documents, dict(memory=False, text=True))
     scaffold = common.choose("scaffold", str(args.scaffold), {"0": 0.0, "1": 1.0})
     tiny = args.size == "tiny"
-    stages = {}
+    stages, sections = {}, _read(args, scaffold, as_text)
     for name in (args.stages or STAGES[args.size]).split("+"):
+        if name in sections:
+            stages[name] = sections[name]
+            continue
         fields = common.choose("stages", name, sizes)
         if name == "read":
-            stages |= _read(args, scaffold, as_text)
+            stages |= sections
             continue
         files = {key: table[name] for key, table in (("train_data", TRAIN), ("eval_data", EVAL))}
         answers = dict(eval_answers=2 if tiny else 16, answer_tokens=4 if tiny else 16)
@@ -176,7 +179,7 @@ def _read(args, scaffold, as_text):
         top_k=1,
         crop="answer",
         ce_over="records",
-        buckets=2 if short else 4,
+        buckets=4,
         train_limit=16 if tiny else 4000 if short else None,
         eval_limit=2 if tiny else 32 if short else 128,
         eval_answers=0,

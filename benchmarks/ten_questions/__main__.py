@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import benchmarks.ten_questions as ten_questions
+from clara_jax import command
+from clara_jax.data import prompts
+from clara_jax.evaluation.answers import cover_match
+from clara_jax.inference.decode import Sampling
+from clara_jax.library import Library
+from clara_jax.shipped import DEFAULT
+
+FOLDER = Path(ten_questions.__file__).parent
+WAYS = ("memory", "memory and text", "worst chunks", "nothing")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.ten_questions",
+        description=ten_questions.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--checkpoint", default=DEFAULT)
+    parser.add_argument("--k", type=int, nargs="+", default=[1, 5], help="chunks that are read (1 5)")
+    parser.add_argument("--how", nargs="+", default=["words", "memory", "both"], help="what finds them (all three)")
+    parser.add_argument("--json", metavar="FILE")
+    arguments = parser.parse_args()
+    questions = [json.loads(line) for line in (FOLDER / "questions.jsonl").read_text(encoding="utf-8").splitlines()]
+    with tempfile.TemporaryDirectory() as folder:
+        library = Library.open(arguments.checkpoint, folder, create=True, rows=1)
+        library.add(library.read([str(path) for path in sorted(FOLDER.glob("*.md"))]))
+        library.finish()
+        print(f"{len(library.store)} chunks, {library.store.encoding.shape[0]} memories each")
+        results = [
+            measured
+            for how in arguments.how
+            for k in arguments.k
+            for way in WAYS
+            if (measured := _ask(library, questions, how, k, way))
+        ]
+    if arguments.json:
+        facts = {"checkpoint": arguments.checkpoint, "platform": jax.default_backend(), "results": results}
+        Path(arguments.json).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _ask(library: Library, questions: list[dict[str, Any]], how: str, k: int, way: str) -> dict[str, Any]:
+    """Ask all questions in one way; print and return how many were right."""
+    answers, found = [], 0
+    for own in questions:
+        expand = int(way == "memory and text")
+        asked = library.ask(own["question"], k=k, how=how, expand=expand, sampling=Sampling(24))
+        found += any(cover_match(hit.text, own["answers"]) for hit in asked.sources)
+        request = asked.request
+        if way == "nothing":
+            request = library.clara.request(prompts.question(own["question"], 0), None, Sampling(24))
+        elif way == "worst chunks":
+            everything = library.search(own["question"], len(library.store), "memory")
+            memories = library.store.memories([hit.id for hit in everything[-k:]])
+            request = library.clara.request(prompts.question(own["question"], k), memories, Sampling(24))
+        if request is None:
+            answers.append("")
+            continue
+        answers.append(library.text(library.engine.generate([request])[0].tokens))
+    right = sum(cover_match(answer, own["answers"]) for answer, own in zip(answers, questions, strict=True))
+    print(f"{how:7} k={k}  {way:16} {right:3.0f} of {len(questions)} right" + ("" if way in WAYS[2:] else f", {found} found"))
+    return {"how": how, "k": k, "way": way, "right": int(right), "found": found, "answers": answers}
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -138,19 +138,23 @@ class Clara:
         batch_size: int = 16,
         weights: str | None = None,
         rows: int | None = None,
+        rate: int | None = None,
     ) -> Clara:
-        """Opens a training run, one of its checkpoints, or a checkpoint in the released format.
+        """Opens a training run, one of its checkpoints, a checkpoint in the released format, or a model inside the
+        package ("smollm2-clara").
 
         Args:
           base: where the base model lies, if not where the checkpoint says.
           precision: one of `clara_jax.model.precision.CHOICES`; default as trained.
           mesh: default all devices along "data".
           batch_size, weights, rows: see `Clara`.
+          rate: compress rate, of a model with one memory token for all places; default as it was trained last.
 
         Raises:
-          ClaraError: see `clara_jax.bundle.load`.
+          ClaraError: see `clara_jax.bundle.load`, `Bundle.at_rate`.
         """
-        return cls(bundles.load(path, mesh or make_mesh(), base, precision), batch_size, weights, rows)
+        bundle = bundles.load(path, mesh or make_mesh(), base, precision).at_rate(rate)
+        return cls(bundle, batch_size, weights, rows)
 
     @property
     def fingerprint(self) -> str:

@@ -31,7 +31,7 @@ from clara_jax.data.prompts import MARKERS, PROMPT_VERSION
 from clara_jax.data.tokenization import ClaraTokenizer
 from clara_jax.distributed import gather
 from clara_jax.errors import ClaraError
-from clara_jax.method.clara import AFFINE, ROLES, ClaraConfig, ClaraModel
+from clara_jax.method.clara import AFFINE, END, ROLES, ClaraConfig, ClaraModel
 from clara_jax.method.parameters import COMPRESSOR, declare, flatten, initialise_adapters, split, unflatten
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.declare import abstract, declare_affine, declare_base, initialise, shardings
@@ -84,7 +84,9 @@ class Bundle:
             clara.doc_max_length,
             clara.memory_tokens,
         )
-        digest.update(json.dumps([*facts, clara.lora_scale, self.model.precision]).encode())
+        # What was there before it could be chosen adds nothing: models made then keep their names.
+        places = [] if clara.memory_places == END else [clara.memory_places]
+        digest.update(json.dumps([*facts, clara.lora_scale, self.model.precision, *places]).encode())
         stored, _ = split(self.params, subtrees)
         for path, leaf in sorted(stored.items()):
             digest.update(path.encode())
@@ -118,6 +120,14 @@ class Bundle:
         model = dataclasses.replace(self.model, clara=clara)
         tokenizer = self.tokenizer.with_memories(doc_max_length, clara.memory_tokens)
         return dataclasses.replace(self, model=model, tokenizer=tokenizer)
+
+    def at_rate(self, rate: int | None) -> Bundle:
+        """Return the same model for another compress rate; None leaves its own.
+
+        Raises:
+          ClaraError: a rate that does not divide the longest document; another one where the memory tokens differ.
+        """
+        return self if rate is None else self.with_memories(self.model.clara.doc_max_length, rate)
 
     def with_attention(self, attention: str) -> Bundle:
         """The same model with another implementation of attention (see `clara_jax.model.attention`)."""

@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     add("--stats", action="store_true", help="print what the store holds, as JSON")
     add("--index", action="store_true", help="make search vectors anew, for stores too large for the devices")
     add("--encoding", choices=ENCODINGS, help="of memories in a new store (default: two bytes, by the precision)")
+    add("--rate", type=int, metavar="R", help="tokens for each memory, where the model was trained for several")
     add("--batch-size", type=int, default=32, metavar="N", help="chunks of a device call (32)")
     add("--base", metavar="NAME", help="where the base model lies, if not where the checkpoint says")
     add("--precision", choices=CHOICES, help="default: by the store, else by the processor")
@@ -89,6 +90,7 @@ def _compress(arguments: argparse.Namespace) -> None:
         base=arguments.base,
         precision=arguments.precision,
         batch_size=arguments.batch_size,
+        rate=arguments.rate,
     )
     if arguments.corpus:
         given = arguments.corpus, arguments.follow_links

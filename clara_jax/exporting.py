@@ -27,7 +27,7 @@ from clara_jax.distributed import gather
 from clara_jax.errors import ClaraError
 from clara_jax.files import folder_when_whole
 from clara_jax.inference.weights import merge
-from clara_jax.method.clara import ROLES, STATE
+from clara_jax.method.clara import END, ROLES, STATE
 from clara_jax.method.parameters import overlap, split
 
 FORMATS = ("peft", "released", "merged", "compact")
@@ -92,6 +92,11 @@ def export_released(
     if clara.memory_map != STATE:
         raise ClaraError(
             f'memory_map is "{clara.memory_map}": in the released format a memory is the last-layer state itself; '
+            "export --format peft"
+        )
+    if clara.memory_places != END:
+        raise ClaraError(
+            f'memory_places is "{clara.memory_places}": in the released format memory tokens stand at the text\'s end; '
             "export --format peft"
         )
     if tokenizer.bos_id is None:

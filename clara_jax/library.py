@@ -12,7 +12,6 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +134,7 @@ class Library:
         weights: str | None = None,
         rows: int | None = None,
         budget: int | None = None,
+        rate: int | None = None,
     ) -> Library:
         """Opens a model and a store of its memories.
 
@@ -145,12 +145,17 @@ class Library:
           precision: see `Clara.load`; default as trained, but of a model that was trained in "float32" or "mixed", on a
             CPU, the one of the two in which the store's memories are, and for a new store the processor's faster one.
           base, mesh, batch_size, weights, rows: see `Clara.load`.
+          rate: see `Clara.load`; default the store's, for a new one as it was trained last.
 
         Raises:
           ClaraError: see `Clara.load`, `DocumentStore.open`; a store of another compressor or encoding.
         """
         mesh = mesh or make_mesh()
-        load = partial(bundles.load, checkpoint, mesh, base)
+
+        def load(precision: str | None) -> Bundle:
+            bundle = bundles.load(checkpoint, mesh, base, precision)
+            return bundle.at_rate(rate or _rate_of(store, bundle))
+
         bundle = load(precision) if precision else _suited(load, store)
         clara = Clara(bundle, batch_size, weights, rows)
         if not create:
@@ -363,6 +368,15 @@ def _suited(load: Callable[[str | None], Bundle], store: str | os.PathLike) -> B
         if wanted in (None, found.compressor_fingerprint()):
             return found
     return bundle
+
+
+def _rate_of(store: str | os.PathLike, bundle: Bundle) -> int | None:
+    """The compress rate of a store's memories; None where there is no store, or the model has but one rate."""
+    clara = bundle.model.clara
+    if clara.different_mem_tokens or not DocumentStore.exists(store):
+        return None
+    count = DocumentStore.open(store).encoding.shape[0]
+    return None if clara.doc_max_length % count else clara.doc_max_length // count
 
 
 def _budget(mesh: jax.sharding.Mesh) -> int:

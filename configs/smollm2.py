@@ -15,6 +15,7 @@ Arguments, as ``key=value,...``:
   instruct_16, instruct_32, ...), scp, instruct, end_to_end, and retrieval, the contrastive query reasoner that
   end_to_end is to be compared with. Default: read, and in ``tiny`` and ``full`` read+instruct+end_to_end;
 - ``rate``: the compress rate at the end (4);
+- ``places``: where memory tokens stand, each behind its ``runs`` of the text, or all at its ``end``;
 - ``scaffold``: 1, or 0 for the control without: memories then start as mapped last-layer states, and are not read;
 - ``documents``: ``memory``, or ``text`` for the control of equal data: the generator's adapter is trained on the same
   questions, with the documents as texts in its prompt, and nothing else is;
@@ -117,6 +118,7 @@ def get_config(arg=None):
         arg,
         stages="",
         rate=4,
+        places="runs",
         size="short",
         scaffold=1,
         documents="memory",
@@ -161,6 +163,7 @@ def get_config(arg=None):
             lora_dropout=0.0,
             different_mem_tokens=False,
             memory_map="affine",
+            memory_places=args.places,
             max_length=2048 if as_text else 1024,
         ),
         initial_checkpoint=args.start or None,

@@ -69,6 +69,11 @@ def test_a_memory_map_travels_with_peft_folders_and_is_refused_by_name_elsewhere
     np.testing.assert_array_equal(found.params["tokens"]["map"]["shift"], vectors["shift"])
     with pytest.raises(ClaraError, match='memory_map is "affine".*--format peft'):
         exporting.export_released(mapped, tmp_path / "released")
+    runs = dataclasses.replace(mapped.model.clara, memory_map="state", memory_places="runs")
+    placed = dataclasses.replace(mapped, model=dataclasses.replace(mapped.model, clara=runs))
+    with pytest.raises(ClaraError, match='memory_places is "runs".*--format peft'):
+        exporting.export_released(placed, tmp_path / "released")
+    assert placed.fingerprint() != mapped.fingerprint()
     tensors = dict(open_tensors(tmp_path / "peft/embeddings.safetensors"))
     del tensors["memory_map.center"]
     save_file(tensors, tmp_path / "peft/embeddings.safetensors")

@@ -68,7 +68,8 @@ def _ask(library: Library, questions: list[dict[str, Any]], how: str, k: int, wa
             continue
         answers.append(library.text(library.engine.generate([request])[0].tokens))
     right = sum(cover_match(answer, own["answers"]) for answer, own in zip(answers, questions, strict=True))
-    print(f"{how:7} k={k}  {way:16} {right:3.0f} of {len(questions)} right" + ("" if way in WAYS[2:] else f", {found} found"))
+    read = "" if way in WAYS[2:] else f", {found} found"
+    print(f"{how:7} k={k}  {way:16} {right:3.0f} of {len(questions)} right{read}")
     return {"how": how, "k": k, "way": way, "right": int(right), "found": found, "answers": answers}
 
 

@@ -12,6 +12,7 @@ from clara_jax.data.batches import Batch, Memories, collate
 from clara_jax.data.encoding import Example
 from clara_jax.data.packing import Row, collate_packed, needs, pack, row_count
 from clara_jax.data.plan import BatchPlan
+from clara_jax.data.rates import Rate, rate_of, with_fewer
 from clara_jax.data.shapes import Shapes
 from clara_jax.data.tokenization import ClaraTokenizer
 
@@ -32,6 +33,7 @@ class BatchLoader:
       memories: of documents that were compressed before; the batches hold them instead of tokens.
       distinct: of each shape, how many distinct documents a batch has room for (`clara_jax.data.distinct`), where each
         is to be in a batch once; all processes then read all of the batch's documents, and each keeps its part of them.
+      further_rates: what batches may have besides the tokenizer's number of memory tokens (`rate`).
     """
 
     def __init__(
@@ -45,10 +47,11 @@ class BatchLoader:
         own: Callable[[int], np.ndarray] = np.arange,
         memories: Memories | None = None,
         distinct: Mapping[Shapes, int] | None = None,
+        further_rates: Sequence[Rate] = (),
     ):
         self.plan, self._examples, self._sizes, self._tokenizer = plan, examples, sizes, tokenizer
         self._row, self._multiple, self._own, self._memories = row, row_multiple, own, memories
-        self._distinct = distinct
+        self._distinct, self._rates = distinct, (Rate(tokenizer, plan.ladder), *further_rates)
         if row is not None:
             need = needs(sizes, tokenizer.memory_tokens).mean(axis=0) * plan.batch_size
             self._expected_rows = max(float(need[0]) / row.documents, float(need[1]) / row.prompts)
@@ -56,6 +59,10 @@ class BatchLoader:
     def examples(self, step: int) -> list[Example]:
         """What the step's batch holds, over all processes."""
         return [self._examples[place] for place in self.plan.rows(step)]
+
+    def rate(self, step: int) -> int:
+        """Which rate the step's batch has: 0 for the tokenizer's, then the further ones."""
+        return 0 if len(self._rates) == 1 else rate_of(step, len(self._rates), self.plan.seed)
 
     def batch(self, step: int) -> Batch:
         """This process's rows of the step's batch."""
@@ -65,7 +72,11 @@ class BatchLoader:
             return jax.tree.map(lambda x: x[self._own(len(x))], whole)
         if self._row is None:
             examples = [self._examples[place] for place in self.plan.rows(step)[self._own(self.plan.batch_size)]]
-            return collate(examples, self.plan.shapes(step), self._tokenizer, memories=self._memories)
+            tokenizer, ladder = self._rates[self.rate(step)]
+            if tokenizer is not self._tokenizer:
+                counts = self._tokenizer.memory_tokens, tokenizer.memory_tokens
+                examples = [with_fewer(example, *counts) for example in examples]
+            return collate(examples, ladder[self.plan.level(step)], tokenizer, memories=self._memories)
         planned = self.plan.rows(step)
         rows = pack(self._sizes[planned], self._tokenizer.memory_tokens, self._row)
         own = self._own(row_count(len(rows), self._expected_rows, self._multiple))

@@ -69,7 +69,11 @@ class BatchPlan:
 
     def shapes(self, step: int) -> Shapes:
         """The shape of the step's batch: the first of the ladder that holds all of its examples."""
-        return self.ladder[int(np.max(self._levels[self.rows(step)]))]
+        return self.ladder[self.level(step)]
+
+    def level(self, step: int) -> int:
+        """Where that shape stands in the ladder."""
+        return int(np.max(self._levels[self.rows(step)]))
 
     def _plan_window(self, window: int) -> np.ndarray:
         """int64 [steps of the window, B]."""

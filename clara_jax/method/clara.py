@@ -22,6 +22,7 @@ from clara_jax.model.transformer import LOOKED_AT, REMAT_POLICIES, Transformer, 
 
 ROLES = ("compressor", "query_reasoner", "generator")
 MEMORY_MAPS = (STATE, AFFINE) = ("state", "affine")
+MEMORY_PLACES = (END, RUNS) = ("end", "runs")
 
 LARGEST = 2**20  # of a length or a rank
 
@@ -37,6 +38,8 @@ class ClaraConfig:
       different_mem_tokens: M different memory tokens, or one token M times.
       memory_map: what a memory is: "state", the last-layer state at its memory token (the paper, released models), or
         "affine", an affine map of it, one scale, center and shift per channel (see `clara_jax.method.compressor`).
+      memory_places: where the M memory tokens are read: at the "end" of the text (the paper, released models), or each
+        at the end of its one of M even "runs" of the text's tokens.
       max_length: longest prompt with its answer, in tokens.
       missing_bos: for a tokenizer without bos or eos, "omit" it, or do as the released code and take the first
         "memory_token".
@@ -49,6 +52,7 @@ class ClaraConfig:
     lora_dropout: float = 0.1
     different_mem_tokens: bool = True
     memory_map: str = "state"
+    memory_places: str = "end"
     max_length: int = 1024
     missing_bos: str = "omit"
 
@@ -71,8 +75,9 @@ class ClaraConfig:
             raise ClaraError(f"lora_alpha is {self.lora_alpha!r}; it must be positive")
         if not 0 <= self.lora_dropout < 1:
             raise ClaraError(f"lora_dropout is {self.lora_dropout!r}; it must be at least 0 and below 1")
-        if self.memory_map not in MEMORY_MAPS:
-            raise ClaraError(f"memory_map is {self.memory_map!r}; it must be one of {', '.join(MEMORY_MAPS)}")
+        for field, names in (("memory_map", MEMORY_MAPS), ("memory_places", MEMORY_PLACES)):
+            if getattr(self, field) not in names:
+                raise ClaraError(f"{field} is {getattr(self, field)!r}; it must be one of {', '.join(names)}")
         if self.missing_bos not in ("omit", "memory_token"):
             raise ClaraError(f'missing_bos is {self.missing_bos!r}; it must be "omit" or "memory_token"')
 

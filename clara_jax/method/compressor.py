@@ -10,6 +10,9 @@ pool_j is the mean input embedding of the j-th of M even runs of the document's 
 p M // n); s, c and b [E] are trained. A stage lets β fall from 1 to 0 (`StageConfig.scaffold`); in use β is 0.
 A small model does not learn to read last-layer states by itself, but it reads pooled embeddings at once, and goes on
 reading while the states take their place (docs/reading.md).
+
+In the paper the memory tokens stand behind the text. With `ClaraConfig.memory_places` "runs" each is read right after
+its run: one memory token for all places then needs nothing but its neighbours to know what it stands for.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from clara_jax.method.clara import ClaraModel
+from clara_jax.method.clara import END, ClaraModel
 from clara_jax.model.sharding import reshape_rows
 from clara_jax.model.transformer import positions_of
 
@@ -76,9 +79,15 @@ def read(
 ) -> tuple[jax.Array, Encoded]:
     """The texts' embeddings [N, T, E] and what `read_states` makes of them, before any memory map; arguments as for
     `encode`."""
-    x = model.embed(params, ids)
-    states, _ = model.forward(params, role, x, mask, dropout=model.dropout(keys, mask))
-    return x, read_states(states, mask, model.clara.memory_tokens, memory_at)
+    x, count = model.embed(params, ids), model.clara.memory_tokens
+    if model.clara.memory_places == END:
+        states, _ = model.forward(params, role, x, mask, dropout=model.dropout(keys, mask))
+        return x, read_states(states, mask, count, memory_at)
+    order = order_by_runs(mask, count, memory_at)
+    moved, moved_mask = jnp.take_along_axis(x, order[..., None], axis=1), jnp.take_along_axis(mask, order, axis=1)
+    states, _ = model.forward(params, role, moved, moved_mask, dropout=model.dropout(keys, moved_mask))
+    states = jnp.take_along_axis(states, jnp.argsort(order, axis=1)[..., None], axis=1)
+    return x, read_states(states, mask, count, memory_at)
 
 
 def read_states(states: jax.Array, mask: jax.Array, memory_tokens: int, memory_at: jax.Array | None = None) -> Encoded:
@@ -133,23 +142,55 @@ def pool_runs(
     Returns:
       float32 [N, M, E], or [N, S, M, E]; and whether a run holds a token, bool [N, M, 1] or [N, S, M, 1].
     """
-    # A text's tokens come first in their sequence: their places count from 0.
-    places = positions_of(mask)
-    if memory_at is None:
-        text = mask & (jnp.arange(mask.shape[1]) < mask.shape[1] - memory_tokens)
-        length = jnp.sum(text, axis=1, keepdims=True)
-        sequence, shape = 0, (memory_tokens,)
-    else:
-        member = _members(mask, memory_at)
-        text = jnp.any(member, axis=-1)
-        sequence, shape = jnp.maximum(mask - 1, 0), memory_at.shape[1:]
-        length = jnp.take_along_axis(jnp.sum(member, axis=1), sequence, axis=1)
-    run = sequence * memory_tokens + places * memory_tokens // jnp.maximum(length, 1)
+    shape = (memory_tokens,) if memory_at is None else memory_at.shape[1:]
+    run, text = runs(mask, memory_tokens, memory_at)
     belongs = text[..., None] & (run[..., None] == jnp.arange(math.prod(shape)))  # [N, T, S · M]
     total = jnp.einsum("NTP,NTE->NPE", belongs.astype(jnp.float32), x.astype(jnp.float32), precision="highest")
     count = jnp.sum(belongs, axis=1)[..., None]
     pooled, found = total / jnp.maximum(count, 1), count > 0
     return (pooled, found) if memory_at is None else (reshape_rows(pooled, *shape, -1), reshape_rows(found, *shape, 1))
+
+
+def runs(mask: jax.Array, memory_tokens: int, memory_at: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """The run of each of a text's tokens: of n tokens, token p belongs to run p M // n.
+
+    Args:
+      mask, memory_at: as for `encode`.
+
+    Returns:
+      int32 [N, T], counted through all texts of a row: run j of text s is s M + j; and which tokens are a text's, and
+      neither memory tokens nor padding, bool [N, T].
+    """
+    # A text's tokens come first in their sequence: their places count from 0.
+    places = positions_of(mask)
+    if memory_at is None:
+        text = mask & (jnp.arange(mask.shape[1]) < mask.shape[1] - memory_tokens)
+        length, sequence = jnp.sum(text, axis=1, keepdims=True), 0
+    else:
+        member = _members(mask, memory_at)
+        text = jnp.any(member, axis=-1)
+        sequence = jnp.maximum(mask - 1, 0)
+        length = jnp.take_along_axis(jnp.sum(member, axis=1), sequence, axis=1)
+    return sequence * memory_tokens + places * memory_tokens // jnp.maximum(length, 1), text
+
+
+def order_by_runs(mask: jax.Array, memory_tokens: int, memory_at: jax.Array | None = None) -> jax.Array:
+    """The order in which each memory token follows its run: int32 [N, T], the place that each token comes from.
+
+    Args:
+      mask, memory_at: as for `encode`. Padding comes last.
+    """
+    run, text = runs(mask, memory_tokens, memory_at)
+    length = mask.shape[1]
+    if memory_at is None:
+        number = jnp.arange(length) - (length - memory_tokens)  # of memory tokens, which end the row
+        memory = mask & (number >= 0)
+    else:
+        at = reshape_rows(memory_at, -1)
+        stands = (at[..., None] == jnp.arange(length)) & (at >= 0)[..., None]  # [N, S · M, T]
+        number, memory = jnp.argmax(stands, axis=1), jnp.any(stands, axis=1)
+    key = jnp.where(text, 2 * run, jnp.where(memory, 2 * number + 1, 2 * length * memory_tokens))
+    return jnp.argsort(key, axis=1, stable=True)
 
 
 def calibrated_map(

@@ -140,6 +140,8 @@ class StageConfig:
         Records of several kinds are measured apart.
       doc_max_length, compress_rate: of this stage, instead of the run's; None leaves them. The number of memory tokens
         can change with one memory token for all places alone (``clara.different_mem_tokens``).
+      further_rates: a batch has ``compress_rate`` or one of these, each equally often: one model for several rates.
+        Each is above ``compress_rate`` and divides ``doc_max_length``; held-out records are measured at each.
       crop: documents of questions that are longer than ``doc_max_length`` are cut at their "start", or to a window that
         holds the "answer" (the positive ones).
       steps: optimizer steps; exactly one of ``steps`` and ``epochs`` is given.
@@ -204,6 +206,7 @@ class StageConfig:
     eval_data: tuple[str, ...] = ()
     doc_max_length: int | None = None
     compress_rate: int | None = None
+    further_rates: tuple[int, ...] = ()
     crop: str = START
     steps: int | None = None
     epochs: float | None = None
@@ -282,6 +285,12 @@ class StageConfig:
         rule = f"only records of {', '.join(ONE_DOCUMENT)} are packed"
         check("pack", not self.pack or self.kind in ONE_DOCUMENT, rule)
         check("pack", not self.pack or self.buckets == 1, "packed rows have one shape; leave buckets at 1")
+        rates = self.further_rates
+        check("further_rates", all(rate >= 1 for rate in rates), "each must be at least 1")
+        check("further_rates", len(set(rates)) == len(rates), "each must be named once")
+        good = not rates or not (self.pack or self.memories or self.ranks or self.documents == TEXT)
+        rule = "several rates go with stages that compress their documents in rows of their own, and rank nothing"
+        check("further_rates", good, rule)
         check("documents", self.documents in DOCUMENTS, _one_of(DOCUMENTS))
         as_texts = self.documents == TEXT
         check("documents", not as_texts or self.kind != "retrieval", "retrieval ranks memories; take another stage")
@@ -462,6 +471,15 @@ class RunConfig:
                 "all places can their number change; set config.clara.different_mem_tokens=False"
             )
             _require(not fixed, f"{stage.name}.", "compress_rate", stage.compress_rate, rule)
+            rule = (
+                f"each must be above compress_rate {clara.compress_rate} and divide doc_max_length "
+                f"{clara.doc_max_length}"
+            )
+            good = all(rate > clara.compress_rate and not clara.doc_max_length % rate for rate in stage.further_rates)
+            _require(good, f"{stage.name}.", "further_rates", stage.further_rates, rule)
+            rule = "only with one token for all places; set config.clara.different_mem_tokens=False"
+            good = not (stage.further_rates and self.clara.different_mem_tokens)
+            _require(good, f"{stage.name}.", "further_rates", stage.further_rates, rule)
             rule = 'only a memory map has one; set config.clara.memory_map="affine"'
             good = not stage.has_scaffold or clara.memory_map == AFFINE
             _require(good, f"{stage.name}.", "scaffold", stage.scaffold, rule)

@@ -182,7 +182,7 @@ def load_temperature(checkpoint: Path | None, fresh: jax.Array) -> jax.Array:
 
 def _check_same_sizes(config: RunConfig, bundle: Bundle) -> None:
     """A checkpoint brings its own sizes; a configuration that says otherwise is a mistake."""
-    fields = ["lora_rank", "lora_alpha", "different_mem_tokens", "memory_map", "missing_bos"]
+    fields = ["lora_rank", "lora_alpha", "different_mem_tokens", "memory_map", "memory_places", "missing_bos"]
     # With one memory token for all places, lengths and rates are a stage's to choose.
     fields += ["doc_max_length", "compress_rate"] if config.clara.different_mem_tokens else []
     for field in fields:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from clara_jax.data.batches import Memories
 from clara_jax.data.distinct import document_numbers, planned_counts
 from clara_jax.data.loading import BatchLoader
 from clara_jax.data.plan import BatchPlan
+from clara_jax.data.rates import make_rate, with_fewer
 from clara_jax.data.records import TEXT_STAGES
 from clara_jax.distributed import Agreement, is_main, say
 from clara_jax.errors import ClaraError
@@ -78,8 +80,13 @@ class StageRun:
         elif own.ranks:
             distinct = planned_counts(plan, document_numbers(data.examples), multiple)
         own_part = partial(own_rows, mesh=bundle.mesh)
+        length = bundle.model.clara.doc_max_length
+        self.at_rates = (bundle, *(bundle.with_memories(length, rate) for rate in own.further_rates))
+        further = [
+            make_rate(data.sizes, data.ladder, bundle.tokenizer, at_rate.tokenizer) for at_rate in self.at_rates[1:]
+        ]
         self.loader = BatchLoader(
-            plan, data.examples, data.sizes, bundle.tokenizer, data.row, multiple, own_part, memories, distinct
+            plan, data.examples, data.sizes, bundle.tokenizer, data.row, multiple, own_part, memories, distinct, further
         )
         # What this process counts of its own rows, it takes for as much of the others'.
         self.processes = batch_shards(bundle.mesh) / len(own_parts(bundle.mesh))
@@ -99,7 +106,10 @@ class StageRun:
         # All rates at once: asking the device for one in every step would make the host wait for the step before.
         self.rates = np.asarray(jax.vmap(learning_rate_schedule(own, self.steps))(np.arange(self.steps)))
         self.schedules = schedules(own, self.steps)
-        self.step = make_train_step(bundle.model, self.stage, own.objective, optimizer, own.accumulate, self.schedules)
+        self.step_at = [
+            make_train_step(at_rate.model, self.stage, own.objective, optimizer, own.accumulate, self.schedules)
+            for at_rate in self.at_rates
+        ]
         key = jax.random.fold_in(jax.random.key(config.seed), position.number)
         self.key = self._place(key)
         self.evaluations = self._evaluations(memories)
@@ -114,7 +124,8 @@ class StageRun:
         mesh, strength = self.bundle.mesh, START_STRENGTH if self.stage_config.scaffold else 1.0
         placed = put_rows(self.loader.batch(0), mesh)
         with jax.set_mesh(mesh):
-            fitted = jax.jit(calibrate, static_argnums=(0, 3))(self.bundle.model, params, placed, strength)
+            model = self.at_rates[self.loader.rate(0)].model
+            fitted = jax.jit(calibrate, static_argnums=(0, 3))(model, params, placed, strength)
             return jax.jit(lambda x: x, out_shardings=jax.NamedSharding(mesh, jax.P(None)))(flatten(fitted, f"{MAP}/"))
 
     def _place(self, value: Any) -> jax.Array:
@@ -123,20 +134,23 @@ class StageRun:
 
     def _evaluations(self, memories: Memories | None) -> dict[str, Evaluation]:
         """What measures the held-out records, by what the names of its values begin with: those that are texts to write
-        out or to continue apart from the others."""
+        out or to continue apart from the others, and each rate apart."""
         own, data, bundle = self.stage_config, self.data, self.bundle
         kinds = [record.kind if record.kind in TEXT_STAGES else "" for record in data.held_out_records]
         found = sorted(set(kinds)) or [""]
         evaluations = {}
-        for kind in found:
+        for kind, at_rate in itertools.product(found, self.at_rates):
             chosen = [i for i, other in enumerate(kinds) if other == kind]
-            evaluations[f"{kind}_" if kind and len(found) > 1 else ""] = Evaluation(
-                bundle.model,
+            rate = "" if at_rate is bundle else f"rate_{at_rate.model.clara.compress_rate}_"
+            counts = bundle.tokenizer.memory_tokens, at_rate.tokenizer.memory_tokens
+            examples = [data.held_out[i] for i in chosen]
+            evaluations[rate + (f"{kind}_" if kind and len(found) > 1 else "")] = Evaluation(
+                at_rate.model,
                 self.stage,
                 dataclasses.replace(own.objective, ce_over=TOKENS),  # comparable, whatever the training weighs
-                bundle.tokenizer,
+                at_rate.tokenizer,
                 bundle.mesh,
-                [data.held_out[i] for i in chosen],
+                examples if at_rate is bundle else [with_fewer(example, *counts) for example in examples],
                 [data.held_out_records[i] for i in chosen],
                 data.encoding,
                 own.batch_size // own.accumulate,
@@ -189,14 +203,15 @@ class StageRun:
         tokens = round(self.processes * batch.tokens)
         facts = {"learning_rate": self.rates[index], "tokens": tokens, "padding": batch.padding}
         placed = put_rows(batch, self.bundle.mesh)
-        compiled, began = self.step._cache_size(), time.monotonic()
+        rate = self.loader.rate(index)
+        step, model = self.step_at[rate], self.at_rates[rate].model
+        compiled, began = step._cache_size(), time.monotonic()
         with jax.transfer_guard("disallow"):
-            self.state, values = self.step(self.state, self.frozen, placed, self.key)
-        if self.step._cache_size() > compiled:  # such a call returns when it is compiled, not when it is done
+            self.state, values = step(self.state, self.frozen, placed, self.key)
+        if step._cache_size() > compiled:  # such a call returns when it is compiled, not when it is done
             facts["compile_seconds"] = time.monotonic() - began
         # The step is under way; meanwhile the one before is read and logged: the device never waits for the host.
         self._flush()
-        model = self.bundle.model
         flops = step_flops(model.config, model.clara.lora_rank, self.stage.name, self.trains, batch)
         progress.update(loss=self.loss, tokens=tokens, flops=round(self.processes * flops))
         self.pending = (index, values, facts | progress.rates)
@@ -294,7 +309,7 @@ class StageRun:
         summary |= {f"held_out_{name}": [first[name], last[name]] for name in last if name in first}
         self.bundle = dataclasses.replace(self.bundle, history=(*self.bundle.history, summary))
         compilations = {
-            "compilations": self.step._cache_size(),
+            "compilations": sum(step._cache_size() for step in self.step_at),
             "evaluation_compilations": sum(evaluation.compilations for evaluation in self.evaluations.values()),
         }
         self.metrics.write({**summary, **compilations, **device_memory(), "finished": True})

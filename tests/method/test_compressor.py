@@ -27,9 +27,9 @@ SIZES = {
 M = 3
 
 
-def make_model(memory_map="affine"):
+def make_model(memory_map="affine", memory_places="end"):
     clara = ClaraConfig(doc_max_length=12, compress_rate=4, lora_rank=4, different_mem_tokens=False, lora_dropout=0.0)
-    clara = dataclasses.replace(clara, memory_map=memory_map)
+    clara = dataclasses.replace(clara, memory_map=memory_map, memory_places=memory_places)
     return ClaraModel(ModelConfig.from_hf(SIZES), clara, "float32")
 
 
@@ -85,8 +85,9 @@ def test_runs_are_the_means_of_their_tokens(mesh):
     assert not found[3].all() and not found[4].any()
 
 
-def test_texts_that_share_a_row_have_the_same_memories(mesh):
-    model = make_model()
+@pytest.mark.parametrize("memory_places", ["end", "runs"])
+def test_texts_that_share_a_row_have_the_same_memories(mesh, memory_places):
+    model = make_model(memory_places=memory_places)
     params = make_params(model, mesh)
     ids, mask = texts([9, 7, 4], 9)
     row, numbers, at = packed(ids, mask)
@@ -96,6 +97,34 @@ def test_texts_that_share_a_row_have_the_same_memories(mesh):
         shared = encode(model, params, "compressor", row, numbers, None, at, 0.7)
     for one, other in zip(alone, shared, strict=True):
         np.testing.assert_allclose(other[0], one, atol=2e-5)
+
+
+def test_each_memory_token_is_read_after_its_run(mesh):
+    """As if it had been written there: states of the rows in that order, one by one."""
+    model = make_model("state", "runs")
+    params = make_params(model, mesh)
+    ids, mask = texts([9, 7, 3, 2], 9)
+    with jax.set_mesh(mesh):
+        found = encode(model, params, "compressor", *put_batch((ids, mask), mesh))
+    written, stand = np.zeros_like(ids), np.zeros((len(ids), M), int)
+    attended = np.zeros_like(mask)
+    for row in range(len(ids)):
+        tokens, place = ids[row, :-M][mask[row, :-M]], 0
+        for run in range(M):
+            own = [tokens[p] for p in range(len(tokens)) if p * M // len(tokens) == run]
+            written[row, place : place + len(own) + 1] = [*own, ids[row, -M + run]]
+            place += len(own) + 1
+            stand[row, run] = place - 1
+        attended[row, :place] = True
+    with jax.set_mesh(mesh):
+        x = model.embed(params, put_batch(written, mesh))
+        states, _ = model.forward(params, "compressor", x, put_batch(attended, mesh))
+    expected = np.take_along_axis(np.asarray(states), stand[..., None], axis=1)
+    np.testing.assert_allclose(found.memory, expected, atol=2e-5)
+    np.testing.assert_allclose(found.memory_mean, expected.mean(axis=1), atol=2e-5)
+    text = [np.setdiff1d(np.flatnonzero(attended[row]), stand[row]) for row in range(len(ids))]
+    means = [np.asarray(states)[row, places].mean(axis=0) for row, places in enumerate(text)]
+    np.testing.assert_allclose(found.text_mean, means, atol=2e-5)
 
 
 def test_the_equation(mesh):

@@ -29,7 +29,6 @@ from clara_jax.inference.decode import Sampling
 from clara_jax.inference.encode import encode_texts
 from clara_jax.inference.engine import Engine, Request, Result
 from clara_jax.inference.weights import check as check_weights
-from clara_jax.method.parameters import overlap
 from clara_jax.method.reranker import EXCLUDED, cosine_scores
 from clara_jax.method.stages import STAGES, inherit
 from clara_jax.model.sharding import divisible, make_mesh, put_batch
@@ -193,7 +192,7 @@ class Clara:
 
     def read(self, questions: Sequence[str]) -> np.ndarray:
         """Questions as the query reasoner sees them: [q, M, E], whose cosine with a document's memory is its score."""
-        if not any(overlap("lora/query_reasoner", subtree) for subtree in self.bundle.trained):
+        if not self.bundle.ranks:
             warnings.warn(
                 "this checkpoint has no trained query reasoner; questions are read as documents are", stacklevel=3
             )

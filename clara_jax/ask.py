@@ -47,9 +47,13 @@ def parser() -> argparse.ArgumentParser:
     add("--store", metavar="DIR", help="what python -m clara_jax.compress has made")
     add("--documents", nargs="+", metavar="PATH", help="instead of a store: files and folders, compressed first")
     add("--questions", metavar="FILE", help="a question a line, or .jsonl with the field question")
-    add("--k", type=int, default=5, metavar="N", help="chunks that the answer is given from (5)")
+    add("--k", type=int, metavar="N", help="chunks that the answer is given from (default: as the model was trained)")
     add("--candidates", type=int, default=20, metavar="N", help="chunks that are looked at and counted in JSON (20)")
-    add("--how", choices=("memory", "words", "both"), default="memory", help="what finds them (memory)")
+    add(
+        "--how",
+        choices=("memory", "words", "both"),
+        help="what finds them (default: memory, of a model that has not learned to rank words)",
+    )
     add("--where", metavar="SQL", help="a condition on the chunks, e.g. \"document = 'notes/a.md'\"")
     add("--expand", type=int, default=0, metavar="N", help="give the best N chunks as text, too: for names and numbers")
     add("--abstain-below", type=float, metavar="COSINE", help="answer nothing where the best score is below")
@@ -139,8 +143,8 @@ def _answer(library: Library, arguments: argparse.Namespace, question: str) -> N
         question,
         sampling=Sampling(arguments.max_new_tokens, arguments.temperature, arguments.top_p),
         seed=arguments.seed,
-        k=arguments.k,
-        how=arguments.how,
+        k=library.usual_k if arguments.k is None else arguments.k,
+        how=arguments.how or library.usual_how,
         where=arguments.where,
         expand=arguments.expand,
         abstain_below=arguments.abstain_below,

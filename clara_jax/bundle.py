@@ -32,7 +32,7 @@ from clara_jax.data.tokenization import ClaraTokenizer
 from clara_jax.distributed import gather
 from clara_jax.errors import ClaraError
 from clara_jax.method.clara import AFFINE, END, ROLES, ClaraConfig, ClaraModel
-from clara_jax.method.parameters import COMPRESSOR, declare, flatten, initialise_adapters, split, unflatten
+from clara_jax.method.parameters import COMPRESSOR, declare, flatten, initialise_adapters, overlap, split, unflatten
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.declare import abstract, declare_affine, declare_base, initialise, shardings
 from clara_jax.model.precision import PRECISIONS, resolve
@@ -92,6 +92,17 @@ class Bundle:
             digest.update(path.encode())
             digest.update(np.ascontiguousarray(gather(leaf)).tobytes())
         return digest.hexdigest()
+
+    @property
+    def top_k(self) -> int | None:
+        """Documents that the generator learned to read at a time, in the last stage whose entry says so."""
+        return next((entry["top_k"] for entry in reversed(self.history) if "top_k" in entry), None)
+
+    @property
+    def ranks(self) -> bool:
+        """Whether a stage has trained the query reasoner; else questions are read with the compressor's adapter, and
+        their scores say little."""
+        return any(overlap("lora/query_reasoner", subtree) for subtree in self.trained)
 
     @property
     def end_ids(self) -> tuple[int, ...]:

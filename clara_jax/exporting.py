@@ -28,7 +28,7 @@ from clara_jax.errors import ClaraError
 from clara_jax.files import folder_when_whole
 from clara_jax.inference.weights import merge
 from clara_jax.method.clara import END, ROLES, STATE
-from clara_jax.method.parameters import overlap, split
+from clara_jax.method.parameters import split
 
 FORMATS = ("peft", "released", "merged", "compact")
 DTYPES = ("float32", "bfloat16")
@@ -105,7 +105,7 @@ def export_released(
             "and this model was trained without one; export --format peft"
         )
     adapters, tables = _adapters(bundle, dtype), _tables(bundle, dtype)
-    if not _trained(bundle, "lora/query_reasoner"):
+    if not bundle.ranks:
         del adapters["query_reasoner"]  # the released code has none before its stage, either
     with folder_when_whole(directory) as folder:
         stage = _stage(bundle).removeprefix("released ")
@@ -161,7 +161,7 @@ def export_compact(bundle: Bundle, directory: str | Path, dtype: str = "bfloat16
     if bundle.own:
         raise ClaraError("the base is part of this model, and not one to refer to; export --format peft")
     leaves, _ = split(bundle.params, ("lora", "tokens"))
-    if not _trained(bundle, "lora/query_reasoner"):
+    if not bundle.ranks:
         leaves = {name: leaf for name, leaf in leaves.items() if not name.startswith("lora/query_reasoner/")}
     leaves = {name: np.asarray(gather(leaf), np.float32) for name, leaf in leaves.items()}
     about = {
@@ -257,10 +257,6 @@ def _tables(bundle: Bundle, dtype: str) -> dict[str, np.ndarray]:
 
 def _table_parts(bundle: Bundle) -> dict[str, str]:
     return {EMBEDDING: "embed"} | ({} if bundle.model.config.tied else {HEAD: "lm_head"})
-
-
-def _trained(bundle: Bundle, subtree: str) -> bool:
-    return any(overlap(subtree, other) for other in bundle.trained)
 
 
 def _stage(bundle: Bundle) -> str:

@@ -232,6 +232,16 @@ class Library:
 
     # --- questions ---
 
+    @property
+    def usual_k(self) -> int:
+        """Chunks to answer from: as many documents as the model learned to read, 5 where it does not say."""
+        return self.clara.bundle.top_k or 5
+
+    @property
+    def usual_how(self) -> str:
+        """What should find chunks: "memory" where the model learned to rank, else "words"."""
+        return "memory" if self.clara.bundle.ranks else "words"
+
     def search(self, question: str, k: int = 5, how: str = "memory", where: str | None = None) -> list[Hit]:
         """The k best chunks for a question; see `Search`.
 

@@ -230,6 +230,16 @@ def test_mistakes_are_said_in_words(clara, tmp_path_factory, options, words):
         own.ask(" ")
 
 
+def test_what_is_usual_follows_the_training(clara, tmp_path):
+    store = library(clara, tmp_path).store
+    own = Library(Clara(dataclasses.replace(clara.bundle, trained=(), history=())), store)
+    assert (own.usual_k, own.usual_how) == (5, "words"), "nothing says how many, and no stage has learned to rank"
+    history = ({"stage": "instruct", "top_k": 2}, {"stage": "import"})
+    trained = dataclasses.replace(clara.bundle, trained=("lora/query_reasoner",), history=history)
+    own = Library(Clara(trained), store)
+    assert (own.usual_k, own.usual_how) == (2, "memory")
+
+
 def corpus_file(path, count):
     path.write_text("".join(json.dumps({"id": f"d{i}", "text": document(i)}) + "\n" for i in range(count)))
     return path

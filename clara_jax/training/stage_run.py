@@ -305,7 +305,7 @@ class StageRun:
         self._flush()
         first, last = self.position.first, self.position.last
         seconds = round(time.monotonic() - self.started, 1)
-        summary = {"stage": self.name, "steps": self.steps, "seconds": seconds}
+        summary = {"stage": self.name, "steps": self.steps, "seconds": seconds, "top_k": self.stage_config.top_k}
         summary |= {f"held_out_{name}": [first[name], last[name]] for name in last if name in first}
         self.bundle = dataclasses.replace(self.bundle, history=(*self.bundle.history, summary))
         compilations = {

@@ -26,6 +26,8 @@ killed, the same command does the rest; further checkpoints and suites may be ad
 
 K = 5
 RESAMPLES = 2_000
+LEAST = dict(limit=1, resamples=1, batch_size=1, timed=0, inside=0, cram=0)  # that an option may be
+CRAMMED, CRAM_STEPS, CRAM_RATE = "crammed", 300, 0.05
 
 
 def parser() -> argparse.ArgumentParser:
@@ -58,6 +60,23 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="longest answer (32); paraphrases four times as long",
     )
+    add(
+        "--rates",
+        nargs="+",
+        type=int,
+        default=[],
+        metavar="N",
+        help="ask checkpoints with one memory token for all places at these compress rates as well, as NAME@N",
+    )
+    add("--cram", type=int, default=0, metavar="N", help="ask the first N cases of a suite from crammed memories (0)")
+    add("--cram-steps", type=int, default=CRAM_STEPS, metavar="N", help=f"of a document's memories ({CRAM_STEPS})")
+    add(
+        "--cram-learning-rate",
+        type=float,
+        default=CRAM_RATE,
+        metavar="X",
+        help=f"in units of the memories' root mean square ({CRAM_RATE})",
+    )
     add("--timed", type=int, default=4, metavar="N", help="cases asked alone for their times, of one suite a kind (4)")
     add("--inside", type=int, default=64, metavar="N", help="cases that are looked inside (64); 0: none")
     add("--seed", type=int, default=0, help="of what is drawn: needles, controls, resamples")
@@ -78,15 +97,18 @@ def main() -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    for name, least in (("limit", 1), ("resamples", 1), ("batch_size", 1), ("timed", 0), ("inside", 0)):
+    for name, least in LEAST.items():
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise ClaraError(f"--{name.replace('_', '-')}: {value} must be at least {least}")
+    if CRAMMED in (arguments.ways or ()) and not arguments.cram:
+        raise ClaraError(f"--ways {CRAMMED}: say how many cases of each suite are to be answered so, --cram N")
     from clara_jax import distributed
 
     distributed.initialise(arguments.coordinator, arguments.processes, arguments.process)
     from clara_jax.evaluation import assemble, console, entries, page, runner
     from clara_jax.evaluation.contestants import Settings
+    from clara_jax.evaluation.cramming import Cramming
     from clara_jax.evaluation.suites import open_suites
     from clara_jax.model.sharding import make_mesh
 
@@ -104,8 +126,15 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     opening = entries.Opening(
         make_mesh(), arguments.base, arguments.precision, arguments.batch_size, arguments.seed, directory
     )
+    cramming = Cramming(arguments.cram_steps, arguments.cram_learning_rate)
+
+    def memory_entry(name: str, path: str, rate: int | None) -> runner.Entry:
+        return entries.memory_entry(
+            name, path, opening, suites, settings, arguments.ways, cramming, arguments.cram, rate
+        )
+
     taking_part = [
-        *(entries.memory_entry(*model, opening, suites, settings, arguments.ways) for model in models),
+        *(memory_entry(*model, rate) for model in models for rate in (None, *dict.fromkeys(arguments.rates))),
         entries.text_entry(entries.BASE, models[0][1], opening, settings, arguments.ways, adapter=False),
         *(entries.text_entry(*model, opening, settings, arguments.ways) for model in texts),
         *entries.rank_entries(arguments.retriever, settings),

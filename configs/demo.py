@@ -32,7 +32,9 @@ def get_config(arg=None):
         {
             "scp": stage("scp", learning_rate=2e-3),
             "instruct": stage("instruct", learning_rate=1e-3, top_k=3),
-            "end_to_end": stage("end_to_end", learning_rate=5e-4, top_k=2, candidates=4, memories="run"),
+            "end_to_end": stage(
+                "end_to_end", learning_rate=5e-4, top_k=2, candidates=4, memories="run", **common.RELAXED_SORT
+            ),
         },
         model=dict(base=args.base, precision="auto"),
         clara=dict(doc_max_length=96, compress_rate=16, lora_rank=16),

@@ -27,7 +27,7 @@ BASE = ("base", "lora/compressor", "lora/generator", "tokens/memory")
 STAGES = {
     "scp": dict(steps=700, trains=BASE, eval_every=350),
     "instruct": dict(steps=200, trains=("lora/generator",), top_k=2),
-    "end_to_end": dict(steps=500, top_k=1, candidates=8, temperature=0.1, eval_every=250),
+    "end_to_end": dict(steps=500, top_k=1, candidates=8, eval_every=250) | common.RELAXED_SORT,
 }
 CI = {
     "scp": dict(steps=40, eval_every=None, eval_answers=0),

@@ -146,6 +146,8 @@ def get_config(arg=None):
         stages[name] = dict(warmup=0.1, mse_weight=0.0 if name != "scp" else 0.1) | answers | fields | files
         if name in RANKING_STAGES and not as_text:
             stages[name]["memories"] = "run"  # the compressor is frozen: each document is compressed once
+        if name == "end_to_end":
+            stages[name] |= common.RELAXED_SORT
         if as_text:
             stages[name] |= dict(documents="text") | TEXT[args.size]
     for fields in stages.values():

@@ -54,6 +54,14 @@ def test_table_10(name):
         assert (stage.batch_size, stage.learning_rate, stage.mse_weight) == (128, 1e-4, 0.1)
 
 
+@pytest.mark.parametrize("name, arg", [("smoke", None), ("demo", None), ("smollm2", "size=full")])
+def test_our_own_choose_by_the_relaxed_sort(name, arg):
+    """As docs/topk.md concludes: NeuralSort, at a temperature that stays what it is."""
+    (stage,) = (stage for stage in resolve(load(name, arg)).stages if stage.name == "end_to_end")
+    chosen = (stage.topk_method, stage.temperature, stage.temperature_schedule, stage.score_normalization)
+    assert chosen == ("neuralsort", 0.1, "constant", "none") and not stage.learn_temperature
+
+
 def test_arguments_of_the_paper_configs():
     run = resolve(load("mistral7b_end_to_end", "rate=128,data=/d,schedule=constant,start=runs/a,base=/models/m"))
     assert run.clara.memory_tokens == 2
@@ -136,7 +144,9 @@ def test_contrastive_query_reasoners_have_the_data_and_steps_of_end_to_end():
     assert dataclasses.replace(stages["retrieval"], name="end_to_end") == last
     config = resolve(load("smollm2", "stages=end_to_end+retrieval,start=runs/first"))
     one, other = config.stages
-    assert dataclasses.replace(other, name="end_to_end") == one
+    # A contrastive loss chooses nothing, and has a temperature of its own.
+    of_choice = {name: getattr(one, name) for name in ("topk_method", "temperature")}
+    assert dataclasses.replace(other, name="end_to_end", **of_choice) == one
     assert config.initial_checkpoint == "runs/first" and not config.model.base
 
 

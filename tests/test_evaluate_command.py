@@ -48,6 +48,15 @@ def place(tmp_path_factory, mesh):
         path = folder / "data" / "eval" / stage / "nq" / "eval_processed_with_pos.jsonl"
         path.parent.mkdir(parents=True)
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    changing = ClaraConfig(
+        doc_max_length=64, compress_rate=8, lora_rank=4, max_length=512, different_mem_tokens=False, memory_map="affine"
+    )
+    bundles.from_base(str(base), changing, mesh, "float32").save(folder / "affine", "instruct")
+    asked = [
+        {"data_type": "qa", "question": "Where was he born?", "answers": document(i).split()[6], "docs": [document(i)]}
+        for i in range(4)
+    ]
+    (folder / "data" / "asked.jsonl").write_text("".join(json.dumps(record) + "\n" for record in asked))
     told = [{"data_type": "paraphrase", "question": "", "answers": ["x"], "docs": [document(i)]} for i in range(3)]
     (folder / "data" / "told.jsonl").write_text("".join(json.dumps(record) + "\n" for record in told))
     return folder
@@ -94,9 +103,10 @@ def test_every_result_stands_beside_its_controls(whole):
     memory = {f"tiny/{way}" for way in ("clara", "no_memory", "other_memory", "shuffled_memory", "gold_memory")}
     text = {f"base/{way}" for way in ("closed_book", "text_top1", "text_topk", "text_oracle")}
     text |= {"base/text_truncated", "base/text_pruned"}
-    assert suites["compressor/nq/oracle"] == memory | text
+    several = {"tiny/shuffled_within"}
+    assert suites["compressor/nq/oracle"] == memory | several | text
     ranked = {"tiny/random_selection", "rank/random", "rank/bm25"}
-    assert suites["end_to_end/nq/oracle"] == memory | text | ranked
+    assert suites["end_to_end/nq/oracle"] == memory | several | text | ranked
     assert suites["paraphrase/data/told"] == (memory - {"tiny/gold_memory"}) | {"base/text_oracle"}
     for system in found["suites"][1]["systems"]:
         assert system["cases"] == CASES, system["name"]
@@ -110,6 +120,40 @@ def test_every_result_stands_beside_its_controls(whole):
     for part in ("tiny/no_memory", "end_to_end/nq/oracle", "Is the memory used?"):
         assert part in page + printed, part
     assert f"{report}/report.html" in printed
+
+
+def test_what_memories_are_worth_beside_text_at_several_rates(place, monkeypatch):
+    """A model with a memory map: written-out windows, changed documents, crammed memories, a further rate."""
+    report = place / "affine_report"
+    suites = ("autoencode/6:asked.jsonl", "counterfactual:asked.jsonl", "scp:asked.jsonl")
+    named = ("evaluate", "--checkpoint", f"map={place}/affine", "--report", str(report), "--data", f"{place}/data")
+    ways = ("--ways", "clara", "no_memory", "crammed", "text_oracle", "--timed", "0", "--inside", "0", *OPTIONS)
+    crammed = ("--cram", "2", "--cram-steps", "3", "--rates", "4")
+    printed = call(monkeypatch, [*named, "--suite", *suites, *ways, *crammed])
+    found = json.loads((report / "report.json").read_text())
+    windows, changed, asked = ({system["name"]: system for system in suite["systems"]} for suite in found["suites"])
+    own = {f"{name}/{way}" for name in ("map", "map@4") for way in ("clara", "no_memory", "crammed")}
+    assert set(windows) == own and set(changed) == set(asked) == own | {"base/text_oracle"}
+    for name, system in windows.items():
+        assert "tokens_right" in system["metrics"] and "windows_right" in system["metrics"], name
+        assert system["cases"] == (2 if name.endswith("crammed") else 4)
+    rates = [asked[name]["metrics"]["effective_rate"]["mean"] for name in ("map/clara", "map@4/clara")]
+    assert rates[0] == pytest.approx(2 * rates[1], rel=1e-3)
+    memory = [asked[name]["metrics"]["passage_bytes"]["mean"] for name in ("map/clara", "map@4/clara")]
+    assert memory == [8 * 64 * 4, 16 * 64 * 4]
+    assert {"followed", "kept_original"} <= set(changed["map/clara"]["metrics"])
+    for system in ("map/clara", "map@4/crammed"):
+        (share,) = asked[system]["normalised"]
+        assert share["to"] == "base/text_oracle" and share["none"] == f"{system.partition('/')[0]}/no_memory"
+    specs = {"steps": 3, "learning_rate": 0.05}
+    assert found["plan"]["specs"] == {"map/crammed": specs, "map@4/crammed": specs}
+    assert "normalised token F1" in printed and "Teacher-normalised" in (report / "report.html").read_text()
+    with pytest.raises(ClaraError, match="specs: map/crammed is not what it was"):
+        call(monkeypatch, [*named, "--suite", *suites, *ways, "--cram", "2", "--cram-steps", "4"])
+    more = call(monkeypatch, [*named, "--suite", *suites, *ways, "--cram", "3", "--cram-steps", "3"])
+    assert "map/crammed" in more
+    again = json.loads((report / "report.json").read_text())["suites"][0]["systems"]
+    assert {system["name"]: system["cases"] for system in again}["map/crammed"] == 3
 
 
 def test_a_second_call_asks_nothing_and_a_further_suite_is_added(place, whole, monkeypatch):
@@ -210,6 +254,9 @@ def test_compared_with_itself_nothing_differs(whole, monkeypatch):
         (["--suite", "nothing"], "nothing"),
         (["--suite", "questions:absent.jsonl"], "absent.jsonl"),
         (["--ways", "clara", "wrong"], "--ways: 'wrong' is unknown"),
+        (["--ways", "crammed"], "--ways crammed: say how many cases of each suite are to be answered so, --cram N"),
+        (["--cram", "1", "--cram-steps", "0"], "crammed memories: 0 steps"),
+        (["--rates", "4"], "--rates: .*run: .*different tokens"),
         (["--retriever", "bm26"], "--retriever: 'bm26' is unknown"),
         (["--checkpoint", "a=x", "a=y"], "two checkpoints have one name"),
         (["--checkpoint", "base=x"], "the name 'base' is not possible"),

@@ -1,4 +1,5 @@
-"""Cases from files: questions over documents, questions of one document each, documents that are told again.
+"""Cases from files: questions over documents, questions of one document each, documents that are told again or written
+out.
 
 A case is called by its record's ``qid`` (or a passage's id), else by its line; a name that comes twice is numbered.
 Names do not depend on where the file lies.
@@ -7,6 +8,7 @@ Names do not depend on where the file lies.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -17,6 +19,9 @@ from clara_jax.data.records import DOCUMENT_FIELDS, Record, parse_documents, par
 from clara_jax.data.titles import titled
 from clara_jax.errors import ClaraError
 from clara_jax.evaluation.cases import Case
+from clara_jax.evaluation.ways import draws
+
+_WORD = re.compile(r"\S+")
 
 
 def question_cases(path: str, limit: int | None = None) -> tuple[Case, ...]:
@@ -60,6 +65,33 @@ def paraphrase_cases(path: str, limit: int | None = None) -> tuple[Case, ...]:
       ClaraError: a file that cannot be read or has no document, a line that has none.
     """
     return _numbered(_paraphrases(path), limit, path, "documents")
+
+
+def window_cases(path: str, limit: int | None = None, words: int | None = None, seed: int = 0) -> tuple[Case, ...]:
+    """Every document of a file, to be written out: a window of it, or all of it.
+
+    Args:
+      path: as for `paraphrase_cases`.
+      limit: cases at most; lines after the last one are not looked at.
+      words: of a window, whose place is drawn; shorter documents are left out. None: whole documents.
+      seed: of the draws.
+
+    Raises:
+      ClaraError: a file that cannot be read or has no document that is long enough, a line that has none.
+    """
+    told = (dataclasses.replace(case, kind="autoencode", references=()) for case in _paraphrases(path))
+    cases = told if words is None else (own for case in told if (own := _window(case, words, seed)) is not None)
+    return _numbered(cases, limit, path, "documents" if words is None else f"documents of {words} words")
+
+
+def _window(case: Case, count: int, seed: int) -> Case | None:
+    (document,) = case.documents
+    places = [match.span() for match in _WORD.finditer(document)]
+    if len(places) < count:
+        return None
+    start = int(draws(case, seed).integers(len(places) - count + 1))
+    text = document[places[start][0] : places[start + count - 1][1]]
+    return dataclasses.replace(case, documents=(text,))
 
 
 def read_documents(path: str) -> Iterator[str]:

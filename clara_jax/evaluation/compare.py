@@ -18,7 +18,10 @@ from clara_jax.evaluation.runner import PLAN, read_outcomes, read_suites
 from clara_jax.evaluation.scoring import METRICS
 from clara_jax.evaluation.wording import amount, chance, change, interval
 
-SHOWN = ("f1", "exact_match", "cover_match", "rougeL", "recall@1", "recall@5", "compress_rate", "total_ms")
+SHOWN = (
+    *("f1", "exact_match", "cover_match", "followed", "tokens_right", "rougeL", "recall@1", "recall@5"),
+    *("effective_rate", "compress_rate", "total_ms"),
+)
 LEVEL = 0.95
 A, B = "a:", "b:"  # before the names of systems, since both may have the same
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from clara_jax.evaluation.tables import UNDEFINED
 from clara_jax.evaluation.wording import amount, interval, titled
 
-SHOWN = ("f1", "exact_match", "cover_match", "rougeL", "names_kept", "numbers_kept", "recall@1", "recall@3", "recall@5")
+SHOWN = (
+    *("f1", "exact_match", "cover_match", "followed", "tokens_right", "windows_right", "rougeL", "names_kept"),
+    *("numbers_kept", "recall@1", "recall@3", "recall@5", "effective_rate"),
+)
 
 
 def summary(report: Mapping[str, Any]) -> str:
@@ -20,11 +24,28 @@ def summary(report: Mapping[str, Any]) -> str:
             [("  " if system["control"] else "") + system["name"], *(_cell(report, system, name) for name in metrics)]
             for system in suite["systems"]
         ]
-        parts.append(f"{suite['name']}: {suite['cases']} cases\n{table(head, rows)}")
+        lines = [f"{suite['name']}: {suite['cases']} cases", table(head, rows), *_beside_text(report, suite)]
+        parts.append("\n".join(lines))
     verdicts = [f"{model}: {verdict['says']}" for model, verdict in report["uses_memory"].items()]
     if verdicts:
         parts.append("Is the memory used?\n" + "\n".join(verdicts))
     return "\n\n".join(parts)
+
+
+def _beside_text(report: Mapping[str, Any], suite: Mapping[str, Any]) -> Iterator[str]:
+    """What systems that are no controls have of the text's lead over no memory, and follow of what it follows."""
+    for system in suite["systems"]:
+        if system["control"]:
+            continue
+        for own in system["normalised"]:
+            share = own["metrics"].get(suite["main"])
+            if share:
+                what = f"{system['name']}: normalised {titled(report['metrics'][suite['main']])} of {own['to']}: "
+                yield what + (_amount(share, "share") if share["mean"] is not None else f"not defined, {UNDEFINED}")
+        for own in system["followed_with"]:
+            yield f"{system['name']}: follows of the changed documents that {own['to']} follows (%): " + _amount(
+                own["share"], "share"
+            )
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -37,7 +58,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _cell(report: Mapping[str, Any], system: Mapping[str, Any], name: str) -> str:
     found, unit = system["metrics"].get(name), report["metrics"][name]["unit"]
-    if found is None:
-        return ""
+    return "" if found is None else _amount(found, unit)
+
+
+def _amount(found: Mapping[str, Any], unit: str) -> str:
     bounds = interval(found, unit)
     return amount(found["mean"], unit) + (f" [{bounds}]" if bounds else "")

@@ -15,12 +15,14 @@ from clara_jax.api import Clara, Memories
 from clara_jax.bundle import Bundle
 from clara_jax.data import prompts
 from clara_jax.data.importers.retrievers import Retriever
-from clara_jax.data.tokenization import FRAME
+from clara_jax.data.tokenization import FRAME, IGNORED
 from clara_jax.errors import ClaraError
 from clara_jax.evaluation.cases import Case, Suite
+from clara_jax.evaluation.cramming import Cramming, cram
 from clara_jax.evaluation.outcomes import Outcome
 from clara_jax.evaluation.pruning import pruned, surprisals, truncated
 from clara_jax.evaluation.ways import (
+    CRAMMED,
     MEMORY_WAYS,
     PRUNED_RATE,
     RANK_WAY,
@@ -41,7 +43,8 @@ class Settings:
 
     Attributes:
       k: documents that are read of ranked ones.
-      max_new_tokens: of an answer; of a text that is told again four times as many.
+      max_new_tokens: of an answer; of a text that is told again four times as many; of one that is written out as many
+        as it has.
       seed: of what is drawn at random.
     """
 
@@ -78,10 +81,16 @@ class _Given:
 
     request: Request
     texts: Sequence[str]
-    document_tokens: int
+    taken: tuple[int, ...]  # tokens of the prompt that each of the texts takes
+    kept_bytes: int  # that all of them take where they are kept
     read: tuple[int, ...] = ()
     order: tuple[int, ...] | None = None
     scores: tuple[float, ...] | None = None
+    window: tuple[int, ...] | None = None  # token ids that are to be written out
+
+    @property
+    def document_tokens(self) -> int:
+        return sum(self.taken)
 
 
 class _Answering:
@@ -113,6 +122,11 @@ class _Answering:
         return dataclasses.replace(self._outcome(case, given, result), milliseconds=milliseconds)
 
     def _outcome(self, case: Case, given: _Given, result: Result) -> Outcome:
+        tokens = list(map(len, self.text_ids(given.texts)))
+        written = {}
+        if given.window is not None:
+            right = sum(own == wanted for own, wanted in zip(result.tokens, given.window, strict=False))
+            written = dict(window_tokens=len(given.window), right_tokens=right)
         return Outcome(
             case=case.id,
             answer=self.tokenizer.decode(result.tokens),
@@ -120,10 +134,13 @@ class _Answering:
             scores=given.scores,
             read=given.read,
             prompt_tokens=len(given.request.ids),
-            text_tokens=sum(map(len, self.text_ids(given.texts))),
+            text_tokens=sum(tokens),
             document_tokens=given.document_tokens,
+            rates=tuple(round(own / taken, 4) for own, taken in zip(tokens, given.taken, strict=True) if taken),
+            document_bytes=given.kept_bytes,
             answer_tokens=len(result.tokens),
             ended=result.ended,
+            **written,
         )
 
     def request(self, suite: Suite, case: Case, documents: int | Sequence[str], memories: np.ndarray) -> Request:
@@ -132,14 +149,25 @@ class _Answering:
         Raises:
           ClaraError: it is too long for the model.
         """
-        if case.kind == "paraphrase":
+        sampling = self.settings.sampling(suite)
+        if case.kind == "autoencode":
+            prompt = prompts.autoencode(None, documents)
+            sampling = Sampling(len(self.window(case)) + 1)  # and the end token
+        elif case.kind == "paraphrase":
             prompt = prompts.paraphrase(None, prompts.PARAPHRASE_INSTRUCTIONS[0], documents)
         else:
             prompt = prompts.question(case.question, documents)
         try:
-            return self.clara.request(prompt, memories, self.settings.sampling(suite))
+            return self.clara.request(prompt, memories, sampling)
         except ClaraError as error:
             raise ClaraError(f"{suite.name}, case {case.id}: {error}") from None
+
+    def window(self, case: Case) -> tuple[int, ...]:
+        """The token ids that are to be written out of a document: as they were learned, and as far as the compressor
+        reads them."""
+        (text,) = self.tokenizer.cut_texts(case.documents)
+        encoded = self.tokenizer.encode_prompt(prompts.autoencode(text))
+        return tuple(token for token in encoded.labels if token != IGNORED)[:-1]  # without the end token
 
     def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens of texts without frame, as far as the compressor reads them."""
@@ -155,12 +183,23 @@ class MemoryModel(_Answering):
       read: memories [N, M, E] of N documents' token ids.
     """
 
-    ways = MEMORY_WAYS
+    ways = (*MEMORY_WAYS, CRAMMED)
 
-    def __init__(self, clara: Clara, read: Callable[[Sequence[np.ndarray]], np.ndarray], settings: Settings):
+    def __init__(
+        self,
+        clara: Clara,
+        read: Callable[[Sequence[np.ndarray]], np.ndarray],
+        settings: Settings,
+        cramming: Cramming | None = None,
+    ):
+        """
+        Args:
+          cramming: how memories are optimised for the way `CRAMMED`; None where it is not asked.
+        """
         super().__init__(clara, settings)
-        self.read = read
+        self.read, self.cramming = read, cramming
         self._others: dict[str, Mapping[str, Case]] = {}
+        self._crammed: dict[str, np.ndarray] = {}  # memories [M, E] of texts: each is optimised once
 
     def given(self, way: Way, suite: Suite, cases: Sequence[Case]) -> Iterator[_Given]:
         """What the generator is given."""
@@ -172,22 +211,45 @@ class MemoryModel(_Answering):
             documents = [repeated(others[case.id].documents, len(case.documents)) for case in cases]
         memories = [self._memories(own) for own in documents]
         rankings = self._rankings(suite, cases, memories)
-        for case, own, all_memories, ranking in zip(cases, documents, memories, rankings, strict=True):
-            order = None if ranking is None else ranking[0]
-            chosen = self._chosen(way, suite, case, order)
-            array = all_memories.array[list(chosen)]
-            vectors = array.shape[0] * array.shape[1]
-            if way.name == "shuffled_memory":
-                flat = array.reshape(vectors, -1)[draws(case, self.settings.seed).permutation(vectors)]
-                array = flat.reshape(array.shape)
-            request = self.request(suite, case, len(chosen), array)
+        orders = [None if ranking is None else ranking[0] for ranking in rankings]
+        chosen = [self._chosen(way, suite, case, order) for case, order in zip(cases, orders, strict=True)]
+        arrays = [own.array[list(rows)] for own, rows in zip(memories, chosen, strict=True)]
+        texts = [[own[i] for i in rows] for own, rows in zip(documents, chosen, strict=True)]
+        if way.name == CRAMMED.name:
+            arrays = self._cram(texts, arrays)
+        for case, array, shown, rows, ranking in zip(cases, arrays, texts, chosen, rankings, strict=True):
+            array = self._shuffled(way, case, array)
+            request = self.request(suite, case, len(rows), array)
+            window = self.window(case) if case.kind == "autoencode" else None
+            taken, kept = (array.shape[1],) * len(array), array.nbytes
             if way.name == "no_memory":
-                yield _Given(_without_memory(request), (), 0)
+                yield _Given(_without_memory(request), (), (), 0, window=window)
             elif way.name == "other_memory":
-                yield _Given(request, [own[i] for i in chosen], vectors)
+                yield _Given(request, shown, taken, kept, window=window)
             else:
                 ranks = ranking if way.name == "clara" and ranking is not None else (None, None)
-                yield _Given(request, [own[i] for i in chosen], vectors, chosen, *ranks)
+                yield _Given(request, shown, taken, kept, rows, *ranks, window=window)
+
+    def _shuffled(self, way: Way, case: Case, memories: np.ndarray) -> np.ndarray:
+        """Memories [K, M, E] as the two controls of order have them; else as they are."""
+        rng = draws(case, self.settings.seed)
+        if way.name == "shuffled_memory":
+            vectors = memories.shape[0] * memories.shape[1]
+            return memories.reshape(vectors, -1)[rng.permutation(vectors)].reshape(memories.shape)
+        if way.name == "shuffled_within":
+            return np.stack([own[rng.permutation(len(own))] for own in memories])
+        return memories
+
+    def _cram(self, texts: Sequence[Sequence[str]], memories: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Memories [K, M, E] of each case's texts, optimised from those that the compressor has made."""
+        assert self.cramming is not None
+        flat = dict(zip((text for own in texts for text in own), (row for own in memories for row in own), strict=True))
+        new = [text for text in flat if text not in self._crammed]
+        if new:
+            started = np.stack([flat[text] for text in new])
+            found = cram(self.clara.bundle, self.cramming, new, started, self.clara.batch_size)
+            self._crammed |= dict(zip(new, found, strict=True))
+        return [np.stack([self._crammed[text] for text in own]) for own in texts]
 
     def _chosen(self, way: Way, suite: Suite, case: Case, order: tuple[int, ...] | None) -> tuple[int, ...]:
         if way.name == "gold_memory":
@@ -242,7 +304,8 @@ class TextModel(_Answering):
         for case, read, own in zip(cases, chosen, texts, strict=True):
             shown = [self._shown(way, text, ids) for text, ids in zip(own, self.text_ids(own), strict=True)]
             request = self.request(suite, case, [text for text, _ in shown], nothing)
-            yield _Given(request, own, sum(tokens for _, tokens in shown), read)
+            taken, kept = tuple(tokens for _, tokens in shown), sum(len(text.encode()) for text, _ in shown)
+            yield _Given(request, own, taken, kept, read)
 
     def _chosen(self, way: Way, suite: Suite, case: Case) -> tuple[int, ...]:
         order = tuple(self._orders[suite.name][case.id])

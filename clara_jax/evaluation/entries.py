@@ -31,8 +31,9 @@ from clara_jax.evaluation.contestants import (
     retriever_scores,
     without_adapter,
 )
+from clara_jax.evaluation.cramming import Cramming
 from clara_jax.evaluation.runner import RANK, Entry
-from clara_jax.evaluation.ways import MEMORY_WAYS, RANK_WAY, TEXT_WAYS, WAYS, Way
+from clara_jax.evaluation.ways import CRAMMED, MEMORY_WAYS, RANK_WAY, TEXT_WAYS, WAYS, Way
 from clara_jax.inference.memories import Parts, complete_store
 from clara_jax.retrieval.memory_store import MemoryStore
 from clara_jax.training.config import from_json
@@ -61,16 +62,28 @@ class Opening:
     directory: Path
     _newest: dict[str, Bundle] = dataclasses.field(default_factory=dict)
 
-    def bundle(self, path: str) -> Bundle:
+    def bundle(self, path: str, rate: int | None = None) -> Bundle:
         """A checkpoint; "fresh:PATH" is its base with adapters that nothing has trained.
 
         The newest one is kept: one checkpoint is opened once, and of several never two are held here.
+
+        Args:
+          rate: instead of the one that it was trained with last.
+
+        Raises:
+          ClaraError: it cannot be opened, or has no such rate.
         """
         if path not in self._newest:
             self._newest.clear()
             found = bundles.load(path.removeprefix(FRESH), self.mesh, self.base, self.precision)
             self._newest[path] = bundles.fresh(found, self.seed) if path.startswith(FRESH) else found
-        return self._newest[path]
+        found = self._newest[path]
+        if rate is None:
+            return found
+        try:
+            return found.with_memories(found.model.clara.doc_max_length, rate)
+        except ClaraError as error:
+            raise ClaraError(f"--rates: {path}: {error}") from None
 
     def clara(self, bundle: Bundle, new_tokens: int) -> Clara:
         """A model whose prompts may be as long as its base allows: what five texts need is not what it was trained
@@ -123,19 +136,31 @@ def memory_entry(
     suites: Sequence[Suite],
     settings: Settings,
     ways: Sequence[str] | None,
+    cramming: Cramming | None = None,
+    crammed: int = 0,
+    rate: int | None = None,
 ) -> Entry:
     """A checkpoint that answers from memories.
+
+    Args:
+      cramming: how memories are optimised for the way `CRAMMED`.
+      crammed: so many cases of each suite are asked so, of all ways or where that one is named; 0 for none.
+      rate: see `Opening.bundle`; it is then part of the name, "trained@8".
 
     Raises:
       ClaraError: it cannot be opened.
     """
-    about = _about(path, opening.bundle(path))
+    about = _about(path, opening.bundle(path, rate))
+    every = (*MEMORY_WAYS, dataclasses.replace(CRAMMED, first=crammed)) if crammed else MEMORY_WAYS
+    asked = chosen(every, ways)
+    cramming = cramming if any(way.name == CRAMMED.name for way in asked) else None
+    specs = {} if cramming is None else {CRAMMED.name: dataclasses.asdict(cramming)}
 
     def open_model() -> MemoryModel:
-        clara = opening.clara(opening.bundle(path), 4 * settings.max_new_tokens)
-        return MemoryModel(clara, memories(clara, suites, opening.directory / "memories"), settings)
+        clara = opening.clara(opening.bundle(path, rate), 4 * settings.max_new_tokens)
+        return MemoryModel(clara, memories(clara, suites, opening.directory / "memories"), settings, cramming)
 
-    return Entry(name, about, chosen(MEMORY_WAYS, ways), open_model)
+    return Entry(name if rate is None else f"{name}@{rate}", about, asked, open_model, specs)
 
 
 def memories(clara: Clara, suites: Sequence[Suite], folder: Path) -> Callable[[Sequence[np.ndarray]], np.ndarray]:

@@ -88,6 +88,25 @@ class Bootstrap:
         p = min(1.0, float(2 * (1 + fewer) / (1 + np.isfinite(draws).sum())))
         return Difference(mean, low, high, n, math.nan if math.isnan(low) else p)
 
+    def normalised(self, own: np.ndarray, none: np.ndarray, text: np.ndarray) -> Interval:
+        """(own - none) / (text - none) of three means in the same draws, over the cases where none of them is NaN.
+
+        Where text is not above none there is nothing to normalise by: the mean is then NaN. So are the bounds where
+        that is so in more draws than an interval leaves out on one side: what would be left of them says too little.
+        """
+        known, values = self._common(own, none, text)
+        weights = known.astype(float)  # cases that are not known are in no mean
+        draws_own, draws_none, draws_text = (self._ratios(array, weights) for array in values)
+        mean_own, mean_none, mean_text = (_ratio(array, weights) for array in values)
+        lead = np.round(draws_text - draws_none, DIGITS)
+        draws = np.divide(draws_own - draws_none, lead, out=np.full(len(lead), np.nan), where=lead > 0)
+        defined = round(mean_text - mean_none, DIGITS) > 0
+        mean = (mean_own - mean_none) / (mean_text - mean_none) if defined else math.nan
+        mean, low, high, n = self._interval(draws, mean, known)
+        if np.mean(~(lead > 0)) > (1 - self.level) / 2:
+            low = high = math.nan
+        return Interval(mean, low, high, n)
+
     def _per(self, per: np.ndarray | None) -> np.ndarray:
         return np.ones(self.cases) if per is None else per
 

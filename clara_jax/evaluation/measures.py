@@ -15,8 +15,10 @@ from clara_jax.evaluation.intervals import Bootstrap, Interval
 from clara_jax.evaluation.outcomes import Outcome
 from clara_jax.evaluation.scoring import METRICS, score
 
-MAIN = {"question": "f1", "paraphrase": "rougeL"}  # what a system is judged by in one number, by kind of suite
+# What a system is judged by in one number, by kind of suite.
+MAIN = {"question": "f1", "paraphrase": "rougeL", "autoencode": "tokens_right"}
 DIGITS = 6  # of the numbers in reports, after the point
+SHOWN = tuple(name for name, metric in METRICS.items() if metric.kind != "part")
 
 
 class Measures:
@@ -40,7 +42,7 @@ class Measures:
 
     def _score(self, system: str, outcomes: Mapping[str, Outcome]) -> dict[str, np.ndarray]:
         cases = {case.id: (place, case) for place, case in enumerate(self.suite.cases)}
-        names = [name for name, metric in METRICS.items() if metric.kind == "mean"]
+        names = [name for name, metric in METRICS.items() if metric.kind != "ratio"]
         values = np.full((len(names), len(cases)), math.nan)
         for outcome in outcomes.values():
             if outcome.case not in cases:
@@ -62,7 +64,7 @@ class Measures:
         return ~np.isnan(values) & ~np.isnan(0.0 if per is None else per)
 
     def means(
-        self, system: str, metrics: Sequence[str] = tuple(METRICS), among: np.ndarray | None = None
+        self, system: str, metrics: Sequence[str] = SHOWN, among: np.ndarray | None = None
     ) -> dict[str, dict[str, Any]]:
         """By metric, without those that no case has: {"mean", "low", "high", "n"}.
 
@@ -75,15 +77,29 @@ class Measures:
             found[metric] = self.draws.mean(values, per)
         return _known(found)
 
-    def differences(
-        self, system: str, other: str, metrics: Sequence[str] = tuple(METRICS)
-    ) -> dict[str, dict[str, Any]]:
+    def differences(self, system: str, other: str, metrics: Sequence[str] = SHOWN) -> dict[str, dict[str, Any]]:
         """``system`` minus ``other`` on the cases that both have, likewise and with "p"."""
         found = {}
         for metric in metrics:
             (a, per_a), (b, per_b) = self._of(system, metric), self._of(other, metric)
             found[metric] = self.draws.difference(a, b, (per_a, per_b))
         return _known(found)
+
+    def normalised(self, system: str, none: str, text: str, metrics: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Where ``system`` stands between ``none`` (0) and ``text`` (1), on the cases that all three have, see
+        `Bootstrap.normalised`. By metric, without those that no case has; a mean that is not defined is None."""
+        found = {}
+        for metric in metrics:
+            own, least, most = (self._values[name][metric] for name in (system, none, text))
+            found[metric] = self.draws.normalised(own, least, most)
+        return {metric: plain(dataclasses.asdict(own)) for metric, own in found.items() if own.n}
+
+    def followed_with(self, system: str, text: str) -> dict[str, Any] | None:
+        """The share of the changed documents that ``text`` follows that ``system`` follows as well; None where it
+        follows none."""
+        own, other = (self._values[name]["followed"] for name in (system, text))
+        share = self.draws.mean(np.where(other > 0, own, math.nan))
+        return plain(dataclasses.asdict(share)) if share.n else None
 
     def _of(self, system: str, metric: str, among: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None]:
         own, parts = self._values[system], METRICS[metric].parts

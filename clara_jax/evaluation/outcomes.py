@@ -11,6 +11,8 @@ from pathlib import Path
 from clara_jax.errors import ClaraError
 from clara_jax.strict_json import parse
 
+TUPLES = ("order", "scores", "read", "rates")
+
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
@@ -30,6 +32,10 @@ class Outcome:
       ended: "stop", or "length" where the answer was cut at the limit.
       milliseconds: "first" and "total" (until the first token, and in all; reading, ranking and writing of a case that
         is asked alone, documents compressed before); None where it was not timed.
+      rates: of each given document the tokens that it has as text over those that it takes in the prompt.
+      document_bytes: that the given documents take where they are kept: memory vectors, or what was left of their text.
+      window_tokens, right_tokens: of a document that is written out the tokens, and how many of them were written in
+        their places; None where no document is.
     """
 
     case: str
@@ -43,6 +49,10 @@ class Outcome:
     answer_tokens: int = 0
     ended: str = ""
     milliseconds: Mapping[str, float] | None = None
+    rates: tuple[float, ...] = ()
+    document_bytes: int = 0
+    window_tokens: int | None = None
+    right_tokens: int | None = None
 
     @classmethod
     def from_json(cls, fields: object) -> Outcome:
@@ -53,7 +63,7 @@ class Outcome:
         """
         if not isinstance(fields, Mapping) or not isinstance(fields.get("case"), str):
             raise TypeError("an outcome names its case")
-        tuples = {name: tuple(fields[name]) for name in ("order", "scores", "read") if fields.get(name) is not None}
+        tuples = {name: tuple(fields[name]) for name in TUPLES if fields.get(name) is not None}
         return cls(**{**fields, **tuples})
 
 

@@ -19,6 +19,7 @@ from clara_jax.files import replaced_when_whole
 
 REPORT, PAGE = "report.json", "report.html"
 MISUSES = {"no_memory": "without memories", "other_memory": "with another case's"}
+KINDS = {"question": "questions", "paraphrase": "documents to tell again", "autoencode": "windows to write out"}
 Report = Mapping[str, Any]  # see `clara_jax.evaluation.report.build`
 
 
@@ -98,7 +99,7 @@ def _memory(report: Report, model: str) -> dict[str, Any]:
 def _suite(report: Report, suite: Mapping[str, Any], name: str) -> dict[str, Any]:
     metric = report["metrics"][suite["main"]]
     ranked = ", candidates are ranked and the best are read" if suite["ranked"] else ""
-    kind = "documents to tell again" if suite["kind"] == "paraphrase" else "questions"
+    kind = KINDS[suite["kind"]]
     return {
         "id": name,
         "name": suite["name"],
@@ -108,6 +109,8 @@ def _suite(report: Report, suite: Mapping[str, Any], name: str) -> dict[str, Any
         "tables": [
             table
             for table in (
+                tables.normalised(report, suite),
+                tables.followed(suite),
                 tables.differences(report, suite),
                 *(tables.family(report, suite, title) for title in tables.QUALITY),
             )
@@ -156,11 +159,11 @@ def _curves(report: Report, suite: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _rates(report: Report, suite: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What fewer tokens cost: the main number against the compress rate."""
+    """What fewer tokens cost: the main number against the effective rate."""
     main = suite["main"]
     points, controls, legend = [], [], []
     for system in suite["systems"]:
-        rate, value = system["metrics"].get("compress_rate"), system["metrics"].get(main)
+        rate, value = system["metrics"].get("effective_rate"), system["metrics"].get(main)
         if not rate or not value or rate["mean"] <= 0:
             continue
         if system["control"]:
@@ -174,8 +177,8 @@ def _rates(report: Report, suite: Mapping[str, Any]) -> dict[str, Any] | None:
     if controls:
         legend.append({"number": "○", "name": "controls", "colour": None})
     label = report["metrics"][main]["title"]
-    title = f"{label} against the compress rate"
-    picture = plots.scatter(f"{title} in {suite['name']}", points, controls, "effective compress rate", label)
+    title = f"{label} against the effective rate"
+    picture = plots.scatter(f"{title} in {suite['name']}", points, controls, "effective rate", label)
     return {"title": title, "picture": Markup(picture), "legend": legend}
 
 

@@ -17,17 +17,20 @@ from clara_jax.evaluation.intervals import Bootstrap
 from clara_jax.evaluation.measures import MAIN, Measures, plain
 from clara_jax.evaluation.outcomes import Outcome
 from clara_jax.evaluation.scoring import METRICS
-from clara_jax.evaluation.ways import WAYS, gold
+from clara_jax.evaluation.ways import REMEMBERING, WAYS, gold
 
 FORMAT = 1
 CLARA = "clara"  # the way that all others of a model are compared with
-MISUSES = ("no_memory", "other_memory")  # controls that a model which reads its memories must beat
+NONE = "no_memory"
+MISUSES = (NONE, "other_memory")  # controls that a model which reads its memories must beat
 # Differences are of these alone: each takes a bootstrap of its own, and `compare` has them all.
 COMPARED = (
-    *("exact_match", "f1", "cover_match", "rouge1", "rougeL", "names_kept", "numbers_kept"),
+    *("exact_match", "f1", "cover_match", "followed", "tokens_right", "windows_right"),
+    *("rouge1", "rougeL", "names_kept", "numbers_kept"),
     *("recall@1", "recall@3", "recall@5", "mrr"),
 )
-GROUPED = ("f1", "exact_match", "cover_match", "rougeL")  # what is broken down by tags
+GROUPED = ("f1", "exact_match", "cover_match", "followed", "tokens_right", "rougeL")  # what is broken down by tags
+NORMALISED = ("f1", "exact_match", "rougeL")
 SHOWN = 600  # characters of a text that an example shows
 
 
@@ -53,7 +56,8 @@ def build(
 
     Returns:
       {"format", "seed", "resamples", "level", "plan", "metrics", "suites", "uses_memory"}. Whatever is a statistic is
-      {"mean", "low", "high", "n"}, of differences with "p"; metrics that no case has are left out.
+      {"mean", "low", "high", "n"}, of differences with "p"; metrics that no case has are left out. A mean among
+      "normalised" is None where the text is no better than nothing.
 
     Raises:
       ClaraError: an outcome does not go with its case.
@@ -76,6 +80,7 @@ def build(
         "metrics": {
             name: {"title": own.title, "unit": own.unit, "higher_is_better": own.higher_is_better}
             for name, own in METRICS.items()
+            if own.kind != "part"
         },
         "suites": parts,
         "uses_memory": _uses_memory(parts),
@@ -101,7 +106,7 @@ def in_order(systems: Iterable[str]) -> list[str]:
     """Models in the order in which they come, the ways of each in that of `WAYS`, so that controls follow what they
     control."""
     systems, ways = list(systems), list(WAYS)
-    models = list(dict.fromkeys(map(model_of, systems)))
+    models = _models(systems)
 
     def place(system: str) -> tuple[int, int, bool]:
         way = way_of(system)
@@ -136,11 +141,44 @@ def _system(suite: Suite, measures: Measures, system: str, systems: Sequence[str
             {"to": other, "metrics": measures.differences(system, other, COMPARED)}
             for other in _standards(system, systems)
         ],
+        "normalised": _normalised(measures, system, systems),
+        "followed_with": _followed_with(measures, system, systems),
         "groups": [
             {"tags": tags, "cases": int(among.sum()), "metrics": measures.means(system, GROUPED, among)}
             for tags, among in _groups(suite)
         ],
     }
+
+
+def teachers(system: str, systems: Iterable[str]) -> list[str]:
+    """What reads as text what a system reads as memories: of each model that reads text the k best or all documents,
+    else, and for what is given the right ones alone, these."""
+    systems = list(systems)
+    if way_of(system) not in REMEMBERING or way_of(system) == NONE:
+        return []
+    wanted = ("text_oracle",) if way_of(system) == "gold_memory" else ("text_topk", "text_oracle")
+    options = [[f"{model}/{way}" for way in wanted if f"{model}/{way}" in systems] for model in _models(systems)]
+    return [names[0] for names in options if names]
+
+
+def _normalised(measures: Measures, system: str, systems: Sequence[str]) -> list[dict[str, Any]]:
+    none = f"{model_of(system)}/{NONE}"
+    if none not in systems:
+        return []
+    found = [
+        {"to": text, "none": none, "metrics": measures.normalised(system, none, text, NORMALISED)}
+        for text in teachers(system, systems)
+    ]
+    return [own for own in found if own["metrics"]]
+
+
+def _followed_with(measures: Measures, system: str, systems: Sequence[str]) -> list[dict[str, Any]]:
+    found = [(text, measures.followed_with(system, text)) for text in teachers(system, systems)]
+    return [{"to": text, "share": share} for text, share in found if share is not None]
+
+
+def _models(systems: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(map(model_of, systems)))
 
 
 def _standards(system: str, systems: Sequence[str]) -> list[str]:

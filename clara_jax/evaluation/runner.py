@@ -26,7 +26,7 @@ from clara_jax.errors import ClaraError
 from clara_jax.evaluation.cases import Case, Suite
 from clara_jax.evaluation.contestants import Contestant, Settings
 from clara_jax.evaluation.outcomes import Outcome, OutcomeFile
-from clara_jax.evaluation.ways import MEMORY_WAYS, Way, cases_of
+from clara_jax.evaluation.ways import REMEMBERING, Way, cases_of
 from clara_jax.files import locked, replaced_when_whole
 from clara_jax.strict_json import parse
 
@@ -43,6 +43,7 @@ class Entry:
       name: of the model; of a ranker "rank/<name>", which is the system's whole name.
       about: what it is, for the plan: whatever must be the same for outcomes to stand beside each other.
       ways: that it is asked in.
+      specs: what must be the same, too, of single ways, by name.
       open: makes it, which may take long and much memory; it is asked for when it is needed, and dropped after.
     """
 
@@ -50,11 +51,12 @@ class Entry:
     about: Mapping[str, Any]
     ways: tuple[Way, ...]
     open: Callable[[], Contestant]
+    specs: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     @property
     def remembers(self) -> bool:
         """Whether it is a model that answers from memories."""
-        return any(way in MEMORY_WAYS for way in self.ways)
+        return any(way.name in REMEMBERING for way in self.ways)
 
     def system(self, way: Way) -> str:
         """The name of it in a way."""
@@ -93,8 +95,9 @@ def write_plan(directory: Path, entries: Sequence[Entry], suites: Sequence[Suite
         "settings": dataclasses.asdict(settings),
         "models": {entry.name: dict(entry.about) for entry in entries},
         "systems": [entry.system(way) for entry in entries for way in entry.ways],
+        "specs": {f"{entry.name}/{way}": dict(spec) for entry in entries for way, spec in entry.specs.items()},
     }
-    own = {suite.name: dataclasses.asdict(suite) for suite in suites}
+    own = {suite.name: suite.fields() for suite in suites}
     path = directory / PLAN
     if path.exists():
         before = read_object(path, "name another --report")
@@ -102,9 +105,12 @@ def write_plan(directory: Path, entries: Sequence[Entry], suites: Sequence[Suite
             raise ClaraError(f"{path}: is of another format; name another --report")
         _same(path, "settings", before["settings"], plan["settings"], whole=True)
         _same(path, "models", before["models"], plan["models"])
+        specs = before.get("specs", {})  # reports of before there were any have none
+        _same(path, "specs", specs, plan["specs"])
         known = {suite["name"]: suite for suite in parse((directory / SUITES).read_text(encoding="utf-8"))}
         _same(directory / SUITES, "suites", known, json.loads(json.dumps(own)))
         plan["models"] = before["models"] | plan["models"]
+        plan["specs"] = specs | plan["specs"]
         plan["systems"] = list(dict.fromkeys((*before["systems"], *plan["systems"])))
         own = known | own
     # The suites first: a plan that is there has them.

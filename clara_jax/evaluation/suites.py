@@ -12,14 +12,22 @@ from clara_jax.data.jsonl import is_remote
 from clara_jax.data.synthetic import SyntheticConfig
 from clara_jax.errors import ClaraError
 from clara_jax.evaluation import needle
-from clara_jax.evaluation.case_files import paraphrase_cases, question_cases, read_documents, scp_cases
+from clara_jax.evaluation.case_files import (
+    paraphrase_cases,
+    question_cases,
+    read_documents,
+    scp_cases,
+    window_cases,
+)
 from clara_jax.evaluation.cases import Case, Suite
+from clara_jax.evaluation.counterfactual import counterfactual_cases
 from clara_jax.evaluation.world import PARTS, usual_parts, world_suite
 
 SETS = ("nq", "hotpotqa", "musique", "2wiki", "squad")
 MODES = {"normal": "eval_processed_no_pos.jsonl", "oracle": "eval_processed_with_pos.jsonl"}
 FOLDERS = {"compressor": "stage1_eval", "end_to_end": "stage2_eval"}
 LEAST_WORDS = 60  # of a needle's document: below, hardly any has sentences enough
+LEAST_WINDOW = 2  # words
 
 # What reads a file, and whether its documents are ranked.
 _FILES: dict[str, tuple[Callable[[str, int | None], tuple[Case, ...]], bool]] = {
@@ -28,6 +36,7 @@ _FILES: dict[str, tuple[Callable[[str, int | None], tuple[Case, ...]], bool]] = 
     "scp": (scp_cases, False),
     "paraphrase": (paraphrase_cases, False),
 }
+_CHANGED = tuple(kind for kind in _FILES if kind != "paraphrase")  # what has questions
 
 _FORMS = {
     "compressor[/SET[/MODE]]": f"few documents, all are read: DATA/eval/stage1_eval/SET; SET: {', '.join(SETS)}; "
@@ -37,6 +46,9 @@ _FORMS = {
     "documents:FILE": "questions over documents, all are read",
     "scp:FILE": "questions of one document each, records of the stage scp",
     "paraphrase:FILE": "documents to be told again: paraphrase records, other records, or a corpus",
+    "autoencode[/WORDS]:FILE": "documents to be written out, or windows of WORDS words of them; the same files",
+    "counterfactual[/KIND]:FILE": f"the same as KIND:FILE, with the answers in the documents replaced by others; KIND: "
+    f"{', '.join(_CHANGED)} (scp)",
     "needle[/WORDS][:FILE]": f"an invented fact in a document, by position and kind; documents of {needle.WORDS} or "
     "WORDS words, from the compressor sets, from FILE, or from the synthetic world",
     "world[/PART]": f"the synthetic world that the model was trained on; PART: {', '.join(PARTS)}",
@@ -55,7 +67,7 @@ def open_suites(
       data: the folder with the released layout, and where files are looked for first.
       limit: the first cases of each suite; None for all.
       world: the synthetic world the model was trained on, if it was.
-      seed: of the needles.
+      seed: of the needles, the windows, and what changed documents are given.
 
     Raises:
       ClaraError: an unknown name; what it needs is missing, empty, or has a bad line.
@@ -84,8 +96,19 @@ def _open(name: str, data: str | None, limit: int | None, world: SyntheticConfig
         read, ranked = _FILES[kind]
         path = _find(name, file, data)
         yield Suite(f"{kind}/{_short(path)}", ranked, read(path, limit))
+    elif kind == "autoencode" and file and len(parts) <= 1:
+        words = _words(name, parts[0], LEAST_WINDOW) if parts else None
+        path = _find(name, file, data)
+        yield Suite("/".join([kind, *parts, _short(path)]), False, window_cases(path, limit, words, seed))
+    elif kind == "counterfactual" and file and (own := parts or ["scp"]) and own[1:] == [] and own[0] in _CHANGED:
+        read, ranked = _FILES[own[0]]
+        path = _find(name, file, data)
+        cases = counterfactual_cases(read(path, None), seed, limit)
+        if not cases:
+            raise ClaraError(f"{name}: {path} has no question whose answer another one's could take the place of")
+        yield Suite("/".join([kind, *parts, _short(path)]), ranked, cases)
     elif kind == "needle" and len(parts) <= 1 and bool(colon) == bool(file):
-        words = _words(name, parts[0]) if parts else needle.WORDS
+        words = _words(name, parts[0], LEAST_WORDS) if parts else needle.WORDS
         path = _find(name, file, data) if file else None
         documents = read_documents(path) if path else _fillers(name, data, world, words)
         own = "/".join(["needle", *parts, *([_short(path)] if path else [])])
@@ -142,9 +165,9 @@ def _short(path: str) -> str:
     return f"{folder}/{file.partition('.jsonl')[0]}"
 
 
-def _words(name: str, part: str) -> int:
-    if not (part.isascii() and part.isdigit() and int(part) >= LEAST_WORDS):
-        raise ClaraError(f"{name}: {part!r} must be a number of words, at least {LEAST_WORDS}")
+def _words(name: str, part: str, least: int) -> int:
+    if not (part.isascii() and part.isdigit() and int(part) >= least):
+        raise ClaraError(f"{name}: {part!r} must be a number of words, at least {least}")
     return int(part)
 
 

@@ -9,14 +9,21 @@ from clara_jax.evaluation.ways import WAYS
 from clara_jax.evaluation.wording import NOTHING, amount, chance, change, interval, titled
 
 QUALITY = {  # a table each: how its metrics begin
-    "Answers": ("exact_match", "f1", "cover_match", "rouge", "names_", "numbers_"),
+    "Answers": (
+        *("exact_match", "f1", "cover_match", "followed", "kept_original"),
+        *("tokens_right", "windows_right", "rouge", "names_", "numbers_"),
+    ),
     "Ranking": ("recall@", "precision@", "mrr", "ndcg@"),
 }
 COST = {
-    "Cost": ("compress_rate", "text_tokens", "document_tokens", "prompt_tokens", "answer_tokens", "empty", "cut"),
+    "Cost": (
+        *("effective_rate", "compress_rate", "passage_bytes", "text_tokens", "document_tokens", "prompt_tokens"),
+        *("answer_tokens", "empty", "cut"),
+    ),
     "Time of a case that is asked alone": ("first_ms", "total_ms"),
 }
-ORACLES = ("text_oracle",)  # knows the right documents, so it is no rival
+ORACLES = ("text_oracle", "crammed")  # no rivals: they know the right documents, or had hundreds of steps for each
+UNDEFINED = "text is no better"
 Report = Mapping[str, Any]  # see `clara_jax.evaluation.report.build`; of its "suites", one
 
 
@@ -75,6 +82,41 @@ def differences(report: Report, suite: Mapping[str, Any]) -> dict[str, Any] | No
     title = f"Differences of {report['metrics'][main]['title']}, on the cases that both have"
     columns = [f"minus {other}" for other in others]
     return {"title": title, "corner": "system", "columns": columns, "rows": rows} if rows else None
+
+
+def normalised(report: Report, suite: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Every system between its own model without memories (0 %) and models that read the text (100 %)."""
+    metrics = [
+        (own["to"], metric) for system in suite["systems"] for own in system["normalised"] for metric in own["metrics"]
+    ]
+    columns = list(dict.fromkeys(metrics))
+    rows = []
+    for system in suite["systems"]:
+        found = {(own["to"], metric): share for own in system["normalised"] for metric, share in own["metrics"].items()}
+        if found:
+            cells = [_normalised_cell(found.get(column)) for column in columns]
+            rows.append(named(system) | {"cells": cells})
+    names = [f"{titled(report['metrics'][metric])} of {to}" for to, metric in columns]
+    title = "Teacher-normalised: (it − none) / (text − none), the model without memories at 0, the text at 100"
+    return {"title": title, "corner": "system", "columns": names, "rows": rows} if rows else None
+
+
+def followed(suite: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How many of the changed documents that a text model follows are followed from memories."""
+    columns = list(dict.fromkeys(own["to"] for system in suite["systems"] for own in system["followed_with"]))
+    rows = []
+    for system in suite["systems"]:
+        found = {own["to"]: own["share"] for own in system["followed_with"]}
+        if found:
+            rows.append(named(system) | {"cells": [cell(found.get(column), "share") for column in columns]})
+    title = "Changed documents followed, of those that the text model follows (%)"
+    return {"title": title, "corner": "system", "columns": columns, "rows": rows} if rows else None
+
+
+def _normalised_cell(share: Mapping[str, Any] | None) -> dict[str, str]:
+    if share is not None and share["mean"] is None:
+        return plain_cell(UNDEFINED, "words")
+    return cell(share, "share")
 
 
 def by_tag(report: Report, suite: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -29,12 +29,14 @@ class Way:
       does: for people.
       control: it is there to be worse than the model itself.
       fits: (suite, case, k) -> whether the case can be dealt with so, and differently from another way.
+      first: so many of a suite's cases at most; None for all.
     """
 
     name: str
     does: str
     control: bool
     fits: Callable[[Suite, Case, int], bool]
+    first: int | None = None
 
 
 def gold(case: Case) -> tuple[int, ...]:
@@ -55,11 +57,15 @@ def _chooses(suite: Suite, case: Case, k: int) -> bool:
 
 
 def _knows(suite: Suite, case: Case, k: int) -> bool:
-    return bool(gold(case))
+    return case.kind != "autoencode" and bool(gold(case))  # a text in the prompt would only be copied
 
 
 def _knows_better(suite: Suite, case: Case, k: int) -> bool:
     return bool(case.positives) and len(case.positives) < len(case.documents)
+
+
+def _reads_several(suite: Suite, case: Case, k: int) -> bool:
+    return len(case.documents) > 1 and not (suite.ranked and k == 1)
 
 
 def _leaves_some(suite: Suite, case: Case, k: int) -> bool:
@@ -75,9 +81,11 @@ MEMORY_WAYS = (
     Way("no_memory", "the same prompt, the memories cut out", True, _always),
     Way("other_memory", "memories of another case's documents", True, _always),
     Way("shuffled_memory", "the same memory vectors in random order", True, _always),
+    Way("shuffled_within", "the same memory vectors, those of each document in random order", True, _reads_several),
     Way("gold_memory", "memories of the right documents alone", True, _knows_better),
     Way("random_selection", "memories of random candidates", True, _leaves_some),
 )
+CRAMMED = Way("crammed", "memories that were optimised for their document, an upper bound", False, _always)
 TEXT_WAYS = (
     Way("closed_book", "no documents", False, _asks),
     Way("text_top1", "the text that BM25 puts first", False, _chooses),
@@ -91,14 +99,16 @@ TEXT_WAYS = (
         _asks,
     ),
 )
+REMEMBERING = frozenset(way.name for way in (*MEMORY_WAYS, CRAMMED))
 RANK_WAY = Way("rank", "candidates in another ranker's order; nothing is answered", False, _ranks)
-WAYS = {way.name: way for way in (*MEMORY_WAYS, *TEXT_WAYS, RANK_WAY)}
+WAYS = {way.name: way for way in (*MEMORY_WAYS, CRAMMED, *TEXT_WAYS, RANK_WAY)}
 
 
 def cases_of(way: Way, suite: Suite, k: int) -> list[Case]:
     """The suite's cases that a way takes."""
     others = other_cases(suite) if way.name == "other_memory" else None
-    return [case for case in suite.cases if way.fits(suite, case, k) and (others is None or case.id in others)]
+    fitting = [case for case in suite.cases if way.fits(suite, case, k) and (others is None or case.id in others)]
+    return fitting[: way.first]
 
 
 def other_cases(suite: Suite) -> Mapping[str, Case]:

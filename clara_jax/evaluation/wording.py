@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-SIGNS = {"share": "%", "ms": "ms", "times": "×", "tokens": ""}
+SIGNS = {"share": "%", "ms": "ms", "times": "×", "tokens": "", "bytes": "B"}
 NOTHING = "–"
 
 

@@ -11,6 +11,7 @@ from clara_jax.data.synthetic import MOST_PHRASINGS, SyntheticConfig
 from clara_jax.errors import ClaraError
 from clara_jax.evaluation.case_files import question_case
 from clara_jax.evaluation.cases import Case, Suite
+from clara_jax.evaluation.counterfactual import counterfactual_cases
 
 SPLIT = "eval"
 
@@ -54,6 +55,13 @@ def _needle(world: SyntheticConfig, count: int) -> tuple[Case, ...]:
     return tuple(cases)
 
 
+def _counterfactual(world: SyntheticConfig, count: int) -> tuple[Case, ...]:
+    cases = counterfactual_cases(_needle(world, world.eval_records), world.seed, count)
+    if not cases:
+        raise ClaraError("world/counterfactual: there are too few documents for one's answer to stand in another's")
+    return cases
+
+
 def _paraphrase(world: SyntheticConfig, count: int) -> tuple[Case, ...]:
     records = _paraphrases(world)[:count]
     if not records:
@@ -80,6 +88,7 @@ PARTS: Mapping[str, tuple[Callable[[SyntheticConfig, int], tuple[Case, ...]], bo
     "end_to_end": (_end_to_end, True),
     "documents": (_documents, False),
     "needle": (_needle, False),
+    "counterfactual": (_counterfactual, False),
     "paraphrase": (_paraphrase, False),
     "hard": (_hard, True),
     "other_words": (_other_words, False),

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from clara_jax.bundle import Bundle
-from clara_jax.checkpoints.run import CheckpointWriter
+from clara_jax.checkpoints.run import CheckpointWriter, warn_line
 from clara_jax.data.batches import Memories
 from clara_jax.data.distinct import document_numbers, planned_counts
 from clara_jax.data.loading import BatchLoader
@@ -315,6 +315,23 @@ class StageRun:
         self.metrics.write({**summary, **compilations, **device_memory(), "finished": True})
         self.position = dataclasses.replace(self.position, finished=True)
         self._save()
+        self._warn_of_scaffold()
+
+    def _warn_of_scaffold(self) -> None:
+        """Says that memories that were learned on a scaffold are none of those that the model has in use."""
+        left = scaffold_at(self.stage_config, self.steps, self.steps)
+        if left < 1e-6 or not is_main():
+            return
+        following = self.config.stages[self.position.number + 1 :]
+        later = next((stage for stage in following if stage.has_scaffold and stage.scaffold_end == 0), None)
+        if later:
+            do = f"{later.name} is to take it away: use no checkpoint from before its end"
+        else:
+            do = f"set config.{self.name}.scaffold_end=0, or train a stage from here that has scaffold_end=0"
+        warn_line(
+            f"{self.name} ended with scaffold {left:g}: the generator reads memories that lean on it, and in use there "
+            f"is none; {do}"
+        )
 
     def _trained_bundle(self) -> Bundle:
         trained = self.state.trained

@@ -1,6 +1,5 @@
 """A small evaluation by hand: eight questions over four documents, two models, a ranker."""
 
-import dataclasses
 import json
 
 from clara_jax.evaluation.cases import Case, Suite
@@ -46,6 +45,8 @@ def answers(right, ranked=False, wrong="nowhere", cases=8):
                 prompt_tokens=40,
                 text_tokens=160 if ranked else 0,
                 document_tokens=10 * (1 + i % 2) if ranked else 0,
+                rates=(10.0, 20.0) if ranked else (),
+                document_bytes=1000 if ranked else 0,
                 answer_tokens=2,
                 ended="stop",
                 milliseconds={"first": 10.0, "total": 20.0 + i} if i < 2 and ranked else None,
@@ -80,7 +81,7 @@ def directory(path, suites, found):
     systems = list(dict.fromkeys(system for own in found.values() for system in own))
     path.mkdir()
     (path / PLAN).write_text(json.dumps({"systems": systems}))
-    (path / SUITES).write_text(json.dumps([dataclasses.asdict(own) for own in suites]))
+    (path / SUITES).write_text(json.dumps([own.fields() for own in suites]))
     for name, own in found.items():
         for system, some in own.items():
             OutcomeFile(outcome_path(path, name, system)).append(some)

@@ -6,7 +6,13 @@ import json
 import pytest
 
 from clara_jax.errors import ClaraError
-from clara_jax.evaluation.case_files import paraphrase_cases, question_cases, read_documents, scp_cases
+from clara_jax.evaluation.case_files import (
+    paraphrase_cases,
+    question_cases,
+    read_documents,
+    scp_cases,
+    window_cases,
+)
 
 QUESTION = {"question": "Who?", "docs": ["d0", "d1"], "answer": "Ann"}
 QA = {"data_type": "qa", "question": ["Q1", "Q2"], "answers": ["A1", "A2"], "docs": ["d"]}
@@ -121,3 +127,18 @@ def test_lines_behind_the_limit_are_not_looked_at(tmp_path):
     assert len(question_cases(path, 1)) == 1
     with pytest.raises(ClaraError):
         question_cases(path, 2)
+
+
+def test_windows_are_written_out(tmp_path):
+    texts = [" ".join(f"w{i}-{j}" for j in range(6)) for i in range(20)]
+    path = write(tmp_path / "a.jsonl", *({"text": text} for text in texts), {"text": "too short"})
+    whole = window_cases(path)
+    assert [case.documents for case in whole] == [(text,) for text in (*texts, "too short")]
+    assert all((case.kind, case.question, case.references) == ("autoencode", "", ()) for case in whole)
+    windows = window_cases(path, words=4)
+    assert len(windows) == 20 and windows == window_cases(path, words=4) != window_cases(path, words=4, seed=1)
+    places = {text.find(case.documents[0]) for case, text in zip(windows, texts, strict=True)}
+    assert all(len(case.documents[0].split()) == 4 for case in windows) and -1 not in places and len(places) > 1
+    assert window_cases(path, 3, words=4) == windows[:3]
+    with pytest.raises(ClaraError, match="the file holds no documents of 7 words"):
+        window_cases(path, words=7)

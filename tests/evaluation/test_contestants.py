@@ -21,6 +21,7 @@ from clara_jax.evaluation.contestants import (
     without_adapter,
 )
 from clara_jax.evaluation.ways import WAYS, draws
+from clara_jax.inference.engine import Result
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.model.sharding import make_mesh
 from tests import tiny
@@ -114,6 +115,58 @@ def test_shuffled_memories_are_the_same_vectors(model):
     assert not np.allclose(real, own)
     rows = [np.array(sorted(x.reshape(-1, x.shape[-1]).tolist())) for x in (real, own)]
     np.testing.assert_array_equal(*rows)
+
+
+def test_memories_shuffled_within_stay_with_their_document(model):
+    real, own = (given(model, way, READ).request.memories for way in ("clara", "shuffled_within"))
+    assert not np.allclose(real, own)
+    for before, after in zip(real, own, strict=True):
+        np.testing.assert_array_equal(sorted(before.tolist()), sorted(after.tolist()))
+        assert not np.allclose(before, after)
+
+
+def test_windows_are_written_out_from_memories(clara, model):
+    tokenizer, text = clara.bundle.tokenizer, tiny.document(3)
+    long = " ".join(tiny.document(i) for i in range(4))
+    suite = Suite("w", False, tuple(Case(f"{i}", "autoencode", "", (own,), ()) for i, own in enumerate((text, long))))
+    own, cut = (given(model, "clara", suite, number) for number in (0, 1))
+    assert user_text(clara, own) == f"{tokenizer.memory_text}<AE>" and own.read == (0,)
+    assert tokenizer.decode(own.window) == text and own.request.sampling.max_new_tokens == len(own.window) + 1
+    assert tokenizer.decode(cut.window) == tokenizer.cut_texts([long])[0] != long
+    assert len(given(model, "no_memory", suite).request.ids) == 2  # <SEP> and <AE>
+    for way in ("clara", "no_memory", "other_memory", "shuffled_memory"):
+        (outcome,) = model.outcomes(WAYS[way], suite, suite.cases[:1])
+        assert outcome.window_tokens == len(own.window) and 0 <= outcome.right_tokens <= outcome.window_tokens
+        assert outcome.answer_tokens <= len(own.window) + 1
+
+
+def test_what_is_right_is_counted_place_by_place(model):
+    suite = Suite("w", False, (Case("0", "autoencode", "", (tiny.document(3),), ()),))
+    own = given(model, "clara", suite)
+    for tokens, right in (
+        (own.window, len(own.window)),
+        ((*own.window, 5), len(own.window)),
+        (own.window[:2], 2),
+        ((0, *own.window), sum(a == b for a, b in zip((0, *own.window), own.window, strict=False))),
+        ((), 0),
+    ):
+        result = Result(tuple(tokens), 0.0, "stop", {})
+        assert model._outcome(suite.cases[0], own, result).right_tokens == right
+
+
+def test_what_documents_take_where_they_are_kept_and_in_the_prompt(clara, model, text):
+    config = clara.bundle.model
+    width, vectors = config.config.width, config.clara.memory_tokens
+    (own,) = model.outcomes(WAYS["clara"], READ, READ.cases[:1])
+    tokens = [len(ids) for ids in model.text_ids(READ.cases[0].documents)]
+    assert own.rates == tuple(round(count / vectors, 4) for count in tokens)
+    assert own.document_bytes == 2 * vectors * width * 4  # float32
+    (whole,) = text.outcomes(WAYS["text_topk"], READ, READ.cases[:1])
+    assert whole.rates == (1.0, 1.0) and whole.document_bytes == sum(len(own) for own in READ.cases[0].documents)
+    (short,) = text.outcomes(WAYS["text_truncated"], READ, READ.cases[:1])
+    assert short.rates == own.rates and short.document_bytes < whole.document_bytes
+    (none,) = model.outcomes(WAYS["no_memory"], READ, READ.cases[:1])
+    assert (none.rates, none.document_bytes) == ((), 0)
 
 
 def test_the_right_memories_alone_and_random_ones(clara, model):

@@ -46,6 +46,36 @@ def test_against_loops():
     assert found.p == pytest.approx(2 * (1 + min((draws <= 0).sum(), (draws >= 0).sum())) / 501)
 
 
+def test_a_share_of_a_lead():
+    rng, bootstrap = np.random.default_rng(0), Bootstrap(30, resamples=500, seed=3)
+    none, text = rng.random(30) * 0.3, 0.5 + rng.random(30) * 0.5
+    own = (none + text) / 2 + 0.1 * rng.normal(size=30)
+    own[[2, 5]] = text[7] = np.nan
+
+    found = bootstrap.normalised(own, none, text)
+    known = ~np.isnan(own + text)
+
+    def share(places):
+        a, b, c = (values[places][known[places]].mean() for values in (own, none, text))
+        return (a - b) / (c - b)
+
+    assert found.n == 27 and found.mean == pytest.approx(share(np.arange(30)))
+    np.testing.assert_allclose((found.low, found.high), np.quantile(resampled(bootstrap, share), [0.025, 0.975]))
+    assert bootstrap.normalised(text, none, text).low == pytest.approx(1)
+
+
+def test_without_a_lead_there_is_no_share():
+    rng, bootstrap = np.random.default_rng(0), Bootstrap(30, resamples=500)
+    own, none = rng.random((2, 30))
+    for text in (none, none - 0.1):
+        found = bootstrap.normalised(own, none, text)
+        assert math.isnan(found.mean) and math.isnan(found.low) and math.isnan(found.high) and found.n == 30
+    # A lead that many draws have not got: a mean without bounds.
+    found = bootstrap.normalised(own, none, none + np.where(np.arange(30) < 28, 0.1, -1.3))
+    assert found.mean > 0 or found.mean < 0
+    assert math.isnan(found.low) and math.isnan(found.high)
+
+
 def test_ratios_of_sums_differ_in_the_same_draws():
     rng, bootstrap = np.random.default_rng(0), Bootstrap(50)
     text, own = rng.integers(50, 150, (2, 50)).astype(float)

@@ -101,9 +101,24 @@ def test_tables_have_intervals_and_the_best_is_marked(page, report):
     assert len(best) == 2 * (6 + 5) + 2
 
 
+def test_shares_of_the_texts_lead_have_a_table(report, page):
+    text = " ".join(page.texts)
+    assert (
+        "Teacher-normalised" in text
+        and "71.4" in text
+        and "effective rate (×)" in text
+        and "bytes a passage (B)" in text
+    )
+    own = json.loads(json.dumps(report))
+    for system in own["suites"][0]["systems"]:
+        for share in system["normalised"]:
+            share["metrics"] = {name: dict(mean=None, low=None, high=None, n=8) for name in share["metrics"]}
+    assert "text is no better" in render(own) and "text is no better" not in text
+
+
 def test_pictures(page):
     charts = [own["aria-label"] for tag, own in page.elements if tag == "svg" and own.get("class") == "chart"]
-    assert "Recall@k in needle" in charts and "token F1 against the compress rate in needle" in charts
+    assert "Recall@k in needle" in charts and "token F1 against the effective rate in needle" in charts
     strips = [own for tag, own in page.elements if tag == "svg" and own.get("class", "").startswith("strip")]
     assert len(strips) == 2 * 8 and sum("hollow" in own["class"] for own in strips) == 2 * 4
     heat = [own["style"] for tag, own in page.elements if "--share" in own.get("style", "")]

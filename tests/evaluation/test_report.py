@@ -10,7 +10,7 @@ from clara_jax.errors import ClaraError
 from clara_jax.evaluation.cases import Case, Suite
 from clara_jax.evaluation.console import summary
 from clara_jax.evaluation.outcomes import Outcome
-from clara_jax.evaluation.report import build, in_order, is_control
+from clara_jax.evaluation.report import build, in_order, is_control, teachers
 from tests.evaluation import made_up
 
 NAME = made_up.suite().name
@@ -32,9 +32,54 @@ def test_means_by_hand(report):
     assert 0 <= good["f1"]["low"] < 0.75 < good["f1"]["high"] <= 1
     assert good["recall@1"]["mean"] == 0.75 and good["recall@3"]["mean"] == 0.75
     assert good["compress_rate"]["mean"] == pytest.approx(160 / 15, abs=1e-6)  # of sums, not of cases
+    assert good["effective_rate"]["mean"] == 15 and good["passage_bytes"]["mean"] == 500
+    assert "effective_rate" not in system(report, "good/no_memory")["metrics"]
+    assert not {"documents", "document_rates", "document_bytes"} & (set(report["metrics"]) | set(good))
     assert good["total_ms"] == {"mean": 20.5, "low": 20.0, "high": 21.0, "n": 2}
     ranker = system(report, "rank/bm25")
     assert ranker["metrics"]["recall@1"]["mean"] == 0.25 and "f1" not in ranker["metrics"]
+
+
+def test_shares_of_the_texts_lead(report):
+    """(0.75 - 0.125) / (1 - 0.125), over the cases of all three; what reads no text's documents is no teacher."""
+    (own,) = system(report, "good/clara")["normalised"]
+    assert (own["to"], own["none"]) == ("base/text_oracle", "good/no_memory")
+    assert own["metrics"]["f1"]["mean"] == own["metrics"]["exact_match"]["mean"] == pytest.approx(0.625 / 0.875)
+    assert own["metrics"]["f1"]["low"] < 0.71 < own["metrics"]["f1"]["high"] and own["metrics"]["f1"]["n"] == 8
+    (other,) = system(report, "good/other_memory")["normalised"]
+    assert other["metrics"]["f1"]["mean"] == 0
+    for name in ("good/no_memory", "base/text_oracle", "rank/bm25"):
+        assert system(report, name)["normalised"] == [], name
+    line = f"good/clara: normalised token F1 (%) of base/text_oracle: {100 * 0.625 / 0.875:.1f} ["
+    assert line in summary(report)
+
+
+def test_a_text_that_is_no_better_leaves_the_share_undefined():
+    found = made_up.outcomes() | {"base/text_oracle": made_up.answers({0})}
+    report = build({}, [made_up.suite()], {NAME: found}, resamples=50)
+    (own,) = system(report, "good/clara")["normalised"]
+    assert own["metrics"]["f1"] == {"mean": None, "low": None, "high": None, "n": 8}
+    assert "good/clara: normalised token F1 (%) of base/text_oracle: not defined, text is no better" in summary(report)
+
+
+def test_a_teacher_reads_what_the_system_reads():
+    systems = ["m/clara", "m/gold_memory", "a/text_topk", "a/text_oracle", "b/text_oracle", "a/text_top1", "rank/bm25"]
+    assert teachers("m/clara", systems) == ["a/text_topk", "b/text_oracle"]
+    assert teachers("m/gold_memory", systems) == ["a/text_oracle", "b/text_oracle"]
+    assert teachers("m/no_memory", systems) == teachers("a/text_topk", systems) == teachers("rank/bm25", systems) == []
+
+
+def test_what_the_text_model_follows():
+    suite = made_up.suite()
+    changed = Suite(suite.name, True, tuple(dataclasses.replace(case, instead_of=("nowhere",)) for case in suite.cases))
+    report = build({}, [changed], {NAME: made_up.outcomes() | {"base/text_oracle": made_up.answers({0, 1, 2, 6})}})
+    good = system(report, "good/clara")
+    assert good["metrics"]["followed"]["mean"] == 0.75 and good["metrics"]["kept_original"]["mean"] == 0.25
+    (own,) = good["followed_with"]
+    assert own["to"] == "base/text_oracle" and own["share"]["mean"] == 0.75 and own["share"]["n"] == 4
+    assert "good/clara: follows of the changed documents that base/text_oracle follows (%): 75.0 [" in summary(report)
+    silent = build({}, [changed], {NAME: made_up.outcomes() | {"base/text_oracle": made_up.answers(set())}})
+    assert system(silent, "good/clara")["followed_with"] == []
 
 
 def test_differences_are_from_the_models_own_way(report):

@@ -9,11 +9,11 @@ from clara_jax.errors import ClaraError
 from clara_jax.evaluation.cases import Case, Suite
 from clara_jax.evaluation.contestants import Settings
 from clara_jax.evaluation.outcomes import Outcome, OutcomeFile
-from clara_jax.evaluation.runner import Entry, claimed, outcome_path, read_suites, run, write_plan
-from clara_jax.evaluation.ways import MEMORY_WAYS, RANK_WAY
+from clara_jax.evaluation.runner import PLAN, Entry, claimed, outcome_path, read_suites, run, write_plan
+from clara_jax.evaluation.ways import RANK_WAY, WAYS
 
 SETTINGS = Settings(k=1)
-CLARA, GOLD = MEMORY_WAYS[0], MEMORY_WAYS[4]
+CLARA, GOLD = WAYS["clara"], WAYS["gold_memory"]
 
 
 def suite(name, count=5, ranked=True):
@@ -162,3 +162,21 @@ def test_suites_survive_json_whole(tmp_path):
     odd = dataclasses.replace(SUITES[0].cases[0], question='line\nbreak "é" \u2028', references=(), tags={})
     write_plan(tmp_path, entries([]), [Suite("odd", True, (odd,))], SETTINGS)
     assert read_suites(tmp_path) == [Suite("odd", True, (odd,))]
+
+
+def test_what_a_way_was_made_with_may_be_added_and_not_changed(tmp_path):
+    """Crammed memories: the steps belong to that way alone, and a report of before there were any goes on."""
+
+    def crammed(steps=None):
+        specs = {} if steps is None else {"crammed": {"steps": steps}}
+        return [dataclasses.replace(entries([])[0], specs=specs)]
+
+    write_plan(tmp_path, crammed(), SUITES, SETTINGS)
+    plan = json.loads((tmp_path / PLAN).read_text())
+    assert plan.pop("specs") == {}
+    (tmp_path / PLAN).write_text(json.dumps(plan))
+    write_plan(tmp_path, crammed(5), SUITES, SETTINGS)
+    write_plan(tmp_path, crammed(), SUITES, SETTINGS)
+    assert json.loads((tmp_path / PLAN).read_text())["specs"] == {"model/crammed": {"steps": 5}}
+    with pytest.raises(ClaraError, match="specs: model/crammed is not what it was; .* name another --report"):
+        write_plan(tmp_path, crammed(6), SUITES, SETTINGS)

@@ -17,22 +17,28 @@ RANKS = ("recall@1", "recall@3", "recall@5", "precision@1", "precision@3", "prec
 TOLD = ("rouge1", "rougeL", "names_kept", "numbers_kept")
 REFERENCES = ("rouge1_references", "rougeL_references")
 WRITTEN = ("empty", "cut", "answer_tokens", "prompt_tokens", "text_tokens", "document_tokens")
+PARTS = ("documents", "document_rates", "document_bytes")
+CHANGED = ("followed", "kept_original")
+WINDOW = ("tokens_right", "windows_right")
+RATIOS = ("compress_rate", "effective_rate", "passage_bytes")
 TIMES = ("first_ms", "total_ms")
 
 
 def defined(values):
     """The numbers that are not NaN; all of them are named in any case."""
-    assert list(values) == [name for name, metric in METRICS.items() if metric.kind == "mean"]
+    assert list(values) == [name for name, metric in METRICS.items() if metric.kind != "ratio"]
     assert all(type(value) is float for value in values.values())
-    return {name: value for name, value in values.items() if not math.isnan(value)}
+    return {name: value for name, value in values.items() if not math.isnan(value) and name not in PARTS}
 
 
 def test_the_table_of_metrics():
-    assert set(METRICS) == {*ANSWERS, *RANKS, *TOLD, *REFERENCES, *WRITTEN, *TIMES, "compress_rate"}
+    known = {*ANSWERS, *RANKS, *TOLD, *REFERENCES, *WRITTEN, *TIMES, *PARTS, *CHANGED, *WINDOW, *RATIOS}
+    assert set(METRICS) == known
     for name, metric in METRICS.items():
-        assert (metric.kind == "ratio") == (metric.parts is not None) == (name == "compress_rate")
-        assert metric.unit in ("share", "tokens", "ms", "times")
-        assert all(METRICS[part].kind == "mean" for part in metric.parts or ())
+        assert (metric.kind == "ratio") == (metric.parts is not None) == (name in RATIOS)
+        assert (metric.kind == "part") == (name in PARTS)
+        assert metric.unit in ("share", "tokens", "ms", "times", "bytes", "")
+        assert all(METRICS[part].kind != "ratio" for part in metric.parts or ())
     assert len({metric.title for metric in METRICS.values()}) == len(METRICS)
 
 
@@ -91,6 +97,37 @@ def test_an_answer_beyond_the_limit_counts_as_it_was_cut():
     assert (values["cut"], values["answer_tokens"], values["cover_match"]) == (1, 3, 1)
     assert values["f1"] == pytest.approx(2 / 4)
     assert score(QUESTION, dataclasses.replace(outcome, ended="stop"))["cut"] == 0
+
+
+def test_a_changed_document_is_followed_or_not():
+    changed = dataclasses.replace(QUESTION, references=("Rouen",), instead_of=("Oslo", "Kristiania"))
+    for answer, expected in (
+        ("In Rouen.", (1, 0)),
+        ("Oslo", (0, 1)),
+        ("kristiania", (0, 1)),
+        ("Rouen, not Oslo", (0, 0)),
+        ("Lima", (0, 0)),
+    ):
+        values = defined(score(changed, Outcome("q", answer)))
+        assert tuple(values[name] for name in CHANGED) == expected, answer
+    assert not set(CHANGED) & set(defined(score(QUESTION, Outcome("q", "12"))))
+
+
+def test_a_window_is_written_out():
+    window = Case("w", "autoencode", "", ("one two three four",), ())
+    outcome = Outcome("w", "one two four", answer_tokens=3, window_tokens=4, right_tokens=2)
+    values = defined(score(window, outcome))
+    assert set(values) == {*WINDOW, "rouge1", "rougeL", *WRITTEN}
+    assert [values[name] for name in WINDOW] == [0.5, 0] and values["rougeL"] == pytest.approx(2 * 3 / 7)
+    for tokens, whole in ((4, 1), (5, 0)):  # what goes on after the window is not the window
+        found = dataclasses.replace(outcome, right_tokens=4, answer_tokens=tokens)
+        assert [score(window, found)[name] for name in WINDOW] == [1, whole]
+
+
+def test_what_documents_take():
+    outcome = Outcome("q", "12", rates=(4.0, 10.0, 1.0), document_bytes=300)
+    assert [score(QUESTION, outcome)[name] for name in PARTS] == [3, 15, 300]
+    assert [score(QUESTION, Outcome("q", "12"))[name] for name in PARTS] == [0, 0, 0]
 
 
 def test_no_reference():

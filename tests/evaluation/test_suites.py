@@ -101,6 +101,45 @@ def test_no_suite_comes_twice(data, tmp_path):
         open_suites(["documents:mine/some.jsonl", "documents:other/mine/some.jsonl"], data, None, None, 0)
 
 
+def test_windows_and_changed_documents(data, tmp_path):
+    towns = ("Oslo", "Rouen", "Lima")
+    lines = [
+        {
+            "data_type": "qa",
+            "question": [f"Where was {i}?"],
+            "answers": [town],
+            "docs": [f"It was in {town} all the day."],
+        }
+        for i, town in enumerate(towns)
+    ]
+    write(tmp_path / "mine" / "towns.jsonl", *lines)
+    names_and_kinds = [
+        (suite.name, suite.ranked, suite.kind, len(suite.cases))
+        for suite in open_suites(
+            [
+                *("autoencode:mine/towns.jsonl", "autoencode/4:mine/towns.jsonl"),
+                *("counterfactual:mine/towns.jsonl", "counterfactual/scp:mine/towns.jsonl"),
+            ],
+            data,
+            None,
+            None,
+            0,
+        )
+    ]
+    assert names_and_kinds == [
+        ("autoencode/mine/towns", False, "autoencode", 3),
+        ("autoencode/4/mine/towns", False, "autoencode", 3),
+        ("counterfactual/mine/towns", False, "question", 3),
+        ("counterfactual/scp/mine/towns", False, "question", 3),
+    ]
+    asked = [line | {"question": line["question"][0], "pos_index": [0], "data_type": None} for line in lines]
+    write(tmp_path / "mine" / "asked.jsonl", *asked)
+    (ranked,) = open_suites(["counterfactual/questions:mine/asked.jsonl"], data, 2, None, 0)
+    assert ranked.ranked and [case.instead_of for case in ranked.cases] == [("Oslo",), ("Rouen",)]
+    world = open_suites(["world/counterfactual"], None, None, WORLD, 0)
+    assert names(world) == ["world/counterfactual"] and all(case.instead_of for case in world[0].cases)
+
+
 def test_needles(data, tmp_path):
     (suite,) = open_suites(["needle"], data, 15, None, 0)
     assert (suite.name, suite.ranked, len(suite.cases)) == ("needle", False, 15)
@@ -148,6 +187,12 @@ def test_the_world(data):
         ("compressor/musique", "stage1_eval has none of musique/eval_processed_no_pos.jsonl, musique/"),
         ("needle/10", "needle/10: '10' must be a number of words, at least 60"),
         ("needle/many", "needle/many: 'many' must be a number of words"),
+        ("autoencode", "there is no suite 'autoencode'"),
+        ("autoencode/1:mine/some.jsonl", "'1' must be a number of words, at least 2"),
+        ("autoencode/9:mine/some.jsonl", "the file holds no documents of 9 words"),
+        ("counterfactual", "there is no suite 'counterfactual'"),
+        ("counterfactual/paraphrase:mine/scp.jsonl", "there is no suite 'counterfactual/paraphrase"),
+        ("counterfactual:mine/scp.jsonl", "no question whose answer another one's could take the place of"),
         ("scp:absent.jsonl", "absent.jsonl nor absent.jsonl: no such file"),
         ("scp:mine", "mine: no such file"),
         ("scp:mine/some.jsonl", 'some.jsonl:1: "data_type" is missing'),

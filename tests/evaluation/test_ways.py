@@ -1,10 +1,22 @@
 """Which cases a way takes, and what controls are made of."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from clara_jax.evaluation.cases import Case, Suite
-from clara_jax.evaluation.ways import MEMORY_WAYS, TEXT_WAYS, WAYS, cases_of, draws, gold, other_cases, repeated
+from clara_jax.evaluation.ways import (
+    CRAMMED,
+    MEMORY_WAYS,
+    TEXT_WAYS,
+    WAYS,
+    cases_of,
+    draws,
+    gold,
+    other_cases,
+    repeated,
+)
 
 
 def case(name, documents, positives=(), kind="question"):
@@ -27,13 +39,29 @@ def test_each_way_takes_the_cases_that_it_makes_a_difference_for():
     everything = [own.id for own in suite.cases]
     for way in ("clara", "no_memory", "other_memory", "shuffled_memory", "rank"):
         assert names(way, suite) == everything, way
+    assert names("crammed", suite) == everything
     assert names("gold_memory", suite) == ["many"]
+    assert names("shuffled_within", suite) == ["many", "unknown", "all right"]
+    assert names("shuffled_within", suite, k=1) == []
     assert names("random_selection", suite) == ["many", "unknown"]
     assert names("closed_book", suite) == names("text_pruned", suite) == everything[:-1]
     assert names("text_top1", suite) == names("text_topk", suite) == ["many", "unknown", "all right"]
     assert names("text_oracle", suite) == ["many", "all right", "one", "told"]
     unranked = Suite("s", False, suite.cases)
     assert names("random_selection", unranked) == names("rank", unranked) == []
+
+
+def test_windows_are_written_out_from_memories_alone():
+    suite = Suite("w", False, (case("one", "k", kind="autoencode"), case("two", "l", kind="autoencode")))
+    taking = {way.name for way in WAYS.values() if cases_of(way, suite, 2)}
+    assert taking == {"clara", "no_memory", "other_memory", "shuffled_memory", "crammed"}
+
+
+def test_a_way_may_take_the_first_cases_alone():
+    suite = Suite("s", True, (TOLD, MANY, UNKNOWN))
+    gold_alone = dataclasses.replace(WAYS["gold_memory"], first=1)
+    assert [own.id for own in cases_of(dataclasses.replace(CRAMMED, first=2), suite, 2)] == ["told", "many"]
+    assert [own.id for own in cases_of(gold_alone, suite, 2)] == ["many"]
 
 
 def test_the_right_documents_are_the_positive_ones_or_the_only_one():
@@ -63,6 +91,6 @@ def test_documents_are_repeated_or_cut():
     assert repeated(("a", "b"), 1) == ("a",)
 
 
-@pytest.mark.parametrize("way", [*MEMORY_WAYS, *TEXT_WAYS])
+@pytest.mark.parametrize("way", [*MEMORY_WAYS, CRAMMED, *TEXT_WAYS])
 def test_only_memory_ways_are_controls(way):
     assert way.control == (way in MEMORY_WAYS and way.name != "clara")

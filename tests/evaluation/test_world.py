@@ -26,6 +26,7 @@ def test_parts():
         "end_to_end": ("question", True, 5),
         "documents": ("question", False, 3),
         "needle": ("question", False, 1),
+        "counterfactual": ("question", False, 1),
         "paraphrase": ("paraphrase", False, 1),
         "hard": ("question", True, 5),
         "other_words": ("question", False, 3),
@@ -64,6 +65,16 @@ def test_needles_are_balanced():
     assert ("town", "1 of 2") in places and ("town", "2 of 2") not in places
     places = {(case.tags["fact"], case.tags["position"]) for case in world_suite("needle", TOLD).cases}
     assert {("town", "1 of 2"), ("town", "2 of 2")} <= places
+
+
+def test_changed_facts_are_those_of_the_needles():
+    cases = {case.id: case for case in world_suite("needle", WORLD).cases}
+    found = world_suite("counterfactual", WORLD).cases
+    assert len(found) > 0.8 * len(cases)
+    for case in found:
+        before = cases[case.id]
+        assert case.instead_of == before.references != case.references and case.tags == before.tags
+        assert case.documents[0] == before.documents[0].replace(case.instead_of[0], case.references[0])
 
 
 def test_limits_take_the_first():

@@ -1,5 +1,6 @@
 """A run whose memories start on a scaffold: sections of one kind, lengths that grow, records of several kinds."""
 
+import dataclasses
 import json
 
 import jax
@@ -96,6 +97,25 @@ def test_the_scaffold_falls_as_it_is_told(finished):
     np.testing.assert_allclose([row["scaffold"] for row in rows[3:]], [1, 0.5, 0, 0], atol=1e-6)
     assert all(np.isfinite(row["loss"]) for row in rows)
     assert rows[2]["grad_norm/tokens/map"] > 0
+
+
+@pytest.mark.parametrize("number, end, says", [(0, None, ""), (1, 0.0, "autoencode_12"), (1, None, "instruct_24")])
+def test_what_ends_on_a_scaffold_says_so(place, tmp_path, capsys, number, end, says):
+    """One line at the stage's end, with what to do; nothing where none is left."""
+    autoencode, instruct = config(place).stages
+    short = dict(steps=1, train_limit=4, eval_data=(), eval_answers=0, scaffold_steps=None, scaffold_end=None)
+    autoencode = dataclasses.replace(autoencode, **short | dict(scaffold=float(number)))
+    instruct = dataclasses.replace(instruct, **short | dict(scaffold=float(number), scaffold_end=end))
+    run(dataclasses.replace(config(place), stages=(autoencode, instruct)), tmp_path / "run", StopSignal())
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning:")]
+    if not says:
+        assert not lines
+    elif end == 0:
+        assert len(lines) == 1 and "autoencode_12 ended with scaffold 1:" in lines[0]
+        assert "instruct_24 is to take it away: use no checkpoint from before its end" in lines[0]
+    else:
+        assert len(lines) == 2 and all("ended with scaffold 1:" in line for line in lines)
+        assert "set config.instruct_24.scaffold_end=0" in lines[1]
 
 
 def test_kinds_are_measured_apart(finished):

@@ -1,0 +1,112 @@
+"""Crammed memories: what a frozen generator could be told of a document in M vectors, if they were made for it alone.
+
+The memories of one document are optimised by gradient until the generator writes the document out from them, behind the
+token `<AE>` as in training; no question is known. What is answered from them is an upper bound for a compressor, which
+has one pass over the document (Kuratov et al. 2025, "Cramming 1568 tokens into a single vector and back again").
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from clara_jax import distributed
+from clara_jax.bundle import Bundle
+from clara_jax.data.batches import Batch, collate, plan_shapes
+from clara_jax.data.encoding import Encoding, encode_records
+from clara_jax.data.records import Record
+from clara_jax.distributed import gather
+from clara_jax.errors import ClaraError
+from clara_jax.method.clara import ClaraModel
+from clara_jax.method.cross_entropy import language_model_loss
+from clara_jax.method.generator import target_states
+from clara_jax.method.stages import label_weights
+from clara_jax.model.sharding import put_batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Cramming:
+    """How memories are optimised.
+
+    Attributes:
+      steps: of Adam, on each document.
+      learning_rate: its peak, in units of the root mean square of the document's memories as the compressor made them,
+        where the optimisation starts; it falls to zero as a cosine.
+    """
+
+    steps: int
+    learning_rate: float
+
+    def __post_init__(self):
+        if self.steps < 1 or not 0 < self.learning_rate < math.inf:
+            raise ClaraError(
+                f"crammed memories: {self.steps} steps with a learning rate of {self.learning_rate:g}; at least one "
+                "step, and a positive rate, are needed"
+            )
+
+
+def cram(bundle: Bundle, cramming: Cramming, texts: Sequence[str], memories: np.ndarray, batch_size: int) -> np.ndarray:
+    """Memories [N, M, E] from which the generator writes N texts out as well as ``cramming`` gets it to.
+
+    Args:
+      texts: as far as the compressor reads them.
+      memories: where it starts, [N, M, E].
+      batch_size: texts of a device call, which the mesh divides.
+    """
+    records = [
+        Record("autoencode", (text,), (), (text,), (text,), (), f"text {number}", str(number))
+        for number, text in enumerate(bundle.tokenizer.cut_texts(texts))
+    ]
+    examples = encode_records(records, bundle.tokenizer, Encoding("autoencode", 1))
+    order = sorted(range(len(texts)), key=lambda i: -len(examples[i].prompt_ids))
+    found = np.empty_like(memories)
+    shown = distributed.is_main()
+    with tqdm(total=len(texts), unit=" documents", desc="cramming", leave=False, disable=not shown) as bar:
+        for start in range(0, len(order), batch_size):
+            places = order[start : start + batch_size]
+            own = [examples[i] for i in places]
+            started = np.zeros((batch_size, *memories.shape[1:]), np.float32)
+            started[: len(places)] = memories[places]
+
+            def read(_: Any, rows: np.ndarray = started) -> np.ndarray:
+                return rows
+
+            batch = collate(own, plan_shapes(own, bundle.tokenizer), bundle.tokenizer, batch_size, memories=read)
+            with jax.set_mesh(bundle.mesh):
+                made = _optimise(bundle.model, cramming, bundle.params, put_batch(batch, bundle.mesh))
+                found[places] = gather(made)[: len(places)]
+            bar.update(len(places))
+    return found
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _optimise(model: ClaraModel, cramming: Cramming, params: Any, batch: Batch) -> jax.Array:
+    """float32 [B, M, E]; rows do not depend on each other."""
+    started = batch.memories[:, 0]
+    weights = label_weights(batch)  # each text counts as much as any other, so rows are optimised alike
+
+    def loss(memories: jax.Array) -> jax.Array:
+        states = target_states(model, params, batch, memories[:, None])
+        return language_model_loss(model, params, states, batch.labels, weights)[0]
+
+    scale = jnp.sqrt(jnp.mean(jnp.square(started), axis=(1, 2), keepdims=True))
+    optimizer = optax.adam(optax.cosine_decay_schedule(cramming.learning_rate, cramming.steps))
+
+    def step(carried: tuple[jax.Array, Any], _: None) -> tuple[tuple[jax.Array, Any], None]:
+        offset, state = carried
+        gradient = jax.grad(lambda own: loss(started + scale * own))(offset)
+        updates, state = optimizer.update(gradient, state)
+        return (offset + updates, state), None
+
+    begin = jnp.zeros_like(started)
+    (offset, _), _ = jax.lax.scan(step, (begin, optimizer.init(begin)), length=cramming.steps)
+    return started + scale * offset

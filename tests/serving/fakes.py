@@ -20,7 +20,6 @@ from clara_jax.serving.guard import Limits
 from clara_jax.serving.store import store_app
 from clara_jax.serving.worker import Worker
 
-
 TIMES = {"queued": 0.0, "first": 1.0, "total": 2.0}
 
 

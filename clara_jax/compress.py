@@ -17,6 +17,7 @@ EXAMPLES = """examples:
   python -m clara_jax.compress --checkpoint runs/first --store stores/first --corpus corpus.jsonl.zst --index
   python -m clara_jax.compress --store stores/first --stats
   python -m clara_jax.compress --store stores/first --delete notes/old.md
+  python -m clara_jax.compress --store stores/first --verify --compact
 
 A document is known by its id: the path below the folder that was named, or a JSONL line's "id". Given again, it is
 replaced; chunks that are as they were are not compressed again. Stopped or killed, the same command does the rest."""
@@ -47,6 +48,8 @@ def parser() -> argparse.ArgumentParser:
     add("--follow-links", action="store_true", help="read what links in folders of --corpus lead to outside of them")
     add("--delete", nargs="+", metavar="ID", help="take documents out of the store")
     add("--stats", action="store_true", help="print what the store holds, as JSON")
+    add("--verify", action="store_true", help="read all of the store, and name the chunks that are damaged")
+    add("--compact", action="store_true", help="join the store's small files and remove what only old versions need")
     add("--index", action="store_true", help="make search vectors anew, for stores too large for the devices")
     add("--encoding", choices=ENCODINGS, help="of memories in a new store (default: two bytes, by the precision)")
     add("--rate", type=int, metavar="R", help="tokens for each memory, where the model was trained for several")
@@ -60,8 +63,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     arguments = parser().parse_args()
-    if not (arguments.corpus or arguments.delete or arguments.stats or arguments.index):
-        raise ClaraError("nothing to do: give --corpus, --delete, --index or --stats; see --help")
+    if not any(getattr(arguments, name) for name in ("corpus", "delete", "verify", "compact", "index", "stats")):
+        raise ClaraError("nothing to do: give --corpus, --delete, --verify, --compact, --index or --stats; see --help")
     from clara_jax import distributed
     from clara_jax.retrieval.document_store import DocumentStore
 
@@ -71,8 +74,28 @@ def main() -> None:
         distributed.say(f"{arguments.store}: {gone} of {len(arguments.delete)} documents deleted")
     if arguments.corpus or arguments.index:
         _compress(arguments)
+    if arguments.verify:
+        distributed.on_main(_verify, arguments.store)
+    if arguments.compact:
+        distributed.on_main(lambda: DocumentStore.open(arguments.store).tidy(now=True))
+        distributed.say(f"{arguments.store}: compacted")
     if arguments.stats:
         distributed.on_main(lambda: print(json.dumps(DocumentStore.open(arguments.store).stats(), indent=2)))
+
+
+def _verify(location: str) -> None:
+    from clara_jax.retrieval.document_store import DocumentStore
+
+    store = DocumentStore.open(location)
+    with store.reading():
+        count, damaged = len(store), store.verify()
+    if damaged:
+        shown = ", ".join(map(repr, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
+        raise ClaraError(
+            f"{location}: {len(damaged):,} of {count:,} chunks are damaged: {shown}; delete their documents (--delete) "
+            "and add them again"
+        )
+    print(f"{location}: {count:,} chunks are as they were written", flush=True)
 
 
 def _compress(arguments: argparse.Namespace) -> None:

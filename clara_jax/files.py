@@ -70,26 +70,37 @@ def folder_when_whole(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(path: str | os.PathLike, busy: str | None) -> Iterator[None]:
+def locked(path: str | os.PathLike, busy: str | None, shared: bool = False) -> Iterator[None]:
     """Keeps other processes out by the kernel's lock on a file, which is made where it is missing and stays; gone with
     the process that holds it. Where a file system has no locks, there is none.
 
     Args:
       busy: the message where another process has it; None to wait until it has not.
+      shared: any number may hold it together, and keep out those that do not share; no lock where a file system that
+        cannot be written lacks the file.
 
     Raises:
       ClaraError: another process has it, and there is a message.
     """
     import fcntl  # which Windows has not; the rest of this module works there
 
-    with open(path, "w") as file:
+    try:
+        file = os.open(path, os.O_CREAT | (os.O_RDONLY if shared else os.O_WRONLY), 0o666)
+    except OSError:
+        if not shared:
+            raise
+        yield
+        return
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (fcntl.LOCK_NB if busy else 0))
         except BlockingIOError:
             raise ClaraError(busy) from None
         except OSError:
             pass
         yield
+    finally:
+        os.close(file)
 
 
 def user_cache() -> Path:

@@ -36,6 +36,7 @@ from clara_jax.retrieval.encodings import closest_float
 from clara_jax.retrieval.filling import Filled, fill
 from clara_jax.retrieval.search import Search
 
+MOST_TURNS = 32  # earlier messages of a conversation that are looked at
 CANDIDATES = 20  # that are looked at for a question, as in the paper
 FEWEST_FOR_VECTORS = 50_000  # chunks from which on `finish` makes search vectors
 _ALIKE = {"float32", "mixed"}  # precisions that stand for one another: which is the faster one is the processor's
@@ -67,6 +68,8 @@ class Asked:
       request: what the engine answers; None where nothing was found or the best score is below the threshold.
       compress_ratio: tokens of the selected texts over the memory tokens read in their place.
       milliseconds: that reading the question ("read") and searching ("search") took.
+      searched: what was searched for: the question, behind earlier messages of the user where there are some.
+      turns: earlier messages that are read by the generator.
     """
 
     question: str
@@ -75,6 +78,8 @@ class Asked:
     request: Request | None
     compress_ratio: float
     milliseconds: dict[str, float]
+    searched: str
+    turns: int = 0
 
     @property
     def sources(self) -> tuple[Hit, ...]:
@@ -207,7 +212,7 @@ class Library:
             yield own
 
     def finish(self, vectors: bool | None = None) -> None:
-        """Brings the indexes up to date, after many documents have come.
+        """Brings the indexes up to date where it is time (`DocumentStore.tidy`), after documents have come.
 
         Args:
           vectors: whether to make search vectors anew; None: where there are none yet and the store is large.
@@ -254,6 +259,7 @@ class Library:
         self,
         question: str,
         *,
+        history: Sequence[tuple[str, str]] = (),
         k: int = 5,
         how: str = "memory",
         where: str | None = None,
@@ -266,6 +272,8 @@ class Library:
         """Finds what a question is to be answered from.
 
         Args:
+          history: what was said before, (role, text) each, with the roles "user" and "assistant": the user's words are
+            searched with, too, and the generator reads all that fits, the last ones first.
           k: chunks that the generator reads.
           how, where: see `Search`.
           expand: so many of the best chunks are also given as text, for names and numbers that a memory has lost.
@@ -280,16 +288,38 @@ class Library:
             raise ClaraError('abstain_below: is a cosine, and needs how="memory"')
         if k < 1 or expand < 0:
             raise ClaraError(f"k is {k}, expand is {expand}; they must be at least 1 and 0")
-        hits, milliseconds = self._found(question, max(k, candidates), how, where)
-        selected = hits[:k]
+        turns = list(history)[-MOST_TURNS:]
+        searched = self._searched(question, turns)
+        with self.store.reading():
+            hits, milliseconds = self._found(searched, max(k, candidates), how, where)
+            selected = hits[:k]
+            memories = self.store.memories([hit.id for hit in selected])
         read = max(1, len(selected)) * self.store.encoding.shape[0]
         ratio = sum(hit.tokens for hit in selected) / read
+        found = Asked(question, tuple(hits), len(selected), None, ratio, milliseconds, searched)
         if not hits or (abstain_below is not None and hits[0].score < abstain_below):
-            return Asked(question, tuple(hits), len(selected), None, ratio, milliseconds)
-        prompt = prompts.question(question, len(selected), beside=[hit.text for hit in selected[:expand]])
-        memories = self.store.memories([hit.id for hit in selected])
-        request = self.clara.request(prompt, memories, sampling, seed)
-        return Asked(question, tuple(hits), len(selected), request, ratio, milliseconds)
+            return found
+        beside = [hit.text for hit in selected[:expand]]
+        while True:
+            prompt = prompts.question(question, len(selected), beside=beside, earlier=turns)
+            try:
+                request = self.clara.request(prompt, memories, sampling, seed)
+            except ClaraError:
+                if not turns:
+                    raise
+                turns = turns[1:]  # what was said first is what a long conversation loses
+            else:
+                return dataclasses.replace(found, request=request, turns=len(turns))
+
+    def _searched(self, question: str, turns: Sequence[tuple[str, str]]) -> str:
+        """The question behind as many of the user's earlier messages as the query reasoner reads with it."""
+        parts = [question]
+        for role, text in reversed(turns):
+            if role == "user" and text.strip():
+                if self.clara.bundle.tokenizer.is_cut("\n".join([text, *parts])):
+                    break
+                parts.insert(0, text)
+        return "\n".join(parts)
 
     def answer(self, question: str, **how: Any) -> LibraryAnswer:
         """Answers a question from the store; ``how`` are the options of `ask`."""
@@ -352,8 +382,9 @@ class Library:
         began = time.perf_counter()
         query = None if how == "words" else self.clara.read([question])[0]
         read = time.perf_counter()
-        found = self._search(question, query, k, how, where)
-        chunks = self.store.chunks([own.id for own in found])
+        with self.store.reading():
+            found = self._search(question, query, k, how, where)
+            chunks = self.store.chunks([own.id for own in found])
         hits = [
             Hit(**dataclasses.asdict(chunk), score=own.score, rank=rank)
             for rank, (own, chunk) in enumerate(zip(found, chunks, strict=True), 1)

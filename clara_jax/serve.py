@@ -7,6 +7,7 @@ import argparse
 import ipaddress
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -18,6 +19,8 @@ from clara_jax.errors import ClaraError
 from clara_jax.model.precision import CHOICES
 from clara_jax.shipped import DEFAULT
 
+_LAST_WORDS = 3  # seconds for who is told so to take it
+_LAST_SECONDS = 1.0  # in which the worker ends, if it is not inside a long program
 EXAMPLES = """examples:
   python -m clara_jax.serve --store stores/notes          the model inside the package
   python -m clara_jax.serve --checkpoint runs/first --store stores/first         then open http://127.0.0.1:8000
@@ -51,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     add("--max-body", type=int, default=4, metavar="MIB", help="largest request (4)")
     add("--body-seconds", type=float, default=20, metavar="S", help="until a request has arrived (20)")
     add("--request-seconds", type=float, default=300, metavar="S", help="until it is answered (300)")
-    add("--drain-seconds", type=float, default=30, metavar="S", help="for what is under way when the server ends (30)")
+    add("--drain-seconds", type=float, default=25, metavar="S", help="for what is under way when the server ends (25)")
     add("--weights", metavar="NAME", help="adapter, merged, merged-...: see docs/inference.md (default: what fits)")
     add("--base", metavar="NAME", help="where the base model lies, if not where the checkpoint says")
     add("--precision", choices=CHOICES, help="default: by the store, else by the processor; of a base bfloat16")
@@ -141,7 +144,7 @@ def _listen(app: Any, worker: Any, arguments: argparse.Namespace) -> None:
                 timer = threading.Timer(arguments.drain_seconds, worker.end)
                 timer.daemon = True
                 timer.start()
-            elif sig == signal.SIGINT:
+            else:
                 worker.end()  # asked twice
             super().handle_exit(sig, frame)
 
@@ -151,7 +154,7 @@ def _listen(app: Any, worker: Any, arguments: argparse.Namespace) -> None:
         port=arguments.port,
         log_level="warning",
         timeout_keep_alive=10,
-        timeout_graceful_shutdown=int(arguments.drain_seconds) + 10,
+        timeout_graceful_shutdown=int(arguments.drain_seconds) + _LAST_WORDS,
         limit_concurrency=4 * worker.limit + 64,
         server_header=False,
     )
@@ -166,6 +169,12 @@ def _listen(app: Any, worker: Any, arguments: argparse.Namespace) -> None:
         signal.signal(kind, signal.SIG_IGN)  # uvicorn has its own meanwhile, and raises them again at its end
     server.run(sockets)
     worker.end()
+    if not worker.join(_LAST_SECONDS):
+        # It is inside XLA, compiling: nothing can stop it, and ending the interpreter beneath it aborts the process.
+        # Whatever it was asked has been told that the server ends; a store's commits are whole or not there.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _key(path: str | None) -> str | None:

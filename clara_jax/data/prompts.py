@@ -88,7 +88,11 @@ class Prompt:
 
 
 def question(
-    question: str, documents: int | Sequence[str], target: str | None = None, beside: Sequence[str] = ()
+    question: str,
+    documents: int | Sequence[str],
+    target: str | None = None,
+    beside: Sequence[str] = (),
+    earlier: Sequence[tuple[str, str]] = (),
 ) -> Prompt:
     """A question over documents (instruct, end_to_end, answering).
 
@@ -96,8 +100,11 @@ def question(
       documents: a number of memory slots, or texts that stand in the prompt as they are, one a line (baselines).
       beside: texts of some of the documents, best first, that stand behind the memories, one a line: for names and
         numbers that a memory has lost.
+      earlier: what was said before the question, (role, text) each; no released model was trained with it.
     """
     background = (*_background(documents), *(f"\n{text}" for text in beside))
+    if earlier:
+        background += ("\n\nConversation:", *(f"\n{role.capitalize()}: {text}" for role, text in earlier))
     return Prompt(QUESTION_SYSTEM, ("Background:\n", *background, f"\n\nQuestion:{question}"), target)
 
 

@@ -51,9 +51,7 @@ def _is_whole(record: Record) -> bool:
     return record.kind == "autoencode" or not record.answers
 
 
-def _window(
-    record: Record, text: str, offsets: Sequence[tuple[int, int]], length: int, drawn: float
-) -> Record | None:
+def _window(record: Record, text: str, offsets: Sequence[tuple[int, int]], length: int, drawn: float) -> Record | None:
     if record.kind == "autoencode":
         start = int(drawn * (max(0, len(offsets) - length) + 1))
         document = _slice(text, offsets, start, start + length)

@@ -92,6 +92,12 @@ class Ticket:
         """It leaves at the next step."""
         self.cancelled = True
 
+    def finish(self) -> None:
+        """Ends the answer here, as an end token does; it leaves at the next step."""
+        if self.result is None:
+            self._end("stop")
+        self.cancelled = True
+
     def _seat(self) -> None:
         self._seated = time.perf_counter()
 
@@ -185,7 +191,9 @@ class Engine:
                 f"above the base's {limit} positions"
             )
         ticket = Ticket(request)
-        self._waiting.append(_Reader(ticket, self._shares))
+        rope = self._model.config.rope
+        beyond = rope.kind == "longrope" and length > rope.original_positions
+        self._waiting.append(_Reader(ticket, self._shares, beyond))
         return ticket
 
     def step(self) -> bool:
@@ -369,14 +377,12 @@ class Engine:
                 self._seats[row] = None
 
     def _drop_cancelled(self) -> None:
-        for reader in self._waiting:
-            if reader.ticket.cancelled:
-                reader.ticket._end("cancelled")
-        self._waiting = deque(reader for reader in self._waiting if reader.ticket.result is None)
-        for row, ticket in enumerate(self._seats):
-            if ticket is not None and ticket.cancelled:
+        leaving = [reader.ticket for reader in self._waiting] + [ticket for ticket in self._seats if ticket is not None]
+        for ticket in leaving:
+            if ticket.cancelled and ticket.result is None:
                 ticket._end("cancelled")
-                self._seats[row] = None
+        self._waiting = deque(reader for reader in self._waiting if reader.ticket.result is None)
+        self._seats = [None if ticket is None or ticket.cancelled else ticket for ticket in self._seats]
 
 
 class _Reader:
@@ -392,12 +398,12 @@ class _Reader:
       shape: requests of one shape run through one program.
     """
 
-    def __init__(self, ticket: Ticket, shares: bool):
+    def __init__(self, ticket: Ticket, shares: bool, beyond: bool):
         request = ticket.request
         self.ticket = ticket
         self.prefix = max(split_at(request.memory_index), request.shared) if shares else 0
         own = request.ids[: self.prefix], request.memory_index[: self.prefix], request.memories
-        self.key = key(*own) if self.prefix else b""
+        self.key = key(*own, beyond) if self.prefix else b""
 
     def find(self, prefixes: Prefixes) -> None:
         known = self.prefix and self.key in prefixes

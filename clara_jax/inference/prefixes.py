@@ -65,9 +65,13 @@ def split_at(memory_index: Sequence[int]) -> int:
     return last + 1 if last + 1 < len(memory_index) else 0
 
 
-def key(ids: Sequence[int], memory_index: Sequence[int], memories: np.ndarray) -> bytes:
-    """What tells the beginnings of two prompts apart: tokens, where memories stand among them, and the memories."""
-    digest = hashlib.sha256(np.asarray([len(ids), *ids, *memory_index], np.int64).tobytes())
+def key(ids: Sequence[int], memory_index: Sequence[int], memories: np.ndarray, beyond: bool) -> bytes:
+    """What tells the beginnings of two prompts apart: tokens, where memories stand among them, and the memories.
+
+    Args:
+      beyond: the whole prompt is longer than LongRoPE's first table is for, so that its keys are turned by the second.
+    """
+    digest = hashlib.sha256(np.asarray([len(ids), *ids, *memory_index, beyond], np.int64).tobytes())
     digest.update(str((memories.shape, memories.dtype)).encode())
     digest.update(np.ascontiguousarray(memories).view(np.uint8).tobytes())
     return digest.digest()

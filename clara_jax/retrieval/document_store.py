@@ -8,51 +8,43 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import lancedb
 import numpy as np
 import pyarrow as pa
 from lancedb.index import FTS, IvfSq
+from lancedb.query import MatchQuery
 
 from clara_jax.errors import ClaraError
-from clara_jax.files import locked
+from clara_jax.retrieval.conditions import compiled
 from clara_jax.retrieval.encodings import MemoryEncoding
+from clara_jax.retrieval.rows import (
+    ABOUT,
+    FACTS,
+    StoredChunk,
+    among,
+    as_bytes,
+    as_rows,
+    binary,
+    damaged_memories,
+    facts_checksum,
+    schema,
+    vector_array,
+)
+from clara_jax.retrieval.table import Locks, StoreFailed, Table, connect, errors, names
+from clara_jax.retrieval.words import asked, indexed
 
-FORMAT = 1
-VECTOR_WIDTH = 256  # of search vectors, see `clara_jax.retrieval.first_pass`
+FORMAT = 2
 _CHUNKS, _PROJECTION = "chunks", "projection"
 _FEWEST_INDEXED = 10_000  # chunks; of fewer every search vector is looked at
-_ABOUT = b"clara_jax"  # our entry among the table's metadata
-_KEY_BYTES = 16
-_FACTS = ("id", "document", "title", "text", "source", "start", "end", "tokens")
-
-
-@dataclasses.dataclass(frozen=True)
-class StoredChunk:
-    """A chunk as it lies in a store.
-
-    Attributes:
-      id: unique in the store.
-      document: the id of the document it was cut from.
-      title, source: the document's.
-      text: what was compressed.
-      start, end: of the stretch of the document, in characters; -1 where unknown.
-      tokens: of the text.
-    """
-
-    id: str
-    document: str
-    title: str
-    text: str
-    source: str
-    start: int
-    end: int
-    tokens: int
+_TOGETHER = 1024  # chunks that `verify` reads at one time
+# Words are cut by `clara_jax.retrieval.words`; LanceDB takes what stands between blanks, and English endings off.
+_WORDS = FTS(
+    base_tokenizer="whitespace", lower_case=False, ascii_folding=False, remove_stop_words=False, max_token_length=None
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,19 +59,24 @@ class StoredDocument:
 
 
 class DocumentStore:
-    """A table of chunks. Any number of readers and writers; every read sees the last commit.
+    """A table of chunks. Any number of readers and writers, each an object of its own for one thread at a time.
+
+    A read sees the last commit; reads that belong together stand in a block of `reading`.
 
     Attributes:
       location: a directory, or the URL of a bucket.
+      remote: it is a URL.
       encoding: of memories.
       fingerprint: of the compressor (`clara_jax.bundle.Bundle.compressor_fingerprint`).
     """
 
-    def __init__(self, location: str, database: Any, table: Any):
-        self.location, self._database, self._table = location, database, table
-        about = self._about(location, table)
+    def __init__(self, location: str, database: Any):
+        self.location, self._database, self._locks = location, database, Locks(location)
+        self._table, self.remote = Table(location, database, _CHUNKS, self._locks), self._locks.remote
+        about = self._about(location, self._table.schema)
         self.fingerprint: str = about["fingerprint"]
         self.encoding = MemoryEncoding(about["encoding"], about["memory_tokens"], about["width"])
+        self._projection: Table | None = None
 
     @classmethod
     def exists(cls, location: str | os.PathLike) -> bool:
@@ -87,8 +84,8 @@ class DocumentStore:
         location = os.path.expanduser(os.fspath(location))
         if "://" not in location and not os.path.isdir(location):
             return False  # a connection would make the directory
-        with _errors(location, "opened"):
-            return _CHUNKS in _tables(_connect(location))
+        with errors(location, "opened"):
+            return _CHUNKS in names(connect(location))
 
     @classmethod
     def open(cls, location: str | os.PathLike) -> DocumentStore:
@@ -100,9 +97,8 @@ class DocumentStore:
         location = os.path.expanduser(os.fspath(location))
         if not cls.exists(location):
             raise ClaraError(f"{location}: no store is there; make one with python -m clara_jax.compress")
-        with _errors(location, "opened"):
-            database = _connect(location)
-            return cls(location, database, database.open_table(_CHUNKS))
+        with errors(location, "opened"):
+            return cls(location, connect(location))
 
     @classmethod
     def open_or_make(
@@ -118,10 +114,12 @@ class DocumentStore:
         about |= {"memory_tokens": memory_tokens, "width": width}
         size = MemoryEncoding(encoding, memory_tokens, width).size
         if not cls.exists(location):
-            with _errors(location, "made"):
+            with errors(location, "made"):
                 # Another writer may make it at the same time; whose it is, is looked at below.
-                _connect(location).create_table(_CHUNKS, schema=_schema(size, about), exist_ok=True)
+                connect(location).create_table(_CHUNKS, schema=schema(size, about), exist_ok=True)
         store = cls.open(location)
+        store._table.have_unique("id")
+        store.index_words()
         store.check(fingerprint)
         if store.encoding.name != encoding:
             raise ClaraError(
@@ -144,31 +142,31 @@ class DocumentStore:
 
     def __len__(self) -> int:
         """Chunks."""
-        with self._errors("read"):
-            return self._table.count_rows()
+        return self._table.read(len)
 
     @property
     def version(self) -> int:
         """A number that changes with every commit, of whichever process."""
-        with self._errors("read"):
-            return self._table.version
+        return self._table.read(lambda table: table.version)
+
+    def reading(self) -> contextlib.AbstractContextManager[Any]:
+        """Has all reads in the block be of one version, the newest when it begins."""
+        return self._table.reading()
 
     # --- writing ---
 
     def writing(self) -> contextlib.AbstractContextManager[None]:
         """For whoever reads what is there and writes accordingly: waits for other writers, and keeps them out; those in
-        a bucket only from parting a commit, which is whole in any case."""
-        remote = "://" in self.location
-        return contextlib.nullcontext() if remote else locked(os.path.join(self.location, ".lock"), None)
+        a bucket only from parting a commit."""
+        return self._locks.writing()
 
     def known(self, documents: Sequence[str]) -> dict[str, dict[str, tuple[StoredChunk, bytes]]]:
         """The chunks of some documents: document -> chunk id -> (chunk, key); documents that are not there are left
-        out."""
+        out. The key of a damaged chunk is empty: it is like no other."""
         found: dict[str, dict[str, tuple[StoredChunk, bytes]]] = {}
         if documents:
-            for row in self._rows(_among("document", documents), [*_FACTS, "key"]).to_pylist():
-                key = row.pop("key")
-                found.setdefault(row["document"], {})[row["id"]] = StoredChunk(**row), key
+            for chunk, key, whole in self._chunks(among("document", documents)):
+                found.setdefault(chunk.document, {})[chunk.id] = chunk, key if whole else b""
         return found
 
     def replace(
@@ -184,106 +182,143 @@ class DocumentStore:
 
         Args:
           chunks: with ``keys``, 16 bytes each, and ``memories`` [n, M, E].
-          kept: ids of chunks of the outdated documents that stay as they are.
-          outdated: documents that had chunks before.
+          kept: ids of chunks of these documents that stay as they are.
+          outdated: documents that had chunks before, and may have none now.
           vectors: search vectors float32 [n, 256]; None where the store has none yet.
 
         Raises:
           ClaraError: the file system refuses; nothing is written then.
         """
-        facts = {name: [getattr(chunk, name) for chunk in chunks] for name in _FACTS}
-        encoded = self.encoding.encode(memories)
-        columns = [pa.array(facts[name], _schema(0, {}).field(name).type) for name in _FACTS]
-        columns += [_binary(np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), _KEY_BYTES)), _binary(encoded)]
-        columns.append(_vectors(vectors, len(chunks)))
-        rows = pa.table(columns, schema=_schema(self.encoding.size, {}))
-        with self._errors("written"):
-            merge = self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
-            if outdated:
-                stale = _among("document", outdated) + (f" AND NOT ({_among('id', kept)})" if kept else "")
+        rows = as_rows(chunks, keys, self.encoding.encode(memories), vectors)
+        # Whatever another writer has done since: these documents are what is given here.
+        whole = sorted({*outdated, *(chunk.document for chunk in chunks)})
+        stale = among("document", whole) + (f" AND NOT ({among('id', kept)})" if kept else "")
+
+        def merge(table: Any) -> None:
+            merge = table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+            if whole:
                 merge = merge.when_not_matched_by_source_delete(stale)
             merge.execute(rows, on_bad_vectors="null")
 
+        with self.writing():
+            self._table.commit("written", merge)
+            self._table.tidy()
+
     def delete(self, documents: Sequence[str]) -> int:
-        """Takes documents away.
+        """Takes documents away, damaged ones too.
 
         Returns:
           how many were there.
         """
+        if not documents:
+            return 0
         with self.writing():
-            there = list(self.known(documents))
+            there = self._rows(among("document", documents), ["document"])["document"].unique().to_pylist()
             if there:
-                with self._errors("written"):
-                    self._table.delete(_among("document", there))
+                self._table.commit("written", lambda table: table.delete(among("document", there)))
+                self._table.tidy()
         return len(there)
 
     # --- searching ---
 
     def projection(self) -> np.ndarray | None:
         """What `set_projection` was given, float32 [rows, M·E], or None."""
-        with self._errors("read"):
-            if _PROJECTION not in _tables(self._database):
-                return None
-            rows = self._database.open_table(_PROJECTION).search().select(["row"]).to_arrow()["row"]
-        return _bytes(rows).view("<f4")
+        table = self._projection_table()
+        if table is None:
+            return None
+        rows = table.read(lambda own: own.search().select(["row"]).to_arrow()["row"])
+        return as_bytes(rows).view("<f4")
+
+    @property
+    def projection_version(self) -> int:
+        """A number that changes with what `projection` gives; 0 where it gives None."""
+        table = self._projection_table()
+        return 0 if table is None else table.read(lambda own: own.version)
+
+    def _projection_table(self) -> Table | None:
+        with errors(self.location, "read"):
+            if self._projection is None and _PROJECTION in names(self._database):
+                self._projection = Table(self.location, self._database, _PROJECTION, self._locks)
+        return self._projection
 
     def set_projection(self, rows: np.ndarray) -> None:
         """Keeps what search vectors are made with, float32 [rows, M·E], in the place of what was there."""
-        table = pa.table({"row": _binary(np.ascontiguousarray(rows, "<f4").view(np.uint8))})
-        with self._errors("written"):
-            if _PROJECTION in _tables(self._database):
-                self._database.drop_table(_PROJECTION)
-            self._database.create_table(_PROJECTION, table)
+        table = pa.table({"row": binary(np.ascontiguousarray(rows, "<f4").view(np.uint8))})
+        with self.writing():
+            with errors(self.location, "written"):
+                there = self._projection_table() is not None
+                self._database.create_table(_PROJECTION, table, mode="overwrite" if there else "create")
+            self._projection_table().tidy(now=True)
 
     def set_vectors(self, ids: Sequence[str], vectors: np.ndarray) -> None:
         """Gives chunks their search vectors, float32 [n, 256]."""
-        rows = pa.table({"id": list(ids), "vector": _vectors(vectors, len(ids))})
-        with self._errors("written"):
-            self._table.merge_insert("id").when_matched_update_all().execute(rows)
+        own = pa.schema([schema(self.encoding.size, {}).field(name) for name in ("id", "vector")])
+        rows = pa.table([pa.array(ids, pa.string()), vector_array(vectors, len(ids))], schema=own)
+        merge = lambda table: table.merge_insert("id").when_matched_update_all().execute(rows)  # noqa: E731
+        self._table.commit("written", merge)
 
     def index_words(self) -> None:
-        """Makes the index that `words` searches, or brings it up to date."""
-        self._index("text", FTS())
+        """Makes the index that `words` searches, where there is none; see `tidy`."""
+        self._index("words", _WORDS)
+        self.tidy()
 
     def index_vectors(self) -> None:
-        """Makes the index that `nearest` searches, where there are enough chunks for one; or brings it up to date."""
+        """Makes the index that `nearest` searches, where there are enough chunks for one; see `tidy`."""
         if len(self) >= _FEWEST_INDEXED:
             # A byte for each number: what product quantization would lose here is most of the recall.
             self._index("vector", IvfSq(distance_type="dot"))
 
+    def tidy(self, now: bool = False) -> None:
+        """See `Table.tidy`. What is not in an index yet is found all the same, more slowly."""
+        self._table.tidy(now)
+
     def _index(self, column: str, config: Any) -> None:
-        with self._errors("indexed"):
-            if any(column in index.columns for index in self._table.list_indices()):
-                self._table.optimize()
-            else:
-                self._table.create_index(column, config=config)
+        def there(table: Any) -> bool:
+            return any(column in index.columns for index in table.list_indices())
+
+        if not self._table.read(there):
+            make = lambda table: there(table) or table.create_index(column, config=config)  # noqa: E731
+            self._table.commit("indexed", make)
 
     def nearest(self, query: np.ndarray, count: int, condition: str | None = None) -> list[str]:
-        """The ids of the chunks whose search vectors have the largest inner products with a query's, float32 [256]."""
-        with self._errors("searched"):
-            search = self._table.search(query, vector_column_name="vector").distance_type("dot").limit(count)
-            rows = (search.where(condition) if condition else search).select(["id", "_distance"]).to_arrow()
-        return rows["id"].to_pylist()
+        """The ids of the chunks whose search vectors have the largest inner products with a query's, float32 [256].
+
+        Args:
+          condition: see `where`.
+        """
+
+        def search(table: Any) -> Any:
+            own = table.search(query, vector_column_name="vector").distance_type("dot").limit(count)
+            return _where(own, condition).select(["id", "_distance"]).to_arrow()
+
+        return self._table.read(search, "searched")["id"].to_pylist()
 
     def words(self, text: str, count: int, condition: str | None = None) -> list[tuple[str, float]]:
-        """(id, BM25 score) of the chunks that best match a text's words, best first."""
-        with self._errors("searched"):
-            search = self._table.search(text, query_type="fts", fts_columns="text").limit(count)
-            rows = (search.where(condition) if condition else search).select(["id", "_score"]).to_arrow()
+        """(id, BM25 score) of the chunks that best match a text's words, best first.
+
+        Args:
+          condition: see `where`.
+        """
+        wanted = asked(text)
+        if not wanted:
+            return []
+
+        def search(table: Any) -> Any:
+            own = table.search(MatchQuery(wanted, "words"), query_type="fts").limit(count)
+            return _where(own, condition).select(["id", "_score"]).to_arrow()
+
+        rows = self._table.read(search, "searched")
         return list(zip(rows["id"].to_pylist(), rows["_score"].to_pylist(), strict=True))
 
     # --- reading ---
 
     def where(self, condition: str) -> list[str]:
-        """The ids of the chunks for which an SQL condition on the columns holds.
+        """The ids of the chunks for which a condition holds (`clara_jax.retrieval.conditions`).
 
         Raises:
           ClaraError: the condition cannot be understood.
         """
-        try:
-            return self._table.search().where(condition).select(["id"]).to_arrow()["id"].to_pylist()
-        except (ValueError, RuntimeError, OSError) as error:
-            raise ClaraError(f"where: {condition!r} is no condition on the columns: {_reason(error)}") from error
+        return self._rows(compiled(condition), ["id"])["id"].to_pylist()
 
     def index(self) -> tuple[list[str], list[bytes]]:
         """The ids and keys of all chunks."""
@@ -294,28 +329,62 @@ class DocumentStore:
         """Chunks by id, in the order of the ids.
 
         Raises:
-          ClaraError: one of them is not there.
+          ClaraError: one of them is not there, or is damaged.
         """
-        found = {row["id"]: StoredChunk(**row) for row in self._by_id(ids, list(_FACTS)).to_pylist()}
+        found: dict[str, StoredChunk] = {}
+        for chunk, _, whole in self._chunks(among("id", ids)) if ids else ():
+            if not whole:
+                raise self._damaged([chunk.id])
+            found[chunk.id] = chunk
+        self._check_there(ids, found)
         return [found[name] for name in ids]
 
     def memories(self, ids: Sequence[str]) -> np.ndarray:
         """Memories by id, [n, M, E] of ``encoding.dtype``, in the order of the ids.
 
         Raises:
-          ClaraError: one of them is not there.
+          ClaraError: one of them is not there, or is damaged.
         """
-        rows = self._by_id(ids, ["id", "memory"])
-        places = {name: place for place, name in enumerate(rows["id"].to_pylist())}
-        return self.encoding.decode(_bytes(rows["memory"]))[[places[name] for name in ids]]
+        rows = self._rows(among("id", ids) if ids else "false", ["id", "memory", "memory_checksum"])
+        own, encoded = self._whole_memories(rows)
+        places = {name: place for place, name in enumerate(own)}
+        self._check_there(ids, places)
+        return self.encoding.decode(encoded)[[places[name] for name in ids]]
 
     def all_memories(self, rows: int) -> Iterator[tuple[list[str], list[bytes], np.ndarray]]:
-        """All chunks' (ids, keys, memories [n, M, E]), at most ``rows`` at a time."""
-        with self._errors("read"):
-            for batch in self._table.search().select(["id", "key", "memory"]).to_batches(rows):
-                if batch.num_rows:
-                    memories = self.encoding.decode(_bytes(batch["memory"]))
-                    yield batch["id"].to_pylist(), batch["key"].to_pylist(), memories
+        """All chunks' (ids, keys, memories [n, M, E]), at most ``rows`` at a time.
+
+        Raises:
+          ClaraError: one of them is damaged.
+        """
+        columns = ["id", "key", "memory", "memory_checksum"]
+        for batch in self._batches(columns, rows):
+            own, encoded = self._whole_memories(batch)
+            yield own, batch["key"].to_pylist(), self.encoding.decode(encoded)
+
+    def verify(self) -> list[str]:
+        """Reads all, and compares it with the checksums that it was written with.
+
+        Returns:
+          the ids of damaged chunks.
+
+        Raises:
+          ClaraError: a file is damaged so that it cannot be read.
+        """
+        damaged: list[str] = []
+        seen: set[str] = set()
+        columns = [*FACTS, "words", "key", "memory", "facts_checksum", "memory_checksum"]
+        for batch in self._batches(columns, _TOGETHER):
+            encoded = as_bytes(batch["memory"])
+            own = set(damaged_memories(batch["id"].to_pylist(), encoded, batch["memory_checksum"].to_pylist()))
+            for row in batch.drop_columns(["memory", "memory_checksum"]).to_pylist():
+                kept = row.pop("words")
+                chunk, _, whole = _chunk(row)
+                if not whole or chunk.id in seen or kept != indexed(chunk.text):
+                    own.add(chunk.id)
+                seen.add(chunk.id)
+            damaged += sorted(own)
+        return damaged
 
     def documents(self, offset: int = 0, limit: int | None = None) -> tuple[list[StoredDocument], int]:
         """Documents in the order of their ids, and how many there are in all."""
@@ -328,9 +397,9 @@ class DocumentStore:
 
     def stats(self) -> dict[str, Any]:
         """Numbers of the store: documents, chunks, tokens, bytes and what it is for."""
-        rows = self._rows(None, ["document", "tokens"])
-        with self._errors("read"):
-            size = self._table.stats()["total_bytes"]
+        with self.reading():
+            rows, version = self._rows(None, ["document", "tokens"]), self.version
+            size = self._table.read(lambda table: table.stats()["total_bytes"])
         return {
             "documents": len(rows["document"].unique()),
             "chunks": rows.num_rows,
@@ -341,24 +410,62 @@ class DocumentStore:
             "encoding": self.encoding.name,
             "memory_bytes": self.encoding.size,
             "fingerprint": self.fingerprint,
-            "version": self.version,
+            "version": version,
         }
 
     def _rows(self, condition: str | None, columns: list[str]) -> pa.Table:
-        with self._errors("read"):
-            query = self._table.search()
-            return (query.where(condition) if condition else query).select(columns).to_arrow()
+        def search(table: Any) -> pa.Table:
+            own = table.search()
+            return (own.where(condition) if condition else own).select(columns).to_arrow()
 
-    def _by_id(self, ids: Sequence[str], columns: list[str]) -> pa.Table:
-        rows = self._rows(_among("id", ids), columns) if ids else self._rows("false", columns)
-        missing = set(ids).difference(rows["id"].to_pylist())
+        return self._table.read(search)
+
+    def _batches(self, columns: list[str], rows: int) -> Iterator[pa.Table]:
+        """All rows of one version, at most so many at a time."""
+        with self.reading() as table:
+            with errors(self.location, "read"):
+                batches = iter(table.search().select(columns).to_batches(rows))
+            while True:
+                with errors(self.location, "read"):
+                    batch = next(batches, None)
+                if batch is None:
+                    return
+                if batch.num_rows:
+                    yield pa.Table.from_batches([batch])
+
+    def _chunks(self, condition: str) -> Iterator[tuple[StoredChunk, bytes, bool]]:
+        """Chunks with their keys, and whether they are as they were written."""
+        rows = self._rows(condition, [*FACTS, "key", "facts_checksum"])
+        return map(_chunk, rows.to_pylist())
+
+    def _whole_memories(self, rows: pa.Table) -> tuple[list[str], np.ndarray]:
+        """The ids and memories of rows, uint8 [n, size].
+
+        Raises:
+          ClaraError: one of them is damaged.
+        """
+        own, encoded = rows["id"].to_pylist(), as_bytes(rows["memory"])
+        damaged = damaged_memories(own, encoded, rows["memory_checksum"].to_pylist())
+        if damaged:
+            raise self._damaged(damaged)
+        return own, encoded
+
+    def _damaged(self, ids: Sequence[str]) -> StoreFailed:
+        others = f" and {len(ids) - 1} others are" if len(ids) > 1 else " is"
+        return StoreFailed(
+            f"{self.location}: chunk {ids[0]!r}{others} not as it was written: the disk, or what wrote to it, has "
+            "damaged it; python -m clara_jax.compress --verify names all such chunks, delete their documents and add "
+            "them again"
+        )
+
+    def _check_there(self, ids: Sequence[str], found: Mapping[str, Any]) -> None:
+        missing = set(ids).difference(found)
         if missing:
             raise ClaraError(f"{self.location}: has no chunk {min(missing)!r}" + (" and others" * (len(missing) > 1)))
-        return rows
 
     @staticmethod
-    def _about(location: str, table: Any) -> Mapping[str, Any]:
-        about = json.loads((table.schema.metadata or {}).get(_ABOUT, b"{}"))
+    def _about(location: str, own: pa.Schema) -> Mapping[str, Any]:
+        about = json.loads((own.metadata or {}).get(ABOUT, b"{}"))
         if about.get("format") != FORMAT:
             raise ClaraError(
                 f"{location}: is a store of format {about.get('format')}, this program reads {FORMAT}; make it again "
@@ -366,70 +473,12 @@ class DocumentStore:
             )
         return about
 
-    def _errors(self, what: str) -> contextlib.AbstractContextManager[None]:
-        return _errors(self.location, what)
+
+def _chunk(row: dict[str, Any]) -> tuple[StoredChunk, bytes, bool]:
+    key, checksum = row.pop("key"), row.pop("facts_checksum")
+    chunk = StoredChunk(**row)
+    return chunk, key, facts_checksum(chunk, key) == checksum
 
 
-def _schema(memory_bytes: int, about: Mapping[str, Any]) -> pa.Schema:
-    whole, text = pa.int64(), pa.string()
-    types = dict(zip(_FACTS, (text, text, text, text, text, whole, whole, whole), strict=True))
-    fields = [pa.field(name, kind, nullable=False) for name, kind in types.items()]
-    fields += [pa.field("key", pa.binary(_KEY_BYTES), False), pa.field("memory", pa.binary(memory_bytes), False)]
-    fields.append(pa.field("vector", pa.list_(pa.float32(), VECTOR_WIDTH)))
-    return pa.schema(fields, {_ABOUT: json.dumps(about)})
-
-
-def _binary(rows: np.ndarray) -> pa.Array:
-    """uint8 [n, size] -> n binary values."""
-    buffers = [None, pa.py_buffer(np.ascontiguousarray(rows))]
-    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(rows.shape[1]), len(rows), buffers)
-
-
-def _bytes(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """n binary values -> uint8 [n, size], without a copy where the column is in one piece."""
-    parts = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    size = column.type.byte_width
-    rows = [
-        np.frombuffer(part.buffers()[1], np.uint8).reshape(-1, size)[part.offset : part.offset + len(part)]
-        for part in parts
-        if len(part)
-    ]
-    return rows[0] if len(rows) == 1 else np.concatenate([np.zeros((0, size), np.uint8), *rows])
-
-
-def _vectors(vectors: np.ndarray | None, count: int) -> pa.Array:
-    kind = pa.list_(pa.float32(), VECTOR_WIDTH)
-    if vectors is None:
-        return pa.nulls(count, kind)
-    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.astype(np.float32).reshape(-1)), VECTOR_WIDTH)
-
-
-def _among(column: str, values: Sequence[str]) -> str:
-    """The SQL condition that a column is one of some texts."""
-    texts = ", ".join("'" + value.replace("'", "''") + "'" for value in values)
-    return f"{column} IN ({texts})"
-
-
-def _connect(location: str) -> Any:
-    # Every read asks for the last commit: other processes write, too.
-    return lancedb.connect(location, read_consistency_interval=datetime.timedelta(0))
-
-
-def _tables(database: Any) -> list[str]:
-    return list(database.list_tables().tables)
-
-
-@contextlib.contextmanager
-def _errors(location: str, what: str) -> Iterator[None]:
-    """LanceDB reports what the file system or the bucket refuses as one of these."""
-    try:
-        yield
-    except (ValueError, RuntimeError, OSError) as error:
-        if isinstance(error, ClaraError):
-            raise
-        raise ClaraError(f"{location}: the store cannot be {what}: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    """The first line of a message, without the place in a library's source."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].partition(", /")[0][:300]
+def _where(search: Any, condition: str | None) -> Any:
+    return search if condition is None else search.where(compiled(condition))

@@ -17,7 +17,7 @@ from clara_jax.data.corpus.readers import json_document, read_file
 from clara_jax.data.jsonl import decode, is_remote, raw_lines
 from clara_jax.data.tokenization import ClaraTokenizer
 from clara_jax.errors import ClaraError
-from clara_jax.retrieval.document_store import StoredChunk
+from clara_jax.retrieval.rows import StoredChunk
 
 LONGEST_ID = 512  # characters
 

@@ -73,6 +73,10 @@ class ExactSearch:
         Returns:
           for each question (id, cosine) of up to k chunks.
         """
+        with self._store.reading():
+            return self._ranked(queries, k, allowed)
+
+    def _ranked(self, queries: np.ndarray, k: int, allowed: Collection[str] | None) -> list[list[tuple[str, float]]]:
         if self.fits:
             self._refresh()
             blocks: Iterator[_Block] = iter(self._blocks)

@@ -12,10 +12,11 @@ import numpy as np
 from clara_jax import distributed
 from clara_jax.bundle import Bundle
 from clara_jax.inference.encode import encode_texts
-from clara_jax.retrieval.document_store import DocumentStore, StoredChunk
+from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.documents import CutDocument
 from clara_jax.retrieval.first_pass import Projection
 from clara_jax.retrieval.memory_store import document_key
+from clara_jax.retrieval.rows import StoredChunk
 
 SAVE_SECONDS = 20.0  # about as much of the work is lost where the process is killed
 FEWEST, MOST = 32, 8192  # chunks that are compared and written together
@@ -120,10 +121,11 @@ def _write(
 ) -> bool:
     """Whether the plan still held, and is carried out; another writer may have come in between."""
     with store.writing():
-        if _plan(store, documents, chunks, keys) != plan:
-            return False
-        if plan.reuse:
-            memories[[int(place) for place in plan.reuse]] = store.memories(list(plan.reuse.values()))
+        with store.reading():
+            if _plan(store, documents, chunks, keys) != plan:
+                return False
+            if plan.reuse:
+                memories[[int(place) for place in plan.reuse]] = store.memories(list(plan.reuse.values()))
         written = sorted([*plan.compress, *map(int, plan.reuse)])
         if written or plan.outdated:
             projection = Projection.read(store)
@@ -173,4 +175,10 @@ def _plan(store: DocumentStore, documents: list[CutDocument], chunks: list[Store
     now = {document.id: {chunk.id for chunk in document.chunks} for document in documents}
     outdated = [name for name, own in known.items() if set(own) != now[name] or set(own) - kept]
     removed = sum(len(set(own) - now[name]) for name, own in known.items())
+    if store.remote:
+        # Nobody is kept from writing there until this is: what changes is written whole, its other chunks too.
+        changing = {*outdated, *(chunks[place].document for place in [*plan["compress"], *map(int, plan["reuse"])])}
+        again = [place for place in plan["keep"] if chunks[place].document in changing]
+        plan["reuse"] |= {str(place): chunks[place].id for place in again}
+        plan["keep"] = [place for place in plan["keep"] if chunks[place].document not in changing]
     return _Plan(**plan, outdated=outdated, removed=removed)

@@ -15,7 +15,8 @@ import dataclasses
 
 import numpy as np
 
-from clara_jax.retrieval.document_store import VECTOR_WIDTH, DocumentStore
+from clara_jax.retrieval.document_store import DocumentStore
+from clara_jax.retrieval.rows import VECTOR_WIDTH
 
 SAMPLE = 2048  # memories that a basis is found from
 ROWS = 512  # memories that are looked at together
@@ -63,14 +64,15 @@ def build(store: DocumentStore, seed: int = 0) -> None:
     Raises:
       ClaraError: the store is empty, or refuses.
     """
-    ids, _ = store.index()
-    sample = np.random.default_rng(seed).permutation(len(ids))[:SAMPLE]
-    units = [
-        unit(store.memories([ids[i] for i in rows]))
-        for rows in np.array_split(np.sort(sample), -(-len(sample) // ROWS))
-    ]
-    projection = Projection.fit(np.concatenate(units))
     with store.writing():
+        with store.reading():
+            ids, _ = store.index()
+            sample = np.random.default_rng(seed).permutation(len(ids))[:SAMPLE]
+            units = [
+                unit(store.memories([ids[i] for i in rows]))
+                for rows in np.array_split(np.sort(sample), -(-len(sample) // ROWS))
+            ]
+        projection = Projection.fit(np.concatenate(units))
         store.set_projection(np.concatenate([projection.mean[None], projection.basis]))
         names, vectors = [], []
         for ids, _, memories in store.all_memories(ROWS):

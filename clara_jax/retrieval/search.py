@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from clara_jax.errors import ClaraError
+from clara_jax.retrieval.conditions import compiled
 from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.exact import ExactSearch
 from clara_jax.retrieval.first_pass import Projection, unit
@@ -41,6 +42,7 @@ class Search:
     def __init__(self, store: DocumentStore, mesh: jax.sharding.Mesh, budget: int):
         self._store, self._exact = store, ExactSearch(store, mesh, budget)
         self._projection: Projection | None = None
+        self._projected = 0  # the version of what is in the store
 
     def __call__(
         self,
@@ -57,7 +59,7 @@ class Search:
           question: its text, for "words" and "both".
           query: its memory [M, E], for "memory" and "both".
           how: one of `HOW`.
-          where: an SQL condition on the columns that a chunk must meet, e.g. "document = 'a.md'".
+          where: a condition that a chunk must meet, e.g. "document = 'a.md'"; see `clara_jax.retrieval.conditions`.
           first_pass: whether to search by search vectors first; None to do so where memories do not fit.
 
         Raises:
@@ -66,13 +68,14 @@ class Search:
         if how not in HOW:
             raise ClaraError(f"how: {how!r} must be one of {', '.join(HOW)}")
         if where is not None:
-            self._store.where(f"({where}) AND false")  # says what is wrong with it
-        if how == "memory":
-            return self._memory(query, k, where, first_pass)
-        if how == "words":
-            return self._words(question, k, where)
-        wide = max(k, FUSED)
-        return fuse([self._memory(query, wide, where, first_pass), self._words(question, wide, where)])[:k]
+            compiled(where)  # says what is wrong with it
+        with self._store.reading():
+            if how == "memory":
+                return self._memory(query, k, where, first_pass)
+            if how == "words":
+                return self._words(question, k, where)
+            wide = max(k, FUSED)
+            return fuse([self._memory(query, wide, where, first_pass), self._words(question, wide, where)])[:k]
 
     def _memory(self, query: np.ndarray, k: int, where: str | None, first_pass: bool | None) -> list[Found]:
         projection = self._vectors() if first_pass or (first_pass is None and not self._exact.fits) else None
@@ -94,8 +97,9 @@ class Search:
         return [Found(*hit) for hit in self._store.words(question, k, where)]
 
     def _vectors(self) -> Projection | None:
-        if self._projection is None:
-            self._projection = Projection.read(self._store)
+        version = self._store.projection_version
+        if version != self._projected:
+            self._projection, self._projected = Projection.read(self._store), version
         return self._projection
 
 

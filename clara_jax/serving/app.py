@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
 
 from clara_jax.serving import schema
 from clara_jax.serving.chat import Events, Reply
@@ -55,7 +56,7 @@ class Service:
         Raises:
           what `Worker.ask` and `while_there` raise.
         """
-        answering = await self.within(request, self._worker.ask(ask))
+        answering = await self.within(request, self._worker.ask(ask, body.endings))
         own = reply(answering, body, self.metrics, self._model)
         if body.stream:
             return Events(own, self._worker, self._limits.request_seconds)
@@ -71,6 +72,13 @@ class Service:
         async def models() -> schema.Models:
             """The one model that there is."""
             return schema.Models(data=[schema.Model(id=self._model)])
+
+        @self.app.get("/v1/models/{model:path}")
+        async def model(model: str) -> schema.Model:
+            """The one model, by its name."""
+            if model != self._model:
+                raise HTTPException(404, f"there is no model {model!r}; the one here is {self._model!r}")
+            return schema.Model(id=self._model)
 
         @self.app.get("/health", responses={503: {"model": schema.Health, "description": "stopping, or failed"}})
         async def health() -> Response:

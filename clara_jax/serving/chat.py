@@ -42,7 +42,7 @@ class Reply:
 
     def __init__(self, answering: Answering, body: schema.ChatRequest, metrics: Metrics, model: str):
         self.answering, self._metrics = answering, metrics
-        self._usage = body.stream_options is not None and body.stream_options.include_usage
+        self._usage = body.stream_options is not None and bool(body.stream_options.include_usage)
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
     async def pieces(self) -> AsyncIterator[dict[str, Any]]:

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from clara_jax.errors import ClaraError
+from clara_jax.retrieval.table import StoreFailed
 from clara_jax.serving import schema
 from clara_jax.serving.clients import Gone
 from clara_jax.serving.worker import Full, Stopping
@@ -22,17 +23,37 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
         403: "a page of another origin asks",
         408: "the request arrived too slowly",
         413: "the request is too large",
+        404: "there is no such model or document",
         422: "a field is missing or wrong",
         429: "as many requests wait as may; try again after Retry-After seconds",
+        500: "the store is damaged or cannot be written, and where; or the server failed",
         503: "the server is stopping",
         504: "the request took too long",
     }.items()
 }
 
 
+# Of fields that are right with OpenAI, and ask for what is not done here.
+_NOT_DONE = {
+    "tools": "no tools are called here; leave it out, or empty",
+    "tool_choice": 'no tools are called here; leave it out, or "none" or "auto"',
+    "functions": "no functions are called here; leave it out, or empty",
+    "function_call": 'no functions are called here; leave it out, or "none" or "auto"',
+    "logprobs": "log-probabilities are not told here; leave it out, or false",
+    "top_logprobs": "log-probabilities are not told here; leave it out",
+    "logit_bias": "no bias is added here; leave it out, or empty",
+    "frequency_penalty": "there are no penalties here; leave it out, or 0",
+    "presence_penalty": "there are no penalties here; leave it out, or 0",
+    "modalities": 'answers are text; leave it out, or ["text"]',
+    "n": "there is one answer; leave it out, or 1",
+}
+
+
 def explained(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
     """Status, body and headers."""
     match error:
+        case StoreFailed():
+            return 500, schema.error(str(error), "server_error"), {}
         case ClaraError():
             return 400, schema.error(str(error), "invalid_request_error"), {}
         case Full():
@@ -62,7 +83,10 @@ def explain_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
+        first = max(error.errors(), key=lambda own: len(own["loc"]))  # of a union the one that went furthest
         field = ".".join(str(part) for part in first["loc"] if part != "body")
-        words = f"{field}: {first['msg']}" if field else first["msg"]
+        said = _NOT_DONE.get(field.partition(".")[0]) or first["msg"]
+        if field.startswith("messages.") and ".content." in field and first["loc"][-1] == "type":
+            said = "parts of the type text alone are read here; no images, sounds or files"
+        words = f"{field}: {said}" if field else said
         return JSONResponse(schema.error(words, "invalid_request_error", field or None), 422)

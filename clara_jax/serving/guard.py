@@ -6,11 +6,13 @@ import asyncio
 import dataclasses
 import hmac
 import json
+import re
 import time
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
+from clara_jax import strict_json
 from clara_jax.serving.metrics import Metrics
 from clara_jax.serving.schema import error
 
@@ -22,6 +24,8 @@ _HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
 }
+_SURROGATE = re.compile(rb"\\u[dD][89abcdefABCDEF]")  # half of a pair, or a whole one
+_PREFLIGHT_SECONDS = b"600"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,16 +59,22 @@ class Guard:
             await self._app(scope, receive, send)
             return
         began, status = time.perf_counter(), 500
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        shared = self._shared_with(headers)
 
         async def watched(message: dict[str, Any]) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], *((k.encode(), v.encode()) for k, v in _HEADERS.items())]
+                own = [(k.encode(), v.encode()) for k, v in _HEADERS.items()]
+                message["headers"] = [*message["headers"], *own, *shared]
             await send(message)
 
         try:
-            refused = self._refused(scope)
+            refused = self._refused(scope, headers)
+            if refused is None and shared and _asks_first(scope, headers):
+                await _preflight(watched, headers)
+                return
             if refused is None:
                 body, refused = await self._body(scope, receive)
             if refused is not None:
@@ -79,14 +89,26 @@ class Guard:
             self._metrics.requests.labels(route, str(status)).inc()
             self._metrics.seconds.labels(route).observe(time.perf_counter() - began)
 
-    def _refused(self, scope: dict[str, Any]) -> tuple[int, str, str] | None:
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+    def _shared_with(self, headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
+        """What lets a page read the answers, where its origin may: any page where there is a key, which no browser
+        sends by itself; else pages of the names that the server is known by, or its own."""
+        origin = headers.get("origin", "")
+        hosts = self._limits.hosts
+        if self._limits.key is None or hosts is not None:
+            known = hosts if hosts is not None else (_host(headers.get("host", "")),)
+            if not origin or _host_of(origin) is None or _host_of(origin) not in known:
+                return []
+        if not origin:
+            return []
+        return [(b"access-control-allow-origin", origin.encode("latin-1")), (b"vary", b"Origin")]
+
+    def _refused(self, scope: dict[str, Any], headers: dict[str, str]) -> tuple[int, str, str] | None:
         if self._limits.hosts is not None and _host(headers.get("host", "")) not in self._limits.hosts:
             return 400, f"this server is not known as {headers.get('host', '')[:100]!r}", "invalid_request_error"
         origin = headers.get("origin")  # of the page that sends it, where it is one
         if self._limits.hosts is not None and origin is not None and _host_of(origin) not in self._limits.hosts:
             return 403, f"pages of {origin[:100]!r} may not ask this server", "permission_error"
-        if self._limits.key is not None and scope["path"] not in OPEN:
+        if self._limits.key is not None and scope["path"] not in OPEN and not _asks_first(scope, headers):
             kind, _, given = headers.get("authorization", "").partition(" ")
             if kind.lower() != "bearer" or not hmac.compare_digest(given.encode(), self._limits.key.encode()):
                 return 401, "the key is missing or wrong: Authorization: Bearer KEY", "authentication_error"
@@ -111,13 +133,41 @@ class Guard:
                     if size > self._limits.body:
                         return None, self._large()
                     if not message.get("more_body", False):
-                        return b"".join(parts), None
+                        return _readable(b"".join(parts))
         except TimeoutError:
             words = f"the request took longer than {self._limits.body_seconds:g} seconds to arrive"
             return None, (408, words, "timeout_error")
 
     def _large(self) -> tuple[int, str, str]:
         return 413, f"the request is larger than {self._limits.body:,} bytes", "invalid_request_error"
+
+
+def _asks_first(scope: dict[str, Any], headers: dict[str, str]) -> bool:
+    """Whether a browser asks what a page may send, which it does without the page's key."""
+    return scope["method"] == "OPTIONS" and "origin" in headers and "access-control-request-method" in headers
+
+
+async def _preflight(send: Callable[..., Any], asked: dict[str, str]) -> None:
+    headers = [
+        (b"access-control-allow-methods", b"GET, POST, DELETE, OPTIONS"),
+        (b"access-control-allow-headers", asked.get("access-control-request-headers", "").encode("latin-1")),
+        (b"access-control-max-age", _PREFLIGHT_SECONDS),
+    ]
+    await send({"type": "http.response.start", "status": 204, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def _readable(body: bytes) -> tuple[bytes | None, tuple[int, str, str] | None]:
+    """The body, or why it is refused: JSON can say half of a surrogate pair, which is no character."""
+    if _SURROGATE.search(body):
+        try:
+            json.dumps(strict_json.parse(body), ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            words = "the request holds half of a surrogate pair; send the character whole"
+            return None, (400, words, "invalid_request_error")
+        except (ValueError, RecursionError):
+            pass  # what else is wrong with it is said where it is read
+    return body, None
 
 
 def _replayed(body: bytes, receive: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 
 from clara_jax.library import CANDIDATES
 from clara_jax.retrieval.documents import LONGEST_ID
@@ -15,21 +15,32 @@ Question = Annotated[str, Field(min_length=1, max_length=LONGEST_QUESTION)]
 How = Literal["memory", "words", "both"]
 Where = Annotated[
     str | None,
-    Field(default=None, max_length=2000, description="an SQL condition on the chunks, e.g. document = 'notes/a.md'"),
+    Field(default=None, max_length=2000, description="a condition on the chunks, e.g. document = 'notes/a.md'"),
 ]
 # Strict, as the schema says: neither "5" nor true is a number.
 Integer, Number = Annotated[int, Field(strict=True)], Annotated[float, Field(strict=True)]
 Count = Annotated[Integer, Field(ge=1, le=MOST_CHUNKS)]
 
 
-class Part(BaseModel):
-    """A piece of a message."""
+class Sent(BaseModel):
+    """What a client sends; a field that is null is one that is absent, as with OpenAI."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, fields: Any) -> Any:
+        return (
+            {name: value for name, value in fields.items() if value is not None} if isinstance(fields, dict) else fields
+        )
+
+
+class Part(Sent):
+    """A piece of a message. There are no images, sounds and files."""
 
     type: Literal["text"]
     text: str
 
 
-class Message(BaseModel):
+class Message(Sent):
     """A message of a chat; of a store the last one of the user is the question."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -40,42 +51,66 @@ class Message(BaseModel):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
 
 
-class StreamOptions(BaseModel):
-    include_usage: StrictBool = False
+class StreamOptions(Sent):
+    include_usage: StrictBool | None = False
 
 
-class TextFormat(BaseModel):
+class TextFormat(Sent):
     """The one format that an answer has."""
 
     type: Literal["text"]
 
 
-class ChatRequest(BaseModel):
-    """A chat completion as OpenAI's. What would change the answer's form and is not done here is refused, so that a
-    client can do without."""
+Ending = Annotated[str, Field(min_length=1, max_length=500)]
+
+
+class ChatRequest(Sent):
+    """A chat completion as OpenAI's. What would change the answer and is not done here is refused, so that a client can
+    do without."""
 
     messages: list[Message] = Field(min_length=1, max_length=1000)
     model: str | None = Field(default=None, description="any name: there is one model")
     max_completion_tokens: Integer | None = Field(default=None, ge=1, le=LONGEST_ANSWER)
     max_tokens: Integer | None = Field(default=None, ge=1, le=LONGEST_ANSWER, description="the older name")
-    temperature: Number = Field(default=0.0, ge=0, le=2, description="0 takes the likeliest token")
-    top_p: Number = Field(default=1.0, gt=0, le=1)
-    seed: Integer = Field(default=0, ge=-(2**63), lt=2**63)
-    n: Literal[1] = 1
-    stream: StrictBool = False
+    temperature: Number | None = Field(default=0.0, ge=0, le=2, description="0 takes the likeliest token")
+    top_p: Number | None = Field(default=1.0, gt=0, le=1)
+    seed: Integer | None = Field(default=0, ge=-(2**63), lt=2**63)
+    stop: Ending | Annotated[list[Ending], Field(max_length=4)] | None = Field(
+        default=None, description="the answer ends before the first of these"
+    )
+    stream: StrictBool | None = False
     stream_options: StreamOptions | None = None
+    n: Literal[1] | None = 1
     response_format: TextFormat | None = None
+    modalities: list[Literal["text"]] | None = None
     tools: list[Any] | None = Field(default=None, max_length=0, description="none are called")
+    tool_choice: Literal["none", "auto"] | None = Field(default=None, description="none are called")
+    functions: list[Any] | None = Field(default=None, max_length=0, description="the older name of tools")
+    function_call: Literal["none", "auto"] | None = Field(default=None, description="none are called")
+    logprobs: Literal[False] | None = Field(default=None, description="they are not told")
+    top_logprobs: Literal[0] | None = Field(default=None, description="they are not told")
+    logit_bias: dict[str, Any] | None = Field(default=None, max_length=0, description="none is added")
+    frequency_penalty: Annotated[Number, Field(ge=0, le=0)] | None = Field(
+        default=None, description="none is taken off"
+    )
+    presence_penalty: Annotated[Number, Field(ge=0, le=0)] | None = Field(default=None, description="none is taken off")
+
+    @property
+    def endings(self) -> tuple[str, ...]:
+        """What an answer ends before."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
 class StoreChatRequest(ChatRequest):
     """A chat completion, and how its sources are found."""
 
-    k: Count = Field(default=5, description="chunks that the answer is given from")
-    candidates: Count = Field(default=CANDIDATES, description="chunks that are looked at and returned")
-    how: How = Field(default="memory", description="what finds the chunks")
+    k: Count | None = Field(default=5, description="chunks that the answer is given from")
+    candidates: Count | None = Field(default=CANDIDATES, description="chunks that are looked at and returned")
+    how: How | None = Field(default="memory", description="what finds the chunks")
     where: Where
-    expand: Integer = Field(default=0, ge=0, le=MOST_CHUNKS, description="so many of the best are given as text, too")
+    expand: Integer | None = Field(
+        default=0, ge=0, le=MOST_CHUNKS, description="so many of the best are given as text, too"
+    )
     abstain_below: Number | None = Field(
         default=None, ge=-1, le=1, description="answer nothing where the best score is below"
     )
@@ -100,6 +135,8 @@ class Found(BaseModel):
     """What an answer was given from.
 
     ``compress_ratio`` is text tokens of the selected chunks over the memory vectors that were read instead.
+    ``searched`` is what was searched for, the question or, in a conversation, the user's messages "concatenated" up to
+    it; ``turns`` says how many messages before the question the answer was given from.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -108,6 +145,9 @@ class Found(BaseModel):
     sources: list[Chunk]
     compress_ratio: float
     abstained: bool
+    searched: str
+    searched_as: Literal["question", "concatenated"]
+    turns: int
     milliseconds: dict[str, float]
 
 
@@ -158,10 +198,10 @@ class Models(BaseModel):
     data: list[Model]
 
 
-class SearchRequest(BaseModel):
+class SearchRequest(Sent):
     question: Question
-    k: Count = 5
-    how: How = "memory"
+    k: Count | None = 5
+    how: How | None = "memory"
     where: Where
 
 
@@ -169,7 +209,7 @@ class SearchResponse(BaseModel):
     hits: list[Chunk]
 
 
-class RankRequest(BaseModel):
+class RankRequest(Sent):
     """Texts to be ranked for a question; they are compressed for it and not kept."""
 
     question: Question
@@ -187,16 +227,16 @@ class RankResponse(BaseModel):
     results: list[Ranked]
 
 
-class NewDocument(BaseModel):
+class NewDocument(Sent):
     """A document; one that has its id is replaced."""
 
     id: str = Field(min_length=1, max_length=LONGEST_ID)
     text: str = Field(min_length=1)
-    title: str = Field(default="", max_length=1000)
-    source: str = Field(default="", max_length=2000)
+    title: str | None = Field(default="", max_length=1000)
+    source: str | None = Field(default="", max_length=2000)
 
 
-class AddRequest(BaseModel):
+class AddRequest(Sent):
     documents: list[NewDocument] = Field(min_length=1, max_length=1000)
 
 

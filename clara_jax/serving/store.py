@@ -40,16 +40,19 @@ def store_app(worker: Worker, limits: Limits) -> FastAPI:
 
     @app.post("/v1/chat/completions", response_model=schema.StoreChatResponse)
     async def chat(body: schema.StoreChatRequest, request: Request):
-        """Answers the last message of the user from the store. With ``stream`` the answer comes as server-sent events,
-        the first of which has what it is given from."""
-        question = next((message.text for message in reversed(body.messages) if message.role == "user"), "")
-        if not question.strip() or len(question) > schema.LONGEST_QUESTION:
+        """Answers the last message of the user from the store; the user's messages before it are searched with, too,
+        and those of both are read. With ``stream`` the answer comes as server-sent events, the first of which has what
+        it is given from."""
+        said = [(message.role, message.text) for message in body.messages if message.role in ("user", "assistant")]
+        last = max((place for place, (role, _) in enumerate(said) if role == "user"), default=-1)
+        question = said[last][1] if said else ""
+        if last < 0 or not question.strip() or len(question) > schema.LONGEST_QUESTION:
             raise ClaraError(
                 "messages: the last one of the user is the question; it needs 1 to "
                 f"{schema.LONGEST_QUESTION} characters"
             )
         options = body.model_dump(include={"k", "candidates", "how", "where", "expand", "abstain_below", "seed"})
-        options["sampling"] = sampling(body)
+        options |= {"sampling": sampling(body), "history": said[:last]}
 
         def ask(library: Library) -> tuple[EngineRequest | None, Asked]:
             asked = library.ask(question, **options)
@@ -128,6 +131,9 @@ class _Sourced(Reply):
             "sources": [vars(hit) for hit in asked.sources],
             "compress_ratio": asked.compress_ratio,
             "abstained": asked.request is None,
+            "searched": asked.searched,
+            "searched_as": "question" if asked.searched == asked.question else "concatenated",
+            "turns": asked.turns,
             "milliseconds": asked.milliseconds | ({} if result is None else result.milliseconds),
         }
         return {"found": found}

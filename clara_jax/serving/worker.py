@@ -8,6 +8,8 @@ long.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import logging
 import threading
 import time
@@ -58,8 +60,12 @@ class Answering:
       request, about: see `Ask`.
     """
 
-    def __init__(self, about: Any, ticket: Ticket | None, loop: asyncio.AbstractEventLoop):
-        self.about, self._ticket, self._loop = about, ticket, loop
+    def __init__(self, about: Any, ticket: Ticket | None, loop: asyncio.AbstractEventLoop, endings: Sequence[str] = ()):
+        """
+        Args:
+          endings: texts, before the first of which the answer ends.
+        """
+        self.about, self._ticket, self._loop, self._endings = about, ticket, loop, endings
         self.request = None if ticket is None else ticket.request
         self._items: asyncio.Queue[str | Finished | Exception] = asyncio.Queue()
         self._said = ""
@@ -84,15 +90,29 @@ class Answering:
 
     def _look(self, text: Callable[[list[int]], str]) -> bool:
         """Passes on what is new; whether the answer is over."""
-        whole, result = text(self._ticket.tokens), self._ticket.result
-        # What was passed on cannot be taken back: half a character waits for its rest.
+        whole = text(self._ticket.tokens)
+        place = min((at for at in map(whole.find, self._endings) if at >= 0), default=-1)
+        if place >= 0:
+            self._ticket.finish()
+            whole = whole[:place]
+        result = self._ticket.result
+        if place >= 0 and result is not None:  # it may have ended in the same step by itself
+            result = dataclasses.replace(result, ended="stop")
+        # What was passed on cannot be taken back: half a character waits for its rest, and so does half an ending.
         sure = whole if result is not None else whole.rstrip(_REPLACEMENT)
+        if result is None:
+            sure = sure[: len(sure) - max((_begun(sure, ending) for ending in self._endings), default=0)]
         if len(sure) > len(self._said) and sure.startswith(self._said):
             self._tell(sure[len(self._said) :])
             self._said = sure
         if result is not None:
             self._tell(Finished(whole, result))
         return result is not None
+
+
+def _begun(text: str, ending: str) -> int:
+    """How many characters at the end of a text may be the beginning of an ending."""
+    return next((n for n in range(min(len(ending) - 1, len(text)), 0, -1) if text.endswith(ending[:n])), 0)
 
 
 class Worker:
@@ -111,7 +131,8 @@ class Worker:
         """
         self._model, self.rows, self.prefixes = model, model.engine.rows, model.engine.prefixes
         self.limit = queue + self.rows
-        self._jobs: deque[_Job] = deque()
+        self._jobs: deque[_Job] = deque()  # those that wait; changed under the condition, as is what is below
+        self._job: _Job | None = None  # the one that is worked on
         self._answers: list[Answering] = []
         self._changed = threading.Condition()
         self._stopping = self._ended = False
@@ -145,8 +166,11 @@ class Worker:
         finally:
             self.inside -= 1
 
-    async def ask(self, ask: Ask) -> Answering:
+    async def ask(self, ask: Ask, endings: Sequence[str] = ()) -> Answering:
         """Begins to answer; `finish` it in any case.
+
+        Args:
+          endings: see `Answering`.
 
         Raises:
           Full, Stopping: it was not begun.
@@ -157,9 +181,12 @@ class Worker:
         def begin(model: Model) -> Answering:
             request, about = ask(model)
             ticket = None if request is None else model.engine.submit(request)
-            answering = Answering(about, ticket, loop)
-            if ticket is not None:
-                self._answers.append(answering)
+            answering = Answering(about, ticket, loop, endings)
+            with self._changed:
+                if self._ended:
+                    raise Stopping
+                if ticket is not None:
+                    self._answers.append(answering)
             return answering
 
         self._enter()
@@ -185,10 +212,23 @@ class Worker:
         self._stopping = True
 
     def end(self) -> None:
-        """Ends the thread; who still waits is told `Stopping`."""
+        """Tells all who still wait `Stopping`, at once, and has the thread begin nothing more. What it is in the middle
+        of, a program that is compiled, cannot be interrupted; see `join`."""
         with self._changed:
             self._stopping = self._ended = True
+            waiting = [*self._jobs, *([self._job] if self._job else [])]
+            answers = list(self._answers)
+            self._jobs.clear()
             self._changed.notify()
+        for job in waiting:
+            _on(job.loop, job.fail, Stopping())
+        for answering in answers:
+            answering._tell(Stopping())
+
+    def join(self, seconds: float) -> bool:
+        """Waits for the thread to end after `end`; whether it has."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def _enter(self) -> None:
         if self._stopping:
@@ -200,6 +240,8 @@ class Worker:
     async def _do(self, function: Callable[..., Any], *arguments: Any) -> Any:
         job = _Job(function, arguments, asyncio.get_running_loop())
         with self._changed:
+            if self._ended:
+                raise Stopping
             self._jobs.append(job)
             self._changed.notify()
         try:
@@ -217,38 +259,45 @@ class Worker:
                     self._step()
                 share = max(_LEAST_TURN, time.monotonic() - began)
                 until = time.monotonic() + share
-                while self._jobs and (not self._answers or time.monotonic() < until):
-                    self._begin(self._jobs.popleft())
+                while (not self._answers or time.monotonic() < until) and (job := self._take()) is not None:
+                    self._begin(job)
         except BaseException:
             logger.exception("the worker failed")
             raise
         finally:
-            self._stopping = True
-            for job in self._jobs:
-                _on(job.loop, job.fail, Stopping())
-            for answering in self._answers:
-                answering._tell(Stopping())
+            self.end()
 
     def _wait(self) -> bool:
         with self._changed:
             self._changed.wait_for(lambda: self._jobs or self._answers or self._ended)
             return not self._ended
 
+    def _take(self) -> _Job | None:
+        with self._changed:
+            self._job = self._jobs.popleft() if self._jobs and not self._ended else None
+            return self._job
+
     def _step(self) -> None:
         self._model.engine.step()
-        self._answers = [own for own in self._answers if not own._look(self._model.text)]
+        going = [own for own in self._answers if not own._look(self._model.text)]
+        with self._changed:
+            self._answers = going
 
     def _begin(self, job: _Job) -> None:
-        if job.unwanted:
-            return
         try:
-            result = job.function(self._model, *job.arguments)
-            if isinstance(result, Iterator):
-                result = self._all(result)
-        except Exception as error:
-            _on(job.loop, job.fail, error)
-        else:
-            _on(job.loop, job.succeed, result)
+            if job.unwanted:
+                return
+            try:
+                result = job.function(self._model, *job.arguments)
+                if isinstance(result, Iterator):
+                    result = self._all(result)
+            except Exception as error:
+                _on(job.loop, job.fail, error)
+            else:
+                _on(job.loop, job.succeed, result)
+        finally:
+            with self._changed:
+                self._job = None
 
     def _all(self, items: Iterator[Any]) -> list[Any]:
         done = []
@@ -278,5 +327,5 @@ class _Job:
 
 def _on(loop: asyncio.AbstractEventLoop, call: Callable[..., Any], *arguments: Any) -> None:
     """Calls it on the loop, if that still runs."""
-    if not loop.is_closed():
+    with contextlib.suppress(RuntimeError):  # it has been closed
         loop.call_soon_threadsafe(call, *arguments)

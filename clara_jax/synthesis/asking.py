@@ -125,8 +125,13 @@ class Asker:
         task = self._under_way.get(key)
         if task is None:
             task = self._under_way[key] = asyncio.ensure_future(self._ask(key, item, step, ask))
-            task.add_done_callback(lambda done: self._under_way.pop(key))
+            task.add_done_callback(lambda done: self._over(key, done))
         return await asyncio.shield(task)
+
+    def _over(self, key: str, task: asyncio.Task[Reply]) -> None:
+        del self._under_way[key]
+        if not task.cancelled():
+            task.exception()  # whoever waited for it may have gone, and then nobody looks at it
 
     async def _ask(self, key: str, item: str, step: str, ask: Ask) -> Reply:
         reply = await self._send(ask, self._within_budget)

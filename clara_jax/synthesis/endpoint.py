@@ -31,7 +31,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from clara_jax.errors import ClaraError
 from clara_jax.strict_json import parse
 from clara_jax.synthesis.pace import Pace
-from clara_jax.synthesis.redaction import basic, redacted, secrets_of
+from clara_jax.synthesis.redaction import basic, redacted, repeats, secrets_of
 
 Structured = Literal["schema", "object", "none"]
 STRUCTURED: tuple[Structured, ...] = ("schema", "object", "none")
@@ -346,6 +346,8 @@ class Endpoint:
             raise _Again("not_a_completion", f"no chat completion: {self._shown(said) or 'nothing'}")
         if reason == "content_filter" or (refusal and not text):
             raise Refused(f"the server's filter: {self._shown(str(refusal or reason))}")
+        if repeats(text, *self._secrets):
+            raise Refused("the reply repeats the key or another secret of the address")  # it would be kept
         cut = reason == "length"
         usage = usage if isinstance(usage, Mapping) else {}
         if not text.strip() and not cut:

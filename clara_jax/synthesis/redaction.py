@@ -9,6 +9,7 @@ import re
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 _SHOWN = "[redacted]"
+_SHORTEST = 8  # characters of a secret that is looked for in answers
 _SECRET_NAME = r"[\w.-]{0,64}(?:key|token|secret|password|passwd|signature|sig|auth|credential|code)[\w.-]{0,64}"
 _USER = re.compile(r"(?<=://)[^/?#\s]*@")
 _PARAMETER = re.compile(rf"([?&]{_SECRET_NAME}=)[^&#\s\"']+", re.IGNORECASE)
@@ -21,6 +22,12 @@ def redacted(text: str, *secrets: str) -> str:
     for form in sorted(forms, key=len, reverse=True):  # one may be part of another
         text = text.replace(form, _SHOWN)
     return _PARAMETER.sub(rf"\g<1>{_SHOWN}", _USER.sub(f"{_SHOWN}@", text))
+
+
+def repeats(text: str, *secrets: str) -> bool:
+    """Whether a text has one of these secrets, as it is or escaped. Those of fewer than 8 characters are none: servers
+    of one's own are given "none" or "EMPTY", which are words."""
+    return any(form in text for secret in secrets if len(secret) >= _SHORTEST for form in _forms(secret))
 
 
 def secrets_of(url: str) -> list[str]:

@@ -49,7 +49,9 @@ async def work_through(
                 tasks |= {asyncio.ensure_future(one(item)) for item in journal.claim(worker, together - len(tasks))}
                 if tasks:
                     ended, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                    for task in ended:
+                    # All are looked at before one of them raises: several may have failed together.
+                    failed = [task for task in ended if task.cancelled() or task.exception() is not None]
+                    for task in failed:
                         task.result()
                 elif journal.left():
                     journal.release_dead()

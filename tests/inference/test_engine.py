@@ -198,10 +198,30 @@ def test_beginnings_that_were_not_used_for_longest_go(bundle):
     small.generate(asked)
     assert 0 < small.prefixes._taken <= 3 * size and len(small.prefixes) < len(asked)
     last, end = asked[-1], split_at(asked[-1].memory_index)
-    assert key(last.ids[:end], last.memory_index[:end], last.memories) in small.prefixes
+    assert key(last.ids[:end], last.memory_index[:end], last.memories, False) in small.prefixes
     none = Engine(bundle.model, bundle.params, bundle.mesh, NEVER, rows=1, prefix_budget=0)
     none.generate(asked[:2])
     assert len(none.prefixes) == 0
+
+
+def test_a_beginning_under_longrope_keeps_to_its_table(tmp_path, mesh):
+    """A prompt beyond the first table's positions has other keys from its first token on than one within them."""
+    scaling = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [6.0] * 8}
+    base = write_base(tmp_path / "base", rope_scaling=scaling, original_max_position_embeddings=40)
+    own = opened(base, mesh)
+    rng, size = np.random.default_rng(3), own.model.clara.memory_tokens
+    memories = rng.normal(size=(2, size, own.model.config.width)).astype("f4")
+    head, index = rng.integers(5, 200, 2 * size).tolist(), list(range(2 * size))
+
+    def request(behind):
+        tail = np.random.default_rng(behind).integers(5, 200, behind).tolist()
+        return Request(head + tail, index + [-1] * behind, memories, Sampling(9))
+
+    engine = Engine(own.model, own.params, mesh, NEVER, rows=1)
+    for behind in (40 - 2 * size, 41 - 2 * size, 20, 60, 30):
+        (result,) = engine.generate([request(behind)])
+        assert result.tokens == directly(own, request(behind))[0], behind
+    assert (engine.prefixes.found, engine.prefixes.missed) == (3, 2)
 
 
 @pytest.mark.parametrize("weights", ["adapter", "merged", "merged-bfloat16"])

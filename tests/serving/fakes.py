@@ -20,12 +20,18 @@ from clara_jax.serving.guard import Limits
 from clara_jax.serving.store import store_app
 from clara_jax.serving.worker import Worker
 
+TIMES = {"queued": 0.0, "first": 1.0, "total": 2.0}
+
 
 class FakeTicket:
     def __init__(self, request):
         self.request, self.tokens, self.result, self.cancelled = request, [], None, False
 
     def cancel(self):
+        self.cancelled = True
+
+    def finish(self):
+        self.result = self.result or Result(tuple(self.tokens), 0.0, "stop", TIMES)
         self.cancelled = True
 
 
@@ -55,8 +61,7 @@ class FakeEngine:
             if ticket.cancelled or ticket.tokens == whole:
                 short = len(ticket.request.ids) > limit
                 ended = "cancelled" if ticket.cancelled else "length" if short else "stop"
-                times = {"queued": 0.0, "first": 1.0, "total": 2.0}
-                ticket.result = Result(tuple(ticket.tokens), -1.0, ended, times)
+                ticket.result = ticket.result or Result(tuple(ticket.tokens), -1.0, ended, TIMES)
                 self.ended.append(ticket)
         self.seats = [own for own in self.seats if own.result is None]
         self.waiting = [own for own in self.waiting if own.result is None]
@@ -94,6 +99,7 @@ class FakeLibrary:
         self,
         question,
         *,
+        history=(),
         k=5,
         how="memory",
         where=None,
@@ -103,11 +109,13 @@ class FakeLibrary:
         sampling=GREEDY,
         seed=0,
     ):
-        hits = self.search(question, max(k, candidates), how, where)
+        searched = "\n".join([*(said for role, said in history if role == "user"), question])
+        hits = self.search(searched, max(k, candidates), how, where)
         silent = not hits or (abstain_below is not None and hits[0].score < abstain_below)
         text = f"answer to {question} ✓"
         request = Request([ord(c) for c in text], [-1] * len(text), np.zeros((0, 1, 1)), sampling, seed)
-        return Asked(question, tuple(hits), min(k, len(hits)), None if silent else request, 16.0, {"read": 1.0})
+        request = None if silent else request
+        return Asked(question, tuple(hits), min(k, len(hits)), request, 16.0, {"read": 1.0}, searched, len(history))
 
     def text(self, tokens):
         return "".join(map(chr, tokens))

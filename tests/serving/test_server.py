@@ -7,9 +7,12 @@ import threading
 import time
 
 import httpx
+import openai
 import pytest
 
+from clara_jax.retrieval.table import StoreFailed
 from clara_jax.serving import chat as chats
+from clara_jax.serving import schema
 from tests.serving.fakes import FakeLibrary, serve
 
 DOCUMENTS = [
@@ -76,6 +79,11 @@ def test_parts_and_the_last_question_of_a_chat(served):
     ]
     body = httpx.post(f"{served().url}/v1/chat/completions", json={"messages": messages, "n": 1, "user": "x"}).json()
     assert body["choices"][0]["message"]["content"] == "answer to who ✓"
+    # Which is searched behind what the user said before, and answered from all that was said; and so it says.
+    assert body["found"]["searched"] == "no\nwho" and body["found"]["searched_as"] == "concatenated"
+    assert body["found"]["turns"] == 2
+    body = httpx.post(f"{served().url}/v1/chat/completions", json=chat("who")).json()
+    assert body["found"]["searched_as"] == "question" and body["found"]["turns"] == 0
 
 
 def test_a_stream_is_the_answer_in_pieces(served):
@@ -193,7 +201,31 @@ def test_search_and_rank(served):
         ("documents", {"documents": [{"id": "a\x00b", "text": "x"}]}, 400, "control character"),
         ("documents", {"documents": [{"id": "", "text": "x"}]}, 422, "id"),
         ("documents", {"documents": [{"id": "x", "text": " "}]}, 400, "no text"),
-        ("documents", b'{"documents": [{"id": "\\ud800", "text": "x"}]}', 422, "id"),
+        ("documents", b'{"documents": [{"id": "\\ud800", "text": "x"}]}', 400, "half of a surrogate pair"),
+        ("chat/completions", b'{"messages": [{"role": "user", "content": "\\ud83d"}]}', 400, "half of a surrogate"),
+        ("chat/completions", b'{"messages": [], "\\udc00": 1}', 400, "half of a surrogate"),
+        ("chat/completions", b'{"messages": [{"role": "user", "content": "x"}], "where": "\\uD83D"}', 400, "half"),
+        ("search", b'{"question": "\\ud83d\\ud83d"}', 400, "half of a surrogate"),
+        ("rank", b'{"question": "x", "documents": ["\\udfff"]}', 400, "half of a surrogate"),
+        ("search", b"[" * 100_000, 400, ""),
+        ("search", b'{"question": "x", "k": ' + b"9" * 5000 + b"}", 400, ""),
+        ("chat/completions", chat(tool_choice="required"), 422, "no tools are called here"),
+        ("chat/completions", chat(tool_choice={"type": "function", "function": {"name": "f"}}), 422, "no tools"),
+        ("chat/completions", chat(functions=[{"name": "f"}]), 422, "no functions are called here"),
+        ("chat/completions", chat(function_call={"name": "f"}), 422, "no functions are called here"),
+        ("chat/completions", chat(logprobs=True), 422, "log-probabilities are not told here"),
+        ("chat/completions", chat(top_logprobs=3), 422, "log-probabilities are not told here"),
+        ("chat/completions", chat(logit_bias={"5": 100}), 422, "no bias"),
+        ("chat/completions", chat(presence_penalty=0.5), 422, "no penalties"),
+        ("chat/completions", chat(modalities=["text", "audio"]), 422, "answers are text"),
+        ("chat/completions", chat(stop=[""]), 422, "stop"),
+        ("chat/completions", chat(stop=["a", "b", "c", "d", "e"]), 422, "stop"),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            422,
+            "no images",
+        ),
     ],
 )
 def test_mistakes_are_told_in_words(served_once, path, body, status, said):
@@ -212,6 +244,96 @@ def served_once():
     own = serve()
     yield own
     own.end()
+
+
+FIELDS = sorted(schema.StoreChatRequest.model_fields)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("stop", "said"),
+    [
+        ("cat", "answer to where is the "),
+        (["nowhere", " is"], "answer to where"),
+        ("the cat ✓!", "answer to where is the cat ✓"),  # which begins and does not come
+        (["✓"], "answer to where is the cat "),
+        ("a", ""),
+        (None, "answer to where is the cat ✓"),
+    ],
+)
+def test_an_answer_ends_before_the_first_of_the_endings(served_once, stop, said, stream):
+    response = httpx.post(f"{served_once.url}/v1/chat/completions", json=chat(stop=stop, stream=stream))
+    assert response.status_code == 200, response.text
+    if stream:
+        _, *middle, last = events(response)
+        assert "".join(piece["choices"][0]["delta"]["content"] for piece in middle) == said
+        assert last["choices"][0]["finish_reason"] == "stop"
+    else:
+        assert response.json()["choices"][0]["message"]["content"] == said
+        assert response.json()["choices"][0]["finish_reason"] == "stop"
+
+
+def test_null_is_absent(served_once):
+    url = f"{served_once.url}/v1/chat/completions"
+    expected = httpx.post(url, json=chat()).json()["choices"]
+    optional = {name: None for name in FIELDS if name != "messages"}
+    own = chat(**optional | {"stream_options": {"include_usage": None}})
+    assert httpx.post(url, json=own).json()["choices"] == expected
+    for name in optional:
+        assert httpx.post(url, json=chat(**{name: None})).json()["choices"] == expected, name
+    assert "messages" in httpx.post(url, json=chat(messages=None)).json()["error"]["message"]
+    documents = [{"id": "b", "text": "x", "title": None, "source": None}]
+    assert httpx.post(f"{served_once.url}/v1/documents", json={"documents": documents}).status_code == 200
+    found = httpx.post(f"{served_once.url}/v1/search", json={"question": "x", "k": None, "how": None, "where": None})
+    assert found.json()["hits"]
+    assert httpx.delete(f"{served_once.url}/v1/documents/b").status_code == 200
+
+
+def test_a_whole_surrogate_pair_is_a_character(served_once):
+    body = rb'{"messages": [{"role": "user", "content": "\ud83d\ude00"}]}'
+    headers = {"content-type": "application/json"}
+    response = httpx.post(f"{served_once.url}/v1/chat/completions", content=body, headers=headers)
+    assert response.json()["choices"][0]["message"]["content"] == "answer to 😀 ✓"
+
+
+def test_openais_own_client(served_once):
+    with openai.OpenAI(base_url=f"{served_once.url}/v1", api_key="any") as client:
+        assert client.models.retrieve("clara").id == client.models.list().data[0].id == "clara"
+        with pytest.raises(openai.NotFoundError, match="there is no model 'gpt/4'"):
+            client.models.retrieve("gpt/4")
+        own = {"model": "clara", "messages": chat("where")["messages"], "stop": "where", "temperature": None}
+        assert client.chat.completions.create(**own).choices[0].message.content == "answer to "
+        pieces = client.chat.completions.create(**own, stream=True)
+        assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == "answer to "
+        with pytest.raises(openai.UnprocessableEntityError, match="no tools"):
+            client.chat.completions.create(**own, tool_choice="required")
+
+
+def asks_first(url, origin, key=None):
+    headers = {"origin": origin, "access-control-request-method": "POST"}
+    headers |= {"access-control-request-headers": "authorization,content-type"}
+    return httpx.options(f"{url}/v1/chat/completions", headers=headers)
+
+
+def test_pages_of_allowed_origins_may_ask_and_read(served):
+    hosts = ("127.0.0.1", "localhost", "::1")
+    for limits, origin, allowed in (
+        ({"hosts": hosts}, "http://localhost:1234", True),
+        ({"hosts": hosts}, "https://evil.example", False),
+        ({"key": "secret"}, "https://mine.example", True),
+        ({"key": "secret", "hosts": hosts}, "https://mine.example", False),
+        ({}, "http://127.0.0.1:1234", True),
+        ({}, "https://evil.example", False),
+    ):
+        url = served(**limits).url
+        first = asks_first(url, origin)
+        assert (first.status_code == 204) == allowed, (limits, origin, first.text)
+        assert first.headers.get("access-control-allow-origin") == (origin if allowed else None)
+        if allowed:
+            assert first.headers["access-control-allow-headers"] == "authorization,content-type"
+        read = httpx.post(f"{url}/v1/chat/completions", json=chat(), headers=KEY | {"origin": origin})
+        assert read.headers.get("access-control-allow-origin") == (origin if allowed else None)
+        assert httpx.options(f"{url}/v1/chat/completions").status_code in (401, 405)
 
 
 def test_unknown_paths_methods_and_models(served_once):
@@ -344,6 +466,59 @@ def test_what_cannot_be_finished_is_told_so(served, stream):
         assert events(found["response"])[-1]["error"]["message"] == "the server is stopping"
     else:
         assert found["response"].status_code == 503
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_waits_for_a_worker_that_is_stuck_is_told_at_once(served, stream):
+    """As inside XLA, whose compiling nothing can interrupt; and what waits behind it does not begin."""
+    own = served(library=FakeLibrary(rows=1, pause=0.0), queue=50)
+    stuck, free = threading.Event(), threading.Event()
+    step = own.library.engine.step
+
+    def compiling():
+        stuck.set()
+        free.wait(20)
+        return step()
+
+    own.library.engine.step = compiling
+    found = []
+
+    def ask():
+        response = httpx.post(f"{own.url}/v1/chat/completions", json=chat(stream=stream), timeout=30)
+        found.append((response, time.monotonic()))
+
+    threads = [threading.Thread(target=ask) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    assert stuck.wait(10)
+    wait_until(lambda: own.worker.inside == 12)
+    asked = len(own.library.engine.waiting)
+    own.worker.stop()
+    began = time.monotonic()
+    own.worker.end()
+    for thread in threads:
+        thread.join(10)
+    assert not own.worker.join(0.01)
+    assert len(found) == 12 and max(at for _, at in found) - began < 5
+    for response, _ in found:
+        if stream and response.status_code == 200:
+            assert events(response)[-1]["error"]["message"] == "the server is stopping"
+        else:
+            assert response.status_code == 503 and response.json()["error"]["message"] == "the server is stopping"
+    free.set()
+    assert own.worker.join(10) and len(own.library.engine.waiting) + len(own.library.engine.seats) <= asked
+
+
+def test_a_store_that_fails_is_not_the_clients_fault(served):
+    own = served()
+
+    def damaged(*_, **__):
+        raise StoreFailed("stores/a: chunk 'x' is not as it was written")
+
+    own.library.search = damaged
+    response = httpx.post(f"{own.url}/v1/search", json={"question": "x"})
+    assert response.status_code == 500 and response.json()["error"]["type"] == "server_error"
+    assert "chunk 'x' is not as it was written" in response.json()["error"]["message"]
 
 
 def test_metrics_count_what_was_done(served):

@@ -8,6 +8,7 @@ import socket
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given, settings
@@ -426,6 +427,17 @@ def test_no_message_has_a_secret(status, caplog):
 def test_a_secret_that_a_message_is_cut_in():
     _, _, (error,) = run(lambda body, nth: fails(400, "x" * 190 + KEY + "y" * 100), key=KEY)
     assert "sk-v" not in str(error)
+
+
+@pytest.mark.parametrize("form", ["{}", "the key is {}.", "<{}>"])
+def test_a_reply_that_repeats_the_key_is_not_kept(form):
+    """As it is, or escaped for JSON or URLs; words that servers of one's own have for keys are words."""
+    for shown in (KEY, KEY.replace("/", r"\/"), quote(KEY, safe="")):
+        _, _, (error,) = run(lambda body, nth, shown=shown: says(form.format(shown)), key=KEY)
+        assert isinstance(error, Refused) and "repeats the key" in str(error)
+        assert not [text for text in chain(error) if KEY in text or shown in text]
+    _, _, (reply,) = run(lambda body, nth: says("none is EMPTY"), key="EMPTY")
+    assert reply.text == "none is EMPTY"
 
 
 def test_redacted():

@@ -1,5 +1,7 @@
 """The journal: nothing that was written is lost, nothing is worked on twice, and other settings are refused."""
 
+import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -9,8 +11,10 @@ import time
 import pytest
 
 from clara_jax import ClaraError
-from clara_jax.synthesis.endpoint import Reply
+from clara_jax.synthesis.asking import Asker
+from clara_jax.synthesis.endpoint import Ask, Reply
 from clara_jax.synthesis.journal import Dropped, Item, Journal, Outcome, Spent
+from clara_jax.synthesis.work import work_through
 from tests.locations import ROOT
 
 ITEMS = [Item(f"d{number}", f"digest {number}", {"text": f"text {number}"}) for number in range(5)]
@@ -117,3 +121,51 @@ def test_a_dead_workers_items_are_free(journal):
             assert found == ITEMS[:3]
     finally:
         other.kill()
+
+
+def test_failures_that_come_together_are_all_looked_at(journal):
+    """Python would say "Task exception was never retrieved" of those that are not, long after."""
+    told = []
+
+    async def whole():
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context["message"]))
+        gate = asyncio.Event()
+
+        async def fail(item):
+            await gate.wait()
+            raise ClaraError(f"{item.id} failed")
+
+        asyncio.get_running_loop().call_later(0.01, gate.set)
+        with pytest.raises(ClaraError, match="failed"):
+            await work_through(journal, fail, 4)
+
+    journal.want(iter(ITEMS))
+    asyncio.run(whole())
+    gc.collect()
+    assert told == [] and journal.left() == 5
+
+
+def test_a_request_that_nobody_waits_for_any_more_may_fail(journal):
+    told = []
+
+    async def whole():
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context["message"]))
+        gate = asyncio.Event()
+
+        async def send(ask, may):
+            await gate.wait()
+            raise ClaraError("the server is away")
+
+        asker = Asker(send, journal, None, None)
+        asked = Ask((("user", "x"),), None, 5, 0.0, 0)
+        waiting = asyncio.ensure_future(asker._reply("a", "answer", asked))
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        gate.set()
+        await asyncio.gather(waiting, return_exceptions=True)
+        await asyncio.sleep(0.01)
+        assert not asker._under_way
+
+    asyncio.run(whole())
+    gc.collect()
+    assert told == []

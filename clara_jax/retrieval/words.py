@@ -1,0 +1,61 @@
+"""Words of texts in any script, the same for the index and for questions.
+
+A text is brought to one form (NFKC, no case, no accents), then cut. Scripts that write blanks are cut where Unicode's
+letters, marks and digits end. The others (Han, kana, Thai, ...), and Korean, whose particles stick to the words, are
+indexed by single characters and by pairs of neighbours, and asked for by pairs; a question of one character by itself.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator
+
+import regex
+
+LONGEST = 128  # characters of a word; of a longer one the first are kept
+_UNSPACED = (
+    r"\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Hangul}\p{Yi}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}ー々〆"
+)
+_TOKENS = regex.compile(
+    rf"(?P<run>[{_UNSPACED}][{_UNSPACED}\p{{M}}]*)|[[\p{{L}}\p{{M}}\p{{N}}]--[{_UNSPACED}]]+|\p{{So}}", regex.V1
+)
+# Accents, vowel points of Hebrew and Arabic, the Arabic stretcher, and invisible characters but the zero-width space,
+# which ends a word.
+_DROPPED = regex.compile(
+    r"[\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u0640\u064b-\u065f\u0670\ufe00-\ufe0f]|[\p{Cf}--\u200b]", regex.V1
+)
+_LETTERS = str.maketrans(
+    {"ł": "l", "ø": "o", "đ": "d", "ħ": "h", "ŧ": "t", "æ": "ae", "œ": "oe", "ð": "d", "þ": "th", "ı": "i"}
+)
+
+
+def indexed(text: str) -> str:
+    """Return the words that a text is found by, with blanks between them."""
+    words: list[str] = []
+    for word, characters in _cut(text):
+        words += [word] if characters is None else [*characters, *_pairs(characters)]
+    return " ".join(words)
+
+
+def asked(text: str) -> str:
+    """Return the words that a question looks for, with blanks between them; none of one without a word."""
+    words: list[str] = []
+    for word, characters in _cut(text):
+        words += [word] if characters is None else _pairs(characters) or characters
+    return " ".join(words)
+
+
+def _cut(text: str) -> Iterator[tuple[str, list[str] | None]]:
+    """Words, each with its characters where it is a stretch of a script without blanks."""
+    for found in _TOKENS.finditer(_plain(text)):
+        word = found[0]
+        yield word[:LONGEST], regex.findall(r"\X", word) if found["run"] else None
+
+
+def _pairs(characters: list[str]) -> list[str]:
+    return [a + b for a, b in zip(characters, characters[1:], strict=False)]
+
+
+def _plain(text: str) -> str:
+    spelled = unicodedata.normalize("NFKD", text).casefold()
+    return unicodedata.normalize("NFKC", _DROPPED.sub("", spelled)).translate(_LETTERS)

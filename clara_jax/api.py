@@ -139,8 +139,7 @@ class Clara:
         rows: int | None = None,
         rate: int | None = None,
     ) -> Clara:
-        """Opens a training run, one of its checkpoints, a checkpoint in the released format, or a model inside the
-        package ("smollm2-clara").
+        """Opens a training run, one of its checkpoints, a checkpoint in the released format, or a compact copy.
 
         Args:
           base: where the base model lies, if not where the checkpoint says.

@@ -37,7 +37,6 @@ from clara_jax.model.config import ModelConfig
 from clara_jax.model.declare import abstract, declare_affine, declare_base, initialise, shardings
 from clara_jax.model.precision import PRECISIONS, resolve
 from clara_jax.model.sharding import place, platform
-from clara_jax.shipped import folder_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,8 +248,8 @@ def load(
     precision: str | None = None,
     remat: str = "none",
 ) -> Bundle:
-    """Opens a training run's directory, one of its checkpoints, a checkpoint in the released format, folders that
-    `clara_jax.exporting` wrote (PEFT, compact), or a model inside the package by its name (`clara_jax.shipped`).
+    """Opens a training run's directory, one of its checkpoints, a checkpoint in the released format, or folders that
+    `clara_jax.exporting` wrote (PEFT, compact).
 
     Args:
       base: where the base lies, if not where the checkpoint says.
@@ -259,7 +258,7 @@ def load(
     Raises:
       ClaraError: nothing there, damaged, made on another base, or of another shape.
     """
-    path, precision = folder_of(path) or Path(path), precision and resolve(precision, platform(mesh))
+    path, precision = Path(path), precision and resolve(precision, platform(mesh))
     if not path.is_dir():
         raise ClaraError(
             f"{path}: no such directory; give a training run, one of its checkpoints, or a released CLaRa checkpoint"

@@ -284,6 +284,7 @@ def test_the_commands(checkpoint, tmp_path, monkeypatch, capsys):
     "module, arguments, words",
     [
         (compress_command, ["--store", "s"], "nothing to do"),
+        (compress_command, ["--store", "s", "--corpus", "c"], "--checkpoint is missing"),
         (compress_command, ["--store", "nowhere", "--stats"], "no store is there"),
         (compress_command, ["--store", "s", "--corpus", "c.jsonl", "--checkpoint", "nowhere"], "no such directory"),
         (ask_command, ["What?", "--checkpoint", "c"], "either --store or --documents"),

@@ -14,7 +14,6 @@ from clara_jax.data import prompts
 from clara_jax.evaluation.answers import cover_match
 from clara_jax.inference.decode import Sampling
 from clara_jax.library import Library
-from clara_jax.shipped import DEFAULT
 
 FOLDER = Path(ten_questions.__file__).parent
 WAYS = ("memory", "memory and text", "worst chunks", "nothing")
@@ -26,7 +25,7 @@ def main() -> None:
         description=ten_questions.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--checkpoint", default=DEFAULT)
+    parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--k", type=int, nargs="+", default=[1, 5], help="chunks that are read (1 5)")
     parser.add_argument("--how", nargs="+", default=["words", "memory", "both"], help="what finds them (all three)")
     parser.add_argument("--json", metavar="FILE")

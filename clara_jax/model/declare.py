@@ -10,6 +10,7 @@ Layers are stacked: every leaf under ``layers`` has a leading axis L over which 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import zlib
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.sharding import spec
@@ -200,9 +202,20 @@ def abstract(tree: Tree, mesh: jax.sharding.Mesh) -> dict[str, Any]:
 
 def initialise(tree: Tree, key: jax.Array, mesh: jax.sharding.Mesh) -> dict[str, Any]:
     """Fresh values, made where they live. A leaf's value depends on the key, its path and its shape alone."""
-
-    def values():
-        return map_leaves(lambda path, leaf: leaf.value(jax.random.fold_in(key, zlib.crc32(path.encode()))), tree)
-
+    paths = map_leaves(lambda path, _: path, tree)
+    hashes = np.array([zlib.crc32(path.encode()) for path in jax.tree.leaves(paths)], np.uint32)
+    # On the host, from where every process of several can hand them to a program for the devices of all.
+    data = np.asarray(jax.random.key_data(jax.vmap(jax.random.fold_in, (None, 0))(key, hashes)))
+    keys = jax.tree.unflatten(jax.tree.structure(paths), list(data))
+    generator = jax.random.key_impl(key)
     with jax.set_mesh(mesh):
-        return jax.jit(values, out_shardings=shardings(tree, mesh))()
+        return jax.tree.map(
+            lambda leaf, placed, own: _maker(leaf, placed, generator)(own), tree, shardings(tree, mesh), keys
+        )
+
+
+@functools.lru_cache(256)
+def _maker(leaf: Leaf, placed: jax.NamedSharding, generator: Any) -> Callable[[np.ndarray], jax.Array]:
+    """A program for one kind of leaf. A model repeats few of them, and compiling a random generator takes a tenth of a
+    second: in one program for all leaves each had its own."""
+    return jax.jit(lambda data: leaf.value(jax.random.wrap_key_data(data, impl=generator)), out_shardings=placed)

@@ -1,10 +1,12 @@
 """Tests run on eight fake CPU devices: one of them for most, a 4 x 2 mesh for those on sharding."""
 
 import gc
+import mmap
 import os
 from glob import glob
 
 import jax
+import jaxlib
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
@@ -16,6 +18,24 @@ jax.config.update("jax_num_cpu_devices", 8)
 UNOPTIMIZED = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 os.environ.setdefault(UNOPTIMIZED, "1")
 jax.config.update("jax_disable_most_optimizations", os.environ[UNOPTIMIZED] != "0")
+# These two compile five times as fast for CPUs, to programs that are a little slower: XLA's older generator of code for
+# fusions, and one LLVM module for a program instead of up to 32 that several threads compile.
+FLAGS = ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1")
+# Without these: a worker of pytest-xdist has them from the process that started it.
+FLAGS_OF_USERS = [own for own in os.environ.get("XLA_FLAGS", "").split() if own not in FLAGS]
+
+
+def is_known(flag):
+    """Return whether this jaxlib has a flag: one that XLA does not know ends the process."""
+    name = flag.removeprefix("--").partition("=")[0].encode()
+    for library in glob(f"{os.path.dirname(jaxlib.__file__)}/libjax_common.*"):
+        with open(library, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            if content.find(name) >= 0:
+                return True
+    return False
+
+
+os.environ["XLA_FLAGS"] = " ".join([*FLAGS_OF_USERS, *filter(is_known, FLAGS)])
 # Threads that XLA has for all devices of a process, here and in what a test starts; by default as many as there are
 # cores or devices. A collective blocks its thread until all devices are there, and a device may be in two at once: with
 # a thread for each device the last one may find none, and all wait forever.
@@ -48,6 +68,14 @@ def pytest_terminal_summary(terminalreporter, config):
         )
 
 
+def pytest_collection_finish():
+    """All that was imported and collected stays to the end: the garbage collector need not go through it each time that
+    a program is traced, which makes garbage by the million."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _forget_programs():
     """A compiled program takes tens of memory maps, of which the kernel gives a process 65,530 in all: a worker that
@@ -75,6 +103,7 @@ def optimized():
     jax.config.update("jax_disable_most_optimizations", False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(UNOPTIMIZED, "0")
+        patch.setenv("XLA_FLAGS", " ".join(FLAGS_OF_USERS))  # for what a test starts; this process has read them
         yield
     jax.config.update("jax_disable_most_optimizations", os.environ[UNOPTIMIZED] != "0")
 

@@ -104,7 +104,7 @@ def cases():
 
 
 @pytest.mark.parametrize("where", ["mesh", "mesh222"])
-@pytest.mark.parametrize(("tied", "trained", "positions"), cases())
+@pytest.mark.parametrize(("tied", "trained", "positions"), list(cases()))
 def test_loss_and_gradients_are_those_of_the_formula(request, monkeypatch, where, positions, tied, trained):
     mesh = request.getfixturevalue(where)
     split = {"mesh": (1, 1), "mesh222": (4, 2)}[where]

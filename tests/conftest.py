@@ -108,6 +108,12 @@ def optimized():
     jax.config.update("jax_disable_most_optimizations", os.environ[UNOPTIMIZED] != "0")
 
 
+@pytest.fixture(scope="session")
+def usual_code():
+    """Options of the compiler that undo `FLAGS`: for what is read off a program as users get it."""
+    return {"xla_cpu_use_fusion_emitters": True} if is_known(FLAGS[0]) else {}
+
+
 @pytest.fixture(scope="module")
 def uncached():
     """Neither load nor keep compiled programs: JAX keeps programs for topologies, and cannot load them."""

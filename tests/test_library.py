@@ -308,11 +308,11 @@ def test_a_mistake_in_the_corpus_is_found_before_anything_is_compressed(checkpoi
     assert len(DocumentStore.open(tmp_path / "s")) == 0
 
 
-def versions(path, version):
-    """Writes 400 documents of one to three chunks; the next version of each has other chunks, and another number of
+def versions(path, version, count=400):
+    """Writes documents of one to three chunks; the next version of each has other chunks, and another number of
     them. Document -> its text without spaces."""
     own = []
-    for i in range(400):
+    for i in range(count):
         parts = 1 + 4 * ((i + version) % 3)
         own.append((f"d{i}", [document(10_000 * version + 9 * i + part) for part in range(parts)]))
     path.write_text("".join(json.dumps({"id": name, "text": "\n\n".join(parts)}) + "\n" for name, parts in own))
@@ -329,8 +329,8 @@ def said(store):
     return {name: "".join("".join(own).split()) for name, own in parts.items()}
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
-def test_a_killed_compression_loses_and_doubles_nothing(checkpoint, tmp_path, kills):
+@pytest.mark.parametrize("kills, documents", [(1, 100), pytest.param(20, 400, marks=pytest.mark.slow)])
+def test_a_killed_compression_loses_and_doubles_nothing(checkpoint, tmp_path, kills, documents):
     """Killed at random moments of its work, again and again: first over an empty store, then over one with an older
     version of every document. Whenever that is, a document is there as it was or as it is."""
     store, corpus, bar, rng = tmp_path / "store", tmp_path / "corpus.jsonl", tmp_path / "bar", random.Random(kills)
@@ -351,7 +351,7 @@ def test_a_killed_compression_loses_and_doubles_nothing(checkpoint, tmp_path, ki
                 time.sleep(0.02)
             yield process
 
-    valid, hits = [versions(corpus, 0)], 0
+    valid, hits = [versions(corpus, 0, documents)], 0
     with compressing(tmp_path / "timed") as process:
         began = time.monotonic()
         assert process.wait() == 0
@@ -367,7 +367,7 @@ def test_a_killed_compression_loses_and_doubles_nothing(checkpoint, tmp_path, ki
         if not hit:
             seconds *= 0.8  # it had ended before: the machine is faster now
         if not hit or hits % 3 == 0:  # else the next one goes on with what was stopped
-            valid.append(versions(corpus, len(valid)))
+            valid.append(versions(corpus, len(valid), documents))
     for place in (store, tmp_path / "whole"):
         with compressing(place) as process:
             assert process.wait() == 0

@@ -76,6 +76,13 @@ def directly(bundle, request, end_ids=NEVER):
     return tuple(out.tokens[0, : out.lengths[0]].tolist()), float(out.log_probability[0])
 
 
+def tokens_directly(bundle, request):
+    """The tokens alone: the first ones of a long answer, whatever the limit, so that all limits share a program."""
+    long = dataclasses.replace(request.sampling, max_new_tokens=30)
+    assert request.sampling.max_new_tokens <= long.max_new_tokens
+    return directly(bundle, dataclasses.replace(request, sampling=long))[0][: request.sampling.max_new_tokens]
+
+
 @pytest.mark.parametrize(("weights", "rows"), [("adapter", 4), ("merged", 4), ("merged-float32", 1)])
 def test_answers_are_those_of_one_prompt_alone(bundle, weights, rows):
     engine = Engine(bundle.model, bundle.params, bundle.mesh, NEVER, rows=rows, weights=weights, steps=4)
@@ -91,7 +98,7 @@ def test_answers_are_those_of_one_prompt_alone(bundle, weights, rows):
 
 def test_end_tokens_free_a_row_for_the_next(bundle):
     asked = requests(bundle, 8, limits=(12,))
-    free = [directly(bundle, request)[0] for request in asked]
+    free = [tokens_directly(bundle, request) for request in asked]
     ends = (free[0][3], free[1][5])
     engine = Engine(bundle.model, bundle.params, bundle.mesh, ends, rows=2, steps=3)
     for request, tokens, result in zip(asked, free, engine.generate(asked), strict=True):
@@ -113,7 +120,7 @@ def test_those_who_come_later_change_nothing_and_rows_grow(bundle):
         pass
     assert len(lengths) > 3  # tokens come a few at a time
     for request, ticket in zip(asked, tickets, strict=True):
-        assert ticket.result.tokens == directly(bundle, request)[0] == tuple(ticket.tokens)
+        assert ticket.result.tokens == tokens_directly(bundle, request) == tuple(ticket.tokens)
 
 
 def test_draws_depend_on_the_seed_alone(bundle):
@@ -121,7 +128,7 @@ def test_draws_depend_on_the_seed_alone(bundle):
     engine = Engine(bundle.model, bundle.params, bundle.mesh, NEVER, rows=4, steps=4)
     together = engine.generate(asked)
     for request, result in zip(asked, together, strict=True):
-        assert result.tokens == directly(bundle, request)[0] == engine.generate([request])[0].tokens
+        assert result.tokens == tokens_directly(bundle, request) == engine.generate([request])[0].tokens
     other = engine.generate([dataclasses.replace(request, seed=request.seed + 100) for request in asked])
     changed = [a.tokens != b.tokens for a, b in zip(together, other, strict=True)]
     assert sum(changed[:8]) >= 6 and not any(changed[8:])
@@ -145,7 +152,7 @@ def test_cancelled_requests_leave_the_others_alone(bundle):
     assert [ticket.result.ended for ticket in tickets] == ["cancelled", "length", "length", "cancelled"]
     assert len(tickets[0].result.tokens) < 20
     for request, ticket in list(zip(asked, tickets, strict=True))[1:3]:
-        assert ticket.result.tokens == directly(bundle, request)[0]
+        assert ticket.result.tokens == tokens_directly(bundle, request)
 
 
 def test_questions_on_the_same_documents_read_them_once(bundle):
@@ -161,10 +168,10 @@ def test_questions_on_the_same_documents_read_them_once(bundle):
     results = [engine.generate([request])[0] for request in asked]
     assert (engine.prefixes.found, engine.prefixes.missed, len(engine.prefixes)) == (2, 1, 1)
     for request, result in zip(asked, results, strict=True):
-        assert result.tokens == directly(bundle, request)[0]
+        assert result.tokens == tokens_directly(bundle, request)
     # Other memories at the same tokens are another beginning.
     other = dataclasses.replace(asked[0], memories=-asked[0].memories)
-    assert engine.generate([other])[0].tokens == directly(bundle, other)[0] != results[0].tokens
+    assert engine.generate([other])[0].tokens == tokens_directly(bundle, other) != results[0].tokens
     assert engine.prefixes.missed == 2
 
 
@@ -186,7 +193,7 @@ def test_shared_tokens_are_read_once(bundle):
         results = [engine.generate([request])[0] for request in asked]
         assert (engine.prefixes.found, engine.prefixes.missed) == (found + 1, missed + 1)
         for request, result in zip(asked, results, strict=True):
-            assert result.tokens == directly(bundle, request)[0]
+            assert result.tokens == tokens_directly(bundle, request)
 
 
 def test_beginnings_that_were_not_used_for_longest_go(bundle):
@@ -224,7 +231,7 @@ def test_a_beginning_under_longrope_keeps_to_its_table(tmp_path, mesh):
     assert (engine.prefixes.found, engine.prefixes.missed) == (3, 2)
 
 
-@pytest.mark.parametrize("weights", ["adapter", "merged", "merged-bfloat16"])
+@pytest.mark.parametrize("weights", ["adapter", "merged", pytest.param("merged-bfloat16", marks=pytest.mark.slow)])
 def test_several_devices(base, bundle, weights, mesh222):
     expected = Engine(bundle.model, bundle.params, bundle.mesh, NEVER, rows=4, weights=weights, steps=4)
     split = opened(base, mesh222)
@@ -238,11 +245,16 @@ def test_several_devices(base, bundle, weights, mesh222):
 
 def run(bundle, model, params):
     """States of some tokens, which another token's keys and values stand before, and their own."""
+
+    @jax.jit
+    def both(params, ids):
+        x = model.embed(params, ids)
+        _, past = model.forward(params, None, x[:, :1], ids[:, :1] > 0, keep=True)
+        return model.forward(params, None, x[:, 1:], ids[:, 1:] > 0, (past,), keep=True)
+
     ids = np.arange(5, 45, dtype=np.int32)[None]
     with jax.set_mesh(bundle.mesh):
-        x = model.embed(params, jax.device_put(ids, jax.P(("replica", "data"))))
-        _, past = model.forward(params, None, x[:, :1], ids[:, :1] > 0, keep=True)
-        return jax.device_get(model.forward(params, None, x[:, 1:], ids[:, 1:] > 0, (past,), keep=True))
+        return jax.device_get(both(params, jax.device_put(ids, jax.P(("replica", "data")))))
 
 
 @pytest.mark.parametrize("alone", [True, False])
@@ -283,7 +295,7 @@ def test_bfloat16_for_one_row_where_the_processor_multiplies_it(base, mesh, monk
 
 
 @pytest.mark.parametrize("rows", [1, 8])
-def test_bfloat16_is_read_as_it_is(bundle, rows):
+def test_bfloat16_is_read_as_it_is(bundle, rows, usual_code):
     """Nothing in the program of a token is as large as a kernel in float32: XLA widens none of them in memory."""
     model, params = ready.prepare(bundle.model, bundle.params, "merged-bfloat16", bundle.mesh)
     sizes = {leaf.size for leaf in jax.tree.leaves(params["base"]["layers"][0]) if leaf.ndim > 1}
@@ -295,7 +307,7 @@ def test_bfloat16_is_read_as_it_is(bundle, rows):
     with jax.set_mesh(bundle.mesh):
         ids = jax.device_put(np.full((rows, 1), 7, np.int32), jax.P(("replica", "data")))
         lowered = jax.jit(token).lower(params, ids)
-        text = lowered.compile({"xla_backend_optimization_level": 3}).as_text()
+        text = lowered.compile({"xla_backend_optimization_level": 3, **usual_code}).as_text()
     products = [line for line in text.splitlines() if " dot(" in line or "kind=kCustom" in line]
     assert len(products) >= 7 * model.config.layers
     wide = [math.prod(map(int, shape.split(","))) for shape in re.findall(r"= f32\[([0-9,]+)\]", text)]

@@ -166,7 +166,7 @@ def test_a_loop_that_nobody_can_count_is_said_to_be_one():
 
 
 @needs_libtpu
-@pytest.mark.parametrize("stage", ["scp", "end_to_end"])
+@pytest.mark.parametrize("stage", [pytest.param("scp", marks=pytest.mark.slow), "end_to_end"])
 def test_the_train_step_reads_whole(stage):
     read = Program.parse(lower(stage, make_mesh(8, 1, devices=topology.devices("v5e:2x4"))).compile().as_text())
     found = collectives(read, 8)

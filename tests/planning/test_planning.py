@@ -59,7 +59,7 @@ def test_the_abstract_state_is_shaped_and_placed_as_the_real_one():
 
 
 @needs_libtpu
-@pytest.mark.parametrize("stage", ["scp", "end_to_end"])
+@pytest.mark.parametrize("stage", [pytest.param("scp", marks=pytest.mark.slow), "end_to_end"])
 def test_the_real_step_compiles_for_a_slice_that_is_not_there(stage):
     compiled = lower(stage, make_mesh(4, 2, devices=topology.devices("v5e:2x4"))).compile()
     memory = compiled.memory_analysis()

@@ -286,7 +286,7 @@ def test_nothing_held_out(directory, mesh):
     assert Evaluation(*parts, encoding("end_to_end"), 4, end_ids=bundle.end_ids)({}, {}) == {}
 
 
-@pytest.mark.parametrize("stage", ["scp", "end_to_end"])
+@pytest.mark.parametrize("stage", [pytest.param("scp", marks=pytest.mark.slow), "end_to_end"])
 def test_documents_as_text(directory, mesh, mesh222, stage):
     """The loss of the whole batch, answers to the prompts of texts, and no controls; on one device and on eight."""
     _, records = make_examples(directory, stage)

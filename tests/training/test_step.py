@@ -137,10 +137,11 @@ def assert_same(one, other):
 @pytest.mark.parametrize(
     ("stage", "dropout"),
     [
-        *((stage, 0.2) for stage in STAGES if stage != "instruct"),  # whose loss is that of scp
-        *(pytest.param(stage, 0.0, marks=pytest.mark.slow) for stage in STAGES if stage != "retrieval"),
-        pytest.param("instruct", 0.2, marks=pytest.mark.slow),
+        ("scp", 0.2),  # instruct has its loss
+        ("end_to_end", 0.2),
         ("retrieval", 0.0),
+        *(pytest.param(stage, 0.0, marks=pytest.mark.slow) for stage in STAGES if stage != "retrieval"),
+        *(pytest.param(stage, 0.2, marks=pytest.mark.slow) for stage in ("instruct", "retrieval")),
     ],
 )
 def test_eight_devices_equal_one(stage, dropout, mesh, mesh222):
@@ -229,14 +230,16 @@ def test_accumulation_equals_the_whole_batch_and_frozen_leaves_stay_out(stage, p
             np.testing.assert_allclose(after[path], value, rtol=0, atol=2e-5, err_msg=path)
 
 
-def test_a_step_over_texts(mesh, mesh222):
+@pytest.mark.parametrize("several", [((1, 4), (8, 2)), pytest.param(((1, 4), (8, 1), (8, 2)), marks=pytest.mark.slow)])
+def test_a_step_over_texts(several, mesh, mesh222):
     """Nothing but prompts: one device and eight, the whole batch and its parts make the same steps; the loss falls."""
     model, stage, losses = make_model(dropout=0.2), as_text(STAGES["instruct"]), {}
     none = dict.fromkeys(("document_ids", "document_mask", "query_ids", "query_mask", "positives"))
     batch = make_batch(model)
     index = np.full_like(batch.memory_index, -1)
     batch = dataclasses.replace(batch, **none, document_valid=batch.document_valid[:, :0], memory_index=index)
-    for where, accumulate in ((mesh, 1), (mesh, 4), (mesh222, 1), (mesh222, 2)):
+    for devices, accumulate in ((1, 1), *several):
+        where = {1: mesh, 8: mesh222}[devices]
         trained, frozen = split(make_params(model, where), stage.trains)
         assert {path.split("/")[1] for path in trained} == {"generator"}
         with jax.set_mesh(where):
@@ -274,8 +277,8 @@ SPLITS = [(devices, accumulate) for devices in (1, 8) for accumulate in (1, 2, 4
 @pytest.mark.parametrize(
     "stage,splits",
     [
-        ("retrieval", [(1, 1), (8, 4)]),
         ("scp", [(1, 1), (1, 32)]),  # one row at a time
+        pytest.param("retrieval", [(1, 1), (8, 4)], marks=pytest.mark.slow),
         *(pytest.param(stage, SPLITS, marks=pytest.mark.slow) for stage in STAGES),
     ],
 )

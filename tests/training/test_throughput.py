@@ -188,8 +188,8 @@ def test_this_machine_has_no_peak():
 
 
 # The others have the loss of scp.
-CASES = [(stage, None) for stage in ("scp", "end_to_end", "retrieval")]
-CASES += [("scp", EVERYTHING), ("scp", ("tokens/memory",))]
+CASES = [("scp", None), ("end_to_end", None), ("scp", EVERYTHING)]
+CASES += [pytest.param(*own, marks=pytest.mark.slow) for own in (("retrieval", None), ("scp", ("tokens/memory",)))]
 
 
 @pytest.mark.parametrize("stage,trains", CASES)

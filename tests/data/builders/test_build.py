@@ -50,26 +50,37 @@ def test_items_are_those_of_the_files(stage, suffix, tmp_path):
     source.verify()
 
 
-@pytest.mark.parametrize("stage", LINES)
-def test_tfds_reads_it_alone(stage, tmp_path):
-    """A program without clara_jax: what TFDS finds in the directory, compared with the items."""
-    report, source = built(tmp_path / "data", stage, write(tmp_path / "x.jsonl", LINES[stage]), shard_bytes=1)
+@pytest.fixture(scope="module")
+def read_alone(tmp_path_factory):
+    """Of every stage the report of a build and its source, and what a program without clara_jax finds there."""
+    own = {}
+    for stage in LINES:
+        folder = tmp_path_factory.mktemp(stage)
+        own[stage] = built(folder / "data", stage, write(folder / "x.jsonl", LINES[stage]), shard_bytes=1)
     program = """if True:
         import json, sys
         import tensorflow_datasets as tfds
         assert "clara_jax" not in sys.modules
-        builder = tfds.builder_from_directory(sys.argv[1])
-        items = builder.as_data_source("train")
         def plain(value):
             if isinstance(value, bytes):
                 return value.decode("utf-8", "surrogatepass")
             return [*map(plain, value)] if hasattr(value, "__iter__") else int(value)
-        rows = [{name: plain(value) for name, value in item.items()} for item in items]
-        print(json.dumps([rows, builder.info.metadata["fingerprint"], builder.info.splits["train"].num_examples]))
+        for directory in sys.argv[1:]:
+            builder = tfds.builder_from_directory(directory)
+            items = builder.as_data_source("train")
+            rows = [{name: plain(value) for name, value in item.items()} for item in items]
+            print(json.dumps([rows, builder.info.metadata["fingerprint"], builder.info.splits["train"].num_examples]))
         assert "clara_jax" not in sys.modules and "tensorflow" not in sys.modules
     """
-    command = [sys.executable, "-I", "-c", program, str(report.directory)]
-    rows, found, count = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    command = [sys.executable, "-I", "-c", program, *(str(report.directory) for report, _ in own.values())]
+    lines = subprocess.run(command, check=True, capture_output=True).stdout.splitlines()
+    return {stage: (*own[stage], json.loads(line)) for stage, line in zip(LINES, lines, strict=True)}
+
+
+@pytest.mark.parametrize("stage", LINES)
+def test_tfds_reads_it_alone(stage, read_alone):
+    """What TFDS finds in the directory, compared with the items."""
+    report, source, (rows, found, count) = read_alone[stage]
     assert found == report.fingerprint and count == len(source)
     for row, item in zip(rows, source, strict=True):
         values = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(item).items()}
@@ -315,7 +326,7 @@ def test_a_killed_build(before, tmp_path):
     else:
         with pytest.raises(ClaraError, match="holds no data set"):
             RecordSource(folder, "train")
-    assert start(path, folder).wait() == 0
+    build("instruct", {"train": [path]}, folder, overwrite=True, shard_bytes=2**16)
     assert [*RecordSource(folder, "train")] == read_records(path, "instruct")
     assert not [*folder.rglob("*.partial")]
     assert {name.name for name in (folder / "clara_instruct").iterdir()} == {"1.0.0", ".lock"}

@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     add("--k", type=int, default=5, metavar="N", help="chunks that the answer is given from (5)")
     add("--candidates", type=int, default=20, metavar="N", help="chunks that are looked at and counted in JSON (20)")
     add("--how", choices=("memory", "words", "both"), default="memory", help="what finds them (memory)")
-    add("--where", metavar="SQL", help="a condition on the chunks, e.g. \"document = 'notes/a.md'\"")
+    add("--where", metavar="CONDITION", help="that chunks must meet, e.g. \"document = 'notes/a.md'\"")
     add("--expand", type=int, default=0, metavar="N", help="give the best N chunks as text, too: for names and numbers")
     add("--abstain-below", type=float, metavar="COSINE", help="answer nothing where the best score is below")
     add("--max-new-tokens", type=int, default=64, metavar="N", help="longest answer (64)")

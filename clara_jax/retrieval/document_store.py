@@ -119,7 +119,7 @@ class DocumentStore:
                 connect(location).create_table(_CHUNKS, schema=schema(size, about), exist_ok=True)
         store = cls.open(location)
         store._table.have_unique("id")
-        store.index_words()
+        store._index("words", _WORDS)
         store.check(fingerprint)
         if store.encoding.name != encoding:
             raise ClaraError(

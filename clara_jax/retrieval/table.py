@@ -42,16 +42,22 @@ class Locks:
     """
 
     def __init__(self, location: str):
-        location = location.removeprefix("file://")
+        self._location, location = location, location.removeprefix("file://")
         self.remote = "://" in location
         self._writers, self._readers = os.path.join(location, ".lock"), os.path.join(location, ".readers")
         self._writing = self._reading = 0
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Waits for other writers, and keeps them out."""
-        free = self.remote or self._writing
-        with contextlib.nullcontext() if free else locked(self._writers, None):
+        """Waits for other writers, and keeps them out.
+
+        Raises:
+          StoreFailed: the directory cannot be written.
+        """
+        with contextlib.ExitStack() as stack:
+            if not (self.remote or self._writing):
+                with errors(self._location, "written"):
+                    stack.enter_context(locked(self._writers, None))
             self._writing += 1
             try:
                 yield

@@ -25,9 +25,10 @@ from clara_jax.errors import ClaraError
 from clara_jax.library import Library
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.model import precision as precisions
-from clara_jax.retrieval import filling
+from clara_jax.retrieval import document_store, filling
 from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.filling import Filled
+from tests.drills.test_stores import Bucket
 from tests.locations import ROOT
 from tests.tiny import document, write_base
 
@@ -142,13 +143,15 @@ def test_another_writer_in_between(clara, tmp_path, monkeypatch):
     assert one.store.index()[0] == ["x#0"] and one.store.chunks(["x#0"])[0].text == document(1)
 
 
-@pytest.mark.parametrize("place", ["{}/store", "file://{}/store"])
-def test_two_writers_at_once(clara, tmp_path, monkeypatch, place):
-    """Each with a version of its own of some documents: these are the one's or the other's; all others are there. What
-    has a URL is taken for a bucket, in which no file is locked."""
+@pytest.mark.parametrize("bucket", [False, True])
+def test_two_writers_at_once(clara, tmp_path, monkeypatch, bucket):
+    """Each with a version of its own of some documents: these are the one's or the other's; all others are there. In a
+    bucket no file is locked."""
+    if bucket:
+        monkeypatch.setattr(document_store, "Locks", Bucket)
     monkeypatch.setattr(filling._Pace, "chunks", 4)  # commit after commit, in turns
     monkeypatch.setattr(filling, "MOST", 4)
-    path = place.format(tmp_path)
+    path = f"file://{tmp_path}/store"
     one, other = library(clara, path), library(clara, path)
     mine = {f"d{i}": document(i) for i in range(40)}
     theirs = {f"d{i}": document(1000 + i) for i in range(20, 60)}

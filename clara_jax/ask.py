@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
         choices=("memory", "words", "both"),
         help="what finds them (default: memory, of a model that has not learned to rank words)",
     )
-    add("--where", metavar="SQL", help="a condition on the chunks, e.g. \"document = 'notes/a.md'\"")
+    add("--where", metavar="CONDITION", help="that chunks must meet, e.g. \"document = 'notes/a.md'\"")
     add("--expand", type=int, default=0, metavar="N", help="give the best N chunks as text, too: for names and numbers")
     add("--abstain-below", type=float, metavar="COSINE", help="answer nothing where the best score is below")
     add("--max-new-tokens", type=int, default=64, metavar="N", help="longest answer (64)")

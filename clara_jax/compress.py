@@ -80,10 +80,11 @@ def main() -> None:
 
 def _verify(location: str) -> None:
     from clara_jax.retrieval.document_store import DocumentStore
+    from clara_jax.retrieval.verifying import damaged_chunks
 
     store = DocumentStore.open(location)
     with store.reading():
-        count, damaged = len(store), store.verify()
+        count, damaged = len(store), damaged_chunks(store)
     if damaged:
         shown = ", ".join(map(repr, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
         raise ClaraError(

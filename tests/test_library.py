@@ -25,9 +25,10 @@ from clara_jax.errors import ClaraError
 from clara_jax.library import Library
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.model import precision as precisions
-from clara_jax.retrieval import filling
+from clara_jax.retrieval import document_store, filling
 from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.filling import Filled
+from tests.drills.test_stores import Bucket
 from tests.locations import ROOT
 from tests.tiny import document, write_base
 
@@ -142,13 +143,15 @@ def test_another_writer_in_between(clara, tmp_path, monkeypatch):
     assert one.store.index()[0] == ["x#0"] and one.store.chunks(["x#0"])[0].text == document(1)
 
 
-@pytest.mark.parametrize("place", ["{}/store", "file://{}/store"])
-def test_two_writers_at_once(clara, tmp_path, monkeypatch, place):
-    """Each with a version of its own of some documents: these are the one's or the other's; all others are there. What
-    has a URL is taken for a bucket, in which no file is locked."""
+@pytest.mark.parametrize("bucket", [False, True])
+def test_two_writers_at_once(clara, tmp_path, monkeypatch, bucket):
+    """Each with a version of its own of some documents: these are the one's or the other's; all others are there. In a
+    bucket no file is locked."""
+    if bucket:
+        monkeypatch.setattr(document_store, "Locks", Bucket)
     monkeypatch.setattr(filling._Pace, "chunks", 4)  # commit after commit, in turns
     monkeypatch.setattr(filling, "MOST", 4)
-    path = place.format(tmp_path)
+    path = f"file://{tmp_path}/store"
     one, other = library(clara, path), library(clara, path)
     mine = {f"d{i}": document(i) for i in range(40)}
     theirs = {f"d{i}": document(1000 + i) for i in range(20, 60)}
@@ -211,6 +214,23 @@ def test_an_answer_is_that_of_the_same_documents(clara, tmp_path):
     assert empty.text is None and not empty.asked.hits
 
 
+def test_a_conversation_is_searched_with_and_read(clara, tmp_path):
+    own = library(clara, tmp_path / "store")
+    own.add(texts(*range(12)))
+    question, history = "Where was he born?", [("user", "Who is Rollo?"), ("assistant", "A painter.")]
+    alone, asked = own.ask(question, k=2), own.ask(question, k=2, history=history)
+    assert (alone.searched, alone.turns) == (question, 0)
+    assert (asked.searched, asked.turns) == (f"Who is Rollo?\n{question}", 2)
+    assert asked.hits == own.ask(asked.searched, k=2).hits and asked.question == question
+    read = own.text(asked.request.ids)
+    assert "\n\nConversation:\nUser: Who is Rollo?\nAssistant: A painter.\n\nQuestion:Where was he born?" in read
+    # What was said first is what a long one loses.
+    long = own.ask(question, k=2, history=[("user", f"What about town {i}?") for i in range(90)])
+    read = own.text(long.request.ids)
+    assert 0 < long.turns < 32 and "about town 89?" in read and "about town 20?" not in read
+    assert long.searched.endswith(f"about town 89?\n{question}") and "about town 20?" not in long.searched
+
+
 @pytest.mark.parametrize(
     "options, words",
     [
@@ -259,8 +279,9 @@ def test_the_commands(checkpoint, tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "0 chunks compressed, 40 unchanged" in out and json.loads(out[out.index("{") :])["encoding"] == "float16"
     assert DocumentStore.open(store).projection() is not None
-    run_command(compress_command, monkeypatch, "--store", store, "--delete", "d3", "nothing")
-    assert "1 of 2 documents deleted" in capsys.readouterr().out
+    run_command(compress_command, monkeypatch, "--store", store, "--delete", "d3", "nothing", "--verify", "--compact")
+    out = capsys.readouterr().out
+    assert "1 of 2 documents deleted" in out and "39 chunks are as they were written" in out and "compacted" in out
 
     question = "Where was Ada number 0 born?"
     asked = ("--checkpoint", checkpoint, "--max-new-tokens", 4, "--k", 2)

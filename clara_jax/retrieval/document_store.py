@@ -27,20 +27,20 @@ from clara_jax.retrieval.rows import (
     StoredChunk,
     among,
     as_bytes,
+    as_chunk,
     as_rows,
     binary,
     damaged_memories,
-    facts_checksum,
     schema,
     vector_array,
 )
 from clara_jax.retrieval.table import Locks, StoreFailed, Table, connect, errors, names
-from clara_jax.retrieval.words import asked, indexed
+from clara_jax.retrieval.words import asked
 
 FORMAT = 2
 _CHUNKS, _PROJECTION = "chunks", "projection"
 _FEWEST_INDEXED = 10_000  # chunks; of fewer every search vector is looked at
-_TOGETHER = 1024  # chunks that `verify` reads at one time
+_FEW = 1000  # chunks that are not in an index yet, and are looked through one by one
 # Words are cut by `clara_jax.retrieval.words`; LanceDB takes what stands between blanks, and English endings off.
 _WORDS = FTS(
     base_tokenizer="whitespace", lower_case=False, ascii_folding=False, remove_stop_words=False, max_token_length=None
@@ -119,7 +119,7 @@ class DocumentStore:
                 connect(location).create_table(_CHUNKS, schema=schema(size, about), exist_ok=True)
         store = cls.open(location)
         store._table.have_unique("id")
-        store.index_words()
+        store._index("words", _WORDS)
         store.check(fingerprint)
         if store.encoding.name != encoding:
             raise ClaraError(
@@ -258,9 +258,10 @@ class DocumentStore:
         self._table.commit("written", merge)
 
     def index_words(self) -> None:
-        """Makes the index that `words` searches, where there is none; see `tidy`."""
+        """Makes the index that `words` searches, where there is none, and brings it up to date where it lacks much; see
+        `tidy`."""
         self._index("words", _WORDS)
-        self.tidy()
+        self.tidy(now=self._table.read(_behind))
 
     def index_vectors(self) -> None:
         """Makes the index that `nearest` searches, where there are enough chunks for one; see `tidy`."""
@@ -358,33 +359,9 @@ class DocumentStore:
           ClaraError: one of them is damaged.
         """
         columns = ["id", "key", "memory", "memory_checksum"]
-        for batch in self._batches(columns, rows):
+        for batch in self.rows(columns, rows):
             own, encoded = self._whole_memories(batch)
             yield own, batch["key"].to_pylist(), self.encoding.decode(encoded)
-
-    def verify(self) -> list[str]:
-        """Reads all, and compares it with the checksums that it was written with.
-
-        Returns:
-          the ids of damaged chunks.
-
-        Raises:
-          ClaraError: a file is damaged so that it cannot be read.
-        """
-        damaged: list[str] = []
-        seen: set[str] = set()
-        columns = [*FACTS, "words", "key", "memory", "facts_checksum", "memory_checksum"]
-        for batch in self._batches(columns, _TOGETHER):
-            encoded = as_bytes(batch["memory"])
-            own = set(damaged_memories(batch["id"].to_pylist(), encoded, batch["memory_checksum"].to_pylist()))
-            for row in batch.drop_columns(["memory", "memory_checksum"]).to_pylist():
-                kept = row.pop("words")
-                chunk, _, whole = _chunk(row)
-                if not whole or chunk.id in seen or kept != indexed(chunk.text):
-                    own.add(chunk.id)
-                seen.add(chunk.id)
-            damaged += sorted(own)
-        return damaged
 
     def documents(self, offset: int = 0, limit: int | None = None) -> tuple[list[StoredDocument], int]:
         """Documents in the order of their ids, and how many there are in all."""
@@ -420,7 +397,7 @@ class DocumentStore:
 
         return self._table.read(search)
 
-    def _batches(self, columns: list[str], rows: int) -> Iterator[pa.Table]:
+    def rows(self, columns: list[str], rows: int) -> Iterator[pa.Table]:
         """All rows of one version, at most so many at a time."""
         with self.reading() as table:
             with errors(self.location, "read"):
@@ -436,7 +413,7 @@ class DocumentStore:
     def _chunks(self, condition: str) -> Iterator[tuple[StoredChunk, bytes, bool]]:
         """Chunks with their keys, and whether they are as they were written."""
         rows = self._rows(condition, [*FACTS, "key", "facts_checksum"])
-        return map(_chunk, rows.to_pylist())
+        return map(as_chunk, rows.to_pylist())
 
     def _whole_memories(self, rows: pa.Table) -> tuple[list[str], np.ndarray]:
         """The ids and memories of rows, uint8 [n, size].
@@ -474,10 +451,10 @@ class DocumentStore:
         return about
 
 
-def _chunk(row: dict[str, Any]) -> tuple[StoredChunk, bytes, bool]:
-    key, checksum = row.pop("key"), row.pop("facts_checksum")
-    chunk = StoredChunk(**row)
-    return chunk, key, facts_checksum(chunk, key) == checksum
+def _behind(table: Any) -> bool:
+    """Whether an index lacks so many rows that looking through them takes longer than the index is worth."""
+    indices = table.list_indices()
+    return any(own.num_unindexed_rows > max(_FEW, own.num_indexed_rows // 10) for own in indices)
 
 
 def _where(search: Any, condition: str | None) -> Any:

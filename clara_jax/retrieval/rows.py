@@ -79,6 +79,13 @@ def as_rows(
     return pa.table(columns, schema=own)
 
 
+def as_chunk(row: dict[str, Any]) -> tuple[StoredChunk, bytes, bool]:
+    """A row of `FACTS`, "key" and "facts_checksum": its chunk and key, and whether they are as they were written."""
+    key, checksum = row.pop("key"), row.pop("facts_checksum")
+    chunk = StoredChunk(**row)
+    return chunk, key, facts_checksum(chunk, key) == checksum
+
+
 def facts_checksum(chunk: StoredChunk, key: bytes) -> int:
     """CRC-32 of what is known of a chunk beside its memory."""
     parts = "\0".join(str(getattr(chunk, name)) for name in FACTS)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-os.environ.setdefault("LANCE_LOG", "error")  # it reads this once; conflicts, which it warns of, are dealt with here
+os.environ.setdefault("LANCEDB_LOG", "error")  # it reads this once; conflicts, which it warns of, are dealt with here
 
 import lancedb  # noqa: E402
 import tenacity  # noqa: E402
@@ -26,6 +26,7 @@ _ROWS = 1000  # of a large table for each commit more: tidying rewrites it
 _KEPT = datetime.timedelta(hours=1)  # longer than anybody reads one version, where it is not known that nobody does
 _AT_ONCE = datetime.timedelta(milliseconds=1)
 _WAIT, _TRIES = 0.025, 40  # seconds between two looks at whether somebody reads, and how many
+_PANICS = ("PanicException", "RustPanic")  # of LanceDB's Rust over a damaged file; no module has these classes
 _UNIQUE = b"lance-schema:unenforced-primary-key"
 _AGAIN = 60.0  # seconds in which a commit is tried again
 
@@ -42,16 +43,22 @@ class Locks:
     """
 
     def __init__(self, location: str):
-        location = location.removeprefix("file://")
+        self._location, location = location, location.removeprefix("file://")
         self.remote = "://" in location
         self._writers, self._readers = os.path.join(location, ".lock"), os.path.join(location, ".readers")
         self._writing = self._reading = 0
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Waits for other writers, and keeps them out."""
-        free = self.remote or self._writing
-        with contextlib.nullcontext() if free else locked(self._writers, None):
+        """Waits for other writers, and keeps them out.
+
+        Raises:
+          StoreFailed: the directory cannot be written.
+        """
+        with contextlib.ExitStack() as stack:
+            if not (self.remote or self._writing):
+                with errors(self._location, "written"):
+                    stack.enter_context(locked(self._writers, None))
             self._writing += 1
             try:
                 yield
@@ -209,14 +216,14 @@ def errors(location: str, what: str) -> Iterator[None]:
         yield
     except ClaraError:
         raise
-    except Exception as error:
-        if not isinstance(error, (ValueError, RuntimeError, OSError)):
-            raise
-        raise StoreFailed(f"{location}: the store cannot be {what}: {_reason(error)}") from error
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # of LanceDB's Rust, which has no class to be imported
+        if type(error).__name__ in _PANICS:
+            why = "a file of it is damaged; restore the store from a copy, or make it again"
+        elif isinstance(error, (ValueError, RuntimeError, OSError)):
+            why = _reason(error)
+        else:
             raise
-        raise StoreFailed(f"{location}: the store cannot be {what}: a file is damaged") from error
+        raise StoreFailed(f"{location}: the store cannot be {what}: {why}") from error
 
 
 def _conflicts(error: BaseException) -> bool:

@@ -242,6 +242,7 @@ def test_mistakes_are_told_in_words(served_once, path, body, status, said):
 @pytest.fixture(scope="module")
 def served_once():
     own = serve()
+    httpx.post(f"{own.url}/v1/documents", json={"documents": DOCUMENTS}).raise_for_status()
     yield own
     own.end()
 

@@ -115,8 +115,10 @@ def main() -> None:
             sizes = arguments.memory_tokens, arguments.width
             store = DocumentStore.open_or_make(place / "store", "synthetic", arguments.encoding, *sizes)
             fill(store, World(*sizes), arguments.chunks)
-        indexes = {"words": lambda: store.tidy(now=True), "search vectors": lambda: first_pass.build(store)}
-        for name, make in indexes.items():
+        for name, make in (
+            ("words", lambda: store.tidy(now=True)),
+            ("search vectors", lambda: first_pass.build(store)),
+        ):
             if name == "words" or store.projection() is None:
                 began = time.perf_counter()
                 make()

@@ -102,7 +102,7 @@ def resident(process):
 @pytest.mark.drill
 def test_memory_stays_flat(tmp_path):
     """Rounds of requests of the same kinds: what was taken in the first ones is enough for the others."""
-    base, rounds, figures = write_base(tmp_path / "base"), 6, []
+    base, rounds, figures = write_base(tmp_path / "base"), 3, []
     with started(base, tmp_path / "log") as (process, url):
         for turn in range(rounds):
             for start in range(0, 512, 32):

@@ -30,6 +30,7 @@ FRAME = 3  # <ENC>, bos and eos around a document
 OPTIONS_FILE = "clara_tokenizer.json"
 OPTIONS = ("doc_max_length", "memory_tokens", "different_mem_tokens", "missing_bos", "max_length")
 SLICE = 1024  # texts tokenized at one time
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 # A word with the white space behind it. Scripts without spaces still have their full stops.
 _WORD = re.compile(r"[^\s。！？]*[。！？]+\s*|[^\s。！？]+\s*")
@@ -219,8 +220,16 @@ class ClaraTokenizer:
             text = broken
 
     def decode(self, ids: Sequence[int], special: bool = False) -> str:
-        """The text of token ids, with or without the special tokens among them."""
-        return self._tokenizer.decode(list(map(int, ids)), skip_special_tokens=not special)
+        """The text of token ids, with or without the special tokens among them.
+
+        Bytes of a character that is not there as a whole, where an answer ends in its middle or tokens were taken out
+        of a text, are left out. U+FFFD, which stands for them elsewhere, stays where the tokens spell it.
+        """
+        ids = list(map(int, ids))
+        text = self._tokenizer.decode(ids, skip_special_tokens=not special)
+        if _REPLACEMENT in text and not _holds(ids, self._encode([_REPLACEMENT])[0]):
+            text = text.replace(_REPLACEMENT, "")
+        return text
 
     def whole_characters(self, ids: Sequence[int]) -> list[int]:
         """For each token of a text the number of its group, from 0: tokens share one where a character spans them."""
@@ -489,6 +498,11 @@ class ClaraTokenizer:
 
     def _options(self) -> dict[str, int | bool | str]:
         return {name: getattr(self, name) for name in OPTIONS}
+
+
+def _holds(ids: list[int], part: list[int]) -> bool:
+    """Whether ids hold others, one after another."""
+    return any(ids[place : place + len(part)] == part for place in range(len(ids) - len(part) + 1))
 
 
 def _encodings(encode: Callable[..., list[Any]], texts: Sequence[str]) -> Iterator[Any]:

@@ -147,4 +147,6 @@ def test_golden_texts(golden, reference):
 def test_golden_generated_text(golden):
     folder, _, tokenizer = golden
     for entry in json.loads((folder / "generation.json").read_text()):
-        assert [tokenizer.decode(ids) for ids in entry["token_ids"]] == entry["text"]
+        # The released code writes U+FFFD for bytes of a character that is not there as a whole; here they are left out.
+        whole = [text.replace("\N{REPLACEMENT CHARACTER}", "") for text in entry["text"]]
+        assert [tokenizer.decode(ids) for ids in entry["token_ids"]] == whole

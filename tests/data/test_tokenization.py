@@ -112,6 +112,15 @@ def test_a_text_is_cut_where_the_compressor_stops_reading(bos, texts):
         assert len(cut) <= len(read.rstrip("\ufffd")) + 1
 
 
+def test_characters_that_are_not_whole_are_left_out():
+    ids = TOKENIZER._encode(["a😀é"])[0]
+    assert len(ids) > 4, "several tokens a character"
+    assert TOKENIZER.decode(ids) == "a😀é" and TOKENIZER.decode(ids[:-1]) == "a😀" and TOKENIZER.decode(ids[:3]) == "a"
+    assert TOKENIZER.decode([*ids[:2], *ids[-2:]]) == "aé", "tokens taken out of the middle"
+    spelled = TOKENIZER._encode(["a\ufffd b"])[0]
+    assert TOKENIZER.decode(spelled) == "a\ufffd b", "the text's own"
+
+
 def test_prompt_with_a_system_role():
     prompt = Prompt("Sys", ("B: ", Memory(1), Memory(0), " Q"), "Yes")
     blocks = "<MEM0><MEM1><MEM2><MEM3><SEP>" * 2

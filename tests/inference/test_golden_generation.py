@@ -39,7 +39,7 @@ def expected_tokens(clara, call):
 def check(clara, call, answers):
     for answer, tokens, text in zip(answers, expected_tokens(clara, call), call["text"], strict=True):
         assert list(answer.tokens) == tokens
-        assert answer.text == text
+        assert answer.text == whole(text)
 
 
 def from_questions(clara, call):
@@ -51,6 +51,11 @@ def from_questions(clara, call):
         assert [source.rank for source in answer.sources] == list(range(1, len(indices) + 1))
         scores = [source.score for source in answer.sources]
         assert scores == sorted(scores, reverse=True) and np.all(np.abs(scores) <= 1)
+
+
+def whole(text):
+    """Without the U+FFFD that the released code writes for bytes of a character that is not there as a whole."""
+    return text.replace("\N{REPLACEMENT CHARACTER}", "")
 
 
 def from_text(clara, call):
@@ -69,7 +74,7 @@ def from_paraphrase(clara, call):
         ours = clara.paraphrase(texts, call["instruction"], max_new_tokens=call["max_new_tokens"], long="cut")
     finally:
         del clara.bundle.tokenizer.decode
-    assert ours == call["text"]
+    assert ours == [whole(text) for text in call["text"]]
     assert seen == expected_tokens(clara, call)
 
 

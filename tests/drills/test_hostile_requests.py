@@ -1,8 +1,8 @@
 """Requests of clients that err or mean harm, over real sockets, to every route of both servers.
 
-None ends in a status of 500 or above, nothing is logged as an error, every refusal is one line in OpenAI's form, and the
-server answers a good question afterwards. `tests/serving/test_schema.py` varies what the schema describes; this is the
-rest: bytes, numbers, methods, headers and lengths that no client library sends. The fast test tries some, the drill
+None ends in a status of 500 or above, nothing is logged as an error, every refusal is one line in OpenAI's form, and
+the server answers a good question afterwards. `tests/serving/test_schema.py` varies what the schema describes; this is
+the rest: bytes, numbers, methods, headers and lengths that no client library sends. The fast test tries some, the drill
 a thousand of each server: ``python -m pytest -n 0 -m drill tests/drills/test_hostile_requests.py``.
 """
 
@@ -38,25 +38,28 @@ POSTS = {
 }
 GETS = ["/", "/health", "/metrics", "/v1/models", "/v1/models/clara", "/v1/documents", "/openapi.json", "/nothing"]
 # As JSON text: much of it is what no encoder writes.
-VALUES = ["null", "true", "0", "-1", "0.5", "1e999", "-1e999", "NaN", "-Infinity", "9" * 400, "9" * 5000, "1e-400", "{}"]
-VALUES += ["[]", "[null]", '""', '" "', '"\\u0000"', '"\\ud800"', '"x\\udfff"', '"\\ud83d\\ude00"', '"a\\nb\\r\\u2028c"']
-VALUES += [str(2**63), str(-(2**63)), str(2**31), '"1"', '"١"', "[" * 3000, "[" * 3000 + "]" * 3000, "[[[[1]]]]", "tru"]
+VALUES = ["null", "true", "0", "-1", "0.5", "1e999", "-1e999", "NaN", "-Infinity", "9" * 400, "9" * 5000, "1e-400"]
+VALUES += ["{}", "[]", "[null]", '""', '" "', '"\\u0000"', '"\\ud800"', '"x\\udfff"']
+VALUES += ['"\\ud83d\\ude00"', '"a\\n\\u2028"']
+VALUES += [str(2**63), str(-(2**63)), str(2**31), '"1"', '"١"', "[" * 3000, "[" * 3000 + "]" * 3000, "[[[[1]]]]"]
 VALUES += ['{"a":' * 500 + "1" + "}" * 500, '"' + "x" * 70_000 + '"', "[" + "1," * 9000 + "1]", '{"a":1,"a":2}', "'a'"]
-VALUES += ["\"1=1; drop table chunks\"", '"{{ 7 * 7 }}"', '"../../etc/passwd"', '"%s%n"', '"\u202e\u200b"', '"\\x"', ""]
+VALUES += ["tru", '"1=1; drop table chunks"', '"{{ 7 * 7 }}"', '"../../etc/passwd"', '"%n"']
+VALUES += ['"\u202e\u200b"', '"\\x"', ""]
 KEYS = ["", "a\nb", "\ud800", "__class__", "x" * 5000, "messages", "where", "💥", "$ref", "tools", "functions"]
 METHODS = [b"GET", b"POST", b"PUT", b"PATCH", b"DELETE", b"HEAD", b"OPTIONS", b"TRACE", b"PROPFIND", b"get", b"FOO"]
 TYPES = ["text/plain", "", "application/xml", "multipart/form-data", "application/x-www-form-urlencoded", "a" * 3000]
-TYPES += ["application/json; charset=utf-16", "application/json;charset=nothing", "APPLICATION/JSON", "application/ld+json"]
-PLACES = ["%00", "%ff%fe", "..%2f..%2fetc%2fpasswd", "a%0Ab", "%ED%A0%80", "x" * 9000, "%", "%zz", "?", "a?b#c", "//", "'"]
+TYPES += ["application/json; charset=utf-16", "application/json;charset=x", "APPLICATION/JSON", "application/ld+json"]
+PLACES = ["%00", "%ff%fe", "..%2f..%2fetc%2fpasswd", "a%0Ab", "%ED%A0%80", "x" * 9000, "%zz", "?", "a?b#c", "//", "'"]
 QUERIES = ["offset=-1", "limit=0", "offset=NaN", "limit=1e9", "offset=" + "9" * 400, "limit=%00", "offset=1&offset=2"]
-QUERIES += ["limit[]=1", "offset=\ufffd", "=", "&&&", "limit=" + "1" * 5000, "offset=١", "limit=2.5", "offset=%F0%9F%92%A5"]
+QUERIES += ["limit[]=1", "offset=\ufffd", "=", "&&&", "limit=" + "1" * 5000, "offset=١", "limit=2.5", "offset=%F0%9F"]
 HEADERS = [
-    ("Host", "evil.example"), ("Host", "["), ("Host", ""), ("Host", "a" * 5000), ("Origin", "http://["), ("Origin", "null"),
-    ("Origin", "\xff\xfe"), ("Authorization", "Bearer"), ("Authorization", "Basic \xe9"), ("Authorization", "Bearer " * 999),
-    ("Accept", "application/xml"), ("Accept-Encoding", "nothing"), ("Content-Encoding", "gzip"), ("Range", "bytes=9-1"),
-    ("If-None-Match", "*"), ("Expect", "100-continue"), ("Expect", "the unexpected"), ("Upgrade", "websocket"),
-    ("Connection", "Upgrade, close"), ("Cookie", "a=" + "b" * 4000), ("X-Long", "y" * 30_000), ("X-Bytes", "\x80\xff"),
-    ("X-Forwarded-For", "'; --"), ("Access-Control-Request-Method", "\xff"), ("Content-Type", "application/json, text/html"),
+    ("Host", "evil.example"), ("Host", "["), ("Host", ""), ("Host", "a" * 5000), ("Origin", "http://["),
+    ("Origin", "null"), ("Origin", "\xff\xfe"), ("Authorization", "Bearer"), ("Authorization", "Basic \xe9"),
+    ("Authorization", "Bearer " * 999), ("Accept", "application/xml"), ("Accept-Encoding", "nothing"),
+    ("Content-Encoding", "gzip"), ("Range", "bytes=9-1"), ("If-None-Match", "*"), ("Expect", "100-continue"),
+    ("Expect", "the unexpected"), ("Upgrade", "websocket"), ("Connection", "Upgrade, close"),
+    ("Cookie", "a=" + "b" * 4000), ("X-Long", "y" * 30_000), ("X-Bytes", "\x80\xff"), ("X-Forwarded-For", "'; --"),
+    ("Access-Control-Request-Method", "\xff"), ("Content-Type", "application/json, text/html"),
 ]  # fmt: skip
 # Lengths that HTTP itself forbids, or that leave open where a request ends: the reader of HTTP refuses some in its own
 # words, before there is a request.
@@ -96,7 +99,8 @@ def hostile(rng):
             body = changed(body, rng)
         case "utf-8":
             at = rng.randrange(len(body))
-            body = body[:at] + rng.choice((b"\xff", b"\xed\xa0\x80", b"\xc0\x80", b"\x00", b"\xf4\x90\x80\x80")) + body[at:]
+            wrong = rng.choice((b"\xff", b"\xed\xa0\x80", b"\xc0\x80", b"\x00", b"\xf4\x90\x80\x80"))
+            body = body[:at] + wrong + body[at:]
             body = rng.choice((body, body.decode("latin-1").encode("utf-16"), b"\xef\xbb\xbf" + body, b""))
         case "type":
             headers = [("Content-Type", rng.choice(TYPES))]
@@ -234,7 +238,7 @@ def tried(served, count, caplog):
 
 
 def test_some_requests(served, caplog):
-    found = tried(served, 120, caplog)
+    found = tried(served, 100, caplog)
     assert sum(count for (_, came), count in found.items() if came == "refused") > 30
 
 

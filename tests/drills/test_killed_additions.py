@@ -1,6 +1,6 @@
 """SIGKILL at random moments of additions to a store: none that was taken is lost, none is doubled or cut.
 
-The fast test kills once; the drill fifty times:
+The fast test kills once; the drill twenty times:
 ``python -m pytest -n 0 -m drill tests/drills/test_killed_additions.py``.
 """
 
@@ -98,7 +98,7 @@ def test_killed_additions(tmp_path):
 
 @pytest.mark.drill
 @pytest.mark.parametrize("where", ["a directory", "a bucket"])
-def test_additions_killed_fifty_times(tmp_path, where, monkeypatch):
+def test_additions_killed_twenty_times(tmp_path, where, monkeypatch):
     monkeypatch.setattr(document_store, "Locks", document_store.Locks)  # as it is, behind what `opened` changes
-    taken = killed_additions(*place_of(tmp_path, where), kills=50)
-    print(f"\n{where}: 50 kills among {taken} additions: none was lost, doubled or cut")
+    taken = killed_additions(*place_of(tmp_path, where), kills=20)
+    print(f"\n{where}: 20 kills among {taken} additions: none was lost, doubled or cut")

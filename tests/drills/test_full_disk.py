@@ -28,15 +28,17 @@ from tests.test_library import said, versions, write_checkpoint
 from tests.test_resume import CODE, assert_equal_runs, write_place
 
 pytestmark = pytest.mark.drill
-# Mounts a disk of $3 bytes on $1 that only these commands see, runs the command there, gives the disk room and runs the
-# command again. What the disk holds after each, what they say and their exit codes come to lie in $2.
+# Mounts a disk of $3 bytes on $1 that only these commands see, runs the command there and, unless that went well, gives
+# the disk room and runs the command again. In $2: what the disk held after each, what they said, and their exit codes.
 ON_A_SMALL_DISK = """
 disk=$1 told=$2 size=$3; shift 3
 mount -t tmpfs -o size=$size none "$disk" || exit 77
 for turn in full room; do
     "$@" > "$told/$turn.out" 2> "$told/$turn.err"
-    echo $? > "$told/$turn.code"
+    code=$?
+    echo $code > "$told/$turn.code"
     cp -a "$disk" "$told/$turn"
+    [ $code = 0 ] && exit
     mount -o remount,size=1g "$disk"
 done
 """

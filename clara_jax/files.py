@@ -4,11 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from clara_jax.errors import ClaraError
+
+# How TensorStore and the Rust code of safetensors and tokenizers name the system's error in a message.
+_SYSTEM_ERROR = re.compile(r"os[ _]error(?:_code)?[ =]+'?(\d+)")
+
+
+@contextlib.contextmanager
+def file_errors(what: str, remark: str = "") -> Iterator[None]:
+    """Turns what the file system refuses into one line, whichever library passes it on: those in Rust and C++ have
+    exceptions of their own. Other errors are bugs, and pass.
+
+    Args:
+      what: cannot be done, for the message; remark: behind the reason.
+
+    Raises:
+      ClaraError: the file system refuses.
+    """
+    try:
+        yield
+    except ClaraError:
+        raise
+    except OSError as error:
+        raise ClaraError(f"{what}: {error.strerror or error}{remark}") from error
+    except Exception as error:
+        code = _SYSTEM_ERROR.search(str(error))
+        if code is None:
+            raise
+        raise ClaraError(f"{what}: {os.strerror(int(code[1]))}{remark}") from error
 
 
 @contextlib.contextmanager
@@ -28,13 +56,11 @@ def replaced_when_whole(path: str | os.PathLike, problem: str = "cannot be writt
     path = Path(path)
     temporary = path.with_name(f".{path.name}.partial")
     try:
-        try:
+        with file_errors(f"{path}: {problem}"):
             yield temporary
             sync(temporary)
             os.replace(temporary, path)
             sync(path.parent)
-        except OSError as error:
-            raise ClaraError(f"{path}: {problem}: {error.strerror or error}") from error
     except BaseException:  # Ctrl-C is among them
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -53,7 +79,7 @@ def folder_when_whole(path: str | os.PathLike) -> Iterator[Path]:
     if os.path.lexists(path):
         raise ClaraError(f"{path}: is there already; name another folder or remove it")
     try:
-        try:
+        with file_errors(f"{path}: cannot be written"):
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             yield temporary
@@ -62,8 +88,6 @@ def folder_when_whole(path: str | os.PathLike) -> Iterator[Path]:
                     sync(Path(folder, name))
             os.rename(temporary, path)
             sync(path.parent)
-        except OSError as error:
-            raise ClaraError(f"{path}: cannot be written: {error.strerror or error}") from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

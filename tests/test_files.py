@@ -2,10 +2,11 @@ import errno
 import os
 
 import pytest
+from tokenizers import Tokenizer, models
 
 from clara_jax import files
 from clara_jax.errors import ClaraError
-from clara_jax.files import replaced_when_whole
+from clara_jax.files import folder_when_whole, replaced_when_whole
 
 
 def content(folder):
@@ -64,3 +65,12 @@ def test_nothing_was_written(path):
     with pytest.raises(ClaraError, match="none/a.json: cannot be written: No such file or directory"):
         with replaced_when_whole(path.parent / "none" / "a.json"):
             pass
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no full disk here")
+def test_a_full_disk_is_known_by_the_errors_of_libraries_too(tmp_path):
+    with pytest.raises(ClaraError, match="a: cannot be written: No space left on device$"):
+        with folder_when_whole(tmp_path / "a") as folder:
+            (folder / "tokenizer.json").symlink_to("/dev/full")
+            Tokenizer(models.BPE()).save(str(folder / "tokenizer.json"))
+    assert not [*tmp_path.iterdir()]

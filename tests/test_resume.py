@@ -19,7 +19,6 @@ from clara_jax.training.metrics import read_metrics
 from tests.locations import ROOT
 from tests.tiny import write_base, write_records
 
-STAGES = ("scp", "instruct", "retrieval", "end_to_end")
 CONFIG = """
 from configs import common
 
@@ -53,7 +52,11 @@ CODE = "import sys; sys.argv = sys.argv[1:]; from clara_jax import command, trai
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("place")
+    return write_place(tmp_path_factory.mktemp("place"))
+
+
+def write_place(folder):
+    """A folder with a base, records and a configuration."""
     write_base(folder / "base")
     write_records(folder / "data")
     (folder / "config.py").write_text(CONFIG.format(base=str(folder / "base"), data=str(folder / "data")))
@@ -163,31 +166,39 @@ def test_killed_at_a_bad_moment(moment, place, uninterrupted):
     assert_equal_runs(uninterrupted, run)
 
 
-@pytest.mark.parametrize(
-    "stage",
-    [
-        pytest.param(s, marks=getattr(pytest.mark, "drill" if s in ("instruct", "retrieval") else "slow"))
-        for s in STAGES
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["scp", "end_to_end"])
 def test_killed_at_ten_random_moments(stage, place):
-    whole, run = place / f"whole_{stage}", place / f"killed_{stage}"
+    killed_at_random_moments(place, stage, 10, cache=False)
+
+
+def killed_at_random_moments(place, stages, count, cache):
+    """A run that is killed so many times equals one that was not.
+
+    Returns:
+      how many times it came to its end first, and was begun anew.
+    """
+    whole, run = place / f"whole_{stages}", place / f"killed_{stages}"
+    if cache:
+        finish(place, place / f"compiling_{stages}", stages)
     began = time.monotonic()
-    finish(place, whole, stage, False)
-    whole_time, draw, kills = time.monotonic() - began, random.Random(STAGES.index(stage)), 0
-    while kills < 10:
-        process = start(place, run, stage, cache=False)
+    finish(place, whole, stages, cache)
+    whole_time, draw, kills, ended = time.monotonic() - began, random.Random(stages), 0, 0
+    while kills < count:
+        process = start(place, run, stages, cache=cache)
         try:
             # Most moments lie behind the imports, of which there is little to break.
             process.wait(draw.uniform(0.2, 1) * whole_time)
             assert process.returncode == 0, output(run)
             shutil.rmtree(run)  # it came to its end first: once more from the beginning
+            ended += 1
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
             kills += 1
-    finish(place, run, stage)
+    finish(place, run, stages)
     assert_equal_runs(whole, run)
+    return ended
 
 
 @pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.slow)])

@@ -33,7 +33,7 @@ from orbax.checkpoint import v1 as ocp
 from clara_jax import distributed
 from clara_jax.checkpoints.json_file import read_object
 from clara_jax.errors import ClaraError
-from clara_jax.files import sync
+from clara_jax.files import file_errors, sync
 
 FORMAT_VERSION = 1
 ARRAYS, METADATA, CHECKSUMS = "arrays", "clara.json", "checksums.json"
@@ -47,8 +47,6 @@ _LOWER_IS_BETTER = ("ce", "mse", "contrastive")
 _HASHING_THREADS = 8
 # Small enough for a large checkpoint's files to be hashed side by side.
 _FILE_BYTES = 64 * 2**20
-# How TensorStore and the tokenizers' Rust code name the system's error in a message.
-_SYSTEM_ERROR = re.compile(r"os[ _]error(?:_code)?[ =]+'?(\d+)")
 
 
 class _UnknownFormat(ClaraError):
@@ -211,7 +209,7 @@ class CheckpointWriter:
         self.wait()
         directory = checkpoint_directory(self._run_dir, number, stage, step).absolute()
         if distributed.is_main():
-            with _file_errors(f"{directory.parent}: cannot clear away what a killed run left"):
+            with file_errors(f"{directory.parent}: cannot clear away what a killed run left"):
                 _clear_unfinished(directory.parent)
         finish = _begin_save(directory, arrays, metadata, write_extra)
 
@@ -402,28 +400,12 @@ def _hidden(directory: Path, suffix: str) -> Path:
 def _or_nothing(directory: Path, partial: Path) -> Iterator[None]:
     """Whatever goes wrong while a checkpoint is written, its half-written files go."""
     try:
-        with _file_errors(f"{directory}: cannot write the checkpoint", "; earlier checkpoints are whole"):
+        with file_errors(f"{directory}: cannot write the checkpoint", "; earlier checkpoints are whole"):
             yield
     except BaseException:
         if distributed.is_main():
             shutil.rmtree(partial, ignore_errors=True)
         raise
-
-
-@contextlib.contextmanager
-def _file_errors(what: str, remark: str = "") -> Iterator[None]:
-    """Turns what the file system refuses into one line, whichever library passes it on; other errors are bugs."""
-    try:
-        yield
-    except ClaraError:
-        raise
-    except OSError as error:
-        raise ClaraError(f"{what}: {error.strerror or error}{remark}") from error
-    except Exception as error:
-        code = _SYSTEM_ERROR.search(str(error))
-        if code is None:
-            raise
-        raise ClaraError(f"{what}: {os.strerror(int(code[1]))}{remark}") from error
 
 
 def _quieten_orbax() -> None:
@@ -451,7 +433,7 @@ def _thin_out(run_dir: Path, committed: Path, keep: int, best: str | None) -> No
             kept.add(path)
     for path in found:
         if path not in kept:
-            with _file_errors(f"{path}: cannot remove this old checkpoint"):
+            with file_errors(f"{path}: cannot remove this old checkpoint"):
                 _remove(path)
 
 

@@ -1,5 +1,6 @@
 """Run checkpoints: whole or absent, verified, thinned out, and clear about what does not fit."""
 
+import contextlib
 import errno
 import json
 import os
@@ -172,27 +173,40 @@ def test_every_damaged_file_is_named(saved):
 
 
 def test_fifty_random_corruptions(tmp_path, saved, capsys):
+    corrupted_checkpoints(tmp_path, saved, capsys, 50)
+
+
+def corrupted_checkpoints(tmp_path, saved, capsys, count):
     """Whatever happens to the newest checkpoint, it is never loaded, and said once."""
     newest = checkpoint_directory(tmp_path, 1, "scp", 8)
     shutil.copytree(saved, newest)
     rng = random.Random(0)
-    for _ in range(50):
-        file = rng.choice(sorted(path for path in newest.rglob("*") if path.is_file()))
-        content = file.read_bytes()
-        damage = rng.choice([flip, truncate, zero, None]) if content else None
-        while damage is not None and (damaged := damage(content, rng)) == content:
-            pass  # zeros over zeros
-        if damage is None:
-            file.unlink()
-        else:
-            file.write_bytes(damaged)
-        assert newest_intact(tmp_path) == saved, (file, damage)
-        lines = capsys.readouterr().err.splitlines()
-        assert len(lines) == 1 and lines[0].startswith("warning: checkpoint 01-scp-00000008 is damaged"), lines
-        with pytest.raises(ClaraError):
-            load_arrays(newest)
-        file.write_bytes(content)
+    for _ in range(count):
+        with one_file_damaged(newest, rng) as what:
+            assert newest_intact(tmp_path) == saved, what
+            lines = capsys.readouterr().err.splitlines()
+            assert len(lines) == 1 and lines[0].startswith("warning: checkpoint 01-scp-00000008 is damaged"), lines
+            with pytest.raises(ClaraError):
+                load_arrays(newest)
     assert newest_intact(tmp_path) == newest
+
+
+@contextlib.contextmanager
+def one_file_damaged(folder, rng):
+    """A bit is turned, the end is cut off, some is zeros, or the file is gone; in the block, which gets (file, how)."""
+    file = rng.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
+    content = file.read_bytes()
+    damage = rng.choice([flip, truncate, zero, None]) if content else None
+    while damage is not None and (damaged := damage(content, rng)) == content:
+        pass  # zeros over zeros
+    if damage is None:
+        file.unlink()
+    else:
+        file.write_bytes(damaged)
+    try:
+        yield file, damage
+    finally:
+        file.write_bytes(content)
 
 
 def flip(content, rng):

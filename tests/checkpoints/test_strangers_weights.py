@@ -217,6 +217,12 @@ def test_adapter_config(tmp_path, fields, scale):
             peft_folders._scale(tmp_path, PLAIN | fields, 4)
 
 
+def test_a_message_about_a_long_field_begins_with_the_file_and_ends_with_what_to_do(tmp_path):
+    with pytest.raises(ClaraError, match=r"adapter.json: \"x\[ \[.* \.\.\. .*merge it into the base") as caught:
+        peft_folders._scale(tmp_path / "adapter.json", PLAIN | {"x" + "[\n" * 5000: 1}, 4)
+    assert len(str(caught.value)) <= 1600
+
+
 @settings(deadline=None)
 @given(st.dictionaries(st.sampled_from([*PLAIN, "use_rslora", "use_dora", "x"]), JSON))
 def test_any_adapter_config(fields):

@@ -39,6 +39,7 @@ the texts are the positive documents, then the first others: a perfect retriever
 import os
 
 from clara_jax.data.records import RANKING_STAGES
+from clara_jax.errors import ClaraError
 from configs import common
 
 QUESTIONS = ("questions:squad/stage1_pretrain_qa.train.jsonl",)
@@ -132,15 +133,14 @@ def get_config(arg=None):
     as_text = common.choose("documents", args.documents, dict(memory=False, text=True))
     scaffold = common.choose("scaffold", str(args.scaffold), {"0": 0.0, "1": 1.0})
     tiny = args.size == "tiny"
-    stages, sections = {}, _read(args, scaffold, as_text)
+    stages = {}
     for name in (args.stages or STAGES[args.size]).split("+"):
-        if name in sections:
-            stages[name] = sections[name]
+        if name == "read" or name not in sizes:
+            sections = _read(args, scaffold, as_text)
+            chosen = sections if name == "read" else {name: common.choose("stages", name, sizes | sections)}
+            stages |= chosen
             continue
-        fields = common.choose("stages", name, sizes)
-        if name == "read":
-            stages |= sections
-            continue
+        fields = sizes[name]
         files = {key: table[name] for key, table in (("train_data", TRAIN), ("eval_data", EVAL))}
         answers = dict(eval_answers=2 if tiny else 16, answer_tokens=4 if tiny else 16)
         stages[name] = dict(warmup=0.1, mse_weight=0.0 if name != "scp" else 0.1) | answers | fields | files
@@ -191,6 +191,8 @@ def _read(args, scaffold, as_text):
         answer_tokens=4 if tiny else 12,
     )
     sections = [section for section in READ[args.size] if section[1] <= args.rate]
+    if not sections:
+        raise ClaraError(f"config argument rate={args.rate}: the curriculum begins at {READ[args.size][0][1]}")
     if args.size != "full":
         length, _, steps = sections[-1]
         sections[-1] = (length, args.rate, steps)

@@ -162,10 +162,15 @@ def test_smollm2_finds_its_data():
     "name, arg, message",
     [
         ("smollm2", "sise=tiny", "'sise=tiny': there is no such key; did you mean size?"),
-        ("smollm2", "tiny", "'tiny': write key=value; known are stages, rate, places, size, scaffold, documents, start, "),
+        (
+            "smollm2",
+            "tiny",
+            "'tiny': write key=value; known are stages, rate, places, size, scaffold, documents, start, ",
+        ),
         ("smollm2", "scaffold=2", "scaffold=2: it must be one of 0, 1"),
         ("smollm2", "size=huge", "size=huge: it must be one of tiny, short, full"),
         ("smollm2", "documents=texts", "documents=texts: it must be one of memory, text"),
+        ("smollm2", "stages=read,rate=2", "rate=2: the curriculum begins at 4"),
         ("smollm2", "stages=scp+stage2", "stages=stage2: it must be one of scp, instruct, end_to_end, retrieval, read"),
         ("smollm2", "rate=x", "'rate=x': rate must be a whole number"),
         ("mistral7b_scp", "schedule=constant", "there is no such key"),

@@ -305,9 +305,6 @@ def _load_run(path: Path, mesh: jax.sharding.Mesh, base: str | None, precision: 
 def _load_compact(path: Path, mesh: jax.sharding.Mesh, base: str | None, precision: str | None, remat: str) -> Bundle:
     about, leaves = read_compact(path)
     _check_prompts(path, about)
-    for name in ("name", "hash"):
-        if not isinstance(about["base"].get(name), str):
-            raise ClaraError(f'{path / "model.json"}: "base" has no "{name}"; restore the file from a copy')
     opened = _open_same_base(path, base, about["base"])
     clara = _clara_config(about["clara"], path / "model.json")
     tokenizer = _added_tokens(opened.load_tokenizer(), clara)
@@ -315,8 +312,9 @@ def _load_compact(path: Path, mesh: jax.sharding.Mesh, base: str | None, precisi
         raise ClaraError(f"{path}: was trained with another tokenizer than that of {opened.path} (its hash differs)")
     config = _model_config(opened, tokenizer.vocab_size)
     model = ClaraModel(config, clara, precision or resolve(about["precision"], platform(mesh)), remat)
-    declared, _ = split(declare(config, clara, model.base_dtype), ("lora", "tokens"))
-    placed = flatten(shardings(declare(config, clara, model.base_dtype), mesh))
+    tree = declare(config, clara, model.base_dtype)
+    declared, _ = split(tree, ("lora", "tokens"))
+    placed = flatten(shardings(tree, mesh))
     # A query reasoner that no stage has trained is the compressor, and not stored again.
     stored = {name: leaves.pop(name, None) for name in declared}
     for name in stored:

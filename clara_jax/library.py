@@ -156,19 +156,21 @@ class Library:
           ClaraError: see `Clara.load`, `DocumentStore.open`; a store of another compressor or encoding.
         """
         mesh = mesh or make_mesh()
+        there = DocumentStore.open(store) if DocumentStore.exists(store) else None
 
         def load(precision: str | None) -> Bundle:
             bundle = bundles.load(checkpoint, mesh, base, precision)
-            return bundle.at_rate(rate or _rate_of(store, bundle))
+            return bundle.at_rate(rate or _rate_of(there, bundle))
 
-        bundle = load(precision) if precision else _suited(load, store)
+        bundle = load(precision) if precision else _suited(load, there)
         clara = Clara(bundle, batch_size, weights, rows)
         if not create:
-            return cls(clara, DocumentStore.open(store), budget)
+            # Where there is none, opening says what is missing.
+            return cls(clara, DocumentStore.open(store) if there is None else there, budget)
         chosen = encoding or closest_float(bundle.model.precision)
         sizes = bundle.model.clara.memory_tokens, bundle.model.config.width
-        if encoding is None and DocumentStore.exists(store):
-            chosen = DocumentStore.open(store).encoding.name
+        if encoding is None and there is not None:
+            chosen = there.encoding.name
         made = DocumentStore.open_or_make(store, bundle.compressor_fingerprint(), chosen, *sizes)
         return cls(clara, made, budget)
 
@@ -392,7 +394,7 @@ class Library:
         return hits, {"read": 1000 * (read - began), "search": 1000 * (time.perf_counter() - read)}
 
 
-def _suited(load: Callable[[str | None], Bundle], store: str | os.PathLike) -> Bundle:
+def _suited(load: Callable[[str | None], Bundle], store: DocumentStore | None) -> Bundle:
     """Open the model in the precision of a store's memories, or for a new store in that for the devices, where it may
     be either of `_ALIKE`; else as it was trained.
 
@@ -403,7 +405,7 @@ def _suited(load: Callable[[str | None], Bundle], store: str | os.PathLike) -> B
     trained, usual = bundle.model.precision, resolve(AUTO, platform(bundle.mesh))
     if not {trained, usual} <= _ALIKE:
         return bundle
-    wanted = DocumentStore.open(store).fingerprint if DocumentStore.exists(store) else None
+    wanted = None if store is None else store.fingerprint
     for name in sorted(_ALIKE, key=lambda name: name != usual):
         found = bundle if name == trained else load(name)
         if wanted in (None, found.compressor_fingerprint()):
@@ -411,12 +413,12 @@ def _suited(load: Callable[[str | None], Bundle], store: str | os.PathLike) -> B
     return bundle
 
 
-def _rate_of(store: str | os.PathLike, bundle: Bundle) -> int | None:
+def _rate_of(store: DocumentStore | None, bundle: Bundle) -> int | None:
     """The compress rate of a store's memories; None where there is no store, or the model has but one rate."""
     clara = bundle.model.clara
-    if clara.different_mem_tokens or not DocumentStore.exists(store):
+    if clara.different_mem_tokens or store is None:
         return None
-    count = DocumentStore.open(store).encoding.shape[0]
+    count = store.encoding.shape[0]
     return None if clara.doc_max_length % count else clara.doc_max_length // count
 
 

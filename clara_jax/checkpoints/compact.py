@@ -10,7 +10,6 @@ which snapshots of a long run are kept.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
+from clara_jax.checkpoints.hugging_face import write_json
 from clara_jax.checkpoints.json_file import read_object
 from clara_jax.checkpoints.safetensors_files import open_tensors
 from clara_jax.errors import ClaraError
@@ -63,8 +63,7 @@ def write_compact(directory: Path, about: Mapping[str, Any], leaves: Mapping[str
         else:
             tensors[name], tensors[name + SCALE] = quantize(leaf)
     save_file(tensors, directory / WEIGHTS)
-    content = {"kind": KIND, "dtype": dtype, "sha256": _sha256(directory / WEIGHTS), **about}
-    (directory / ABOUT).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_json(directory / ABOUT, {"kind": KIND, "dtype": dtype, "sha256": _sha256(directory / WEIGHTS), **about})
 
 
 def read_compact(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -79,6 +78,9 @@ def read_compact(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]
     for name, kind in _FIELDS.items():
         if not isinstance(about.get(name), kind):
             raise ClaraError(f'{directory / ABOUT}: "{name}" is missing or not of type {kind.__name__}; {_REMEDY}')
+    for name in ("name", "hash"):
+        if not isinstance(about["base"].get(name), str):
+            raise ClaraError(f'{directory / ABOUT}: "base" has no "{name}"; {_REMEDY}')
     if _sha256(directory / WEIGHTS) != about["sha256"]:
         raise ClaraError(f"{directory / WEIGHTS}: does not match its checksum in {ABOUT}; fetch the folder again")
     tensors = open_tensors(directory / WEIGHTS)

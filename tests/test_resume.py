@@ -13,9 +13,9 @@ import jax
 import numpy as np
 import pytest
 
-from clara_jax import command, train
 from clara_jax.checkpoints.run import checkpoints, load_arrays
 from clara_jax.training.metrics import read_metrics
+from tests.commands import run_train
 from tests.locations import ROOT
 from tests.tiny import write_base, write_records
 
@@ -87,12 +87,7 @@ def here(monkeypatch, *arguments):
     """The command in this process and on one device, for what ends before anything is trained; its exit code."""
     devices = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda *_: devices)
-    monkeypatch.setattr(sys, "argv", ["train", *map(str, arguments)])
-    try:
-        command.run(train.main)
-    except SystemExit as stop:
-        return stop.code
-    return 0
+    return run_train(monkeypatch, *arguments)
 
 
 def output(run):

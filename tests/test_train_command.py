@@ -8,8 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from clara_jax import Clara, command, train
+from clara_jax import Clara
 from clara_jax.training.metrics import read_metrics
+from tests.commands import run_train
 from tests.locations import ROOT
 from tests.tiny import write_base, write_records
 
@@ -55,16 +56,6 @@ def one_device(monkeypatch):
 
     devices = jax.devices()
     monkeypatch.setattr(jax, "devices", lambda *args: devices[:1])
-
-
-def call(monkeypatch, *arguments):
-    """Runs the command in this process; its exit code."""
-    monkeypatch.setattr(sys, "argv", ["clara_jax.train", *map(str, arguments)])
-    try:
-        command.run(train.main)
-    except SystemExit as stop:
-        return stop.code
-    return 0
 
 
 @pytest.fixture(scope="module")
@@ -140,9 +131,9 @@ def test_going_on_from_a_checkpoint(finished, place, monkeypatch, capsys):
         "--config.stages=('end_to_end',)",
         f"--config.initial_checkpoint={run}",
     )
-    assert call(monkeypatch, *again, "--workdir", place / "again") == 0
+    assert run_train(monkeypatch, *again, "--workdir", place / "again") == 0
     assert "finished" in capsys.readouterr().out
-    assert call(monkeypatch, *again, "--config.clara.compress_rate=8", "--workdir", place / "other") == 2
+    assert run_train(monkeypatch, *again, "--config.clara.compress_rate=8", "--workdir", place / "other") == 2
     assert "compress_rate" in capsys.readouterr().err
 
 
@@ -227,7 +218,7 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_clear_line(name, place, monkeypatch, capsys, tmp_path):
     arguments, expected = MISTAKES[name]
-    code = call(monkeypatch, *arguments(place), "--workdir", tmp_path / "run")
+    code = run_train(monkeypatch, *arguments(place), "--workdir", tmp_path / "run")
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert code == 2 and len(error) == 1 and expected in error[0], error
     assert not (tmp_path / "run").exists(), "nothing half-written stays"
@@ -237,7 +228,7 @@ def test_a_directory_with_another_run_is_kept(finished, place, monkeypatch, caps
     run, _ = finished
     before = (run / "metrics.jsonl").read_bytes()
     for change in ("--config.scp.batch_size=16", "--config.stages=('scp','instruct')", "--config.clara.lora_rank=4"):
-        assert call(monkeypatch, "--config", f"{place}/config.py", change, "--workdir", run) == 2
+        assert run_train(monkeypatch, "--config", f"{place}/config.py", change, "--workdir", run) == 2
         error = capsys.readouterr().err
         assert change.removeprefix("--").partition("=")[0] in error and "begun with" in error
     assert (run / "metrics.jsonl").read_bytes() == before
@@ -263,7 +254,7 @@ def test_a_run_explains_itself(finished):
 def test_steps_that_are_not_finite(policy, place, monkeypatch, capsys, tmp_path):
     run = tmp_path / "run"
     arguments = [f"--config={place}/config.py:steps=4", "--config.stages=scp", "--config.scp.learning_rate=1e30"]
-    code = call(monkeypatch, *arguments, f"--config.non_finite={policy}", "--workdir", run)
+    code = run_train(monkeypatch, *arguments, f"--config.non_finite={policy}", "--workdir", run)
     error = capsys.readouterr().err
     files = list(run.glob("non_finite-scp-*.json"))
     if policy == "stop":
@@ -281,12 +272,12 @@ def test_lines_that_are_no_records_can_be_left_out(place, monkeypatch, capsys, t
     arguments = [data.replace(":data", ":steps=2,data"), "--config.stages=scp", "--config.on_error=skip"]
     arguments += ["--config.scp.eval_data=()", "--config.scp.accumulate=1"]
     run = tmp_path / "run"
-    assert call(monkeypatch, *arguments, "--workdir", run) == 0
+    assert run_train(monkeypatch, *arguments, "--workdir", run) == 0
     assert f"lines of data files that are no records, left out: 1, see {run}" in capsys.readouterr().err
     rows = [json.loads(line) for line in (run / "rejected.jsonl").read_text().splitlines()]
     assert [row["where"].rpartition("/")[2] for row in rows] == ["scp.jsonl:3"]
     assert [row["rejected"] for row in read_metrics(run / "metrics.jsonl") if "loss" in row] == [1, 1]
-    assert call(monkeypatch, *arguments, "--config.on_error=ignore", "--workdir", run) == 2
+    assert run_train(monkeypatch, *arguments, "--config.on_error=ignore", "--workdir", run) == 2
     assert "config.on_error is 'ignore'; it must be one of stop, skip" in capsys.readouterr().err
 
 
@@ -296,7 +287,7 @@ def test_documents_as_text(place, mesh, monkeypatch, capsys, tmp_path):
     arguments += [f"--config.{stage}.documents=text" for stage in ("scp", "end_to_end")]
     arguments += ["--config.end_to_end.eval_gradients=False", "--config.require_progress=True"]
     run = tmp_path / "run"
-    assert call(monkeypatch, *arguments, "--workdir", run) == 0
+    assert run_train(monkeypatch, *arguments, "--workdir", run) == 0
     out = capsys.readouterr().out
     assert "finished: 2 stage(s)" in out and "Question: " not in out
     rows = read_metrics(run / "metrics.jsonl")
@@ -309,7 +300,7 @@ def test_documents_as_text(place, mesh, monkeypatch, capsys, tmp_path):
 
 def test_losses_that_do_not_fall_can_be_an_error(place, monkeypatch, capsys, tmp_path):
     arguments = [f"--config={place}/config.py:steps=4", "--config.stages=scp", "--config.scp.learning_rate=1e-30"]
-    assert call(monkeypatch, *arguments, "--config.require_progress=True", "--workdir", tmp_path / "run") == 2
+    assert run_train(monkeypatch, *arguments, "--config.require_progress=True", "--workdir", tmp_path / "run") == 2
     assert "loss did not fall" in capsys.readouterr().err
 
 
@@ -322,7 +313,7 @@ def test_a_profile_that_would_crash_is_refused(place, monkeypatch, capsys, tmp_p
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "libtpu")
     monkeypatch.setattr("clara_jax.training.profile.platforms", lambda: "")
     arguments = [f"--config={place}/config.py", "--config.profile=1,3", "--workdir", tmp_path / "run"]
-    assert call(monkeypatch, *arguments) == 2
+    assert run_train(monkeypatch, *arguments) == 2
     assert "set JAX_PLATFORMS=cpu in the environment" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
@@ -345,14 +336,14 @@ def test_a_run_keeps_the_precision_that_auto_gave_it(place, monkeypatch, capsys,
     arguments = [f"--config={place}/config.py:steps=2", "--config.model.precision=auto", "--workdir", tmp_path / "run"]
     arguments += ["--config.stages=scp"]
     monkeypatch.setattr(precision, "has_instructions", lambda: True)
-    assert call(monkeypatch, *arguments) == 0, capsys.readouterr().err
+    assert run_train(monkeypatch, *arguments) == 0, capsys.readouterr().err
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     checkpoint = next((tmp_path / "run" / "checkpoints").iterdir())
     assert config["model"]["precision"] == json.loads((checkpoint / "clara.json").read_text())["precision"] == "mixed"
     assert Clara.load(tmp_path / "run").bundle.model.precision == "mixed"
     monkeypatch.setattr(precision, "has_instructions", lambda: False)
     capsys.readouterr()
-    assert call(monkeypatch, *arguments) == 0
+    assert run_train(monkeypatch, *arguments) == 0
     assert "this run is finished" in capsys.readouterr().out
-    assert call(monkeypatch, *arguments, "--config.model.precision=float32") == 2
+    assert run_train(monkeypatch, *arguments, "--config.model.precision=float32") == 2
     assert "config.model.precision" in capsys.readouterr().err

@@ -1,7 +1,9 @@
 """A stage's tokens on disk: computed once per data set, tokenizer and settings, then read by number.
 
 Of any number of records only the index of sizes and the offsets are in memory; the rest is mapped. A cache is one
-directory, named by what its tokens depend on, written beside its place and moved there when it is whole.
+directory, named by what its tokens depend on, written beside its place and moved there when it is whole. A disk may
+change it later: each item has a checksum that is compared whenever it is read, and what is in memory one that is
+compared when the cache is opened.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import json
 import os
 import shutil
 import socket
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -19,15 +22,18 @@ from typing import BinaryIO
 
 import numpy as np
 
+from clara_jax.checkpoints.json_file import read_object
 from clara_jax.data.encoding import EncodedRecord, Encoder, Encoding, Example, row_of_sizes
 from clara_jax.data.prompts import PROMPT_VERSION
 from clara_jax.data.records import Record
 from clara_jax.data.tokenization import SLICE, ClaraTokenizer
 from clara_jax.errors import ClaraError
+from clara_jax.files import file_errors
 
-FORMAT = 1
+FORMAT = 2
 _ABOUT = "tokens.json"
-# The files: flat values of all items one after another, and where each item ends.
+_REMEDY = "delete the directory, and its tokens are made anew"
+# The files: flat values of all items one after another, and where each item ends, and the checksum of each.
 _VALUES = {
     "documents": np.int32,
     "queries": np.int32,
@@ -38,21 +44,36 @@ _VALUES = {
     "positives": np.int32,
     "where": np.uint8,
 }
+_SIZES = "sizes.npy"
+# What is read as a whole, of which `_ABOUT` has the checksums.
+_WHOLE = (_SIZES, "document_numbers.bin", *(f"{name}.{part}.npy" for name in _VALUES for part in ("ends", "sums")))
 
 
 class TokenCache(Sequence[Example]):
     """The examples of a cache, made when they are asked for; `sizes` is their index, int32 [N, 5].
 
     Safe to read from several threads, and pickled as its path.
+
+    Raises:
+      ClaraError: when it is opened, or an example is read: the file system refuses; what is there is not what was
+        written.
     """
 
     def __init__(self, directory: str | Path):
         self.directory = Path(directory)
-        about = json.loads((self.directory / _ABOUT).read_text())
-        self._ranks = about["ranking"]
-        self.sizes = np.load(self.directory / "sizes.npy")
-        self._values = {name: _map(self.directory / f"{name}.bin", dtype) for name, dtype in _VALUES.items()}
-        self._ends = {name: np.load(self.directory / f"{name}.ends.npy") for name in _VALUES}
+        about = read_object(self.directory / _ABOUT, _REMEDY)
+        sums, self._ranks = about.get("checksums"), about.get("ranking")
+        with file_errors(f"{self.directory}: tokens cannot be read", f"; {_REMEDY}"):
+            for name in _WHOLE:
+                if not isinstance(sums, dict) or sums.get(name) != _checksum(self.directory / name):
+                    raise self._damaged(name)
+            self._values = {name: _map(self.directory / f"{name}.bin", dtype) for name, dtype in _VALUES.items()}
+        if not isinstance(self._ranks, bool):
+            raise self._damaged(_ABOUT)
+        self.sizes = np.load(self.directory / _SIZES)
+        self._ends, self._sums = (
+            {name: np.load(self.directory / f"{name}.{part}.npy") for name in _VALUES} for part in ("ends", "sums")
+        )
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -87,7 +108,13 @@ class TokenCache(Sequence[Example]):
 
     def _item(self, name: str, number: int) -> np.ndarray:
         ends = self._ends[name]
-        return self._values[name][ends[number - 1] if number else 0 : ends[number]]
+        item = self._values[name][ends[number - 1] if number else 0 : ends[number]]
+        if zlib.crc32(item) != self._sums[name][number]:
+            raise self._damaged(f"{name}.bin")
+        return item
+
+    def _damaged(self, name: str) -> ClaraError:
+        return ClaraError(f"{self.directory / name}: is not what was written; {_REMEDY}")
 
 
 def open_or_make(
@@ -107,13 +134,13 @@ def open_or_make(
 
     Raises:
       ClaraError: a record whose prompt is cut so far that a memory or the whole target is lost; no records; a directory
-        that cannot be written.
+        that cannot be written; a cache that is damaged.
 
     Warns:
       where it is made, if documents, questions or targets are cut.
     """
     directory = Path(folder) / cache_key(fingerprint, tokenizer, encoding)
-    if not (directory / _ABOUT).exists():
+    if not directory.exists():
         _make(directory, records, Encoder(tokenizer, encoding), progress)
     return TokenCache(directory)
 
@@ -140,11 +167,12 @@ def _make(directory: Path, records: Iterable[Record], encoder: Encoder, progress
             raise ClaraError("there are no records to tokenize")
         about = {"format": FORMAT, "records": writer.count, "documents": encoder.document_count}
         about["ranking"] = writer.ranks
+        about["checksums"] = {name: _checksum(unfinished / name) for name in _WHOLE}
         (unfinished / _ABOUT).write_text(json.dumps(about) + "\n")
         try:
             os.rename(unfinished, directory)
         except OSError:
-            if not (directory / _ABOUT).exists():  # two processes that made the same: the second one finds it there
+            if not directory.exists():  # two processes that made the same: the second one finds it there
                 raise
     except OSError as error:
         raise ClaraError(f"{directory}: tokens cannot be written: {error.strerror or error}") from error
@@ -161,6 +189,7 @@ class _Writer:
         self._directory = directory
         self._files: dict[str, BinaryIO] = {name: open(directory / f"{name}.bin", "wb") for name in _VALUES}
         self._lengths: dict[str, list[np.ndarray]] = {name: [] for name in _VALUES}
+        self._sums: dict[str, list[int]] = {name: [] for name in _VALUES}
         self._sizes: list[np.ndarray] = []
         self._document_lengths = np.empty(0, np.int32)
 
@@ -182,8 +211,10 @@ class _Writer:
 
     def _append(self, name: str, items: Sequence[np.ndarray]) -> None:
         if items:
-            self._files[name].write(np.concatenate(items).astype(_VALUES[name]).tobytes())
+            content = [np.asarray(item, _VALUES[name]).tobytes() for item in items]
+            self._files[name].write(b"".join(content))
             self._lengths[name].append(np.array([len(item) for item in items], np.int64))
+            self._sums[name].extend(map(zlib.crc32, content))
 
     def __enter__(self) -> _Writer:
         return self
@@ -195,12 +226,18 @@ class _Writer:
             for name, lengths in self._lengths.items():
                 ends = np.cumsum(np.concatenate(lengths)) if lengths else np.empty(0, np.int64)
                 np.save(self._directory / f"{name}.ends.npy", ends)
-            np.save(self._directory / "sizes.npy", np.concatenate(self._sizes))
+                np.save(self._directory / f"{name}.sums.npy", np.array(self._sums[name], np.uint32))
+            np.save(self._directory / _SIZES, np.concatenate(self._sizes))
 
 
 def _map(path: Path, dtype: type) -> np.ndarray:
-    """A flat file; an empty one cannot be mapped."""
-    return np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)
+    """A flat file; an empty one cannot be mapped. Of one that was cut within a value the whole values."""
+    count = path.stat().st_size // np.dtype(dtype).itemsize
+    return np.memmap(path, dtype, "r", shape=(count,)) if count else np.empty(0, dtype)
+
+
+def _checksum(path: Path) -> int:
+    return zlib.crc32(_map(path, np.uint8))
 
 
 def slices(items: Sequence[Record]) -> Iterator[Record]:

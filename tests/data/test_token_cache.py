@@ -83,6 +83,25 @@ def test_a_mistake_leaves_nothing(tmp_path):
     assert isinstance(open_or_make(tmp_path, own, "f", TOKENIZER, encoding("scp")), TokenCache)
 
 
+def test_what_a_disk_changes_is_seen(tmp_path):
+    """Every file of a cache, with a bit turned, its end cut off, or gone; made again once the directory is deleted."""
+    own = records(WORLD, "retrieval", "train")[:9]
+    cache = open_or_make(tmp_path, own, "f", TOKENIZER, encoding("retrieval"))
+    for file in sorted(cache.directory.iterdir()):
+        content = file.read_bytes()
+        turned = content[:-9] + bytes([content[-9] ^ 4]) + content[-8:] if content else b""
+        for damaged in (turned, content[:-3], None):
+            if damaged == content:
+                continue
+            file.unlink() if damaged is None else file.write_bytes(damaged)
+            with pytest.raises(ClaraError, match=f"{cache.directory}.*; delete the directory, and its tokens are made"):
+                # Not made anew behind the reader's back.
+                again = open_or_make(tmp_path, map(pytest.fail, ["read"]), "f", TOKENIZER, encoding("retrieval"))
+                assert list(again.documents()) and list(again)
+            file.write_bytes(content)
+    assert len(list(open_or_make(tmp_path, own, "f", TOKENIZER, encoding("retrieval")))) == 9
+
+
 def test_slices_take_many_at_a_time():
     class Source(list):
         asked = []

@@ -5,6 +5,7 @@ checkpoint (`tests/checkpoints/test_run.py`), and to a store (`test_stores.py`, 
 ``python -m pytest -n 0 -s -m drill tests/drills/test_corrupted_files.py``.
 """
 
+import pickle
 import random
 
 import numpy as np
@@ -14,11 +15,16 @@ from clara_jax import bundle as bundles
 from clara_jax import exporting
 from clara_jax.checkpoints.run import checkpoint_directory, save_checkpoint
 from clara_jax.data.builders import RecordSource, build
+from clara_jax.data.encoding import Encoding
+from clara_jax.data.synthetic import SyntheticConfig, records
+from clara_jax.data.token_cache import open_or_make
+from clara_jax.data.tokenization import ClaraTokenizer
 from clara_jax.errors import ClaraError
 from clara_jax.method.parameters import flatten
 from clara_jax.retrieval.memory_store import MemoryStore, document_keys
 from tests import exports, tiny
 from tests.checkpoints.test_run import corrupted_checkpoints, one_file_damaged, tree
+from tests.data import tiny_tokenizer
 from tests.data.builders.files import questions, write
 
 pytestmark = pytest.mark.drill
@@ -57,6 +63,17 @@ def test_data_sets(tmp_path):
         return [*source]
 
     assert tried(folder, 1000, read, read()) > 300
+
+
+def test_tokens(tmp_path):
+    own = records(SyntheticConfig(train_records=200, eval_records=1), "retrieval", "train")
+    encoding, tokenizer = Encoding("retrieval", 2, 3, seed=4), ClaraTokenizer(tiny_tokenizer(), 96, 4)
+
+    def read():
+        cache = open_or_make(tmp_path / "tokens", own, "f", tokenizer, encoding)
+        return pickle.dumps([[*cache], [*cache.documents()]])
+
+    assert tried(tmp_path / "tokens", 1000, read, read()) > 300
 
 
 def test_stores_of_memories_for_training(tmp_path):

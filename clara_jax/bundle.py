@@ -483,6 +483,8 @@ def _clara_config(fields: Any, path: Path) -> ClaraConfig:
     """The method's numbers as a file has them."""
     try:
         return ClaraConfig(**fields)
+    except ClaraError as error:
+        raise ClaraError(f'{path}: "clara": {error}') from None
     except TypeError as error:
         raise ClaraError(f'{path}: "clara" does not hold the method\'s numbers ({error})') from None
 

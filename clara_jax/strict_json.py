@@ -1,9 +1,13 @@
-"""JSON from outside: whatever is wrong with it is one kind of error."""
+"""JSON from outside: whatever is wrong with it is one kind of error; and objects that tell whether they were changed."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
+
+_SEAL = "checksum"  # the member of an object that vouches for the others
 
 
 def parse(text: str | bytes) -> Any:
@@ -23,3 +27,18 @@ def parse(text: str | bytes) -> Any:
         raise json.JSONDecodeError("it is nested too deeply", "", 0) from None
     except ValueError:
         raise json.JSONDecodeError("it has a number of thousands of digits", "", 0) from None
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an object with the checksum of its members as one more."""
+    return {**value, _SEAL: _checksum(value)}
+
+
+def unsealed(value: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the object that was sealed, None where it was changed since; one that was never sealed as it is."""
+    members = dict(value)
+    return members if members.pop(_SEAL, None) in (None, _checksum(members)) else None
+
+
+def _checksum(members: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(members, sort_keys=True).encode()).hexdigest()

@@ -104,8 +104,21 @@ def test_a_damaged_copy_is_one_line(model, tmp_path, change, words):
 
 
 def rewrite(folder, **fields):
+    """As another program might have written it: without the checksum."""
     about = json.loads((folder / "model.json").read_text())
+    del about["checksum"]
     (folder / "model.json").write_text(json.dumps(about | fields))
+
+
+def test_a_changed_number_is_not_taken_for_the_model(model, tmp_path):
+    exporting.export_compact(model, tmp_path / "m")
+    file = tmp_path / "m" / "model.json"
+    file.write_text(file.read_text().replace('"lora_alpha": 8.0', '"lora_alpha": 9.0'))
+    with pytest.raises(ClaraError, match=f"^{file}: was changed since it was written"):
+        bundles.load(tmp_path / "m", model.mesh)
+    rewrite(tmp_path / "m", clara=dataclasses.asdict(AFFINE) | {"missing_bos": "/mit"})
+    with pytest.raises(ClaraError, match=f"^{file}: .*missing_bos is '/mit'"):
+        bundles.load(tmp_path / "m", model.mesh)
 
 
 def test_another_base_is_refused(model, tmp_path):

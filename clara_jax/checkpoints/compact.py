@@ -1,6 +1,6 @@
 """A trained model as small as it can be carried: adapters, added rows and memory map; no base, tokenizer or optimizer.
 
-DIR/model.json            the method's numbers, the base's name and hash, what the tensors are and their checksum
+DIR/model.json            the method's numbers, the base's name and hash, what the tensors are; checksums of both files
 DIR/model.safetensors     trained leaves by path ("lora/generator/layers/mlp/up/a"), bfloat16 or int8 with scales
 
 The base and its tokenizer are the referenced base's, by hash. This is the form in which a model is handed on, and in
@@ -22,6 +22,7 @@ from clara_jax.checkpoints.hugging_face import write_json
 from clara_jax.checkpoints.json_file import read_object
 from clara_jax.checkpoints.safetensors_files import open_tensors
 from clara_jax.errors import ClaraError
+from clara_jax.strict_json import sealed, unsealed
 
 KIND = "clara_jax compact model"
 ABOUT, WEIGHTS = "model.json", "model.safetensors"
@@ -63,7 +64,8 @@ def write_compact(directory: Path, about: Mapping[str, Any], leaves: Mapping[str
         else:
             tensors[name], tensors[name + SCALE] = quantize(leaf)
     save_file(tensors, directory / WEIGHTS)
-    write_json(directory / ABOUT, {"kind": KIND, "dtype": dtype, "sha256": _sha256(directory / WEIGHTS), **about})
+    told = {"kind": KIND, "dtype": dtype, "sha256": _sha256(directory / WEIGHTS), **about}
+    write_json(directory / ABOUT, sealed(told))
 
 
 def read_compact(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -72,7 +74,9 @@ def read_compact(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]
     Raises:
       ClaraError: a file that is missing, damaged or of another kind.
     """
-    about = read_object(directory / ABOUT, _REMEDY)
+    about = unsealed(read_object(directory / ABOUT, _REMEDY))
+    if about is None:
+        raise ClaraError(f"{directory / ABOUT}: was changed since it was written; fetch the folder again")
     if about.get("kind") != KIND:
         raise ClaraError(f'{directory / ABOUT}: "kind" {about.get("kind")!r} is not {KIND!r}; {_REMEDY}')
     for name, kind in _FIELDS.items():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ FORMAT = 1
 _KEY_BYTES = 16
 _KEY = np.dtype(f"V{_KEY_BYTES}")
 _ABOUT = "clara_jax"  # our entry among the array's attributes
+_DAMAGE = ("DATA_LOSS", "NOT_FOUND", "FAILED_PRECONDITION")  # what TensorStore calls it
+_REMEDY = "delete the directory, and its documents are compressed anew"
 
 
 def document_key(ids: np.ndarray) -> bytes:
@@ -132,11 +134,14 @@ class MemoryStore:
 
     def _read_all(self) -> None:
         """Opens the arrays as they are now, and reads the keys."""
-        self._memories = self._open("memories", self._item, self._dtype, self._about)
-        self._check()
-        self._keys = self._open("keys", (_KEY_BYTES,), "uint8", {})
+        # A key that is there has its memory: where a file is gone, nothing must be put in its place.
+        whole = {"fill_missing_data_reads": False, "store_data_equal_to_fill_value": True}
+        self._memories = self._open("memories", self._item, self._dtype, self._about, whole)
+        self._keys = self._open("keys", (_KEY_BYTES,), "uint8", {}, {})
         with self._errors("read"):
             self._index(np.ascontiguousarray(self._keys.read().result()).view(_KEY).reshape(-1))
+        if len(self._rows) > self._memories.shape[0]:
+            raise self._changed()
 
     def _index(self, rows: np.ndarray) -> None:
         """Takes the keys of all rows, holes among them."""
@@ -152,7 +157,9 @@ class MemoryStore:
         places = np.minimum(np.searchsorted(self._sorted, keys), len(self._sorted) - 1)
         return np.where(self._sorted[places] == keys, self._numbers[places], -1)
 
-    def _open(self, name: str, item: tuple[int, ...], dtype: str, about: dict[str, Any]) -> tensorstore.TensorStore:
+    def _open(
+        self, name: str, item: tuple[int, ...], dtype: str, about: dict[str, Any], options: Mapping[str, bool]
+    ) -> tensorstore.TensorStore:
         """An array of items, opened or made."""
         little = {"name": "bytes", "configuration": {"endian": "little"}}
         checked = [little, {"name": "crc32c"}]
@@ -166,44 +173,59 @@ class MemoryStore:
             "fill_value": 0,
             "attributes": {_ABOUT: about},
         }
-        spec = {"driver": "zarr3", "kvstore": self._kvstore(name)}
+        spec = {"driver": "zarr3", "kvstore": self._kvstore(name), **options}
         with self._errors("opened"):
             try:
-                return tensorstore.open(spec).result()
+                array = tensorstore.open(spec).result()
             except ValueError as error:
                 if "NOT_FOUND" not in str(error):
                     raise
-            return tensorstore.open(spec | {"metadata": metadata}, create=True).result()
+                return tensorstore.open(spec | {"metadata": metadata}, create=True).result()
+        self._check(array, about)
+        # Nothing else vouches for how the array says that it is stored.
+        stored = {part: metadata[part] for part in ("chunk_grid", "codecs", "fill_value")}
+        stored["data_type"] = array.dtype.name
+        with self._errors("opened"):
+            array = tensorstore.open(spec | {"metadata": stored}).result()
+        if array.shape[1:] != item:
+            raise self._changed()
+        return array
 
     def _kvstore(self, name: str) -> Any:
         if "://" in self.location:
             return f"{self.location.rstrip('/')}/{name}/"
         return {"driver": "file", "path": os.path.join(os.path.abspath(self.location), name) + "/"}
 
-    def _check(self) -> None:
-        about = self._about
-        metadata = self._memories.spec().to_json()["metadata"]
-        found = metadata.get("attributes", {}).get(_ABOUT, {})
-        if found.get("format") != about["format"]:
+    def _check(self, array: tensorstore.TensorStore, about: dict[str, Any]) -> None:
+        metadata = array.spec().to_json()["metadata"]
+        found = metadata.get("attributes", {}).get(_ABOUT)
+        if not isinstance(found, dict) or not found.keys() >= about.keys():
+            raise self._changed()
+        if not about:
+            return
+        if found["format"] != about["format"]:
             raise ClaraError(
-                f"{self.location}: holds memories of format {found.get('format')}, this program writes "
+                f"{self.location}: holds memories of format {found['format']}, this program writes "
                 f"{about['format']}; name another directory, or delete this one"
             )
         if found["fingerprint"] != about["fingerprint"]:
             raise ClaraError(
-                f"{self.location}: holds memories of another compressor (fingerprint {found['fingerprint'][:12]}, this "
+                f"{self.location}: holds memories of another compressor (fingerprint {str(found['fingerprint'])[:12]}, this "
                 f"model has {about['fingerprint'][:12]}); name another directory, or delete this one to compress the "
                 "documents anew"
             )
 
+    def _changed(self) -> ClaraError:
+        return ClaraError(f"{self.location}: is not as it was written; {_REMEDY}")
+
     @contextlib.contextmanager
     def _errors(self, what: str) -> Iterator[None]:
-        """TensorStore reports what the file system or the bucket refuses, and damaged chunks, as ValueError."""
+        """TensorStore reports what the file system or the bucket refuses, and chunks that are damaged or gone, as ValueError."""
         try:
             yield
         except (ValueError, OSError) as error:
             reason = str(error).partition(" [")[0]
-            hint = "; delete the directory, and its documents are compressed anew" if "DATA_LOSS" in reason else ""
+            hint = f"; {_REMEDY}" if any(kind in reason for kind in _DAMAGE) else ""
             raise ClaraError(f"{self.location}: memories cannot be {what}: {reason}{hint}") from error
 
 

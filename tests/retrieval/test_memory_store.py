@@ -63,6 +63,27 @@ def test_a_writer_that_is_stopped_between_memory_and_key(tmp_path, documents, me
     np.testing.assert_array_equal(open_store(tmp_path / "store").read(keys), memories)
 
 
+@pytest.mark.parametrize("array", ["memories", "keys"])
+def test_any_byte_of_what_an_array_says_of_itself_matters(tmp_path, array, documents, memories):
+    keys = document_keys(documents[:3])
+    open_store(tmp_path / "store").append(keys, memories[:3])
+    file = tmp_path / "store" / array / "zarr.json"
+    content = file.read_bytes()
+    for at in range(len(content)):
+        file.write_bytes(content[:at] + bytes([content[at] ^ 1 << at % 7]) + content[at + 1 :])
+        try:
+            np.testing.assert_array_equal(open_store(tmp_path / "store").read(keys), memories[:3])
+        except ClaraError as error:
+            assert str(error).startswith(f"{tmp_path}/store: ")
+
+
+def test_a_memory_of_zeros_is_one(tmp_path, documents, memories):
+    """TensorStore leaves out what equals the fill value, and what is not there is damage."""
+    keys = document_keys(documents)
+    open_store(tmp_path / "store").append(keys[:3], np.zeros_like(memories[:3]))
+    assert not open_store(tmp_path / "store").read(keys[:3]).any()
+
+
 def test_another_compressor_is_refused(tmp_path):
     open_store(tmp_path / "store", "made by one")
     with pytest.raises(ClaraError, match=f"^{tmp_path}/store: holds memories of another compressor .*made by two"):
@@ -83,6 +104,9 @@ def test_what_is_missing_or_damaged_is_said(tmp_path, documents, memories):
     np.testing.assert_array_equal(store.read(keys[:5]), memories[:5])
     with pytest.raises(ClaraError, match="memories cannot be read: .*; delete the directory"):
         store.read(keys[:20])
+    block.unlink()
+    with pytest.raises(ClaraError, match="memories cannot be read: .* is missing; delete the directory"):
+        store.read(keys[:5])
     (tmp_path / "file").write_text("")
     with pytest.raises(ClaraError, match="memories cannot be opened"):
         open_store(tmp_path / "file")

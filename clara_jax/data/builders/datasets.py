@@ -22,6 +22,7 @@ from clara_jax.data.builders.schema import Item
 from clara_jax.data.builders.shards import ShardWriter
 from clara_jax.data.jsonl import ON_ERROR, Rejects, data_files, is_remote, raw_lines
 from clara_jax.errors import ClaraError
+from clara_jax.strict_json import sealed
 
 SHARD_BYTES = 256 * 2**20
 REJECTED = "rejected.jsonl"
@@ -104,7 +105,8 @@ class JsonlDataset(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 }
         self.info.set_splits(tfds.core.SplitDict(infos))
         whole = of_splits({split: told["fingerprint"] for split, told in about.items()})
-        self.info.metadata.update(format=FORMAT, stage=self.stage, fingerprint=whole, splits=about)
+        told = {"format": FORMAT, "stage": self.stage, "fingerprint": whole, "splits": about}
+        self.info.metadata.update(sealed(told))
 
     def _watched(self, reader: ItemReader, split: str) -> Iterator[Item]:
         """The items, with a bar that can say when the last will come: local lines are quickly counted."""

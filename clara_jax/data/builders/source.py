@@ -12,12 +12,16 @@ from typing import Any, SupportsIndex
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from clara_jax.data.builders.fingerprint import FORMAT, fingerprint
-from clara_jax.data.builders.reading import schema_of
+from clara_jax.data.builders.reading import STAGES, schema_of
 from clara_jax.data.builders.schema import Item
 from clara_jax.errors import ClaraError
-from clara_jax.strict_json import parse
+from clara_jax.strict_json import parse, unsealed
 
 METADATA, INFO = "metadata.json", "dataset_info.json"
+# What `read_metadata` gives, and what it gives of each split and of each of its shards.
+_WHOLE = {"stage": str, "fingerprint": str, "splits": dict}
+_SPLIT = {"fingerprint": str, "records": int, "with_positives": int, "rejected": int, "files": list, "shards": list}
+_SHARD = {"name": str, "records": int, "bytes": int}
 _TOGETHER = 256  # items that iteration reads at one time
 
 
@@ -65,18 +69,21 @@ class RecordSource(Sequence[Item]):
         self.with_positives: int = about["with_positives"]
         self.rejected: int = about["rejected"]
         self._schema = schema_of(self.stage)
-        self._data = ArrayRecordDataSource([self._shard(**shard) for shard in about["shards"]])
+        self._data = ArrayRecordDataSource([self._shard(*map(shard.get, _SHARD)) for shard in about["shards"]])
 
     def __len__(self) -> int:
         return len(self._data)
 
     def __getitem__(self, index: SupportsIndex) -> Item:
-        return self._schema.decode(self._data[self._place(index)])
+        return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[SupportsIndex]) -> list[Item]:
         """Items by number, in the order of the numbers; faster than one at a time where they lie in several shards."""
         places = [self._place(index) for index in indices]
-        return list(map(self._schema.decode, self._data.__getitems__(places))) if places else []
+        try:
+            return list(map(self._schema.decode, self._data.__getitems__(places))) if places else []
+        except Exception as error:  # whatever a damaged file makes the readers raise
+            raise ClaraError(f"{self.directory}: split {self.split} cannot be read: {error}; build it again") from error
 
     def __iter__(self) -> Iterator[Item]:
         for start in range(0, len(self), _TOGETHER):
@@ -94,11 +101,7 @@ class RecordSource(Sequence[Item]):
         Raises:
           ClaraError: they are not those that were built.
         """
-        try:
-            found = fingerprint(self, self._schema)
-        except Exception as error:  # whatever a damaged file makes the readers raise
-            raise ClaraError(f"{self.directory}: split {self.split} cannot be read: {error}; build it again") from error
-        if found != self.fingerprint:
+        if fingerprint(self, self._schema) != self.fingerprint:
             raise ClaraError(f"{self.directory}: split {self.split} is not what was built; build it again")
 
     def _place(self, index: SupportsIndex) -> int:
@@ -140,7 +143,7 @@ def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
     """What was noted when a data set was built: format, stage, fingerprint, and by split its records and shards.
 
     Raises:
-      ClaraError: it was not built by this package, or in another format.
+      ClaraError: it was not built by this package, or in another format, or was changed since.
     """
     path = Path(directory) / METADATA
     try:
@@ -149,7 +152,25 @@ def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
         raise ClaraError(f"{path}: cannot be read ({error}); is this a data set of clara_jax?") from None
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise ClaraError(f"{path}: is not of format {FORMAT}; build the data set again")
+    metadata = unsealed(metadata)
+    if metadata is None or not _is_whole(metadata):
+        raise ClaraError(f"{path}: is not what was written; build the data set again")
     return metadata
+
+
+def _is_whole(metadata: dict[str, Any]) -> bool:
+    if not _has(metadata, _WHOLE) or metadata["stage"] not in STAGES:
+        return False
+    splits = metadata["splits"].values()
+    return all(_has(split, _SPLIT) and all(_has(shard, _SHARD) for shard in split["shards"]) for split in splits)
+
+
+def _has(value: Any, members: dict[str, type]) -> bool:
+    """Return whether it is an object with these members, no number of which is below 0."""
+    if not isinstance(value, dict):
+        return False
+    found = ((value.get(name), kind) for name, kind in members.items())
+    return all(isinstance(own, kind) and not (kind is int and own < 0) for own, kind in found)
 
 
 def _reopen(directory: str, split: str, expected: str) -> RecordSource:

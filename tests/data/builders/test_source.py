@@ -1,5 +1,6 @@
 """Items by number, in this process and in others; a data set that is not what it was is refused."""
 
+import json
 import pickle
 
 import grain
@@ -79,6 +80,45 @@ def test_the_directory_of_a_data_set(place):
         RecordSource(folder.parent, "train")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda told: told.pop("splits"),
+        lambda told: told.update(stage=[]),
+        lambda told: told.update(splits={"train": []}),
+        lambda told: told["splits"]["train"].pop("shards"),
+        lambda told: told["splits"]["train"].update(fingerprint=3),
+        lambda told: told["splits"]["train"].update(shards=["x"]),
+        lambda told: told["splits"]["train"]["shards"][0].update(bytes="8"),
+        lambda told: told["splits"]["train"]["shards"][0].update(records=-1),
+    ],
+)
+def test_what_was_noted_of_a_data_set_is_what_was_written(place, change):
+    folder, records = place
+    metadata = dataset_directory(folder) / "metadata.json"
+    told = json.loads(metadata.read_text())
+    change(told)
+    for sealed in (True, False):
+        if not sealed:
+            del told["checksum"]
+        metadata.write_text(json.dumps(told))
+        with pytest.raises(ClaraError, match=f"^{metadata}: is not what was written; build the data set again"):
+            RecordSource(folder, "train")
+
+
+def test_a_data_set_that_was_built_before_there_were_checksums(place):
+    folder, records = place
+    metadata = dataset_directory(folder) / "metadata.json"
+    told = json.loads(metadata.read_text())
+    told["splits"]["train"]["with_positives"] += 1
+    metadata.write_text(json.dumps(told))
+    with pytest.raises(ClaraError, match="is not what was written"):
+        RecordSource(folder, "train")
+    del told["checksum"]
+    metadata.write_text(json.dumps(told))
+    assert [*RecordSource(folder, "train")] == records
+
+
 def test_damage_is_found(place):
     folder, _ = place
     own = dataset_directory(folder)
@@ -94,6 +134,8 @@ def test_damage_is_found(place):
     shard.write_bytes(content[:start] + bytes(byte ^ 1 for byte in content[start : start + 50]) + content[start + 50 :])
     with pytest.raises(ClaraError, match="build it again"):
         RecordSource(folder, "train").verify()
+    with pytest.raises(ClaraError, match="split train cannot be read: .*; build it again"):
+        list(RecordSource(folder, "train"))
     metadata = own / "metadata.json"
     metadata.write_text(metadata.read_text().replace('"format": 1', '"format": 99'))
     with pytest.raises(ClaraError, match="metadata.json: is not of format 1"):

@@ -1,4 +1,4 @@
-"""JSON from outside: whatever is wrong with it is one kind of error; and objects that tell whether they were changed."""
+"""JSON from outside: whatever is wrong with it is one kind of error; and objects that show a change."""
 
 from __future__ import annotations
 

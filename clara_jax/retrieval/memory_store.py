@@ -209,8 +209,9 @@ class MemoryStore:
                 f"{about['format']}; name another directory, or delete this one"
             )
         if found["fingerprint"] != about["fingerprint"]:
+            other = str(found["fingerprint"])[:12]
             raise ClaraError(
-                f"{self.location}: holds memories of another compressor (fingerprint {str(found['fingerprint'])[:12]}, this "
+                f"{self.location}: holds memories of another compressor (fingerprint {other}, this "
                 f"model has {about['fingerprint'][:12]}); name another directory, or delete this one to compress the "
                 "documents anew"
             )
@@ -220,7 +221,7 @@ class MemoryStore:
 
     @contextlib.contextmanager
     def _errors(self, what: str) -> Iterator[None]:
-        """TensorStore reports what the file system or the bucket refuses, and chunks that are damaged or gone, as ValueError."""
+        """TensorStore reports what a file system or a bucket refuses, and chunks that are damaged or gone, as ValueError."""
         try:
             yield
         except (ValueError, OSError) as error:

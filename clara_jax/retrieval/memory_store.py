@@ -221,7 +221,7 @@ class MemoryStore:
 
     @contextlib.contextmanager
     def _errors(self, what: str) -> Iterator[None]:
-        """TensorStore reports what a file system or bucket refuses, and chunks that are damaged or gone, as ValueError."""
+        """TensorStore reports what a file system or bucket refuses, and what is damaged or gone, as ValueError."""
         try:
             yield
         except (ValueError, OSError) as error:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+import time
 
 import jax
 import numpy as np
@@ -198,6 +199,14 @@ def test_files_of_torch_hold_each_array_once(tmp_path):
     found = read_pth(tmp_path / "a.pth")
     np.testing.assert_array_equal(found["one"]["t"], table)
     assert np.shares_memory(found["one"]["t"], found["two"]["t"]) and found["one"]["empty"].shape == (0, 3)
+
+
+def test_files_of_torch_do_not_tell_when_they_were_written(tmp_path, monkeypatch):
+    content = {"one": {"t": np.arange(12, dtype=np.float32)}}
+    write_pth(tmp_path / "a.pth", content)
+    monkeypatch.setattr(time, "time", lambda: 1e9)
+    write_pth(tmp_path / "b.pth", content)
+    assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "b.pth").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -34,13 +34,18 @@ def write_pth(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
     arrays: dict[int, tuple[int, np.ndarray]] = {}
     pickled = b"\x80\x02" + _dict(content, arrays) + b"."
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr(_ROOT + "data.pkl", pickled)
-        archive.writestr(_ROOT + "byteorder", "little")
+        archive.writestr(_undated("data.pkl"), pickled)
+        archive.writestr(_undated("byteorder"), "little")
         for key, array in arrays.values():
             little = np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}").astype(f"<u{array.dtype.itemsize}")
-            with archive.open(f"{_ROOT}data/{key}", "w", force_zip64=True) as file:
+            with archive.open(_undated(f"data/{key}"), "w", force_zip64=True) as file:
                 file.write(little.reshape(-1).view(np.uint8).data)
-        archive.writestr(_ROOT + "version", "3\n")
+        archive.writestr(_undated("version"), "3\n")
+
+
+def _undated(name: str) -> zipfile.ZipInfo:
+    """A member without the time of writing, so that the same content gives the same bytes."""
+    return zipfile.ZipInfo(_ROOT + name)
 
 
 def _dict(content: Mapping[str, Any], arrays: dict[int, tuple[int, np.ndarray]]) -> bytes:

@@ -14,18 +14,21 @@ import regex
 
 LONGEST = 128  # characters of a word; of a longer one the first are kept
 _UNSPACED = (
-    r"\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Hangul}\p{Yi}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}ー々〆"
+    r"\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Hangul}\p{Yi}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
+    r"\p{Balinese}\p{Javanese}\p{Nushu}\p{Tai_Le}\p{New_Tai_Lue}\p{Tai_Tham}\p{Tai_Viet}\p{Tangut}ー々〆"
 )
 _TOKENS = regex.compile(
     rf"(?P<run>[{_UNSPACED}][{_UNSPACED}\p{{M}}]*)|[[\p{{L}}\p{{M}}\p{{N}}]--[{_UNSPACED}]]+|\p{{So}}", regex.V1
 )
-# Accents, vowel points of Hebrew and Arabic, the Arabic stretcher, and invisible characters but the zero-width space,
-# which ends a word.
+# Accents, vowel points of Hebrew and Arabic, the Arabic stretcher, what chooses among the shapes of a character, and
+# invisible characters but the zero-width space, which ends a word.
 _DROPPED = regex.compile(
-    r"[\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u0640\u064b-\u065f\u0670\ufe00-\ufe0f]|[\p{Cf}--\u200b]", regex.V1
+    r"[\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u0640\u064b-\u065f\u0670\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff"
+    r"\ufe20-\ufe2f]|\p{Variation_Selector}|[\p{Cf}--\u200b]",
+    regex.V1,
 )
 _LETTERS = str.maketrans(
-    {"ł": "l", "ø": "o", "đ": "d", "ħ": "h", "ŧ": "t", "æ": "ae", "œ": "oe", "ð": "d", "þ": "th", "ı": "i"}
+    {"ł": "l", "ø": "o", "đ": "d", "ħ": "h", "ŧ": "t", "æ": "ae", "œ": "oe", "ð": "d", "þ": "th", "ı": "i", "ٱ": "ا"}
 )
 
 

@@ -45,6 +45,20 @@ def store(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
+    ("question", "text"),
+    [
+        ("葛城", "葛\U000e0100城市"), ("ᠮᠣᠩᠭᠣᠯ", "ᠮᠣᠩ\u180bᠭᠣᠯ"), ("❤", "love ❤\ufe0f"),
+        ("ab", "a\u1dc4b"), ("v", "v\u20d7"),
+        ("الله", "ٱلله"), ("أحمد", "احمد"), ("ꦗꦮ", "ꦲꦏ꧀ꦱꦫꦗꦮ"), ("ﾊﾟｿｺﾝ", "パソコン"),
+        ("한국", "\u1112\u1161\u11ab\u1100\u116e\u11a8은"),
+    ],
+)  # fmt: skip
+def test_one_word_in_two_spellings(question, text):
+    """Shapes of a character, accents of every block, letters of one sound, scripts without blanks."""
+    assert set(asked(question).split()) <= set(indexed(text).split()) and asked(question)
+
+
+@pytest.mark.parametrize(
     ("question", "name"),
     [
         ("北京", "zh"), ("北部在哪里？", "zh"), ("猫", None), ("東京", "ja"), ("靴", "ja"), ("ｶﾞﾗｽ", "ja"),

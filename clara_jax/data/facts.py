@@ -23,11 +23,11 @@ from __future__ import annotations
 import itertools
 import math
 import re
-import unicodedata
 from collections.abc import Iterator
 from decimal import Decimal
 
 from clara_jax.data.corpus.sentences import paragraph_ends, sentence_ends
+from clara_jax.spelling import normal_form
 
 _CARDINALS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
@@ -130,7 +130,7 @@ def _share(part: int, total: int) -> float:
 
 def _unified(text: str) -> str:
     """Accents composed; one kind of apostrophe, one of hyphen."""
-    return unicodedata.normalize("NFC", text).translate({0x2019: "'", 0x2010: "-", 0x2011: "-"})
+    return normal_form("NFC", text).translate({0x2019: "'", 0x2010: "-", 0x2011: "-"})
 
 
 def _with_months_as_digits(text: str) -> str:

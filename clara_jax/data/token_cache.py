@@ -22,13 +22,13 @@ from typing import BinaryIO
 
 import numpy as np
 
-from clara_jax.checkpoints.json_file import read_object
 from clara_jax.data.encoding import EncodedRecord, Encoder, Encoding, Example, row_of_sizes
 from clara_jax.data.prompts import PROMPT_VERSION
 from clara_jax.data.records import Record
 from clara_jax.data.tokenization import SLICE, ClaraTokenizer
 from clara_jax.errors import ClaraError
 from clara_jax.files import file_errors
+from clara_jax.strict_json import parse
 
 FORMAT = 2
 _ABOUT = "tokens.json"
@@ -61,15 +61,16 @@ class TokenCache(Sequence[Example]):
 
     def __init__(self, directory: str | Path):
         self.directory = Path(directory)
-        about = read_object(self.directory / _ABOUT, _REMEDY)
-        sums, self._ranks = about.get("checksums"), about.get("ranking")
         with file_errors(f"{self.directory}: tokens cannot be read", f"; {_REMEDY}"):
-            for name in _WHOLE:
-                if not isinstance(sums, dict) or sums.get(name) != _checksum(self.directory / name):
+            try:
+                about = parse((self.directory / _ABOUT).read_text(encoding="utf-8"))
+                self._ranks, sums = about["ranking"], [about["checksums"][name] for name in _WHOLE]
+            except (ValueError, LookupError, TypeError):
+                raise self._damaged(_ABOUT) from None
+            for name, expected in zip(_WHOLE, sums, strict=True):
+                if _checksum(self.directory / name) != expected:
                     raise self._damaged(name)
             self._values = {name: _map(self.directory / f"{name}.bin", dtype) for name, dtype in _VALUES.items()}
-        if not isinstance(self._ranks, bool):
-            raise self._damaged(_ABOUT)
         self.sizes = np.load(self.directory / _SIZES)
         self._ends, self._sums = (
             {name: np.load(self.directory / f"{name}.{part}.npy") for name in _VALUES} for part in ("ends", "sums")

@@ -13,12 +13,14 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
+from clara_jax.spelling import normal_form
+
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 # Signs that stand for ASCII's -, /, :, *, |, ~ and that no normal form makes them.
 _LIKE_ASCII = frozenset("\u2212\u2044\u2215\u2236\u2217\u2223\u223c")
 _INVISIBLE = frozenset(
     map(chr, (0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, *range(0x180B, 0x1810), *range(0xFE00, 0xFE10)))
-)
+) | frozenset(map(chr, range(0xE0100, 0xE01F0)))
 # Thai, Lao, Burmese, Khmer, kana and Chinese characters stand without blanks between words.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u312f\u31a0-\u31bf\u31f0-\u31ff"
 _UNSPACED += "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
@@ -62,9 +64,9 @@ def normalize(text: str, convention: Convention = OURS) -> str:
     """Lower case, without punctuation and English articles, words parted by one space.
 
     Unless the convention is ASCII's, what ASCII has is read in its other forms, too: characters that stand for the same
-    ones (NFKC: full width, ligatures, composed and decomposed accents) become these; currencies are dropped as "$" is,
-    Unicode's minus and slashes as ASCII's are; marks that are never shown (zero width, direction, variation) are
-    dropped. On ASCII text the two conventions agree.
+    ones (NFKC: full width, ligatures, composed and decomposed accents; digits; small letters that have one capital)
+    become these; currencies are dropped as "$" is, Unicode's minus and slashes as ASCII's are; marks that are never
+    shown (zero width, direction, variation) are dropped. On ASCII text the two conventions agree.
     """
     if convention.booleans:
         text = _BOOLEANS.get(text, text)
@@ -74,7 +76,9 @@ def normalize(text: str, convention: Convention = OURS) -> str:
     else:
         # Accents that stand alone (´) would leave a blank when they are composed: they are dropped before.
         text = "".join(character for character in text if unicodedata.category(character) != "Sk")
-        text, dropped = unicodedata.normalize("NFKC", text).lower(), _is_not_read
+        # Letters that have a capital in common (ß and ss, σ and ς, i and the dotted İ), digits of all scripts.
+        text = normal_form("NFKC", text).casefold().replace("i\u0307", "i")
+        text, dropped = "".join(str(unicodedata.decimal(c, c)) for c in text), _is_not_read
     text = "".join(character for character in text if not dropped(character))
     return " ".join(ARTICLES.sub(" ", text).split())
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import re
-import unicodedata
 from collections.abc import Sequence
 
 from clara_jax.evaluation.answers import UNBROKEN
+from clara_jax.spelling import normal_form
 
 _WORD = re.compile(r"[^\W_]+")
 
@@ -40,5 +40,5 @@ class _Words:
     """What the package calls a tokenizer."""
 
     def tokenize(self, text: str) -> list[str]:
-        runs = _WORD.findall(unicodedata.normalize("NFKC", text.lower()).lower())
+        runs = _WORD.findall(normal_form("NFKC", text.lower()).lower())
         return [word for run in runs for word in UNBROKEN.findall(run)]

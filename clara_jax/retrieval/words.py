@@ -7,10 +7,11 @@ indexed by single characters and by pairs of neighbours, and asked for by pairs;
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator
 
 import regex
+
+from clara_jax.spelling import normal_form
 
 LONGEST = 128  # characters of a word; of a longer one the first are kept
 _UNSPACED = (
@@ -60,5 +61,5 @@ def _pairs(characters: list[str]) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    spelled = unicodedata.normalize("NFKD", text).casefold()
-    return unicodedata.normalize("NFKC", _DROPPED.sub("", spelled)).translate(_LETTERS)
+    spelled = normal_form("NFKD", text).casefold()
+    return normal_form("NFKC", _DROPPED.sub("", spelled)).translate(_LETTERS)

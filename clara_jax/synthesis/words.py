@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from clara_jax.data.corpus.counting import UNSPACED
+from clara_jax.spelling import normal_form
 
 # Thai, Lao, Burmese and Khmer have no spaces between words either.
 _UNSPACED = UNSPACED + "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
@@ -18,7 +19,7 @@ _CHARACTER = re.compile(rf"[{_UNSPACED}]")
 
 def written_words(text: str) -> list[str]:
     """Runs of letters and digits, compatible characters unified (NFKC); each character where a script has no spaces."""
-    return _WORD.findall(unicodedata.normalize("NFKC", text))
+    return _WORD.findall(normal_form("NFKC", text))
 
 
 def words(text: str) -> list[str]:

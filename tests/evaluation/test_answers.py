@@ -165,10 +165,21 @@ def test_signs_count_as_ascii_ones_do(number, minus, currency):
     wide = "".join(chr(ord(digit) + 0xFEE0) for digit in str(number))
     assert exact_match(wide, [str(number)]) == 1.0
     assert exact_match(wide, [str(number)], SQUAD) == 0.0
+    for zero in (0x660, 0x6F0, 0x966):  # Arabic, Persian, Hindi
+        assert exact_match("".join(chr(ord(digit) - 48 + zero) for digit in str(number)), [str(number)]) == 1.0
+
+
+@pytest.mark.parametrize("one, other", [("Straße", "STRASSE"), ("İzmir", "izmir"), ("ΟΔΟΣ", "οδος"), ("Ǆ", "ǆ")])
+def test_letters_with_one_capital(one, other):
+    assert words(one) == words(other)
 
 
 @settings(deadline=None)
-@given(st.text("abc dé", min_size=1), st.sampled_from("\u200b\u200d\u2060\ufeff\u202e\u00ad\ufe0f"), st.integers(0, 9))
+@given(
+    st.text("abc dé", min_size=1),
+    st.sampled_from("\u200b\u200d\u2060\ufeff\u202e\u00ad\ufe0f\U000e0101"),
+    st.integers(0, 9),
+)
 def test_marks_that_are_never_shown(text, mark, place):
     assert words(text[:place] + mark + text[place:]) == words(text)
 

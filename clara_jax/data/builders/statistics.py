@@ -9,7 +9,6 @@ from __future__ import annotations
 import array
 import hashlib
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -20,6 +19,7 @@ from clara_jax.data.builders.overlap import Overlap, runs
 from clara_jax.data.builders.passages import Passage
 from clara_jax.data.corpus.counting import count_words
 from clara_jax.data.records import Record
+from clara_jax.spelling import normal_form
 
 Count = Callable[[list[str]], Sequence[int]]  # texts to the length of each
 
@@ -35,7 +35,7 @@ _MIXER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio
 
 def words(text: str) -> list[str]:
     """What a text is compared by."""
-    return _WORD.findall(unicodedata.normalize("NFC", text).casefold())
+    return _WORD.findall(normal_form("NFC", text).casefold())
 
 
 class Texts:

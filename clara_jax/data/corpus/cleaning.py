@@ -1,23 +1,40 @@
 """The characters of a text as a reader sees them: one place for every kind of file.
 
-Files hold more than what is read: glyphs of two letters, marks that are never shown, words divided where a line ends.
-The compressor would see other tokens than a question's, so they are cleaned before anything else looks at the text.
+Files hold more than what is read: glyphs in place of letters, marks that are never shown, accents apart from their
+letters, words divided where a line ends. The compressor would see other tokens than a question's, so they are cleaned
+before anything else looks at the text.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
+from itertools import chain
 from typing import NamedTuple
 
-# The presentation forms that fonts have for letters that touch (U+FB00 to U+FB06).
-_LIGATURES = {"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"}
-_LIGATURE = re.compile("[\ufb00-\ufb06]")
+from clara_jax.spelling import normal_form
+
+# What fonts have for letters that touch (ﬁ), for those of Arabic and Hebrew by their place in a word (ﻼ), and radicals
+# that look like Chinese characters (⼈): letters, which Unicode says of all but those of its second block of radicals.
+_GLYPHS = {
+    glyph: letters
+    for glyph in map(chr, chain(range(0x2E80, 0x2FE0), range(0xFB00, 0xFDD0), range(0xFE80, 0xFEFD)))
+    if (letters := unicodedata.normalize("NFKC", glyph)) != glyph and " " not in letters
+}
+_GLYPHS |= dict(
+    zip(
+        "⺠⻁⻄⻅⻆⻉⻋⻑⻓⻔⻘⻙⻚⻛⻜⻝⻢⻣⻤⻥⻦⻧⻨⻩⻬⻭⻮⻯⻰⻲",
+        "民虎西见角贝车長长门青韦页风飞食马骨鬼鱼鸟卤麦黄齐歯齿竜龙亀",
+        strict=True,
+    )
+)
+_GLYPH = re.compile(f"[{''.join(_GLYPHS)}]")
 _LINE_ENDS = re.compile("\r\n|[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 # What is never shown: controls but tab and line feed, marks of direction, joiners of width zero, tags, and what Unicode
 # keeps free of characters. U+200C and U+200D stay: they change the letters beside them, and emoji are joined by them.
 _INVISIBLE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufdd0-\ufdef"
-    "\ufeff\ufff0-\ufffb\ufffe\uffff\U000e0000-\U000e0fff]"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u202a-\u202e"
+    "\u2060-\u206f\u3164\ufdd0-\ufdef\ufeff\uffa0\ufff0-\ufffb\ufffe\uffff\U000e0000-\U000e0fff]"
 )
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SOFT_LINE_END = re.compile(r"\u00ad[ \t]*\n[ \t]*")
@@ -38,7 +55,8 @@ class Cleaned(NamedTuple):
 
 
 def cleaned(text: str, typeset: bool = False) -> Cleaned:
-    """Return the text as it is read: letters for ligatures, "\\n" at the ends of lines, nothing that is not shown.
+    """Return the text as it is read: letters for glyphs, accents with their letters (NFC), "\\n" at the ends of lines,
+    nothing that is not shown.
 
     Surrogate pairs become one character, halves of them the replacement character.
 
@@ -58,10 +76,14 @@ def cleaned(text: str, typeset: bool = False) -> Cleaned:
     text = _LINE_ENDS.sub("\n", text)
     if _SURROGATE.search(text):
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    text = counted(_LIGATURE, lambda match: _LIGATURES[match[0]], text)
+    text = counted(_GLYPH, lambda match: _GLYPHS[match[0]], text)
     if "\u00ad" in text:
         text = counted(_SOFT_LINE_END, "", text)
     text = counted(_INVISIBLE, "", text)
+    composed = normal_form("NFC", text)
+    if composed != text:
+        changed += max(1, len(text) - len(composed))
+        text = composed
     if typeset:
         text, count = _joined(text)
         changed += count

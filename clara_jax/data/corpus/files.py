@@ -7,11 +7,11 @@ import dataclasses
 import glob
 import os
 import posixpath
-import unicodedata
 from collections.abc import Iterable
 
 from clara_jax.data.jsonl import GZIP, ZSTANDARD, data_files, is_remote
 from clara_jax.errors import ClaraError
+from clara_jax.spelling import normal_form
 
 TEXT, MARKDOWN, HTML, PDF, JSONL = "text", "markdown", "html", "pdf", "jsonl"
 KINDS = {
@@ -143,4 +143,4 @@ def _name(path: str, root: str) -> str:
     name = path[len(root) :] if is_remote(path) else os.path.relpath(path, root or ".")
     # A file system may store names in bytes that are not UTF-8, or (macOS) with accents apart from their letters.
     name = os.fsencode(name.replace(os.sep, "/")).decode("utf-8", "replace")
-    return unicodedata.normalize("NFC", name.lstrip("/"))
+    return normal_form("NFC", name.lstrip("/"))

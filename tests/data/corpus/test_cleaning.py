@@ -39,9 +39,29 @@ def test_nothing_unseen_is_left_and_cleaning_again_changes_nothing(text, typeset
 
 
 @settings(deadline=None)
-@given(st.text(st.characters(categories=("L", "N", "P", "Zs"), exclude_characters="ﬀﬁﬂﬃﬄﬅﬆ\u115f\u1160"), max_size=60))
+@given(
+    st.text(st.characters(categories=("L", "N", "P", "Zs"), exclude_characters="\u115f\u1160\u3164\uffa0"), max_size=60)
+)
 def test_what_is_shown_stays(text):
+    text = unicodedata.normalize("NFC", re.sub("[\u2e80-\u2fdf\ufb00-\ufdff\ufe80-\ufeff]", "", text))
     assert cleaned(text) == (text, 0)
+
+
+@pytest.mark.parametrize(
+    ("glyphs", "letters"),
+    [
+        ("\ufefb\ufe8e", "\u0644\u0627\u0627"),  # Arabic by the place in the word
+        ("\ufb50\ufbfe", "\u0671\u06cc"),
+        ("\ufb14\ufb4f", "\u0574\u0565\u05d0\u05dc"),  # Armenian, Hebrew
+        ("\u2f08\u2ed1\u2f42", "\u4eba\u9577\u6587"),  # radicals of both blocks
+        ("Zu\u0308rich, A\u030angstro\u0308m", "Zürich, Ångström"),
+        ("か\u3099 \u1112\u1161\u11ab", "が 한"),
+        ("co\u034foperate\u3164\uffa0", "cooperate"),
+    ],
+)
+def test_glyphs_are_letters(glyphs, letters):
+    text, count = cleaned(glyphs)
+    assert text == letters and count > 0 and cleaned(text) == (text, 0)
 
 
 @settings(deadline=None)
@@ -129,7 +149,23 @@ def test_first_heading(text, title):
 
 # Each was quadratic, cubic or worse for one of the ways in which a title, a line or a word may be looked for.
 HOSTILE = ["# \t", "#  ", "#\n", "=\n", "a\n   = = \n", "```\n", "`", "~", " ", " " * 999 + "\n", "\n", "a-\n", "-\n"]
-HOSTILE += ["\u00ad \n", "\u00ad ", "---\n", "a: [", '."', "a\n\n", "\ufb01", "\ud800", "<a", "<p>", "1. a\n", "| "]
+HOSTILE += [
+    "\u00ad \n",
+    "\u00ad ",
+    "---\n",
+    "a: [",
+    '."',
+    "a\n\n",
+    "\ufb01",
+    "\ud800",
+    "<a",
+    "<p>",
+    "1. a\n",
+    "| ",
+    "\u0301\u0327",
+    "\u0344",
+    "\ufefb",
+]
 
 
 @pytest.mark.parametrize("unit", HOSTILE)

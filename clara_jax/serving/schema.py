@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
+from pydantic_core import PydanticCustomError
 
 from clara_jax.library import CANDIDATES
 from clara_jax.retrieval.documents import LONGEST_ID
@@ -61,6 +62,18 @@ class TextFormat(Sent):
     type: Literal["text"]
 
 
+# Further fields of OpenAI's and of other servers' chats that change an answer, each with the values that do not.
+_CHANGES_ANSWERS: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(["audio", "web_search_options"], ()),
+    **dict.fromkeys(["guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"], ()),
+    **dict.fromkeys(["grammar", "json_schema", "chat_template", "suffix"], ("", {})),
+    **dict.fromkeys(["stop_token_ids", "bad_words", "allowed_token_ids"], ([],)),
+    **dict.fromkeys(["ignore_eos", "echo", "use_beam_search", "continue_final_message"], (False,)),
+    **dict.fromkeys(["min_tokens", "min_p", "mirostat"], (0,)),
+    **dict.fromkeys(["best_of", "repetition_penalty", "repeat_penalty", "typical_p"], (1,)),
+    "top_k": (0, -1),
+}
+
 Ending = Annotated[str, Field(min_length=1, max_length=500)]
 
 
@@ -94,6 +107,16 @@ class ChatRequest(Sent):
         default=None, description="none is taken off"
     )
     presence_penalty: Annotated[Number, Field(ge=0, le=0)] | None = Field(default=None, description="none is taken off")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_left_undone(cls, fields: Any) -> Any:
+        for name, harmless in _CHANGES_ANSWERS.items() if isinstance(fields, dict) else ():
+            if fields.get(name) is not None and fields[name] not in harmless:
+                raise PydanticCustomError(
+                    "not_done", f"{name}: it would change the answer, and is not done; leave it out"
+                )
+        return fields
 
     @property
     def endings(self) -> tuple[str, ...]:

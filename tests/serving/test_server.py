@@ -219,6 +219,10 @@ def test_search_and_rank(served):
         ("chat/completions", chat(presence_penalty=0.5), 422, "no penalties"),
         ("chat/completions", chat(modalities=["text", "audio"]), 422, "answers are text"),
         ("chat/completions", chat(stop=[""]), 422, "stop"),
+        ("chat/completions", chat(web_search_options={}), 422, "web_search_options: it would change the answer"),
+        ("chat/completions", chat(ignore_eos=True), 422, "ignore_eos: it would change the answer"),
+        ("chat/completions", chat(top_k=5), 422, "top_k: it would change the answer"),
+        ("chat/completions", chat(guided_choice=["a", "b"]), 422, "guided_choice: it would change the answer"),
         ("chat/completions", chat(stop=["a", "b", "c", "d", "e"]), 422, "stop"),
         (
             "chat/completions",
@@ -282,6 +286,8 @@ def test_null_is_absent(served_once):
     assert httpx.post(url, json=own).json()["choices"] == expected
     for name in optional:
         assert httpx.post(url, json=chat(**{name: None})).json()["choices"] == expected, name
+    harmless = {"top_k": -1, "ignore_eos": False, "repetition_penalty": 1.0, "echo": None, "stop_token_ids": []}
+    assert httpx.post(url, json=chat(**harmless, user="me")).json()["choices"] == expected
     assert "messages" in httpx.post(url, json=chat(messages=None)).json()["error"]["message"]
     documents = [{"id": "b", "text": "x", "title": None, "source": None}]
     assert httpx.post(f"{served_once.url}/v1/documents", json={"documents": documents}).status_code == 200

@@ -13,6 +13,8 @@ TESTED = [
     "tests/data/test_tokenization.py",
     "tests/data/corpus",
     "tests/checkpoints",
+    "tests/retrieval/test_memory_store.py",
+    "tests/retrieval/test_words.py",
 ]
 
 

@@ -159,6 +159,8 @@ class Bundle:
             "clara": dataclasses.asdict(self.model.clara),
             "precision": self.model.precision,
         }
+        if "base" in self.own and self.further_ends:  # the base, whose files name them, is not opened again
+            metadata["ends"] = list(self.further_ends)
         return Contents(unflatten(stored), metadata, lambda path: self.tokenizer.save(path / "tokenizer"))
 
     def save(self, directory: Path, stage: str) -> None:
@@ -292,7 +294,7 @@ def _load_run(path: Path, mesh: jax.sharding.Mesh, base: str | None, precision: 
     arrays = {
         name: leaf.astype(model.base_dtype) if name.startswith("base/") else leaf for name, leaf in arrays.items()
     }
-    ends: tuple[int, ...] = ()
+    ends = end_tokens(metadata.get("ends"), f'{path / "clara.json"}: "ends"')
     if "base" not in own:
         opened = _open_same_base(path, base, reference)
         ends = opened.end_ids

@@ -153,3 +153,14 @@ def test_the_command(model, tmp_path, monkeypatch, capsys):
     arguments[3] = "peft"
     with pytest.raises(ClaraError, match="int8 is for --format compact"):
         run("--output", tmp_path / "n")
+
+
+def test_a_checkpoint_with_a_base_of_its_own_knows_the_base_files_end_tokens(tmp_path):
+    """The base, whose generation_config.json names them, is not opened again."""
+    base = tiny.write_base(tmp_path / "base")
+    (base / "generation_config.json").write_text('{"eos_token_id": [2, 7]}')
+    made = bundles.from_base(str(base), AFFINE, make_mesh(1, 1, devices=jax.devices()[:1]), "float32")
+    assert 7 in made.end_ids
+    for own in ((), ("base",)):
+        dataclasses.replace(made, own=own).save(tmp_path / f"own{len(own)}", "scp")
+        assert bundles.load(tmp_path / f"own{len(own)}", made.mesh).end_ids == made.end_ids

@@ -117,6 +117,12 @@ class _Reader:
             self.refuse(field, "is not a positive number")
         return float(value)
 
+    def flag(self, field: str) -> bool:
+        value = self.config.get(field)
+        if value not in (None, True, False):
+            self.refuse(field, "is neither true nor false")
+        return bool(value)
+
     def model(self) -> ModelConfig:
         architecture = self.config.get("model_type")
         if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
@@ -125,7 +131,7 @@ class _Reader:
         self.check_unsupported(architecture)
         width, heads = self.positive_int("hidden_size"), self.positive_int("num_attention_heads")
         head_channels = self.positive_int("head_dim", width // heads)
-        attention_bias = bool(self.config.get("attention_bias", False)) and architecture in ("llama", "qwen3")
+        attention_bias = self.flag("attention_bias") and architecture in ("llama", "qwen3")
         return ModelConfig(
             architecture=architecture,
             vocab_size=self.positive_int("vocab_size"),
@@ -138,10 +144,10 @@ class _Reader:
             norm_eps=self.number("rms_norm_eps", 1e-6),
             rope=self.rope(head_channels, architecture),
             max_positions=self.positive_int("max_position_embeddings"),
-            tied=bool(self.config.get("tie_word_embeddings", False)),
+            tied=self.flag("tie_word_embeddings"),
             qkv_bias=attention_bias or architecture == "qwen2",
             out_bias=attention_bias,
-            mlp_bias=bool(self.config.get("mlp_bias", False)) and architecture == "llama",
+            mlp_bias=self.flag("mlp_bias") and architecture == "llama",
             qk_norm=architecture == "qwen3",
             fused=architecture == "phi3",
             sliding_window=self.sliding_window(architecture),
@@ -163,7 +169,7 @@ class _Reader:
         ):
             if self.config.get(field):
                 self.refuse(field, "is not supported; use a plain, unquantized dense model")
-        if self.config.get("use_sliding_window"):
+        if self.flag("use_sliding_window"):
             self.refuse("use_sliding_window", "is not supported (it differs from layer to layer); set it to false")
         kinds = self.config.get("layer_types") or ()
         if not isinstance(kinds, (list, tuple)) or not all(isinstance(kind, str) for kind in kinds):

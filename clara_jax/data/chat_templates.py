@@ -90,7 +90,10 @@ def render_all(source: str, variables: dict[str, Any], chats: list[Messages], ge
         template = _compiled(source)
         fields = variables | {"tools": None, "documents": None, "add_generation_prompt": generate}
         fields["enable_thinking"] = False
-        return {"texts": [template.render(messages=chat, **fields) for chat in chats]}
+        texts = [template.render(messages=chat, **fields) for chat in chats]
+        for text in texts:
+            text.encode()  # half a surrogate pair is no text that a tokenizer takes
+        return {"texts": texts}
     except MemoryError:
         raise
     except Exception as error:  # a program may raise whatever it likes

@@ -10,13 +10,14 @@ refused:
   token with the answer's first word: that is left out of prompts;
 - no token ends the answer: the tokenizer's end token is written after it;
 - the clock is read: see `clara_jax.data.chat_templates`;
-- the question or the answer itself is not there: refused.
+- the question or the answer itself is not there, or an address of memory is: refused.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from clara_jax.errors import ClaraError
 if TYPE_CHECKING:
     from clara_jax.data.tokenization import ClaraTokenizer
 
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+>")  # how Python writes what it has no text for
 # Words that no template says, of letters that every tokenizer has.
 _SYSTEM, _QUESTION, _ANSWERS = "Zebra system", "Zebra question", ("No", "Pier 4 zebra")
 
@@ -80,6 +82,11 @@ def read_turns(tokenizer: ClaraTokenizer) -> Turns:
     except TemplateRefuses as error:
         raise ClaraError(f"{error}; it must take a user and an assistant message") from None
     for text in (prompt, *whole):
+        if _ADDRESS.search(text):
+            raise ClaraError(
+                "the base model's chat template writes out a function or an object, with an address that is another "
+                "one in each process; use another one"
+            )
         if _QUESTION not in text:
             raise ClaraError("the base model's chat template leaves out the user's message; use another one")
     for text, answer in zip(whole, _ANSWERS, strict=True):
@@ -121,9 +128,9 @@ def _surplus(tokenizer: ClaraTokenizer, prompt: str, whole: Sequence[str]) -> st
     """The end of a prompt that its tokens do not share with those of the prompt and an answer."""
     # The rendered answers may differ in the text before them: what all share is what stands before any answer.
     shared = len(os.path.commonprefix([prompt, *whole]))
-    if shared < prompt.rindex(_QUESTION) + len(_QUESTION):
+    if shared < max(prompt.rindex(own) + len(own) for own in (_QUESTION, _SYSTEM) if own in prompt):
         raise ClaraError(
-            "the base model's chat template renders a question otherwise once it has an answer; none can be learned"
+            "the base model's chat template renders messages otherwise once there is an answer; none can be learned"
         )
     # A blank at the end becomes one token with the first word of some answers, if not of these.
     for kept in (len(prompt[:shared].rstrip(" ")), shared, len(prompt[:shared].rstrip())):

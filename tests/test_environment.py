@@ -34,6 +34,11 @@ def test_a_command_in_any_locale(environment, tmp_path):
         ({"JAX_PLATFORMS": "cuda"}, "make_mesh()", "no devices: "),
         ({"JAX_PLATFORMS": "nonsense"}, "make_mesh()", "no devices: "),
         ({"JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "1"}, "make_mesh()", "float32"),
+        (
+            {"JAX_PLATFORMS": "cpu", "JAX_NUMPY_RANK_PROMOTION": "raise", "JAX_NUMPY_DTYPE_PROMOTION": "strict"},
+            "make_mesh(); jnp.ones((2, 3)) * jnp.ones(3) + jnp.arange(3)",
+            "float32",
+        ),
     ],
 )
 def test_platforms(environment, program, expected, tmp_path):

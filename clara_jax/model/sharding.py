@@ -13,6 +13,7 @@ import math
 import os
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,15 @@ RULES = {"embed": "data", "heads": "model", "kv_heads": "model", "mlp": "model",
 MAY_STAY_WHOLE = {"kv_heads", "vocab"}
 
 
+# What a process may have set for other programs, and models are not computed with.
+_OPTIONS: dict[str, tuple[Any, str]] = {
+    # Shapes of indices, random numbers and tables are those of 32 bits, whatever else the process computes.
+    "jax_enable_x64": (False, "models are computed in 32 bits"),
+    "jax_numpy_dtype_promotion": ("standard", "numbers take the precision of the arrays beside them"),
+    "jax_numpy_rank_promotion": ("allow", "vectors are scales of matrices"),
+}
+
+
 def make_mesh(
     data: int = -1, model: int = 1, replica: int = -1, devices: Sequence[jax.Device] | None = None
 ) -> jax.sharding.Mesh:
@@ -43,10 +53,11 @@ def make_mesh(
       ClaraError: the number of devices is no product of the three; slices that are neither whole replicas nor parts of
         one.
     """
-    if jax.config.jax_enable_x64:
-        # Shapes of indices, random numbers and tables are those of 32 bits, whatever else the process computes.
-        warnings.warn("JAX_ENABLE_X64 is switched off in this process: models are computed in 32 bits", stacklevel=2)
-        jax.config.update("jax_enable_x64", False)
+    for option, (value, why) in _OPTIONS.items():
+        if getattr(jax.config, option) != value:
+            words = f"{option.upper()} is set to {value!r} in this process: {why}"
+            warnings.warn(words, stacklevel=2)
+            jax.config.update(option, value)
     devices = all_devices() if devices is None else devices
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if model < 1 or any(size < 1 and size != -1 for size in (replica, data)):

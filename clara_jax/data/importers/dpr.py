@@ -5,7 +5,7 @@ JSON array of
 
 - ``question``: string.
 - ``answers``: list of at least one string.
-- ``positive_ctxs``, ``negative_ctxs``, ``hard_negative_ctxs``: lists of
+- ``positive_ctxs``, ``negative_ctxs``, ``hard_negative_ctxs``: lists, of which the negative ones may be missing, of
   - ``title``, ``text``: strings.
   - ``score``, ``title_score``, ``passage_id`` (``psg_id`` in the development file): not read.
 - ``dataset``: not read.
@@ -40,7 +40,10 @@ def read(paths: Sequence[str], log: Log | None = None) -> Iterator[Example]:
 def _example(record: Fields, log: Log) -> Example | None:
     question, answers, id = named_question(record, "answers", "dpr")
     positive, hard, other = (
-        [Document(passage.text_or_blank("title"), passage.text("text")) for passage in record.objects(name)]
+        [
+            Document(passage.text_or_blank("title"), passage.text("text"))
+            for passage in record.objects(name, optional=name != "positive_ctxs")
+        ]
         for name in ("positive_ctxs", "hard_negative_ctxs", "negative_ctxs")
     )
     if not positive:

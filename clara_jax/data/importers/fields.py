@@ -53,11 +53,10 @@ class Fields:
         """A string, "" where it is missing."""
         return checked_text(self._fields[name], self._named(name), self.where, blank=True) if name in self else ""
 
-    def texts(self, name: str, hint: str = "") -> list[str]:
+    def texts(self, name: str, hint: str = "", optional: bool = False) -> list[str]:
         """A list of strings that are not blank; the list may be empty."""
-        return [
-            checked_text(text, f"{self._named(name)}[{i}]", self.where) for i, text in enumerate(self.items(name, hint))
-        ]
+        items = self.items(name, hint, optional)
+        return [checked_text(text, f"{self._named(name)}[{i}]", self.where) for i, text in enumerate(items)]
 
     def flag(self, name: str, hint: str = "") -> bool:
         value = self.get(name, hint)
@@ -68,14 +67,16 @@ class Fields:
     def whole(self, name: str) -> int:
         return checked_whole(self.get(name), self._named(name), self.where)
 
-    def items(self, name: str, hint: str = "") -> list[Any]:
+    def items(self, name: str, hint: str = "", optional: bool = False) -> list[Any]:
+        """A list; where it may be missing, an empty one in its place."""
+        if optional and name not in self:
+            return []
         return checked_list(self.get(name, hint), self._named(name), self.where)
 
-    def objects(self, name: str, hint: str = "") -> list[Fields]:
+    def objects(self, name: str, hint: str = "", optional: bool = False) -> list[Fields]:
         """A list of objects."""
-        return [
-            Fields(value, self.where, f"{self._named(name)}[{i}].") for i, value in enumerate(self.items(name, hint))
-        ]
+        items = self.items(name, hint, optional)
+        return [Fields(value, self.where, f"{self._named(name)}[{i}].") for i, value in enumerate(items)]
 
     def refuse(self, name: str, problem: str) -> NoReturn:
         raise ClaraError(f"{self.where}: {self._named(name)} {problem}")

@@ -9,7 +9,7 @@ Files: ``musique_ans_v1.0_train.jsonl``, ``musique_ans_v1.0_dev.jsonl``, ``musiq
   - ``title``, ``paragraph_text``: strings.
   - ``is_supporting``: true or false.
 - ``question``, ``answer``: strings. The test files have no ``answer`` and are refused.
-- ``answer_aliases``: list of strings, other accepted answers.
+- ``answer_aliases``: list of strings, other accepted answers. It, and the two below, may be missing.
 - ``answerable``: true or false.
 - ``question_decomposition``: list of the simpler questions; of each, ``paragraph_support_idx`` is the ``idx`` of the
   supporting paragraph, or null where it was taken out.
@@ -41,7 +41,7 @@ def read(paths: Sequence[str], log: Log | None = None) -> Iterator[Example]:
 def _example(record: Fields, log: Log) -> Example | None:
     id = record.id("id")
     answer = record.text("answer", TEST_FILE)
-    if not record.flag("answerable", TEST_FILE):
+    if "answerable" in record and not record.flag("answerable"):
         log.skip(UNANSWERABLE)
         return None
     log.claim(id, record.where)
@@ -52,7 +52,7 @@ def _example(record: Fields, log: Log) -> Example | None:
             paragraph.refuse("idx", f"is {idx}, as that of another paragraph; each must be unique")
         documents[idx] = Document(paragraph.text_or_blank("title").strip(), paragraph.text("paragraph_text"))
         gold[idx] = paragraph.flag("is_supporting")
-    for part in record.objects("question_decomposition"):
+    for part in record.objects("question_decomposition", optional=True):
         support = part.whole("paragraph_support_idx")
         if support not in documents:
             part.refuse("paragraph_support_idx", f'is {support}, which is the "idx" of no paragraph')
@@ -60,5 +60,5 @@ def _example(record: Fields, log: Log) -> Example | None:
             part.refuse("paragraph_support_idx", f'is {support}, a paragraph whose "is_supporting" is false')
     if not any(gold.values()):
         record.refuse("paragraphs", 'has none whose "is_supporting" is true')
-    answers = distinct([answer, *record.texts("answer_aliases")])
+    answers = distinct([answer, *record.texts("answer_aliases", optional=True)])
     return Example(id, record.text("question"), answers, tuple(documents.values()), tuple(gold.values()), record.where)

@@ -7,8 +7,8 @@ Files: ``train-v1.1.json``, ``dev-v1.1.json``, ``train-v2.0.json``, ``dev-v2.0.j
   - ``title``: string, words parted by "_" (here by spaces); files of annotation tools have none.
   - ``paragraphs``: list of
     - ``context``: string, the paragraph.
-    - ``qas``: list of
-      - ``id``: string, unique.
+    - ``qas``: list (nobody may have asked yet) of
+      - ``id``: string, unique; where there is none, the place in the file stands for it.
       - ``question``: string.
       - ``answers``: list of ``text`` and ``answer_start``, the character of ``context`` at which ``text`` stands. One
         in the training sets, several in the development sets, none where the question cannot be answered.
@@ -48,7 +48,7 @@ def _questions(value: object, title: str, where: str, log: Log) -> Iterator[Exam
     with log.record(where, value):
         paragraph = Fields(value, where)
         document = Document(title, paragraph.text("context"))
-        for i, entry in enumerate(paragraph.items("qas")):
+        for i, entry in enumerate(paragraph.items("qas", optional=True)):
             place = f"{where}.qas[{i}]"
             with log.record(place, entry):
                 example = _question(Fields(entry, place), document, log)
@@ -57,10 +57,10 @@ def _questions(value: object, title: str, where: str, log: Log) -> Iterator[Exam
 
 
 def _question(entry: Fields, document: Document, log: Log) -> Example | None:
-    id = entry.id("id")
+    id = entry.id("id") if "id" in entry else entry.where
     log.claim(id, entry.where)
-    answers = [_answer(answer, document.text) for answer in entry.objects("answers")]
     impossible = "is_impossible" in entry and entry.flag("is_impossible")
+    answers = [_answer(answer, document.text) for answer in entry.objects("answers", optional=impossible)]
     if impossible and answers:
         entry.refuse("answers", 'has entries though "is_impossible" is true')
     if impossible:

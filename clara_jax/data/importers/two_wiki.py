@@ -5,7 +5,7 @@ One JSON array of
 
 - ``_id``, ``question``, ``answer``, ``supporting_facts``, ``context``: as in HotpotQA (`hotpotqa`), but the context
   holds every supporting paragraph. The test file has no answers and is refused.
-- ``evidences``: list of [subject, relation, object], strings.
+- ``evidences``: list of [subject, relation, object], strings; may be missing.
 - ``evidences_id``, ``answer_id``: Wikidata ids, in the later releases only; the answer's may be null.
 - ``type``, ``entity_ids``: not read.
 
@@ -58,12 +58,12 @@ def read_aliases(path: str, log: Log) -> Mapping[str, tuple[str, ...]]:
 
 
 def _aliases(record: Fields, log: Log) -> tuple[str, tuple[str, ...]] | None:
-    others = {*record.texts("aliases"), *record.texts("demonyms")}
+    others = {*record.texts("aliases", optional=True), *record.texts("demonyms", optional=True)}
     return (record.text("Q_id"), tuple(sorted(others))) if others else None
 
 
 def _check_evidences(record: Fields) -> None:
-    for i, evidence in enumerate(record.items("evidences")):
+    for i, evidence in enumerate(record.items("evidences", optional=True)):
         name = f'"evidences"[{i}]'
         triple = checked_list(evidence, name, record.where)
         if len(triple) != 3:

@@ -71,7 +71,7 @@ QAS = ("data", 0, "paragraphs", 0, "qas")
         (("data", 0, "title"), 3, ('data[0]: "title" is a number',)),
         (("data", 0, "paragraphs"), {}, ('data[0]: "paragraphs" is an object; it must be a list',)),
         (("data", 0, "paragraphs", 0, "context"), " ", ('data[0].paragraphs[0]: "context" is empty',)),
-        ((*QAS, 1, "id"), MISSING, ('.qas[1]: "id" is missing',)),
+        ((*QAS, 1, "id"), 7, ('.qas[1]: "id" is a number',)),
         ((*QAS, 1, "id"), "s1", ("qas[1] (id s1): the id 's1' is that of", "qas[0] (id s1) already")),
         ((*QAS, 1, "question"), None, ('qas[1] (id s2): "question" is missing',)),
         ((*QAS, 1, "answers"), [], ('qas[1] (id s2): "answers" is empty',)),
@@ -186,7 +186,7 @@ def test_2wiki(tmp_path):
 @pytest.mark.parametrize(
     ("path", "new", "parts"),
     [
-        ((0, "evidences"), MISSING, ('"evidences" is missing',)),
+        ((0, "evidences"), {}, ('"evidences" is an object',)),
         ((0, "evidences", 1), ["Ann Lee", "Oslo"], ('"evidences"[1] has 2 entries',)),
         ((0, "evidences", 1, 2), None, ('"evidences"[1][2] is null',)),
         ((0, "answer_id"), 585, ('"answer_id" is a number',)),
@@ -457,3 +457,43 @@ def test_clara_departures(tmp_path):
         refused(clara_multi_stage.read([path], stage), path, "2: ", part)
     with pytest.raises(ClaraError, match="--stage: 'stage3' is unknown"):
         list(clara_multi_stage.read([path], "stage3"))
+
+
+# --- what no task needs ---
+
+
+def without(value, names):
+    """The value without the fields of these names, wherever they are."""
+    if isinstance(value, list):
+        return [without(item, names) for item in value]
+    if isinstance(value, dict):
+        return {name: without(item, names) for name, item in value.items() if name not in names}
+    return value
+
+
+@pytest.mark.parametrize(
+    ("read", "write", "made", "names"),
+    [
+        (squad.read, write_json, published.squad, ("id", "title", "version", "answer_start", "plausible_answers")),
+        (two_wiki.read, write_json, published.two_wiki, ("evidences", "evidences_id", "type", "entity_ids")),
+        (hotpotqa.read, write_json, published.hotpotqa, ("type", "level")),
+        (dpr.read, write_json, published.dpr, ("dataset", "score", "title_score", "passage_id", "psg_id", "title")),
+        (dpr.read, write_json, published.dpr, ("negative_ctxs", "hard_negative_ctxs")),
+        (musique.read, write_lines, published.musique, ("answer_aliases", "question_decomposition", "title")),
+        (musique.read, write_lines, lambda: published.musique()[:1], ("answerable",)),
+    ],
+)
+def test_what_no_task_needs_may_be_missing(tmp_path, read, write, made, names):
+    whole = [*read([write(tmp_path / "whole.json", made())])]
+    found = [*read([write(tmp_path / "less.json", without(made(), names))])]
+    assert [example.question for example in found][: len(whole)] == [example.question for example in whole]
+    assert all(example.answers and any(example.gold) for example in found)
+
+
+def test_squad_with_questions_that_cannot_be_answered_and_paragraphs_without_any(tmp_path):
+    data = published.squad()
+    data["data"][0]["paragraphs"] += [{"context": "Nobody asked."}, {"context": "x", "qas": [{"question": "Why?"}]}]
+    data["data"][0]["paragraphs"][-1]["qas"][0]["is_impossible"] = True
+    log = Log()
+    assert len([*squad.read([write_json(tmp_path / "a.json", data)], log)]) == 3
+    assert log.skipped == {UNANSWERABLE: 1}

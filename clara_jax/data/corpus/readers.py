@@ -41,7 +41,8 @@ _DECLARED = re.compile(
 )
 _SENTENCE_END = tuple(".!?…:。！？")
 _CLOSING = "\"'”’»)]"  # what may follow it
-# Codecs of Python that are no encodings of files: for names of hosts, for source code, or to refuse everything.
+# Codecs of Python that are no encodings of files: for names of hosts, for source code, or to refuse everything; and
+# those in which the declaration would not be the ASCII that it was read as.
 _NO_ENCODINGS = (
     "idna",
     "punycode",
@@ -49,6 +50,12 @@ _NO_ENCODINGS = (
     "unicode_escape",
     "raw_unicode_escape",
     "utf-7",
+    "utf-16",
+    "utf-16-be",
+    "utf-16-le",
+    "utf-32",
+    "utf-32-be",
+    "utf-32-le",
     "utf_7",
     "mbcs",
     "oem",
@@ -219,7 +226,8 @@ def _raw_text(path: str, content: bytes, declared: re.Match | None) -> tuple[str
             except UnicodeDecodeError as error:
                 raise ClaraError(f"{path}: byte {error.start + 1} is not {encoding}; save the file as UTF-8") from None
     # A few bytes of zero stand for nothing; UTF-16 without its mark has one in nearly every character.
-    if content.count(b"\0") * 8 <= len(content):
+    few = content.count(b"\0") * 8 <= len(content)
+    if few:
         with contextlib.suppress(UnicodeDecodeError):
             return content.decode(), None
     if declared:
@@ -235,10 +243,12 @@ def _raw_text(path: str, content: bytes, declared: re.Match | None) -> tuple[str
     from charset_normalizer import from_bytes
 
     logging.getLogger("charset_normalizer").setLevel(logging.CRITICAL)
-    best = from_bytes(content).best()
+    # Of a text with bytes of zero it guesses nothing. Where they are few, the others tell.
+    best = from_bytes(content.replace(b"\0", b"") if few else content).best()
     if best is None:
         raise ClaraError(f"{path}: is not UTF-8, and no encoding fits (is it text?); save it as UTF-8")
-    return str(best).removeprefix("\ufeff"), best.encoding
+    text = content.decode(best.encoding, "replace") if few else str(best)
+    return text.removeprefix("\ufeff"), best.encoding
 
 
 def _stem(file: InputFile) -> str:

@@ -200,7 +200,21 @@ def test_any_bytes_are_read_or_refused(suffix, content):
 
 
 @pytest.mark.parametrize(
-    "charset", ["x-none", "hex", "rot13", "idna", "punycode", "undefined", "utf-99", "zlib", "utf-7"]
+    "charset",
+    [
+        "x-none",
+        "hex",
+        "rot13",
+        "idna",
+        "punycode",
+        "undefined",
+        "utf-99",
+        "zlib",
+        "utf-7",
+        "utf-16",
+        "UTF-16LE",
+        "utf-32",
+    ],
 )
 def test_a_charset_that_does_not_exist(charset, tmp_path):
     page = (
@@ -209,6 +223,13 @@ def test_a_charset_that_does_not_exist(charset, tmp_path):
     for name, encoding in (("a", "utf-8"), ("b", "cp1252")):
         (document,) = read_documents([write(tmp_path / name, {"a.html": page.encode(encoding)})])
         assert "Grüße aus dem schönen Köln" in document.text
+
+
+def test_a_few_bytes_of_zero_hide_no_encoding(tmp_path):
+    text = "Grüße aus dem schönen Köln, und für Änderungen noch mehr Grüße. " * 9
+    damaged = text.encode("cp1252") + b"\0"
+    (document,) = read_documents([write(tmp_path, {"a.txt": damaged})])
+    assert document.text.strip() == text.strip() and document.cleaned == 1
 
 
 def test_pdf_characters(tmp_path):

@@ -515,7 +515,9 @@ def test_a_disk_that_fills_up_for_real(tmp_path, how, reason):
     assert whole and sorted(os.listdir(found / "checkpoints")) == [path.name for path in whole]
     failed = run_dir / "checkpoints" / f"01-scp-{read_metadata(whole[-1])['step'] + 1:08d}"
     line = f"error: {failed}: cannot write the checkpoint: {reason}; earlier checkpoints are whole\n"
-    assert (result.returncode, result.stderr) == (2, line)
+    # XLA of the lowest jaxlib allowed logs more where it loads a program that was kept.
+    said = [own for own in result.stderr.splitlines(keepends=True) if "cpu_aot_loader" not in own]
+    assert (result.returncode, said) == (2, [line])
     for path in whole:
         verify_checkpoint(path)
 

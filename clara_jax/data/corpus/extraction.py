@@ -31,8 +31,8 @@ def html_text(page: str) -> dict[str, Any]:
             page,
             with_metadata=True,
             include_comments=False,
-            # Nothing but the title is used, and a search for dates takes most of the time.
-            date_extraction_params={"extensive_search": False, "original_date": False},
+            # Nothing but the title is used, and a search for dates takes most of the time. 2.0.0 needs the last one.
+            date_extraction_params={"extensive_search": False, "original_date": False, "max_date": None},
         )
     except MemoryError:
         raise

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import numbers
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -312,7 +313,8 @@ class Clara:
 
     def _compress_lists(self, documents: Sequence[Sequence[str]], count: int, long: str) -> list[Memories]:
         """Memories of each question's documents; equal texts are compressed once."""
-        if isinstance(documents, str) or len(documents) != count or any(isinstance(own, str) for own in documents):
+        lists = not isinstance(documents, str | Mapping) and isinstance(documents, Collection)
+        if not lists or len(documents) != count or any(isinstance(own, str) for own in documents):
             raise ClaraError(f"documents: a list of texts for each of the {count} questions is needed")
         lists = [_texts(own, f"documents[{i}]") for i, own in enumerate(documents)]
         unique = list(dict.fromkeys(text for own in lists for text in own))
@@ -332,7 +334,10 @@ class Clara:
         return results
 
     def _candidates(self, memories: Memories | Sequence[Memories], count: int) -> list[Memories]:
-        lists = [memories] * count if isinstance(memories, Memories) else list(memories)
+        lists = [memories] * count if isinstance(memories, Memories) else memories
+        lists = list(lists) if isinstance(lists, Iterable) else [lists]
+        if not all(isinstance(own, Memories) for own in lists):
+            raise ClaraError("memories: give what compress returned, once or a list with one for each question")
         if len(lists) != count:
             raise ClaraError(
                 f"memories: {len(lists)} collections for {count} questions; give one for all or one for each"
@@ -417,6 +422,8 @@ class Clara:
         Raises:
           ClaraError: a prompt that is longer than ``max_length``.
         """
+        if not isinstance(seed, numbers.Integral):
+            raise ClaraError(f"seed: {seed!r} is no whole number")
         requests = []
         for number, (prompt, own) in enumerate(zip(asked, memories, strict=True)):
             try:
@@ -441,7 +448,11 @@ def _positive(name: str, value: Any) -> None:
 def _texts(texts: Sequence[str], name: str) -> list[str]:
     if isinstance(texts, str):
         raise ClaraError(f"{name}: is one text; give a list of texts")
-    for number, text in enumerate(texts):
+    # What is in a dict or in bytes are no texts of a list, though one may go through them.
+    if not isinstance(texts, Iterable) or isinstance(texts, bytes | Mapping):
+        raise ClaraError(f"{name}: is of type {type(texts).__name__}; give a list of texts")
+    result = list(texts)  # a generator gives them once
+    for number, text in enumerate(result):
         if not isinstance(text, str) or not text.strip():
             raise ClaraError(f"{name}[{number}]: {text!r} is no text; each must be a non-empty string")
-    return list(texts)
+    return result

@@ -260,8 +260,10 @@ def load(
     Raises:
       ClaraError: nothing there, damaged, made on another base, or of another shape.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ClaraError(f"{path!r} is no path; give that of a directory")
     path, precision = Path(path), precision and resolve(precision, platform(mesh))
-    if not path.is_dir():
+    if not os.path.isdir(path):  # False, too, of what no file can be called
         raise ClaraError(
             f"{path}: no such directory; give a training run, one of its checkpoints, or a released CLaRa checkpoint"
         )

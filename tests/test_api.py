@@ -156,6 +156,18 @@ def test_bfloat16_stays_close(bundle, clara, tmp_path):
     [
         (lambda c: c.compress("one text"), "list of texts"),
         (lambda c: c.compress(["good", " "]), r"documents\[1\]"),
+        (lambda c: c.compress(None), "documents: is of type NoneType"),
+        (lambda c: c.compress({"id": "text"}), "documents: is of type dict"),
+        (lambda c: c.compress(b"text"), "documents: is of type bytes"),
+        (lambda c: c.rank(7, c.compress(["a"])), "questions: is of type int"),
+        (lambda c: c.rank(["q"], None), "memories: give what compress returned"),
+        (lambda c: c.answer(["q"], memories=["a"]), "memories: give what compress returned"),
+        (lambda c: c.answer(["q"], {"q": ["a"]}), "documents: a list of texts for each"),
+        (lambda c: c.answer(["q"], [["a"]], temperature="1"), "temperature: '1' is no number"),
+        (lambda c: c.answer(["q"], [["a"]], top_p=None), "top_p: None is no number"),
+        (lambda c: c.answer(["q"], [["a"]], seed="x"), "seed: 'x' is no whole number"),
+        (lambda c: Clara.load(None), "None is no path"),
+        (lambda c: Clara.load("a" * 5000), "no such directory"),
         (lambda c: c.compress(["a", "b"], ids=["x", "x"]), "unique"),
         (lambda c: c.compress(["a"], long="drop"), "chunk"),
         (lambda c: c.answer(["q"]), "either documents"),
@@ -185,6 +197,13 @@ def test_a_checkpoint_of_another_base_is_refused(bundle, tmp_path, mesh):
     metadata.write_text(json.dumps(changed))
     with pytest.raises(ClaraError, match="clara.json"):
         Clara.load(tmp_path / "checkpoint", mesh=mesh)
+
+
+def test_texts_may_come_from_a_generator(clara):
+    expected = clara.compress(DOCUMENTS)
+    found = clara.compress(text for text in DOCUMENTS)
+    assert found.texts == expected.texts
+    np.testing.assert_array_equal(found.array, expected.array)
 
 
 class Hostile:

@@ -8,6 +8,7 @@ so an answer is the same whatever it is decoded together with.
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -37,6 +38,9 @@ class Sampling:
     def __post_init__(self):
         if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
             raise ClaraError(f"max_new_tokens: {self.max_new_tokens!r} is not a positive whole number")
+        for name in ("temperature", "top_p"):
+            if not isinstance(getattr(self, name), numbers.Real):
+                raise ClaraError(f"{name}: {getattr(self, name)!r} is no number")
         if not self.temperature >= 0:
             raise ClaraError(f"temperature: {self.temperature!r} must be 0 (greedy) or above")
         if not 0 < self.top_p <= 1:

@@ -136,6 +136,8 @@ def test_damage_is_found(place):
         RecordSource(folder, "train").verify()
     with pytest.raises(ClaraError, match="split train cannot be read: .*; build it again"):
         list(RecordSource(folder, "train"))
+    with pytest.raises(ClaraError, match="split train cannot be read: .*; build it again"):
+        [RecordSource(folder, "train")[place] for place in range(20)]
     metadata = own / "metadata.json"
     metadata.write_text(metadata.read_text().replace('"format": 1', '"format": 99'))
     with pytest.raises(ClaraError, match="metadata.json: is not of format 1"):

@@ -395,6 +395,7 @@ def _content(content: Any) -> str | None:
     if isinstance(content, list):
         parts = [part if isinstance(part, Mapping) else {"type": "text", "text": part} for part in content]
         texts = [part.get("text") for part in parts if part.get("type") in (None, "text", "output_text")]
+        texts = [text.get("value") if isinstance(text, Mapping) else text for text in texts]  # OpenAI's assistants
         content = "".join(text for text in texts if isinstance(text, str))
     if not isinstance(content, str):
         return None

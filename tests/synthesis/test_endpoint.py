@@ -545,7 +545,10 @@ def test_what_makes_no_sense_is_said(options, words):
 
 PART = st.one_of(
     st.fixed_dictionaries(
-        {"type": st.sampled_from(["text", "thinking", "image_url", 3]), "text": st.text() | st.none()}
+        {
+            "type": st.sampled_from(["text", "thinking", "image_url", 3]),
+            "text": st.text() | st.none() | st.just({"value": 3}),
+        }
     ),
     st.text(),
     st.integers(),
@@ -570,6 +573,10 @@ def test_any_content_and_any_usage(content, tokens):
 
 def test_parts_of_content_are_read_by_their_texts():
     thinks = {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}
-    body = {"choices": [{"message": {"content": [thinks, {"type": "text", "text": "Pier "}, "4 \ud83d"]}}]}
+    body = {
+        "choices": [
+            {"message": {"content": [thinks, {"type": "text", "text": {"value": "Pi"}}, {"text": "er "}, "4 \ud83d"]}}
+        ]
+    }
     reply = Endpoint("http://127.0.0.1:1/v1", "m")._read(json.dumps(body).encode(), 10)
     assert reply.text == "Pier 4 \ufffd"

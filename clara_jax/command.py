@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import contextlib
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -12,6 +14,8 @@ from clara_jax import compile_cache
 from clara_jax.errors import ClaraError, ToldByMain
 
 NO_COMPILE_CACHE = "--no-compile-cache"
+# What a write to standard output fails with, where that is a full disk or a closed pipe.
+_NO_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EPIPE)
 # How JAX begins where JAX_PLATFORMS names what is not there.
 _NO_PLATFORM = ("Unable to initialize backend", "Unknown backend")
 
@@ -22,6 +26,8 @@ def run(main: Callable[[], None], compiles: bool = True) -> None:
     A process that has joined others (`clara_jax.distributed`) leaves at once where anything goes wrong, so that they
     learn of it. Every command and benchmark comes through here, so this is where `clara_jax.compile_cache` is switched
     on, and off again where `NO_COMPILE_CACHE` is among the arguments, from which it is taken.
+
+    An output that cannot be written is one line, too, and nothing is said where the reader of a pipe has gone.
 
     Text in and out is UTF-8: in a locale that knows ASCII alone (containers, batch systems) Python starts again in its
     UTF-8 mode. What another terminal cannot show is spelled out.
@@ -36,7 +42,10 @@ def run(main: Callable[[], None], compiles: bool = True) -> None:
     elif compiles:
         compile_cache.enable()
     try:
+        _check_directory()
         main()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except ClaraError as error:
         if not isinstance(error, ToldByMain):
             print(f"error: {error}", file=sys.stderr)
@@ -45,6 +54,13 @@ def run(main: Callable[[], None], compiles: bool = True) -> None:
         print("interrupted", file=sys.stderr)
         _end(130)
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is None and error.errno in _NO_OUTPUT:
+            if error.errno != errno.EPIPE:  # who reads from a pipe has seen enough
+                print(f"error: standard output: cannot be written: {error.strerror}", file=sys.stderr)
+            # What it still holds would fail once more when Python ends.
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _end(2)
         if isinstance(error, RuntimeError) and str(error).startswith(_NO_PLATFORM):
             print(f"error: no devices: {' '.join(str(error).split())[:300]}; see JAX_PLATFORMS", file=sys.stderr)
             sys.exit(2)
@@ -61,6 +77,13 @@ def add_compile_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         NO_COMPILE_CACHE, action="store_true", help="compile everything anew; neither load nor keep compiled programs"
     )
+
+
+def _check_directory() -> None:
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ClaraError(f"the working directory cannot be used: {error.strerror}; go to another one") from None
 
 
 def _speak_utf8() -> None:

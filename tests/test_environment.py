@@ -28,6 +28,32 @@ def test_a_command_in_any_locale(environment, tmp_path):
     assert missing.returncode == 2 and b"Traceback" not in missing.stderr and missing.stderr.count(b"\n") == 1
 
 
+SAYS_MUCH = "from clara_jax import command; command.run(lambda: [print('x' * 1000) for _ in range(1000)])"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("program", [SAYS_MUCH, SAYS_MUCH.replace("range(1000)", "range(1)")])
+def test_an_output_that_cannot_be_written(unbuffered, program, tmp_path):
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    environment = os.environ | {"PYTHONPATH": root, "PYTHONUNBUFFERED": unbuffered}
+    command = [sys.executable, "-c", program]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: standard output: cannot be written: No space left on device\n")
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as one:
+        one.stdout.close()
+        assert one.stderr.read() == "" and one.wait() == 2
+
+
+def test_a_directory_that_is_gone(tmp_path):
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    program = "import os, sys; os.rmdir(os.getcwd()); from clara_jax import command; command.run(lambda: print('here'))"
+    (tmp_path / "gone").mkdir()
+    done = run(["-c", program], {"PYTHONPATH": root}, tmp_path / "gone")
+    assert done.returncode == 2 and done.stderr.startswith(b"error: the working directory cannot be used")
+    assert done.stderr.count(b"\n") == 1 and done.stdout == b""
+
+
 @pytest.mark.parametrize(
     "environment, program, expected",
     [

@@ -241,8 +241,8 @@ class Library:
 
     @property
     def usual_k(self) -> int:
-        """Chunks to answer from: as many documents as the model learned to read, 5 where it does not say."""
-        return self.clara.bundle.top_k or 5
+        """Chunks to answer from: see `Clara.usual_k`."""
+        return self.clara.usual_k
 
     @property
     def usual_how(self) -> str:

@@ -1,31 +1,77 @@
-"""Times a salient-compressor-pretraining step of SmolLM2-135M: what dropout and rematerialization cost.
+"""Times a salient-compressor-pretraining step of SmolLM2-135M: what precision, dropout and rematerialization cost.
 
-    python -m benchmarks.train_step [--rows 2] [--prompt 192] [--repeats 5]
+    python -m benchmarks.train_step [--rows 2] [--prompt 192] [--repeats 5] [--precision float32 mixed]
 
-Prints the median of each variant and its ratio to the first, all measured in one run, in turns.
+Prints for each variant the median of its steps, all measured in one run, in turns; its attended tokens a second; model
+FLOPs (clara_jax/training/throughput.py) a second, as a share of what the products of a block alone reach in the same
+run (``--precision mixed``: bfloat16 into float32); and the share of the step's CPU time that the kernel took.
+
+    GLIBC_TUNABLES=glibc.malloc.mmap_max=65536 python -m benchmarks.train_step
+
+is the same without `clara_jax.huge_pages`: 65,536 is glibc's own value.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import resource
 import statistics
 import time
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from clara_jax import bundle as bundles
-from clara_jax import command
+from clara_jax import command, huge_pages
 from clara_jax.data.batches import Batch
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.method.parameters import split
 from clara_jax.method.stages import STAGES, Objective
+from clara_jax.model.config import ModelConfig
+from clara_jax.model.declare import linear_units
+from clara_jax.model.precision import PRECISIONS
 from clara_jax.model.sharding import make_mesh, put_batch
 from clara_jax.training.step import init_state, make_train_step
+from clara_jax.training.throughput import step_flops
 
-VARIANTS = {"dropout 0": ("none", 0.0), "dropout 0.1": ("none", 0.1), "dropout 0.1, remat full": ("full", 0.1)}
+# Rematerialization and dropout, each tried in each precision.
+VARIANTS = {"": ("none", 0.0), ", dropout 0.1": ("none", 0.1), ", dropout 0.1, remat full": ("full", 0.1)}
+
+
+class Spent(NamedTuple):
+    """Seconds of one call: of the clock, of the processors in this program, and in the kernel for it."""
+
+    wall: float
+    user: float
+    kernel: float
+
+
+def timed(call) -> tuple[object, Spent]:
+    """Return what a call returns, once it is computed, and what it took."""
+    before, start = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
+    result = jax.block_until_ready(call())
+    wall, after = time.monotonic() - start, resource.getrusage(resource.RUSAGE_SELF)
+    return result, Spent(wall, after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime)
+
+
+def product_rate(config: ModelConfig, tokens: int, precision: str, repeats: int) -> float:
+    """Return the FLOP/s of the linear maps of a block, forward, each over so many tokens: what a step cannot exceed."""
+    flops, seconds = 0, 0.0
+    dtype = PRECISIONS[precision].stored
+    product = jax.jit(lambda x, w: jnp.dot(x, w, preferred_element_type=jnp.float32))
+    for units in linear_units(config).values():
+        for maps in units.values():
+            for m in maps.values():
+                inputs, outputs = (int(np.prod([size for _, size, _ in axes])) for axes in (m.inputs, m.outputs))
+                x, w = jnp.ones((tokens, inputs), dtype), jnp.ones((inputs, outputs), dtype)
+                jax.block_until_ready(product(x, w))
+                seconds += statistics.median(timed(lambda x=x, w=w: product(x, w))[1].wall for _ in range(repeats))
+                flops += 2 * tokens * inputs * outputs
+    return flops / seconds
 
 
 def make_batch(bundle: bundles.Bundle, rows: int, length: int) -> Batch:
@@ -56,30 +102,46 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2, help="examples of a step")
     parser.add_argument("--prompt", type=int, default=192, help="tokens of a prompt")
     parser.add_argument("--repeats", type=int, default=5, help="steps of each variant")
+    parser.add_argument("--precision", nargs="+", choices=tuple(PRECISIONS), default=["float32", "mixed"])
     arguments = parser.parse_args()
     mesh = make_mesh(1, 1, devices=jax.devices()[:1])
-    bundle = bundles.from_base("smollm2", ClaraConfig(), mesh, "float32")
     stage, optimizer = STAGES["scp"], optax.adamw(1e-4)
-    trained, frozen = split(bundle.params, stage.trains)
-    steps, states, times = {}, {}, {name: [] for name in VARIANTS}
+    steps, states, frozen = {}, {}, {}
+    spent: dict[str, list[Spent]] = {}
+    ceilings = {}
     with jax.set_mesh(mesh):
-        batch, key = put_batch(make_batch(bundle, arguments.rows, arguments.prompt), mesh), jax.random.key(0)
-        for name, (remat, rate) in VARIANTS.items():
-            clara = dataclasses.replace(bundle.model.clara, lora_dropout=rate)
-            model = dataclasses.replace(bundle.model, remat=remat, clara=clara)
-            steps[name] = make_train_step(model, stage, Objective(), optimizer)
-            states[name], _ = steps[name](init_state(trained, optimizer), frozen, batch, key)
+        for precision in arguments.precision:
+            bundle = bundles.from_base("smollm2", ClaraConfig(), mesh, precision)
+            host = make_batch(bundle, arguments.rows, arguments.prompt)
+            tokens = int(host.document_mask.sum() + host.prompt_mask.sum())
+            flops = step_flops(bundle.model.config, bundle.model.clara.lora_rank, "scp", stage.trains, host)
+            ceilings[precision] = product_rate(bundle.model.config, tokens, precision, arguments.repeats)
+            batch, key = put_batch(host, mesh), jax.random.key(0)
+            trained, kept = split(bundle.params, stage.trains)
+            for suffix, (remat, rate) in VARIANTS.items():
+                name = precision + suffix
+                clara = dataclasses.replace(bundle.model.clara, lora_dropout=rate)
+                model = dataclasses.replace(bundle.model, remat=remat, clara=clara)
+                steps[name], frozen[name] = make_train_step(model, stage, Objective(), optimizer), kept
+                states[name], _ = steps[name](init_state(trained, optimizer), kept, batch, key)
+                spent[name] = []
         for _ in range(arguments.repeats):
-            for name in VARIANTS:
-                start = time.monotonic()
-                states[name], _ = jax.block_until_ready(steps[name](states[name], frozen, batch, key))
-                times[name].append(time.monotonic() - start)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    first = next(iter(medians.values()))
-    print("| variant | median s | ratio |\n|---|---|---|")
-    for name, median in medians.items():
-        print(f"| {name} | {median:.2f} | {median / first:.2f} |")
+            for name, step in steps.items():
+                (states[name], _), seconds = timed(lambda s=step, n=name: s(states[n], frozen[n], batch, key))
+                spent[name].append(seconds)
+    first = None
+    print("| variant | median s | ratio | tokens/s | GFLOP/s | of the products' | kernel |\n|" + "---|" * 7)
+    for name, each in spent.items():
+        median = statistics.median(s.wall for s in each)
+        first = first or median
+        kernel = sum(s.kernel for s in each) / sum(s.user + s.kernel for s in each)
+        share = flops / median / ceilings[name.split(",")[0]]
+        numbers = f"{tokens / median:,.0f} | {flops / median / 1e9:,.0f} | {share:.0%} | {kernel:.0%}"
+        print(f"| {name} | {median:.2f} | {median / first:.2f} | {numbers} |")
+    for precision, rate in ceilings.items():
+        print(f"products of a block over {tokens} tokens, {precision}: {rate / 1e9:,.0f} GFLOP/s")
 
 
 if __name__ == "__main__":
+    huge_pages.start_again()
     command.run(main)

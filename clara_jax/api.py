@@ -140,7 +140,8 @@ class Clara:
         rows: int | None = None,
         rate: int | None = None,
     ) -> Clara:
-        """Opens a training run, one of its checkpoints, a checkpoint in the released format, or a compact copy.
+        """Opens a training run, one of its checkpoints, a checkpoint in the released format, a compact copy, or
+        the model inside the package ("smollm2-clara").
 
         Args:
           base: where the base model lies, if not where the checkpoint says.
@@ -154,6 +155,11 @@ class Clara:
         """
         bundle = bundles.load(path, mesh or make_mesh(), base, precision).at_rate(rate)
         return cls(bundle, batch_size, weights, rows)
+
+    @property
+    def usual_k(self) -> int:
+        """Documents to answer from: as many as the model learned to read, 5 where its checkpoint does not say."""
+        return self.bundle.top_k or 5
 
     @property
     def fingerprint(self) -> str:
@@ -204,7 +210,7 @@ class Clara:
         documents: Sequence[Sequence[str]] | None = None,
         *,
         memories: Memories | Sequence[Memories] | None = None,
-        k: int | None = 5,
+        k: int | Literal["trained"] | None = "trained",
         max_new_tokens: int = 64,
         temperature: float = 0.0,
         top_p: float = 1.0,
@@ -216,7 +222,8 @@ class Clara:
         Args:
           documents: a list for each question, of any lengths; each text is compressed once, however often it occurs.
           memories: instead of documents: one collection for all questions, or one for each.
-          k: how many of the best candidates the generator reads; None gives it all, in their order, without ranking.
+          k: how many of the best candidates the generator reads; "trained" is `usual_k`; None gives it all, in their
+            order, without ranking.
           max_new_tokens, temperature, top_p, seed: see `Sampling`.
           long: see `compress`.
 
@@ -227,6 +234,7 @@ class Clara:
         questions = _texts(questions, "questions")
         if (documents is None) == (memories is None):
             raise ClaraError("answer: give either documents (a list for each question) or memories")
+        k = self.usual_k if k == "trained" else k
         if k is not None:
             _positive("k", k)
         if memories is None:

@@ -9,7 +9,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from clara_jax import command
+from clara_jax import command, huge_pages
 from clara_jax.errors import ClaraError
 from clara_jax.model.precision import CHOICES
 
@@ -193,4 +193,5 @@ def _compare(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    huge_pages.start_again()
     command.run(main)

@@ -241,29 +241,29 @@ class Library:
 
     @property
     def usual_k(self) -> int:
-        """Chunks to answer from: as many documents as the model learned to read, 5 where it does not say."""
-        return self.clara.bundle.top_k or 5
+        """Chunks to answer from: see `Clara.usual_k`."""
+        return self.clara.usual_k
 
     @property
     def usual_how(self) -> str:
         """What should find chunks: "memory" where the model learned to rank, else "words"."""
         return "memory" if self.clara.bundle.ranks else "words"
 
-    def search(self, question: str, k: int = 5, how: str = "memory", where: str | None = None) -> list[Hit]:
-        """The k best chunks for a question; see `Search`.
+    def search(self, question: str, k: int = 5, how: str | None = None, where: str | None = None) -> list[Hit]:
+        """The k best chunks for a question; see `Search`. What finds them is `usual_how` where ``how`` is None.
 
         Raises:
           ClaraError: no question, an unknown way, a condition that cannot be understood.
         """
-        return self._found(question, k, how, where)[0]
+        return self._found(question, k, how or self.usual_how, where)[0]
 
     def ask(
         self,
         question: str,
         *,
         history: Sequence[tuple[str, str]] = (),
-        k: int = 5,
-        how: str = "memory",
+        k: int | None = None,
+        how: str | None = None,
         where: str | None = None,
         expand: int = 0,
         abstain_below: float | None = None,
@@ -276,8 +276,8 @@ class Library:
         Args:
           history: what was said before, (role, text) each, with the roles "user" and "assistant": the user's words are
             searched with, too, and the generator reads all that fits, the last ones first.
-          k: chunks that the generator reads.
-          how, where: see `Search`.
+          k: chunks that the generator reads; default `usual_k`.
+          how, where: see `Search`; ``how`` is `usual_how` where it is not given.
           expand: so many of the best chunks are also given as text, for names and numbers that a memory has lost.
           abstain_below: a cosine; where the best chunk's is below it nothing is answered.
           candidates: hits that are returned, k or more.
@@ -286,6 +286,7 @@ class Library:
         Raises:
           ClaraError: see `search`; a prompt that is too long for the model.
         """
+        k, how = self.usual_k if k is None else k, how or self.usual_how
         if abstain_below is not None and how != "memory":
             raise ClaraError('abstain_below: is a cosine, and needs how="memory"')
         if k < 1 or expand < 0:

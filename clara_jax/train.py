@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clara_jax import command
+from clara_jax import command, huge_pages
 from clara_jax.arguments import parse
 from clara_jax.errors import ClaraError
 
@@ -110,4 +110,5 @@ def _show(outcome: Outcome, config: RunConfig) -> None:
 
 
 if __name__ == "__main__":
+    huge_pages.start_again()
     command.run(main)

@@ -69,6 +69,14 @@ def test_ragged_documents_and_fewer_than_k(clara):
     assert [source.id for source in alone.sources] == [source.id for source in answers[1].sources]
 
 
+def test_as_many_are_read_as_the_model_learned_to(clara):
+    learned = Clara(dataclasses.replace(clara.bundle, history=({"stage": "instruct", "top_k": 2},)), batch_size=4)
+    for model, count in ((learned, 2), (clara, 5)):
+        assert model.usual_k == count
+        (answer,) = model.answer(QUESTIONS[:1], [DOCUMENTS], max_new_tokens=2)
+        assert len(answer.sources) == count
+
+
 def test_memories_instead_of_documents(clara):
     memories = clara.compress(DOCUMENTS)
     from_memories = clara.answer(QUESTIONS, memories=memories, k=2, max_new_tokens=5)

@@ -218,6 +218,21 @@ def test_an_answer_is_that_of_the_same_documents(clara, tmp_path):
     assert empty.text is None and not empty.asked.hits
 
 
+def test_what_is_not_said_is_as_the_model_learned(clara, tmp_path):
+    own = library(clara, tmp_path / "store")
+    own.add(texts(*range(12)))
+    own.finish()
+    question = f"What is told of {document(7)[:30]}?"
+    asked = own.ask(question)
+    assert asked.selected == 5 and asked.hits == own.ask(question, how="memory").hits  # no stage says how many it read
+    learned = dataclasses.replace(clara.bundle, trained=("lora/generator",), history=({"stage": "a", "top_k": 2},))
+    other = Library(Clara(learned, batch_size=4), own.store)
+    asked = other.ask(question)
+    assert asked.selected == 2 and asked.hits == own.ask(question, how="words").hits
+    assert other.search(question, 3) == own.search(question, 3, "words") != own.search(question, 3, "memory")
+    assert other.ask(question, k=3, how="memory").selected == 3
+
+
 def test_a_conversation_is_searched_with_and_read(clara, tmp_path):
     own = library(clara, tmp_path / "store")
     own.add(texts(*range(12)))
@@ -309,7 +324,6 @@ def test_the_commands(checkpoint, tmp_path, monkeypatch, capsys):
     "module, arguments, words",
     [
         (compress_command, ["--store", "s"], "nothing to do"),
-        (compress_command, ["--store", "s", "--corpus", "c"], "--checkpoint is missing"),
         (compress_command, ["--store", "nowhere", "--stats"], "no store is there"),
         (compress_command, ["--store", "s", "--corpus", "c.jsonl", "--checkpoint", "nowhere"], "no such directory"),
         (ask_command, ["What?", "--checkpoint", "c"], "either --store or --documents"),

@@ -127,9 +127,9 @@ class ChatRequest(Sent):
 class StoreChatRequest(ChatRequest):
     """A chat completion, and how its sources are found."""
 
-    k: Count | None = Field(default=5, description="chunks that the answer is given from")
+    k: Count | None = Field(default=None, description="chunks that the answer is given from; as the model was trained")
     candidates: Count | None = Field(default=CANDIDATES, description="chunks that are looked at and returned")
-    how: How | None = Field(default="memory", description="what finds the chunks")
+    how: How | None = Field(default=None, description="what finds the chunks; memory where the model ranks, else words")
     where: Where
     expand: Integer | None = Field(
         default=0, ge=0, le=MOST_CHUNKS, description="so many of the best are given as text, too"
@@ -224,7 +224,7 @@ class Models(BaseModel):
 class SearchRequest(Sent):
     question: Question
     k: Count | None = 5
-    how: How | None = "memory"
+    how: How | None = Field(default=None, description="memory where the model ranks, else words")
     where: Where
 
 

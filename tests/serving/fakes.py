@@ -82,7 +82,7 @@ class FakeLibrary:
         self.thread = self.thread or threading.get_ident()
         assert self.thread == threading.get_ident()
 
-    def search(self, question, k=5, how="memory", where=None):
+    def search(self, question, k=5, how=None, where=None):
         self._here()
         if not question.strip():
             raise ClaraError("the question is empty")
@@ -100,8 +100,8 @@ class FakeLibrary:
         question,
         *,
         history=(),
-        k=5,
-        how="memory",
+        k=None,
+        how=None,
         where=None,
         expand=0,
         abstain_below=None,
@@ -109,6 +109,7 @@ class FakeLibrary:
         sampling=GREEDY,
         seed=0,
     ):
+        k = 5 if k is None else k
         searched = "\n".join([*(said for role, said in history if role == "user"), question])
         hits = self.search(searched, max(k, candidates), how, where)
         silent = not hits or (abstain_below is not None and hits[0].score < abstain_below)

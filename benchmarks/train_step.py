@@ -1,10 +1,12 @@
 """Times a salient-compressor-pretraining step of SmolLM2-135M: what precision, dropout and rematerialization cost.
 
-    python -m benchmarks.train_step [--rows 2] [--prompt 192] [--repeats 5] [--precision float32 mixed]
+    python -m benchmarks.train_step [--rows 2] [--prompt 192] [--repeats 5] [--precision float32 mixed] [--profile DIR]
 
 Prints for each variant the median of its steps, all measured in one run, in turns; its attended tokens a second; model
 FLOPs (clara_jax/training/throughput.py) a second, as a share of what the products of a block alone reach in the same
 run (``--precision mixed``: bfloat16 into float32); and the share of the step's CPU time that the kernel took.
+``--profile`` writes a trace of one step of each precision's first variant there, and prints what XLA's operations took
+in it, by kind.
 
     GLIBC_TUNABLES=glibc.malloc.mmap_max=65536 python -m benchmarks.train_step
 
@@ -15,9 +17,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gzip
+import json
+import re
 import resource
 import statistics
 import time
+from collections import Counter
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -97,12 +104,24 @@ def make_batch(bundle: bundles.Bundle, rows: int, length: int) -> Batch:
     )
 
 
+def by_kind(folder: Path) -> Counter[str]:
+    """Return the seconds of XLA's operations in the trace that a folder holds, by name without number."""
+    (trace,) = folder.glob("plugins/profile/*/*.trace.json.gz")
+    seconds: Counter[str] = Counter()
+    for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]:
+        # Names with a "$" are Python's, those with a capital the executor's, which hold the others.
+        if event.get("ph") == "X" and re.match(r"[a-z]", event["name"]):
+            seconds[re.sub(r"[.\d]+$", "", event["name"])] += event["dur"] / 1e6
+    return seconds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=2, help="examples of a step")
     parser.add_argument("--prompt", type=int, default=192, help="tokens of a prompt")
     parser.add_argument("--repeats", type=int, default=5, help="steps of each variant")
     parser.add_argument("--precision", nargs="+", choices=tuple(PRECISIONS), default=["float32", "mixed"])
+    parser.add_argument("--profile", metavar="DIR", help="a trace of one step of each precision, and its summary")
     arguments = parser.parse_args()
     mesh = make_mesh(1, 1, devices=jax.devices()[:1])
     stage, optimizer = STAGES["scp"], optax.adamw(1e-4)
@@ -129,6 +148,9 @@ def main() -> None:
             for name, step in steps.items():
                 (states[name], _), seconds = timed(lambda s=step, n=name: s(states[n], frozen[n], batch, key))
                 spent[name].append(seconds)
+        for precision in arguments.precision if arguments.profile else ():
+            with jax.profiler.trace(f"{arguments.profile}/{precision}"):
+                jax.block_until_ready(steps[precision](states[precision], frozen[precision], batch, key))
     first = None
     print("| variant | median s | ratio | tokens/s | GFLOP/s | of the products' | kernel |\n|" + "---|" * 7)
     for name, each in spent.items():
@@ -140,6 +162,11 @@ def main() -> None:
         print(f"| {name} | {median:.2f} | {median / first:.2f} | {numbers} |")
     for precision, rate in ceilings.items():
         print(f"products of a block over {tokens} tokens, {precision}: {rate / 1e9:,.0f} GFLOP/s")
+    for precision in arguments.precision if arguments.profile else ():
+        seconds = by_kind(Path(arguments.profile) / precision)
+        total = sum(seconds.values())
+        shares = ", ".join(f"{kind} {part / total:.1%}" for kind, part in seconds.most_common(12))
+        print(f"{precision}, by kind of operation: {shares}")
 
 
 if __name__ == "__main__":

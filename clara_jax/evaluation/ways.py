@@ -112,17 +112,21 @@ def cases_of(way: Way, suite: Suite, k: int) -> list[Case]:
 
 
 def other_cases(suite: Suite) -> Mapping[str, Case]:
-    """For each case another one, see `next_disjoint`. Cases that share documents with every other are left out."""
-    found = next_disjoint([frozenset(case.documents) for case in suite.cases])
+    """For each case another one, see `disjoint_others`. Cases that share documents with every other are left out."""
+    found = disjoint_others([frozenset(case.documents) for case in suite.cases])
     return {case.id: suite.cases[i] for case, i in zip(suite.cases, found, strict=True) if i is not None}
 
 
-def next_disjoint(contents: Sequence[frozenset]) -> list[int | None]:
-    """For each set of documents the place of the next one, cyclically, that shares none with it; None where all do."""
+def disjoint_others(contents: Sequence[frozenset]) -> list[int | None]:
+    """Return for each set of documents the place of another one that shares none with it; None where all do.
+
+    The search begins half of the list away and goes on cyclically: what stands next to one another in a data set is
+    often of one article, or two windows of one paragraph, and no control for each other.
+    """
     count, found = len(contents), []
     for number, own in enumerate(contents):
-        following = ((number + i) % count for i in range(1, count))
-        found.append(next((i for i in following if contents[i].isdisjoint(own)), None))
+        away = ((number + count // 2 + i) % count for i in range(count))
+        found.append(next((i for i in away if i != number and contents[i].isdisjoint(own)), None))
     return found
 
 

@@ -25,7 +25,7 @@ from clara_jax.data.tokenization import ClaraTokenizer
 from clara_jax.distributed import gather
 from clara_jax.evaluation.answers import exact_match, token_f1
 from clara_jax.evaluation.ranking import DEPTHS, recall_at
-from clara_jax.evaluation.ways import next_disjoint, repeated
+from clara_jax.evaluation.ways import disjoint_others, repeated
 from clara_jax.inference.decode import Generated, Sampling, generate
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.compressor import encode
@@ -293,13 +293,13 @@ def _prepare(
 
 
 def other_documents(examples: Sequence[Example], count: int) -> list[Example] | None:
-    """The first ``count`` examples, each with the documents of another one: the next in order, cyclically, that shares
-    none with it, repeated or cut to as many documents as its own. No document is positive any more.
+    """The first ``count`` examples, each with the documents of another one (`disjoint_others`), repeated or cut to as
+    many documents as its own. No document is positive any more.
 
     Returns:
       None if there is no such other for one of them.
     """
-    found = next_disjoint([frozenset(ids.tobytes() for ids in example.documents) for example in examples])[:count]
+    found = disjoint_others([frozenset(ids.tobytes() for ids in example.documents) for example in examples])[:count]
     if None in found:
         return None
     results = []

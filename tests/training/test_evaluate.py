@@ -262,7 +262,7 @@ def test_other_documents():
     examples = [example(1, 2, 3, positives=(0,)), example(3, 4), example(5), example(6, 8, 9, 10)]
     others = other_documents(examples, 4)
     found = [[int(ids[0]) for ids in other.documents] for other in others]
-    assert found == [[5, 5, 5], [5, 5], [6], [1, 2, 3, 1]]
+    assert found == [[5, 5, 5], [6, 8], [1], [3, 4, 3, 4]]
     assert [other.positives for other in others] == [(), None, None, None]
     assert [other.prompt_ids for other in others] == [own.prompt_ids for own in examples]
     assert len(other_documents(examples, 2)) == 2

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 from clara_jax import command
 from clara_jax.errors import ClaraError
 from clara_jax.model.precision import CHOICES
+from clara_jax.shipped import DEFAULT
 
 if TYPE_CHECKING:
     from clara_jax.library import Library, LibraryAnswer
 
 EXAMPLES = """examples:
+  python -m clara_jax.ask --documents notes/ "Who wrote the minutes?"             the model inside the package
   python -m clara_jax.ask --checkpoint runs/first --store stores/first "Where did the Normans come from?"
   python -m clara_jax.ask --checkpoint runs/first --documents notes/ "Who wrote the minutes?"
   python -m clara_jax.ask --checkpoint runs/first --store stores/first --questions questions.txt --json
@@ -36,7 +38,12 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("question", nargs="?", help="without one, and without --questions, they are asked for one after another")
-    add("--checkpoint", required=True, metavar="DIR", help="a training run, one of its checkpoints, or a released one")
+    add(
+        "--checkpoint",
+        default=DEFAULT,
+        metavar="DIR",
+        help=f"a training run, one of its checkpoints, or a released one (default: {DEFAULT}, which is in the package)",
+    )
     add("--store", metavar="DIR", help="what python -m clara_jax.compress has made")
     add("--documents", nargs="+", metavar="PATH", help="instead of a store: files and folders, compressed first")
     add("--questions", metavar="FILE", help="a question a line, or .jsonl with the field question")
@@ -136,8 +143,8 @@ def _answer(library: Library, arguments: argparse.Namespace, question: str) -> N
         question,
         sampling=Sampling(arguments.max_new_tokens, arguments.temperature, arguments.top_p),
         seed=arguments.seed,
-        k=library.usual_k if arguments.k is None else arguments.k,
-        how=arguments.how or library.usual_how,
+        k=arguments.k,
+        how=arguments.how,
         where=arguments.where,
         expand=arguments.expand,
         abstain_below=arguments.abstain_below,

@@ -37,6 +37,7 @@ from clara_jax.model.config import ModelConfig
 from clara_jax.model.declare import abstract, declare_affine, declare_base, initialise, shardings
 from clara_jax.model.precision import PRECISIONS, resolve
 from clara_jax.model.sharding import place, platform
+from clara_jax.shipped import folder_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,8 +251,8 @@ def load(
     precision: str | None = None,
     remat: str = "none",
 ) -> Bundle:
-    """Opens a training run's directory, one of its checkpoints, a checkpoint in the released format, or folders that
-    `clara_jax.exporting` wrote (PEFT, compact).
+    """Opens a training run's directory, one of its checkpoints, a checkpoint in the released format, folders that
+    `clara_jax.exporting` wrote (PEFT, compact), or a model inside the package by its name (`clara_jax.shipped`).
 
     Args:
       base: where the base lies, if not where the checkpoint says.
@@ -262,7 +263,7 @@ def load(
     """
     if not isinstance(path, str | os.PathLike):
         raise ClaraError(f"{path!r} is no path; give that of a directory")
-    path, precision = Path(path), precision and resolve(precision, platform(mesh))
+    path, precision = folder_of(path) or Path(path), precision and resolve(precision, platform(mesh))
     if not os.path.isdir(path):  # False, too, of what no file can be called
         raise ClaraError(
             f"{path}: no such directory; give a training run, one of its checkpoints, or a released CLaRa checkpoint"

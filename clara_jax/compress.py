@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 
-from clara_jax import command
+from clara_jax import command, huge_pages
 from clara_jax.errors import ClaraError
 from clara_jax.model.precision import CHOICES
 from clara_jax.retrieval.encodings import ENCODINGS
+from clara_jax.shipped import DEFAULT
 
 EXAMPLES = """examples:
+  python -m clara_jax.compress --store stores/notes --corpus notes/               the model inside the package
   python -m clara_jax.compress --checkpoint runs/first --store stores/first --corpus notes/ papers/*.pdf
   python -m clara_jax.compress --checkpoint runs/first --store stores/first --corpus corpus.jsonl.zst --index
   python -m clara_jax.compress --store stores/first --stats
@@ -30,7 +32,12 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--store", required=True, metavar="DIR", help="the store: a directory or a bucket (gs://..., s3://...)")
-    add("--checkpoint", metavar="DIR", help="a training run, one of its checkpoints, or a released CLaRa checkpoint")
+    add(
+        "--checkpoint",
+        default=DEFAULT,
+        metavar="DIR",
+        help=f"a training run, one of its checkpoints, or a released one (default: {DEFAULT}, which is in the package)",
+    )
     add(
         "--corpus",
         nargs="+",
@@ -58,8 +65,6 @@ def main() -> None:
     arguments = parser().parse_args()
     if not any(getattr(arguments, name) for name in ("corpus", "delete", "verify", "compact", "index", "stats")):
         raise ClaraError("nothing to do: give --corpus, --delete, --verify, --compact, --index or --stats; see --help")
-    if (arguments.corpus or arguments.index) and not arguments.checkpoint:
-        raise ClaraError("--checkpoint is missing: the model that compresses")
     from clara_jax import distributed
     from clara_jax.retrieval.document_store import DocumentStore
 
@@ -129,4 +134,5 @@ def _compress(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    huge_pages.start_again()
     command.run(main)

@@ -17,10 +17,12 @@ from typing import Any
 from clara_jax import command
 from clara_jax.errors import ClaraError
 from clara_jax.model.precision import CHOICES
+from clara_jax.shipped import DEFAULT
 
 _LAST_WORDS = 3  # seconds for who is told so to take it
 _LAST_SECONDS = 1.0  # in which the worker ends, if it is not inside a long program
 EXAMPLES = """examples:
+  python -m clara_jax.serve --store stores/notes          the model inside the package
   python -m clara_jax.serve --checkpoint runs/first --store stores/first         then open http://127.0.0.1:8000
   python -m clara_jax.serve --checkpoint runs/first --store stores/first --host 0.0.0.0 --api-key-file key.txt
   python -m clara_jax.serve --text smollm2                                        an ordinary chat model
@@ -37,7 +39,11 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--checkpoint", metavar="DIR", help="a training run, one of its checkpoints, or a released one")
+    add(
+        "--checkpoint",
+        metavar="DIR",
+        help=f"a training run, one of its checkpoints, or a released one (default: {DEFAULT}, which is in the package)",
+    )
     add("--store", metavar="DIR", help="the documents; made where there is none")
     add("--text", metavar="BASE", help="instead of both: smollm2, a Hugging Face folder or name, or a GGUF file")
     add("--host", default="127.0.0.1", help="address to listen at (127.0.0.1: this machine alone)")
@@ -88,9 +94,8 @@ def main() -> None:
 
 def _check_mode(arguments: argparse.Namespace) -> None:
     if arguments.text is None:
-        for name in ("checkpoint", "store"):
-            if getattr(arguments, name) is None:
-                raise ClaraError(f"--{name}: is missing; a store needs --checkpoint and --store, a base alone --text")
+        if arguments.store is None:
+            raise ClaraError("--store: is missing; give one, or a base alone with --text")
         return
     for name in ("checkpoint", "store", "base"):
         if getattr(arguments, name) is not None:
@@ -103,7 +108,7 @@ def _store(arguments: argparse.Namespace) -> tuple[Any, Callable[..., Any], str]
     from clara_jax.serving.store import store_app
 
     library = Library.open(
-        arguments.checkpoint,
+        arguments.checkpoint or DEFAULT,
         arguments.store,
         create=True,
         base=arguments.base,

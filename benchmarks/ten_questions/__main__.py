@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 import benchmarks.ten_questions as ten_questions
 from clara_jax import command
@@ -14,9 +15,10 @@ from clara_jax.data import prompts
 from clara_jax.evaluation.answers import cover_match
 from clara_jax.inference.decode import Sampling
 from clara_jax.library import Library
+from clara_jax.shipped import DEFAULT
 
 FOLDER = Path(ten_questions.__file__).parent
-WAYS = ("memory", "memory and text", "worst chunks", "nothing")
+WAYS = ("memory", "memory and text", "text", "worst chunks", "nothing")
 
 
 def main() -> None:
@@ -25,7 +27,7 @@ def main() -> None:
         description=ten_questions.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--checkpoint", default=DEFAULT)
     parser.add_argument("--k", type=int, nargs="+", default=[1, 5], help="chunks that are read (1 5)")
     parser.add_argument("--how", nargs="+", default=["words", "memory", "both"], help="what finds them (all three)")
     parser.add_argument("--json", metavar="FILE")
@@ -56,8 +58,10 @@ def _ask(library: Library, questions: list[dict[str, Any]], how: str, k: int, wa
         asked = library.ask(own["question"], k=k, how=how, expand=expand, sampling=Sampling(24))
         found += any(cover_match(hit.text, own["answers"]) for hit in asked.sources)
         request = asked.request
-        if way == "nothing":
-            request = library.clara.request(prompts.question(own["question"], 0), None, Sampling(24))
+        if way in ("text", "nothing"):
+            none = np.zeros((0, *library.store.encoding.shape), np.float32)
+            documents = [hit.text for hit in asked.sources] if way == "text" else 0
+            request = library.clara.request(prompts.question(own["question"], documents), none, Sampling(24))
         elif way == "worst chunks":
             everything = library.search(own["question"], len(library.store), "memory")
             memories = library.store.memories([hit.id for hit in everything[-k:]])
@@ -67,7 +71,7 @@ def _ask(library: Library, questions: list[dict[str, Any]], how: str, k: int, wa
             continue
         answers.append(library.text(library.engine.generate([request])[0].tokens))
     right = sum(cover_match(answer, own["answers"]) for answer, own in zip(answers, questions, strict=True))
-    read = "" if way in WAYS[2:] else f", {found} found"
+    read = "" if way in WAYS[3:] else f", {found} found"
     print(f"{how:7} k={k}  {way:16} {right:3.0f} of {len(questions)} right{read}")
     return {"how": how, "k": k, "way": way, "right": int(right), "found": found, "answers": answers}
 

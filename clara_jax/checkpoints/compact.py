@@ -3,8 +3,8 @@
 DIR/model.json            the method's numbers, the base's name and hash, what the tensors are; checksums of both files
 DIR/model.safetensors     trained leaves by path ("lora/generator/layers/mlp/up/a"), bfloat16 or int8 with scales
 
-The base and its tokenizer are the referenced base's, by hash. This is the form in which a model is handed on, and in
-which snapshots of a long run are kept.
+The base and its tokenizer are the referenced base's, by hash. This is the form of the models inside the package, and of
+snapshots of a run that are kept.
 """
 
 from __future__ import annotations

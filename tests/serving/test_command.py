@@ -105,7 +105,7 @@ def test_what_it_refuses(options, said, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ([], "--checkpoint: is missing"),
+        ([], "--store: is missing"),
         (["--checkpoint", "c"], "--store: is missing"),
         (["--text", "b", "--store", "s"], "--store: means nothing with --text"),
         (["--text", "b", "--base", "s"], "--base: means nothing with --text"),

@@ -328,6 +328,8 @@ def _mapping(work: _Work, workers: int) -> Iterator[Mapping]:
         for process in multiprocessing.active_children():
             if process not in others:
                 process.terminate()
+        # Nobody reads what is still being written to them: Python 3.11 would wait for ever (cpython issue 94777).
+        pool._call_queue._reader.close()
         if isinstance(error, BrokenProcessPool):
             raise ClaraError(
                 "a process that read documents was killed (memory?); give fewer --workers, 1 to read in one process"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import glob
 import json
 import sys
 import tempfile
@@ -78,6 +79,11 @@ def main() -> None:
     arguments = parser().parse_args()
     if bool(arguments.store) == bool(arguments.documents):
         raise ClaraError("give either --store or --documents")
+    # Of --documents a/ b.md "Who ...?" the parser takes the question for one more path.
+    if arguments.question is None and not arguments.questions and len(arguments.documents or ()) > 1:
+        last = arguments.documents[-1]
+        if "://" not in last and not glob.glob(last):
+            arguments.question = arguments.documents.pop()
     if arguments.question is not None and arguments.questions:
         raise ClaraError("give either a question or --questions")
     questions = _file(arguments.questions) if arguments.questions else None

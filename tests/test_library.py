@@ -309,6 +309,9 @@ def test_the_commands(checkpoint, tmp_path, monkeypatch, capsys):
     assert found["question"] == question and len(found["candidates"]) == 20 and found["selected"] == 2
     run_command(ask_command, monkeypatch, question, "--documents", corpus, "--where", "document = 'd7'", *asked)
     assert "1. " in (out := capsys.readouterr().out) and "d7#0" in out and "tokens" in out
+    behind = (*asked, "--where", "document = 'd7'", "--documents", corpus, question)  # as people write it
+    run_command(ask_command, monkeypatch, *behind)
+    assert capsys.readouterr().out.splitlines()[:-1] == out.splitlines()[:-1]  # the last one has times
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"\n{question}\nWho?\n"))  # one after another, until there are none
     run_command(ask_command, monkeypatch, "--store", store, "--json", *asked)
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -39,11 +39,10 @@ from clara_jax.method.clara import ClaraConfig
 from clara_jax.method.parameters import split
 from clara_jax.method.stages import STAGES, Objective
 from clara_jax.model.config import ModelConfig
-from clara_jax.model.declare import linear_units
 from clara_jax.model.precision import PRECISIONS
 from clara_jax.model.sharding import make_mesh, put_batch
 from clara_jax.training.step import init_state, make_train_step
-from clara_jax.training.throughput import step_flops
+from clara_jax.training.throughput import block_weights, map_sizes, step_flops
 
 # Rematerialization and dropout, each tried in each precision.
 VARIANTS = {"": ("none", 0.0), ", dropout 0.1": ("none", 0.1), ", dropout 0.1, remat full": ("full", 0.1)}
@@ -67,18 +66,14 @@ def timed(call) -> tuple[object, Spent]:
 
 def product_rate(config: ModelConfig, tokens: int, precision: str, repeats: int) -> float:
     """Return the FLOP/s of the linear maps of a block, forward, each over so many tokens: what a step cannot exceed."""
-    flops, seconds = 0, 0.0
     dtype = PRECISIONS[precision].stored
+    seconds = 0.0
     product = jax.jit(lambda x, w: jnp.dot(x, w, preferred_element_type=jnp.float32))
-    for units in linear_units(config).values():
-        for maps in units.values():
-            for m in maps.values():
-                inputs, outputs = (int(np.prod([size for _, size, _ in axes])) for axes in (m.inputs, m.outputs))
-                x, w = jnp.ones((tokens, inputs), dtype), jnp.ones((inputs, outputs), dtype)
-                jax.block_until_ready(product(x, w))
-                seconds += statistics.median(timed(lambda x=x, w=w: product(x, w))[1].wall for _ in range(repeats))
-                flops += 2 * tokens * inputs * outputs
-    return flops / seconds
+    for inputs, outputs in map_sizes(config):
+        x, w = jnp.ones((tokens, inputs), dtype), jnp.ones((inputs, outputs), dtype)
+        jax.block_until_ready(product(x, w))
+        seconds += statistics.median(timed(lambda x=x, w=w: product(x, w))[1].wall for _ in range(repeats))
+    return 2 * tokens * block_weights(config) / seconds
 
 
 def make_batch(bundle: bundles.Bundle, rows: int, length: int) -> Batch:

@@ -39,12 +39,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("question", nargs="?", help="without one, and without --questions, they are asked for one after another")
-    add(
-        "--checkpoint",
-        default=DEFAULT,
-        metavar="DIR",
-        help=f"a training run, one of its checkpoints, or a released one (default: {DEFAULT}, which is in the package)",
-    )
+    command.add_checkpoint_option(parser, DEFAULT)
     add("--store", metavar="DIR", help="what python -m clara_jax.compress has made")
     add("--documents", nargs="+", metavar="PATH", help="instead of a store: files and folders, compressed first")
     add("--questions", metavar="FILE", help="a question a line, or .jsonl with the field question")

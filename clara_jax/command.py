@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from clara_jax import compile_cache
 from clara_jax.errors import ClaraError, ToldByMain
+from clara_jax.shipped import DEFAULT
 
 NO_COMPILE_CACHE = "--no-compile-cache"
 # What a write to standard output fails with, where that is a full disk or a closed pipe.
@@ -76,6 +77,16 @@ def add_compile_option(parser: argparse.ArgumentParser) -> None:
     """Have ``--help`` tell of the flag that `run` has taken from the arguments."""
     parser.add_argument(
         NO_COMPILE_CACHE, action="store_true", help="compile everything anew; neither load nor keep compiled programs"
+    )
+
+
+def add_checkpoint_option(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """Add ``--checkpoint``, the model that a command opens; the one inside the package where none is named."""
+    parser.add_argument(
+        "--checkpoint",
+        default=default,
+        metavar="DIR",
+        help=f"a training run, one of its checkpoints, or a released one (default: {DEFAULT}, which is in the package)",
     )
 
 

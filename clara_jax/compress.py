@@ -32,12 +32,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--store", required=True, metavar="DIR", help="the store: a directory or a bucket (gs://..., s3://...)")
-    add(
-        "--checkpoint",
-        default=DEFAULT,
-        metavar="DIR",
-        help=f"a training run, one of its checkpoints, or a released one (default: {DEFAULT}, which is in the package)",
-    )
+    command.add_checkpoint_option(parser, DEFAULT)
     add(
         "--corpus",
         nargs="+",

@@ -39,11 +39,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add(
-        "--checkpoint",
-        metavar="DIR",
-        help=f"a training run, one of its checkpoints, or a released one (default: {DEFAULT}, which is in the package)",
-    )
+    command.add_checkpoint_option(parser)
     add("--store", metavar="DIR", help="the documents; made where there is none")
     add("--text", metavar="BASE", help="instead of both: smollm2, a Hugging Face folder or name, or a GGUF file")
     add("--host", default="127.0.0.1", help="address to listen at (127.0.0.1: this machine alone)")

@@ -99,7 +99,12 @@ def _lengths(mask: np.ndarray) -> np.ndarray:
 
 def block_weights(config: ModelConfig) -> int:
     """N: weights of the linear maps of one block."""
-    return sum(_sizes(m)[0] * _sizes(m)[1] for unit in _units(config) for m in unit)
+    return sum(inputs * outputs for inputs, outputs in map_sizes(config))
+
+
+def map_sizes(config: ModelConfig) -> list[tuple[int, int]]:
+    """Return inputs and outputs of each linear map of one block."""
+    return [_sizes(m) for unit in _units(config) for m in unit]
 
 
 def adapter_weights(config: ModelConfig, rank: int) -> int:

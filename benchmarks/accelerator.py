@@ -1,4 +1,4 @@
-"""Times a 7B model's steps on the accelerators of this machine: training, compressing, decoding.
+"""Time a 7B model's steps on the accelerators of this machine: training, compressing, decoding.
 
     python -m benchmarks.accelerator [--tokens 2048] [--rows 8] [--repeats 10] [--profile DIR]
 
@@ -10,7 +10,7 @@ Mistral-7B's shapes with random bfloat16 weights: nothing is downloaded. Prints,
   values once for each token comes to.
 
 --base-config FILE takes another model's config.json; --remat and --attention are those of config.model. A case that
-does not fit says so, and the next one follows.
+does not fit is reported, and the next one follows.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from clara_jax.model.config import ModelConfig
 from clara_jax.model.declare import initialise
 from clara_jax.model.sharding import batch_shards, make_mesh, put_batch
 from clara_jax.model.transformer import REMAT_POLICIES
-from clara_jax.planning import abstract, counts
+from clara_jax.planning import abstract, analytic_comm
 from clara_jax.planning.bases import base_config
 from clara_jax.planning.workload import full_batch, stage_shapes
 from clara_jax.training.config import StageConfig
@@ -56,6 +56,7 @@ BANDWIDTHS = {"NVIDIA A100": 2.039e12, "NVIDIA H100": 3.35e12, "NVIDIA H200": 4.
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=2048, help="positions of an example in scp and instruct")
     parser.add_argument(
@@ -130,7 +131,7 @@ def _train(name: str, model: ClaraModel, params: Any, mesh, arguments, profile: 
 
         seconds = _median(once, arguments.repeats, profile)
     flops = step_flops(model.config, model.clara.lora_rank, name, STAGES[name].trains, full_batch(planned))
-    tokens = sum(one.tokens for one in counts.passes(model, stage, shapes, rows))
+    tokens = sum(one.tokens for one in analytic_comm.passes(model, stage, shapes, rows))
     return {"rows": rows, "tokens": tokens, **_rates(seconds, tokens, flops, mesh), **_peak_memory()}
 
 
@@ -151,7 +152,7 @@ def _decode(model: ClaraModel, params: Any, mesh, arguments, batch: int) -> dict
     length = memories + 64
     ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (rows, length)).astype(np.int32)
     index = np.broadcast_to(np.where(np.arange(length) < memories, np.arange(length), -1), ids.shape).astype(np.int32)
-    memory = np.zeros((rows, 5, model.clara.memory_tokens, model.config.width), jnp.bfloat16)
+    memory = np.zeros((rows, 5, model.clara.memory_tokens, model.config.embed_dim), jnp.bfloat16)
     with jax.set_mesh(mesh):
         placed = put_batch((ids, np.ones(ids.shape, bool), index, memory, np.zeros(rows, np.uint32)), mesh)
 
@@ -159,19 +160,19 @@ def _decode(model: ClaraModel, params: Any, mesh, arguments, batch: int) -> dict
             # No token is -1: every answer has its full length.
             return lambda: generate(model, params, *placed, Sampling(tokens), (-1,)).tokens
 
-        # The prompt is read in either; what is left are the tokens behind the first.
+        # Both read the prompt: the difference is the time of the tokens after the first.
         seconds = _median(answer(NEW_TOKENS + 1), arguments.repeats) - _median(answer(1), arguments.repeats)
     seconds /= NEW_TOKENS
     row = {"rows": rows, "milliseconds a token": 1e3 * seconds, "tokens/s": rows / seconds}
     kind = jax.devices()[0].device_kind
     bandwidth = next((value for known, value in BANDWIDTHS.items() if kind.startswith(known)), None)
     if bandwidth:
-        row["of bandwidth"] = counts.decode_bytes(model, rows, length + NEW_TOKENS, mesh) / seconds / bandwidth
+        row["of bandwidth"] = analytic_comm.decode_bytes(model, rows, length + NEW_TOKENS, mesh) / seconds / bandwidth
     return row
 
 
 def random_batch(planned: Batch, model: ClaraModel, stage: StageConfig) -> Batch:
-    """Full rows of random tokens; memories at the beginning of the prompts."""
+    """Return full rows of random tokens; memories stand at the beginning of the prompts."""
     rng = np.random.default_rng(0)
 
     def fill(x: jax.ShapeDtypeStruct | None) -> np.ndarray | None:
@@ -185,12 +186,13 @@ def random_batch(planned: Batch, model: ClaraModel, stage: StageConfig) -> Batch
     length, read = planned.prompt_ids.shape[1], min(stage.top_k, planned.document_valid.shape[1])
     places = np.arange(length)
     index = np.where(places < read * model.clara.memory_tokens, places, -1)
-    batch = batch.replace(memory_index=np.broadcast_to(index, planned.prompt_ids.shape).astype(np.int32))
-    return batch.replace(example_ids=np.arange(len(batch.labels), dtype=np.int32))
+    memory_index = np.broadcast_to(index, planned.prompt_ids.shape).astype(np.int32)
+    example_ids = np.arange(len(batch.labels), dtype=np.int32)
+    return dataclasses.replace(batch, memory_index=memory_index, example_ids=example_ids)
 
 
 def _median(function: Callable[[], jax.Array], repeats: int, profile: str | None = None) -> float:
-    """Seconds of a call, compiled and warmed up before."""
+    """Return the seconds of a call, compiled and warmed up before."""
     for _ in range(2):
         jax.block_until_ready(function())
     seconds = []

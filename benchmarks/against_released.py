@@ -1,4 +1,4 @@
-"""Times this code and the released PyTorch code side by side: training steps, compression and a question.
+"""Time this code and the released PyTorch code side by side: training steps, compression and a question.
 
     python -m venv VENV && VENV/bin/pip install torch==2.13.0 'transformers==4.53.*' 'peft==0.17.*'
     git clone https://github.com/apple/ml-clara CODE
@@ -38,9 +38,9 @@ from typing import Any
 
 import jax
 
-from benchmarks.cores import Others, pin
+from benchmarks.cores import OtherLoad, pin
 from benchmarks.released_driver import BATCHES, MODEL
-from benchmarks.released_rows import ROWS, Ours, Row, Work, questions
+from benchmarks.released_rows import ROWS, BenchmarkRow, Inputs, Ours, questions
 from clara_jax import bundle as bundles
 from clara_jax import command, exporting
 from clara_jax.data.records import Record, read_records
@@ -63,7 +63,7 @@ RELEASED, OURS = "released", "ours"
 DRIVER = Path(__file__).with_name("released_driver.py")
 
 
-class Other:
+class ReleasedProcess:
     """The released code's process: takes requests, gives answers, and ends with the block.
 
     Args:
@@ -74,7 +74,7 @@ class Other:
     def __init__(self, arguments: argparse.Namespace, folder: Path, threads: int):
         self._python, self._log = arguments.released_python, folder / "released.log"
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-        # What this process has on its path is of another environment.
+        # The packages on this process's path are of another environment.
         environment.pop("PYTHONPATH", None)
         with open(self._log, "wb") as errors:
             self.process = subprocess.Popen(
@@ -87,18 +87,20 @@ class Other:
             )
 
     def ask(self, what: str, **request: Any) -> Any:
-        """The answer to a request, by the name of a method of `released_driver.Released`.
+        """Return the answer to a request, by the name of a method of `released_driver.Released`.
 
         Raises:
           ClaraError: the other side could not do it, or has ended.
         """
+        stdin, stdout = self.process.stdin, self.process.stdout
+        assert stdin is not None and stdout is not None  # both are pipes
         with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(json.dumps({"do": what} | request) + "\n")
-            self.process.stdin.flush()
-        line = self.process.stdout.readline()
+            stdin.write(json.dumps({"do": what} | request) + "\n")
+            stdin.flush()
+        line = stdout.readline()
         if not line:
             lines = self._log.read_text(errors="replace").split("\n")
-            last = next((own.strip() for own in reversed(lines) if own.strip()), "it said nothing")
+            last = next((text.strip() for text in reversed(lines) if text.strip()), "it said nothing")
             raise ClaraError(f"{self._python}: the released side ended, exit code {self.process.wait()}: {last}")
         answer = json.loads(line)
         if isinstance(answer, dict) and (error := answer.get("error")):
@@ -106,7 +108,7 @@ class Other:
             raise ClaraError(f"{self._python}: the released side, asked for {what}: {error}{hint}")
         return answer
 
-    def __enter__(self) -> Other:
+    def __enter__(self) -> ReleasedProcess:
         return self
 
     def __exit__(self, *ignored: Any) -> None:
@@ -145,28 +147,31 @@ class Measurements:
         self.content = kept
 
     def seconds(self, row: str, side: str, precision: str) -> list[float]:
-        """Those that are there; may be added to."""
+        """Return the measurements so far; the list may be added to."""
         return self.content["seconds"].setdefault(row, {}).setdefault(f"{side} {precision}", [])
 
     def save(self) -> None:
-        """Writes the file."""
+        """Write the file."""
         if self.path is not None:
             with replaced_when_whole(self.path) as temporary:
                 temporary.write_text(json.dumps(self.content | {"table": rows(self.content["seconds"])}, indent=1))
 
 
 def rows(seconds: Mapping[str, Mapping[str, Sequence[float]]]) -> list[dict[str, Any]]:
-    """What the table says of measurements: medians of each side in float32 and at its best, and the ratios between
-    them, released / ours. A side's best is its faster precision; what was not measured is None."""
+    """Return the rows of the table.
+
+    They hold medians of each side in float32 and at its best, and the ratios between them, released / ours. A side's
+    best is its faster precision; a value that was not measured is None.
+    """
     found = []
     for name, sides in seconds.items():
-        medians = {side: statistics.median(own) for side, own in sides.items() if own}
+        medians = {side: statistics.median(values) for side, values in sides.items() if values}
         row: dict[str, Any] = {"row": name, "repeats": min(map(len, sides.values()), default=0)}
         for side in (RELEASED, OURS):
-            own = {key: value for key, value in medians.items() if key.startswith(f"{side} ")}
-            row[f"{side} float32"] = own.get(f"{side} float32")
-            best = min(own, key=own.get, default=None)
-            row[f"{side} best"] = best and own[best]
+            of_side = {key: value for key, value in medians.items() if key.startswith(f"{side} ")}
+            row[f"{side} float32"] = of_side.get(f"{side} float32")
+            best = min(of_side, key=of_side.__getitem__, default=None)
+            row[f"{side} best"] = best and of_side[best]
             row[f"{side} best precision"] = best and best.removeprefix(f"{side} ")
         for which in ("float32", "best"):
             one, other = row[f"{RELEASED} {which}"], row[f"{OURS} {which}"]
@@ -176,7 +181,7 @@ def rows(seconds: Mapping[str, Mapping[str, Sequence[float]]]) -> list[dict[str,
 
 
 def table(seconds: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
-    """Measurements in Markdown."""
+    """Return the table of measurements in Markdown."""
     lines = [
         "| what | released, float32 | ours, float32 | ratio | released at its best | ours at its best | ratio |",
         "| --- |" + " --- |" * 6,
@@ -220,12 +225,21 @@ def read(data: Path, arguments: argparse.Namespace) -> dict[str, list[Record]]:
 
 
 def measure(
-    row: Row, sides: Mapping[tuple[str, str], Callable[[int], dict]], found: Measurements, repeats: int, say: Callable
+    row: BenchmarkRow,
+    sides: Mapping[tuple[str, str], Callable[[int], dict]],
+    found: Measurements,
+    repeats: int,
+    say: Callable,
 ) -> None:
     """Fill a row up to so many measurements of each side, in turns.
 
     Args:
-      sides: what calls each, by side and precision; is told which measurement it is, below 0 those that do not count.
+      row: the row.
+      sides: the functions to time, by side and precision; each takes the number of the measurement, which is below 0
+        for those that do not count.
+      found: takes the measurements.
+      repeats: measurements of each side.
+      say: prints a line.
     """
     if all(len(found.seconds(row.name, *side)) >= repeats for side in sides):
         return
@@ -247,7 +261,7 @@ def measure(
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options.
+    """Parse the command line.
 
     Raises:
       ClaraError: a folder, interpreter or number that will not do, in words.
@@ -285,23 +299,24 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
+    """Run the benchmark."""
     arguments = parse()
     cores = pin(arguments.cores)
     records = read(arguments.data, arguments)
     mesh = make_mesh(1, 1, devices=jax.devices()[:1])
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
-        work = Work(records, arguments, Path(name))
+        inputs = Inputs(records, arguments, Path(name))
 
         @functools.cache
         def ours(precision: str) -> Ours:
-            return Ours(bundles.from_base(arguments.base, ClaraConfig(), mesh, precision), work)
+            return Ours(bundles.from_base(arguments.base, ClaraConfig(), mesh, precision), inputs)
 
-        exporting.export_released(ours("float32").bundle, work.folder / "checkpoint")
-        other = stack.enter_context(Other(arguments, work.folder, len(cores)))
+        exporting.export_released(ours("float32").bundle, inputs.folder / "checkpoint")
+        other = stack.enter_context(ReleasedProcess(arguments, inputs.folder, len(cores)))
         versions = {"jax": jax.__version__, **other.ask("versions")}
         options = {name: getattr(arguments, name) for name in ("base", *(option for option, _, _ in COUNTS))}
         found = Measurements(arguments.json, {"cores": len(cores)} | versions | options)
-        found.save()  # what cannot be written is better known now
+        found.save()  # so that a file that cannot be written fails before the measurements
         rates, best = other.ask("rates"), arguments.released_precision
         if best == "auto":
             best = max(rates, key=rates.get)
@@ -311,11 +326,11 @@ def main() -> None:
             f"its best is measured as {best}",
             flush=True,
         )
-        busy = Others(cores, [other.process.pid])
+        busy = OtherLoad(cores, [other.process.pid])
         for row in (row for row in ROWS if row.name in arguments.rows):
             sides = {}
             for one, two in dict.fromkeys((("float32", "float32"), (best, arguments.precision))):
-                sides[RELEASED, one] = functools.partial(row.released, other.ask, work, one)
+                sides[RELEASED, one] = functools.partial(row.released, other.ask, inputs, one)
                 sides[OURS, two] = functools.partial(lambda row, two, turn: row.ours(ours(two), turn), row, two)
             measure(row, sides, found, arguments.repeats, functools.partial(print, flush=True))
         found.content["others"].append(busy.share())

@@ -1,11 +1,11 @@
-"""What a question costs: against a warm store, with its candidates compressed first, and with their text in the prompt.
+"""Time a question: against a warm store, with its candidates compressed first, and with their text in the prompt.
 
     python -m benchmarks.ask [--base smollm2] [--chunks 200] [--questions 8] [--candidates 20] [--k 5] [--new-tokens 16]
 
 Three ways to an answer of the same model from as many documents, timed in turns in one run: "store" reads the question,
 searches the store and answers from k memories; "compress" compresses the question's candidates, ranks them and answers
 from k memories, as the released code does; "text" gives the base model the text of k documents. Adapters are fresh:
-what is said means nothing, and takes as long. Answers end after so many tokens, whatever is said.
+the answers mean nothing, and take as long. Answers end after so many tokens in any case.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from clara_jax import command
 from clara_jax.api import Clara
 from clara_jax.bundle import Bundle
 from clara_jax.data import prompts
-from clara_jax.data.corpus.documents import Document
+from clara_jax.data.corpus.documents import CorpusDocument
 from clara_jax.inference.decode import Sampling
-from clara_jax.library import Library
+from clara_jax.library import RagPipeline
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.model.sharding import make_mesh
 from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.encodings import closest_float
+from clara_jax.retrieval.indexing import IndexReport
 
 WORDS = (
     "the a of in and to was by on for river town king ship year people house church war city small old new first "
@@ -52,6 +53,7 @@ def endless(bundle: Bundle) -> Bundle:
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default="smollm2")
     parser.add_argument("--precision", default="float32")
@@ -71,29 +73,32 @@ def main() -> None:
     asked = [f"What is the {' '.join(rng.choice(WORDS, 8))}?" for _ in range(arguments.questions + 1)]
     sampling, k = Sampling(arguments.new_tokens), arguments.k
     with tempfile.TemporaryDirectory() as folder:
-        sizes = config.memory_tokens, bundle.model.config.width
+        sizes = config.memory_tokens, bundle.model.config.embed_dim
         encoding = closest_float(arguments.precision)
         store = DocumentStore.open_or_make(folder, bundle.compressor_fingerprint(), encoding, *sizes)
-        library = Library(clara, store)
-        filling = Library(compressing, store)
-        with tqdm(total=len(texts), unit=" chunks", desc="filling the store") as bar:
+        pipeline = RagPipeline(clara, store)
+        indexer = RagPipeline(compressing, store)
+        with tqdm(total=len(texts), unit=" chunks", desc="indexing") as bar:
             began = time.perf_counter()
-            filling.add(
-                (Document(str(i), "", text, "") for i, text in enumerate(texts)), lambda x: bar.update(x.compressed)
-            )
+            documents = (CorpusDocument(str(i), "", text, "") for i, text in enumerate(texts))
+
+            def show(report: IndexReport) -> None:
+                bar.update(report.compressed)
+
+            indexer.add(documents, show)
             rate = len(store) / (time.perf_counter() - began)
 
         def from_store(number: int) -> None:
-            library.answer(asked[number], k=k, sampling=sampling)
+            pipeline.answer(asked[number], k=k, sampling=sampling)
 
         def compressed_first(number: int) -> None:
-            own = [texts[(number * arguments.candidates + i) % len(texts)] for i in range(arguments.candidates)]
-            compressing.answer([asked[number]], [own], k=k, max_new_tokens=arguments.new_tokens)
+            candidates = [texts[(number * arguments.candidates + i) % len(texts)] for i in range(arguments.candidates)]
+            compressing.answer([asked[number]], [candidates], k=k, max_new_tokens=arguments.new_tokens)
 
         def as_text(number: int) -> None:
-            own = [texts[(number * k + i) % len(texts)] for i in range(k)]
+            chosen = [texts[(number * k + i) % len(texts)] for i in range(k)]
             nothing = np.zeros((0, *sizes), np.float32)
-            clara.generate([prompts.question(asked[number], own)], [nothing], sampling)
+            clara.generate([prompts.question(asked[number], chosen)], [nothing], sampling)
 
         ways = {"store": from_store, "compress": compressed_first, "text": as_text}
         times: dict[str, list[float]] = {name: [] for name in ways}
@@ -102,7 +107,7 @@ def main() -> None:
                 began = time.perf_counter()
                 way(number)
                 times[name].append(time.perf_counter() - began)
-    medians = {name: statistics.median(own[1:]) for name, own in times.items()}  # the first compiles
+    medians = {name: statistics.median(seconds[1:]) for name, seconds in times.items()}  # the first compiles
     print(
         f"{arguments.base}, {arguments.precision}, {jax.devices()[0].device_kind}, jax {jax.__version__}: {len(texts)} "
         f"chunks of {statistics.median(lengths):.0f} tokens, {rate:.2f} compressed a second; {arguments.candidates} "

@@ -1,4 +1,4 @@
-"""Compares the implementations of attention that this machine has, forward and with the backward pass.
+"""Compare the implementations of attention that this machine has, forward and with the backward pass.
 
     python -m benchmarks.attention [--rows 4] [--length 2048] [--heads 32] [--kv-heads 8] [--channels 128]
     taskset -c 0 python -m benchmarks.attention --rows 8 --length 272 --heads 9 --kv-heads 3 --channels 64 \
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from clara_jax import command
 from clara_jax.errors import ClaraError
-from clara_jax.model.attention import attention, choose, make_scope
+from clara_jax.model.attention import attention, choose, make_attention_mask
 from clara_jax.model.sharding import make_mesh, put_batch
 from clara_jax.model.transformer import positions_of
 
@@ -32,27 +32,30 @@ LIBRARY, WHOLE_ROWS = "jax.nn, XLA", "xla"
 
 
 def library(q: jax.Array, k: jax.Array, v: jax.Array, attended: jax.Array) -> jax.Array:
-    """The library's own, with the same mask."""
+    """Attend by the library's function, with the same mask."""
     mask = attended[:, None, :, None] == attended[:, None, None, :]
     return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, implementation="xla")
 
 
 def ours(implementation: str, q: jax.Array, k: jax.Array, v: jax.Array, attended: jax.Array) -> jax.Array:
-    scope = make_scope(implementation, attended, positions_of(attended), None, q.shape[-1], q.dtype)
-    return attention(q, k, v, scope)
+    """Attend by one of this package's implementations."""
+    attention_mask = make_attention_mask(implementation, attended, positions_of(attended), None, q.shape[-1], q.dtype)
+    return attention(q, k, v, attention_mask)
 
 
 def with_backward(forward: Callable, cotangent: jax.Array, *arrays: jax.Array) -> list[jax.Array]:
+    """Return the gradients of an implementation with respect to queries, keys and values."""
     q, k, v, attended = arrays
     return jax.vjp(lambda *x: forward(*x, attended), q, k, v)[1](cotangent)
 
 
 def available(channels: int, dtype: jnp.dtype) -> list[str]:
-    """XLA's, and what the devices of the current mesh have beside it."""
+    """Return the names of XLA's implementation, and of the one that the current mesh's devices choose."""
     return list(dict.fromkeys([WHOLE_ROWS, choose("auto", channels, dtype, cached=False, windowed=False)]))
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=4, help="B")
     parser.add_argument("--length", type=int, default=2048, help="T")
@@ -92,7 +95,7 @@ def main() -> None:
 
 
 def measure(runs: dict[tuple[str, str], Callable], repeats: int, calls: int) -> dict[tuple[str, str], float]:
-    """Median seconds of a call, over ``repeats`` measurements of ``calls`` calls each, in turns."""
+    """Return the median seconds of a call, over ``repeats`` measurements of ``calls`` calls each, in turns."""
     times: dict[tuple[str, str], list[float]] = {name: [] for name in runs}
     for run in runs.values():
         jax.block_until_ready(run())  # compiled

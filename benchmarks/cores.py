@@ -1,4 +1,4 @@
-"""The cores that a benchmark runs on, and how much of them other work took meanwhile. Needs Linux."""
+"""The cores that a benchmark runs on, and the share of them that other processes took. Needs Linux."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _IDLE = (3, 4, 8, 9)  # of a line of /proc/stat: idle, iowait; guest and guest_n
 
 
 def pin(cores: str | None) -> tuple[int, ...]:
-    """Binds this process, and all threads and processes that it starts from now on, to cores; returns their numbers.
+    """Bind this process, and all threads and processes that it starts from now on, to cores; return their numbers.
 
     XLA makes its pool of threads, one for each core it may use, when it is first asked for devices: call this before.
 
@@ -35,24 +35,24 @@ def pin(cores: str | None) -> tuple[int, ...]:
     return tuple(sorted(chosen))
 
 
-class Others:
+class OtherLoad:
     """The share of some cores' time that went to other processes, from when this was made.
 
     Args:
-      own: ids of processes that count as the benchmark's beside this one.
+      processes: ids of processes that count as the benchmark's beside this one.
     """
 
-    def __init__(self, cores: Iterable[int], own: Iterable[int] = ()):
-        self._cores, self._own = tuple(cores), (os.getpid(), *own)
+    def __init__(self, cores: Iterable[int], processes: Iterable[int] = ()):
+        self._cores, self._processes = tuple(cores), (os.getpid(), *processes)
         self._start = self._now()
 
     def share(self) -> float:
-        """From 0 to 1."""
-        busy, all_time, own = (after - before for after, before in zip(self._now(), self._start, strict=True))
-        return min(1.0, max(0.0, busy - own) / max(all_time, 1))
+        """Return the share, from 0 to 1."""
+        busy, all_time, ours = (after - before for after, before in zip(self._now(), self._start, strict=True))
+        return min(1.0, max(0.0, busy - ours) / max(all_time, 1))
 
     def _now(self) -> tuple[int, int, int]:
-        """Ticks that the cores were busy, all of their ticks, and those of the benchmark's processes."""
+        """Return the ticks that the cores were busy, all of their ticks, and those of the benchmark's processes."""
         busy = total = 0
         for line in Path("/proc/stat").read_text().splitlines():
             name, *fields = line.split()
@@ -60,9 +60,9 @@ class Others:
                 ticks = [int(field) for field in fields]
                 busy += sum(value for place, value in enumerate(ticks) if place not in _IDLE)
                 total += sum(ticks[:8])
-        own = 0
-        for process in self._own:
+        ours = 0
+        for process in self._processes:
             # The name, in brackets, may hold anything; utime and stime are the 14th and 15th fields of all.
             fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-            own += int(fields[11]) + int(fields[12])
-        return busy, total, own
+            ours += int(fields[11]) + int(fields[12])
+        return busy, total, ours

@@ -1,9 +1,9 @@
-"""Measures the way from records on disk to batches: build, tokens, iteration, with memory and processor time.
+"""Measure the way from records on disk to batches: build, tokens, iteration, with memory and processor time.
 
     python -m benchmarks.data_pipeline [--records 1000000] [--stage end_to_end] [--batch-size 128] [--folder DIR]
 
-The records are synthetic, eight documents each in end_to_end; the tokenizer has a token for every word. What stands in
-the folder from an earlier call is used again. Rates are per second of one core's processor time: a shared machine's
+The records are synthetic, eight documents each in end_to_end; the tokenizer has a token for every word. Files that an
+earlier call left in the folder are used again. Rates are per second of one core's processor time: a shared machine's
 clock would measure its other work.
 """
 
@@ -33,6 +33,7 @@ from clara_jax.data.word_level import word_level_tokenizer
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=1_000_000)
     parser.add_argument("--stage", choices=STAGES, default="end_to_end")
@@ -66,7 +67,11 @@ def _measure(arguments: argparse.Namespace, folder: Path) -> None:
     tokenizer = ClaraTokenizer(word_level_tokenizer(vocabulary(world)), doc_max_length=32, memory_tokens=4)
     with _Timed("tokens made", count), tqdm(total=count, unit=" records") as bar:
         found = (slices(source), source.fingerprint, tokenizer, Encoding(stage, 2))
-        cache = open_or_make(folder / "tokens", *found, progress=lambda done: bar.update(done - bar.n))
+
+        def show(done: int) -> None:
+            bar.update(done - bar.n)
+
+        cache = open_or_make(folder / "tokens", *found, progress=show)
     with _Timed("cache opened and shapes chosen", count):
         cache = open_or_make(folder / "tokens", *found)
         ladder = shape_ladder(cache.sizes, tokenizer, 1 if arguments.pack else arguments.buckets)
@@ -83,7 +88,7 @@ def _measure(arguments: argparse.Namespace, folder: Path) -> None:
 
 
 class _Timed:
-    """Prints a line of the table at its end."""
+    """A block whose time is printed as a row of the table."""
 
     def __init__(self, what: str, count: int):
         self._what, self._count = what, count

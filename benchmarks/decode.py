@@ -1,13 +1,14 @@
-"""Tokens a second of writing answers: by the weights it is done with, against the memory's bandwidth, against float32,
-and against Hugging Face's ``generate`` with the same weights, in float32 and in bfloat16, on the same machine.
+"""Time decoding by the kind of weights, against the memory's bandwidth, and against Hugging Face's ``generate``.
+
+Hugging Face has the same weights, in float32 and in bfloat16, on the same machine.
 
     pip install torch          # for Hugging Face; without it the rest is measured
     python -m benchmarks.decode [--base smollm2] [--precision float32] [--rows 1,8] [--prompt 128] [--new-tokens 64]
     taskset -c 0 python -m benchmarks.decode          # on one core, where others work on the machine
 
-Greedy, without end tokens. A way's time of a token is what each further token adds, (time of N - time of 1) / (N - 1):
-the prompt's reading is left out on both sides. All ways take turns, and medians are compared. "of the bandwidth" is
-what reading the weights once a token comes to, of what summing a large array in the same run comes to.
+Decoding is greedy, without end tokens. The time of a token is what each further token adds, (time of N - time of 1) /
+(N - 1), so that prefill is left out on both sides. All ways take turns, and medians are compared. "of the bandwidth"
+is the rate of reading the weights once a token, as a share of the rate of summing a large array in the same run.
 """
 
 from __future__ import annotations
@@ -43,9 +44,10 @@ Way = Callable[[int], list[list[int]]]  # tokens to write -> those of each row
 
 
 def ours(bundle: Bundle, weights: str, prompts: np.ndarray) -> Way:
+    """Return a function that decodes with this package's engine."""
     rows = len(prompts)
     engine = Engine(bundle.model, bundle.params, bundle.mesh, (NO_TOKEN,), rows, weights, prefix_budget=0)
-    nothing = np.zeros((0, bundle.model.clara.memory_tokens, bundle.model.config.width), np.float32)
+    nothing = np.zeros((0, bundle.model.clara.memory_tokens, bundle.model.config.embed_dim), np.float32)
 
     def write(tokens: int) -> list[list[int]]:
         requests = [Request(ids, [-1] * len(ids), nothing, Sampling(tokens)) for ids in prompts.tolist()]
@@ -55,7 +57,8 @@ def ours(bundle: Bundle, weights: str, prompts: np.ndarray) -> Way:
 
 
 def hugging_face(folder: str, precision: str, prompts: np.ndarray) -> Way:
-    import torch
+    """Return a function that decodes with Hugging Face's ``generate``."""
+    import torch  # pyright: ignore[reportMissingImports] - not required, see `main`
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, precision)).eval()
@@ -75,7 +78,7 @@ def hugging_face(folder: str, precision: str, prompts: np.ndarray) -> Way:
 
 
 def bandwidth() -> Callable[[], float]:
-    """Bytes a second of a sum, each time it is called."""
+    """Return a function that measures the bytes a second of a sum."""
     total = jax.jit(jnp.sum)
     large = jnp.ones(READ_BYTES // 4)
     total(large).block_until_ready()
@@ -89,6 +92,7 @@ def bandwidth() -> Callable[[], float]:
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default="smollm2")
     parser.add_argument("--precision", choices=exporting.DTYPES, default="float32")
@@ -124,9 +128,9 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def compare(rows: int, ways: dict[str, Way], read: dict[str, int], arguments: argparse.Namespace) -> None:
-    """Measures in turns and prints a table."""
+    """Measure in turns and print a table."""
     count, times, rates = arguments.new_tokens, {name: [] for name in ways}, []
-    said = {name: (way(1), way(count))[1] for name, way in ways.items()}  # compiles
+    written = {name: (way(1), way(count))[1] for name, way in ways.items()}  # compiles
     measure = bandwidth()
     for _ in tqdm(range(arguments.repeats), desc=f"{rows} rows"):
         rates.append(measure())
@@ -143,12 +147,12 @@ def compare(rows: int, ways: dict[str, Way], read: dict[str, int], arguments: ar
         f"| weights | ms a token | tokens/s | of the bandwidth | against {FLOAT32} | against {OTHER}'s faster | same "
         "tokens |\n| --- | --- | --- | --- | --- | --- | --- |"
     )
-    medians = {name: statistics.median(own) for name, own in times.items()}
+    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
     other = min((median for name, median in medians.items() if name.startswith(OTHER)), default=None)
     for name, median in medians.items():
         share = f"{read[name] / median / fast:.0%}" if name in read else ""
         against = f"{other / median:.2f}" if other else ""
-        same = f"{sum(a == b for a, b in zip(said[name], said[FLOAT32], strict=True))} of {rows}"
+        same = f"{sum(a == b for a, b in zip(written[name], written[FLOAT32], strict=True))} of {rows}"
         to_float32 = f"{medians[FLOAT32] / median:.2f}"
         values = (name, f"{1000 * median:.1f}", f"{rows / median:.0f}", share, to_float32, against, same)
         print(f"| {' | '.join(values)} |", flush=True)

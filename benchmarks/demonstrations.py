@@ -1,9 +1,9 @@
-"""What a base alone saves where chats share instructions and demonstrations: it reads them once.
+"""Time a base model on chats that share instructions and demonstrations, with and without its prefix cache.
 
     python -m benchmarks.demonstrations [--base smollm2] [--rows 4] [--rounds 5] [--new-tokens 24]
 
 The requests are those of the synthesis (step "answer") about documents of the embedded demo data. Groups of them are
-answered in turns in one run, read whole and with the beginning that was read before.
+answered in turns in one run, with the whole prompt prefilled and with the shared beginning out of the cache.
 """
 
 from __future__ import annotations
@@ -18,25 +18,27 @@ from tqdm import tqdm
 from clara_jax import command
 from clara_jax.data.records import read_records
 from clara_jax.inference.decode import Sampling
-from clara_jax.plain import Plain
-from clara_jax.synthesis.prompts import Prompts
+from clara_jax.plain import BaseLM
+from clara_jax.synthesis.prompts import PromptTemplates
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default="smollm2")
     parser.add_argument("--data", default="configs/demo_data/scp.train.jsonl")
     for name, number in (("rows", 4), ("rounds", 5), ("new-tokens", 24)):
         parser.add_argument(f"--{name}", type=int, default=number)
     arguments = parser.parse_args()
-    plain, prompts, rows = Plain.open(arguments.base, batch_size=arguments.rows), Prompts.load(), arguments.rows
+    lm, prompts = BaseLM.open(arguments.base, batch_size=arguments.rows), PromptTemplates.load()
+    rows = arguments.rows
     documents = list(dict.fromkeys(record.documents[0] for record in read_records(arguments.data, "scp")))
 
     def requests(turn: int, new_tokens: int) -> list:
-        own = [documents[(turn * rows + row) % len(documents)] for row in range(rows)]
-        asked = (prompts.messages("answer", "en", document=text, question="Who built it?") for text in own)
+        texts = [documents[(turn * rows + row) % len(documents)] for row in range(rows)]
+        asked = (prompts.messages("answer", "en", document=text, question="Who built it?") for text in texts)
         chats = ([{"role": role, "content": text} for role, text in messages] for messages in asked)
-        return [plain.request(chat, Sampling(new_tokens)) for chat in chats]
+        return [lm.request(chat, Sampling(new_tokens)) for chat in chats]
 
     lengths = (1, arguments.new_tokens)
     taken = {(way, length): [] for way in ("whole", "shared") for length in lengths}
@@ -46,13 +48,13 @@ def main() -> None:
             if way == "whole":
                 group = [dataclasses.replace(request, shared=0) for request in group]
             elif turn < 0:
-                plain.engine.generate(group)  # keeps the beginning
+                lm.engine.generate(group)  # keeps the beginning
             began = time.perf_counter()
-            plain.engine.generate(group)
+            lm.engine.generate(group)
             if turn >= 0:
                 taken[way, length].append(time.perf_counter() - began)
     one = requests(0, 1)[0]
-    print(f"{plain.name}, {rows} together; {len(one.ids)} tokens, {one.shared} of them shared; medians")
+    print(f"{lm.name}, {rows} together; {len(one.ids)} tokens, {one.shared} of them shared; medians")
     for length in lengths:
         whole, shared = (statistics.median(taken[way, length]) for way in ("whole", "shared"))
         print(f"{length:3} tokens answered: whole {whole:.2f} s, shared {shared:.2f} s, {whole / shared:.1f} times")

@@ -1,12 +1,12 @@
-"""How cost grows: compression with texts, a training step with candidates, a search with the size of the store.
+"""Measure how cost grows: compression with texts, a training step with candidates, a search with the store's size.
 
     python -m benchmarks.growth [--picture docs/images/growth.png] [--json FILE]
 
 Each case is timed at sizes that double, in turns, and a power of the size is fitted to the medians: the slope of the
-line in log-log axes. Beside it stands the exponent of the work that cannot be avoided, fitted to the same sizes: model
-FLOPs (`clara_jax.training.throughput`: attention has its quadratic term), and for the search the numbers of a store.
-Time may grow slower, as what is done once weighs less and less; where it grows faster by more than the tolerance, the
-last line says so and the exit code is 1. Texts and memories are random: their contents cost nothing.
+line in log-log axes. It is compared with the exponent of the work that cannot be avoided, fitted to the same sizes:
+model FLOPs (`clara_jax.training.throughput`: attention has its quadratic term), and for the search the numbers of a
+store. Time may grow slower, as fixed costs weigh less and less; where it grows faster by more than the tolerance, the
+last line reports it and the exit code is 1. Texts and memories are random: their contents cost nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.accelerator import random_batch
-from benchmarks.cores import Others, pin
+from benchmarks.cores import OtherLoad, pin
 from benchmarks.store import World, fill, questions
 from clara_jax import bundle as bundles
 from clara_jax import command
@@ -47,7 +47,7 @@ from clara_jax.planning import abstract
 from clara_jax.planning.workload import full_batch, stage_shapes
 from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.encodings import closest_float
-from clara_jax.retrieval.exact import ExactSearch
+from clara_jax.retrieval.exact_search import ExactSearch
 from clara_jax.training.config import StageConfig
 from clara_jax.training.optimizer import make_optimizer
 from clara_jax.training.step import init_state, make_train_step
@@ -61,16 +61,16 @@ COLOURS = ("#0072B2", "#E69F00")
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
-    """What is timed at several sizes.
+class GrowthCase:
+    """A case that is timed at several sizes.
 
     Attributes:
       panel: of the picture.
       name: of the line in it.
-      axis: what the sizes are.
+      axis: name of the sizes.
       sizes: growing.
       must: work at each that cannot be avoided, in any unit.
-      calls: what is timed at each.
+      calls: the function that is timed at each.
     """
 
     panel: str
@@ -86,10 +86,14 @@ def exponent(sizes: Sequence[int], values: Sequence[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
-def compressing(bundle: Bundle, panel: str, axis: str, sizes: Sequence[int], shape: Callable) -> Case:
+def compressing(bundle: Bundle, panel: str, axis: str, sizes: Sequence[int], shape: Callable) -> GrowthCase:
     """Return the case of compressing random documents.
 
     Args:
+      bundle: the model.
+      panel: of the picture.
+      axis: name of the sizes.
+      sizes: growing.
       shape: size -> (documents, their tokens without memory tokens).
     """
     model, rng, must, calls = bundle.model, np.random.default_rng(0), [], []
@@ -102,13 +106,13 @@ def compressing(bundle: Bundle, panel: str, axis: str, sizes: Sequence[int], sha
         must.append(blocks_flops(model.config, CLARA.lora_rank, done, False))
         placed = put_batch((ids, mask), bundle.mesh)
         calls.append(partial(encode_batch, model, "compressor", bundle.params, *placed))
-    return Case(panel, "compression", axis, sizes, must, calls)
+    return GrowthCase(panel, "compression", axis, sizes, must, calls)
 
 
-def training(bundle: Bundle, sizes: Sequence[int], stored: bool) -> Case:
+def training(bundle: Bundle, sizes: Sequence[int], stored: bool) -> GrowthCase:
     """Return the case of a step of end_to_end, one question with so many candidates: compressed in it, or stored."""
     model, name, must, calls = bundle.model, "end_to_end", [], []
-    memory = (CLARA.memory_tokens, model.config.width)
+    memory = (CLARA.memory_tokens, model.config.embed_dim)
     for size in sizes:
         stage = StageConfig(name, ("unread",), steps=1, batch_size=1, candidates=size, top_k=min(5, *sizes))
         shapes = stage_shapes(stage, CLARA)
@@ -118,19 +122,20 @@ def training(bundle: Bundle, sizes: Sequence[int], stored: bool) -> Case:
         batch, counted = random_batch(planned, model, stage), full_batch(planned)
         if stored:
             values = np.random.default_rng(0).normal(size=(1, size, *memory))
-            batch = batch.replace(document_ids=None, document_mask=None, memories=jnp.asarray(values, model.dtype))
-            counted = counted.replace(document_ids=None, document_mask=None)
+            memories = jnp.asarray(values, model.dtype)
+            batch = dataclasses.replace(batch, document_ids=None, document_mask=None, memories=memories)
+            counted = dataclasses.replace(counted, document_ids=None, document_mask=None)
         optimizer = make_optimizer(stage, 1)
         trained, frozen = split(bundle.params, STAGES[name].trains)
         step = make_train_step(model, STAGES[name], stage.objective, optimizer)
         must.append(step_flops(model.config, CLARA.lora_rank, name, STAGES[name].trains, counted))
-        calls.append(_Step(step, init_state(trained, optimizer), frozen, put_batch(batch, bundle.mesh)))
+        calls.append(_RepeatedStep(step, init_state(trained, optimizer), frozen, put_batch(batch, bundle.mesh)))
     line = "memories stored" if stored else "candidates compressed"
-    return Case("training step", line, "candidates", sizes, must, calls)
+    return GrowthCase("training step", line, "candidates", sizes, must, calls)
 
 
-class _Step:
-    """A step, each time from the state that the last one left."""
+class _RepeatedStep:
+    """A train step that keeps its state: each call starts from the state of the last one."""
 
     def __init__(self, step: Callable, state: Any, *rest: Any):
         self._step, self._state, self._rest = step, state, rest
@@ -140,9 +145,9 @@ class _Step:
         return self._state, metrics
 
 
-def searching(bundle: Bundle, sizes: Sequence[int], folder: Path) -> Case:
+def searching(bundle: Bundle, sizes: Sequence[int], folder: Path) -> GrowthCase:
     """Return the case of the exact score of all chunks of stores, each of which lies in memory as for a server."""
-    shape = CLARA.memory_tokens, bundle.model.config.width
+    shape = CLARA.memory_tokens, bundle.model.config.embed_dim
     world, calls = World(*shape), []
     for size in sizes:
         encoding = closest_float(bundle.model.precision)
@@ -150,28 +155,28 @@ def searching(bundle: Bundle, sizes: Sequence[int], folder: Path) -> Case:
         fill(store, world, size)
         asked, _ = questions(store, ASKED)
         search = ExactSearch(store, bundle.mesh, 2**62)
-        calls.append(lambda search=search, asked=asked: [search(own[None], BEST) for own in asked])
-    return Case("exact search", f"{ASKED} questions", "chunks", sizes, sizes, calls)
+        calls.append(lambda search=search, asked=asked: [search(query[None], BEST) for query in asked])
+    return GrowthCase("exact search", f"{ASKED} questions", "chunks", sizes, sizes, calls)
 
 
-def measure(case: Case, repeats: int) -> list[list[float]]:
+def measure(case: GrowthCase, repeats: int) -> list[list[float]]:
     """Return seconds, of each size those of every repeat, taken in turns after a first call that does not count."""
     seconds: list[list[float]] = [[] for _ in case.sizes]
     shown = tqdm(total=len(case.sizes) * (repeats + 1), desc=f"{case.panel}, {case.name}", leave=False)
     for turn in range(repeats + 1):
-        for own, call in zip(seconds, case.calls, strict=True):
+        for times, call in zip(seconds, case.calls, strict=True):
             began = time.perf_counter()
             jax.block_until_ready(call())
             if turn:
-                own.append(time.perf_counter() - began)
+                times.append(time.perf_counter() - began)
             shown.update()
     shown.close()
     return seconds
 
 
-def summary(case: Case, seconds: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """Return what the table and the picture say of a case."""
-    medians = [statistics.median(own) for own in seconds]
+def summary(case: GrowthCase, seconds: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Return the row of a case, for the table and the picture."""
+    medians = [statistics.median(times) for times in seconds]
     each = [exponent(case.sizes, turn) for turn in zip(*seconds, strict=True)]
     found, must = exponent(case.sizes, medians), exponent(case.sizes, case.must)
     return {
@@ -191,20 +196,21 @@ def summary(case: Case, seconds: Sequence[Sequence[float]]) -> dict[str, Any]:
 def table(results: Sequence[dict[str, Any]]) -> str:
     """Return results in Markdown."""
     lines = ["| what | against | sizes | seconds | exponent (of single turns) | of the work |", "|" + " --- |" * 6]
-    for own in results:
-        low, high = own["exponents of turns"]
-        ends = [f"{own[name][0]:,} to {own[name][-1]:,}" if name == "sizes" else f"{own[name][0]:.2g} to "
-                f"{own[name][-1]:.2g}" for name in ("sizes", "seconds")]  # fmt: skip
+    for result in results:
+        low, high = result["exponents of turns"]
+        ends = [f"{result[name][0]:,} to {result[name][-1]:,}" if name == "sizes" else f"{result[name][0]:.2g} to "
+                f"{result[name][-1]:.2g}" for name in ("sizes", "seconds")]  # fmt: skip
         lines.append(
-            f"| {own['panel']}, {own['case']} | {own['axis']} | {' | '.join(ends)} | **{own['exponent']:.2f}** "
-            f"({low:.2f} to {high:.2f}) | {own['exponent of the work']:.2f} |"
+            f"| {result['panel']}, {result['case']} | {result['axis']} | {' | '.join(ends)} | "
+            f"**{result['exponent']:.2f}** ({low:.2f} to {high:.2f}) | {result['exponent of the work']:.2f} |"
         )
     return "\n".join(lines)
 
 
 def verdict(results: Sequence[dict[str, Any]]) -> str:
-    """Return the last line."""
-    worse = [f"{own['panel']} with {own['axis']}, {own['case']}" for own in results if own["faster than it must"]]
+    """Return the line of the verdict."""
+    faster = [result for result in results if result["faster than it must"]]
+    worse = [f"{result['panel']} with {result['axis']}, {result['case']}" for result in faster]
     if worse:
         return f"grows faster than it must: {'; '.join(worse)}"
     return f"nothing grows faster than it must (an exponent above that of the work by at most {TOLERANCE})"
@@ -215,19 +221,20 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    panels = list(dict.fromkeys((own["panel"], own["axis"]) for own in results))
+    panels = list(dict.fromkeys((result["panel"], result["axis"]) for result in results))
     figure = Figure(figsize=(3.4 * len(panels), 3.2), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for colour, own in zip(COLOURS, (r for r in results if (r["panel"], r["axis"]) == panel), strict=False):
-            label = f"{own['case']}: {own['exponent']:.2f}"
-            axes.loglog(own["sizes"], own["seconds"], "o-", color=colour, markersize=4, label=label)
-            scaled = np.array(own["must"]) * own["seconds"][0] / own["must"][0]
-            must = f"work: {own['exponent of the work']:.2f}"
-            axes.loglog(own["sizes"], scaled, "--", color=colour, linewidth=1, alpha=0.7, label=must)
+        members = [result for result in results if (result["panel"], result["axis"]) == panel][: len(COLOURS)]
+        for colour, result in zip(COLOURS, members, strict=False):
+            label = f"{result['case']}: {result['exponent']:.2f}"
+            axes.loglog(result["sizes"], result["seconds"], "o-", color=colour, markersize=4, label=label)
+            scaled = np.array(result["must"]) * result["seconds"][0] / result["must"][0]
+            must = f"work: {result['exponent of the work']:.2f}"
+            axes.loglog(result["sizes"], scaled, "--", color=colour, linewidth=1, alpha=0.7, label=must)
         axes.set_title(panel[0], fontweight="bold")
         axes.set_xlabel(panel[1])
-        axes.set_xticks(own["sizes"], [f"{size:,}" for size in own["sizes"]])
+        axes.set_xticks(members[-1]["sizes"], [f"{size:,}" for size in members[-1]["sizes"]])
         axes.minorticks_off()
         axes.legend(fontsize="small")
     figure.axes[0].set_ylabel("seconds")
@@ -235,7 +242,7 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
         figure.savefig(temporary, format="png")
 
 
-def cases(bundle: Bundle, arguments: argparse.Namespace, folder: Path) -> Iterator[Case]:
+def cases(bundle: Bundle, arguments: argparse.Namespace, folder: Path) -> Iterator[GrowthCase]:
     """Yield the cases, each made when the one before it has been measured."""
     lengths, batches, candidates = arguments.lengths, arguments.batches, arguments.candidates
     yield compressing(bundle, "compression", "tokens of a document", lengths, lambda size: (ROWS, size))
@@ -246,6 +253,7 @@ def cases(bundle: Bundle, arguments: argparse.Namespace, folder: Path) -> Iterat
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--base", default="smollm2")
@@ -264,8 +272,8 @@ def main() -> None:
     add("--json", type=Path, metavar="FILE", help="write all numbers here")
     arguments = parser.parse_args()
     for name in sizes:
-        own = getattr(arguments, name)
-        if len(own) < 2 or own[0] < 1 or own != sorted(set(own)):
+        values = getattr(arguments, name)
+        if len(values) < 2 or values[0] < 1 or values != sorted(set(values)):
             raise ClaraError(f"--{name}: two or more growing numbers are needed")
     if arguments.repeats < 1:
         raise ClaraError(f"--repeats is {arguments.repeats}; it must be at least 1")
@@ -275,7 +283,7 @@ def main() -> None:
     cores = pin(arguments.cores)
     mesh, results = make_mesh(1, 1, devices=jax.devices()[:1]), []
     bundle = bundles.from_base(arguments.base, CLARA, mesh, arguments.precision)
-    busy = Others(cores)
+    busy = OtherLoad(cores)
     with tempfile.TemporaryDirectory() as folder:
         for case in cases(bundle, arguments, Path(folder)):
             with jax.set_mesh(mesh) if case.panel != "exact search" else contextlib.nullcontext():
@@ -291,7 +299,7 @@ def main() -> None:
             temporary.write_text(json.dumps({"others": share, "results": results}, indent=1))
     if arguments.picture:
         draw(results, arguments.picture)
-    if any(own["faster than it must"] for own in results):
+    if any(result["faster than it must"] for result in results):
         sys.exit(1)
 
 

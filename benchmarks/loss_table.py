@@ -1,4 +1,4 @@
-"""Prints the loss curves of a run as tables: one line for every few steps, held-out values before and after.
+"""Print the loss curves of a run as tables: one line for every few steps, held-out values before and after.
 
 python -m benchmarks.loss_table runs/smollm2 [--every 6]
 """
@@ -18,7 +18,7 @@ TERMS = ("loss", "ce", "mse", "contrastive", "recall", "accuracy", "grad_norm")
 
 
 def table(rows: list[dict], every: int) -> list[str]:
-    """Markdown lines: the mean of each term over ``every`` steps."""
+    """Return Markdown lines: the mean of each term over ``every`` steps."""
     terms = [name for name in TERMS if name in rows[0]]
     lines = ["| steps | " + " | ".join(terms) + " |", "|---" * (len(terms) + 1) + "|"]
     for start in range(0, len(rows), every):
@@ -29,7 +29,7 @@ def table(rows: list[dict], every: int) -> list[str]:
 
 
 def held_out(end: dict) -> list[str]:
-    """Markdown lines: held-out values before the first step and after the last, each with its controls."""
+    """Return Markdown lines: held-out values before the first step and after the last, each with its controls."""
     pairs = {name.removeprefix("held_out_"): pair for name, pair in end.items() if name.startswith("held_out_")}
     controls = tuple(case for case in CASES if case)
     names = [name for name in pairs if not name.endswith(controls)]
@@ -42,14 +42,15 @@ def held_out(end: dict) -> list[str]:
 
 
 def main() -> None:
+    """Print the tables of a run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="run directory")
     parser.add_argument("--every", type=int, default=6, help="steps a line stands for")
     arguments = parser.parse_args()
     rows = read_metrics(Path(arguments.run) / "metrics.jsonl")
     for stage in dict.fromkeys(row["stage"] for row in rows):
-        own = [row for row in rows if row["stage"] == stage]
-        steps, ends = [row for row in own if "loss" in row], [row for row in own if row.get("finished")]
+        of_stage = [row for row in rows if row["stage"] == stage]
+        steps, ends = [row for row in of_stage if "loss" in row], [row for row in of_stage if row.get("finished")]
         print(f"### {stage}", *table(steps, arguments.every), sep="\n")
         for end in ends:
             print("", *held_out(end), f"\n{end['steps']} steps in {end['seconds']:.0f} s.\n", sep="\n")

@@ -1,4 +1,4 @@
-"""Measures the padding of a stage's batches over one epoch, by the number of shapes.
+"""Measure the padding of a stage's batches over one epoch, by the number of shapes.
 
     python -m benchmarks.padding instruct DATA.jsonl... [--batch-size 32] [--top-k 5] [--candidates 20]
     python -m benchmarks.padding scp DATA.jsonl... --pack 1024 2048
@@ -29,6 +29,7 @@ DOC_MAX_LENGTH, COMPRESS_RATE = 256, 16
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("data", nargs="+", help="JSONL files or patterns")
@@ -44,12 +45,13 @@ def main() -> None:
     tokenizer = ClaraTokenizer(open_base(arguments.tokenizer).load_tokenizer(), DOC_MAX_LENGTH, memory)
     records = read_records(data_files(arguments.data, "data"), arguments.stage)
     with tqdm(unit="text", desc="tokenizing") as bar:
-        examples = encode_records(
-            records,
-            tokenizer,
-            Encoding(arguments.stage, arguments.top_k, arguments.candidates),
-            progress=lambda done, total: (setattr(bar, "total", total), bar.update(done - bar.n)),
-        )
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        encoding = Encoding(arguments.stage, arguments.top_k, arguments.candidates)
+        examples = encode_records(records, tokenizer, encoding, progress=show)
     sizes = sizes_of(examples)
     used = [
         sum(len(ids) + memory for ids in example.documents)
@@ -60,7 +62,7 @@ def main() -> None:
     steps = max(1, len(examples) // arguments.batch_size)
     print(f"{arguments.stage}: {len(examples)} records, {steps} steps of {arguments.batch_size}")
     print("| shapes | padding | positions | sizes |\n|---|---|---|---|")
-    whole = None
+    whole = 0  # positions with the first number of shapes
     for count in arguments.buckets:
         plan = BatchPlan(sizes, shape_ladder(sizes, tokenizer, count), arguments.batch_size, steps)
         computed = sum(plan.shapes(step).positions(memory) for step in range(steps)) * arguments.batch_size
@@ -73,7 +75,7 @@ def main() -> None:
     for length in arguments.pack:
         row = plan_row(sizes, memory, length)
         loader = BatchLoader(plan, examples, sizes, tokenizer, row)
-        rows = [len(loader.batch(step).document_ids) for step in range(steps)]
+        rows = [len(loader.batch(step).prompt_ids) for step in range(steps)]
         computed = sum(rows) * (row.documents + row.prompts)
         real = sum(int(np.sum(np.take(used, plan.rows(step)))) for step in range(steps))
         counts = f"{len(set(rows))} ({min(rows)}-{max(rows)} rows)"

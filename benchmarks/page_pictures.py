@@ -1,4 +1,4 @@
-"""Pictures of the server's page, with a real model behind it: docs/images/page.png and phone.png.
+"""Take pictures of the server's page with a real model: docs/images/page.png and phone.png.
 
     python -m benchmarks.page_pictures --checkpoint runs/smoke [--output docs/images]
 
@@ -12,6 +12,7 @@ import argparse
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 import httpx
 from playwright.sync_api import Page, expect, sync_playwright
@@ -23,9 +24,15 @@ from clara_jax.errors import ClaraError
 from configs import smoke
 
 DOCUMENTS = 200
+# Name, width, height and colour scheme of each.
+PICTURES: tuple[tuple[str, int, int, Literal["light", "dark"]], ...] = (
+    ("page", 1000, 900, "light"),
+    ("phone", 360, 740, "dark"),
+)
 
 
 def main() -> None:
+    """Take the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--output", type=Path, default=Path("docs/images"))
@@ -33,7 +40,7 @@ def main() -> None:
     browser_path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser_path is None:
         raise ClaraError("no Chromium is installed")
-    world = synthetic.SyntheticConfig(**smoke.get_config().synthetic)
+    world = synthetic.SyntheticConfig(**smoke.get_config().to_dict()["synthetic"])
     documents = list(synthetic.documents(world, "eval"))[:DOCUMENTS]
     record = synthetic.records(world, "end_to_end", "eval")[0]
     with (
@@ -41,15 +48,15 @@ def main() -> None:
         server(arguments.checkpoint, Path(folder, "store"), 4, QUEUE) as (url, _),
         sync_playwright() as playwright,
     ):
-        body = [{"id": f"world/{i}.txt", "text": own.text} for i, own in enumerate(documents)]
+        body = [{"id": f"world/{i}.txt", "text": document.text} for i, document in enumerate(documents)]
         body += [{"id": f"question/{i}.txt", "text": text} for i, text in enumerate(record.documents)]
         httpx.post(f"{url}/v1/documents", json={"documents": body}, timeout=300).raise_for_status()
         asked = {"messages": [{"role": "user", "content": record.questions[0]}], "k": 1}
         for _ in range(2):  # compiles what reads a prompt, and what reads one whose documents are known
             httpx.post(f"{url}/v1/chat/completions", json=asked, timeout=300).raise_for_status()
         browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
-        for name, size, scheme in (("page", (1000, 900), "light"), ("phone", (360, 740), "dark")):
-            page = browser.new_page(viewport=dict(zip(("width", "height"), size, strict=True)), color_scheme=scheme)
+        for name, width, height, scheme in PICTURES:
+            page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
             page.goto(url)
             _ask(page, record.questions[0])
             page.screenshot(path=str(arguments.output / f"{name}.png"))

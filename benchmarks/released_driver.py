@@ -3,8 +3,8 @@
     PYTHON released_driver.py CODE CHECKPOINT THREADS K
 
 Reads requests from standard input and answers each on standard output, one JSON object a line. ``CODE`` is a checkout
-of the released code; what is imported from it is its model and the function that makes its batches, and both do here
-what they do in its training script. Nothing of this repository can be imported here.
+of the released code; its model and the function that makes its batches are imported from it, and are used as in its
+training script. Nothing of this repository can be imported here.
 """
 
 from __future__ import annotations
@@ -24,20 +24,22 @@ PROBE = (512, 576, 1536)  # rows, width and outputs of a product of SmolLM2's si
 
 
 def load(code: Path) -> tuple[Any, Any]:
-    """Its modules of the model and of the batches, each from its file: their packages' other modules need CUDA."""
+    """Import the modules of the model and of the batches from their files: their packages' others need CUDA."""
     sys.path.insert(0, str(code))
-    # The one name that the second file wants of a package that imports DeepSpeed; what is called here never uses it.
+    # The second file imports this one name from a package that imports DeepSpeed; nothing that is called here uses it.
     unused = types.ModuleType("openrlhf.utils.utils")
-    unused.zero_pad_sequences = None
+    unused.__dict__["zero_pad_sequences"] = None
     sys.modules |= {"openrlhf.utils": types.ModuleType("openrlhf.utils"), "openrlhf.utils.utils": unused}
     modules = []
     for name in (MODEL, BATCHES):
         spec = importlib.util.spec_from_file_location(Path(name).stem, code / name)
+        assert spec is not None and spec.loader is not None  # a .py file has both
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
         spec.loader.exec_module(module)
         modules.append(module)
-    return tuple(modules)
+    model, batches = modules
+    return model, batches
 
 
 class Released:
@@ -49,7 +51,7 @@ class Released:
     """
 
     def __init__(self, code: Path, checkpoint: Path, threads: int, k: int):
-        import torch
+        import torch  # pyright: ignore[reportMissingImports] - of the other environment
 
         torch.set_num_threads(threads)
         torch.manual_seed(0)
@@ -62,14 +64,14 @@ class Released:
         self._steps: dict[tuple[str, ...], Any] = {}
 
     def versions(self) -> dict[str, str]:
-        """Of what it runs on."""
-        import peft
+        """Return the versions of the packages that it runs on."""
+        import peft  # pyright: ignore[reportMissingImports] - of the other environment
         import transformers
 
         return {"torch": self.torch.__version__, "transformers": transformers.__version__, "peft": peft.__version__}
 
     def rates(self, seconds: float = 0.5) -> dict[str, float]:
-        """FLOP a second of a matrix product, by dtype."""
+        """Return the FLOP/s of a matrix product, by dtype."""
         torch, (rows, width, outputs), found = self.torch, PROBE, {}
         for name in ("float32", "bfloat16"):
             x, w = (torch.randn(shape, width).to(getattr(torch, name)) for shape in (rows, outputs))
@@ -82,15 +84,16 @@ class Released:
         return found
 
     def step(self, stage: str, precision: str, records: list, length: int, true_length: bool = False) -> dict[str, Any]:
-        """A training step on all of the records; "seconds" leaves out making the batch.
+        """Run a training step on all of the records; "seconds" leaves out making the batch.
 
         Args:
-          stage: its name of the stage, "stage1" or "stage2".
+          stage: the released code's name of the stage, "stage1" or "stage2".
+          precision: "float32" or "bfloat16".
           records: (documents, question or questions, answer or answers, "qa", indices of positive documents) each.
-          length: where prompts are cut, and what questions are padded to.
+          length: where prompts are cut, and the length that questions are padded to.
           true_length: take from the questions the padding that all of them have.
         """
-        key = (stage, precision, f"true length: {true_length}")  # each row trains a model of its own
+        key = (stage, precision, f"true length: {true_length}")  # each row trains another model
         if key not in self._steps:
             model = self._model(*key)
             collate = self.batching.make_collate_fn(
@@ -125,7 +128,7 @@ class Released:
         }
 
     def compress(self, precision: str, documents: list[str], file: str) -> dict[str, Any]:
-        """Documents to memories, which are written to a file of numpy's, float32 [n, M, E]."""
+        """Compress documents to memories, and write them to a file of numpy's, float32 [n, M, E]."""
         model = self._model("stage2", precision, "read").eval()
         began = time.perf_counter()
         with self.torch.no_grad():
@@ -137,7 +140,7 @@ class Released:
         return {"seconds": seconds}
 
     def question(self, precision: str, question: str, documents: list[str], tokens: int) -> dict[str, Any]:
-        """An answer of so many tokens from documents that are compressed and ranked for it."""
+        """Answer with so many tokens from documents that are compressed and ranked for it."""
         model = self._model("stage2", precision, "read")
         model.decoder.generation_config.eos_token_id = None
         began = time.perf_counter()
@@ -145,7 +148,7 @@ class Released:
         return {"seconds": time.perf_counter() - began, "text": texts[0], "chosen": chosen[0].tolist()}
 
     def _model(self, stage: str, precision: str, use: str) -> Any:
-        """A model of a stage, with the checkpoint's weights."""
+        """Return a model of a stage, with the checkpoint's weights."""
         key = (stage, precision, use)
         if key not in self._models:
             self._loading_as(precision)
@@ -165,7 +168,7 @@ class Released:
         return self._models[key]
 
     def _loading_as(self, precision: str) -> None:
-        """Has the base read in a dtype: without a GPU the code takes bfloat16, whatever is asked for."""
+        """Have the base read in a dtype: without a GPU the code takes bfloat16, whatever is asked for."""
         from transformers import AutoModelForCausalLM
 
         dtype = getattr(self.torch, precision)
@@ -177,7 +180,8 @@ class Released:
 
 
 def main() -> None:
-    # What the released code prints goes where errors go: standard output is for answers.
+    """Answer requests until standard input ends."""
+    # The released code's prints go to standard error: standard output is for answers.
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     side = None

@@ -1,4 +1,4 @@
-"""What `benchmarks.against_released` measures: each row's work on both sides, and what their results must share."""
+"""The rows of `benchmarks.against_released`: each one's work on both sides, and the comparison of their results."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import numpy as np
 from benchmarks.ask import endless
 from clara_jax.api import Clara
 from clara_jax.bundle import Bundle
-from clara_jax.data.corpus.documents import Document
+from clara_jax.data.corpus.documents import CorpusDocument
 from clara_jax.data.encoding import Encoding, encode_records, sizes_of
 from clara_jax.data.loading import BatchLoader
 from clara_jax.data.plan import BatchPlan
 from clara_jax.data.records import Record
 from clara_jax.data.shapes import shape_ladder, without_texts
 from clara_jax.inference.decode import Sampling
-from clara_jax.library import Library
+from clara_jax.library import RagPipeline
 from clara_jax.method.parameters import split
 from clara_jax.method.stages import inherit
 from clara_jax.model.sharding import put_batch
@@ -39,13 +39,13 @@ Ask = Callable[..., Result]  # a request to the released side
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
-    """What both sides work on.
+class Inputs:
+    """The inputs of both sides.
 
     Attributes:
       records: of "scp" and "end_to_end".
       arguments: ``scp_batch``, ``batch``, ``candidates``, ``k``, ``new_tokens``.
-      folder: for what is kept in between.
+      folder: for intermediate files.
     """
 
     records: Mapping[str, Sequence[Record]]
@@ -58,15 +58,15 @@ class Work:
         return list(self.records["end_to_end"][0].documents)
 
     def question(self, turn: int) -> str:
-        """Another record's for every turn: what was read of a question before would be kept."""
+        """Return a question, another record's for every turn: the keys and values of one before would be cached."""
         return self.records["end_to_end"][turn % len(self.records["end_to_end"])].questions[0]
 
     def batch(self, stage: str) -> Sequence[Record]:
-        """The records of a step."""
+        """Return the records of a step."""
         return self.records[stage][: self.arguments.scp_batch if stage == "scp" else self.arguments.batch]
 
     def as_released(self, stage: str) -> list[tuple]:
-        """The records of a step, as the released code's batches are made from."""
+        """Return the records of a step in the form that the released code makes batches from."""
         found = []
         for record in self.batch(stage):
             kind, question, answer = "qa", record.questions, record.answers
@@ -79,54 +79,54 @@ class Work:
 
 
 class Ours:
-    """This side of all rows, with a model of one precision; what a row needs is made when it is first asked for."""
+    """This package's side of all rows, with a model of one precision; each row is prepared at its first use."""
 
-    def __init__(self, bundle: Bundle, work: Work):
-        self.bundle, self.work = bundle, work
-        self._folder = work.folder / bundle.model.precision
+    def __init__(self, bundle: Bundle, inputs: Inputs):
+        self.bundle, self.inputs = bundle, inputs
+        self._folder = inputs.folder / bundle.model.precision
         self._steps: dict[str, Callable[[], Result]] = {}
-        self._compressing = Clara(bundle, batch_size=work.arguments.candidates)
-        self._library: Library | None = None
+        self._compressing = Clara(bundle, batch_size=inputs.arguments.candidates)
+        self._pipeline: RagPipeline | None = None
 
     def step(self, name: str) -> Result:
-        """The first step of a stage, from the plan to its end; memories of end_to_end are stored before."""
+        """Run the first step of a stage, from the plan to its end; memories of end_to_end are stored before."""
         if name not in self._steps:
             self._steps[name] = self._make_step(name)
         return self._steps[name]()
 
     def compress(self) -> Result:
-        """The documents' memories, as a file."""
+        """Compress the documents, and write the memories to a file."""
         began = time.perf_counter()
-        memories = self._compressing.compress(self.work.documents, long="cut")
+        memories = self._compressing.compress(self.inputs.documents, long="cut")
         seconds = time.perf_counter() - began
         file = f"{self._folder}.npy"
         np.save(file, memories.array.astype(np.float32))
         return {"seconds": seconds, "file": file}
 
     def ask(self, turn: int) -> Result:
-        """An answer of full length to a question, from a store of the candidates."""
-        if self._library is None:
+        """Answer a question at full length, from a store of the candidates."""
+        if self._pipeline is None:
             model = self.bundle.model
-            sizes = model.clara.memory_tokens, model.config.width
+            sizes = model.clara.memory_tokens, model.config.embed_dim
             encoding, place = closest_float(model.precision), self._folder / "store"
             store = DocumentStore.open_or_make(place, self.bundle.compressor_fingerprint(), encoding, *sizes)
-            texts = dict.fromkeys(self.work.documents)
-            documents = (Document(str(i), "", text, "") for i, text in enumerate(texts))
-            Library(self._compressing, store).add(documents)
-            self._library = Library(Clara(endless(self.bundle), batch_size=1), store)
-        sampling = Sampling(self.work.arguments.new_tokens)
+            texts = dict.fromkeys(self.inputs.documents)
+            documents = (CorpusDocument(str(i), "", text, "") for i, text in enumerate(texts))
+            RagPipeline(self._compressing, store).add(documents)
+            self._pipeline = RagPipeline(Clara(endless(self.bundle), batch_size=1), store)
+        sampling = Sampling(self.inputs.arguments.new_tokens)
         began = time.perf_counter()
-        answer = self._library.answer(self.work.question(turn), k=self.work.arguments.k, sampling=sampling)
+        answer = self._pipeline.answer(self.inputs.question(turn), k=self.inputs.arguments.k, sampling=sampling)
         seconds = time.perf_counter() - began
-        return {"seconds": seconds, "text": answer.text, "read": [hit.text for hit in answer.asked.sources]}
+        return {"seconds": seconds, "text": answer.text, "read": [hit.text for hit in answer.context.sources]}
 
     def _make_step(self, name: str) -> Callable[[], Result]:
-        bundle, arguments, records = self.bundle, self.work.arguments, self.work.batch(name)
-        tokenizer, memories = bundle.tokenizer, None
+        bundle, arguments, records = self.bundle, self.inputs.arguments, self.inputs.batch(name)
+        tokenizer, memories, steps = bundle.tokenizer, None, 1
         stage = StageConfig(
             name=name,
             train_data=(records[0].where,),
-            steps=1,
+            steps=steps,
             batch_size=len(records),
             top_k=arguments.k,
             candidates=arguments.candidates,
@@ -137,11 +137,11 @@ class Ours:
         if stage.memories:
             documents = [ids for example in examples for ids in example.documents]
             memories, sizes = open_memories(stage, bundle, documents, StopSignal()), without_texts(sizes)
-        plan = BatchPlan(sizes, shape_ladder(sizes, tokenizer, 1), stage.batch_size, stage.steps)
+        plan = BatchPlan(sizes, shape_ladder(sizes, tokenizer, 1), stage.batch_size, steps)
         loader = BatchLoader(plan, examples, sizes, tokenizer, memories=memories)
         params = inherit(stage.stage, bundle.params, bundle.trained)
         trained, frozen = split(params, stage.stage.trains)
-        optimizer = make_optimizer(stage, stage.steps)
+        optimizer = make_optimizer(stage, steps)
         step = make_train_step(bundle.model, stage.stage, stage.objective, optimizer)
 
         def run() -> Result:
@@ -157,44 +157,44 @@ class Ours:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class BenchmarkRow:
     """A row of the table.
 
     Attributes:
       name: in the table.
       released: a request to the released side, of a precision and a turn.
       ours: the same work here.
-      compare: the first results of both, in float32, in words.
+      compare: describes the agreement of both sides' first results, in float32.
       warm_up: turns that do not count.
     """
 
     name: str
-    released: Callable[[Ask, Work, str, int], Result]
+    released: Callable[[Ask, Inputs, str, int], Result]
     ours: Callable[[Ours, int], Result]
     compare: Callable[[Result, Result], str]
     warm_up: int = 1
 
 
-def _scp(ask: Ask, work: Work, precision: str, turn: int) -> Result:
-    return ask("step", stage="stage1", precision=precision, records=work.as_released("scp"), length=2048)
+def _scp(ask: Ask, inputs: Inputs, precision: str, turn: int) -> Result:
+    return ask("step", stage="stage1", precision=precision, records=inputs.as_released("scp"), length=2048)
 
 
-def _end_to_end(true_length: bool) -> Callable[[Ask, Work, str, int], Result]:
-    def request(ask: Ask, work: Work, precision: str, turn: int) -> Result:
-        records = work.as_released("end_to_end")
+def _end_to_end(true_length: bool) -> Callable[[Ask, Inputs, str, int], Result]:
+    def request(ask: Ask, inputs: Inputs, precision: str, turn: int) -> Result:
+        records = inputs.as_released("end_to_end")
         return ask("step", stage="stage2", precision=precision, records=records, length=1024, true_length=true_length)
 
     return request
 
 
-def _compress(ask: Ask, work: Work, precision: str, turn: int) -> Result:
-    file = f"{work.folder / 'released'} {precision}.npy"
-    return ask("compress", precision=precision, documents=work.documents, file=file) | {"file": file}
+def _compress(ask: Ask, inputs: Inputs, precision: str, turn: int) -> Result:
+    file = f"{inputs.folder / 'released'} {precision}.npy"
+    return ask("compress", precision=precision, documents=inputs.documents, file=file) | {"file": file}
 
 
-def _question(ask: Ask, work: Work, precision: str, turn: int) -> Result:
-    documents, tokens = work.documents, work.arguments.new_tokens
-    question = work.question(turn)
+def _question(ask: Ask, inputs: Inputs, precision: str, turn: int) -> Result:
+    documents, tokens = inputs.documents, inputs.arguments.new_tokens
+    question = inputs.question(turn)
     found = ask("question", precision=precision, question=question, documents=documents, tokens=tokens)
     return found | {"read": [documents[place] for place in found["chosen"]]}
 
@@ -205,7 +205,7 @@ def _losses(released: Result, ours: Result) -> str:
 
 
 def _cosines(released: Result, ours: Result) -> str:
-    one, other = (np.load(own["file"]).reshape(-1, np.load(own["file"]).shape[-1]) for own in (released, ours))
+    one, other = (np.load(side["file"]).reshape(-1, np.load(side["file"]).shape[-1]) for side in (released, ours))
     cosines = np.sum(one * other, axis=1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
     return f"cosines of the memory vectors at least {cosines.min():.6f}"
 
@@ -216,15 +216,15 @@ def _answers(released: Result, ours: Result) -> str:
 
 
 ROWS = (
-    Row("scp", _scp, lambda ours, turn: ours.step("scp"), _losses),
-    Row("compress", _compress, lambda ours, turn: ours.compress(), _cosines),
-    # Ours compiles one program for the first question, and another for one whose prompt begins as one before it.
-    Row("question", _question, Ours.ask, _answers, warm_up=2),
-    Row("end_to_end", _end_to_end(False), lambda ours, turn: ours.step("end_to_end"), _losses),
-    Row("end_to_end, true length", _end_to_end(True), lambda ours, turn: ours.step("end_to_end"), _losses),
+    BenchmarkRow("scp", _scp, lambda ours, turn: ours.step("scp"), _losses),
+    BenchmarkRow("compress", _compress, lambda ours, turn: ours.compress(), _cosines),
+    # Ours compiles one program for the first question, and another for one whose prompt begins as an earlier one.
+    BenchmarkRow("question", _question, Ours.ask, _answers, warm_up=2),
+    BenchmarkRow("end_to_end", _end_to_end(False), lambda ours, turn: ours.step("end_to_end"), _losses),
+    BenchmarkRow("end_to_end, true length", _end_to_end(True), lambda ours, turn: ours.step("end_to_end"), _losses),
 )
 
 
 def questions(repeats: int) -> int:
-    """How many different ones so many measurements need."""
+    """Return how many different questions so many measurements need."""
     return repeats + max(row.warm_up for row in ROWS)

@@ -1,10 +1,10 @@
-"""A server under load: many clients at once against answers written together and one by one, and what it refuses.
+"""Measure a server under load: many clients at once, continuous batching against one row, and refused requests.
 
     python -m benchmarks.serving_load [--base smollm2] [--clients 32] [--seconds 120] [--documents 64] [--new-tokens 32]
     python -m benchmarks.serving_load --checkpoint runs/first
 
-Starts `python -m clara_jax.serve` on the loopback with fresh adapters on a base (what is said means nothing, and takes
-as long), fills its store over HTTP, and asks from as many clients as told, each its next question when it has the
+Starts `python -m clara_jax.serve` on the loopback with fresh adapters on a base (the answers mean nothing, and take
+as long), fills its store over HTTP, and asks from --clients clients, each its next question when it has the
 answer to the last. Three servers, one after the other: 16 rows; 1 row; 16 rows of which only a few requests may wait,
 so that clients are refused (429) and come again after Retry-After. Throughput counts answers; the memory is the
 server's resident set, by the quarters of the time.
@@ -39,6 +39,7 @@ PATIENCE = 600  # seconds for a server to start, and for an answer
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default="smollm2", help="of a model with fresh adapters")
     parser.add_argument("--checkpoint", help="serve this one instead")
@@ -72,7 +73,7 @@ def main() -> None:
 
 
 def _fresh(base: str, directory: Path) -> str:
-    """A checkpoint on a base, made in a process of its own: this one has clients alone."""
+    """Make a checkpoint on a base, in a separate process: this one has clients alone."""
     program = (
         "import sys; from pathlib import Path; from clara_jax import bundle; "
         "from clara_jax.method.clara import ClaraConfig; from clara_jax.model.sharding import make_mesh; "
@@ -84,17 +85,19 @@ def _fresh(base: str, directory: Path) -> str:
 
 @contextlib.contextmanager
 def server(checkpoint: str, store: Path, rows: int, queue: int) -> Iterator[tuple[str, subprocess.Popen]]:
+    """Run a server inside the block; yield its address and its process."""
     options = ["--port", "0", "--rows", str(rows), "--queue", str(queue)]
     command = [sys.executable, "-m", "clara_jax.serve", "--checkpoint", checkpoint, "--store", str(store), *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None  # a pipe
     try:
-        said = []
+        lines = []
         for line in process.stdout:
-            said.append(line)
+            lines.append(line)
             if line.startswith("listening at "):
                 break
         else:
-            raise ClaraError(f"the server did not start: {''.join(said)}")
+            raise ClaraError(f"the server did not start: {''.join(lines)}")
         yield line.split()[-1], process
         process.send_signal(signal.SIGTERM)
         if process.wait(PATIENCE):
@@ -111,7 +114,7 @@ def _fill(url: str, count: int) -> None:
 
 
 class _Load:
-    """Clients at work.
+    """The clients of one measurement, and their results.
 
     Attributes:
       times: seconds of each answer, refusals before it left out.
@@ -165,7 +168,7 @@ class _Load:
 
 
 def _resident(process: int) -> float:
-    """MiB."""
+    """Return the resident set of a process, in MiB."""
     pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 

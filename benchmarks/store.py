@@ -1,4 +1,4 @@
-"""A large store: bytes of a chunk, and how long a question takes by the exact score, by search vectors and by words.
+"""Measure a large store: bytes of a chunk, and the time of a question by exact score, search vectors and words.
 
     python -m benchmarks.store [--chunks 100000] [--memory-tokens 16] [--width 576] [--questions 50] [--workdir DIR]
     python -m benchmarks.store --store stores/first
@@ -27,7 +27,7 @@ from tqdm import tqdm
 from clara_jax import command
 from clara_jax.errors import ClaraError
 from clara_jax.model.sharding import make_mesh
-from clara_jax.retrieval import first_pass
+from clara_jax.retrieval import ann
 from clara_jax.retrieval.document_store import DocumentStore, StoredChunk
 from clara_jax.retrieval.search import Search
 
@@ -37,7 +37,7 @@ DEPTHS = (5, 20)
 
 
 class World:
-    """Memories, each made again from its number."""
+    """Synthetic memories, each a function of its number."""
 
     def __init__(self, memory_tokens: int, width: int):
         rng = np.random.default_rng(0)
@@ -48,13 +48,15 @@ class World:
         self.directions = (scale[:, None] * rng.normal(size=(DIRECTIONS, len(self.mean)))).astype(np.float32)
 
     def memories(self, start: int, count: int) -> np.ndarray:
+        """Return the memories of ``count`` chunks from number ``start`` on, float32 [count, M, E]."""
         rng = np.random.default_rng((1, start))
-        own = rng.normal(size=(count, DIRECTIONS)).astype(np.float32) @ self.directions
-        own += RESIDUAL * rng.standard_normal((count, len(self.mean)), np.float32)
-        return (self.mean + own).reshape(count, *self.shape)
+        offsets = rng.normal(size=(count, DIRECTIONS)).astype(np.float32) @ self.directions
+        offsets += RESIDUAL * rng.standard_normal((count, len(self.mean)), np.float32)
+        return (self.mean + offsets).reshape(count, *self.shape)
 
 
 def fill(store: DocumentStore, world: World, chunks: int) -> None:
+    """Add synthetic chunks to a store until it holds so many."""
     with tqdm(total=chunks, initial=len(store), unit=" chunks", desc="filling") as bar:
         for start in range(len(store), chunks, TOGETHER):
             numbers = range(start, min(start + TOGETHER, chunks))
@@ -65,7 +67,7 @@ def fill(store: DocumentStore, world: World, chunks: int) -> None:
 
 
 def questions(store: DocumentStore, count: int) -> tuple[np.ndarray, list[str]]:
-    """Memories [count, M, E], and texts, of questions."""
+    """Return memories [count, M, E] and texts of questions."""
     ids, rng = store.index()[0], np.random.default_rng(2)
     asked, one, other = ([ids[i] for i in rng.integers(0, len(ids), count)] for _ in range(3))
     moved = store.memories(one).astype(np.float32) - store.memories(other).astype(np.float32)
@@ -81,7 +83,7 @@ def _chunk(number: int) -> StoredChunk:
 
 
 def measure(name: str, ask: Callable[[int], list[str]], questions: int) -> list[list[str]]:
-    """Times each question alone, after one that is not counted, and prints a row."""
+    """Time each question alone, after one that is not counted, and print a row."""
     began = time.perf_counter()
     ask(0)
     first = time.perf_counter() - began
@@ -96,6 +98,7 @@ def measure(name: str, ask: Callable[[int], list[str]], questions: int) -> list[
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chunks", type=int, default=100_000)
     parser.add_argument("--memory-tokens", type=int, default=16)
@@ -117,7 +120,7 @@ def main() -> None:
             fill(store, World(*sizes), arguments.chunks)
         for name, make in (
             ("words", lambda: store.tidy(now=True)),
-            ("search vectors", lambda: first_pass.build(store)),
+            ("search vectors", lambda: ann.build(store)),
         ):
             if name == "words" or store.projection() is None:
                 began = time.perf_counter()
@@ -135,9 +138,11 @@ def main() -> None:
         print("| --- |" + " --- |" * (3 + len(DEPTHS)))
         exact = measure("exact", lambda i: _ids(search("", queries[i], k)), arguments.questions)
         print(" 1.000 |" * len(DEPTHS), flush=True)
-        passed = measure("first pass", lambda i: _ids(search("", queries[i], k, first_pass=True)), arguments.questions)
+        passed = measure("first pass", lambda i: _ids(search("", queries[i], k, ann=True)), arguments.questions)
         _recall(exact, passed)
-        vectors = first_pass.Projection.read(store).queries(queries)
+        projection = ann.Projection.read(store)
+        assert projection is not None  # made above
+        vectors = projection.queries(queries)
         alone = measure("search vectors alone", lambda i: store.nearest(vectors[i], k), arguments.questions)
         _recall(exact, alone)
         measure("words", lambda i: _ids(search(texts[i], None, k, "words")), arguments.questions)
@@ -145,7 +150,7 @@ def main() -> None:
 
 
 def _recall(exact: list[list[str]], found: list[list[str]]) -> None:
-    """Ends a row with the shares of the exact score's best that are among as many found."""
+    """End a row with the shares of the exact score's best that are among as many found."""
     for depth in DEPTHS:
         both = [len({*a[:depth]} & {*b[:depth]}) / depth for a, b in zip(exact, found, strict=True)]
         print(f" {statistics.fmean(both):.3f} |", end="")

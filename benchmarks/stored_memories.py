@@ -1,5 +1,6 @@
-"""Times end_to_end steps of SmolLM2-135M with memories that were compressed before against compressing in the step,
-each distinct document of a batch once or each in its place.
+"""Time end_to_end steps of SmolLM2-135M with stored memories against compressing documents in the step.
+
+The step compresses each distinct document of a batch once, or each in its place.
 
     python -m benchmarks.stored_memories DATA.jsonl... [--records 8] [--batch-size 2] [--candidates 20] [--repeats 3]
 
@@ -37,6 +38,7 @@ from clara_jax.training.stored_memories import open_memories
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="+", help="JSONL files of end_to_end")
     parser.add_argument("--base", default="smollm2")
@@ -57,33 +59,36 @@ def main() -> None:
     stage, optimizer = STAGES["end_to_end"], optax.adamw(1e-4)
     trained, frozen = split(bundle.params, stage.trains)
     with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
-        own = StageConfig(
+        steps = arguments.repeats + 1
+        config = StageConfig(
             name="end_to_end",
             train_data=tuple(arguments.data),
-            steps=arguments.repeats + 1,
+            steps=steps,
             batch_size=arguments.batch_size,
             top_k=arguments.top_k,
             candidates=arguments.candidates,
             memories=folder,
         )
         start = time.monotonic()
-        memories = open_memories(own, bundle, documents, StopSignal(), progress=True)
+        memories = open_memories(config, bundle, documents, StopSignal(), progress=True)
         compressing = time.monotonic() - start
-        step = make_train_step(bundle.model, stage, own.objective, optimizer)
+        step = make_train_step(bundle.model, stage, config.objective, optimizer)
         key = jax.random.key(0)
         loaders, states, times = {}, {}, {}
-        ways = {"each in its place": None, "each distinct one once": None, "stored": memories}
-        for name, given in ways.items():
+        variants = {"each in its place": None, "each distinct one once": None, "stored": memories}
+        shapes = None  # of the last variant
+        for name, given in variants.items():
             sizes = sizes_of(examples) if given is None else without_texts(sizes_of(examples))
-            plan = BatchPlan(sizes, shape_ladder(sizes, tokenizer, 1), own.batch_size, own.steps)
+            plan = BatchPlan(sizes, shape_ladder(sizes, tokenizer, 1), config.batch_size, steps)
+            shapes = plan.ladder[-1]
             once = name == "each distinct one once"
             distinct = planned_counts(plan, document_numbers(examples), batch_shards(mesh)) if once else None
             loaders[name] = BatchLoader(plan, examples, sizes, tokenizer, memories=given, distinct=distinct)
             if distinct:
-                places = own.batch_size * own.candidates
+                places = config.batch_size * config.candidates
                 print(f"{max(distinct.values())} of the {places} documents of a batch are distinct")
             states[name], times[name] = init_state(trained, optimizer), []
-        for number in range(own.steps):
+        for number in range(steps):
             for name, loader in loaders.items():
                 start = time.monotonic()
                 batch = put_batch(loader.batch(number), mesh)
@@ -94,7 +99,7 @@ def main() -> None:
     medians = {name: statistics.median(values) for name, values in times.items()}
     first = next(iter(medians.values()))
     device = jax.devices()[0].device_kind
-    print(f"{device}, {own.batch_size} questions of {own.candidates} candidates; {plan.ladder[-1]}")
+    print(f"{device}, {config.batch_size} questions of {config.candidates} candidates; {shapes}")
     print("| documents | median s of a step | ratio |\n|---|---|---|")
     for name, median in medians.items():
         print(f"| {name} | {median:.3f} | {first / median:.1f} |")

@@ -1,4 +1,4 @@
-"""What a request of the data synthesis costs this side: requests per second, and CPU time, of one core.
+"""Measure the client's cost of a request of the data synthesis: requests per second and CPU time of one core.
 
     python -m benchmarks.synthesis [--requests 3000] [--concurrency 64] [--think 20] [--repeats 3]
 
@@ -28,18 +28,19 @@ from tqdm import tqdm
 
 from clara_jax import command
 from clara_jax.errors import ClaraError
-from clara_jax.synthesis.asking import Asker
-from clara_jax.synthesis.endpoint import Ask, Endpoint
+from clara_jax.synthesis.endpoint import CompletionRequest, Endpoint
 from clara_jax.synthesis.journal import Journal
-from clara_jax.synthesis.prompts import Prompts
+from clara_jax.synthesis.prompts import PromptTemplates
 from clara_jax.synthesis.replies import SCHEMAS
-from clara_jax.synthesis.settings import Settings
+from clara_jax.synthesis.settings import SynthesisSettings
+from clara_jax.synthesis.steps import StepRunner
 
 STEP = "simple_questions"
 QUESTIONS = [f"What stands on hill {number} above the old town?" for number in range(5)]
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=3000)
     parser.add_argument("--concurrency", type=int, default=64, help="requests in flight")
@@ -56,14 +57,16 @@ def main() -> None:
     with _server(arguments.think, cores[-1]) as (url, process):
         os.sched_setaffinity(0, {cores[0]})
         runs = asyncio.run(_runs(url, arguments))
-        process.stdin.close()
-        most = int(process.stdout.readline())
+        stdin, stdout = process.stdin, process.stdout
+        assert stdin is not None and stdout is not None  # both are pipes
+        stdin.close()
+        most = int(stdout.readline())
     print(
         f"{arguments.repeats} x {arguments.requests} requests on one of {len(cores)} cores, at most {most} in flight\n"
         "\n| what | requests/s (least to most) | CPU ms a request (least to most) |\n| --- | --- | --- |"
     )
-    for name, own in runs.items():
-        rates, costs = zip(*own, strict=True)
+    for name, pairs in runs.items():
+        rates, costs = zip(*pairs, strict=True)
         print(
             f"| {name} | {statistics.median(rates):.0f} ({min(rates):.0f} to {max(rates):.0f}) | "
             f"{statistics.median(costs):.2f} ({min(costs):.2f} to {max(costs):.2f}) |"
@@ -71,29 +74,30 @@ def main() -> None:
 
 
 async def _runs(url: str, arguments: argparse.Namespace) -> dict[str, list[tuple[float, float]]]:
-    """Requests per second and milliseconds of CPU time for each, of every repeat, by what is measured."""
+    """Return (requests per second, milliseconds of CPU time for each) of every repeat, by name of the measurement."""
     endpoint = Endpoint(url, "none", concurrency=arguments.concurrency)
     with tempfile.TemporaryDirectory() as folder:
-        journal, prompts = Journal(Path(folder) / "journal"), Prompts.load()
-        asker = Asker(endpoint.ask, journal, prompts, Settings())
+        journal, prompts = Journal(Path(folder) / "journal"), PromptTemplates.load()
+        runner = StepRunner(endpoint.ask, journal, prompts, SynthesisSettings())
 
         async def alone(number: int) -> None:
             messages = prompts.messages(STEP, "en", document=_document(number))
-            reply = await endpoint.ask(Ask(messages, SCHEMAS[STEP], max_tokens=1024, temperature=0.7, seed=number))
+            request = CompletionRequest(messages, SCHEMAS[STEP], max_tokens=1024, temperature=0.7, seed=number)
+            reply = await endpoint.ask(request)
             _check(json.loads(reply.text)["questions"])
 
         async def all_of_it(number: int) -> None:
-            _check(await asker(str(number), STEP, "en", document=_document(number)))
+            _check(await runner(str(number), STEP, "en", document=_document(number)))
 
         ways, numbers = {"endpoint": alone, "all": all_of_it}, itertools.count()
         runs: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
         try:
             for way in ways.values():
-                await _together(way, numbers, arguments.concurrency)  # connects
+                await _concurrently(way, numbers, arguments.concurrency)  # connects
             for _ in tqdm(range(arguments.repeats), unit="run", leave=False):
                 for name, way in ways.items():
                     began, used = time.perf_counter(), time.process_time()
-                    await _together(way, numbers, arguments.requests)
+                    await _concurrently(way, numbers, arguments.requests)
                     seconds, used = time.perf_counter() - began, time.process_time() - used
                     runs[name].append((arguments.requests / seconds, 1000 * used / arguments.requests))
         finally:
@@ -102,7 +106,7 @@ async def _runs(url: str, arguments: argparse.Namespace) -> dict[str, list[tuple
     return runs
 
 
-async def _together(way: Callable[[int], Awaitable[None]], numbers: Iterator[int], count: int) -> None:
+async def _concurrently(way: Callable[[int], Awaitable[None]], numbers: Iterator[int], count: int) -> None:
     await asyncio.gather(*(way(next(numbers)) for _ in range(count)))
 
 
@@ -123,6 +127,7 @@ def _server(think: float, core: int) -> Iterator[tuple[str, subprocess.Popen]]:
         stdout=subprocess.PIPE,
         text=True,
     )
+    assert process.stdout is not None  # a pipe
     try:
         os.sched_setaffinity(process.pid, {core})
         yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1", process
@@ -132,16 +137,16 @@ def _server(think: float, core: int) -> Iterator[tuple[str, subprocess.Popen]]:
 
 
 async def _serve(think: float) -> None:
-    """Says its port, and when its standard input ends the greatest number of requests that were in flight."""
+    """Serve, printing first the port, and once standard input ends the most requests that were in flight."""
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: _Answering(think), "127.0.0.1", 0)
+    server = await loop.create_server(lambda: _FixedReply(think), "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)
     await loop.run_in_executor(None, sys.stdin.read)
-    print(_Answering.most, flush=True)
+    print(_FixedReply.most, flush=True)
 
 
-class _Answering(asyncio.Protocol):
-    """HTTP/1.1 as far as one client needs it: reads a request's length alone, and keeps the connection."""
+class _FixedReply(asyncio.Protocol):
+    """An HTTP/1.1 server of one reply: it reads a request's length alone, and keeps the connection."""
 
     in_flight = most = 0
     _choice = {
@@ -154,7 +159,8 @@ class _Answering(asyncio.Protocol):
     def __init__(self, think: float):
         self._think, self._read = think, b""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)  # a connection's
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
@@ -163,12 +169,12 @@ class _Answering(asyncio.Protocol):
         if not whole or len(rest) < int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0]):
             return
         self._read = b""
-        _Answering.in_flight += 1
-        _Answering.most = max(_Answering.most, _Answering.in_flight)
+        _FixedReply.in_flight += 1
+        _FixedReply.most = max(_FixedReply.most, _FixedReply.in_flight)
         asyncio.get_running_loop().call_later(self._think, self._say)
 
     def _say(self) -> None:
-        _Answering.in_flight -= 1
+        _FixedReply.in_flight -= 1
         self._transport.write(self._answer)
 
 

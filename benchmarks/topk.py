@@ -1,4 +1,4 @@
-"""What the estimators of the top-k cost, and what their weights and gradients look like.
+"""Measure the cost of the estimators of the top-k, and draw their weights and gradients.
 
     python -m benchmarks.topk [--candidates 20 100 1000 100000] [--rows 8] [--k 5] [--repeats 15]
     python -m benchmarks.topk --picture docs/topk.png
@@ -32,15 +32,18 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73")
 
 
 def forward(method: str, k: int, scores: jax.Array, cotangent: jax.Array, keys: jax.Array) -> jax.Array:
+    """Return the estimator's weights times the cotangent, summed for each row."""
     weights, _ = select(scores, k, method, TEMPERATURE, key=keys)
     return jnp.sum(weights * cotangent, axis=(1, 2))
 
 
 def backward(method: str, k: int, scores: jax.Array, cotangent: jax.Array, keys: jax.Array) -> jax.Array:
+    """Return the gradient of `forward` with respect to the scores."""
     return jax.grad(lambda s: jnp.sum(forward(method, k, s, cotangent, keys)))(scores)
 
 
 def measure(candidates: int, rows: int, k: int, repeats: int) -> None:
+    """Measure all estimators in turns, and print their rows of the table."""
     rng = np.random.default_rng(0)
     scores = jnp.asarray(rng.normal(0, 0.2, (rows, candidates)), jnp.float32)
     cotangent = jnp.asarray(rng.normal(size=(rows, min(k, candidates), candidates)), jnp.float32)
@@ -48,27 +51,36 @@ def measure(candidates: int, rows: int, k: int, repeats: int) -> None:
     compiled: dict[tuple[str, Callable], jax.stages.Compiled] = {}
     for method in tqdm(METHODS, desc=f"D = {candidates:,}: compiling", leave=False):
         for function in (forward, backward):
-            own = jax.jit(partial(function, method, k)).lower(*arguments).compile()
-            own(*arguments).block_until_ready()
-            compiled[method, function] = own
+            program = jax.jit(partial(function, method, k)).lower(*arguments).compile()
+            program(*arguments).block_until_ready()
+            compiled[method, function] = program
     times: dict[tuple[str, Callable], list[float]] = {case: [] for case in compiled}
     for _ in tqdm(range(repeats), desc=f"D = {candidates:,}: measuring", leave=False):
-        for case, own in compiled.items():
+        for case, program in compiled.items():
             began = time.perf_counter()
-            own(*arguments).block_until_ready()
+            program(*arguments).block_until_ready()
             times[case].append(time.perf_counter() - began)
     for method in METHODS:
         cells = []
         for function in (forward, backward):
             ratio = statistics.median(times[method, function]) / statistics.median(times[BASELINE, function])
-            memory = compiled[method, function].memory_analysis().temp_size_in_bytes / (rows * candidates)
+            analysis = compiled[method, function].memory_analysis()
+            assert analysis is not None  # CPUs, GPUs and TPUs have one
+            memory = analysis.temp_size_in_bytes / (rows * candidates)
             cells += [f"{ratio:.2f}", f"{memory:,.0f}"]
         print(f"| {candidates:,} | {method} | {' | '.join(cells)} |", flush=True)
 
 
+def _chosen(method: str, temperature: float, scores: jax.Array, hard: bool = False) -> jax.Array:
+    """Return the first document's weight among all ranks, float32 [B]."""
+    return jnp.sum(select(scores, RANKS, method, temperature, hard=hard)[0][:, :, 0], axis=1)
+
+
 def draw(path: Path) -> None:
-    """One document's score moves past those of three others: how much of it is among the chosen, hard and soft, and the
-    gradient of that with respect to its own score."""
+    """Draw one document's weight among the chosen as its score moves past those of three others.
+
+    There are the hard and the soft weight, and the gradient with respect to the document's score.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -81,14 +93,12 @@ def draw(path: Path) -> None:
         top, bottom = grid[:, column]
         top.set_title(method, fontweight="bold")
         for colour, temperature in zip(COLOURS, PICTURED, strict=True):
-
-            def chosen(s, method=method, temperature=temperature, hard=False):
-                return jnp.sum(select(s, RANKS, method, temperature, hard=hard)[0][:, :, 0], axis=1)
-
+            chosen = partial(_chosen, method, temperature)
             top.plot(gaps, chosen(scores), color=colour, label=f"τ = {temperature}")
             slope = jax.grad(lambda s, chosen=chosen: jnp.sum(chosen(s, hard=True)))(scores)[:, 0]
             bottom.plot(gaps, slope, color=colour)
-        top.plot(gaps, chosen(scores, hard=True), color="black", linewidth=0.8, linestyle=":", label="forward")
+        hard = _chosen(method, PICTURED[-1], scores, hard=True)
+        top.plot(gaps, hard, color="black", linewidth=0.8, linestyle=":", label="forward")
         for axes in (top, bottom):
             for other in OTHERS:
                 axes.axvline(other, color="0.85", linewidth=0.8, zorder=0)
@@ -103,6 +113,7 @@ def draw(path: Path) -> None:
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--candidates", type=int, nargs="+", default=[20, 100, 1000, 100_000], help="D")
     parser.add_argument("--rows", type=int, default=8, help="B")

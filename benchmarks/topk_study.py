@@ -1,4 +1,4 @@
-"""Which estimator of the top-k ranks best: one starting point, every estimator, several seeds (configs/topk_study.py).
+"""Compare the rankings of all estimators of the top-k, from one start with several seeds (configs/topk_study.py).
 
     python -m benchmarks.topk_study --workdir runs/topk_study [--seeds 0 1 2 3 4] [--methods iterative softsort ...]
     python -m benchmarks.topk_study --workdir runs/topk_study --report docs/topk_study.png
@@ -37,7 +37,7 @@ Curves = Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]  # case -> seed
 
 
 def train(workdir: Path, arguments: str) -> None:
-    """A run of the study, unless it is finished: a process of its own, so that no run sees another's memory."""
+    """Make a run of the study, unless it is finished; in a separate process, so that runs share no memory."""
     if finished(workdir):
         return
     ran = subprocess.run(
@@ -51,16 +51,18 @@ def train(workdir: Path, arguments: str) -> None:
 
 
 def finished(workdir: Path) -> bool:
+    """Return whether a run is finished."""
     path = workdir / RUN
     return path.exists() and "finished" in read_object(path, f"delete {workdir} and give the command again")
 
 
 def place(workdir: Path, case: str, seed: int) -> Path:
+    """Return the run directory of a case and a seed."""
     return workdir / f"{case.replace(':', '-').replace(',', '-')}-{seed}"
 
 
 def curves(workdir: Path, cases: Sequence[str], seeds: Sequence[int]) -> Curves:
-    """The evaluations of every finished run."""
+    """Return the evaluations of every finished run."""
     found: dict[str, dict[int, list[Mapping[str, Any]]]] = {}
     for case in cases:
         for seed in seeds:
@@ -73,17 +75,19 @@ def curves(workdir: Path, cases: Sequence[str], seeds: Sequence[int]) -> Curves:
     return found
 
 
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean, and the 95% interval of the mean, percentiles of means of ``RESAMPLES`` samples with replacement."""
+def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
+    """Return the mean and its 95% interval, percentiles of means of ``RESAMPLES`` samples with replacement."""
     values = np.asarray(values)
     drawn = np.random.default_rng(0).choice(values, (RESAMPLES, len(values))).mean(axis=1)
-    return float(values.mean()), *(float(x) for x in np.percentile(drawn, (2.5, 97.5)))
+    low, high = (float(x) for x in np.percentile(drawn, (2.5, 97.5)))
+    return float(values.mean()), low, high
 
 
 def table(found: Curves) -> str:
+    """Return the table of the last evaluations in Markdown."""
     first = next(iter(found))
-    head = [f"{said}, mean [95%]" for said in MEASURED.values()] + [
-        f"{said} against {first}" for said in MEASURED.values()
+    head = [f"{label}, mean [95%]" for label in MEASURED.values()] + [
+        f"{label} against {first}" for label in MEASURED.values()
     ]
     lines = [f"| case | seeds | {' | '.join(head)} |", "| --- |" + " --- |" * (len(head) + 1)]
     for case, runs in found.items():
@@ -93,35 +97,37 @@ def table(found: Curves) -> str:
             cells.append(f"{mean:.3f} [{low:.3f}, {high:.3f}]")
         for name in MEASURED:
             shared = [seed for seed in runs if seed in found[first]]
-            ends = [[own[seed][-1][f"eval_{name}"] for seed in shared] for own in (runs, found[first])]
-            mean, low, high = interval(np.subtract(*ends)) if shared else (np.nan,) * 3
+            ends, first_ends = ([each[seed][-1][f"eval_{name}"] for seed in shared] for each in (runs, found[first]))
+            mean, low, high = interval(np.subtract(ends, first_ends)) if shared else (np.nan,) * 3
             cells.append("" if case == first else f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]")
         lines.append(f"| {case} | {len(runs)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def draw(found: Curves, path: Path) -> None:
-    """Recall@k and F1 over the steps: the mean over seeds, and where all seeds lie."""
+    """Draw Recall@k and F1 over the steps: the mean over seeds, and the range of all seeds."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4 * len(MEASURED), 3.6), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (name, said) in zip(figure.subplots(1, len(MEASURED)), MEASURED.items(), strict=True):
+    panels = figure.subplots(1, len(MEASURED))
+    for axes, (name, label) in zip(panels, MEASURED.items(), strict=True):
         for number, (case, runs) in enumerate(found.items()):
             steps = [row["step"] for row in next(iter(runs.values()))]
             values = np.array([[row[f"eval_{name}"] for row in rows] for rows in runs.values()])
             colour = COLOURS[number % len(COLOURS)]
             axes.plot(steps, values.mean(axis=0), color=colour, label=case)
             axes.fill_between(steps, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.12, linewidth=0)
-        axes.set_title(said)
+        axes.set_title(label)
         axes.set_xlabel("step")
-    axes.legend(fontsize="small")
+    panels[-1].legend(fontsize="small")
     with replaced_when_whole(path, "the picture cannot be written") as temporary:
         figure.savefig(temporary, format="png")
 
 
 def main() -> None:
+    """Run the study, or report it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="CASE")

@@ -1,4 +1,4 @@
-"""Times a salient-compressor-pretraining step of SmolLM2-135M: what precision, dropout and rematerialization cost.
+"""Time a salient-compressor-pretraining step of SmolLM2-135M by precision, dropout and rematerialization.
 
     python -m benchmarks.train_step [--rows 2] [--prompt 192] [--repeats 5] [--precision float32 mixed] [--profile DIR]
 
@@ -10,7 +10,7 @@ in it, by kind.
 
     GLIBC_TUNABLES=glibc.malloc.mmap_max=65536 python -m benchmarks.train_step
 
-is the same without `clara_jax.huge_pages`: 65,536 is glibc's own value.
+is the same without `clara_jax.huge_pages`: 65,536 is glibc's default.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ import resource
 import statistics
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -44,28 +45,30 @@ from clara_jax.model.sharding import make_mesh, put_batch
 from clara_jax.training.step import init_state, make_train_step
 from clara_jax.training.throughput import block_weights, map_sizes, step_flops
 
+T = TypeVar("T")
+
 # Rematerialization and dropout, each tried in each precision.
 VARIANTS = {"": ("none", 0.0), ", dropout 0.1": ("none", 0.1), ", dropout 0.1, remat full": ("full", 0.1)}
 
 
-class Spent(NamedTuple):
-    """Seconds of one call: of the clock, of the processors in this program, and in the kernel for it."""
+class CallTime(NamedTuple):
+    """The seconds of one call: wall time, and CPU time in this program and in the kernel."""
 
     wall: float
     user: float
     kernel: float
 
 
-def timed(call) -> tuple[object, Spent]:
-    """Return what a call returns, once it is computed, and what it took."""
+def timed(call: Callable[[], T]) -> tuple[T, CallTime]:
+    """Return the result of a call, once it is computed, and its time."""
     before, start = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
     result = jax.block_until_ready(call())
     wall, after = time.monotonic() - start, resource.getrusage(resource.RUSAGE_SELF)
-    return result, Spent(wall, after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime)
+    return result, CallTime(wall, after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime)
 
 
 def product_rate(config: ModelConfig, tokens: int, precision: str, repeats: int) -> float:
-    """Return the FLOP/s of the linear maps of a block, forward, each over so many tokens: what a step cannot exceed."""
+    """Return the FLOP/s of the linear maps of a block, forward, each over so many tokens: a step's bound."""
     dtype = PRECISIONS[precision].stored
     seconds = 0.0
     product = jax.jit(lambda x, w: jnp.dot(x, w, preferred_element_type=jnp.float32))
@@ -77,7 +80,7 @@ def product_rate(config: ModelConfig, tokens: int, precision: str, repeats: int)
 
 
 def make_batch(bundle: bundles.Bundle, rows: int, length: int) -> Batch:
-    """Random tokens: one full document and a prompt of ``length`` a row, its second half labelled."""
+    """Return random tokens: one full document and a prompt of ``length`` a row, its second half labelled."""
     rng, clara, tokenizer = np.random.default_rng(0), bundle.model.clara, bundle.tokenizer
     documents = rng.integers(0, tokenizer.vocab_size, (rows, 1, clara.doc_max_length + 3 + clara.memory_tokens))
     documents[..., -clara.memory_tokens :] = tokenizer.memory_ids
@@ -111,6 +114,7 @@ def by_kind(folder: Path) -> Counter[str]:
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=2, help="examples of a step")
     parser.add_argument("--prompt", type=int, default=192, help="tokens of a prompt")
@@ -120,32 +124,35 @@ def main() -> None:
     arguments = parser.parse_args()
     mesh = make_mesh(1, 1, devices=jax.devices()[:1])
     stage, optimizer = STAGES["scp"], optax.adamw(1e-4)
-    steps, states, frozen = {}, {}, {}
-    spent: dict[str, list[Spent]] = {}
+    steps, states, frozen, batches = {}, {}, {}, {}
+    spent: dict[str, list[CallTime]] = {}
     ceilings = {}
+    tokens = flops = 0  # of a step, the same in all precisions
     with jax.set_mesh(mesh):
+        key = jax.random.key(0)
         for precision in arguments.precision:
             bundle = bundles.from_base("smollm2", ClaraConfig(), mesh, precision)
             host = make_batch(bundle, arguments.rows, arguments.prompt)
-            tokens = int(host.document_mask.sum() + host.prompt_mask.sum())
+            tokens = host.tokens
             flops = step_flops(bundle.model.config, bundle.model.clara.lora_rank, "scp", stage.trains, host)
             ceilings[precision] = product_rate(bundle.model.config, tokens, precision, arguments.repeats)
-            batch, key = put_batch(host, mesh), jax.random.key(0)
+            batch = put_batch(host, mesh)
             trained, kept = split(bundle.params, stage.trains)
             for suffix, (remat, rate) in VARIANTS.items():
                 name = precision + suffix
                 clara = dataclasses.replace(bundle.model.clara, lora_dropout=rate)
                 model = dataclasses.replace(bundle.model, remat=remat, clara=clara)
                 steps[name], frozen[name] = make_train_step(model, stage, Objective(), optimizer), kept
+                batches[name] = batch
                 states[name], _ = steps[name](init_state(trained, optimizer), kept, batch, key)
                 spent[name] = []
         for _ in range(arguments.repeats):
             for name, step in steps.items():
-                (states[name], _), seconds = timed(lambda s=step, n=name: s(states[n], frozen[n], batch, key))
+                (states[name], _), seconds = timed(lambda s=step, n=name: s(states[n], frozen[n], batches[n], key))
                 spent[name].append(seconds)
         for precision in arguments.precision if arguments.profile else ():
             with jax.profiler.trace(f"{arguments.profile}/{precision}"):
-                jax.block_until_ready(steps[precision](states[precision], frozen[precision], batch, key))
+                jax.block_until_ready(steps[precision](states[precision], frozen[precision], batches[precision], key))
     first = None
     print("| variant | median s | ratio | tokens/s | GFLOP/s | of the products' | kernel |\n|" + "---|" * 7)
     for name, each in spent.items():

@@ -1,4 +1,4 @@
-"""Says what a training run will take on TPUs, without one: compiles its real programs for a slice that is not there.
+"""Report what a training run needs on TPUs, without one: compiles its real programs for a slice that is not there.
 
     python -m clara_jax.aot --config configs/mistral7b_end_to_end.py --topology v5e:4x4
 
@@ -22,6 +22,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+from collections.abc import Sequence
+from types import SimpleNamespace
 
 from clara_jax import command
 from clara_jax.arguments import parse
@@ -33,6 +35,7 @@ PROGRAMS = ("train", "compress", "decode")
 
 
 def main() -> None:
+    """Run the command."""
     if {"--help", "-h", "--helpfull"} & set(sys.argv[1:]):
         print(__doc__)
         return
@@ -43,19 +46,19 @@ def main() -> None:
     names = (arguments.programs or "train").split(",")
     if set(names) - set(PROGRAMS):
         raise ClaraError(f"--programs: {arguments.programs!r} must name some of {', '.join(PROGRAMS)}")
-    # The host computes nothing: it must not look for accelerators of its own.
+    # The host computes nothing, and must not initialise its accelerators.
     os.environ["JAX_PLATFORMS"] = "cpu"
     _plan(arguments, names)
 
 
-def _plan(arguments, names: list[str]) -> None:
+def _plan(arguments: SimpleNamespace, names: Sequence[str]) -> None:
     from clara_jax.method.clara import ClaraModel
     from clara_jax.model.config import ModelConfig
     from clara_jax.model.precision import resolve as resolve_precision
     from clara_jax.model.sharding import batch_shards, check_batch, make_mesh
-    from clara_jax.planning import programs, topology
+    from clara_jax.planning import lowering, topology
     from clara_jax.planning.bases import base_config
-    from clara_jax.planning.report import report, table
+    from clara_jax.planning.roofline import report, table
     from clara_jax.planning.workload import stage_shapes
     from clara_jax.training.config import resolve
     from clara_jax.training.run_directory import write_json
@@ -85,9 +88,9 @@ def _plan(arguments, names: list[str]) -> None:
         stage = dataclasses.replace(stage, batch_size=batch)
         shapes = stage_shapes(stage, config.clara, arguments.text, arguments.target)
         print(f"{stage.name}: {batch} rows in {stage.accumulate} part(s), {shapes}", flush=True)
-        chosen = [programs.train_step(model, stage, shapes, mesh)] if "train" in names else []
+        chosen = [lowering.train_step(model, stage, shapes, mesh)] if "train" in names else []
         if {"compress", "decode"} & set(names):
-            chosen += [own for own in programs.inference(model, stage, shapes, mesh) if own.name in names]
+            chosen += [one for one in lowering.inference(model, stage, shapes, mesh) if one.name in names]
         for program in chosen:
             print(f"{program.name}: compiling", file=sys.stderr, flush=True)
             reports.append(report(program, chip, shape, mesh))
@@ -95,7 +98,7 @@ def _plan(arguments, names: list[str]) -> None:
     print(table(reports))
     if arguments.json:
         about = {"topology": arguments.topology, "mesh": dict(mesh.shape), "chip": dataclasses.asdict(chip)}
-        write_json(arguments.json, about | {"programs": [own.to_json() for own in reports]})
+        write_json(arguments.json, about | {"programs": [one.to_json() for one in reports]})
 
 
 if __name__ == "__main__":

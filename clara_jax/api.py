@@ -1,4 +1,4 @@
-"""The Python face: compress documents once, rank them for questions, answer with sources.
+"""The Python API: compress documents once, rank them for questions, answer with sources.
 
 from clara_jax import Clara
 
@@ -24,6 +24,7 @@ import numpy as np
 from clara_jax import bundle as bundles
 from clara_jax.bundle import Bundle
 from clara_jax.data import prompts
+from clara_jax.deprecation import renamed_method
 from clara_jax.distributed import gather
 from clara_jax.errors import ClaraError
 from clara_jax.inference.decode import Sampling
@@ -40,12 +41,12 @@ LongDocuments = Literal["chunk", "cut"]
 
 @dataclasses.dataclass(frozen=True)
 class Memories:
-    """Compressed documents; what `Clara.compress` makes and `rank` and `answer` read.
+    """Compressed documents: the output of `Clara.compress`, an input of `rank` and `answer`.
 
     Attributes:
       ids: one per memory; a chunk of a long document is called ``<id>#<number>``.
       array: [n, M, E], the compute dtype.
-      texts: what each memory was made of.
+      texts: the text that each memory was compressed from.
       fingerprint: of the model that made them; another model refuses them.
     """
 
@@ -55,10 +56,11 @@ class Memories:
     fingerprint: str
 
     def __len__(self) -> int:
+        """Return the number of memories."""
         return len(self.ids)
 
     def take(self, indices: Sequence[int]) -> Memories:
-        """The memories at these positions, in this order."""
+        """Return the memories at these positions, in this order."""
         rows = list(indices)
         return dataclasses.replace(
             self, ids=tuple(self.ids[i] for i in rows), array=self.array[rows], texts=tuple(self.texts[i] for i in rows)
@@ -80,8 +82,10 @@ class Ranking:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A document an answer was given from. ``rank`` counts from 1; ``score`` is None where documents were not
-    ranked."""
+    """A document that an answer was generated from.
+
+    ``rank`` counts from 1; ``score`` is None where documents were not ranked.
+    """
 
     id: str
     rank: int
@@ -91,7 +95,7 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """An answer, what it was given from, and the log-probability of its tokens under the model."""
+    """An answer, its sources, and the log-probability of its tokens under the model."""
 
     text: str
     sources: tuple[Source, ...]
@@ -103,14 +107,15 @@ class Clara:
     """A CLaRa model. Open one with `Clara.load`."""
 
     def __init__(self, bundle: Bundle, batch_size: int = 16, weights: str | None = None, rows: int | None = None):
-        """
+        """Make the model that a bundle describes.
+
         Args:
           bundle: see `clara_jax.bundle`.
-          batch_size: texts, questions or prompts per device call, rounded up to what the mesh divides.
-          weights: what answers are written with, one of `clara_jax.inference.weights.WEIGHTS`; default what is fastest
-            and fits.
-          rows: answers that are written together, rounded up likewise; default ``batch_size``. One alone is written
-            faster by a model that is made for one.
+          batch_size: texts, questions or prompts per device call, rounded up to a multiple that the mesh divides.
+          weights: the form of the weights for decoding, one of `clara_jax.inference.weights.WEIGHTS`; default the
+            fastest one that fits into memory.
+          rows: answers that are decoded together, rounded up likewise; default ``batch_size``. A model that is made for
+            one row decodes a single answer faster.
 
         Raises:
           ClaraError: an unknown name.
@@ -122,8 +127,8 @@ class Clara:
             check_weights(weights)
         self.bundle, self._weights = bundle, weights
         self.batch_size, self._rows = divisible(batch_size, bundle.mesh), divisible(rows, bundle.mesh)
-        # A checkpoint from before the end-to-end stage has no query reasoner of its own: it would start as the
-        # compressor.
+        # A checkpoint from before the end-to-end stage has no trained query reasoner: that stage would start it as a
+        # copy of the compressor.
         self._params = inherit(STAGES["end_to_end"], bundle.params, bundle.trained)
         self._fingerprint = bundle.fingerprint()
 
@@ -140,14 +145,17 @@ class Clara:
         rows: int | None = None,
         rate: int | None = None,
     ) -> Clara:
-        """Opens a training run, one of its checkpoints, a checkpoint in the released format, a compact copy, or
-        the model inside the package ("smollm2-clara").
+        """Open a trained model.
 
         Args:
+          path: a training run, one of its checkpoints, a checkpoint in the released format, a compact copy, or the name
+            of the model inside the package ("smollm2-clara").
           base: where the base model lies, if not where the checkpoint says.
           precision: one of `clara_jax.model.precision.CHOICES`; default as trained.
           mesh: default all devices along "data".
-          batch_size, weights, rows: see `Clara`.
+          batch_size: see `Clara`.
+          weights: see `Clara`.
+          rows: see `Clara`.
           rate: compress rate, of a model with one memory token for all places; default as it was trained last.
 
         Raises:
@@ -158,22 +166,22 @@ class Clara:
 
     @property
     def usual_k(self) -> int:
-        """Documents to answer from: as many as the model learned to read, 5 where its checkpoint does not say."""
+        """The default k of `answer`: the number of documents of the last training stage, 5 where none is recorded."""
         return self.bundle.top_k or 5
 
     @property
     def fingerprint(self) -> str:
-        """See `Bundle.fingerprint`."""
+        """The hash of the whole model; see `Bundle.fingerprint`."""
         return self._fingerprint
 
     def compress(
         self, documents: Sequence[str], ids: Sequence[str] | None = None, long: LongDocuments = "chunk"
     ) -> Memories:
-        """Compresses documents, each into M memory vectors.
+        """Compress documents, each into M memory vectors.
 
         Args:
           documents: texts.
-          ids: their names; default "0", "1", ...
+          ids: the documents' ids; default "0", "1", ...
           long: documents beyond ``doc_max_length`` tokens: "chunk" makes several memories of one, "cut" keeps its
             beginning and warns.
 
@@ -185,24 +193,30 @@ class Clara:
         return Memories(tuple(names), self._encode("compressor", sequences), tuple(texts), self._fingerprint)
 
     def rank(self, questions: Sequence[str], memories: Memories | Sequence[Memories], k: int = 5) -> Ranking:
-        """Ranks memories by the cosine between each and the question's, as the query reasoner sees it.
+        """Rank memories by their cosine with the query reasoner's encoding of each question.
 
         Args:
+          questions: texts.
           memories: one collection for all questions, or one for each question.
-          k: how many; fewer come back where there are fewer.
+          k: the number of memories to return; fewer where a question has fewer.
         """
         questions = _texts(questions, "questions")
         candidates = self._candidates(memories, len(questions))
         _positive("k", k)
         return self._rank(questions, candidates, k)
 
-    def read(self, questions: Sequence[str]) -> np.ndarray:
-        """Questions as the query reasoner sees them: [q, M, E], whose cosine with a document's memory is its score."""
+    def encode_questions(self, questions: Sequence[str]) -> np.ndarray:
+        """Return the query reasoner's encodings of questions, [q, M, E].
+
+        The cosine between an encoding and a document's memory is the document's score.
+        """
         if not self.bundle.ranks:
             warnings.warn(
                 "this checkpoint has no trained query reasoner; questions are read as documents are", stacklevel=3
             )
         return self._encode("query_reasoner", self.bundle.tokenizer.encode_documents(_texts(questions, "questions")))
+
+    read = renamed_method("Clara.read", encode_questions)
 
     def answer(
         self,
@@ -217,14 +231,18 @@ class Clara:
         seed: int = 0,
         long: LongDocuments = "chunk",
     ) -> list[Answer]:
-        """Answers questions from their documents, or from memories made before.
+        """Answer questions from their documents, or from memories made before.
 
         Args:
+          questions: texts.
           documents: a list for each question, of any lengths; each text is compressed once, however often it occurs.
           memories: instead of documents: one collection for all questions, or one for each.
-          k: how many of the best candidates the generator reads; "trained" is `usual_k`; None gives it all, in their
-            order, without ranking.
-          max_new_tokens, temperature, top_p, seed: see `Sampling`.
+          k: the number of best candidates that the generator reads; "trained" is `usual_k`; None gives it all
+            candidates in their order, without ranking.
+          max_new_tokens: see `Sampling`.
+          temperature: see `Sampling`.
+          top_p: see `Sampling`.
+          seed: of the first question; question i is sampled with ``seed + i``.
           long: see `compress`.
 
         Raises:
@@ -237,33 +255,34 @@ class Clara:
         k = self.usual_k if k == "trained" else k
         if k is not None:
             _positive("k", k)
-        if memories is None:
+        if documents is not None:
             candidates = self._compress_lists(documents, len(questions), long)
         else:
+            assert memories is not None  # one of the two is given, as checked above
             candidates = self._candidates(memories, len(questions))
-        for question, own in zip(questions, candidates, strict=True):
-            if not len(own):
+        for question, found in zip(questions, candidates, strict=True):
+            if not len(found):
                 raise ClaraError(f"answer: the question {question!r} has no documents")
         if k is None:
-            chosen = [list(range(len(own))) for own in candidates]
-            scores: list[list[float | None]] = [[None] * len(own) for own in candidates]
+            chosen = [list(range(len(found))) for found in candidates]
+            scores: list[list[float | None]] = [[None] * len(found) for found in candidates]
         else:
             ranking = self._rank(questions, candidates, k)
             chosen = [[int(i) for i in row if i >= 0] for row in ranking.indices]
             scores = [[float(s) for s in row[: len(c)]] for row, c in zip(ranking.scores, chosen, strict=True)]
-        selected = [own.take(rows) for own, rows in zip(candidates, chosen, strict=True)]
-        asked = [prompts.question(question, len(own)) for question, own in zip(questions, selected, strict=True)]
+        selected = [found.take(rows) for found, rows in zip(candidates, chosen, strict=True)]
+        asked = [prompts.question(question, len(read)) for question, read in zip(questions, selected, strict=True)]
         sampling = Sampling(max_new_tokens, temperature, top_p)
-        results = []
-        found = self.generate(asked, [own.array for own in selected], sampling, seed)
-        for result, own, row_scores in zip(found, selected, scores, strict=True):
+        answers = []
+        results = self.generate(asked, [read.array for read in selected], sampling, seed)
+        for result, read, row_scores in zip(results, selected, scores, strict=True):
             sources = tuple(
                 Source(name, rank, score, text)
-                for rank, (name, score, text) in enumerate(zip(own.ids, row_scores, own.texts, strict=True), 1)
+                for rank, (name, score, text) in enumerate(zip(read.ids, row_scores, read.texts, strict=True), 1)
             )
             text = self.bundle.tokenizer.decode(result.tokens)
-            results.append(Answer(text, sources, result.tokens, result.log_probability))
-        return results
+            answers.append(Answer(text, sources, result.tokens, result.log_probability))
+        return answers
 
     def paraphrase(
         self,
@@ -276,23 +295,31 @@ class Clara:
         seed: int = 0,
         long: LongDocuments = "chunk",
     ) -> list[str]:
-        """Says each document again from its memory: what the memory holds, in words.
+        """Paraphrase each document from its memory alone, which shows what the memory holds.
 
         Args:
+          documents: texts.
           instruction: contains "{docs}" where the memory stands; default the first of the training instructions.
+          max_new_tokens: see `Sampling`.
+          temperature: see `Sampling`.
+          top_p: see `Sampling`.
+          seed: of the first document; document i is sampled with ``seed + i``.
+          long: see `compress`.
         """
         documents = _texts(documents, "documents")
         instruction = prompts.PARAPHRASE_INSTRUCTIONS[0] if instruction is None else instruction
         if instruction.count("{docs}") != 1:
             raise ClaraError('instruction: must contain "{docs}" once, where the memory stands')
-        own = self._compress_lists([[document] for document in documents], len(documents), long)
-        asked = [prompts.paraphrase(None, instruction, len(memories)) for memories in own]
-        memories = [one.array for one in own]
-        generated = self.generate(asked, memories, Sampling(max_new_tokens, temperature, top_p), seed)
+        compressed = self._compress_lists([[document] for document in documents], len(documents), long)
+        asked = [prompts.paraphrase(None, instruction, len(memories)) for memories in compressed]
+        arrays = [memories.array for memories in compressed]
+        generated = self.generate(asked, arrays, Sampling(max_new_tokens, temperature, top_p), seed)
         return [self.bundle.tokenizer.decode(result.tokens) for result in generated]
 
-    def _pieces(self, documents: list[str], ids: Sequence[str] | None, long: str) -> tuple[list[str], list[str]]:
-        """Documents as texts that fit, and their names."""
+    def _pieces(
+        self, documents: list[str], ids: Sequence[str] | None, long: LongDocuments
+    ) -> tuple[list[str], list[str]]:
+        """Return documents as texts that the compressor reads whole or cuts, and their ids."""
         if long not in ("chunk", "cut"):
             raise ClaraError(f'long: {long!r} must be "chunk" or "cut"')
         names = [str(i) for i in range(len(documents))] if ids is None else [str(name) for name in ids]
@@ -319,93 +346,99 @@ class Clara:
             chunk_names += [name] if len(chunks) == 1 else [f"{name}#{number}" for number in range(len(chunks))]
         return texts, chunk_names
 
-    def _compress_lists(self, documents: Sequence[Sequence[str]], count: int, long: str) -> list[Memories]:
-        """Memories of each question's documents; equal texts are compressed once."""
+    def _compress_lists(self, documents: Sequence[Sequence[str]], count: int, long: LongDocuments) -> list[Memories]:
+        """Return the memories of each question's documents; equal texts are compressed once."""
         lists = not isinstance(documents, str | Mapping) and isinstance(documents, Collection)
-        if not lists or len(documents) != count or any(isinstance(own, str) for own in documents):
+        if not lists or len(documents) != count or any(isinstance(texts, str) for texts in documents):
             raise ClaraError(f"documents: a list of texts for each of the {count} questions is needed")
-        lists = [_texts(own, f"documents[{i}]") for i, own in enumerate(documents)]
-        unique = list(dict.fromkeys(text for own in lists for text in own))
+        lists = [_texts(texts, f"documents[{i}]") for i, texts in enumerate(documents)]
+        unique = list(dict.fromkeys(text for texts in lists for text in texts))
         together = self.compress(unique, long=long)
         rows: dict[str, list[int]] = {}
         for row, name in enumerate(together.ids):
             rows.setdefault(unique[int(name.partition("#")[0])], []).append(row)
         results = []
-        for own in lists:
-            taken = together.take([row for text in own for row in rows[text]])
+        for texts in lists:
+            taken = together.take([row for text in texts for row in rows[text]])
             names = [
                 f"{i}{'' if len(rows[text]) == 1 else f'#{part}'}"
-                for i, text in enumerate(own)
+                for i, text in enumerate(texts)
                 for part in range(len(rows[text]))
             ]
             results.append(dataclasses.replace(taken, ids=tuple(names)))
         return results
 
     def _candidates(self, memories: Memories | Sequence[Memories], count: int) -> list[Memories]:
-        lists = [memories] * count if isinstance(memories, Memories) else memories
-        lists = list(lists) if isinstance(lists, Iterable) else [lists]
-        if not all(isinstance(own, Memories) for own in lists):
+        lists: list[Memories]
+        if isinstance(memories, Memories):
+            lists = [memories] * count
+        else:
+            lists = list(memories) if isinstance(memories, Iterable) else [memories]
+        if not all(isinstance(collection, Memories) for collection in lists):
             raise ClaraError("memories: give what compress returned, once or a list with one for each question")
         if len(lists) != count:
             raise ClaraError(
                 f"memories: {len(lists)} collections for {count} questions; give one for all or one for each"
             )
-        for own in lists:
-            if own.fingerprint != self._fingerprint:
+        for collection in lists:
+            if collection.fingerprint != self._fingerprint:
                 raise ClaraError(
                     "memories: they were made by another model (fingerprint differs); compress the documents again"
                 )
         return lists
 
     def _rank(self, questions: list[str], candidates: list[Memories], k: int) -> Ranking:
-        queries = self.read(questions)
-        width = max(1, min(k, max((len(own) for own in candidates), default=1)))
+        queries = self.encode_questions(questions)
+        width = max(1, min(k, max((len(memories) for memories in candidates), default=1)))
         indices, scores = np.full((len(questions), width), -1), np.full((len(questions), width), -np.inf, np.float32)
         for start in range(0, len(questions), self.batch_size):
-            own = candidates[start : start + self.batch_size]
-            block = self._scores(queries[start : start + self.batch_size], own)
+            batch = candidates[start : start + self.batch_size]
+            block = self._scores(queries[start : start + self.batch_size], batch)
             order = np.argsort(-block, axis=1, kind="stable")[:, :width]
             for row, picked in enumerate(order):
-                picked = picked[: len(own[row])]
+                picked = picked[: len(batch[row])]
                 indices[start + row, : len(picked)] = picked
                 scores[start + row, : len(picked)] = block[row, picked]
         return Ranking(indices, scores)
 
     def _scores(self, queries: np.ndarray, candidates: list[Memories]) -> np.ndarray:
-        """Cosine scores [q, D], far below any cosine where a question has no such candidate."""
-        width = _round_up(max(len(own) for own in candidates), 8)
+        """Return cosine scores [q, D], far below any cosine where a question has no such candidate."""
+        width = _round_up(max(len(memories) for memories in candidates), 8)
         documents = np.zeros((self.batch_size, width, *queries.shape[1:]), queries.dtype)
-        for row, own in enumerate(candidates):
-            documents[row, : len(own)] = own.array
+        for row, memories in enumerate(candidates):
+            documents[row, : len(memories)] = memories.array
         padded = np.zeros((self.batch_size, *queries.shape[1:]), queries.dtype)
         padded[: len(queries)] = queries
         with jax.set_mesh(self.bundle.mesh):
             scores = gather(_cosine(*put_batch((padded, documents), self.bundle.mesh)))[: len(queries)]
-        valid = np.arange(width) < np.array([[len(own)] for own in candidates])
+        valid = np.arange(width) < np.array([[len(memories)] for memories in candidates])
         return np.where(valid, scores, EXCLUDED)
 
     def _encode(self, role: str, sequences: list[list[int]]) -> np.ndarray:
-        """Memories [n, M, E] of token sequences."""
+        """Return the memories [n, M, E] of token sequences under one role's adapter."""
         model, bundle = self.bundle.model, self.bundle
-        memory = np.zeros((len(sequences), model.clara.memory_tokens, model.config.width), model.dtype)
+        memory = np.zeros((len(sequences), model.clara.memory_tokens, model.config.embed_dim), model.dtype)
         parts = encode_texts(model, self._params, role, sequences, bundle.tokenizer, bundle.mesh, self.batch_size)
-        for places, own in parts:
-            memory[places] = own
+        for places, encoded in parts:
+            memory[places] = encoded
         return memory
 
     @functools.cached_property
     def engine(self) -> Engine:
-        """What writes answers, ``rows`` at a time; made when it is first needed."""
+        """The engine that decodes answers, ``rows`` at a time; made when it is first needed."""
         bundle = self.bundle
         return Engine(bundle.model, self._params, bundle.mesh, bundle.end_ids, self._rows, self._weights)
 
     def request(
         self, prompt: prompts.Prompt, memories: np.ndarray, sampling: Sampling = GREEDY, seed: int = 0
     ) -> Request:
-        """What the engine needs to know of a prompt.
+        """Return the engine's request for a prompt.
 
         Args:
+          prompt: see `clara_jax.data.prompts`.
           memories: of the prompt's slots, [K, M, E].
+          sampling: how tokens are chosen.
+          seed: of the sampling.
 
         Raises:
           ClaraError: a prompt that is longer than ``max_length``.
@@ -422,10 +455,13 @@ class Clara:
     def generate(
         self, asked: Sequence[prompts.Prompt], memories: Sequence[np.ndarray], sampling: Sampling, seed: int = 0
     ) -> list[Result]:
-        """Answers to prompts.
+        """Generate answers to prompts.
 
         Args:
+          asked: the prompts.
           memories: of each prompt's slots, [K, M, E].
+          sampling: how tokens are chosen.
+          seed: of the first prompt; prompt i is sampled with ``seed + i``.
 
         Raises:
           ClaraError: a prompt that is longer than ``max_length``.
@@ -433,9 +469,9 @@ class Clara:
         if not isinstance(seed, numbers.Integral):
             raise ClaraError(f"seed: {seed!r} is no whole number")
         requests = []
-        for number, (prompt, own) in enumerate(zip(asked, memories, strict=True)):
+        for number, (prompt, read) in enumerate(zip(asked, memories, strict=True)):
             try:
-                requests.append(self.request(prompt, own, sampling, seed + number))
+                requests.append(self.request(prompt, read, sampling, seed + number))
             except ClaraError as error:
                 raise ClaraError(f"prompt {number}: {error}") from None
         return self.engine.generate(requests)
@@ -456,10 +492,10 @@ def _positive(name: str, value: Any) -> None:
 def _texts(texts: Sequence[str], name: str) -> list[str]:
     if isinstance(texts, str):
         raise ClaraError(f"{name}: is one text; give a list of texts")
-    # What is in a dict or in bytes are no texts of a list, though one may go through them.
+    # A dict or bytes can be iterated over, but is no list of texts.
     if not isinstance(texts, Iterable) or isinstance(texts, bytes | Mapping):
         raise ClaraError(f"{name}: is of type {type(texts).__name__}; give a list of texts")
-    result = list(texts)  # a generator gives them once
+    result = list(texts)  # a generator can be read only once
     for number, text in enumerate(result):
         if not isinstance(text, str) or not text.strip():
             raise ClaraError(f"{name}[{number}]: {text!r} is no text; each must be a non-empty string")

@@ -1,4 +1,4 @@
-"""Answers questions from a store, or from documents given at once, and shows what the answers were given from."""
+"""Answers questions from a store, or from documents given at once, and shows the sources of the answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from clara_jax.model.precision import CHOICES
 from clara_jax.shipped import DEFAULT
 
 if TYPE_CHECKING:
-    from clara_jax.library import Library, LibraryAnswer
+    from clara_jax.library import RagAnswer, RagPipeline
 
 EXAMPLES = """examples:
   python -m clara_jax.ask --documents notes/ "Who wrote the minutes?"             the model inside the package
@@ -31,6 +31,7 @@ SHOWN = 160  # characters of a source's text
 
 
 def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m clara_jax.ask",
         description=__doc__,
@@ -71,10 +72,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    """Run the command."""
     arguments = parser().parse_args()
     if bool(arguments.store) == bool(arguments.documents):
         raise ClaraError("give either --store or --documents")
-    # Of --documents a/ b.md "Who ...?" the parser takes the question for one more path.
+    # In --documents a/ b.md "Who ...?" the parser takes the question for one more path.
     if arguments.question is None and not arguments.questions and len(arguments.documents or ()) > 1:
         last = arguments.documents[-1]
         if "://" not in last and not glob.glob(last):
@@ -82,25 +84,25 @@ def main() -> None:
     if arguments.question is not None and arguments.questions:
         raise ClaraError("give either a question or --questions")
     questions = _file(arguments.questions) if arguments.questions else None
-    with _library(arguments) as library:
+    with _pipeline(arguments) as pipeline:
         for question in _asked(arguments, questions):
-            _answer(library, arguments, question)
+            _answer(pipeline, arguments, question)
 
 
 @contextlib.contextmanager
-def _library(arguments: argparse.Namespace) -> Iterator[Library]:
-    from clara_jax.library import Library
+def _pipeline(arguments: argparse.Namespace) -> Iterator[RagPipeline]:
+    from clara_jax.library import RagPipeline
 
     # Questions are answered one by one, as they come.
     options = {"base": arguments.base, "precision": arguments.precision, "weights": arguments.weights, "rows": 1}
     if arguments.store:
-        yield Library.open(arguments.checkpoint, arguments.store, **options)
+        yield RagPipeline.open(arguments.checkpoint, arguments.store, **options)
         return
     with tempfile.TemporaryDirectory() as folder:
-        library = Library.open(arguments.checkpoint, folder, create=True, **options)
-        library.add(library.read(arguments.documents))
-        library.finish()
-        yield library
+        pipeline = RagPipeline.open(arguments.checkpoint, folder, create=True, **options)
+        pipeline.add(pipeline.read(arguments.documents))
+        pipeline.finish()
+        yield pipeline
 
 
 def _asked(arguments: argparse.Namespace, questions: list[str] | None) -> Iterator[str]:
@@ -137,10 +139,10 @@ def _file(path: str) -> list[str]:
     return questions
 
 
-def _answer(library: Library, arguments: argparse.Namespace, question: str) -> None:
+def _answer(pipeline: RagPipeline, arguments: argparse.Namespace, question: str) -> None:
     from clara_jax.inference.decode import Sampling
 
-    answer = library.answer(
+    answer = pipeline.answer(
         question,
         sampling=Sampling(arguments.max_new_tokens, arguments.temperature, arguments.top_p),
         seed=arguments.seed,
@@ -154,31 +156,31 @@ def _answer(library: Library, arguments: argparse.Namespace, question: str) -> N
     print(json.dumps(_fields(answer), ensure_ascii=False) if arguments.json else _text(answer), flush=True)
 
 
-def _fields(answer: LibraryAnswer) -> dict[str, Any]:
-    asked = answer.asked
+def _fields(answer: RagAnswer) -> dict[str, Any]:
+    context = answer.context
     return {
-        "question": asked.question,
+        "question": context.question,
         "answer": answer.text,
         "log_probability": answer.log_probability,
-        "selected": asked.selected,
-        "candidates": [dataclasses.asdict(hit) for hit in asked.hits],
-        "compress_ratio": asked.compress_ratio,
-        "prompt_tokens": asked.prompt_tokens,
+        "selected": context.selected,
+        "candidates": [dataclasses.asdict(hit) for hit in context.hits],
+        "compress_ratio": context.compress_ratio,
+        "prompt_tokens": context.prompt_tokens,
         "answer_tokens": len(answer.tokens),
         "milliseconds": answer.milliseconds,
     }
 
 
-def _text(answer: LibraryAnswer) -> str:
-    asked = answer.asked
-    said = "(no answer: the best chunk's score is below the threshold)" if asked.hits else "(no answer: nothing found)"
-    lines = [said if answer.text is None else answer.text]
-    for hit in asked.sources:
+def _text(answer: RagAnswer) -> str:
+    context = answer.context
+    abstained = "the best chunk's score is below the threshold" if context.hits else "nothing found"
+    lines = [f"(no answer: {abstained})" if answer.text is None else answer.text]
+    for hit in context.sources:
         text = " ".join(hit.text.split())
         shown = text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
         lines.append(f"  {hit.rank}. {hit.score:+.3f}  {hit.id}  {shown}")
     times = ", ".join(f"{name} {value:.0f} ms" for name, value in answer.milliseconds.items())
-    lines.append(f"  {times}; {len(answer.tokens)} tokens; {asked.compress_ratio:.1f} text tokens per memory read")
+    lines.append(f"  {times}; {len(answer.tokens)} tokens; {context.compress_ratio:.1f} text tokens per memory read")
     return "\n".join(lines)
 
 

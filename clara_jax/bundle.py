@@ -1,4 +1,4 @@
-"""A CLaRa model ready to use: numbers, parameters, tokenizer and where the base came from; opened, made and saved here.
+"""A CLaRa model with its configuration, parameters, tokenizer and the origin of its base: made, loaded and saved here.
 
 Training, the Python API and the commands all come through this file, so a checkpoint has one way in and one way out.
 """
@@ -42,15 +42,18 @@ from clara_jax.shipped import folder_of
 
 @dataclasses.dataclass(frozen=True)
 class Bundle:
-    """Everything a CLaRa model is.
+    """A complete CLaRa model.
 
     Attributes:
+      model: the forward pass and its configuration.
       params: see `clara_jax.method.parameters`.
+      tokenizer: with the added tokens.
+      mesh: of the devices that hold the parameters.
       base: the referenced base: "name", "hash" of its files and "config", the content of its ``config.json``.
-      own: subtrees of the base that differ from the referenced one and belong into a checkpoint.
+      base_overrides: subtrees of the base that differ from the referenced one, and are stored in checkpoints.
       trained: subtrees that some stage has trained so far.
       history: one entry per finished stage.
-      further_ends: tokens that end an answer, of the base's further files (`BaseModel.end_ids`).
+      further_ends: tokens that end an answer by the base's other files (`BaseModel.end_ids`).
     """
 
     model: ClaraModel
@@ -58,21 +61,26 @@ class Bundle:
     tokenizer: ClaraTokenizer
     mesh: jax.sharding.Mesh
     base: Mapping[str, Any]
-    own: tuple[str, ...] = ()
+    base_overrides: tuple[str, ...] = ()
     trained: tuple[str, ...] = ()
     history: tuple[Mapping[str, Any], ...] = ()
     further_ends: tuple[int, ...] = ()
 
     def fingerprint(self) -> str:
-        """Hash of base, adapters, tokenizer, prompt version and compress rate: equal exactly when memories and answers
-        are interchangeable. Checkpoints, caches and reports carry it and refuse another."""
-        return self._digest(("lora", "tokens", *self.own))
+        """Return a hash of base, adapters, tokenizer, prompt version and compress rate.
+
+        It is equal exactly when memories and answers are interchangeable. Checkpoints, caches and reports carry it and
+        refuse another.
+        """
+        return self._digest(("lora", "tokens", *self.base_overrides))
 
     def compressor_fingerprint(self) -> str:
-        """The same hash over what the compressor reads alone: equal exactly when document memories are
-        interchangeable, as they are before and after a stage that leaves the compressor frozen. Stores of memories
-        carry it and refuse another."""
-        return self._digest((*(name for name in COMPRESSOR if name != "base"), *self.own))
+        """Return the same hash over the compressor's parameters alone.
+
+        It is equal exactly when document memories are interchangeable, as they are before and after a stage that leaves
+        the compressor frozen. Stores of memories carry it and refuse another.
+        """
+        return self._digest((*(name for name in COMPRESSOR if name != "base"), *self.base_overrides))
 
     def _digest(self, subtrees: Sequence[str]) -> str:
         digest = hashlib.sha256()
@@ -84,7 +92,7 @@ class Bundle:
             clara.doc_max_length,
             clara.memory_tokens,
         )
-        # What was there before it could be chosen adds nothing: models made then keep their names.
+        # The default adds nothing, so models from before this option keep their fingerprints.
         places = [] if clara.memory_places == END else [clara.memory_places]
         digest.update(json.dumps([*facts, clara.lora_scale, self.model.precision, *places]).encode())
         stored, _ = split(self.params, subtrees)
@@ -95,31 +103,36 @@ class Bundle:
 
     @property
     def top_k(self) -> int | None:
-        """Documents that the generator learned to read at a time, in the last stage whose entry says so."""
+        """The number of documents of a prompt in the last stage whose history entry has it, or None."""
         return next((entry["top_k"] for entry in reversed(self.history) if "top_k" in entry), None)
 
     @property
     def ranks(self) -> bool:
-        """Whether a stage has trained the query reasoner; else questions are read with the compressor's adapter, and
-        their scores say little."""
+        """Whether a stage has trained the query reasoner.
+
+        Otherwise questions are encoded with the compressor's adapter, and their scores rank poorly.
+        """
         return any(overlap("lora/query_reasoner", subtree) for subtree in self.trained)
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """What ends an answer: the tokenizer's end token, what the chat template writes after an answer, and the tokens
-        that the base's files name: ``config.json``, ``generation_config.json``, GGUF's ends of turns."""
+        """The token ids that end an answer.
+
+        These are the tokenizer's end token, the token that the chat template writes after an answer, and the tokens
+        named in the base's files: ``config.json``, ``generation_config.json``, GGUF's ends of turns.
+        """
         named = end_tokens(self.base["config"].get("eos_token_id"), 'config.json: "eos_token_id"')
         ids = (self.tokenizer.eos_id, *named, *self.further_ends, self.tokenizer.turn_end_id)
         return tuple(dict.fromkeys(i for i in ids if i is not None and i < self.tokenizer.total_vocab))
 
     def with_limits(self, max_length: int, lora_dropout: float) -> Bundle:
-        """The same model with another longest prompt and another dropout: what a new stage may choose for itself."""
+        """Return the model with another longest prompt and another dropout, which each training stage may choose."""
         clara = dataclasses.replace(self.model.clara, max_length=max_length, lora_dropout=lora_dropout)
         model = dataclasses.replace(self.model, clara=clara)
         return dataclasses.replace(self, model=model, tokenizer=self.tokenizer.with_max_length(max_length))
 
     def with_memories(self, doc_max_length: int, compress_rate: int) -> Bundle:
-        """The same model for documents of another longest length and another rate.
+        """Return the model for documents of another longest length and another rate.
 
         Raises:
           ClaraError: a rate that does not divide the length; another number of memory tokens where these are different
@@ -133,7 +146,7 @@ class Bundle:
         return dataclasses.replace(self, model=model, tokenizer=tokenizer)
 
     def at_rate(self, rate: int | None) -> Bundle:
-        """Return the same model for another compress rate; None leaves its own.
+        """Return the model for another compress rate; None keeps the rate.
 
         Raises:
           ClaraError: a rate that does not divide the longest document; another one where the memory tokens differ.
@@ -141,31 +154,34 @@ class Bundle:
         return self if rate is None else self.with_memories(self.model.clara.doc_max_length, rate)
 
     def with_attention(self, attention: str) -> Bundle:
-        """The same model with another implementation of attention (see `clara_jax.model.attention`)."""
+        """Return the model with another implementation of attention (see `clara_jax.model.attention`)."""
         return dataclasses.replace(self, model=dataclasses.replace(self.model, attention=attention))
 
     def contents(self, stage: str) -> Contents:
-        """What a checkpoint of this model holds: adapters, added rows, own base leaves, tokenizer, and what they belong
-        to."""
-        stored, _ = split(self.params, ("lora", "tokens", *self.own))
+        """Return the contents of a checkpoint of this model.
+
+        These are adapters, added rows, base leaves that differ from the referenced base, the tokenizer, and metadata.
+        """
+        stored, _ = split(self.params, ("lora", "tokens", *self.base_overrides))
         metadata = {
             "kind": "clara_jax",
             "stage": stage,
             "fingerprint": self.fingerprint(),
             "prompt_version": PROMPT_VERSION,
             "base": dict(self.base),
-            "own": list(self.own),
+            "own": list(self.base_overrides),
             "trained": list(self.trained),
             "history": [dict(entry) for entry in self.history],
             "clara": dataclasses.asdict(self.model.clara),
             "precision": self.model.precision,
         }
-        if "base" in self.own and self.further_ends:  # the base, whose files name them, is not opened again
+        # Loading a checkpoint that holds the base does not read the base's files, which name these tokens.
+        if "base" in self.base_overrides and self.further_ends:
             metadata["ends"] = list(self.further_ends)
         return Contents(unflatten(stored), metadata, lambda path: self.tokenizer.save(path / "tokenizer"))
 
     def save(self, directory: Path, stage: str) -> None:
-        """Writes a checkpoint that `load` opens.
+        """Write a checkpoint that `load` opens.
 
         Raises:
           ClaraError: the directory cannot be written; nothing half-written stays.
@@ -174,7 +190,7 @@ class Bundle:
 
 
 class Contents(NamedTuple):
-    """A checkpoint before it is written: arrays, metadata, and what writes the further files into a directory."""
+    """A checkpoint before it is written: arrays, metadata, and a function that writes the other files."""
 
     arrays: dict[str, Any]
     metadata: dict[str, Any]
@@ -189,7 +205,7 @@ def from_base(
     remat: str = "none",
     seed: int = 0,
 ) -> Bundle:
-    """Fresh adapters on a base given by name (see `open_base`).
+    """Make fresh adapters on a base given by name (see `open_base`).
 
     Raises:
       ClaraError: a base that cannot be opened, has no chat template, or does not fit the mesh.
@@ -212,11 +228,16 @@ def from_scratch(
     remat: str = "none",
     seed: int = 0,
 ) -> Bundle:
-    """A fresh base with fresh adapters. Its checkpoints hold the whole base, for there is none to refer to.
+    """Make a fresh base with fresh adapters; its checkpoints hold the whole base.
 
     Args:
       config: a ``config.json``'s content; the vocabulary and its end token are the tokenizer's.
       tokenizer: with a chat template and an end token.
+      clara: the method's numbers.
+      mesh: of the devices.
+      precision: one of `clara_jax.model.precision.CHOICES`.
+      remat: see `ClaraModel`.
+      seed: of all fresh parameters.
 
     Raises:
       ClaraError: a configuration that is not supported or does not fit the mesh.
@@ -233,12 +254,14 @@ def from_scratch(
 
 
 def fresh(bundle: Bundle, seed: int = 0) -> Bundle:
-    """The same model untrained: adapters and added rows made anew, and the base as well where it was made from scratch.
-    What training gives is what it lacks."""
-    model, own = bundle.model, bundle.own
+    """Return the model untrained, as a baseline: with fresh adapters and added rows.
+
+    The base is fresh as well where it was made from scratch.
+    """
+    model = bundle.model
     base_key, key = jax.random.split(jax.random.key(seed))
     base = bundle.params["base"]
-    if "base" in own:
+    if "base" in bundle.base_overrides:
         base = initialise(declare_base(model.config, model.base_dtype), base_key, bundle.mesh)
     params = initialise_adapters(model.config, model.clara, base, key, bundle.mesh)
     return dataclasses.replace(bundle, params=params, trained=(), history=())
@@ -251,12 +274,15 @@ def load(
     precision: str | None = None,
     remat: str = "none",
 ) -> Bundle:
-    """Opens a training run's directory, one of its checkpoints, a checkpoint in the released format, folders that
-    `clara_jax.exporting` wrote (PEFT, compact), or a model inside the package by its name (`clara_jax.shipped`).
+    """Load a model from a checkpoint of any format.
 
     Args:
+      path: a training run's directory, one of its checkpoints, a checkpoint in the released format, folders that
+        `clara_jax.exporting` wrote (PEFT, compact), or the name of a model inside the package (`clara_jax.shipped`).
+      mesh: of the devices.
       base: where the base lies, if not where the checkpoint says.
       precision: one of `clara_jax.model.precision.CHOICES`; default as trained (released checkpoints: "bfloat16").
+      remat: see `ClaraModel`.
 
     Raises:
       ClaraError: nothing there, damaged, made on another base, or of another shape.
@@ -264,7 +290,7 @@ def load(
     if not isinstance(path, str | os.PathLike):
         raise ClaraError(f"{path!r} is no path; give that of a directory")
     path, precision = folder_of(path) or Path(path), precision and resolve(precision, platform(mesh))
-    if not os.path.isdir(path):  # False, too, of what no file can be called
+    if not os.path.isdir(path):  # also False of a string that cannot be a path
         raise ClaraError(
             f"{path}: no such directory; give a training run, one of its checkpoints, or a released CLaRa checkpoint"
         )
@@ -284,27 +310,27 @@ def _load_run(path: Path, mesh: jax.sharding.Mesh, base: str | None, precision: 
     _check_prompts(path, metadata)
     clara = _clara_config(metadata["clara"], path / "clara.json")
     tokenizer = ClaraTokenizer.load(path / "tokenizer")
-    reference, own = dict(metadata["base"]), tuple(metadata["own"])
+    reference, overrides = dict(metadata["base"]), tuple(metadata["own"])
     config = dataclasses.replace(
         ModelConfig.from_hf(reference["config"], str(path / "clara.json")), vocab_size=tokenizer.vocab_size
     )
     model = ClaraModel(config, clara, precision or metadata["precision"], remat)
     declared = declare(config, clara, jnp.dtype(PRECISIONS[metadata["precision"]].stored))
-    stored, _ = split(abstract(declared, mesh), ("lora", "tokens", *own))
-    # What else is there, a training run's optimizer, stays on disk.
-    only = ("lora", "tokens", *({"base"} if own else ()))
+    stored, _ = split(abstract(declared, mesh), ("lora", "tokens", *overrides))
+    # Other arrays, such as a training run's optimizer state, are not read.
+    only = ("lora", "tokens", *({"base"} if overrides else ()))
     arrays = flatten(run_checkpoints.load_arrays(path, unflatten(stored), only))
     arrays = {
         name: leaf.astype(model.base_dtype) if name.startswith("base/") else leaf for name, leaf in arrays.items()
     }
     ends = end_tokens(metadata.get("ends"), f'{path / "clara.json"}: "ends"')
-    if "base" not in own:
+    if "base" not in overrides:
         opened = _open_same_base(path, base, reference)
         ends = opened.end_ids
         weights = load_base(config, opened.tensors, model.base_dtype, mesh, opened.path)
         arrays = flatten({"base": weights}) | arrays
     trained, history = tuple(metadata["trained"]), tuple(metadata["history"])
-    return Bundle(model, unflatten(arrays), tokenizer, mesh, reference, own, trained, history, ends)
+    return Bundle(model, unflatten(arrays), tokenizer, mesh, reference, overrides, trained, history, ends)
 
 
 def _load_compact(path: Path, mesh: jax.sharding.Mesh, base: str | None, precision: str | None, remat: str) -> Bundle:
@@ -320,19 +346,21 @@ def _load_compact(path: Path, mesh: jax.sharding.Mesh, base: str | None, precisi
     tree = declare(config, clara, model.base_dtype)
     declared, _ = split(tree, ("lora", "tokens"))
     placed = flatten(shardings(tree, mesh))
-    # A query reasoner that no stage has trained is the compressor, and not stored again.
+    # A query reasoner that no stage has trained equals the compressor, and is not stored.
     stored = {name: leaves.pop(name, None) for name in declared}
     for name in stored:
         if stored[name] is None and name.startswith("lora/query_reasoner/"):
             stored[name] = stored[name.replace("query_reasoner", "compressor")]
+    complete: dict[str, np.ndarray] = {}
     for name, leaf in stored.items():
         if leaf is None or leaf.shape != declared[name].shape:
             found = "missing" if leaf is None else f"of the shape {list(leaf.shape)}"
             raise ClaraError(f"{path}: {name} is {found}, and must be {list(declared[name].shape)}")
+        complete[name] = leaf
     if leaves:
         raise ClaraError(f"{path}: holds {next(iter(leaves))!r}, which this model does not have")
     weights = load_base(config, opened.tensors, model.base_dtype, mesh, opened.path)
-    params = unflatten({name: place(leaf, placed[name]) for name, leaf in stored.items()}) | {"base": weights}
+    params = unflatten({name: place(leaf, placed[name]) for name, leaf in complete.items()}) | {"base": weights}
     trained, history = tuple(about["trained"]), tuple(about["history"])
     return Bundle(model, params, tokenizer, mesh, dict(about["base"]), (), trained, history, opened.end_ids)
 
@@ -346,7 +374,7 @@ def _check_prompts(path: Path, metadata: Mapping[str, Any]) -> None:
 
 
 def _open_same_base(path: Path, base: str | None, reference: Mapping[str, Any]) -> BaseModel:
-    """The base that a checkpoint refers to, or the one given in its place, which must have the same content."""
+    """Open a checkpoint's base, or the one given in its place, which must have the same content."""
     opened = open_base(base or reference["name"])
     if opened.content_hash != reference["hash"]:
         raise ClaraError(
@@ -386,7 +414,7 @@ def _load_peft(path: Path, mesh: jax.sharding.Mesh, base: str | None, precision:
 
 
 class _Parts(NamedTuple):
-    """What a checkpoint of another format holds: adapters as PEFT tensors by role, whole embedding tables."""
+    """The contents of a checkpoint of another format: adapters as PEFT tensors by role, whole embedding tables."""
 
     clara: ClaraConfig
     adapters: Mapping[str, Mapping[str, np.ndarray]]
@@ -403,7 +431,7 @@ def _assemble(
     tokenizer = _added_tokens(opened.load_tokenizer(), clara)
     config = _model_config(opened, tokenizer.vocab_size)
     model = ClaraModel(config, clara, precision, remat)
-    rows = (tokenizer.total_vocab, config.width)
+    rows = (tokenizer.total_vocab, config.embed_dim)
     for name, table in parts.tables.items():
         if table is None and (name == EMBEDDING or not config.tied):
             raise ClaraError(f"{path}: {name!r} is missing among its tables")
@@ -428,16 +456,21 @@ def _assemble(
         lora["query_reasoner"] = jax.tree.map(jnp.copy, lora["compressor"])
     memory = list(dict.fromkeys(tokenizer.memory_ids))
     markers = [tokenizer.special_ids[name] for name in MARKERS]
-    tokens = {"memory": parts.tables[EMBEDDING][memory], "markers": parts.tables[EMBEDDING][markers]}
+    embedding, head = parts.tables[EMBEDDING], parts.tables[HEAD]
+    assert embedding is not None  # refused above
+    added = {"memory": embedding[memory], "markers": embedding[markers]}
     if not config.tied:
-        tokens["output"] = parts.tables[HEAD][memory + markers]
-    tokens = {name: place(np.asarray(rows, np.float32), placed["tokens"][name]) for name, rows in tokens.items()}
+        assert head is not None  # refused above
+        added["output"] = head[memory + markers]
+    tokens: dict[str, Any] = {
+        name: place(np.asarray(rows, np.float32), placed["tokens"][name]) for name, rows in added.items()
+    }
     if parts.memory_map:
-        tokens["map"] = _memory_map(path, parts.memory_map, placed["tokens"]["map"], config.width)
-    own = ("base/embed",) if config.tied else ("base/embed", "base/lm_head")
+        tokens["map"] = _memory_map(path, parts.memory_map, placed["tokens"]["map"], config.embed_dim)
+    overrides = ("base/embed",) if config.tied else ("base/embed", "base/lm_head")
     params = {"base": weights, "lora": lora, "tokens": tokens}
     history = ({"stage": parts.stage},)
-    return Bundle(model, params, tokenizer, mesh, _reference(opened), own, parts.trained, history, opened.end_ids)
+    return Bundle(model, params, tokenizer, mesh, _reference(opened), overrides, parts.trained, history, opened.end_ids)
 
 
 def _memory_map(
@@ -450,7 +483,7 @@ def _memory_map(
     return {name: place(np.asarray(vector, np.float32), placed[name]) for name, vector in vectors.items()}
 
 
-class _Overlay(Mapping):
+class _Overlay(Mapping[str, np.ndarray]):
     """Tensors of which some are replaced."""
 
     def __init__(self, below: Mapping[str, np.ndarray], above: Mapping[str, np.ndarray | None]):
@@ -470,7 +503,7 @@ class _Overlay(Mapping):
 
 
 def _released_base(path: Path, config: Mapping[str, Any]) -> str:
-    """The base a released checkpoint names: a hub id, or a folder relative to the checkpoint."""
+    """Return the base that a released checkpoint names: a Hub id, or a folder relative to the checkpoint."""
     name = config.get("decoder_model_name")
     if not isinstance(name, str) or not name:
         raise ClaraError(f'{path / "config.json"}: "decoder_model_name" names no base; give one {BASE_HINT}')
@@ -485,7 +518,7 @@ def _released_base(path: Path, config: Mapping[str, Any]) -> str:
 
 
 def _clara_config(fields: Any, path: Path) -> ClaraConfig:
-    """The method's numbers as a file has them."""
+    """Check and return the method's numbers of a file."""
     try:
         return ClaraConfig(**fields)
     except ClaraError as error:
@@ -495,14 +528,14 @@ def _clara_config(fields: Any, path: Path) -> ClaraConfig:
 
 
 def _reference(opened: BaseModel) -> dict[str, Any]:
-    # A local path must lead there from any directory.
+    # A local path is made absolute, to be valid from any working directory.
     local = Path(os.path.expanduser(opened.name))
     name = str(local.resolve()) if local.exists() else opened.name
     return {"name": name, "hash": opened.content_hash, "config": dict(opened.config)}
 
 
 def _model_config(opened: BaseModel, vocab_size: int) -> ModelConfig:
-    """The base's configuration; its tables may be padded beyond the tokenizer, never shorter."""
+    """Return the base's configuration; its tables may be padded beyond the tokenizer, never shorter."""
     config = ModelConfig.from_hf(opened.config, f"{opened.path}: config.json")
     if vocab_size > config.vocab_size:
         raise ClaraError(

@@ -1,4 +1,4 @@
-"""What all commands share: a user's mistake is one line on standard error, and the exit code says so."""
+"""The entry point that all commands share: a user's mistake is one line on standard error and exit code 2."""
 
 from __future__ import annotations
 
@@ -6,35 +6,37 @@ import argparse
 import codecs
 import contextlib
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable
 
 from clara_jax import compile_cache
-from clara_jax.errors import ClaraError, ToldByMain
+from clara_jax.errors import ClaraError, ReportedByMainError
 from clara_jax.shipped import DEFAULT
 
 NO_COMPILE_CACHE = "--no-compile-cache"
-# What a write to standard output fails with, where that is a full disk or a closed pipe.
+# The errors of a write to standard output that is a full disk or a closed pipe.
 _NO_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EPIPE)
-# How JAX begins where JAX_PLATFORMS names what is not there.
+# How JAX's message begins where JAX_PLATFORMS names a platform that is not there.
 _NO_PLATFORM = ("Unable to initialize backend", "Unknown backend")
 
 
 def run(main: Callable[[], None], compiles: bool = True) -> None:
     """Call ``main``; a `ClaraError` becomes ``error: ...`` and exit code 2, an interrupt exit code 130.
 
-    A process that has joined others (`clara_jax.distributed`) leaves at once where anything goes wrong, so that they
-    learn of it. Every command and benchmark comes through here, so this is where `clara_jax.compile_cache` is switched
-    on, and off again where `NO_COMPILE_CACHE` is among the arguments, from which it is taken.
+    A process that has joined others (`clara_jax.distributed`) exits at once on any error, so that they notice. Every
+    command and benchmark comes through here, so this is where `clara_jax.compile_cache` is enabled, and disabled where
+    `NO_COMPILE_CACHE` is among the arguments, from which it is removed.
 
-    An output that cannot be written is one line, too, and nothing is said where the reader of a pipe has gone.
+    An output that cannot be written is one line, too; a closed pipe is silent.
 
-    Text in and out is UTF-8: in a locale that knows ASCII alone (containers, batch systems) Python starts again in its
-    UTF-8 mode. What another terminal cannot show is spelled out.
+    Input and output are UTF-8: in an ASCII locale (containers, batch systems) Python starts again in its UTF-8 mode.
+    Characters that a terminal cannot show are escaped.
 
     Args:
-      compiles: False for a command that compiles nothing, or whose figures are those of a compilation.
+      main: the command.
+      compiles: False for a command that compiles nothing, or that measures compilation.
     """
     _speak_utf8()
     if NO_COMPILE_CACHE in sys.argv[1:]:
@@ -48,7 +50,7 @@ def run(main: Callable[[], None], compiles: bool = True) -> None:
         if sys.stdout is not None:
             sys.stdout.flush()
     except ClaraError as error:
-        if not isinstance(error, ToldByMain):
+        if not isinstance(error, ReportedByMainError):
             print(f"error: {error}", file=sys.stderr)
         _end(2)
     except KeyboardInterrupt:
@@ -56,11 +58,12 @@ def run(main: Callable[[], None], compiles: bool = True) -> None:
         _end(130)
     except Exception as error:
         if isinstance(error, OSError) and error.filename is None and error.errno in _NO_OUTPUT:
-            if error.errno != errno.EPIPE:  # who reads from a pipe has seen enough
+            if error.errno != errno.EPIPE:  # a reader that has closed its pipe needs no message
                 print(f"error: standard output: cannot be written: {error.strerror}", file=sys.stderr)
-            # What it still holds would fail once more when Python ends.
+            # Its buffer would fail once more when Python exits.
             with contextlib.suppress(OSError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                if sys.stdout is not None:
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             _end(2)
         if isinstance(error, RuntimeError) and str(error).startswith(_NO_PLATFORM):
             print(f"error: no devices: {' '.join(str(error).split())[:300]}; see JAX_PLATFORMS", file=sys.stderr)
@@ -74,7 +77,7 @@ def run(main: Callable[[], None], compiles: bool = True) -> None:
 
 
 def add_compile_option(parser: argparse.ArgumentParser) -> None:
-    """Have ``--help`` tell of the flag that `run` has taken from the arguments."""
+    """Add to ``--help`` the flag that `run` removes from the arguments."""
     parser.add_argument(
         NO_COMPILE_CACHE, action="store_true", help="compile everything anew; neither load nor keep compiled programs"
     )
@@ -99,15 +102,15 @@ def _check_directory() -> None:
 
 def _speak_utf8() -> None:
     if codecs.lookup(sys.getfilesystemencoding()).name == "ascii" and not sys.flags.utf8_mode:
-        os.environ["PYTHONUTF8"] = "1"  # for the processes that this one starts, too
+        os.environ["PYTHONUTF8"] = "1"  # also for child processes
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def add_process_options(parser: argparse.ArgumentParser) -> None:
-    """The options of a command that several processes may run together, see `clara_jax.distributed.initialise`."""
+    """Add the options of a command that several processes may run, see `clara_jax.distributed.initialise`."""
     add = parser.add_argument
     add("--coordinator", metavar="HOST:PORT", help="with --processes and --process: this is one of several processes")
     add("--processes", type=int, metavar="N", help="how many they are")
@@ -115,7 +118,7 @@ def add_process_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _joined() -> bool:
-    """Whether others wait for this process; a command that has not asked for JAX has joined none."""
+    """Return whether other processes wait for this one; a command that has not imported JAX has joined none."""
     return "clara_jax.distributed" in sys.modules and sys.modules["clara_jax.distributed"].several()
 
 

@@ -1,12 +1,12 @@
-"""Programs that XLA has compiled are kept in the user's cache folder, so that the next start loads them.
+"""A persistent cache of XLA's compiled programs in the user's cache folder, so that the next start loads them.
 
-This is JAX's persistent compilation cache, set up for a machine that people have. Commands switch it on
+This is JAX's persistent compilation cache with defaults for a user's machine. Commands enable it
 (`clara_jax.command.run`); importing ``clara_jax`` changes nothing. Loaded programs give the same bits as programs that
 were just compiled, because a folder serves only one kind of processor, number of cores, and version of JAX.
 
-JAX can bound a cache by itself (``jax_compilation_cache_max_size``). It is not used: each write reads a file for each
-entry under one lock (0.09 s of a processor at 500 entries, against 0.0002 s without), and a process that is killed
-between an entry and its time of access ends all later writes. Here `trim` bounds the folder when a process ends.
+JAX can bound a cache (``jax_compilation_cache_max_size``). It is not used: each write reads a file for each entry under
+one lock (0.09 s of a processor at 500 entries, against 0.0002 s without), and a process that is killed between writing
+an entry and its access time blocks all later writes. Here `trim` bounds the folder when a process ends.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from clara_jax.files import user_cache
 LIMIT = 1 << 30  # bytes of all entries together; those used longest ago go first
 RESERVE = 256 << 20  # bytes that must be free for programs to be kept
 ENTRY = "-cache"  # how JAX ends the name of an entry
-STAMP = ".checked"  # its time: entries that are older are known to be whole
-_ZSTD = bytes.fromhex("28b52ffd")  # how its data begins
-_PAUSE, _DAY = 60.0, 86400.0  # seconds between two looks at the folder; before an empty folder goes
-# What tells processors apart in Linux's /proc/cpuinfo: x86's fields, then ARM's. The clock changes and is left out.
+STAMP = ".checked"  # its time: older entries are known to be whole
+_ZSTD = bytes.fromhex("28b52ffd")  # magic number of zstd
+_PAUSE, _DAY = 60.0, 86400.0  # seconds between two checks of the folder; before an empty folder is removed
+# The fields of Linux's /proc/cpuinfo that distinguish processors: x86's, then ARM's. The clock varies and is left out.
 _FIELDS = {"vendor_id", "cpu family", "model", "model name", "flags"}
 _FIELDS |= {"CPU implementer", "CPU architecture", "CPU variant", "CPU part", "Features"}
 _DEFAULTS = {
@@ -43,7 +43,7 @@ _DEFAULTS = {
 
 
 def enable() -> None:
-    """Keep what this process compiles, and load what others on this machine have compiled.
+    """Keep the programs that this process compiles, and load those that others on this machine have compiled.
 
     JAX's variables come first: ``JAX_ENABLE_COMPILATION_CACHE=false`` leaves the cache off, and another folder in
     ``JAX_COMPILATION_CACHE_DIR`` is neither bounded nor checked here. Call it before anything is compiled; JAX need not
@@ -73,13 +73,15 @@ def enable() -> None:
 
 
 def disable() -> None:
-    """Compile everything in this process and in those that it starts: for timings of a cold start."""
+    """Compile everything in this process and in its children: for timings of a cold start."""
     _configure({"jax_enable_compilation_cache": False})
 
 
 def machine() -> str:
-    """Return a name for what a compiled program depends on besides the program: the processor, the number of cores that
-    XLA divides loops among, and the versions of JAX."""
+    """Return a hash of what a compiled program depends on besides its source.
+
+    This is the processor, the number of cores that XLA splits loops over, and the versions of JAX.
+    """
     facts = [platform.system(), platform.machine(), os.environ.get("PJRT_NPROC") or str(_cores())]
     facts += [importlib.metadata.version(name) for name in ("jax", "jaxlib")]
     try:
@@ -91,13 +93,15 @@ def machine() -> str:
 
 
 def trim(root: Path, limit: int = LIMIT) -> None:
-    """Remove what a killed process or a full disk has left half-written, then the entries used longest ago until all
-    together fit in ``limit`` bytes. Other processes may read, write and trim at the same time."""
+    """Remove truncated entries, then the least recently used until the rest fits in ``limit`` bytes.
+
+    Entries are truncated by a killed process or a full disk. Other processes may read, write and trim at the same time.
+    """
     stamp = root / STAMP
     checked, began = stamp.stat().st_mtime, time.time()
     entries = []
     for path in root.glob(f"*/*{ENTRY}"):
-        with contextlib.suppress(OSError):  # gone meanwhile
+        with contextlib.suppress(OSError):  # another process may have removed it
             facts = path.stat()
             if facts.st_mtime >= checked and not _is_whole(path):
                 path.unlink()
@@ -110,7 +114,7 @@ def trim(root: Path, limit: int = LIMIT) -> None:
         with contextlib.suppress(OSError):
             path.unlink()
         excess -= size
-    for folder in root.iterdir():  # of processors and versions that are used no more
+    for folder in root.iterdir():  # of processors and versions that are no longer used
         with contextlib.suppress(OSError):
             if folder.is_dir() and began - folder.stat().st_mtime > _DAY:
                 folder.rmdir()
@@ -124,8 +128,8 @@ def _trim_now_and_then(root: Path) -> None:
 
 
 def _is_whole(path: Path) -> bool:
-    """Return whether the compressed bytes of an entry end where they should: of zstd, where JAX finds it, else zlib."""
-    # Not from `clara_jax.data.jsonl`: this runs while Python ends, when what that imports can no longer begin.
+    """Return whether the compressed data of an entry is complete: zstd where JAX finds it, else zlib."""
+    # Not from `clara_jax.data.jsonl`: this runs while Python exits, when the thread pools of its imports cannot start.
     if sys.version_info >= (3, 14):
         from compression import zstd
     else:
@@ -144,8 +148,10 @@ def _cores() -> int:
 
 
 def _configure(options: dict[str, str | float | bool]) -> None:
-    """Set JAX's options: in the environment, which JAX reads when it is imported and which processes that are started
-    from here inherit; and in JAX, where it is imported already."""
+    """Set JAX's options in the environment and, where JAX is imported already, in its configuration.
+
+    JAX reads the environment when it is imported, and child processes inherit it.
+    """
     for name, value in options.items():
         os.environ[name.upper()] = str(value)
         if "jax" in sys.modules:

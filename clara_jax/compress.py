@@ -24,6 +24,7 @@ replaced; chunks that are as they were are not compressed again. Stopped or kill
 
 
 def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m clara_jax.compress",
         description=__doc__,
@@ -57,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    """Run the command."""
     arguments = parser().parse_args()
     if not any(getattr(arguments, name) for name in ("corpus", "delete", "verify", "compact", "index", "stats")):
         raise ClaraError("nothing to do: give --corpus, --delete, --verify, --compact, --index or --stats; see --help")
@@ -98,10 +100,10 @@ def _compress(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from clara_jax import distributed
-    from clara_jax.library import Library
-    from clara_jax.retrieval.filling import Filled
+    from clara_jax.library import RagPipeline
+    from clara_jax.retrieval.indexing import IndexReport
 
-    library = Library.open(
+    pipeline = RagPipeline.open(
         arguments.checkpoint,
         arguments.store,
         create=bool(arguments.corpus),
@@ -113,19 +115,19 @@ def _compress(arguments: argparse.Namespace) -> None:
     )
     if arguments.corpus:
         given = arguments.corpus, arguments.follow_links
-        total = distributed.on_main(lambda: sum(len(document.chunks) for document in library.read(*given)))
+        total = distributed.on_main(lambda: sum(len(document.chunks) for document in pipeline.read(*given)))
         show = distributed.is_main()
         with tqdm(total=total, unit=" chunks", desc="compressing", disable=not show, smoothing=0.05) as bar:
 
-            def done(part: Filled) -> None:
+            def done(part: IndexReport) -> None:
                 bar.update(part.compressed + part.unchanged)
 
-            filled = library.add(library.read(*given), done)
+            indexed = pipeline.add(pipeline.read(*given), done)
         distributed.say(
-            f"{arguments.store}: {filled.documents:,} documents, {filled.compressed:,} chunks compressed, "
-            f"{filled.unchanged:,} unchanged, {filled.removed:,} removed"
+            f"{arguments.store}: {indexed.documents:,} documents, {indexed.compressed:,} chunks compressed, "
+            f"{indexed.unchanged:,} unchanged, {indexed.removed:,} removed"
         )
-    distributed.on_main(library.finish, arguments.index or None)
+    distributed.on_main(pipeline.finish, arguments.index or None)
 
 
 if __name__ == "__main__":

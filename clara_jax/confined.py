@@ -1,8 +1,8 @@
-"""Functions on strangers' files and templates, run in a process of their own with bounds on time and memory.
+"""Functions on untrusted files and templates, run in a subprocess with limits on time and memory.
 
-Parsers of other packages may take any time and any memory on inputs that were made for it, and neither can be taken
-back from a thread. The process here is kept between calls, so that a call costs a message each way; one that exceeds a
-bound is killed, and the next call starts another.
+Parsers of other packages may take any time and any memory on malicious inputs, and a thread cannot be stopped. The
+subprocess is kept between calls, so that a call costs a message each way; one that exceeds a limit is killed, and the
+next call starts another.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from typing import Any
 from clara_jax.errors import ClaraError
 
 GIB = 2**30
-_START = 120.0  # seconds that the process may take to import what a call needs, on a machine that is busy
-_PATIENCE = 10.0  # times the seconds of a core that a call may take by the clock: the cores may be shared
+_START = 120.0  # seconds that the process may take to import what a call needs, on a busy machine
+_PATIENCE = 10.0  # wall-clock seconds allowed per second of CPU time: the cores may be shared
 _HEAD = struct.Struct("<Q")
 
 
-class Exceeded(Exception):
-    """A call took more than it may; says of what."""
+class ExceededError(Exception):
+    """A call that exceeded its limit, which the message names."""
 
 
 class Confined:
@@ -47,22 +47,24 @@ class Confined:
     def __init__(self, memory: int = 2 * GIB):
         self._memory, self._lock = memory, threading.Lock()
         self._process: subprocess.Popen | None = None
-        self._owner = 0  # the process that started it: a fork must not write into the same pipe
+        self._owner = 0  # id of the process that started it: a fork must not write into the same pipe
         atexit.register(self._end)
 
     def call(self, function: str, arguments: Sequence[Any], seconds: float) -> Any:
-        """Return what the function returns.
+        """Call a function in the subprocess and return its value.
 
         Args:
-          function: "module:name" within this package; it takes values that pickle and returns values that JSON has.
-          seconds: of a core that the call may take.
+          function: "module:name" within this package; it takes values that pickle and returns a JSON value.
+          arguments: of the function.
+          seconds: limit on CPU time of the call.
 
         Raises:
           ClaraError: the function raised it.
-          Exceeded: it took longer, asked for more memory, or ended the process.
+          ExceededError: it took longer, asked for more memory, or ended the process.
         """
         with self._lock:
             process = self._running()
+            assert process.stdin is not None, "Popen was given PIPE"
             request = pickle.dumps((function, tuple(arguments), seconds, self._memory))
             try:
                 process.stdin.write(_HEAD.pack(len(request)) + request)
@@ -72,13 +74,13 @@ class Confined:
                 self._end()
                 code = process.wait()
                 if code == -signal.SIGXCPU:
-                    raise Exceeded(f"more than {seconds:g} s") from None
-                raise Exceeded(f"more than {self._memory // 2**20:,} MiB of memory (ended with {code})") from None
-            except BaseException:  # Ctrl-C: an answer that nobody waits for must not be taken for the next one's
+                    raise ExceededError(f"more than {seconds:g} s") from None
+                raise ExceededError(f"more than {self._memory // 2**20:,} MiB of memory (ended with {code})") from None
+            except BaseException:  # Ctrl-C: the pending answer must not be taken for that of the next call
                 self._end()
                 raise
         if "memory" in reply:
-            raise Exceeded(f"more than {self._memory // 2**20:,} MiB of memory")
+            raise ExceededError(f"more than {self._memory // 2**20:,} MiB of memory")
         if "error" in reply:
             raise ClaraError(reply["error"])
         return reply["value"]
@@ -103,6 +105,7 @@ class Confined:
         return self._read(process, size, deadline)
 
     def _read(self, process: subprocess.Popen, size: int, deadline: float) -> bytes:
+        assert process.stdout is not None, "Popen was given PIPE"
         handle, parts = process.stdout.fileno(), []
         while size:
             if not select.select([handle], [], [], max(0.0, deadline - time.monotonic()))[0]:
@@ -119,7 +122,7 @@ class Confined:
         if process is not None and self._owner == os.getpid():
             with contextlib.suppress(OSError):
                 process.kill() if process.poll() is None else None
-            for pipe in (process.stdin, process.stdout):
+            for pipe in filter(None, (process.stdin, process.stdout)):
                 with contextlib.suppress(OSError):
                     pipe.close()
 
@@ -127,7 +130,7 @@ class Confined:
 def _serve() -> None:
     """Answer calls from standard input until it is closed."""
     requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a parser prints is no reply
+    os.dup2(2, 1)  # a parser's prints must not mix with replies
     sys.setrecursionlimit(2000)
     functions: dict[str, Any] = {}
     while head := requests.read(_HEAD.size):
@@ -158,7 +161,7 @@ def _answer(function: Any, arguments: tuple, seconds: float, memory: int) -> byt
 
 
 def _address_space() -> int:
-    """Bytes that the process has mapped."""
+    """Return the bytes that the process has mapped."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     except OSError:  # another system than Linux

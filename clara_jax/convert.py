@@ -1,5 +1,7 @@
-"""Takes models to other programs and back: PEFT adapters, the released CLaRa format, one merged language model; and
-writes compact copies, of what was trained alone."""
+"""Exports models to PEFT adapters, the released CLaRa format, a merged model or a compact copy, and imports them.
+
+A compact copy holds the trained parameters alone.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +23,7 @@ What is written is read back and compared before it gets its name. How other pro
 
 
 def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m clara_jax.convert",
         description=__doc__,
@@ -50,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    """Run the command."""
     arguments = parser().parse_args()
     if arguments.command == "export":
         _check(arguments)
@@ -58,7 +62,7 @@ def main() -> None:
     from clara_jax.model.sharding import make_mesh
 
     output = Path(arguments.output)
-    if output.exists():  # said before anything large is read
+    if output.exists():  # refused before anything large is read
         raise ClaraError(f"{output}: is there already; name another folder or remove it")
     source = arguments.checkpoint if arguments.command == "export" else arguments.source
     bundle = bundles.load(source, make_mesh(), arguments.base, arguments.precision)

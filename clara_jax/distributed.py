@@ -1,8 +1,8 @@
-"""Several processes that run one program: how they find each other, what one of them does for all, how they agree.
+"""Runs of several processes: how they find each other, what the main process does for all, how they agree.
 
-Each process runs the same commands on the same global arrays, of which it holds the parts on its own devices. Where one
-process would do, it is process 0, the main one: it writes metrics, checks checkpoints, prints. All of it works with one
-process as well, and does nothing then.
+Each process runs the same commands on the same global arrays, of which it holds the shards on its devices. What needs
+doing once is done by process 0, the main one: it writes metrics, checks checkpoints, prints. With one process, the
+functions here do nothing more than the plain call would.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from clara_jax.errors import ClaraError, ToldByMain
+from clara_jax.errors import ClaraError, ReportedByMainError
 
-# Silence after which a process counts as lost. What waits for it then ends, and the launcher has time to clear away
-# before a minute is over; JAX's own default is longer.
+# Silence after which a process counts as lost. What waits for it then ends, and the launcher can clean up within a
+# minute; JAX's default is longer.
 HEARTBEAT_SECONDS = 25
 SHUTDOWN_SECONDS = 60  # that a process which has finished waits for the others
-_PATIENCE_MS = 24 * 3600 * 1000  # for the main process at work: that it lives, heartbeats say
+_PATIENCE_MS = 24 * 3600 * 1000  # for the main process at work: heartbeats show that it is alive
 _HEAD_START = 1.0  # seconds
 COORDINATOR, PROCESSES, PROCESS = "CLARA_COORDINATOR", "CLARA_PROCESSES", "CLARA_PROCESS"
 
@@ -43,17 +43,19 @@ def initialise(
     process: int | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> None:
-    """Joins the other processes, if there are any; before anything else asks JAX for devices.
+    """Join the other processes, if there are any; must be called before anything else asks JAX for devices.
 
-    The arguments, or ``CLARA_COORDINATOR``, ``CLARA_PROCESSES`` and ``CLARA_PROCESS`` in the environment, say who they
-    are. Without them, JAX finds out where it can: under Slurm, on Cloud TPU VMs, on GKE, under Open MPI.
+    The arguments, or ``CLARA_COORDINATOR``, ``CLARA_PROCESSES`` and ``CLARA_PROCESS`` in the environment, identify
+    them. Without these, JAX detects the cluster where it can: Slurm, Cloud TPU VMs, GKE, Open MPI.
 
     Args:
-      coordinator: host:port on which process 0 is reached.
-      processes, process: how many, and which one this is, from 0.
+      coordinator: host:port of process 0.
+      processes: their number.
+      process: the number of this one, from 0.
+      environment: environment variables.
 
     Raises:
-      ClaraError: some of the three are given and others are not, or they make no sense; the others cannot be reached.
+      ClaraError: some of the three are given and others are not, or they are invalid; the others cannot be reached.
     """
     given = {
         COORDINATOR: coordinator or environment.get(COORDINATOR),
@@ -85,25 +87,26 @@ def initialise(
 
 
 def is_main() -> bool:
-    """Whether this is process 0, which does for all what needs doing once."""
+    """Return whether this is process 0, which does for all what needs doing once."""
     return jax.process_index() == 0
 
 
 def say(line: str, error: bool = False) -> None:
-    """Prints a line once, not once for each process."""
+    """Print a line once, not once for each process."""
     if is_main():
         print(line, file=sys.stderr if error else sys.stdout, flush=True)
 
 
 def on_main(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls the function in the main process; all of them wait for it and return what it has returned.
+    """Call a function in the main process; all processes wait for it and return its value.
 
     Args:
-      function: returns what JSON can hold.
+      function: must return a JSON value.
+      *arguments: of the function.
 
     Raises:
       ClaraError: where the function does. Of several processes, the main one prints it and ends; in the others it is
-        a `ToldByMain`.
+        a `ReportedByMainError`.
     """
     if jax.process_count() == 1:
         return function(*arguments)
@@ -111,8 +114,8 @@ def on_main(function: Callable[..., Any], *arguments: Any) -> Any:
     if not is_main():
         outcome = json.loads(_client().blocking_key_value_get(key, _PATIENCE_MS))
         if "error" in outcome:
-            barrier("told")
-            raise ToldByMain(outcome["error"])
+            barrier("reported")
+            raise ReportedByMainError(outcome["error"])
         return outcome["value"]
     try:
         value = function(*arguments)
@@ -120,23 +123,24 @@ def on_main(function: Callable[..., Any], *arguments: Any) -> Any:
         print(f"error: {error}", file=sys.stderr, flush=True)
         _client().key_value_set(key, json.dumps({"error": str(error)}))
         try:
-            # The runtime aborts the others when this process ends: they should have heard why, and gone.
-            barrier("told")
+            # The runtime aborts the others when this process ends: they must have the reason, and have ended.
+            barrier("reported")
             time.sleep(_HEAD_START)
         finally:  # the launcher may end this process because another has gone
             leave(2)
-    _client().key_value_set(key, json.dumps({"value": value}))
-    return value
+    else:
+        _client().key_value_set(key, json.dumps({"value": value}))
+        return value
 
 
 def barrier(name: str) -> None:
-    """Returns when all processes have come here. Not for steps: the devices' own collectives keep these together."""
+    """Wait until all processes have come here. Not for steps: the devices' collectives synchronize those."""
     if jax.process_count() > 1:
         _client().wait_at_barrier(_next(name), timeout_in_ms=_PATIENCE_MS)
 
 
 def gather(tree: Any) -> Any:
-    """Arrays as host arrays, whole in every process, wherever their parts are; all processes must ask."""
+    """Return arrays as host arrays, whole in every process, wherever their shards are; all processes must call it."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
     return jax.tree.map(
@@ -145,10 +149,10 @@ def gather(tree: Any) -> Any:
 
 
 class Agreement:
-    """What some process wants, known to all of them, at the same step and without waiting for the devices.
+    """A logical or of wishes over all processes, known to all at the same step without waiting for the devices.
 
-    Every process says in each step what it wants. The wishes are joined on the devices, behind the step under way, and
-    read one call later.
+    Every process states in each step what it wants. The wishes are combined on the devices, after the step in flight,
+    and read one call later.
 
     Args:
       mesh: of the step's devices.
@@ -160,28 +164,28 @@ class Agreement:
         self._before: jax.Array | None = None
 
     def __call__(self, *wishes: bool) -> tuple[bool, ...]:
-        """Whether any process has wanted each of these things at the call before; with one process, at this one."""
+        """Return whether any process wanted each thing at the previous call; with one process, at this call."""
         if jax.process_count() == 1:
             return wishes
         before, self._before = self._before, self._join(wishes)
         return (False,) * len(wishes) if before is None else tuple(np.asarray(before).tolist())
 
     def now(self, wish: bool) -> bool:
-        """Whether any process wants it at this call; waits for the devices."""
+        """Return whether any process wants it at this call; waits for the devices."""
         return wish if jax.process_count() == 1 else bool(np.asarray(self._join((wish,)))[0])
 
     def forget(self) -> None:
-        """Drops what was said at the call before."""
+        """Drop the wishes of the previous call."""
         self._before = None
 
     def _join(self, wishes: tuple[bool, ...]) -> jax.Array:
-        own = np.array([wishes])
+        row = np.array([wishes])
         shape = (self._rows.mesh.size, len(wishes))
-        return self._any(jax.make_array_from_callback(shape, self._rows, lambda _: own))
+        return self._any(jax.make_array_from_callback(shape, self._rows, lambda _: row))
 
 
 def explain(error: Exception) -> str:
-    """One line for an error that ends a run of several processes, or its traceback where it is this process's own."""
+    """Return one line for an error that another process's loss has caused, the traceback for any other error."""
     text = str(error)
     if not (isinstance(error, jax.errors.JaxRuntimeError) and _LOST.search(text)):
         return "".join(traceback.format_exception(error))
@@ -193,12 +197,12 @@ def explain(error: Exception) -> str:
 
 
 def several() -> bool:
-    """Whether this process has joined others; asks for no device."""
+    """Return whether this process has joined others; asks for no device."""
     return jax.distributed.is_initialized()
 
 
-def leave(code: int) -> None:
-    """Ends this process at once: the usual way out would wait for processes that may be gone, or wait for this one."""
+def leave(code: int) -> NoReturn:
+    """End this process at once: a regular exit would wait for processes that may be gone, or wait for this one."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -225,7 +229,7 @@ def _checked(given: Mapping[str, Any]) -> tuple[str, int, int]:
 
 
 def _is_cluster(environment: Mapping[str, str]) -> bool:
-    """Whether something has started this process as one of several, and JAX can ask it about the others."""
+    """Return whether a launcher has started this process as one of several, and JAX can ask it about the others."""
     if int(environment.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_NODELIST" in environment:
         return True
     if int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
@@ -233,13 +237,13 @@ def _is_cluster(environment: Mapping[str, str]) -> bool:
     hosts = environment.get("TPU_WORKER_HOSTNAMES", "")
     if "," in hosts or int(environment.get("MEGASCALE_NUM_SLICES", 1)) > 1:  # GKE
         return True
-    # A TPU VM; on a single one JAX finds out that there are no others.
+    # A TPU VM; on a single one JAX detects that there are no others.
     has_chips = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
     return bool(has_chips and importlib.util.find_spec("libtpu") and environment.get("JAX_PLATFORMS", "tpu") != "cpu")
 
 
 def _slurm_devices(environment: Mapping[str, str]) -> list[int] | None:
-    """All GPUs of the node where Slurm runs one process on it; JAX itself would take the first alone."""
+    """Return all GPUs of the node where Slurm runs one process on it; by default JAX would use only the first."""
     tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", "").partition("(")[0]
     gpus = environment.get("SLURM_GPUS_ON_NODE", "")
     return list(range(int(gpus))) if tasks == "1" and gpus.isdigit() else None
@@ -250,7 +254,7 @@ def _is_here(x: Any) -> bool:
 
 
 def _next(name: str) -> str:
-    """A key that no call has used; processes make the same calls in the same order."""
+    """Return a key that no call has used; processes make the same calls in the same order."""
     _counted[name] = _counted.get(name, 0) + 1
     return f"clara_jax/{name}/{_counted[name]}"
 

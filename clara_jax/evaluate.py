@@ -1,4 +1,4 @@
-"""Evaluates models on questions, with baselines, controls and intervals, into a report; or compares two reports."""
+"""Evaluate models on questions, with baselines, controls and intervals, into a report; or compare two reports."""
 
 from __future__ import annotations
 
@@ -26,30 +26,31 @@ killed, the same command does the rest; further checkpoints and suites may be ad
 
 K = 5
 RESAMPLES = 2_000
-LEAST = dict(limit=1, resamples=1, batch_size=1, timed=0, inside=0, cram=0)  # that an option may be
+LEAST = dict(limit=1, resamples=1, batch_size=1, timed=0, inside=0, cram=0)  # the smallest value of an option
 CRAMMED, CRAM_STEPS, CRAM_RATE = "crammed", 300, 0.05
 
 
 def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    from clara_jax.evaluation.controls import CONDITIONS
     from clara_jax.evaluation.suites import NAMES
-    from clara_jax.evaluation.ways import WAYS
 
-    ways = "\n".join(f"  {way.name:17} {way.does}" for way in WAYS.values())
+    conditions = "\n".join(f"  {condition.name:17} {condition.description}" for condition in CONDITIONS.values())
     parser = argparse.ArgumentParser(
         prog="python -m clara_jax.evaluate",
         description=__doc__,
-        epilog=f"{EXAMPLES}\n\nsuites:\n{NAMES}\n\nways:\n{ways}",
+        epilog=f"{EXAMPLES}\n\nsuites:\n{NAMES}\n\nways:\n{conditions}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--checkpoint", nargs="+", required=True, metavar="[NAME=]PATH", help="models that answer from memories")
     add("--text-checkpoint", nargs="+", default=[], metavar="[NAME=]PATH", help="models that were trained on text")
-    add("--report", required=True, type=Path, metavar="DIR", help="outcomes, report.json and report.html")
+    add("--report", required=True, type=Path, metavar="DIR", help="predictions, report.json and report.html")
     add("--suite", nargs="+", metavar="NAME", help="see below; default world, or compressor and end_to_end with --data")
     add("--data", metavar="DIR", help="the folder of the released evaluation data")
     add("--limit", type=int, metavar="N", help="the first N cases of each suite (all)")
     add("--ways", nargs="+", metavar="NAME", help="of the ways below (all); none: rank alone")
-    add("--retriever", nargs="+", default=[], metavar="NAME", help="beside bm25: minilm, dense:MODEL")
+    add("--retriever", nargs="+", default=[], metavar="NAME", help="besides bm25: minilm, dense:MODEL")
     add(
         "--k", type=int, metavar="N", help="documents that are read of ranked ones (as the first one was trained, or 5)"
     )
@@ -90,6 +91,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    """Run the command."""
     if sys.argv[1:2] == ["compare"]:
         _compare(sys.argv[2:])
     else:
@@ -106,49 +108,51 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from clara_jax import distributed
 
     distributed.initialise(arguments.coordinator, arguments.processes, arguments.process)
-    from clara_jax.evaluation import assemble, console, entries, page, runner
-    from clara_jax.evaluation.contestants import Settings
+    from clara_jax.evaluation import assemble, console, html_page, runner, system_specs
     from clara_jax.evaluation.cramming import Cramming
     from clara_jax.evaluation.suites import open_suites
+    from clara_jax.evaluation.systems import Settings
     from clara_jax.model.sharding import make_mesh
 
-    # A fresh one has none, and that is the point of it.
+    # Expected of checkpoints named fresh:PATH.
     warnings.filterwarnings("ignore", message="this checkpoint has no trained query reasoner")
-    models, texts = ([entries.named(own) for own in part] for part in (arguments.checkpoint, arguments.text_checkpoint))
+    models, texts = (
+        [system_specs.named(value) for value in part] for part in (arguments.checkpoint, arguments.text_checkpoint)
+    )
     names = [name for name, _ in (*models, *texts)]
     if len(set(names)) < len(names):
         raise ClaraError(f"two checkpoints have one name ({', '.join(names)}); give each NAME=PATH")
-    world, k = entries.trained_on(models[0][1])
+    world, k = system_specs.trained_on(models[0][1])
     k = arguments.k if arguments.k is not None else k or K
     directory, settings = arguments.report, Settings(k, arguments.max_new_tokens, arguments.seed)
     names = arguments.suite or _usual_suites(arguments.data, world is not None)
     suites = open_suites(names, arguments.data, arguments.limit, world, settings.seed)
-    opening = entries.Opening(
+    opener = system_specs.CheckpointOpener(
         make_mesh(), arguments.base, arguments.precision, arguments.batch_size, arguments.seed, directory
     )
     cramming = Cramming(arguments.cram_steps, arguments.cram_learning_rate)
 
-    def memory_entry(name: str, path: str, rate: int | None) -> runner.Entry:
-        return entries.memory_entry(
-            name, path, opening, suites, settings, arguments.ways, cramming, arguments.cram, rate
+    def memory_spec(name: str, path: str, rate: int | None) -> runner.SystemSpec:
+        return system_specs.memory_spec(
+            name, path, opener, suites, settings, arguments.ways, cramming, arguments.cram, rate
         )
 
-    taking_part = [
-        *(memory_entry(*model, rate) for model in models for rate in (None, *dict.fromkeys(arguments.rates))),
-        entries.text_entry(entries.BASE, models[0][1], opening, settings, arguments.ways, adapter=False),
-        *(entries.text_entry(*model, opening, settings, arguments.ways) for model in texts),
-        *entries.rank_entries(arguments.retriever, settings),
+    systems = [
+        *(memory_spec(*model, rate) for model in models for rate in (None, *dict.fromkeys(arguments.rates))),
+        system_specs.text_spec(system_specs.BASE, models[0][1], opener, settings, arguments.ways, adapter=False),
+        *(system_specs.text_spec(*model, opener, settings, arguments.ways) for model in texts),
+        *system_specs.ranker_specs(arguments.retriever, settings),
     ]
     with contextlib.ExitStack() as stack:
         distributed.on_main(stack.enter_context, runner.claimed(directory))
-        distributed.on_main(runner.write_plan, directory, taking_part, suites, settings)
-        runner.run(taking_part, suites, settings, directory, 2 * arguments.batch_size, arguments.timed)
+        distributed.on_main(runner.write_plan, directory, systems, suites, settings)
+        runner.run(systems, suites, settings, directory, 2 * arguments.batch_size, arguments.timed)
         if arguments.inside:
-            assemble.look_inside(taking_part, suites, settings, directory, arguments.inside)
+            assemble.look_inside(systems, suites, settings, directory, arguments.inside)
 
         def conclude() -> None:
             report = assemble.report_of(directory, arguments.resamples, settings.seed)
-            page.write(report, directory)
+            html_page.write(report, directory)
             print(console.summary(report))
             print(f"{directory / 'report.html'}, {directory / 'report.json'}")
 
@@ -183,11 +187,11 @@ def _compare(argv: list[str]) -> None:
     arguments = parser.parse_args(argv)
     from clara_jax.evaluation import compare
 
-    pairs = [own.partition("=") for own in arguments.systems or ()]
-    for own, equals, other in pairs:
-        if not (own and equals and other):
-            raise ClaraError(f"--systems: {own + equals + other!r} is not A=B, e.g. trained/clara=trained/no_memory")
-    systems = {own: other for own, _, other in pairs} or None
+    pairs = [pair.partition("=") for pair in arguments.systems or ()]
+    for left, equals, right in pairs:
+        if not (left and equals and right):
+            raise ClaraError(f"--systems: {left + equals + right!r} is not A=B, e.g. trained/clara=trained/no_memory")
+    systems = {left: right for left, _, right in pairs} or None
     found = compare.compare(arguments.first, arguments.second, systems, arguments.seed, arguments.resamples)
     print(json.dumps(found, indent=1) if arguments.json else compare.text(found))
 

@@ -1,7 +1,6 @@
-"""A CLaRa model as other programs read it: PEFT adapters, the released format, one merged language model; and compact.
+"""Exports of a CLaRa model: PEFT adapters, the released format, one merged language model, a compact copy.
 
-What has been written is read back and compared, number by number, before it gets its name; what does not agree is
-removed.
+An export is read back and compared, number by number, before it gets its name; one that differs is removed.
 """
 
 from __future__ import annotations
@@ -32,23 +31,25 @@ from clara_jax.method.parameters import split
 
 FORMATS = ("peft", "released", "merged", "compact")
 DTYPES = ("float32", "bfloat16")
-BASE = "base"  # folder of a base model that has no name of its own
+BASE = "base"  # folder of a base model that others cannot find by a name
 
 
 def export_peft(bundle: Bundle, directory: str | Path, dtype: str = "float32", base_name: str | None = None) -> None:
-    """Writes PEFT adapter folders, one per role (see `clara_jax.checkpoints.peft_folders`).
+    """Write PEFT adapter folders, one per role (see `clara_jax.checkpoints.peft_folders`).
 
     Args:
+      bundle: the model.
+      directory: a new one.
       dtype: of adapters and tables; float32 loses nothing.
-      base_name: what the files say of where the base lies; default its Hub id or directory. A base from a GGUF file or
-        from scratch is written beside the adapters.
+      base_name: the location of the base that is written into the files; default its Hub id or directory. A base from
+        a GGUF file or from scratch is written into the export.
 
     Raises:
       ClaraError: an unknown dtype; the directory is there already, or cannot be written.
     """
     clara = bundle.model.clara
     adapters, tables = _adapters(bundle, dtype), _tables(bundle, dtype)
-    # A few numbers, which stay as they are trained.
+    # These are few numbers, so they keep the dtype of training.
     tables |= {f"{MEMORY_MAP}{name}": np.asarray(leaf) for name, leaf in bundle.params["tokens"].get("map", {}).items()}
     with folder_when_whole(directory) as folder:
         name = _write_base_unless_named(bundle, folder, base_name)
@@ -75,13 +76,16 @@ def export_peft(bundle: Bundle, directory: str | Path, dtype: str = "float32", b
 def export_released(
     bundle: Bundle, directory: str | Path, dtype: str = "float32", base_name: str | None = None
 ) -> None:
-    """Writes a checkpoint in the format of the released models, which the released code loads.
+    """Write a checkpoint in the format of the released models, which the released code loads.
 
     Args:
-      dtype, base_name: see `export_peft`.
+      bundle: the model.
+      directory: a new one.
+      dtype: see `export_peft`.
+      base_name: see `export_peft`.
 
     Raises:
-      ClaraError: see `export_peft`; a model with numbers that the format cannot say.
+      ClaraError: see `export_peft`; a model with options that the format cannot express.
     """
     clara, tokenizer = bundle.model.clara, bundle.tokenizer
     if clara.lora_alpha != 2 * clara.lora_rank:
@@ -106,7 +110,7 @@ def export_released(
         )
     adapters, tables = _adapters(bundle, dtype), _tables(bundle, dtype)
     if not bundle.ranks:
-        del adapters["query_reasoner"]  # the released code has none before its stage, either
+        del adapters["query_reasoner"]  # neither has the released code before the end-to-end stage
     with folder_when_whole(directory) as folder:
         stage = _stage(bundle).removeprefix("released ")
         config = {
@@ -127,10 +131,14 @@ def export_released(
 
 
 def export_merged(bundle: Bundle, directory: str | Path, role: str = "generator", dtype: str | None = None) -> None:
-    """Writes one language model in the layout of transformers: the base with a role's adapter added, the added tokens'
-    rows at the end of its tables, and the tokenizer with them.
+    """Write one language model in the layout of transformers.
+
+    It is the base with a role's adapter merged, the added tokens' rows at the end of its tables, and the tokenizer with
+    the added tokens.
 
     Args:
+      bundle: the model.
+      directory: a new one.
       role: one of `clara_jax.method.clara.ROLES`; the generator answers.
       dtype: of the weights; default that of the model's base.
 
@@ -139,7 +147,7 @@ def export_merged(bundle: Bundle, directory: str | Path, role: str = "generator"
     """
     if role not in ROLES:
         raise ClaraError(f"role: {role!r} must be one of {', '.join(ROLES)}")
-    dtype = dtype or bundle.model.base_dtype.name
+    dtype = dtype or str(bundle.model.base_dtype.name)
     _check_dtype(dtype)
     base = merge(bundle.model, bundle.params, role, bundle.mesh, jnp.dtype(dtype))
     with folder_when_whole(directory) as folder:
@@ -147,9 +155,11 @@ def export_merged(bundle: Bundle, directory: str | Path, role: str = "generator"
 
 
 def export_compact(bundle: Bundle, directory: str | Path, dtype: str = "bfloat16") -> None:
-    """Write what was trained, without base and tokenizer (see `clara_jax.checkpoints.compact`).
+    """Write the trained parameters, without base and tokenizer (see `clara_jax.checkpoints.compact`).
 
     Args:
+      bundle: the model.
+      directory: a new one.
       dtype: of the matrices, one of `clara_jax.checkpoints.compact.DTYPES`.
 
     Raises:
@@ -158,7 +168,7 @@ def export_compact(bundle: Bundle, directory: str | Path, dtype: str = "bfloat16
     """
     if dtype not in compact.DTYPES:
         raise ClaraError(f"dtype: {dtype!r} must be one of {', '.join(compact.DTYPES)}")
-    if bundle.own:
+    if bundle.base_overrides:
         raise ClaraError("the base is part of this model, and not one to refer to; export --format peft")
     leaves, _ = split(bundle.params, ("lora", "tokens"))
     if not bundle.ranks:
@@ -181,9 +191,11 @@ def export_compact(bundle: Bundle, directory: str | Path, dtype: str = "bfloat16
 
 
 def _check_rounding(directory: str | Path, name: str, leaf: np.ndarray, found: np.ndarray | None, dtype: str) -> None:
-    """Raises:
-    ClaraError: what was read back differs by more than the dtype's rounding: nothing for float32, 1/256 of a number for
-      bfloat16, 1/127 of the largest one for int8.
+    """Compare an array with the one that was read back.
+
+    Raises:
+      ClaraError: they differ by more than the dtype's rounding: nothing for float32, 1/256 of a number for bfloat16,
+        1/127 of the largest one for int8.
     """
     bound = {"float32": 0, "bfloat16": np.abs(leaf) / 256, "int8": np.abs(leaf).max() / 127}[dtype]
     if found is None or found.shape != leaf.shape or not (np.abs(found - leaf) <= bound).all():
@@ -193,7 +205,7 @@ def _check_rounding(directory: str | Path, name: str, leaf: np.ndarray, found: n
 def _write_model(
     bundle: Bundle, folder: Path, base: Mapping[str, Any], tables: Mapping[str, np.ndarray], dtype: str, added: bool
 ) -> None:
-    """A Hugging Face model of these weights, read back."""
+    """Write a Hugging Face model of these weights, and compare what is read back."""
     folder.mkdir(exist_ok=True)
     tokenizer = bundle.tokenizer
     ids = {"bos_token_id": tokenizer.bos_id, "pad_token_id": tokenizer.pad_id, "eos_token_id": list(bundle.end_ids)}
@@ -213,9 +225,9 @@ def _write_model(
 
 
 def _write_base_unless_named(bundle: Bundle, folder: Path, name: str | None) -> str:
-    """What a configuration says of the base; one that others cannot find is written into the folder."""
+    """Return the base's name for a configuration; a base that others cannot find is written into the folder."""
     known = bundle.base["name"]
-    whole = "base" in bundle.own
+    whole = "base" in bundle.base_overrides
     if whole or known == SMOLLM2 or known.lower().endswith(".gguf"):
         if name is not None:
             return name
@@ -238,7 +250,7 @@ def _adapters(bundle: Bundle, dtype: str) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _tables(bundle: Bundle, dtype: str) -> dict[str, np.ndarray]:
-    """The embedding table and, where untied, the LM head's, with the rows of the added tokens behind the base's."""
+    """Return the embedding table and, where untied, the LM head's, with the added tokens' rows after the base's."""
     tokenizer, tokens = bundle.tokenizer, bundle.params["tokens"]
     rows = {EMBEDDING: np.concatenate([np.asarray(tokens["memory"]), np.asarray(tokens["markers"])])}
     if "output" in tokens:
@@ -246,7 +258,7 @@ def _tables(bundle: Bundle, dtype: str) -> dict[str, np.ndarray]:
     names = [*dict.fromkeys(tokenizer.memory_ids), *(tokenizer.special_ids[name] for name in MARKERS)]
     tables = {}
     for tensor, part in _table_parts(bundle).items():
-        table = np.empty((tokenizer.total_vocab, bundle.model.config.width), jnp.dtype(dtype))
+        table = np.empty((tokenizer.total_vocab, bundle.model.config.embed_dim), jnp.dtype(dtype))
         table[: tokenizer.vocab_size] = np.asarray(bundle.params["base"][part]["table"])
         table[names] = rows[tensor]
         tables[tensor] = table
@@ -271,8 +283,11 @@ def _compare(
     wanted: Mapping[str, Mapping[str, np.ndarray]],
     found: Mapping[str, Mapping[str, np.ndarray]],
 ) -> None:
-    """Raises:
-    ClaraError: what was read back is not what was written."""
+    """Compare tensors with those that were read back, bit for bit.
+
+    Raises:
+      ClaraError: they differ.
+    """
     for group, tensors in wanted.items():
         for name, array in tensors.items():
             other = found.get(group, {}).get(name)

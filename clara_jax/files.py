@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, however the process that writes them ends; and one writer at a time."""
+"""Atomic writes of files and folders, and locks between processes."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from pathlib import Path
 
 from clara_jax.errors import ClaraError
 
-# How TensorStore and the Rust code of safetensors and tokenizers name the system's error in a message.
+# The system's error code in messages of TensorStore and of the Rust code of safetensors and tokenizers.
 _SYSTEM_ERROR = re.compile(r"os[ _]error(?:_code)?[ =]+'?(\d+)")
 
 
 @contextlib.contextmanager
 def file_errors(what: str, remark: str = "") -> Iterator[None]:
-    """Turns what the file system refuses into one line, whichever library passes it on: those in Rust and C++ have
-    exceptions of their own. Other errors are bugs, and pass.
+    """Turn errors of the file system within the block into a `ClaraError`, whichever library raises them.
+
+    Libraries in Rust and C++ raise other exceptions than OSError. Other errors are bugs, and pass.
 
     Args:
-      what: cannot be done, for the message; remark: behind the reason.
+      what: the beginning of the message: what cannot be done.
+      remark: its end, after the system's reason.
 
     Raises:
       ClaraError: the file system refuses.
@@ -41,14 +43,14 @@ def file_errors(what: str, remark: str = "") -> Iterator[None]:
 
 @contextlib.contextmanager
 def replaced_when_whole(path: str | os.PathLike, problem: str = "cannot be written") -> Iterator[Path]:
-    """A hidden name beside the file, to be written in the block; what is there takes the file's place when the block
-    has ended well and the disk holds it.
+    """Yield a hidden path beside the file to write to; it replaces the file when the block ends without an exception.
 
-    Whatever ends the block otherwise, Ctrl-C too, leaves the file as it was and nothing beside it; a process that is
-    killed leaves the hidden name, which the next one writes anew.
+    The disk holds the new content before the rename. An exception, Ctrl-C included, leaves the file as it was and
+    nothing beside it; a process that is killed leaves the hidden file, which the next one overwrites.
 
     Args:
-      problem: what messages say of the path.
+      path: the file.
+      problem: follows the path in error messages.
 
     Raises:
       ClaraError: the file system refuses, in the block or after it.
@@ -69,7 +71,7 @@ def replaced_when_whole(path: str | os.PathLike, problem: str = "cannot be writt
 
 @contextlib.contextmanager
 def folder_when_whole(path: str | os.PathLike) -> Iterator[Path]:
-    """The same for a folder that is not there yet: a hidden one beside it, to be filled in the block.
+    """Yield a hidden folder to fill; it becomes ``path``, which must not exist, when the block ends well.
 
     Raises:
       ClaraError: there is something already; the file system refuses.
@@ -95,18 +97,21 @@ def folder_when_whole(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(path: str | os.PathLike, busy: str | None, shared: bool = False) -> Iterator[None]:
-    """Keeps other processes out by the kernel's lock on a file, which is made where it is missing and stays; gone with
-    the process that holds it. Where a file system has no locks, there is none.
+    """Hold the kernel's lock on a file within the block, so that other processes are kept out.
+
+    The file is made where it is missing and stays; the lock ends with its process. On file systems without locks
+    nothing is locked.
 
     Args:
-      busy: the message where another process has it; None to wait until it has not.
-      shared: any number may hold it together, and keep out those that do not share; no lock where a file system that
-        cannot be written lacks the file.
+      path: the lock file.
+      busy: the error message where another process has the lock; None to wait for it.
+      shared: whether any number of sharing processes may hold it at once, to the exclusion of others; nothing is locked
+        where the file is missing on a read-only file system.
 
     Raises:
-      ClaraError: another process has it, and there is a message.
+      ClaraError: another process has the lock, and ``busy`` is given.
     """
-    import fcntl  # which Windows has not; the rest of this module works there
+    import fcntl  # not on Windows, where the rest of this module works
 
     try:
         file = os.open(path, os.O_CREAT | (os.O_RDONLY if shared else os.O_WRONLY), 0o666)
@@ -119,7 +124,7 @@ def locked(path: str | os.PathLike, busy: str | None, shared: bool = False) -> I
         try:
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (fcntl.LOCK_NB if busy else 0))
         except BlockingIOError:
-            raise ClaraError(busy) from None
+            raise ClaraError(busy or f"{path}: another process holds this lock") from None
         except OSError:
             pass
         yield
@@ -128,14 +133,16 @@ def locked(path: str | os.PathLike, busy: str | None, shared: bool = False) -> I
 
 
 def user_cache() -> Path:
-    """Return the folder for what can be made again: ``clara_jax`` in ``XDG_CACHE_HOME``, ``%LOCALAPPDATA%`` on Windows,
-    else in ``~/.cache``."""
+    """Return the user's cache folder of this package.
+
+    This is ``clara_jax`` in ``XDG_CACHE_HOME``, in ``%LOCALAPPDATA%`` on Windows, else in ``~/.cache``.
+    """
     named = os.environ.get("XDG_CACHE_HOME") or (os.environ.get("LOCALAPPDATA") if os.name == "nt" else None)
     return (Path(named) if named else Path.home() / ".cache") / "clara_jax"
 
 
 def sync(path: Path) -> None:
-    """Has the disk hold what was written to a file or directory."""
+    """Flush a file or directory to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,5 +1,4 @@
-"""Pages for people: each is one file that asks for nothing outside of it, has no script, and forbids both to whatever
-came into it."""
+"""HTML pages: each is one file without scripts and external resources; a content security policy forbids both."""
 
 from __future__ import annotations
 
@@ -10,16 +9,16 @@ import jinja2
 
 
 def render(package: str, name: str, filters: Mapping[str, Callable] | None = None, **fields: Any) -> str:
-    """A page, HTML.
+    """Render a template as HTML.
 
     Args:
-      package: has the template among its ``templates``; it extends this package's ``page.html``.
+      package: whose ``templates`` folder has the template; it extends ``page.html`` of this package.
       name: of the template.
-      filters: of the template's own.
-      fields: what the template shows, "title" among it; text is escaped.
+      filters: additional filters for the template.
+      **fields: variables of the template, among them "title"; text is escaped.
     """
     environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(own, "templates") for own in (package, "clara_jax")]),
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(each, "templates") for each in (package, "clara_jax")]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     )

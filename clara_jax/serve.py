@@ -1,5 +1,7 @@
-"""Serves a store, with an OpenAI-compatible chat with sources, ranking, search, documents, metrics and a page; or a
-base model alone, with the chat."""
+"""Serves a store over HTTP, or a base model alone, with an OpenAI-compatible chat.
+
+The server of a store also has sources, ranking, search, documents, metrics and a page.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from clara_jax.errors import ClaraError
 from clara_jax.model.precision import CHOICES
 from clara_jax.shipped import DEFAULT
 
-_LAST_WORDS = 3  # seconds for who is told so to take it
+_LAST_WORDS = 3  # seconds in which clients receive the last errors
 _LAST_SECONDS = 1.0  # in which the worker ends, if it is not inside a long program
 EXAMPLES = """examples:
   python -m clara_jax.serve --store stores/notes          the model inside the package
@@ -32,6 +34,7 @@ requests, finishes what it has begun, and tells the rest that it ends. docs/serv
 
 
 def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m clara_jax.serve",
         description=__doc__,
@@ -60,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    """Run the command."""
     arguments = parser().parse_args()
     for name in ("rows", "queue", "max_body", "body_seconds", "request_seconds", "drain_seconds"):
         if getattr(arguments, name) <= 0:
@@ -67,7 +71,7 @@ def main() -> None:
     _check_mode(arguments)
     key = _key(arguments.api_key_file)
     local = _loopback(arguments.host)
-    from clara_jax.serving.guard import LOOPBACK, Limits
+    from clara_jax.serving.guard import LOOPBACK, RequestLimits
     from clara_jax.serving.worker import Worker
 
     model, app, what = _base(arguments) if arguments.text is not None else _store(arguments)
@@ -75,7 +79,7 @@ def main() -> None:
         print("compiling ...", flush=True)
         model.warm_up()
     worker = Worker(model, arguments.queue)
-    limits = Limits(
+    limits = RequestLimits(
         key,
         LOOPBACK if local else None,
         arguments.max_body << 20,
@@ -99,11 +103,11 @@ def _check_mode(arguments: argparse.Namespace) -> None:
 
 
 def _store(arguments: argparse.Namespace) -> tuple[Any, Callable[..., Any], str]:
-    """A library, what makes the application around it, and what it is."""
-    from clara_jax.library import Library
+    """Open the pipeline; return it, the function that makes its application, and a description."""
+    from clara_jax.library import RagPipeline
     from clara_jax.serving.store import store_app
 
-    library = Library.open(
+    pipeline = RagPipeline.open(
         arguments.checkpoint or DEFAULT,
         arguments.store,
         create=True,
@@ -112,36 +116,36 @@ def _store(arguments: argparse.Namespace) -> tuple[Any, Callable[..., Any], str]
         batch_size=arguments.rows,
         weights=arguments.weights,
     )
-    return library, store_app, f"{len(library.store):,} chunks"
+    return pipeline, store_app, f"{len(pipeline.store):,} chunks"
 
 
 def _base(arguments: argparse.Namespace) -> tuple[Any, Callable[..., Any], str]:
-    """The same of a base alone."""
-    from clara_jax.plain import Plain
+    """Open a base model alone; return the same."""
+    from clara_jax.plain import BaseLM
     from clara_jax.serving.text import text_app
 
-    plain = Plain.open(
+    lm = BaseLM.open(
         arguments.text, precision=arguments.precision, batch_size=arguments.rows, weights=arguments.weights
     )
-    return plain, partial(text_app, model=plain.name), plain.name
+    return lm, partial(text_app, model=lm.name), lm.name
 
 
 def _listen(app: Any, worker: Any, arguments: argparse.Namespace) -> None:
     import uvicorn
 
     class Server(uvicorn.Server):
-        """Tells the worker before it stops listening."""
+        """A server that stops the worker before it stops listening."""
 
         def handle_exit(self, sig: int, frame: Any) -> None:
             if not worker.stopping:
                 print("stopping: what is under way is finished", flush=True)
                 worker.stop()
-                # Who is not served by then is told so, and not cut off.
+                # Clients that still wait by then get an error, and are not cut off.
                 timer = threading.Timer(arguments.drain_seconds, worker.end)
                 timer.daemon = True
                 timer.start()
             else:
-                worker.end()  # asked twice
+                worker.end()  # the second signal
             super().handle_exit(sig, frame)
 
     config = uvicorn.Config(
@@ -162,12 +166,12 @@ def _listen(app: Any, worker: Any, arguments: argparse.Namespace) -> None:
     host, port = sockets[0].getsockname()[:2]
     print(f"listening at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
     for kind in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(kind, signal.SIG_IGN)  # uvicorn has its own meanwhile, and raises them again at its end
+        signal.signal(kind, signal.SIG_IGN)  # uvicorn handles both while it runs, and raises them again at its end
     server.run(sockets)
     worker.end()
     if not worker.join(_LAST_SECONDS):
-        # It is inside XLA, compiling: nothing can stop it, and ending the interpreter beneath it aborts the process.
-        # Whatever it was asked has been told that the server ends; a store's commits are whole or not there.
+        # The thread is inside XLA, compiling: nothing can stop it, and ending the interpreter would abort the process.
+        # All clients have got their error, and a store's commits are whole or not there.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)

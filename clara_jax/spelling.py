@@ -1,4 +1,4 @@
-"""Unicode's normal forms, whatever the text, in time linear in its length."""
+"""Unicode's normal forms of any text, in time linear in its length."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from typing import Literal
 import regex
 
 MOST_MARKS = 30  # on one character, as in Unicode's stream-safe format; no writing has as many
-# All that the normal forms put in order: marks, and the half-width voicing marks of kana, which become some.
+# All that the normal forms sort: marks, and the half-width voicing marks of kana, which become marks.
 _TOO_MANY = regex.compile(rf"([\p{{M}}\uff9e\uff9f]{{{MOST_MARKS}}})[\p{{M}}\uff9e\uff9f]+")
 
 
 def normal_form(form: Literal["NFC", "NFKC", "NFKD"], text: str) -> str:
-    """Return a text in a normal form; of more marks on one character than any writing has, the first are kept.
+    """Return a text in a normal form; of the marks on one character only the first `MOST_MARKS` are kept.
 
-    Python puts the marks of a character in order in time with the square of their number: a megabyte of them would
-    take minutes.
+    Python sorts the marks of a character in quadratic time: a megabyte of them would take minutes.
     """
     if text.isascii():
         return text
-    # One mark may stand for three: of what they become the first are kept, too.
+    # One mark may decompose into three: the limit is applied to the result, too.
     return _few_marks(unicodedata.normalize(form, _few_marks(text)))
 
 

@@ -1,4 +1,4 @@
-"""JSON from outside: whatever is wrong with it is one kind of error; and objects that show a change."""
+"""JSON from untrusted sources, whose errors are all of one type; and objects sealed by a checksum."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-_SEAL = "checksum"  # the member of an object that vouches for the others
+_SEAL = "checksum"  # the member of an object that holds the checksum of the others
 
 
 def parse(text: str | bytes) -> Any:
@@ -30,12 +30,12 @@ def parse(text: str | bytes) -> Any:
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an object with the checksum of its members as one more."""
+    """Return an object with the checksum of its members added."""
     return {**value, _SEAL: _checksum(value)}
 
 
 def unsealed(value: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the object that was sealed, None where it was changed since; one that was never sealed as it is."""
+    """Return a sealed object without its checksum, None where it was changed; an unsealed object is returned as is."""
     members = dict(value)
     return members if members.pop(_SEAL, None) in (None, _checksum(members)) else None
 

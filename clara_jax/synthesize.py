@@ -1,5 +1,7 @@
-"""Makes training records of documents, by a language model behind an OpenAI-compatible server: question-answer pairs
-that are checked and cover the document, and paraphrases (the paper's SCP data)."""
+"""Make training records of documents with a language model on an OpenAI-compatible server.
+
+The records are question-answer pairs that are checked and cover the document, and paraphrases (the paper's SCP data).
+"""
 
 from __future__ import annotations
 
@@ -29,6 +31,7 @@ UNFINISHED = 3  # exit code
 
 
 def main() -> None:
+    """Run the subcommand that is named first, or the synthesis of documents."""
     commands = {"answers": _answers, "review": _review, "statistics": _statistics}
     if sys.argv[1:] and sys.argv[1] in commands:
         commands[sys.argv[1]](sys.argv[2:])
@@ -37,10 +40,10 @@ def main() -> None:
 
 
 def _documents(argv: list[str]) -> None:
-    from clara_jax.synthesis.settings import KINDS, Settings
+    from clara_jax.synthesis.settings import KINDS, SynthesisSettings
 
     parser = _parser("", __doc__, EXAMPLES)
-    add, usual = parser.add_argument, Settings()
+    add, usual = parser.add_argument, SynthesisSettings()
     add(
         "--documents",
         nargs="+",
@@ -67,22 +70,22 @@ def _documents(argv: list[str]) -> None:
     )
     add("--held-out", nargs="+", default=[], metavar="FILE", help="evaluation records: what they ask is not asked")
     arguments = parser.parse_args(argv)
+    from clara_jax.synthesis.decontamination import HeldOutQuestions
     from clara_jax.synthesis.items import document_items
-    from clara_jax.synthesis.leaks import Leaks
     from clara_jax.synthesis.loop import Loop
 
     further = {name: getattr(arguments, name) for name in ("rounds", "keep_uncovered", "verdicts")}
     settings = _settings(arguments, kinds=tuple(arguments.kinds), **further)
-    leaks = Leaks.from_files(arguments.held_out) if arguments.held_out else None
+    held_out = HeldOutQuestions.from_files(arguments.held_out) if arguments.held_out else None
 
-    def work(asker: Any) -> Callable:
-        loop = Loop(asker, leaks=leaks)
+    def work(runner: Any) -> Callable:
+        loop = Loop(runner, held_out=held_out)
         return lambda item: loop(item.id, item.content["text"])
 
     _complete(
         arguments,
         settings,
-        {"makes": "scp", "held_out": leaks.digest if leaks else None},
+        {"makes": "scp", "held_out": held_out.digest if held_out else None},
         document_items(arguments.documents, arguments.follow_links),
         work,
         lambda item, outcome: outcome.record,
@@ -90,7 +93,7 @@ def _documents(argv: list[str]) -> None:
 
 
 def _answers(argv: list[str]) -> None:
-    from clara_jax.synthesis.settings import Settings
+    from clara_jax.synthesis.settings import SynthesisSettings
 
     parser = _parser(
         " answers",
@@ -106,7 +109,7 @@ def _answers(argv: list[str]) -> None:
         help="records of the stage instruct or end_to_end (JSONL)",
     )
     add("--k", type=int, metavar="N", help="documents that are read, the first ones of the record (all)")
-    _add_common(parser, Settings())
+    _add_common(parser, SynthesisSettings())
     arguments = parser.parse_args(argv)
     if arguments.k is not None and arguments.k < 1:
         raise ClaraError(f"--k: {arguments.k} must be at least 1")
@@ -117,30 +120,30 @@ def _answers(argv: list[str]) -> None:
         _settings(arguments),
         {"makes": "answers", "k": arguments.k},
         record_items(arguments.records),
-        lambda asker: Teacher(asker, k=arguments.k),
+        lambda runner: Teacher(runner, k=arguments.k),
         distilled,
     )
 
 
 def _statistics(argv: list[str]) -> None:
-    parser = _parser(" statistics", "Tells what a journal has come to.")
+    parser = _parser(" statistics", "Summarizes a journal.")
     add = parser.add_argument
     add("journal", type=Path, metavar="JOURNAL")
     add("--page", type=Path, metavar="FILE.html", help="also as a page")
     _add_prices(parser)
     arguments = parser.parse_args(argv)
     from clara_jax.synthesis import statistics
-    from clara_jax.synthesis.asking import Budget
+    from clara_jax.synthesis.steps import Budget
 
     journal = _open(arguments.journal)
-    told = statistics.tables(journal, Budget(prices=tuple(arguments.prices)))
-    print(statistics.text(told) or "nothing has been asked yet")
+    report = statistics.tables(journal, Budget(prices=tuple(arguments.prices)))
+    print(statistics.text(report) or "nothing has been asked yet")
     if arguments.page:
-        statistics.write_page(told, f"Synthesis: {arguments.journal.name}", arguments.page)
+        statistics.write_page(report, f"Synthesis: {arguments.journal.name}", arguments.page)
 
 
 def _review(argv: list[str]) -> None:
-    parser = _parser(" review", "Shows some records to a person, and notes in the journal what is said of them.")
+    parser = _parser(" review", "Shows a sample of the records for manual review; the verdicts go into the journal.")
     add = parser.add_argument
     add("journal", type=Path, metavar="JOURNAL")
     add("--count", type=int, default=20, metavar="N", help="pairs or paraphrases (20)")
@@ -161,7 +164,7 @@ def _review(argv: list[str]) -> None:
     print(review.summary(journal))
 
 
-def _parser(name: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
+def _parser(name: str, description: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         prog=f"python -m clara_jax.synthesize{name}",
         description=description,
@@ -172,7 +175,7 @@ def _parser(name: str, description: str, epilog: str | None = None) -> argparse.
 
 def _add_common(parser: argparse.ArgumentParser, usual: Any) -> None:
     add = parser.add_argument
-    add("--output", type=Path, required=True, metavar="FILE.jsonl", help="records; what was set aside goes beside it")
+    add("--output", type=Path, required=True, metavar="FILE.jsonl", help="records; rejected items are listed beside it")
     add(
         "--endpoint", required=True, metavar="URL", help="of an OpenAI-compatible server, e.g. http://localhost:8000/v1"
     )
@@ -205,7 +208,7 @@ def _add_common(parser: argparse.ArgumentParser, usual: Any) -> None:
     add("--max-tokens", type=int, default=usual.max_tokens, metavar="N", help=f"longest reply ({usual.max_tokens})")
     add("--seed", type=int, default=usual.seed)
     add(
-        "--again", nargs="+", default=[], metavar="REASON", help="what was set aside for it is tried once more: refused"
+        "--again", nargs="+", default=[], metavar="REASON", help="try once more what was rejected for it, e.g. refused"
     )
     add("--budget-tokens", type=int, metavar="N", help="stop when so many were spent, all runs together")
     add("--budget-cost", type=float, metavar="COST", help="the same in the unit of --prices")
@@ -219,10 +222,10 @@ def _add_prices(parser: argparse.ArgumentParser) -> None:
 
 
 def _settings(arguments: argparse.Namespace, **further: Any) -> Any:
-    from clara_jax.synthesis.settings import Settings
+    from clara_jax.synthesis.settings import SynthesisSettings
 
     common = {name: getattr(arguments, name) for name in ("temperature", "max_tokens", "seed")}
-    return Settings(**common, **further)
+    return SynthesisSettings(**common, **further)
 
 
 def _complete(
@@ -233,19 +236,19 @@ def _complete(
     work: Callable[[Any], Callable],
     record_of: Callable,
 ) -> None:
-    """Works through all items, writes the output, and says what came of them."""
+    """Process all items, write the output, and print a summary."""
     from clara_jax.synthesis import output
     from clara_jax.synthesis import work as working
-    from clara_jax.synthesis.asking import Asker, Budget
-    from clara_jax.synthesis.checks import Limits
+    from clara_jax.synthesis.checks import CheckLimits
     from clara_jax.synthesis.endpoint import Endpoint
     from clara_jax.synthesis.journal import Journal
-    from clara_jax.synthesis.prompts import Prompts
+    from clara_jax.synthesis.prompts import PromptTemplates
+    from clara_jax.synthesis.steps import Budget, StepRunner
 
     budget = Budget(arguments.budget_tokens, arguments.budget_cost, tuple(arguments.prices))
     if budget.cost is not None and not any(budget.prices):
         raise ClaraError("--budget-cost: needs --prices, what a million tokens cost")
-    prompts = Prompts.load(arguments.prompts)
+    prompts = PromptTemplates.load(arguments.prompts)
     endpoint = Endpoint(
         arguments.endpoint,
         arguments.model,
@@ -259,22 +262,23 @@ def _complete(
     )
     path = arguments.journal or arguments.output.with_name(f"{arguments.output.name}.journal")
     journal = Journal(path)
-    bound = {"model": arguments.model, "prompts": prompts.version, "limits": dataclasses.asdict(Limits())}
-    journal.bind(bound | dataclasses.asdict(settings) | further)
+    bound = {"model": arguments.model, "prompts": prompts.version, "limits": dataclasses.asdict(CheckLimits())}
+    journal.bind({**bound, **dataclasses.asdict(settings), **further})
     total = journal.want(items)
     for reason in arguments.again:
         journal.again(reason)
-    asker = Asker(endpoint.ask, journal, prompts, settings, budget)
-    ended = working.run(journal, endpoint, asker, work(asker), arguments.concurrency)
+    runner = StepRunner(endpoint.ask, journal, prompts, settings, budget)
+    ended = working.run(journal, endpoint, runner, work(runner), arguments.concurrency)
     written = output.write(journal, arguments.output, record_of)
-    told = ", ".join(f"{count:,} {kind}" for kind, count in written.records.items()) or "no records"
-    print(f"{arguments.output}: {told}; {asker.requests:,} requests sent, {asker.remembered:,} known from {path.name}")
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in written.records.items()) or "no records"
+    from_journal = f"{runner.remembered:,} known from {path.name}"
+    print(f"{arguments.output}: {kinds}; {runner.requests:,} requests sent, {from_journal}")
     if endpoint.repeated or endpoint.waited >= 1:
         causes = ", ".join(f"{count:,} {cause}" for cause, count in sorted(endpoint.repeated.items())) or "nothing"
         print(f"the server: sent again: {causes}; {endpoint.waited:,.0f} s waited for it, all requests together")
-    if written.aside:
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(written.aside.items()))
-        print(f"{output.aside_file(arguments.output)}: set aside: {reasons}")
+    if written.rejected:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(written.rejected.items()))
+        print(f"{output.rejected_file(arguments.output)}: rejected: {reasons}")
     if ended != "done":
         print(f"{ended}: {journal.left():,} of {total:,} items are left; the same command goes on", file=sys.stderr)
         sys.exit(UNFINISHED)

@@ -1,4 +1,4 @@
-"""Trains CLaRa: the stages a configuration names, in order.
+"""Train CLaRa: the stages a configuration names, in order.
 
     python -m clara_jax.train --config configs/smollm2.py:size=tiny --workdir runs/first
 
@@ -8,7 +8,7 @@
                            tensorboard/, curves.png, checkpoints/
 --coordinator HOST:PORT --processes N --process I
                            this is process I of N that train together; the same in the environment as CLARA_COORDINATOR,
-                           CLARA_PROCESSES, CLARA_PROCESS. On Cloud TPU, GKE and under Slurm nothing need be said.
+                           CLARA_PROCESSES, CLARA_PROCESS. On Cloud TPU, GKE and under Slurm they are found.
 --no-compile-cache         compile everything anew; neither load nor keep compiled programs
 
 A run that was stopped or killed goes on with the same command, or with --workdir DIR alone; SIGTERM and Ctrl-C save
@@ -29,12 +29,13 @@ from clara_jax.errors import ClaraError
 
 if TYPE_CHECKING:
     from clara_jax.training.config import RunConfig
-    from clara_jax.training.loop import Outcome
+    from clara_jax.training.loop import RunResult
 
 FLAGS = {"workdir": str, "coordinator": str, "processes": int, "process": int}
 
 
 def main() -> None:
+    """Run the command."""
     if {"--help", "-h", "--helpfull"} & set(sys.argv[1:]):
         print(__doc__)
         return
@@ -64,7 +65,7 @@ def main() -> None:
     directory = Path(workdir)
     with StopSignal().listening() as stop:
         try:
-            outcome = run(config, directory, stop)
+            result = run(config, directory, stop)
         except StoppedAtOnce as stopped:
             print(stopped, flush=True)
             if distributed.several():
@@ -73,31 +74,31 @@ def main() -> None:
         except Stopped as stopped:
             distributed.say(str(stopped))
             return
-    if outcome is None:
+    if result is None:
         distributed.say(
             f"{directory}: this run is finished, nothing to do; open it with clara_jax.Clara.load({str(directory)!r})"
         )
         return
-    _show(outcome, config)
+    _show(result, config)
     distributed.say(
-        f"finished: {len(config.stages)} stage(s), fingerprint {outcome.bundle.fingerprint()[:12]}; open with "
+        f"finished: {len(config.stages)} stage(s), fingerprint {result.bundle.fingerprint()[:12]}; open with "
         f"clara_jax.Clara.load({str(directory)!r})"
     )
 
 
-def _show(outcome: Outcome, config: RunConfig) -> None:
-    """Questions of held-out records, the model's answers, and what they were given from."""
-    from clara_jax import Clara
+def _show(result: RunResult, config: RunConfig) -> None:
+    """Print questions of held-out records, the model's answers, and the documents that were read for them."""
+    from clara_jax.api import Clara
     from clara_jax.data.encoding import TEXT
     from clara_jax.distributed import say
 
     stage = config.stages[-1]
-    asked = [record for record in outcome.held_out if record.kind == "question"][: config.show]
+    asked = [record for record in result.held_out if record.kind == "question"][: config.show]
     if not asked or stage.documents == TEXT:
         return
     documents = [record.documents[: stage.candidates if stage.ranks else stage.top_k] for record in asked]
     questions = [record.questions[0] for record in asked]
-    answers = Clara(outcome.bundle).answer(
+    answers = Clara(result.bundle).answer(
         questions, documents, k=stage.top_k if stage.ranks else None, max_new_tokens=stage.answer_tokens
     )
     for record, answer in zip(asked, answers, strict=True):

@@ -1,4 +1,4 @@
-"""What the config files share: their arguments, and sections that hold every field, so that a flag can change it."""
+"""Functions that the config files share: arguments, and sections of every field, so that flags can change each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import typing
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 from ml_collections import ConfigDict, config_dict
 
@@ -25,16 +25,26 @@ COMPRESSION = dict(epochs=1.0, batch_size=128, learning_rate=1e-4, mse_weight=0.
 END_TO_END = dict(epochs=1.0, batch_size=32, learning_rate=5e-6, candidates=20, top_k=5, warmup=0.03, clip_norm=1.0)
 END_TO_END |= dict(topk_method="iterative", temperature=0.02)  # Algorithm 1
 
-# Our own configs choose by the relaxed sort: of all estimators it has answers as good as any and the better ranking
-# behind the first place (docs/topk.md, "Which one is best").
+# Our configs choose by the relaxed sort: of all estimators it has answers as good as any and the better ranking after
+# the first place (docs/topk.md, "Which one is best").
 RELAXED_SORT = dict(topk_method="neuralsort", temperature=0.1)
 
 
-def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
-    """The argument behind the colon of ``--config=file.py:key=value,key=value``.
+class Arguments(Protocol):
+    """The values of a configuration's argument, as attributes; each has the type of its default."""
+
+    def __getattr__(self, name: str, /) -> Any: ...
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return a value, or the default where there is no such key."""
+        ...
+
+
+def parse_arg(arg: str | None, **defaults: Any) -> Arguments:
+    """Parse the argument after the colon of ``--config=file.py:key=value,key=value``.
 
     Args:
-      arg: the text behind the colon, or None.
+      arg: the text after the colon, or None.
       defaults: the known keys. A value takes its default's type: int, float or str.
 
     Raises:
@@ -58,20 +68,21 @@ def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
 
 
 def choose(key: str, value: str, choices: Mapping[str, Any]) -> Any:
-    """``choices[value]``, or a `ClaraError` that names the choices."""
+    """Return ``choices[value]``, or raise a `ClaraError` that names the choices."""
     if value not in choices:
         raise ClaraError(f"config argument {key}={value}: it must be one of {', '.join(choices)}")
     return choices[value]
 
 
 def section(cls: type, **values: Any) -> ConfigDict:
-    """A section with every field of a dataclass of `clara_jax.training.config`: its default, or what is given.
+    """Return a section with every field of a dataclass of `clara_jax.training.config`.
 
-    A field that may be None becomes a placeholder, so that a flag can fill it.
+    A field has its default, or the value that is given. One that may be None becomes a placeholder, so that a flag can
+    fill it.
     """
     hints, result = typing.get_type_hints(cls), ConfigDict()
     for field in dataclasses.fields(cls):
-        if field.name in ("name", "stages") or dataclasses.is_dataclass(hints[field.name]):  # sections of their own
+        if field.name in ("name", "stages") or dataclasses.is_dataclass(hints[field.name]):  # separate sections
             continue
         value = values.pop(field.name, field.default)
         kinds = [kind for kind in typing.get_args(hints[field.name]) if kind is not type(None)]
@@ -95,7 +106,7 @@ def run(
     synthetic: Mapping = MappingProxyType({}),
     **values: Any,
 ) -> ConfigDict:
-    """A whole config: stages by name, in order, each with the fields that differ from the defaults."""
+    """Return a whole config: stages by name, in order, each with the fields that differ from the defaults."""
     config = section(RunConfig, **values)
     config.stages = tuple(stages)
     config.model, config.clara = section(ModelSection, **model), section(ClaraConfig, **clara)
@@ -106,13 +117,13 @@ def run(
 
 
 def shared_data() -> str:
-    """The folder of real records: ``$CLARA_SHARED_DATA``, else ``../shared/data`` beside the checkout."""
+    """Return the folder of real records: ``$CLARA_SHARED_DATA``, else ``../shared/data`` beside the checkout."""
     beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "shared", "data")
     return os.environ.get("CLARA_SHARED_DATA") or os.path.normpath(beside)
 
 
 def paper(stage: str, arg: str | None, base: str) -> ConfigDict:
-    """One stage of the paper's recipe (Table 10) on one of its two backbones.
+    """Return one stage of the paper's recipe (Table 10) on one of its two backbones.
 
     Arguments, as ``key=value,...``:
 
@@ -132,7 +143,7 @@ def paper(stage: str, arg: str | None, base: str) -> ConfigDict:
         instruct="stage1_2_instruction.train.jsonl",
         end_to_end="stage2_end_to_end.train.jsonl",
     )
-    fields = dict(END_TO_END if stage == "end_to_end" else COMPRESSION)
+    fields: dict[str, Any] = dict(END_TO_END if stage == "end_to_end" else COMPRESSION)
     fields["schedule"] = choose("schedule", args.get("schedule", "cosine"), dict(cosine="cosine", constant="constant"))
     # What the paper leaves open: batches of few shapes, so that less of a step is padding (docs/results.md). Packing
     # would do better in scp where there are several rows for each device: that depends on the mesh.

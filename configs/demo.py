@@ -19,6 +19,7 @@ DATA = os.path.join(os.path.dirname(os.path.abspath(__file__)), "demo_data")
 
 
 def get_config(arg=None):
+    """Return the configuration of the demo."""
     args = common.parse_arg(arg, steps=12, base="smollm2")
 
     def stage(name, **fields):

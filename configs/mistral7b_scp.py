@@ -9,4 +9,5 @@ from configs import common
 
 
 def get_config(arg=None):
+    """Return the configuration of salient compressor pretraining; see `configs.common.paper` for the argument."""
     return common.paper("scp", arg, common.MISTRAL_7B)

@@ -10,4 +10,5 @@ from configs import common
 
 
 def get_config(arg=None):
+    """Return the configuration of end-to-end training; see `configs.common.paper` for the argument."""
     return common.paper("end_to_end", arg, common.PHI4_MINI)

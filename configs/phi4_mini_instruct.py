@@ -10,4 +10,5 @@ from configs import common
 
 
 def get_config(arg=None):
+    """Return the configuration of instruction tuning; see `configs.common.paper` for the argument."""
     return common.paper("instruct", arg, common.PHI4_MINI)

@@ -37,6 +37,7 @@ CI = {
 
 
 def get_config(arg=None):
+    """Return the configuration; ``arg`` is "ci", "text", "retrieval", or nothing."""
     if arg not in (None, "", "ci", "text", "retrieval"):
         raise ClaraError(f"config argument {arg!r}: it must be ci, text or retrieval")
     ci, text = arg == "ci", arg == "text"

@@ -15,7 +15,7 @@ Arguments, as ``key=value,...``:
   instruct_16, instruct_32, ...), scp, instruct, end_to_end, and retrieval, the contrastive query reasoner that
   end_to_end is to be compared with. Default: read, and in ``tiny`` and ``full`` read+instruct+end_to_end;
 - ``rate``: the compress rate at the end (4);
-- ``places``: where memory tokens stand, each behind its ``runs`` of the text, or all at its ``end``;
+- ``places``: where memory tokens stand, each after its ``runs`` of the text, or all at its ``end``;
 - ``scaffold``: 1, or 0 for the control without: memories then start as mapped last-layer states, and are not read;
 - ``documents``: ``memory``, or ``text`` for the control of equal data: the generator's adapter is trained on the same
   questions, with the documents as texts in its prompt, and nothing else is;
@@ -115,6 +115,7 @@ TEXT = {"tiny": {}, "short": dict(accumulate=2), "full": dict(accumulate=4, pack
 
 
 def get_config(arg=None):
+    """Return the configuration; the module's docstring lists the arguments."""
     args = common.parse_arg(
         arg,
         stages="",
@@ -174,7 +175,7 @@ def get_config(arg=None):
 
 
 def _read(args, scaffold, as_text):
-    """The sections of the curriculum, by name."""
+    """Return the sections of the curriculum, by name."""
     tiny, short = args.size == "tiny", args.size == "short"
     common_fields = dict(
         learning_rate=1e-3,
@@ -230,6 +231,6 @@ def _read(args, scaffold, as_text):
 
 
 def _within(folder, entry):
-    """An entry's files in a folder, behind the kind of record that it names."""
+    """Return an entry with its files in a folder, after the kind of record that it names."""
     kind, colon, file = entry.rpartition(":")
     return f"{kind}{colon}{os.path.join(folder, file)}"

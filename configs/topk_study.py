@@ -21,6 +21,7 @@ BASE = ("base", "lora/compressor", "lora/generator", "tokens/memory")
 
 
 def get_config(arg=None):
+    """Return the configuration of one part; the module's docstring lists the arguments."""
     args = common.parse_arg(
         arg,
         part="start",

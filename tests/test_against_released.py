@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import against_released, released_driver
-from benchmarks.against_released import OURS, RELEASED, Measurements, Other, measure, parse, read, rows, table
-from benchmarks.released_rows import ROWS, Row, Work
+from benchmarks.against_released import OURS, RELEASED, Measurements, ReleasedProcess, measure, parse, read, rows, table
+from benchmarks.released_rows import ROWS, BenchmarkRow, Inputs
 from clara_jax.errors import ClaraError
 from tests import tiny
 from tests.locations import ROOT
@@ -70,9 +70,9 @@ class TestArguments:
         _data(tmp_path)
         found = read(tmp_path, SimpleNamespace(**COUNTS | {"candidates": 2}))
         assert [len(record.documents) for record in found["end_to_end"]] == [2, 2, 2]
-        work = Work(found, SimpleNamespace(**COUNTS), tmp_path)
-        assert len({work.question(turn) for turn in range(-2, 1)}) == 3  # every turn has a question of its own
-        kinds = [type(asked) for _, asked, _, _, _ in (*work.as_released("scp"), *work.as_released("end_to_end"))]
+        inputs = Inputs(found, SimpleNamespace(**COUNTS), tmp_path)
+        assert len({inputs.question(turn) for turn in range(-2, 1)}) == 3  # every turn has another question
+        kinds = [type(asked) for _, asked, _, _, _ in (*inputs.as_released("scp"), *inputs.as_released("end_to_end"))]
         assert kinds == [tuple, tuple, str, str]
         with pytest.raises(ClaraError, match="holds 3 records; this run takes 4"):
             read(tmp_path, SimpleNamespace(**COUNTS | {"batch": 4}))
@@ -83,7 +83,7 @@ class TestArguments:
 class TestOtherSide:
     def ask(self, python, tmp_path):
         arguments = SimpleNamespace(released_python=python, released=tmp_path, k=2)
-        with Other(arguments, tmp_path, 1) as other:
+        with ReleasedProcess(arguments, tmp_path, 1) as other:
             return other.ask("versions")
 
     def test_what_ends_it_is_one_line(self, tmp_path):
@@ -126,7 +126,7 @@ class TestMeasurements:
 
             return call
 
-        row = Row("step", None, None, lambda one, other: f"{one['loss']} {other['loss']}", warm_up=1)
+        row = BenchmarkRow("step", None, None, lambda one, other: f"{one['loss']} {other['loss']}", warm_up=1)
         sides = {(RELEASED, "float32"): side("a", 10.0), (OURS, "float32"): side("b", 1.0)}
         path = tmp_path / "out.json"
         with pytest.raises(KeyboardInterrupt):

@@ -162,5 +162,5 @@ def test_a_checkpoint_with_a_base_of_its_own_knows_the_base_files_end_tokens(tmp
     made = bundles.from_base(str(base), AFFINE, make_mesh(1, 1, devices=jax.devices()[:1]), "float32")
     assert 7 in made.end_ids
     for own in ((), ("base",)):
-        dataclasses.replace(made, own=own).save(tmp_path / f"own{len(own)}", "scp")
+        dataclasses.replace(made, base_overrides=own).save(tmp_path / f"own{len(own)}", "scp")
         assert bundles.load(tmp_path / f"own{len(own)}", made.mesh).end_ids == made.end_ids

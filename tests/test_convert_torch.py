@@ -71,7 +71,7 @@ def test_peft_computes_the_same_memories_and_scores(bundle, tmp_path):
         return states[0, -len(tokenizer.memory_ids) :].numpy()
 
     np.testing.assert_allclose(memory("compressor", DOCUMENT), clara.compress([DOCUMENT]).array[0], atol=1e-4)
-    np.testing.assert_allclose(memory("query_reasoner", QUESTION), clara.read([QUESTION])[0], atol=1e-4)
+    np.testing.assert_allclose(memory("query_reasoner", QUESTION), clara.encode_questions([QUESTION])[0], atol=1e-4)
 
 
 def test_transformers_answers_with_the_merged_model(bundle, tmp_path):
@@ -102,7 +102,7 @@ def test_transformers_answers_with_the_merged_model(bundle, tmp_path):
 
 
 def test_a_base_that_is_written_along_is_one_of_transformers(bundle, tmp_path):
-    whole = dataclasses.replace(bundle, own=("base",), trained=("base", *bundle.trained))
+    whole = dataclasses.replace(bundle, base_overrides=("base",), trained=("base", *bundle.trained))
     exporting.export_peft(whole, tmp_path / "peft")
     model = load(tmp_path / "peft", tmp_path / "peft/base")
     assert model.get_base_model().config.vocab_size == bundle.tokenizer.total_vocab

@@ -6,7 +6,7 @@ import pytest
 
 from clara_jax import distributed
 from clara_jax.errors import ClaraError
-from clara_jax.model.sharding import make_mesh, own_parts, own_rows, put_batch, put_rows
+from clara_jax.model.sharding import local_parts, local_rows, make_mesh, put_batch, put_rows
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_one_process_does_everything_itself(mesh222):
         distributed.on_main(lambda: (_ for _ in ()).throw(ClaraError("no")))
     agreement = distributed.Agreement(mesh222)
     assert agreement(True, False) == (True, False) and agreement.now(True) and not agreement.now(False)
-    assert own_parts(mesh222) == [0, 1, 2, 3] and own_rows(8, mesh222).tolist() == list(range(8))
+    assert local_parts(mesh222) == [0, 1, 2, 3] and local_rows(8, mesh222).tolist() == list(range(8))
     for put in (put_batch, put_rows):
         placed = put({"x": x, "none": None}, mesh222)
         assert placed["none"] is None and len(placed["x"].sharding.device_set) == 8
@@ -108,7 +108,7 @@ def test_rows_of_a_process_follow_its_devices(monkeypatch):
     found = []
     for process in range(3):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        found.append((own_parts(Mesh), own_rows(8, Mesh).tolist()))
+        found.append((local_parts(Mesh), local_rows(8, Mesh).tolist()))
     assert found == [([0, 1, 3], [0, 1, 2, 3, 6, 7]), ([0, 1], [0, 1, 2, 3]), ([2], [4, 5])]
 
 

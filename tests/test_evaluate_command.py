@@ -16,7 +16,7 @@ import pytest
 from clara_jax import bundle as bundles
 from clara_jax import evaluate
 from clara_jax.errors import ClaraError
-from clara_jax.evaluation.outcomes import OutcomeFile
+from clara_jax.evaluation.predictions import PredictionFile
 from clara_jax.evaluation.runner import read_suites
 from clara_jax.method.clara import ClaraConfig
 from tests.locations import ROOT
@@ -77,11 +77,11 @@ def call(monkeypatch, argv):
     return printed.getvalue()
 
 
-def outcomes(report):
+def predictions(report):
     """By suite and system: {case: (answer, order, read)}."""
     return {
         str(path.relative_to(report)): {
-            case: (own.answer, own.order, own.read) for case, own in OutcomeFile(path).outcomes.items()
+            case: (own.answer, own.order, own.read) for case, own in PredictionFile(path).predictions.items()
         }
         for path in sorted((report / "outcomes").rglob("*.jsonl"))
     }
@@ -100,8 +100,8 @@ def test_every_result_stands_beside_its_controls(whole):
     found = json.loads((report / "report.json").read_text())
     suites = {suite["name"]: {system["name"] for system in suite["systems"]} for suite in found["suites"]}
     assert list(suites) == ["compressor/nq/oracle", "end_to_end/nq/oracle", "paraphrase/data/told"]
-    memory = {f"tiny/{way}" for way in ("clara", "no_memory", "other_memory", "shuffled_memory", "gold_memory")}
-    text = {f"base/{way}" for way in ("closed_book", "text_top1", "text_topk", "text_oracle")}
+    memory = {f"tiny/{name}" for name in ("clara", "no_memory", "other_memory", "shuffled_memory", "gold_memory")}
+    text = {f"base/{condition}" for condition in ("closed_book", "text_top1", "text_topk", "text_oracle")}
     text |= {"base/text_truncated", "base/text_pruned"}
     several = {"tiny/shuffled_within"}
     assert suites["compressor/nq/oracle"] == memory | several | text
@@ -127,12 +127,12 @@ def test_what_memories_are_worth_beside_text_at_several_rates(place, monkeypatch
     report = place / "affine_report"
     suites = ("autoencode/6:asked.jsonl", "counterfactual:asked.jsonl", "scp:asked.jsonl")
     named = ("evaluate", "--checkpoint", f"map={place}/affine", "--report", str(report), "--data", f"{place}/data")
-    ways = ("--ways", "clara", "no_memory", "crammed", "text_oracle", "--timed", "0", "--inside", "0", *OPTIONS)
+    conditions = ("--ways", "clara", "no_memory", "crammed", "text_oracle", "--timed", "0", "--inside", "0", *OPTIONS)
     crammed = ("--cram", "2", "--cram-steps", "3", "--rates", "4")
-    printed = call(monkeypatch, [*named, "--suite", *suites, *ways, *crammed])
+    printed = call(monkeypatch, [*named, "--suite", *suites, *conditions, *crammed])
     found = json.loads((report / "report.json").read_text())
     windows, changed, asked = ({system["name"]: system for system in suite["systems"]} for suite in found["suites"])
-    own = {f"{name}/{way}" for name in ("map", "map@4") for way in ("clara", "no_memory", "crammed")}
+    own = {f"{name}/{condition}" for name in ("map", "map@4") for condition in ("clara", "no_memory", "crammed")}
     assert set(windows) == own and set(changed) == set(asked) == own | {"base/text_oracle"}
     for name, system in windows.items():
         assert "tokens_right" in system["metrics"] and "windows_right" in system["metrics"], name
@@ -149,8 +149,8 @@ def test_what_memories_are_worth_beside_text_at_several_rates(place, monkeypatch
     assert found["plan"]["specs"] == {"map/crammed": specs, "map@4/crammed": specs}
     assert "normalised token F1" in printed and "Teacher-normalised" in (report / "report.html").read_text()
     with pytest.raises(ClaraError, match="specs: map/crammed is not what it was"):
-        call(monkeypatch, [*named, "--suite", *suites, *ways, "--cram", "2", "--cram-steps", "4"])
-    more = call(monkeypatch, [*named, "--suite", *suites, *ways, "--cram", "3", "--cram-steps", "3"])
+        call(monkeypatch, [*named, "--suite", *suites, *conditions, "--cram", "2", "--cram-steps", "4"])
+    more = call(monkeypatch, [*named, "--suite", *suites, *conditions, "--cram", "3", "--cram-steps", "3"])
     assert "map/crammed" in more
     again = json.loads((report / "report.json").read_text())["suites"][0]["systems"]
     assert {system["name"]: system["cases"] for system in again}["map/crammed"] == 3
@@ -219,8 +219,8 @@ def test_a_killed_evaluation_repeats_and_loses_nothing(place, whole, kills):
     for path, content in lines.items():
         kept = content[: content.rfind(b"\n") + 1]
         assert open(path, "rb").read().startswith(kept), path
-    asked = {name: found for name, found in outcomes(whole[0]).items() if "documents" not in name}
-    assert outcomes(report) == asked
+    asked = {name: found for name, found in predictions(whole[0]).items() if "documents" not in name}
+    assert predictions(report) == asked
     assert read_suites(report) == [own for own in read_suites(whole[0]) if not own.name.startswith("documents")]
 
 
@@ -228,7 +228,7 @@ def test_a_killed_evaluation_repeats_and_loses_nothing(place, whole, kills):
 def test_two_processes_give_the_report_of_one(place, whole):
     report = place / "two"
     assert process(place, report, processes=2).wait(900) == 0, log(report)
-    assert outcomes(report) == {name: own for name, own in outcomes(whole[0]).items() if "documents" not in name}
+    assert predictions(report) == {name: own for name, own in predictions(whole[0]).items() if "documents" not in name}
     one, two = (json.loads((path / "report.json").read_text()) for path in (whole[0], report))
     for mine, yours in zip(one["suites"], two["suites"], strict=False):
         for system, other in zip(mine["systems"], yours["systems"], strict=True):

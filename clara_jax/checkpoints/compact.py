@@ -1,9 +1,9 @@
-"""A trained model as small as it can be carried: adapters, added rows and memory map; no base, tokenizer or optimizer.
+"""Compact checkpoints: adapters, added rows and memory map; no base, tokenizer or optimizer state.
 
 DIR/model.json            the method's numbers, the base's name and hash, what the tensors are; checksums of both files
 DIR/model.safetensors     trained leaves by path ("lora/generator/layers/mlp/up/a"), bfloat16 or int8 with scales
 
-The base and its tokenizer are the referenced base's, by hash. This is the form of the models inside the package, and of
+Base and tokenizer are referenced by the base's hash. This is the form of the models inside the package, and of
 snapshots of a run that are kept.
 """
 
@@ -27,7 +27,7 @@ from clara_jax.strict_json import sealed, unsealed
 KIND = "clara_jax compact model"
 ABOUT, WEIGHTS = "model.json", "model.safetensors"
 DTYPES = ("float32", "bfloat16", "int8")
-SCALE = ".scale"  # what the name of an int8 tensor's scales ends with
+SCALE = ".scale"  # suffix of the name of an int8 tensor's scales
 _FIELDS = {
     "base": dict,
     "clara": dict,
@@ -47,9 +47,10 @@ def is_compact(path: Path) -> bool:
 
 
 def write_compact(directory: Path, about: Mapping[str, Any], leaves: Mapping[str, np.ndarray], dtype: str) -> None:
-    """Write leaves and what is to be known about them into an existing, empty directory.
+    """Write leaves and their description into an existing, empty directory.
 
     Args:
+      directory: where ``model.json`` and ``model.safetensors`` are written.
       about: content of ``model.json``; kind, dtype and the checksum are added.
       leaves: float32 arrays by path. Matrices are stored in ``dtype``; vectors, such as a memory map, stay float32.
       dtype: one of `DTYPES`. int8 has one float32 scale for each rank component of each layer (`quantize`).
@@ -64,8 +65,8 @@ def write_compact(directory: Path, about: Mapping[str, Any], leaves: Mapping[str
         else:
             tensors[name], tensors[name + SCALE] = quantize(leaf)
     save_file(tensors, directory / WEIGHTS)
-    told = {"kind": KIND, "dtype": dtype, "sha256": _sha256(directory / WEIGHTS), **about}
-    write_json(directory / ABOUT, sealed(told))
+    description = {"kind": KIND, "dtype": dtype, "sha256": _sha256(directory / WEIGHTS), **about}
+    write_json(directory / ABOUT, sealed(description))
 
 
 def read_compact(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -102,8 +103,8 @@ def read_compact(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]
 def quantize(leaf: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return int8 values and float32 scales with leaf ~ values * scales.
 
-    The scales are shared along the longest axis behind the first, the stacked layers': of a LoRA matrix, along the
-    model's width, so that each rank component of each layer has its own.
+    The scales are shared along the longest axis after the first, that of the stacked layers: for a LoRA matrix, along
+    the embedding or MLP axis, so that each rank component of each layer has its own scale.
     """
     axis = 1 + int(np.argmax(leaf.shape[1:]))
     scales = np.abs(leaf).max(axis, keepdims=True) / 127
@@ -112,7 +113,7 @@ def quantize(leaf: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def dequantize(values: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """Return float32 values * scales, the inverse of `quantize` but for rounding."""
+    """Return float32 values * scales, the inverse of `quantize` up to rounding."""
     return values.astype(np.float32) * scales
 
 

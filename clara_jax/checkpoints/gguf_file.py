@@ -1,7 +1,7 @@
-"""Reads GGUF files (llama.cpp's format) as what they were made from: Hugging Face configuration, tensors, tokenizer.
+"""GGUF files (llama.cpp's format) converted back to what they were made from: configuration, tensors, tokenizer.
 
 Metadata becomes the fields of ``config.json`` again, quantised tensors float32 arrays by Hugging Face name, and
-``tokenizer.ggml.*`` a fast tokenizer with its chat template. What cannot be brought back is refused by name.
+``tokenizer.ggml.*`` a fast tokenizer with its chat template. What cannot be converted is an error that names it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _LLAMA3_SPLIT = _CONTRACTION + (
     r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_SPLITS = {  # tokenizer.ggml.pre → how text is cut before the merges; None is GPT-2's own pattern
+_SPLITS = {  # tokenizer.ggml.pre → how text is split before the merges; None is GPT-2's pattern
     "default": None,
     "gpt-2": None,
     "smollm": None,
@@ -72,6 +72,7 @@ class GGUFFile:
 
     Args:
       path: the file. Split files (``...-00001-of-00003.gguf``) must be merged first.
+
     Raises:
       ClaraError: unreadable, truncated or split file, or an architecture that is not supported, by name.
     """
@@ -83,14 +84,14 @@ class GGUFFile:
                 if file.read(4) != b"GGUF":
                     self._fail("not a GGUF file")
             check_header(self.path)
-            # Sizes that no array has wrap around in the package's arithmetic, with a warning.
+            # Absurd sizes overflow in the package's arithmetic, with a warning.
             with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
                 self._reader = gguf.GGUFReader(self.path)
         except OSError as error:
             self._fail(f"cannot be read ({error.strerror or error})")
         except ClaraError:
             raise
-        except Exception as error:  # the package raises whatever it meets
+        except Exception as error:  # the package raises many types
             self._fail(f"truncated or damaged ({type(error).__name__}: {str(error)[:200]}); download it again")
         self._stored = {tensor.name: tensor for tensor in self._reader.tensors}
         if self._reader.byte_order == "S":
@@ -103,7 +104,7 @@ class GGUFFile:
 
     @functools.cached_property
     def config(self) -> dict[str, Any]:
-        """The ``config.json`` that the file was made from, as far as it matters.
+        """The relevant fields of the ``config.json`` that the file was made from.
 
         ``model_type`` is the GGUF architecture; files of Mistral models say ``llama``, which computes the same (with a
         sliding window in the metadata they become ``mistral``).
@@ -148,13 +149,13 @@ class GGUFFile:
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """The tokens that end a turn or a message, beside the configuration's ``eos_token_id``."""
+        """The tokens that end a turn or a message, besides the configuration's ``eos_token_id``."""
         named = (self._get(f"tokenizer.ggml.{key}_token_id", kind=int) for key in ("eot", "eom"))
         return tuple(i for i in named if i is not None)
 
     @functools.cached_property
     def tensors(self) -> Mapping[str, np.ndarray]:
-        """The weights by Hugging Face name, float32 (linear layers ``[out, in]``), dequantised when asked for.
+        """The weights by Hugging Face name, float32 (linear layers ``[out, in]``), dequantised on access.
 
         Rows of q and k, which the llama architecture stores in pairs for its rotary embedding, are put back in order.
 
@@ -165,11 +166,10 @@ class GGUFFile:
         return _Tensors(self)
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """The tokenizer of the metadata, with bos, eos, unk, pad and chat template as far as the file gives them.
+        """Build the tokenizer of the metadata, with bos, eos, unk, pad and chat template where the file has them.
 
-        It encodes text as it stands: no bos is ever added. Control tokens are special tokens, user-defined ones added
-        tokens; the filler rows of padded vocabularies (``[PAD...]``, unused) are left out, so ``len(tokenizer)`` is
-        what the original tokenizer says.
+        It adds no bos to a text. Control tokens are special tokens, user-defined ones added tokens; the filler rows of
+        padded vocabularies (``[PAD...]``, unused) are left out, so ``len(tokenizer)`` is that of the original.
 
         Raises:
           ClaraError: a tokenizer model or pre-tokenizer that is not supported, by name; damaged token lists.
@@ -188,11 +188,11 @@ class GGUFFile:
             raise
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # the package raises plain Exception, and panics with what is not even that
+        except BaseException as error:  # the package raises plain Exception, and its panics are not even that
             self._fail(f"the tokenizer in the metadata is damaged ({str(error)[:300]})")
 
         special = {}
-        # SentencePiece files may leave the first three to its defaults; others have no such token then.
+        # Where these ids are missing, SentencePiece's defaults hold; other tokenizers have no such tokens then.
         defaults = {"unk": 0, "bos": 1, "eos": 2} if model == "llama" else {}
         for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
             token_id = self._get(f"tokenizer.ggml.{key}_token_id", defaults.get(name), int)
@@ -214,10 +214,12 @@ class GGUFFile:
         raise ClaraError(f"{self.path}: {why}")
 
     def _get(self, key: str, default: Any = None, kind: type | None = None) -> Any:
-        """The value of a field.
+        """Return the value of a field.
 
         Args:
-          kind: that it must be of: str, int, bool, or float, which takes whole numbers, too; None for any.
+          key: its name.
+          default: the value where it is missing.
+          kind: type that it must have: str, int, bool, or float, which includes whole numbers; None for any.
         """
         field = self._reader.get_field(key)
         if field is None:
@@ -226,14 +228,14 @@ class GGUFFile:
             value = field.contents()
         except UnicodeDecodeError:
             self._fail(f'"{key}" is not UTF-8')
-        except Exception as error:  # of a field that is not what it says
+        except Exception as error:  # of a damaged field
             self._fail(f'"{key}" cannot be read ({type(error).__name__})')
         if kind is not None:
             self._check(key, [value], kind)
         return value
 
     def _list(self, key: str, kind: type) -> list | None:
-        """The values of a field that is a list of one kind; None where it is missing."""
+        """Return the values of a field that is a list of one type; None where it is missing."""
         values = self._get(key)
         if values is not None and not isinstance(values, list):
             self._fail(f'"{key}" is {_shown(values)}, not a list')
@@ -273,7 +275,7 @@ class GGUFFile:
         return int(shape[1])
 
     def _rope(self, head_dim: int) -> dict[str, Any]:
-        """The fields about rotary position embedding."""
+        """Return the configuration's fields about rotary position embedding."""
         theta = float(self._field("rope.freq_base", 10000.0, float))
         channels = self._integer("rope.dimension_count", head_dim)
         original = self._field("rope.scaling.original_context_length", kind=int)
@@ -305,10 +307,10 @@ class GGUFFile:
         return fields
 
     def _llama3_scaling(self, theta: float, channels: int, original: int | None) -> dict[str, Any] | None:
-        """Llama 3's scaling rule, found again from the table of divisors that the file has in its place.
+        """Reconstruct the parameters of Llama 3's scaling rule from the table of divisors that the file has instead.
 
-        Between long and short waves the rule blends linearly in the frequency, so the numbers follow from a straight
-        line. They are only fixed up to a common factor; Llama's own are taken where they fit.
+        Between long and short waves the rule blends linearly in the frequency, so the parameters follow from a straight
+        line. They are determined only up to a common factor; Llama's values are used where they fit.
         """
         divisors = self._array("rope_freqs.weight").astype(np.float64)
         if len(divisors) != channels // 2 or not np.all(np.isfinite(divisors)) or divisors.min() <= 0:
@@ -355,7 +357,7 @@ class GGUFFile:
         return np.asarray(array, dtype=np.float32)
 
     def _hf_names(self) -> dict[str, str]:
-        """Hugging Face name → name in the file."""
+        """Return the names in the file by Hugging Face name."""
         names = {}
         for name in self._stored:
             if name in _TABLES:
@@ -374,13 +376,13 @@ class GGUFFile:
         return names
 
     def _unpaired(self, array: np.ndarray, heads: int) -> np.ndarray:
-        """Rows (i, i + C/2) of a head stand side by side in the file: put the halves one after the other again."""
+        """Reorder the rows of each head: the file has rows i and i + C/2 side by side."""
         return array.reshape(heads, -1, 2, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
 
     # Tokenizer.
 
     def _tokens(self) -> tuple[dict[int, str], dict[int, int]]:
-        """Tokens and their types by id, without the filler of padded vocabularies."""
+        """Return tokens and their types by id, without the filler of padded vocabularies."""
         tokens = self._list("tokenizer.ggml.tokens", str)
         if not tokens:
             self._fail('"tokenizer.ggml.tokens" is missing; the file holds no tokenizer')
@@ -395,7 +397,7 @@ class GGUFFile:
         return {i: tokens[i] for i in kept}, {i: types[i] for i in kept}
 
     def _byte_level_tokenizer(self, tokens: dict[int, str], types: dict[int, int]) -> Tokenizer:
-        """Byte-level BPE (GPT-2 and its many heirs)."""
+        """Build a byte-level BPE tokenizer (GPT-2 and its successors)."""
         from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
         pre = self._get("tokenizer.ggml.pre", "default", str)
@@ -406,7 +408,7 @@ class GGUFFile:
             self._fail('"tokenizer.ggml.merges" is missing; the file holds no byte-level tokenizer')
         pairs = [tuple(merge.split(" ", 1)) for merge in merges]
         vocabulary = {token: i for i, token in tokens.items()}
-        # Llama 3 takes a word that is a token as a whole, even where its merges would not lead there.
+        # Llama 3 keeps a word that is a token whole, even where its merges would not produce it.
         tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=pre == "llama-bpe"))
         steps = []
         if pre == "smollm":
@@ -421,7 +423,10 @@ class GGUFFile:
         return tokenizer
 
     def _sentencepiece_tokenizer(self, tokens: dict[int, str], types: dict[int, int]) -> Tokenizer:
-        """SentencePiece BPE (Llama 2, Mistral, Phi-3): neighbours whose union is a token merge, best score first."""
+        """Build a SentencePiece BPE tokenizer (Llama 2, Mistral, Phi-3).
+
+        Neighbours whose concatenation is a token are merged, best score first.
+        """
         from tokenizers import Tokenizer, decoders, models, normalizers
 
         scores = self._list("tokenizer.ggml.scores", float)
@@ -457,10 +462,10 @@ class GGUFFile:
         return tokenizer
 
     def _add_tokens(self, tokenizer: Tokenizer, tokens: dict[int, str], types: dict[int, int]):
-        """Tokens that are found in the text before anything else happens to it."""
+        """Add the tokens that are found in the text before it is split."""
         from tokenizers import AddedToken
 
-        # Phi-3's own tokenizer swallows white space after its markers; GGUF has no field for it.
+        # Phi-3's tokenizer swallows white space after its markers; GGUF has no field for it.
         swallowing = self.architecture == "phi3" and self._get("tokenizer.ggml.model") == "llama"
         added: dict[bool, list[AddedToken]] = {True: [], False: []}
         for i, kind in types.items():

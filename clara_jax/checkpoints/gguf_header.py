@@ -1,7 +1,7 @@
-"""Checks what a GGUF file announces against what it holds, before anything is built from it.
+"""Validation of a GGUF file's header against the file's size, before anything is built from it.
 
-The gguf package believes every count: an array of 2^60 strings keeps it going for years. Here the header is walked
-once, in time linear in its bytes, and the first thing that does not fit ends it.
+The gguf package trusts every count: an array of 2^60 strings would keep it busy for years. Here the header is walked
+once, in time linear in its bytes, up to the first inconsistency.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from typing import NoReturn
 from clara_jax.errors import ClaraError
 
 STRING, ARRAY = 8, 9
-# Bytes of a value by its type; GGUF specification, "File Structure".
+# Bytes of a value by type; GGUF specification, "File Structure".
 SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-# The package keeps an object of about a hundred bytes for each: more than any tokenizer has, and less than a gigabyte.
+# More than any tokenizer has; the package keeps about a hundred bytes for each, less than a gigabyte in all.
 MOST_VALUES = 8_000_000
 MOST_DIMENSIONS = 4
 LONGEST_NAME = 65535  # bytes
 
 
 def check_header(path: str) -> None:
-    """Refuse a file whose header announces more than the file holds, or what no model's header needs.
+    """Refuse a file whose header announces more than the file holds, or more than any model's header needs.
 
-    A file of the other byte order, or of a version that is not known, is left to who reads it.
+    A file of the other byte order, or of an unknown version, is left to the reader.
 
     Raises:
-      ClaraError: it does; the file and what is wrong in one line.
+      ClaraError: the header is refused; the message names the file and the problem.
       OSError: the file cannot be read.
     """
     with open(path, "rb") as file:
@@ -49,7 +49,7 @@ class _Walk:
         if not 1 < self.number("<I", "version") < 2**16:
             return
         tensors, fields = self.number("<Q", "count of tensors"), self.number("<Q", "count of fields")
-        # The least that each takes: a name's length, a type and a value; a name's length, dimensions, type and place.
+        # Least bytes of each: a name's length, a type and a value; a name's length, dimensions, type and offset.
         if fields > (self.end - self.at) // 13 or tensors > (self.end - self.at) // 24:
             self.fail(f"it announces {fields:,} fields and {tensors:,} tensors")
         for _ in range(fields):
@@ -64,7 +64,7 @@ class _Walk:
                 elements *= self.number("<Q", f"size of the tensor {name!r}")
             self.number("<I", f"type of the tensor {name!r}")
             place = self.number("<Q", f"place of the tensor {name!r}")
-            # No type has fewer than one bit for an element.
+            # Every type has at least one bit per element.
             if elements > 8 * self.end or place > self.end:
                 self.fail(f"the tensor {name!r} has {elements:,} elements and lies at {place:,} of {self.end:,} bytes")
 

@@ -1,4 +1,4 @@
-"""Writes a language model as transformers, vLLM and others read it: ``config.json``, safetensors, generation config."""
+"""Language models as transformers, vLLM and others read them: ``config.json``, safetensors, generation config."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ _CLASSES = {
 
 
 def write_config(directory: Path, config: Mapping[str, Any], dtype: str, vocab_size: int, ids: Mapping[str, Any]):
-    """Writes ``config.json`` and ``generation_config.json``.
+    """Write ``config.json`` and ``generation_config.json``.
 
     Args:
+      directory: of the model.
       config: the base's.
-      dtype: of the weights that lie beside it.
+      dtype: of the weights beside it.
       vocab_size: rows of the embedding table.
       ids: "bos_token_id", "eos_token_id" (one or a list) and "pad_token_id".
     """
@@ -37,7 +38,7 @@ def write_config(directory: Path, config: Mapping[str, Any], dtype: str, vocab_s
 
 
 def write_tensors(directory: Path, tensors: Iterable[tuple[str, np.ndarray]], shard_bytes: int = SHARD_BYTES) -> None:
-    """Writes ``model.safetensors``, or shards of it and their index; holds one shard at a time."""
+    """Write ``model.safetensors``, or shards of it and their index; holds one shard at a time."""
     shards: list[list[str]] = []
     waiting: dict[str, np.ndarray] = {}
     total = held = 0
@@ -60,11 +61,11 @@ def write_tensors(directory: Path, tensors: Iterable[tuple[str, np.ndarray]], sh
     names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
     for number, name in enumerate(names, 1):
         (directory / f"{number}.safetensors").rename(directory / name)
-    placed = {tensor: name for name, own in zip(names, shards, strict=True) for tensor in own}
+    placed = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
     index = {"metadata": {"total_size": total}, "weight_map": placed}
     write_json(directory / "model.safetensors.index.json", index)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """An object as these files have it."""
+    """Write an object as indented JSON."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

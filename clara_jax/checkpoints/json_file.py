@@ -1,4 +1,4 @@
-"""Reading a JSON object from a file, with one line for whatever is wrong with it."""
+"""JSON objects from files, with one line of error message for any damage."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from clara_jax.strict_json import parse
 
 
 def read_object(path: Path, remedy: str) -> dict[str, Any]:
-    """The object in a file.
+    """Read the JSON object in a file.
 
     Args:
-      remedy: what to do about a file that is not what it should be.
+      path: the file.
+      remedy: end of error messages: what to do about a wrong file.
 
     Raises:
       ClaraError: the file cannot be read, or holds something else.

@@ -1,4 +1,4 @@
-"""Adapters as PEFT has them, a folder for each role, and what they share beside them.
+"""PEFT exports: one adapter folder for each role, and the embedding tables that they share.
 
 DIR/export.json                 the method's numbers
 DIR/compressor/                 adapter_config.json, adapter_model.safetensors
@@ -13,7 +13,7 @@ import math
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -26,13 +26,13 @@ from clara_jax.errors import ClaraError
 KIND = "clara_jax PEFT export"
 ABOUT, TABLES = "export.json", "embeddings.safetensors"
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-MEMORY_MAP = "memory_map."  # what the names of its vectors begin with
+MEMORY_MAP = "memory_map."  # prefix of the names of its vectors
 _PREFIX = "base_model.model."
 _TABLE_NAMES = {"model.embed_tokens.weight", "lm_head.weight"}
 
 
 def is_peft(path: Path) -> bool:
-    """Whether a directory looks like what `write_peft` makes."""
+    """Return whether a directory looks like an export of `write_peft`."""
     return (path / ABOUT).is_file() and (path / TABLES).is_file()
 
 
@@ -44,14 +44,15 @@ def write_peft(
     base: str,
     lora: Mapping[str, Any],
 ) -> None:
-    """Writes all but the tokenizer.
+    """Write an export, except for its tokenizer.
 
     Args:
+      directory: an existing, empty folder.
       about: content of ``export.json``.
       adapters: PEFT tensors by plain name (`clara_jax.checkpoints.names.export_lora`), by role.
       tables: "model.embed_tokens.weight" and, where untied, "lm_head.weight"; of a memory map "memory_map.scale",
         "memory_map.center" and "memory_map.shift".
-      base: what ``base_model_name_or_path`` says.
+      base: value of ``base_model_name_or_path``.
       lora: "r", "lora_alpha", "lora_dropout" and "target_modules".
     """
     config = {
@@ -76,7 +77,7 @@ def write_peft(
 def read_peft(
     directory: Path,
 ) -> tuple[dict[str, Any], dict[str, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]:
-    """What `write_peft` wrote: about, adapters and tables.
+    """Read what `write_peft` wrote: the description, adapters by role, and tables.
 
     Raises:
       ClaraError: a file that is missing, damaged or of another kind.
@@ -109,20 +110,20 @@ def read_peft(
                     f"scaled by {scale:g}; one model has one scale: multiply lora_B by the ratio, set lora_alpha back"
                 )
         alpha, rank = about["clara"].get("lora_alpha"), about["clara"]["lora_rank"]
-        if type(alpha) not in (int, float) or not math.isclose(alpha, scale * rank, rel_tol=1e-6):
+        if not _is_number(alpha) or not math.isclose(alpha, scale * rank, rel_tol=1e-6):
             about["clara"] = about["clara"] | {"lora_alpha": scale * rank}
     return about, adapters, tables
 
 
-# What a field may say without changing what is computed from r, lora_alpha and the tensors; the tensors themselves say
-# which modules have adapters.
+# Values that change nothing about what is computed from r, lora_alpha and the tensors; which modules have adapters is
+# read off the tensors.
 _HARMLESS = {
     "peft_type": ("LORA",),
     "bias": ("none",),
     "fan_in_fan_out": (False,),
     "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),  # the others change the base as well
 }
-_SAYS_NOTHING = {
+_IGNORED = {
     "auto_mapping",
     "base_model_name_or_path",
     "inference_mode",
@@ -130,15 +131,19 @@ _SAYS_NOTHING = {
     "peft_version",
     "revision",
 }
-_SAYS_NOTHING |= {"task_type", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"}
-_SAYS_NOTHING |= {"ensure_weight_tying", "eva_config", "runtime_config"}
+_IGNORED |= {"task_type", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"}
+_IGNORED |= {"ensure_weight_tying", "eva_config", "runtime_config"}
 _APPLIED = {"r", "lora_alpha", "use_rslora"}
 
 
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    return type(value) in (int, float)  # no bool
+
+
 def _scale(path: Path, config: Mapping[str, Any], rank: Any) -> float:
-    """The factor before B A; whatever else a configuration asks for is refused by the field's name."""
+    """Return the factor of B A; any unsupported field is an error that names it."""
     for field, value in config.items():
-        if field in _SAYS_NOTHING or field in _APPLIED:
+        if field in _IGNORED or field in _APPLIED:
             continue
         absent = value is None or value is False or value in ("", [], {})
         if (field in _HARMLESS and value not in _HARMLESS[field]) or (field not in _HARMLESS and not absent):
@@ -149,7 +154,7 @@ def _scale(path: Path, config: Mapping[str, Any], rank: Any) -> float:
     r, alpha, rslora = config.get("r"), config.get("lora_alpha"), config.get("use_rslora", False)
     if r != rank or type(r) is not int:
         raise ClaraError(f'{path}: "r" {reprlib.repr(r)} is not the rank in {ABOUT}, {reprlib.repr(rank)}')
-    if type(alpha) not in (int, float) or not 0 < alpha < 1e6:
+    if not _is_number(alpha) or not 0 < alpha < 1e6:
         raise ClaraError(f'{path}: "lora_alpha" {reprlib.repr(alpha)} is not a positive number')
     return alpha / math.sqrt(r) if rslora else alpha / r
 
@@ -157,10 +162,10 @@ def _scale(path: Path, config: Mapping[str, Any], rank: Any) -> float:
 def _without_tables(
     path: Path, state: Mapping[str, np.ndarray], tables: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """The adapter without the embedding tables that PEFT saves along where they were resized: they are those beside it.
+    """Return the adapter without the embedding tables that PEFT saves with it where they were resized.
 
     Raises:
-      ClaraError: they are others.
+      ClaraError: they differ from the export's shared tables.
     """
     for name in state.keys() & _TABLE_NAMES:
         if name not in tables or not np.array_equal(state[name], tables[name]):

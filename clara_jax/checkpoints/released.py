@@ -1,5 +1,7 @@
-"""Checkpoints in the format of the released CLaRa models (``config.json``, two ``.pth`` files); never executes a
-pickle."""
+"""Checkpoints in the format of the released CLaRa models: ``config.json`` and two ``.pth`` files.
+
+Pickles are never executed.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ ROLES = {"encoder_adapter": "compressor", "query_reasoner_adapter": "query_reaso
 LARGEST = 2**20  # of a length or a rank
 TABLES = ("embed_tokens.weight", "lm_head.weight")
 STAGES = {"scp": "stage1", "instruct": "stage1_2", "retrieval": "stage2_pretrain_retrieval", "end_to_end": "stage2"}
-# What a configuration says of the parts of the released code that its published models do not use.
+# Fields about parts of the released code that its published models do not use.
 _UNUSED = {
     "ae_mode": "token",
     "attn_implementation": None,
@@ -59,12 +61,12 @@ class Released:
 
 
 def is_released(path: Path) -> bool:
-    """Whether a directory looks like one."""
+    """Return whether a directory looks like a released checkpoint."""
     return (path / "adapters.pth").is_file()
 
 
 def read_released(path: Path) -> Released:
-    """Reads a checkpoint directory.
+    """Read a checkpoint directory.
 
     Raises:
       ClaraError: missing or malformed files, an adapter that is absent, a pickle with anything but tensors.
@@ -116,9 +118,10 @@ def write_released(
     adapters: Mapping[str, Mapping[str, np.ndarray]],
     tables: Mapping[str, np.ndarray],
 ) -> None:
-    """Writes a checkpoint directory; the inverse of `read_released`.
+    """Write a checkpoint directory; the inverse of `read_released`.
 
     Args:
+      directory: an existing, empty folder.
       config: "decoder_model_name", "doc_max_length", "compr_rate", "lora_r", "different_mem_tokens",
         "generation_top_k", "training_stage" and "max_new_tokens".
       adapters: PEFT tensors by plain name (`clara_jax.checkpoints.names.export_lora`), by role.
@@ -134,7 +137,7 @@ def write_released(
 
 
 def _check_state(path: Path, state: dict) -> None:
-    """Refuses what is no dict of tensors by name."""
+    """Check that an object is a dict of tensors by name."""
     for name, array in state.items():
         if not isinstance(name, str) or not isinstance(array, np.ndarray):
             raise ClaraError(f"{path}: {reprlib.repr(name)} is a {type(array).__name__}, not a tensor by name")

@@ -1,15 +1,15 @@
-"""Checkpoints of a training run: written whole or not at all, verified when read, thinned out while training goes on.
+"""Checkpoints of a training run: written atomically, verified when read, pruned while training goes on.
 
 A checkpoint is a directory ``<run>/checkpoints/<NN>-<stage>-<step>``:
 
-- ``arrays/``: the arrays, as Orbax stores them (this is the one module that knows Orbax);
+- ``arrays/``: the arrays, in Orbax's format (this is the only module that uses Orbax);
 - ``clara.json``: the metadata, and the version of this format;
 - further files of the caller's, such as the tokenizer;
 - ``checksums.json``: size and SHA-256 of every other file.
 
-Every process of a run writes the arrays on its devices, the main one all else; they may be killed in any line. Hidden
-names are those of unfinished work: ``.partial`` is being written, ``.removed`` being deleted, and ``.replaced`` makes
-room for another of its name; until that has come, it counts. The next save of the run clears them away.
+Every process of a run writes the arrays on its devices, the main one everything else; they may be killed at any point.
+Hidden names are unfinished work: ``.partial`` is being written, ``.removed`` is being deleted, and ``.replaced`` makes
+way for a new checkpoint of its name, and counts until that is complete. The next save of the run cleans up.
 """
 
 from __future__ import annotations
@@ -45,22 +45,24 @@ _NAME = re.compile(r"(\d+)-(.+)-(\d+)")
 _PARTIAL, _REMOVED, _REPLACED = ".partial", ".removed", ".replaced"
 _LOWER_IS_BETTER = ("ce", "mse", "contrastive")
 _HASHING_THREADS = 8
-# Small enough for a large checkpoint's files to be hashed side by side.
+# Small enough for a large checkpoint's files to be hashed in parallel.
 _FILE_BYTES = 64 * 2**20
 
 
-class _UnknownFormat(ClaraError):
-    """A whole checkpoint that this program cannot read: no reason to go on from an older one."""
+class _UnknownFormatError(ClaraError):
+    """An intact checkpoint of a format that this program cannot read, for which an older one is no substitute."""
 
 
 def checkpoint_directory(run_dir: str | Path, number: int, stage: str, step: int) -> Path:
-    """Where the run's checkpoint behind ``step`` steps of its stage ``number`` lies:
-    ``<run>/checkpoints/<NN>-<stage>-<step>``, the step in eight digits."""
+    """Return the directory of the run's checkpoint after ``step`` steps of its stage ``number``.
+
+    This is ``<run>/checkpoints/<NN>-<stage>-<step>``, with the step in eight digits.
+    """
     return Path(run_dir) / "checkpoints" / f"{number:02d}-{stage}-{step:08d}"
 
 
 def checkpoints(run_dir: str | Path) -> list[Path]:
-    """The run's checkpoints, damaged ones among them, by stage number and step; half-written ones do not count."""
+    """Return the run's checkpoints, damaged ones included, by stage number and step; unfinished ones do not count."""
     folder = Path(run_dir) / "checkpoints"
     if not folder.is_dir():
         return []
@@ -73,12 +75,12 @@ def checkpoints(run_dir: str | Path) -> list[Path]:
 
 
 def newest_intact(run_dir: str | Path) -> Path | None:
-    """The newest checkpoint whose files are all there and match their checksums; None where there is none.
+    """Return the newest checkpoint whose files are all there and match their checksums; None where there is none.
 
-    Each damaged one that is passed over gets one warning line on standard error.
+    Each damaged one that is skipped gets one warning line on standard error.
 
     Raises:
-      ClaraError: it is whole, but another version's.
+      ClaraError: it is intact, but another version's.
     """
     found = distributed.on_main(_newest_intact, run_dir)
     return None if found is None else Path(found)
@@ -91,7 +93,7 @@ def _newest_intact(run_dir: str | Path) -> str | None:
             verify_checkpoint(path)
             found = path
             break
-        except _UnknownFormat:
+        except _UnknownFormatError:
             raise
         except ClaraError as error:
             damaged.append((path, error))
@@ -103,7 +105,7 @@ def _newest_intact(run_dir: str | Path) -> str | None:
 
 
 def latest_checkpoint(run_dir: str | Path) -> Path:
-    """`newest_intact`, for those who cannot do without.
+    """Return the newest intact checkpoint, see `newest_intact`, or fail.
 
     Raises:
       ClaraError: there is none, or it is another version's.
@@ -118,10 +120,10 @@ def latest_checkpoint(run_dir: str | Path) -> Path:
 
 
 def best_checkpoint(run_dir: str | Path, stage: str, metric: str) -> Path | None:
-    """The stage's checkpoint with the best ``metadata["evaluation"][metric]``, the newer of equals.
+    """Return the stage's checkpoint with the best ``metadata["evaluation"][metric]``, the newer of equals.
 
-    Lower is better for "ce", "mse", "contrastive" and what begins with "loss", higher for all else. None where no
-    readable checkpoint of the stage has the metric.
+    Lower is better for "ce", "mse", "contrastive" and names that begin with "loss", higher for all others. None where
+    no readable checkpoint of the stage has the metric.
     """
     return _best([path for path in checkpoints(run_dir) if _stage(path)[1] == stage], metric)
 
@@ -132,12 +134,12 @@ def save_checkpoint(
     metadata: Mapping[str, Any],
     write_extra: Callable[[Path], None] | None = None,
 ) -> None:
-    """Writes a checkpoint under another name, then renames it: under ``directory`` there is all of it or nothing.
+    """Write a checkpoint atomically: under another name, then renamed.
 
     Args:
       directory: must not exist yet.
       arrays: nested dict of arrays (an Optax state may be a node of it), sharded or not.
-      metadata: what JSON can hold; ``format_version`` is added.
+      metadata: JSON values; ``format_version`` is added.
       write_extra: called with the directory to write further files into.
 
     Raises:
@@ -151,17 +153,19 @@ def save_checkpoint(
 
 
 class CheckpointWriter:
-    """Saves a run's checkpoints while the run goes on, and thins them out.
+    """A writer of a run's checkpoints, which saves in the background and deletes old ones.
 
-    Of the run it keeps the newest ``keep``, of each stage the best by the metric ``best`` (see `best_checkpoint`) and
-    the last with ``metadata["finished"]``. It deletes only after a new one is whole on disk, and none that is further
-    than that: what a run that went on from further back left ahead of it, it replaces when it gets there.
+    It keeps the newest ``keep`` of the run, and of each stage the best by the metric ``best`` (see `best_checkpoint`)
+    and the last with ``metadata["finished"]``. It deletes only after a new one is completely on disk, and none of a
+    later step: a run that was resumed from an earlier checkpoint replaces those ahead of it when it reaches them.
 
     A context manager; at the end it waits for the disk. One writer per run directory, in each process of the run; all
     make the same calls.
 
     Args:
-      best: None keeps no best one.
+      run_dir: directory of the run.
+      keep: number of newest checkpoints to keep.
+      best: metric of the best one to keep; None for none.
     """
 
     def __init__(self, run_dir: str | Path, keep: int = 3, best: str | None = "loss"):
@@ -180,7 +184,7 @@ class CheckpointWriter:
         except Exception as error:
             if kind is None:
                 raise
-            # What ended the run is the news; that its last checkpoint failed as well comes beside it.
+            # The error that ended the run matters more than that its last checkpoint failed, too.
             warn_line(str(error))
 
     def save(
@@ -193,18 +197,22 @@ class CheckpointWriter:
         write_extra: Callable[[Path], None] | None = None,
         wait: bool = False,
     ) -> None:
-        """Saves ``checkpoint_directory(run_dir, number, stage, step)`` once the save before it is done.
+        """Save ``checkpoint_directory(run_dir, number, stage, step)`` once the previous save is done.
 
-        Returns when the arrays may be donated; a thread does the rest. One of that name, which a run meets again when
-        it goes on from further back, is replaced, be it damaged or intact: the same step of a run has the same arrays.
+        Returns when the arrays may be donated; a thread does the rest. An existing checkpoint of that name, which a
+        resumed run reaches again, is replaced, damaged or intact: the same step of a run has the same arrays.
 
         Args:
-          arrays, metadata: as for `save_checkpoint`.
+          number: of the stage within the run.
+          stage: its name.
+          step: steps of the stage that are done.
+          arrays: as for `save_checkpoint`.
+          metadata: as for `save_checkpoint`.
           write_extra: called in the thread with the directory to write further files into.
-          wait: returns when the disk holds it.
+          wait: return only when the checkpoint is on disk.
 
         Raises:
-          ClaraError: this one or the one before it cannot be written; earlier ones are whole.
+          ClaraError: this one or the previous one cannot be written; earlier ones are intact.
         """
         self.wait()
         directory = checkpoint_directory(self._run_dir, number, stage, step).absolute()
@@ -223,10 +231,10 @@ class CheckpointWriter:
             self.wait()
 
     def wait(self) -> None:
-        """Returns when the disk holds what was saved last.
+        """Wait until the last save is on disk.
 
         Raises:
-          ClaraError: it could not be written. It is said once.
+          ClaraError: it could not be written. Raised once.
         """
         saving, self._saving = self._saving, None
         if saving is not None:
@@ -234,7 +242,7 @@ class CheckpointWriter:
             distributed.barrier("saved")
 
     def close(self) -> None:
-        """`wait`, and ends the thread."""
+        """Wait for the last save, and end the thread."""
         try:
             self.wait()
         finally:
@@ -242,12 +250,12 @@ class CheckpointWriter:
 
 
 def warn_line(message: str) -> None:
-    """A warning for the user of a command: one line on standard error."""
+    """Print a warning for the user of a command: one line on standard error."""
     print(f"warning: {' '.join(message.split())}", file=sys.stderr, flush=True)
 
 
 def read_metadata(directory: str | Path) -> dict[str, Any]:
-    """What `save_checkpoint` was given as metadata, with ``format_version``. Verifies this one file, not the arrays.
+    """Return a checkpoint's metadata, with ``format_version``. Verifies this one file, not the arrays.
 
     Raises:
       ClaraError: no checkpoint, a file missing or damaged, an unknown format version.
@@ -260,7 +268,7 @@ def read_metadata(directory: str | Path) -> dict[str, Any]:
     metadata = read_object(directory / METADATA, RESTORE)
     version = metadata.get("format_version")
     if version != FORMAT_VERSION:
-        raise _UnknownFormat(
+        raise _UnknownFormatError(
             f"{directory / METADATA}: format_version is {version!r}, this program reads {FORMAT_VERSION}; "
             "use the version of clara_jax that wrote it"
         )
@@ -268,7 +276,7 @@ def read_metadata(directory: str | Path) -> dict[str, Any]:
 
 
 def verify_checkpoint(directory: str | Path) -> None:
-    """Compares every file with its checksum.
+    """Compare every file with its checksum.
 
     Raises:
       ClaraError: the first file that is missing, cut short or changed.
@@ -281,14 +289,14 @@ def verify_checkpoint(directory: str | Path) -> None:
 def load_arrays(
     directory: str | Path, abstract: Tree | None = None, only: tuple[str, ...] | None = None
 ) -> dict[str, Any]:
-    """The checkpoint's arrays, after all its files have been verified.
+    """Load the checkpoint's arrays, after all its files have been verified.
 
     Args:
       directory: the checkpoint.
       abstract: nested dict of `jax.ShapeDtypeStruct`, each placed by its sharding (without one: on the first device).
-        None loads what is there, whole, onto the first device, whatever mesh wrote it.
-      only: top-level names to load, e.g. ``("lora", "tokens")``; the rest, the optimizer's state say, stays on disk and
-        may be missing from ``abstract``.
+        None loads all arrays, whole, onto the first device, whatever mesh wrote them.
+      only: top-level names to load, e.g. ``("lora", "tokens")``; the rest, e.g. the optimizer's state, stays on disk
+        and may be missing from ``abstract``.
 
     Returns:
       A tree of the structure of ``abstract``.
@@ -298,7 +306,7 @@ def load_arrays(
     """
     directory = Path(directory).absolute()
     distributed.on_main(verify_checkpoint, directory)
-    stored = ocp.metadata(directory / ARRAYS).metadata
+    stored = ocp.metadata(str(directory / ARRAYS)).metadata
     wanted = stored if abstract is None else dict(abstract)
     if only is not None:
         for name in only:
@@ -315,11 +323,11 @@ def load_arrays(
     context = ocp.Context()
     context.pytree.loading.partial_load = only is not None
     with context:
-        return ocp.load(directory / ARRAYS, jax.tree.map(target, wanted))
+        return ocp.load(str(directory / ARRAYS), jax.tree.map(target, wanted))
 
 
 def json_text(value: Mapping[str, Any]) -> str:
-    """An object as the text of a JSON file; ValueError for a number that is not finite."""
+    """Format an object as the text of a JSON file; ValueError for a number that is not finite."""
     return json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
@@ -329,10 +337,10 @@ def json_text(value: Mapping[str, Any]) -> str:
 def _begin_save(
     directory: Path, arrays: Tree, metadata: Mapping[str, Any], write_extra: Callable[[Path], None] | None
 ) -> Callable[[], None]:
-    """The part of a save that needs the arrays on their devices; returns what does the rest.
+    """Do the part of a save that needs the arrays on their devices; return a function that does the rest.
 
-    The arrays may be donated in between: they are on the host by then, or, on a CPU, Orbax holds their buffers, which
-    JAX therefore does not give away.
+    The arrays may be donated in between: they are on the host by then, or, on a CPU, Orbax holds references to their
+    buffers, so that JAX does not reuse them.
     """
     try:
         described = json_text({"format_version": FORMAT_VERSION, **metadata})
@@ -348,7 +356,7 @@ def _begin_save(
         context = ocp.Context()
         context.array.saving.ocdbt_target_data_file_size = _FILE_BYTES
         with context:
-            writing = ocp.save_async(partial / ARRAYS, dict(arrays))
+            writing = ocp.save_async(str(partial / ARRAYS), dict(arrays))
 
     def finish() -> None:
         with _or_nothing(directory, partial):
@@ -381,8 +389,7 @@ def _commit(partial: Path, directory: Path) -> None:
 
 
 def _clear_unfinished(folder: Path) -> None:
-    """Removes what a killed writer left in a folder of checkpoints, and gives the one that it was replacing its name
-    back."""
+    """Remove what a killed writer left in a folder of checkpoints, and restore the one that it was replacing."""
     for path in folder.glob(".*") if folder.is_dir() else ():
         name = folder / path.stem[1:]
         if path.suffix == _REPLACED and not name.exists():
@@ -392,13 +399,13 @@ def _clear_unfinished(folder: Path) -> None:
 
 
 def _hidden(directory: Path, suffix: str) -> Path:
-    """A name beside it, on the same file system, under which it does not count."""
+    """Return a hidden name beside a checkpoint, on the same file system, under which it does not count."""
     return directory.with_name(f".{directory.name}{suffix}")
 
 
 @contextlib.contextmanager
 def _or_nothing(directory: Path, partial: Path) -> Iterator[None]:
-    """Whatever goes wrong while a checkpoint is written, its half-written files go."""
+    """Remove the unfinished checkpoint if the block, which writes it, fails."""
     try:
         with file_errors(f"{directory}: cannot write the checkpoint", "; earlier checkpoints are whole"):
             yield
@@ -409,7 +416,7 @@ def _or_nothing(directory: Path, partial: Path) -> Iterator[None]:
 
 
 def _quieten_orbax() -> None:
-    """Orbax raises what went wrong in its threads, and also logs it with a traceback: once is enough."""
+    """Filter the tracebacks that Orbax logs for errors of its threads, which it raises as well."""
     logging.getLogger("absl").addFilter(_is_not_raised_anyway)
 
 
@@ -417,19 +424,19 @@ def _is_not_raised_anyway(record: logging.LogRecord) -> bool:
     return not (record.exc_info and "orbax" in record.pathname)
 
 
-# --- thinning out ---
+# --- pruning ---
 
 
 def _thin_out(run_dir: Path, committed: Path, keep: int, best: str | None) -> None:
     found = checkpoints(run_dir)
-    # What is further than the one just committed was found damaged, or the run would have gone on from there.
+    # Later checkpoints than the one just committed are damaged, or the run would have been resumed from them.
     found = found[: found.index(committed) + 1]
     kept = set(found[-keep:])
     for stage in {_stage(path) for path in found}:
-        own = [path for path in found if _stage(path) == stage]
-        finished = [path for path in own if _metadata_if_readable(path).get("finished") is True]
+        of_stage = [path for path in found if _stage(path) == stage]
+        finished = [path for path in of_stage if _metadata_if_readable(path).get("finished") is True]
         kept.update(finished[-1:])
-        if best is not None and (path := _best(own, best)):
+        if best is not None and (path := _best(of_stage, best)):
             kept.add(path)
     for path in found:
         if path not in kept:
@@ -440,15 +447,16 @@ def _thin_out(run_dir: Path, committed: Path, keep: int, best: str | None) -> No
 def _remove(directory: Path) -> None:
     removed = _hidden(directory, _REMOVED)
     os.rename(directory, removed)
-    # Otherwise the disk might know of the missing files before it knows of the new name.
+    # Otherwise the deletions might reach the disk before the new name does.
     sync(directory.parent)
     shutil.rmtree(removed)
 
 
 def _stage(path: Path) -> tuple[int, str]:
-    """Number and name of the stage that a checkpoint belongs to."""
-    number, name, _ = _NAME.search(path.name).groups()
-    return int(number), name
+    """Return number and name of the stage that a checkpoint belongs to."""
+    match = _NAME.search(path.name)
+    assert match is not None, "`checkpoints` lists no other names"
+    return int(match[1]), match[2]
 
 
 def _best(paths: Iterable[Path], metric: str) -> Path | None:
@@ -521,13 +529,13 @@ def _checksums(directory: Path) -> dict[str, dict[str, Any]]:
     for name, entry in sums.items():
         if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
             raise ClaraError(f"{directory / CHECKSUMS}: {name!r} has no bytes and sha256; restore the file from a copy")
-    # Nothing else vouches for this file. Written in one way only, it shows any change that its entries do not.
+    # This file has no checksum of its own. Its text is canonical, so that any change shows.
     if (directory / CHECKSUMS).read_text(encoding="utf-8") != json_text(sums):
         raise ClaraError(f"{directory / CHECKSUMS}: was changed since it was written; {RESTORE}")
     return sums
 
 
 def _in_threads(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
-    """Calls it for each item; hashing and reading let go of the interpreter's lock."""
+    """Call a function for each item in threads; hashing and reading release the interpreter's lock."""
     with ThreadPoolExecutor(min(_HASHING_THREADS, os.cpu_count() or 1)) as pool:
         return list(pool.map(function, items))

@@ -1,4 +1,4 @@
-"""Reads safetensors: one file, or a model directory with one file or with an index and its shards."""
+"""Safetensors, memory-mapped: one file, or a model directory with one file or with an index and its shards."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _DTYPES = {
 
 
 def weight_files(path: str | os.PathLike) -> list[Path]:
-    """The safetensors files of ``path`` (a file, or a directory as Hugging Face lays it out), sorted by name.
+    """Return the safetensors files of ``path`` (a file, or a directory in Hugging Face's layout), sorted by name.
 
     Raises:
       ClaraError: nothing there, weights in another format only, a damaged index, or a missing shard.
@@ -58,11 +58,12 @@ def weight_files(path: str | os.PathLike) -> list[Path]:
 
 
 def open_tensors(path: str | os.PathLike) -> Mapping[str, np.ndarray]:
-    """The tensors by name, each mapped from its file when it is asked for (read-only, bfloat16 as ``ml_dtypes``).
+    """Open tensors by name; each is mapped from its file on access (read-only, bfloat16 as ``ml_dtypes``).
 
     Args:
       path: a directory with ``model.safetensors``, or with ``model.safetensors.index.json`` and the shards that it
         names, or a single file.
+
     Raises:
       ClaraError: as ``weight_files``; a truncated file; a tensor that the index names and its shard does not
         hold, or that it does not name. Of a tensor in several shards, the one is read that the index names.
@@ -78,7 +79,7 @@ def open_tensors(path: str | os.PathLike) -> Mapping[str, np.ndarray]:
             raise ClaraError(
                 f'{index}: names the tensor "{name}" in {shard}, which does not hold it; download both again'
             )
-    # An old copy in another shard is passed over, as the index says; what it does not name at all is no copy.
+    # A stale copy in another shard is ignored, for the index decides; a tensor that it does not name is an error.
     for shard, held in shards.items():
         if unnamed := sorted(held.keys() - names.keys()):
             raise ClaraError(
@@ -98,7 +99,7 @@ def _weight_map(index: Path) -> dict[str, str]:
         weight_map, plain = {}, False
     if not plain:
         raise ClaraError(f'{index}: "weight_map" must give a file of the same directory for each tensor name')
-    # os.path says no to what no file can be named; Path raises.
+    # os.path returns False for an invalid name; Path raises.
     missing = sorted(shard for shard in set(weight_map.values()) if not os.path.isfile(index.parent / shard))
     if missing:
         raise ClaraError(
@@ -109,7 +110,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 class _Place:
-    """Where one tensor lies: file, first byte, dtype and shape."""
+    """The place of one tensor: file, first byte, dtype and shape."""
 
     def __init__(self, file: Path, start: int, dtype: str, shape: tuple[int, ...]):
         self.file, self.start, self.dtype, self.shape = file, start, dtype, shape
@@ -117,8 +118,8 @@ class _Place:
 
 def _header(file: Path) -> dict[str, _Place]:
     try:
-        # Checks the header: offsets in order, sizes that fit dtype and shape, nothing beyond the file. Reading the
-        # bytes is our own: the package's numpy side does not know all dtypes in all its versions.
+        # Checks the header: offsets in order, sizes that fit dtype and shape, nothing beyond the file. The bytes are
+        # read here: the package's numpy interface does not know all dtypes in all its versions.
         with safe_open(file, framework="numpy"):
             pass
         with open(file, "rb") as stream:

@@ -1,5 +1,7 @@
-"""Writes files that ``torch.load`` opens (``weights_only=True`` as well), without torch: the other half of
-`clara_jax.checkpoints.torch_pickle`."""
+"""Files for ``torch.load`` (``weights_only=True``, too), written without torch.
+
+`clara_jax.checkpoints.torch_pickle` reads them.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,12 @@ _ROOT = "archive/"
 
 
 def write_pth(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
-    """Writes nested dicts of arrays as ``torch.save`` lays them out: a zip of raw storages and a pickle.
+    """Write nested dicts of arrays in the layout of ``torch.save``: a zip of raw storages and a pickle.
 
-    An array that occurs several times (the same object) is stored once, as tensors that share a storage are.
+    An array that occurs several times (the same object) is stored once, like tensors that share a storage.
 
     Args:
+      path: the file.
       content: str -> dict or array (float32, float16 or bfloat16).
 
     Raises:
@@ -44,7 +47,7 @@ def write_pth(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
 
 
 def _undated(name: str) -> zipfile.ZipInfo:
-    """A member without the time of writing, so that the same content gives the same bytes."""
+    """Return a zip member without a timestamp, so that the same content gives the same bytes."""
     return zipfile.ZipInfo(_ROOT + name)
 
 
@@ -53,11 +56,11 @@ def _dict(content: Mapping[str, Any], arrays: dict[int, tuple[int, np.ndarray]])
         _text(name) + (_dict(node, arrays) if isinstance(node, Mapping) else _tensor(node, arrays))
         for name, node in content.items()
     ]
-    return b"}(" + b"".join(items) + b"u"  # an empty dict, a mark, its items, "set them"
+    return b"}(" + b"".join(items) + b"u"  # EMPTY_DICT, MARK, the items, SETITEMS
 
 
 def _tensor(array: np.ndarray, arrays: dict[int, tuple[int, np.ndarray]]) -> bytes:
-    """The call torch._utils._rebuild_tensor_v2(storage, offset, size, strides, requires_grad, hooks)."""
+    """Pickle a call of torch._utils._rebuild_tensor_v2(storage, offset, size, strides, requires_grad, hooks)."""
     key, _ = arrays.setdefault(id(array), (len(arrays), array))
     kind = f"ctorch\n{_STORAGES[array.dtype]}\n".encode()
     storage = b"(" + _text("storage") + kind + _text(str(key)) + _text("cpu") + _int(array.size) + b"tQ"

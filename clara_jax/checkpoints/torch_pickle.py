@@ -1,10 +1,10 @@
-"""Reads the files of ``torch.save`` without torch, and without running anything that they contain.
+"""A reader of ``torch.save`` files without torch, which runs nothing that they contain.
 
 Such a file (PyTorch 1.6 and later) is a zip: ``data.pkl`` describes nested dicts of tensors; ``data/0``, ``data/1``
 and so on hold the raw bytes. A pickle is a program for a small stack machine whose instructions may call any Python
-function, so a file from the internet must not reach Python's unpickler. The machine here is our own: it knows the
-instructions that state dicts use, and instead of importing names it compares them with a list. A name or an instruction
-that is not listed ends the reading; there is no path from the file to a call of foreign code.
+function, so a file from the internet must not reach Python's unpickler. The machine here knows only the instructions
+that state dicts use, and instead of importing names it compares them with a list. A name or an instruction that is not
+listed is an error; there is no path from the file to a call of foreign code.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _GLOBALS = frozenset(
         *(f"torch.{name}" for name in (*_STORAGES, *_DTYPES)),
     ]
 )
-# Instructions that push the value that stands beside them.
+# Instructions that push their argument.
 _PUSH_ARGUMENT = frozenset(
     "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT "
     "STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 "
@@ -79,7 +79,7 @@ _PUSH_ARGUMENT = frozenset(
 
 
 def read_pth(path: str | os.PathLike) -> dict:
-    """The content of a ``torch.save`` file: nested dicts, lists and plain values, with tensors as arrays.
+    """Read a ``torch.save`` file: nested dicts, lists and plain values, with tensors as arrays.
 
     Tensors keep their dtype (bfloat16 as ``ml_dtypes.bfloat16``); parameters come as their data. Arrays are read-only
     views: tensors that share a storage share memory, strides are kept, and the bytes stay in the file (memory-mapped)
@@ -88,6 +88,7 @@ def read_pth(path: str | os.PathLike) -> dict:
 
     Args:
       path: a ``.pth``, ``.pt`` or ``.bin`` file in the zip format, little or big endian.
+
     Raises:
       ClaraError: not such a file, truncated or damaged, a tensor that reaches outside its storage, or a pickle that
         asks for anything but tensors and plain values. Nothing in the file is executed in any case.
@@ -115,11 +116,11 @@ def read_pth(path: str | os.PathLike) -> dict:
     return content
 
 
-# torch.save compresses nothing. Where another program did, no honest file of weights shrinks more than this.
+# torch.save does not compress. Where another program does, no genuine file of weights shrinks more than this.
 _INFLATES = 64
-_SMALL = 2**24  # bytes that any file may hold
+_SMALL = 2**24  # bytes that any file may unpack to
 _LARGEST_PICKLE = 2**28  # bytes: it describes tensors, it does not hold them
-_WORK = 16  # values that may be looked at for each byte of the pickle: shared ones may be looked at again and again
+_WORK = 16  # values that may be visited per byte of the pickle: shared values may be visited repeatedly
 
 
 class _Archive:
@@ -155,7 +156,7 @@ class _Archive:
             self.fail(f'record "{name}" is damaged ({error}); download or copy the file again')
 
     def storage(self, key: str) -> np.ndarray:
-        """The bytes of one storage, uint8, read-only."""
+        """Return the bytes of one storage, uint8, read-only."""
         if key not in self.storages:
             if not self.has(f"data/{key}"):
                 self.fail(f'storage "data/{key}" is missing from the zip; download or copy the file again')
@@ -176,15 +177,15 @@ class _Archive:
             data = np.memmap(self.path, np.uint8, "r", start, (info.file_size,)).view(np.ndarray)
         except ValueError:
             self.fail(f'record "{name}" is truncated; download or copy the file again')
-        # Mapped bytes do not pass through zipfile, which would have compared them with their checksum.
-        if zlib.crc32(data) != info.CRC:
+        # Mapped bytes do not pass through zipfile, which would verify their checksum.
+        if zlib.crc32(data.data) != info.CRC:
             self.fail(f'record "{name}" is damaged (wrong checksum); download or copy the file again')
         return data
 
 
 @dataclasses.dataclass(frozen=True)
 class _Global:
-    """A listed name. Only ever compared: it stands for a Python object that is not there."""
+    """A listed name, which stands for a Python object; it is compared, never imported."""
 
     name: str
 
@@ -304,7 +305,7 @@ class _Machine:
                 self.fail(f'refused: the pickle uses the instruction "{name}", which files of tensors do not need')
 
     def counted(self, items: Any) -> Any:
-        """The items, where looking at each of them is still within what a pickle of this length may ask for."""
+        """Return the items; fails where visiting them exceeds the work that a pickle of this length may ask for."""
         if not isinstance(items, (list, tuple, set, frozenset)):
             raise TypeError("items of something that has none")
         self.work -= len(items)
@@ -351,7 +352,7 @@ class _Machine:
         return _Storage(key, dtype, count)
 
     def build(self, function: Any, arguments: Any) -> Any:
-        """What a listed constructor would have made of its arguments."""
+        """Return what a listed constructor would make of its arguments."""
         if not isinstance(function, _Global) or type(arguments) is not tuple:
             raise TypeError("a call of something that is not a name")
         match function.name.rpartition(".")[2]:
@@ -375,7 +376,7 @@ class _Machine:
         self.fail(f'refused: the pickle calls "{function.name}"; do not trust this file')
 
     def tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, dtype: Any = None) -> np.ndarray:
-        """One tensor, a view of its storage; offset and strides count elements."""
+        """Return a tensor as a view of its storage; offset and strides count elements."""
         if not isinstance(storage, _Storage):
             raise TypeError("a tensor without a storage")
         item = dtype or storage.dtype
@@ -395,13 +396,13 @@ class _Machine:
             )
         size = math.prod(shape)
         last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
-        # The reach is checked before there is a view: as_strided itself would read any address.
+        # The bounds are checked before the view is made: as_strided would read any address.
         if size and (last + 1) * item.itemsize > raw.size:
             self.fail(
                 f'a tensor of shape {reprlib.repr(shape)} reaches outside its storage "data/{storage.key}"; '
                 "do not trust this file"
             )
-        if size * item.itemsize > max(_SMALL, raw.size):  # strides of 0 repeat elements: as many as anybody likes
+        if size * item.itemsize > max(_SMALL, raw.size):  # strides of 0 repeat elements without limit
             self.fail(f"a tensor of shape {reprlib.repr(shape)} is larger than its storage; do not trust this file")
         if not size:
             return np.zeros(shape, item)

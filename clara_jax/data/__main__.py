@@ -1,4 +1,4 @@
-"""Prepares data: imports, cuts, builds, measures and shows it.
+"""Prepare data: import, chunk, build, measure and show it.
 
     python -m clara_jax.data import squad --input train-v1.1.json --output records.jsonl
     python -m clara_jax.data corpus --input folder/ --output corpus.jsonl
@@ -7,7 +7,7 @@
     python -m clara_jax.data stats end_to_end --train records.jsonl --eval dev.jsonl
     python -m clara_jax.data inspect end_to_end records.jsonl --number 3
 
-Each has its own --help.
+Each has a --help.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ COMMANDS = {
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m clara_jax.data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (add_arguments, run, said) in COMMANDS.items():
-        own = commands.add_parser(name, help=said, description=said)
-        add_arguments(own)
-        own.set_defaults(run=run)
+    for name, (add_arguments, run, description) in COMMANDS.items():
+        subparser = commands.add_parser(name, help=description, description=description)
+        add_arguments(subparser)
+        subparser.set_defaults(run=run)
     arguments = parser.parse_args()
     arguments.run(arguments)
 

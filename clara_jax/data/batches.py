@@ -25,8 +25,9 @@ Memories = Callable[[Sequence[np.ndarray | None]], np.ndarray]
 
 @flax.struct.dataclass
 class Batch:
-    """A batch of a training step; Te = encoder width + M, Tq = query width + M. Where documents are text in the prompt,
-    D is 0.
+    """A batch of a training step.
+
+    Te = encoder width + M, Tq = query width + M. Where documents are text in the prompt, D is 0.
 
     A packed batch (`clara_jax.data.packing`) holds up to S examples in each row, of one document each: one sequence of
     documents, D = 1, and one of prompts. Its masks are int32, the number of the example in the row, from 1, and 0 where
@@ -72,12 +73,12 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """Attended positions of all texts and prompts (of host arrays: reading a device's would wait for it)."""
+        """The number of attended positions of all texts and prompts; of host arrays, since reading a device's waits."""
         return sum(int((mask != 0).sum()) for mask in self._masks)
 
     @property
     def padding(self) -> float:
-        """The share of positions that are computed for nothing."""
+        """The share of positions that are padding."""
         return 1 - self.tokens / sum(mask.size for mask in self._masks)
 
     @property
@@ -89,7 +90,7 @@ class Batch:
 def plan_shapes(
     examples: Sequence[Example], tokenizer: ClaraTokenizer, multiple: int = MULTIPLE, documents: int = 0
 ) -> Shapes:
-    """`shapes_for` examples."""
+    """Return the smallest shapes that hold all examples, see `shapes_for`."""
     return shapes_for(sizes_of(examples), tokenizer, multiple, documents)
 
 
@@ -101,9 +102,12 @@ def collate(
     memories: Memories | None = None,
     distinct: int | None = None,
 ) -> Batch:
-    """Examples of one stage as a `Batch` of numpy arrays.
+    """Collate examples of one stage into a `Batch` of numpy arrays.
 
     Args:
+      examples: at least one, at most ``batch_size``.
+      shapes: the sizes of the batch; every example fits.
+      tokenizer: gives the memory tokens and the padding.
       batch_size: B; rows that are missing are filled in (see `Batch`). Default: the number of examples, at least one.
       memories: of the documents; the batch then holds them instead of tokens, and the shapes need no room for these.
       distinct: N, for a batch that holds each distinct document once; default each in its place.
@@ -139,6 +143,7 @@ def collate(
     if examples[0].positives is not None:
         positives = np.zeros((rows, count), bool)
         for row, example in enumerate(examples):
+            assert example.positives is not None  # of a stage all examples rank, or none
             positives[row, list(example.positives)] = True
 
     def lines(name: str, fill: int) -> np.ndarray:
@@ -165,8 +170,11 @@ def collate(
 def with_memory(
     texts: Sequence[np.ndarray | None], width: int, tokenizer: ClaraTokenizer
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Texts padded on the left to ``width``, then the memory tokens: ids, int32 [N, width + M]; and what is attended,
-    bool: nothing of an absent one."""
+    """Pad texts on the left to ``width`` and append the memory tokens.
+
+    Returns:
+      ids, int32 [N, width + M]; the attended positions, bool of the same shape: none of an absent text.
+    """
     memory = np.array(tokenizer.memory_ids, np.int32)
     padded = _left_padded(texts, len(texts), width, tokenizer.pad_id)
     ids = np.concatenate([padded, np.tile(memory, (len(texts), 1))], axis=1)
@@ -175,8 +183,7 @@ def with_memory(
 
 
 def _distinct(texts: Sequence[np.ndarray | None], count: int) -> tuple[list[np.ndarray | None], np.ndarray]:
-    """``count`` texts, each different one once and None after them; which of them stands at a place, int32, 0 at
-    None."""
+    """Return ``count`` texts, each different one once, then None; and each place's index in them, int32, 0 at None."""
     numbers: dict[bytes, int] = {}
     index = [0 if text is None else numbers.setdefault(text.tobytes(), len(numbers)) for text in texts]
     if len(numbers) > count:

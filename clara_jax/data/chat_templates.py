@@ -1,4 +1,4 @@
-"""A base's chat template: a stranger's program in Jinja, rendered within bounds, the same on every day.
+"""A base model's chat template: an untrusted Jinja program, rendered within bounds, the same on every day.
 
 Templates come with the models. The sandbox keeps them from files and attributes, but not from loops of 10^10 steps or
 strings of 10^10 characters, so they are rendered by `clara_jax.confined`. They may read the clock (Llama 3.1 does): it
@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clara_jax.confined import GIB, Confined, Exceeded
+from clara_jax.confined import GIB, Confined, ExceededError
 from clara_jax.errors import ClaraError
 
 DATE = datetime.datetime(2024, 7, 26)  # what Llama's templates take where there is no clock
@@ -26,20 +26,21 @@ _RENDERING = Confined(GIB)
 Messages = Sequence[Mapping[str, str]]
 
 
-class TemplateRefuses(ClaraError):
-    """A template raises an error for the messages that it was given, as some do for the system role."""
+class ChatTemplateError(ClaraError):
+    """An error that a template raises for the messages that it was given, as some do for the system role."""
 
 
 class ChatTemplate:
-    """Renders chats.
+    """A renderer of chats.
 
     Attributes:
       source: the template.
-      reads_clock: what it renders would depend on the day; it is given `DATE`.
+      reads_clock: whether its output would depend on the day; it is given `DATE`.
     """
 
     def __init__(self, tokenizer: Any):
-        """
+        """Open the chat template of a tokenizer.
+
         Args:
           tokenizer: of transformers; its special tokens are known to the template by their names.
 
@@ -68,24 +69,25 @@ class ChatTemplate:
         """Return the text of each chat.
 
         Args:
-          generate: up to where the assistant speaks next.
+          chats: the messages of each.
+          generate: render up to where the assistant's next message begins.
 
         Raises:
-          TemplateRefuses: the template fails on one of them.
+          ChatTemplateError: the template fails on one of them.
           ClaraError: it takes more time or memory than any template needs.
         """
         arguments = self.source, self._variables, [[dict(message) for message in chat] for chat in chats], generate
         try:
             result = _RENDERING.call(f"{__name__}:render_all", arguments, SECONDS + SECONDS_EACH * len(chats))
-        except Exceeded as error:
+        except ExceededError as error:
             raise ClaraError(f"the base model's chat template takes {error}; use another one") from None
         if "error" in result:
-            raise TemplateRefuses(f"the base model's chat template fails: {result['error']}")
+            raise ChatTemplateError(f"the base model's chat template fails: {result['error']}")
         return result["texts"]
 
 
 def render_all(source: str, variables: dict[str, Any], chats: list[Messages], generate: bool) -> dict[str, Any]:
-    """Render chats, or say in "error" why not; what `ChatTemplate.render` runs in another process."""
+    """Render chats to "texts", or return the reason in "error"; `ChatTemplate.render` runs this in another process."""
     try:
         template = _compiled(source)
         fields = variables | {"tools": None, "documents": None, "add_generation_prompt": generate}
@@ -100,25 +102,26 @@ def render_all(source: str, variables: dict[str, Any], chats: list[Messages], ge
         import jinja2
 
         message = str(error)[:300]
-        said = message and isinstance(error, jinja2.TemplateError)
-        return {"error": message if said else f"{type(error).__name__}: {message}"}
+        readable = message and isinstance(error, jinja2.TemplateError)
+        return {"error": message if readable else f"{type(error).__name__}: {message}"}
 
 
 @functools.lru_cache(16)
 def _compiled(source: str):
-    """The template in the environment that transformers gives it, but for the clock and chance."""
+    """Return the template in the environment that transformers gives it, except for the clock and chance."""
     import jinja2
     import jinja2.ext
+    import jinja2.nodes
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(jinja2.ext.Extension):
-        """Lets the tag stand that marks what the assistant says."""
+        """An extension that accepts the tag around the assistant's messages."""
 
         tags = {"generation"}
 
         def parse(self, parser):
             line = next(parser.stream).lineno
-            body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             return jinja2.nodes.CallBlock(self.call_method("_as_it_is"), [], [], body).set_lineno(line)
 
         def _as_it_is(self, caller):

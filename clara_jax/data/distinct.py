@@ -1,4 +1,4 @@
-"""The distinct documents of batches: where the compressor is frozen, each needs to be compressed but once a batch."""
+"""The distinct documents of batches: where the compressor is frozen, each is compressed only once per batch."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import NamedTuple
 import numpy as np
 
 from clara_jax.data.encoding import Example
-from clara_jax.data.mixture import Joined
+from clara_jax.data.mixture import ConcatExamples
 from clara_jax.data.plan import BatchPlan
 from clara_jax.data.shapes import Shapes
 from clara_jax.data.token_cache import TokenCache
 
 
-class Numbers(NamedTuple):
-    """The documents of examples as numbers, of which equal ones are equal documents.
+class DocumentNumbers(NamedTuple):
+    """The documents of examples as numbers; equal numbers are equal documents.
 
     Attributes:
       flat: int32, those of all examples one after another.
@@ -26,31 +26,33 @@ class Numbers(NamedTuple):
     ends: np.ndarray
 
     def distinct(self, rows: np.ndarray) -> int:
-        """How many different documents these examples have together."""
+        """Return how many different documents these examples have together."""
         starts = np.where(rows > 0, self.ends[rows - 1], 0)
         parts = [self.flat[start:end] for start, end in zip(starts, self.ends[rows], strict=True)]
         return len(np.unique(np.concatenate(parts)))
 
 
-def document_numbers(examples: Sequence[Example]) -> Numbers:
-    """The numbers of examples' documents. Equal documents of different sets of a mixture count as different."""
+def document_numbers(examples: Sequence[Example]) -> DocumentNumbers:
+    """Return the numbers of examples' documents; equal documents of different sets of a mixture count as different."""
     if isinstance(examples, TokenCache):
-        return Numbers(*examples.document_numbers)
-    if isinstance(examples, Joined):
+        return DocumentNumbers(*examples.document_numbers)
+    if isinstance(examples, ConcatExamples):
         flat, ends, most, before = [], [], 0, 0
-        for own in map(document_numbers, examples.parts):
-            flat.append(own.flat + most)
-            ends.append(own.ends + before)
-            most, before = int(flat[-1].max(initial=most - 1)) + 1, before + len(own.flat)
-        return Numbers(np.concatenate(flat), np.concatenate(ends))
+        for numbers in map(document_numbers, examples.parts):
+            flat.append(numbers.flat + most)
+            ends.append(numbers.ends + before)
+            most, before = int(flat[-1].max(initial=most - 1)) + 1, before + len(numbers.flat)
+        return DocumentNumbers(np.concatenate(flat), np.concatenate(ends))
     known: dict[int, int] = {}  # equal documents share one array, see `Example`
     flat = [known.setdefault(id(ids), len(known)) for example in examples for ids in example.documents]
-    return Numbers(np.array(flat, np.int32), np.cumsum([len(example.documents) for example in examples]))
+    return DocumentNumbers(np.array(flat, np.int32), np.cumsum([len(example.documents) for example in examples]))
 
 
-def planned_counts(plan: BatchPlan, numbers: Numbers, multiple: int) -> dict[Shapes, int]:
-    """Of each shape of a plan's batches the most distinct documents that one of them has, rounded up to a multiple: one
-    static size for each, so that no step is compiled for its own number of repetitions."""
+def planned_counts(plan: BatchPlan, numbers: DocumentNumbers, multiple: int) -> dict[Shapes, int]:
+    """Return, for each shape of a plan's batches, the most distinct documents of a batch, rounded up to a multiple.
+
+    Each shape has one static size, so that steps with different numbers of repeated documents share one program.
+    """
     most: dict[Shapes, int] = {}
     for step in range(plan.steps):
         shapes = plan.shapes(step)
@@ -59,5 +61,5 @@ def planned_counts(plan: BatchPlan, numbers: Numbers, multiple: int) -> dict[Sha
 
 
 def most_distinct(groups: Sequence[Sequence[Example]]) -> int:
-    """The most distinct documents that one of the groups of examples has; at least 1."""
+    """Return the most distinct documents that one of the groups of examples has; at least 1."""
     return max([1, *(len({ids.tobytes() for example in group for ids in example.documents}) for group in groups)])

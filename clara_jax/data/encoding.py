@@ -42,13 +42,13 @@ class Example:
 
     @property
     def target_span(self) -> int:
-        """Positions from the first label to the right end; 0 without labels."""
+        """The number of positions from the first label to the right end; 0 without labels."""
         return _target_span(self.labels)
 
 
 @dataclasses.dataclass(frozen=True)
 class EncodedRecord:
-    """An `Example` whose documents are numbers: the places at which the encoder met them first."""
+    """An `Example` whose documents are numbers, counted in the order in which the encoder met them first."""
 
     documents: tuple[int, ...]
     query: np.ndarray | None
@@ -59,15 +59,16 @@ class EncodedRecord:
 
 
 def sizes_of(examples: Sequence[Example]) -> np.ndarray:
-    """The index of sizes, int32 [N, 5], see `clara_jax.data.shapes`."""
+    """Return the index of sizes, int32 [N, 5], see `clara_jax.data.shapes`."""
     sizes = [row_of_sizes(example, [len(ids) for ids in example.documents]) for example in examples]
     return np.array(sizes, np.int32).reshape(-1, 5)
 
 
 def row_of_sizes(record: Example | EncodedRecord, document_lengths: Sequence[int]) -> tuple[int, ...]:
-    """A record's row of that index.
+    """Return a record's row of the index of sizes, see `sizes_of`.
 
     Args:
+      record: a tokenized record.
       document_lengths: of the record's documents, in ids.
     """
     return (
@@ -81,18 +82,18 @@ def row_of_sizes(record: Example | EncodedRecord, document_lengths: Sequence[int
 
 @dataclasses.dataclass(frozen=True)
 class Encoding:
-    """How records become tokens; whoever keeps tokens keeps them under this.
+    """How records become tokens; part of the key under which tokens are cached.
 
     Attributes:
       stage: "scp", "autoencode" or "continue" (one document, one slot), "instruct" (up to k documents, a slot each),
-        "end_to_end" or "retrieval" (up to ``candidates`` documents, min(k, documents) slots). What a prompt says goes
-        by the record's kind: a stage may learn from records of several.
+        "end_to_end" or "retrieval" (up to ``candidates`` documents, min(k, documents) slots). A prompt's form
+        depends on the record's kind: a stage may learn from records of several.
       k: documents in the prompt.
       candidates: D of end_to_end and retrieval; None: all documents of each record.
       seed: chooses the instructions of paraphrases.
       query_width: where questions are cut; None: ``tokenizer.max_length + 3``, as in the released training code.
       keep_positives: of too many documents keep the positive ones before others (all in their order). Switched off to
-        measure on given candidates: what is left out must not depend on what is right.
+        measure on given candidates: which are left out must not depend on which are right.
       documents: "memory", or "text": up to k documents (of scp one) stand in the prompt as texts, each cut where the
         compressor would cut it; nothing is compressed, and nothing ranked.
 
@@ -118,19 +119,19 @@ class Encoding:
 
     @property
     def limit(self) -> int | None:
-        """Documents of a record."""
+        """The most documents of a record; None for all."""
         if self.stage in ONE_DOCUMENT:
             return 1
         return self.candidates if self.ranks else self.k
 
     @property
     def ranks(self) -> bool:
-        """A question ranks the documents."""
+        """Whether a question ranks the documents."""
         return self.stage in RANKING_STAGES and self.documents == MEMORY
 
 
 class Encoder:
-    """Tokenizes records slice by slice; a document that was met before is not tokenized again.
+    """A tokenizer of records, slice by slice; a document that was met before is not tokenized again.
 
     Attributes:
       cut_documents, cut_queries, cut_targets: how many were too long so far.
@@ -143,40 +144,41 @@ class Encoder:
 
     @property
     def document_count(self) -> int:
-        """Distinct documents so far."""
+        """The number of distinct documents so far."""
         return len(self._numbers)
 
     def encode(self, records: Sequence[Record]) -> tuple[list[np.ndarray], list[EncodedRecord]]:
-        """The documents that are new, in the order of their numbers, and the records.
+        """Return the documents that are new, in the order of their numbers, and the encoded records.
 
         Raises:
           ClaraError: a record whose prompt is cut so far that a memory or the whole target is lost.
         """
-        own = self.encoding
-        records = [_select_documents(record, own.limit, own.keep_positives) for record in records]
+        encoding = self.encoding
+        records = [_select_documents(record, encoding.limit, encoding.keep_positives) for record in records]
         new: list[str] = []
         numbers = [tuple(self._number(text, new) for text in record.documents) for record in records]
         documents, cut = self._texts(new, self.tokenizer.doc_max_length + FRAME)
         self.cut_documents += cut
-        if own.documents == TEXT:
+        if encoding.documents == TEXT:
             documents, numbers = [], [()] * len(records)
-        queries: list[np.ndarray | None] = [None] * len(records)
-        if own.ranks:
-            width = self.tokenizer.max_length + FRAME if own.query_width is None else own.query_width
+        queries: Sequence[np.ndarray | None] = [None] * len(records)
+        if encoding.ranks:
+            width = self.tokenizer.max_length + FRAME if encoding.query_width is None else encoding.query_width
             queries, cut = self._texts([record.questions[0] for record in records], width)
             self.cut_queries += cut
-        prompts = self.tokenizer.encode_prompts(record_prompts(records, self.tokenizer, own))
+        prompts = self.tokenizer.encode_prompts(record_prompts(records, self.tokenizer, encoding))
         results = []
-        for record, own_numbers, query, prompt in zip(records, numbers, queries, prompts, strict=True):
-            if own.stage != "retrieval":  # which learns nothing from the prompt
+        for record, places, query, prompt in zip(records, numbers, queries, prompts, strict=True):
+            if encoding.stage != "retrieval":  # which learns nothing from the prompt
                 _check_cut(record, prompt, self.tokenizer.max_length)
             self.cut_targets += prompt.cut
-            arrays = (np.array(values, np.int32) for values in (prompt.ids, prompt.memory_index, prompt.labels))
-            results.append(EncodedRecord(own_numbers, query, *arrays, record.positives if own.ranks else None))
+            ids, index, labels = (np.array(x, np.int32) for x in (prompt.ids, prompt.memory_index, prompt.labels))
+            positives = record.positives if encoding.ranks else None
+            results.append(EncodedRecord(places, query, ids, index, labels, positives))
         return documents, results
 
     def warn(self) -> None:
-        """Warns, once, if documents, questions or targets were cut."""
+        """Warn, once, if documents, questions or targets were cut."""
         notes = []
         if self.cut_documents:
             notes.append(
@@ -201,21 +203,20 @@ class Encoder:
         return number
 
     def _texts(self, texts: Sequence[str], width: int) -> tuple[list[np.ndarray], int]:
-        """Ids of texts, cut at a width, and how many are cut."""
+        """Return the ids of texts, cut at a width, and how many were cut."""
         encoded = self.tokenizer.document_tokens(texts) if texts else []
         return [np.array(ids[:width], np.int32) for ids in encoded], sum(len(ids) > width for ids in encoded)
 
 
 def record_prompts(records: Sequence[Record], tokenizer: ClaraTokenizer, encoding: Encoding) -> list[Prompt]:
-    """The training prompts of records."""
-    own = encoding
-    records = [_select_documents(record, own.limit, own.keep_positives) for record in records]
-    texts: list[list[str] | None] = [None] * len(records)
-    if own.documents == TEXT:
+    """Return the training prompts of records."""
+    records = [_select_documents(record, encoding.limit, encoding.keep_positives) for record in records]
+    texts: Sequence[list[str] | None] = [None] * len(records)
+    if encoding.documents == TEXT:
         cut = iter(tokenizer.cut_texts([text for record in records for text in record.documents]))
         texts = [[next(cut) for _ in record.documents] for record in records]
     pairs = zip(records, texts, strict=True)
-    return [record_prompt(record, own.stage, own.k, own.seed, own_texts) for record, own_texts in pairs]
+    return [record_prompt(record, encoding.stage, encoding.k, encoding.seed, cuts) for record, cuts in pairs]
 
 
 def encode_records(
@@ -224,9 +225,12 @@ def encode_records(
     encoding: Encoding,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Example]:
-    """Tokenizes all of a dataset into memory, once.
+    """Tokenize all of a dataset into memory, once.
 
     Args:
+      records: the dataset, in order.
+      tokenizer: of the model.
+      encoding: the stage, and how its records become tokens.
       progress: called with (records done, their total).
 
     Raises:
@@ -242,10 +246,10 @@ def encode_records(
         part = records[start : start + SLICE]
         new, encoded = encoder.encode(part)
         documents += new
-        for record, own in zip(part, encoded, strict=True):
-            texts = tuple(documents[number] for number in own.documents)
-            arrays = (own.query, own.prompt_ids, own.memory_index, own.labels)
-            examples.append(Example(len(examples), record.where, texts, *arrays, own.positives))
+        for record, one in zip(part, encoded, strict=True):
+            texts = tuple(documents[number] for number in one.documents)
+            arrays = (one.query, one.prompt_ids, one.memory_index, one.labels)
+            examples.append(Example(len(examples), record.where, texts, *arrays, one.positives))
         if progress is not None:
             progress(len(examples), len(records))
     encoder.warn()
@@ -258,7 +262,7 @@ def _target_span(labels: np.ndarray) -> int:
 
 
 def _select_documents(record: Record, limit: int | None, keep_positives: bool) -> Record:
-    """The record with at most ``limit`` documents, in their order."""
+    """Return the record with at most ``limit`` documents, in their order."""
     if limit is None or len(record.documents) <= limit:
         return record
     order = range(len(record.documents))

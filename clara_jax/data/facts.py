@@ -1,12 +1,12 @@
-"""Names and numbers that are still there where a text is told again.
+"""Names and numbers of a text that its paraphrase keeps.
 
 The paper's Table 16 counts entities that spaCy's model finds in both texts. What is a fact here is a rule instead, for
 English, which needs no model and gives the same everywhere:
 
-*Numbers* are digits, grouped or not (1,000 = 1000; 2.50 = 2.5), with what they count left aside ($5, 5%, 5th and 5 are
-one number), and numbers in words (twelve = 12, two hundred and five = 205, twenty-first = 21, 2.5 million = 2500000).
+*Numbers* are digits, grouped or not (1,000 = 1000; 2.50 = 2.5), without their unit ($5, 5%, 5th and 5 are one
+number), and numbers in words (twelve = 12, two hundred and five = 205, twenty-first = 21, 2.5 million = 2500000).
 A number is its value, without sign. Digits within a word that begins with a letter belong to a name (B52). "One",
-"first" and "second" often count nothing and are not asked for, but they tell a 1 or a 2. A year in words (nineteen
+"first" and "second" often count nothing and need not be kept, but they stand for a 1 or a 2. A year in words (nineteen
 ninety) is two numbers.
 
 *Dates* are numbers: day, month and year. The name of a month, capitalized and beside digits, stands for 1 to 12.
@@ -23,7 +23,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 
 from clara_jax.data.corpus.sentences import paragraph_ends, sentence_ends
@@ -49,7 +49,7 @@ _SCALES |= {f"{word}th": scale for word, scale in _SCALES.items()}
 _ENDS_NUMBER = {*_ORDINALS[0], *_ORDINALS[1], *(word for word in _SCALES if word.endswith("th"))}
 _DOUBTFUL = (["one"], ["first"], ["second"])
 
-_MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
+_MONTHS: Sequence[str] = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
 _MONTH = (
     r"(?P<month>Jan(uary)?|Feb(ruary)?|Mar(ch)?|Apr(il)?|May|June?|July?|Aug(ust)?|Sept?(ember)?|Oct(ober)?"
     r"|Nov(ember)?|Dec(ember)?)\b"
@@ -82,27 +82,28 @@ _FUNCTION_WORDS = frozenset(_BELOW_HUNDRED) | frozenset(
 )
 
 
-def kept(source: str, told: str) -> dict[str, float]:
-    """The shares of a text's names and numbers that are there where it is told again.
+def kept(source: str, paraphrase: str) -> dict[str, float]:
+    """Return the shares of a text's names and numbers that its paraphrase keeps.
 
-    A name is there where its words follow each other, capitalized or not; a number, where one of equal value is, in
-    digits or in words. Each counts once, however often it is told.
+    A name is kept where its words follow each other, capitalized or not; a number, where one of equal value is, in
+    digits or in words. Each counts once, however often it occurs.
 
     Returns:
       {"names": 0 to 1, "numbers": 0 to 1}, NaN where the source has none (which the released evaluation counts as 1).
     """
     named, counted = names(source), numbers(source)
-    words = f" {' '.join(_plain(match[0]) for match in _WORD.finditer(_unified(told)))} "
+    words = f" {' '.join(_plain(match[0]) for match in _WORD.finditer(_unified(paraphrase)))} "
     return {
         "names": _share(sum(f" {name} " in words for name in named), len(named)),
-        "numbers": _share(len(counted & numbers(told, doubtful=True)), len(counted)),
+        "numbers": _share(len(counted & numbers(paraphrase, doubtful=True)), len(counted)),
     }
 
 
 def numbers(text: str, doubtful: bool = False) -> set[Decimal]:
-    """The values of a text's numbers and dates; see the beginning of this module.
+    """Return the values of a text's numbers and dates; the module's docstring has the rules.
 
     Args:
+      text: English.
       doubtful: with "one", "first" and "second" where they stand alone.
     """
     phrases = _phrases(_with_months_as_digits(_unified(text)))
@@ -110,7 +111,7 @@ def numbers(text: str, doubtful: bool = False) -> set[Decimal]:
 
 
 def names(text: str) -> set[str]:
-    """A text's names in lower case, their words parted by one space; see the beginning of this module."""
+    """Return a text's names in lower case, their words separated by one space; the module's docstring has the rules."""
     text = _with_months_as_digits(_unified(text))
     runs = [run for sentence in _sentences(text) for run in _runs(sentence)]
     within = {_plain(word) for begins, words in runs for word in words[begins:]}
@@ -129,7 +130,7 @@ def _share(part: int, total: int) -> float:
 
 
 def _unified(text: str) -> str:
-    """Accents composed; one kind of apostrophe, one of hyphen."""
+    """Return the text with accents composed, one kind of apostrophe and one of hyphen."""
     return normal_form("NFC", text).translate({0x2019: "'", 0x2010: "-", 0x2011: "-"})
 
 
@@ -165,7 +166,7 @@ class _Phrase:
         self._complete = 0  # thousands, millions, billions
         self._scale = math.inf  # the last of them
         self._group: int | Decimal = 0  # what may be multiplied yet
-        self._room = 100  # what is added must be less
+        self._room = 100  # only a number below this may be added
         if word in _SCALES:
             self._group = 1  # a hundred
             self._multiply(_SCALES[word])
@@ -176,10 +177,11 @@ class _Phrase:
 
     @property
     def value(self) -> Decimal:
+        """The number read so far."""
         return Decimal(self._complete + self._group)
 
     def takes(self, word: str) -> bool:
-        """Goes on with the next word if it belongs to this number."""
+        """Take the next word if it belongs to this number; return whether it does."""
         if self.words[-1] in _ENDS_NUMBER:
             taken = False
         elif word in _BELOW_HUNDRED:
@@ -220,8 +222,10 @@ def _sentences(text: str) -> Iterator[str]:
 
 
 def _runs(sentence: str) -> list[tuple[bool, list[str]]]:
-    """Runs of capitalized words with particles between them, each after whether its first word is capitalized anyway.
-    "I" is in none."""
+    """Return runs of capitalized words with particles between them; none has "I".
+
+    Each comes with whether its first word would be capitalized anyway, as at the beginning of a sentence.
+    """
     runs, end = [], 0
     goes_on, particles = False, []
     for match in _WORD.finditer(sentence):

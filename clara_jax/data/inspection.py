@@ -1,4 +1,4 @@
-"""``python -m clara_jax.data inspect``: a record exactly as the model sees it, read off the batch that it makes."""
+"""``python -m clara_jax.data inspect``: a record exactly as the model sees it, read from the batch that it makes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import itertools
 import os
 
+import jax
 import numpy as np
 
 from clara_jax.checkpoints.base import open_base
@@ -21,7 +22,7 @@ LEARNED = ("\N{LEFT DOUBLE ANGLE BRACKET}", "\N{RIGHT DOUBLE ANGLE BRACKET}")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``inspect``."""
+    """Add the arguments of ``inspect``."""
     parser.add_argument("stage", choices=ALL_STAGES)
     parser.add_argument("data", help="a JSONL file, or a data set's directory (its training records)")
     parser.add_argument("--number", type=int, default=0, metavar="N", help="which record, counted from 0 (default 0)")
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prints the record."""
+    """Print the record."""
     if arguments.compress_rate < 1 or arguments.doc_max_length % arguments.compress_rate:
         raise ClaraError(
             f"--compress-rate: {arguments.compress_rate} must divide --doc-max-length {arguments.doc_max_length}"
@@ -56,20 +57,21 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def lines(batch: Batch, tokenizer: ClaraTokenizer, row: int = 0) -> list[str]:
-    """A row of a batch in words.
+    """Return a readable description of a row of a batch, line by line.
 
     A memory in the prompt is ``[memory of document 1]`` (of the ranked ones, where a question ranks); what carries loss
     stands in double angle brackets.
     """
-    said = []
+    result = []
+    assert batch.document_ids is not None and batch.document_mask is not None  # a batch with documents as tokens
     for number, (ids, mask) in enumerate(zip(batch.document_ids[row], batch.document_mask[row], strict=True), 1):
         if mask.any():
             positive = " (positive)" if batch.positives is not None and batch.positives[row, number - 1] else ""
-            said.append(f"\ndocument {number}{positive}, {mask.sum()} tokens: {_text(ids[mask], tokenizer)}")
+            result.append(f"\ndocument {number}{positive}, {mask.sum()} tokens: {_text(ids[mask], tokenizer)}")
     ranks = batch.query_ids is not None
-    if ranks:
+    if batch.query_ids is not None and batch.query_mask is not None:
         mask = batch.query_mask[row]
-        said.append(f"\nquestion, {mask.sum()} tokens: {_text(batch.query_ids[row][mask], tokenizer)}")
+        result.append(f"\nquestion, {mask.sum()} tokens: {_text(batch.query_ids[row][mask], tokenizer)}")
     attended, learned = batch.prompt_mask[row], np.zeros(len(batch.prompt_ids[row]), bool)
     learned[-len(batch.labels[row]) :] = batch.labels[row] != IGNORED
     slots = np.where(batch.memory_index[row] >= 0, batch.memory_index[row] // tokenizer.memory_tokens, -1)
@@ -81,12 +83,12 @@ def lines(batch: Batch, tokenizer: ClaraTokenizer, row: int = 0) -> list[str]:
             continue
         part = tokenizer.decode(batch.prompt_ids[row][list(places)], special=True)
         text += f"{LEARNED[0]}{part}{LEARNED[1]}" if is_learned else part
-    said.append(f"\nprompt, {attended.sum()} tokens, {learned.sum()} with loss: {text}")
-    return said
+    result.append(f"\nprompt, {attended.sum()} tokens, {learned.sum()} with loss: {text}")
+    return result
 
 
-def _text(ids: np.ndarray, tokenizer: ClaraTokenizer) -> str:
-    """A text that ends with the memory tokens."""
+def _text(ids: np.ndarray | jax.Array, tokenizer: ClaraTokenizer) -> str:
+    """Return the text of ids that end with the memory tokens."""
     return (
         f"{tokenizer.decode(ids[: -tokenizer.memory_tokens], special=True)} + {tokenizer.memory_tokens} memory tokens"
     )

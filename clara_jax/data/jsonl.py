@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import gzip
+import io
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import fsspec
 
@@ -32,11 +33,11 @@ else:
 T = TypeVar("T")
 GZIP, ZSTANDARD = ".gz", ".zst"
 LONGEST_LINE = 2**28  # bytes, unpacked: a small compressed file may hold a line that no memory does
-ON_ERROR = ("stop", "skip")  # what happens at a line that is no item: an error, or it is put aside
+ON_ERROR = ("stop", "skip")  # what happens at a line that is no item: an error, or it is rejected
 
 
 def data_files(patterns: Iterable[str], field: str) -> tuple[str, ...]:
-    """The files that the patterns of a data field name: ``${VARIABLE}`` and ``~`` filled in, globs sorted.
+    """Return the files that the patterns of a data field name: ``${VARIABLE}`` and ``~`` expanded, globs sorted.
 
     Args:
       patterns: e.g. ``("${CLARA_SHARED_DATA}/squad/*.train.jsonl", "gs://bucket/more.jsonl.gz")``.
@@ -60,12 +61,12 @@ def data_files(patterns: Iterable[str], field: str) -> tuple[str, ...]:
 
 
 def is_remote(path: str) -> bool:
-    """It names a file system, as ``gs://`` does."""
+    """Return whether a path names a file system, as ``gs://`` does."""
     return "://" in path
 
 
 def raw_lines(path: str) -> Iterator[tuple[str, bytes]]:
-    """("path:line", the line's bytes) of every line that is not blank, a byte order mark removed.
+    """Yield ("path:line", the line's bytes) for every line that is not blank, a byte order mark removed.
 
     Raises:
       ClaraError: a file that cannot be read.
@@ -88,9 +89,10 @@ def raw_lines(path: str) -> Iterator[tuple[str, bytes]]:
 
 
 def decode(line: bytes, where: str) -> Any:
-    """The JSON value of a line.
+    """Return the JSON value of a line.
 
     Args:
+      line: its bytes, UTF-8.
       where: what messages begin with, e.g. "file.jsonl:17".
 
     Raises:
@@ -109,10 +111,10 @@ def decode(line: bytes, where: str) -> Any:
 
 
 class Rejects:
-    """Lines that were put aside, each with its reason, in a JSONL file of its own.
+    """A JSONL file of rejected lines, each with its reason.
 
     Attributes:
-      count: of them.
+      count: of rejected lines.
       first: the first reason of each file.
     """
 
@@ -122,6 +124,7 @@ class Rejects:
         self._file = open(path, "w", encoding="utf-8")
 
     def add(self, error: ClaraError, where: str, line: bytes) -> None:
+        """Write a rejected line with the reason, the message of ``error``."""
         self.count += 1
         self.first.setdefault(where.rpartition(":")[0], str(error))
         # What is no UTF-8 is spelled out: the file itself must be readable.
@@ -137,10 +140,11 @@ class Rejects:
 
 
 def parse_lines(path: str, parse: Callable[[Any, str], T], rejects: Rejects | None = None) -> Iterator[T]:
-    """What the lines of a file are, one at a time.
+    """Yield the items that the lines of a file hold, one at a time.
 
     Args:
-      parse: (decoded JSON, "path:line") -> an item; raises `ClaraError` for what is none.
+      path: a JSONL file.
+      parse: (decoded JSON, "path:line") -> an item; raises `ClaraError` for a value that is none.
       rejects: takes the lines that are no items; None: the first one is an error.
 
     Raises:
@@ -158,13 +162,13 @@ def parse_lines(path: str, parse: Callable[[Any, str], T], rejects: Rejects | No
 
 
 def read_json_lines(path: str) -> Iterator[tuple[str, Any]]:
-    """("path:line", decoded JSON) of every line that is not blank; the first mistake ends it."""
+    """Yield ("path:line", decoded JSON) for every line that is not blank; the first mistake is an error."""
     return parse_lines(path, lambda value, where: (where, value))
 
 
 @contextlib.contextmanager
 def write_json_lines(path: str | os.PathLike) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A function that writes one object; the file is there when the block has ended well, and else as it was before.
+    """Yield a function that writes one object; the file is replaced only when the block ends without an error.
 
     Args:
       path: compressed by its name, ``.gz`` or ``.zst``; the same lines give the same bytes. Folders are made.
@@ -179,16 +183,16 @@ def write_json_lines(path: str | os.PathLike) -> Iterator[Callable[[dict[str, An
             yield lambda value: _write(file, value)
 
 
-def open_binary(path: str) -> BinaryIO:
-    """A file, local or remote, decompressed by its name.
+def open_binary(path: str) -> io.BufferedReader | gzip.GzipFile | zstd.ZstdFile:
+    """Open a file for reading, local or remote, decompressed by its name.
 
     Raises:
-      OSError: as `open`; what a compressed file may raise later is gzip's and Zstandard's own.
+      OSError: as `open`; reading a compressed file may raise the errors of gzip and Zstandard, too.
       ClaraError: no driver for the path's scheme.
     """
     if is_remote(path):
         try:
-            file = fsspec.open(path, "rb").open()
+            file = fsspec.open(path, "rb").open()  # pyright: ignore[reportAttributeAccessIssue]  # one path, one file
         except (ImportError, ValueError) as error:  # fsspec names the package that is missing
             raise ClaraError(f"{path}: cannot be opened: {error}") from error
     else:
@@ -201,10 +205,11 @@ def open_binary(path: str) -> BinaryIO:
 
 
 def checked_utf8(text: str, field: str, where: str) -> str:
-    """The text, if it can be written as UTF-8: JSON can say "\\ud83d" alone, which no tokenizer can read.
+    r"""Return the text if it can be written as UTF-8: JSON can hold "\ud83d" alone, which no tokenizer can read.
 
     Args:
-      field: what it is the value of, for messages, e.g. ``"docs"[3]``.
+      text: to be checked.
+      field: the name of the text's field for messages, e.g. ``"docs"[3]``.
       where: what messages begin with, e.g. "file.jsonl:17".
 
     Raises:
@@ -218,7 +223,7 @@ def checked_utf8(text: str, field: str, where: str) -> str:
 
 
 def json_kind(value: Any) -> str:
-    """A JSON value's type, in words."""
+    """Return a JSON value's type, in words."""
     names = {
         bool: "true or false",
         str: "a string",
@@ -230,13 +235,13 @@ def json_kind(value: Any) -> str:
     return "null" if value is None else names[type(value)]
 
 
-def _write(file: BinaryIO, value: dict[str, Any]) -> None:
+def _write(file: io.BufferedIOBase, value: dict[str, Any]) -> None:
     line = json.dumps(value, ensure_ascii=False)
-    # Of all that is written only the names of files can hold what is not UTF-8.
+    # Only names of files, of everything written, can hold characters that are not UTF-8.
     file.write(line.encode("utf-8", "replace") + b"\n")
 
 
-def _compressed(raw: BinaryIO, name: str) -> contextlib.AbstractContextManager[BinaryIO]:
+def _compressed(raw: io.BufferedIOBase, name: str) -> contextlib.AbstractContextManager[io.BufferedIOBase]:
     if name.endswith(GZIP):
         return gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0)  # neither name nor time in its head
     if name.endswith(ZSTANDARD):

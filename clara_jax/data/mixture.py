@@ -1,4 +1,4 @@
-"""Several sets of examples as one, each drawn from as often as its weight says."""
+"""Several sets of examples as one, each drawn from in proportion to its weight."""
 
 from __future__ import annotations
 
@@ -37,7 +37,11 @@ class Mixture:
             raise ClaraError(f"sets of {self.counts} examples with weights {self.weights}: all must be positive")
 
     def draws(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """The draws at places ``start`` to ``stop``: the sets, and how often each was drawn from before; int64 [N]."""
+        """Return the draws at places ``start`` to ``stop``.
+
+        Returns:
+          the set of each draw, and how often that set was drawn from before; int64 [N].
+        """
         shares = np.array(self.weights) / np.sum(self.weights)
         sets = len(shares)
         # The j-th draw from a set of share w is due at the time (j + 1/2) / w. Until a time t, t draws are due, give or
@@ -51,7 +55,7 @@ class Mixture:
 
     @staticmethod
     def _due_before(shares: np.ndarray, time: int) -> np.ndarray:
-        """Draws from each set that are due before a time; int64."""
+        """Return the number of draws from each set that are due before a time; int64."""
         count = np.maximum(np.ceil(shares * time - 0.5), 0).astype(np.int64)
         # The product and the quotient may round to different sides of a whole number.
         count += _due(count, shares) < time
@@ -62,8 +66,8 @@ def _due(number: np.ndarray, shares: np.ndarray) -> np.ndarray:
     return (number + 0.5) / shares
 
 
-class Joined(Sequence[Example]):
-    """Sets of examples one after another, numbered through."""
+class ConcatExamples(Sequence[Example]):
+    """Sets of examples one after another, numbered consecutively."""
 
     def __init__(self, parts: Sequence[Sequence[Example]]):
         self.parts = tuple(parts)
@@ -72,7 +76,7 @@ class Joined(Sequence[Example]):
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> Example:  # pyright: ignore[reportIncompatibleMethodOverride]  # no slices
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
         number = bisect.bisect_right(self._ends, index)

@@ -21,7 +21,7 @@ _ROW_STEPS = 8  # batches differ by such a fraction of their rows; fewer would w
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class RowCapacity:
     """The room of a row.
 
     Attributes:
@@ -38,7 +38,7 @@ class Row:
 
 
 def needs(sizes: np.ndarray, memory_tokens: int) -> np.ndarray:
-    """What each example takes of a `Row`: int64 [N, 4]. ``sizes`` as in `clara_jax.data.shapes`, of scp."""
+    """Return the room that each example takes of a row, int64 [N, 4]; ``sizes`` as in `clara_jax.data.shapes`."""
     field = {field.name: sizes[:, i].astype(np.int64) for i, field in enumerate(dataclasses.fields(Shapes))}
     ones = np.ones(len(sizes), np.int64)
     return np.stack(
@@ -46,8 +46,8 @@ def needs(sizes: np.ndarray, memory_tokens: int) -> np.ndarray:
     )
 
 
-def plan_row(sizes: np.ndarray, memory_tokens: int, length: int) -> Row:
-    """A row of ``length`` tokens of documents, and room for the prompts that come with as many on the average.
+def plan_row(sizes: np.ndarray, memory_tokens: int, length: int) -> RowCapacity:
+    """Return a row of ``length`` tokens of documents, with room for the prompts that come with as many on average.
 
     Raises:
       ClaraError: it is shorter than the longest document.
@@ -63,17 +63,17 @@ def plan_row(sizes: np.ndarray, memory_tokens: int, length: int) -> Row:
         return int(-(-tokens // MULTIPLE)) * MULTIPLE
 
     scale = length / mean[0]
-    # Examples whose share of one is above the average meet others whose share is below: a little more room helps them.
+    # Examples whose share of one is above average meet others whose share is below: a little more room helps them.
     prompts, targets = (up(max(longest[i], 1.1 * scale * mean[i])) for i in (1, 2))
     # A row's first label has a position before it.
-    return Row(up(length), prompts, min(targets, prompts - 1), int(np.ceil(1.5 * scale)))
+    return RowCapacity(up(length), prompts, min(targets, prompts - 1), int(np.ceil(1.5 * scale)))
 
 
-def pack(sizes: np.ndarray, memory_tokens: int, row: Row) -> list[list[int]]:
-    """Rows of places in ``sizes``; each place stands in one of them.
+def pack(sizes: np.ndarray, memory_tokens: int, row: RowCapacity) -> list[list[int]]:
+    """Pack examples into rows; each place in ``sizes`` stands in exactly one row.
 
     Raises:
-      ClaraError: an example that does not fit into a row of its own.
+      ClaraError: an example that does not fit into an empty row.
     """
     need, room = needs(sizes, memory_tokens), np.array(dataclasses.astuple(row))
     too_large = np.flatnonzero((need > room).any(axis=1))
@@ -95,22 +95,25 @@ def pack(sizes: np.ndarray, memory_tokens: int, row: Row) -> list[list[int]]:
 
 
 def row_count(rows: int, expected: float, multiple: int) -> int:
-    """The rows of a packed batch: few different counts, each a multiple.
+    """Return the number of rows of a packed batch: few different counts, each a multiple.
 
     Args:
       rows: that are filled.
       expected: the average.
-      multiple: what they must divide by: microbatches times devices.
+      multiple: the divisor of the number of rows: microbatches times devices.
     """
     unit = multiple * max(1, round(expected / _ROW_STEPS / multiple))
     return -(-rows // unit) * unit
 
 
-def collate_packed(rows: Sequence[Sequence[Example]], count: int, row: Row, tokenizer: ClaraTokenizer) -> Batch:
-    """Rows of examples as a `Batch` of numpy arrays.
+def collate_packed(rows: Sequence[Sequence[Example]], count: int, row: RowCapacity, tokenizer: ClaraTokenizer) -> Batch:
+    """Collate rows of examples into a `Batch` of numpy arrays.
 
     Args:
+      rows: the examples of each row, as `pack` chose them.
       count: B; rows that are missing are empty.
+      row: the room of a row.
+      tokenizer: gives the memory tokens and the padding.
     """
     memory = np.array(tokenizer.memory_ids, np.int32)
     length = len(memory)

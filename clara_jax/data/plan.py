@@ -1,6 +1,6 @@
 """Which examples make up the batch of a step, and in which shape: a pure function of seed, step and the index of sizes.
 
-Every process plans the global batch and reads its own slice, so the order does not depend on how many there are, and
+Every process plans the global batch and reads its slice, so the order does not depend on the number of processes, and
 the position in the data is the step.
 """
 
@@ -23,8 +23,8 @@ _WINDOWS, _SETS = 2**63, 2**40
 class BatchPlan:
     """The batches of a stage.
 
-    Epochs follow each other without a gap, each a permutation of its own, so that every batch is full. Of this stream,
-    the examples of each window of steps are sorted by size and cut into batches, whose order is shuffled again: a batch
+    Epochs follow each other without a gap, each another permutation, so that every batch is full. Of this stream, the
+    examples of each window of steps are sorted by size and split into batches, whose order is shuffled again: a batch
     holds examples of about one size, and an epoch every example once.
 
     Args:
@@ -33,7 +33,7 @@ class BatchPlan:
       batch_size: B, over all processes.
       steps: of the stage; the last window ends there, so that no example is left for a step that never comes.
       seed: of the order.
-      mixture: of sets of examples, in the order of ``sizes``; each set then has epochs of its own. Default: one set.
+      mixture: of sets of examples, in the order of ``sizes``; each set then has separate epochs. Default: one set.
     """
 
     def __init__(
@@ -54,29 +54,29 @@ class BatchPlan:
         if sum(self._mixture.counts) != len(sizes):
             raise ValueError(f"a mixture of {self._mixture.counts} examples where there are {len(sizes)}")
         self._levels = levels(sizes, self.ladder)
-        # Within a level, long with long: what is left of the level's width is then left in few batches.
-        self._length = np.sum(sizes[:, 1:], axis=1, dtype=np.int64)
+        # Within a level, long with long: few batches then have space left of the level's width.
+        self._length = sizes[:, 1:].sum(axis=1, dtype=np.int64)
         # An example should meet others of its epoch, not itself in the next one.
         self._window = 1 if len(self.ladder) == 1 else max(1, min(WINDOW, len(sizes) // batch_size))
         self._batches = lru_cache(maxsize=2)(self._plan_window)
 
     def rows(self, step: int) -> np.ndarray:
-        """Indices of the examples of step 0, 1, ... of ``steps``; int64 [B]."""
+        """Return the indices of the examples of a step, from 0 below ``steps``; int64 [B]."""
         if not 0 <= step < self.steps:
             raise ValueError(f"step {step} of {self.steps}")
         window, within = divmod(step, self._window)
         return self._batches(window)[within]
 
     def shapes(self, step: int) -> Shapes:
-        """The shape of the step's batch: the first of the ladder that holds all of its examples."""
+        """Return the shape of the step's batch: the first of the ladder that holds all of its examples."""
         return self.ladder[self.level(step)]
 
     def level(self, step: int) -> int:
-        """Where that shape stands in the ladder."""
+        """Return the place in the ladder of the shape of the step's batch."""
         return int(np.max(self._levels[self.rows(step)]))
 
     def _plan_window(self, window: int) -> np.ndarray:
-        """int64 [steps of the window, B]."""
+        """Return the indices of the examples of a window's steps; int64 [steps of the window, B]."""
         first = window * self._window
         last = min(first + self._window, self.steps)
         stream = self._stream(first * self.batch_size, last * self.batch_size)
@@ -87,15 +87,15 @@ class BatchPlan:
         return stream[None]
 
     def _stream(self, start: int, stop: int) -> np.ndarray:
-        """The examples at places of the endless stream: draws from sets, each in epochs of its own."""
-        source, number = self._mixture.draws(start, stop)
+        """Return the examples at places of the endless stream: draws from sets, each set in its epochs."""
+        source, drawn = self._mixture.draws(start, stop)
         counts = np.array(self._mixture.counts)
-        epochs, within = np.divmod(number, counts[source])
+        epochs, within = np.divmod(drawn, counts[source])
         result = np.empty_like(within)
-        for own, epoch in set(zip(source.tolist(), epochs.tolist(), strict=True)):
-            here = (source == own) & (epochs == epoch)
-            before = int(counts[:own].sum())
-            result[here] = before + _permutation(int(counts[own]), self.seed, own * _SETS + epoch)[within[here]]
+        for number, epoch in set(zip(source.tolist(), epochs.tolist(), strict=True)):
+            here = (source == number) & (epochs == epoch)
+            before = int(counts[:number].sum())
+            result[here] = before + _permutation(int(counts[number]), self.seed, number * _SETS + epoch)[within[here]]
         return result
 
 

@@ -18,7 +18,7 @@ from clara_jax.errors import ClaraError
 
 PROMPT_VERSION = "1"
 
-MARKERS = ("<AE>", "<ENC>", "<SEP>")  # tokens added behind the memory tokens, in this order
+MARKERS = ("<AE>", "<ENC>", "<SEP>")  # tokens added after the memory tokens, in this order
 
 QUESTION_SYSTEM = (
     "You are a helpful assistant. Your task is to extract relevant information from provided documents and to "
@@ -71,14 +71,14 @@ Segment = str | Memory | Marker
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """What the generator reads, and what it should write.
+    """The input of the generator, and the target that it learns to write.
 
     Attributes:
       system: the system message.
       user: the user message, text and memories in order.
       target: the assistant's message; None to have it generated.
-      bare: no chat: what the user message holds, the target and the end token follow each other, without a template,
-        which would cost more tokens than a short text has. There is no system message.
+      bare: no chat: the content of the user message, the target and the end token follow each other, without a
+        template, which would cost more tokens than a short text has. There is no system message.
     """
 
     system: str
@@ -94,13 +94,15 @@ def question(
     beside: Sequence[str] = (),
     earlier: Sequence[tuple[str, str]] = (),
 ) -> Prompt:
-    """A question over documents (instruct, end_to_end, answering).
+    """Return the prompt of a question over documents (instruct, end_to_end, answering).
 
     Args:
+      question: the question's text.
       documents: a number of memory slots, or texts that stand in the prompt as they are, one a line (baselines).
-      beside: texts of some of the documents, best first, that stand behind the memories, one a line: for names and
+      target: the answer; None to have it generated.
+      beside: texts of some of the documents, best first, that stand after the memories, one a line: for names and
         numbers that a memory has lost.
-      earlier: what was said before the question, (role, text) each; no released model was trained with it.
+      earlier: the messages before the question, (role, text) each; no released model was trained with them.
     """
     background = (*_background(documents), *(f"\n{text}" for text in beside))
     if earlier:
@@ -109,16 +111,18 @@ def question(
 
 
 def scp_qa(questions: Sequence[str], answers: Sequence[str], documents: int | Sequence[str] = 1) -> Prompt:
-    """All key questions of a document and their answers, in turn (salient compressor pretraining, section 2.1)."""
+    """Return the prompt for a document's key questions and answers (salient compressor pretraining, section 2.1)."""
     target = "\n".join(f"Question: {q}\nAnswer: {a}" for q, a in zip(questions, answers, strict=True))
     return Prompt(SCP_QA_SYSTEM, ("Background:\n", *_background(documents)), target)
 
 
 def paraphrase(target: str | None, instruction: str, documents: int | Sequence[str] = 1) -> Prompt:
-    """A document told again (salient compressor pretraining, section 2.1).
+    """Return the prompt for a document's paraphrase (salient compressor pretraining, section 2.1).
 
     Args:
+      target: the paraphrase; None to have it generated.
       instruction: text in which "{docs}" stands, once, where the document belongs.
+      documents: as of `question`.
 
     Raises:
       ClaraError: an instruction without "{docs}", or with several.
@@ -132,25 +136,26 @@ def paraphrase(target: str | None, instruction: str, documents: int | Sequence[s
 
 
 def autoencode(target: str | None, documents: int | Sequence[str] = 1) -> Prompt:
-    """A document written out from its memories, after the marker that the released models have for it."""
+    """Return the prompt for a document written out from its memories, after the released models' marker for it."""
     return Prompt("", (*_background(documents), Marker("<AE>")), target, bare=True)
 
 
 def continuation(target: str | None, documents: int | Sequence[str] = 1) -> Prompt:
-    """What follows a document, from its memories."""
+    """Return the prompt for the text that follows a document, from the document's memories."""
     return Prompt("", _background(documents), target, bare=True)
 
 
 def paraphrase_instruction(record: Record, seed: int = 0) -> str:
-    """One of `PARAPHRASE_INSTRUCTIONS`, the same for the same document, target and seed wherever it lies."""
+    """Return one of `PARAPHRASE_INSTRUCTIONS`, a function of the document, the target and the seed alone."""
     digest = hashlib.blake2b(repr((seed, record.documents, record.answers)).encode(), digest_size=8).digest()
     return PARAPHRASE_INSTRUCTIONS[int.from_bytes(digest, "big") % len(PARAPHRASE_INSTRUCTIONS)]
 
 
 def record_prompt(record: Record, stage: str, k: int, seed: int = 0, texts: Sequence[str] | None = None) -> Prompt:
-    """The training prompt of a record, which goes by its kind.
+    """Return the training prompt of a record, which depends on its kind.
 
     Args:
+      record: of the stage.
       stage: one of `clara_jax.data.records.ALL_STAGES`.
       k: memory slots in the prompt, fewer where the record has fewer documents; scp has one.
       seed: chooses the instruction of a paraphrase.

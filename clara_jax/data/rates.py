@@ -32,23 +32,23 @@ def make_rate(sizes: np.ndarray, ladder: Sequence[Shapes], lowest: ClaraTokenize
     Args:
       sizes: of its examples, tokenized with the ``lowest`` rate's tokenizer; every document has a slot in the prompt.
       ladder: their shapes. A batch keeps its level, whatever its rate.
+      lowest: tokenizer of the lowest rate.
       tokenizer: of the higher rate.
     """
     fields = [field.name for field in dataclasses.fields(Shapes)]
     fewer = sizes.copy()
     slots = sizes[:, fields.index("documents")]
     fewer[:, fields.index("prompt_length")] -= slots * (lowest.memory_tokens - tokenizer.memory_tokens)
-    own = levels(sizes, ladder)
+    held = levels(sizes, ladder)
     # Levels that no example has take the shape of those below: no batch asks for them.
     return Rate(
         tokenizer,
-        tuple(shapes_for(fewer[own <= max(level, own.min())], tokenizer) for level in range(len(ladder))),
+        tuple(shapes_for(fewer[held <= max(level, held.min())], tokenizer) for level in range(len(ladder))),
     )
 
 
 def rate_of(step: int, count: int, seed: int) -> int:
-    """Return which of ``count`` rates a step has: each once in every ``count`` steps, in an order drawn from the
-    seed."""
+    """Return a step's rate, of ``count``: each comes once in every ``count`` steps, in an order drawn from the seed."""
     window, within = divmod(step, count)
     order = np.random.Generator(np.random.Philox(key=np.array([seed, _RATES + window], np.uint64))).permutation(count)
     return int(order[within])

@@ -30,7 +30,7 @@ ONE_DOCUMENT = ("scp", *TEXT_STAGES)  # a record has one; those of the others ha
 RANKING_STAGES = ("end_to_end", "retrieval")  # a question ranks candidates
 DOCUMENT_FIELDS = ("docs", "context", "content")
 ANSWER_FIELDS = ("answer", "answers", "golden_answers", "gold_answer")
-REFERENCE_FIELDS = ("golden_answers", "gold_answer")  # what an answer is measured against, where a file has it
+REFERENCE_FIELDS = ("golden_answers", "gold_answer")  # what an answer is compared with, where a file has it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +42,13 @@ class Record:
         these names), or "question" (all other stages).
       documents: at least one; exactly one for scp, autoencode and continue.
       questions: qa: one or more; question: one; none for the others.
-      answers: what is learned: qa: one per question; paraphrase: the text; question: the target; autoencode: the
+      answers: the targets: qa: one per question; paraphrase: the text; question: the target; autoencode: the
         document; continue: what follows it. Empty only where none was asked for, see `parse_record`, and of a passage
         that is not divided yet (see `clara_jax.data.windows`).
       gold_answers: every reference an answer may be compared with; empty where ``answers`` is.
       positives: sorted indices into ``documents``; empty where none is known.
       where: "file.jsonl:17", for messages.
-      qid: the file's own name for the record, else ``where``.
+      qid: the file's name for the record, else ``where``.
     """
 
     kind: str
@@ -67,7 +67,7 @@ def read_records(
     limit: int | None = None,
     rejects: Rejects | None = None,
 ) -> list[Record]:
-    """The records of one file or several, in order.
+    """Read the records of one file or several, in order.
 
     Args:
       paths: JSONL files, UTF-8, also compressed (``.gz``, ``.zst``), local or remote. Blank lines are allowed.
@@ -85,22 +85,25 @@ def read_records(
     if not files:
         raise ClaraError("no data file is named; name at least one JSONL file")
     records: list[Record] = []
-    for path in map(os.fspath, files):
+    for path in (os.fspath(file) for file in files):
         if limit is not None and len(records) >= limit:
             break
         left = None if limit is None else limit - len(records)
-        own = list(islice(parse_lines(path, lambda fields, where: parse_record(fields, stage, where), rejects), left))
-        check_file(path, stage, len(own), sum(bool(record.positives) for record in own), rejects)
-        records += own
+        part = list(islice(parse_lines(path, lambda fields, where: parse_record(fields, stage, where), rejects), left))
+        check_file(path, stage, len(part), sum(bool(record.positives) for record in part), rejects)
+        records += part
     return records
 
 
 def check_file(path: str, stage: str, records: int, with_positives: int, rejects: Rejects | None = None) -> None:
-    """Refuses a file from which a stage cannot learn, though each line may be a record.
+    """Refuse a file from which a stage cannot learn, though each line may be a record.
 
     Args:
-      records, with_positives: how many it holds, and how many of them name a positive document.
-      rejects: what was put aside.
+      path: of the file.
+      stage: one of `ALL_STAGES`, or another kind of item.
+      records: how many the file holds.
+      with_positives: how many of them name a positive document.
+      rejects: the lines that were rejected.
 
     Raises:
       ClaraError: no records; for retrieval, none that names a positive document.
@@ -116,9 +119,11 @@ def check_file(path: str, stage: str, records: int, with_positives: int, rejects
 
 
 def parse_record(fields: Any, stage: str, where: str, answered: bool = True) -> Record:
-    """The `Record` of one decoded JSON value.
+    """Return the `Record` of one decoded JSON value.
 
     Args:
+      fields: the decoded JSON value.
+      stage: one of `ALL_STAGES`.
       where: what messages begin with, e.g. "file.jsonl:17".
       answered: training needs an answer. Evaluation does not: there a field of answers that is "" or [] is taken for
         missing, and a record without any is one without references.
@@ -163,7 +168,7 @@ def _scp(fields: Mapping, stage: str, where: str, answered: bool):
 
 
 def _passage(fields: Mapping, stage: str, where: str) -> Record:
-    """A passage, whole, or divided into a document and what follows it."""
+    """Return the record of a passage, whole, or divided into a document and what follows it."""
     if fields.get("text") is not None:
         documents = (_text(fields["text"], '"text"', where),)
     elif any(fields.get(name) is not None for name in DOCUMENT_FIELDS):
@@ -200,7 +205,7 @@ def _question(fields: Mapping, stage: str, where: str, answered: bool):
 
 
 def parse_documents(fields: Mapping, where: str) -> tuple[str, ...]:
-    """The documents of a record's fields, at least one.
+    """Return the documents of a record's fields, at least one.
 
     Raises:
       ClaraError: none, or not a list of texts.
@@ -217,7 +222,7 @@ def parse_documents(fields: Mapping, where: str) -> tuple[str, ...]:
 
 
 def _answers(fields: Mapping, where: str, needed: bool) -> tuple[str | None, tuple[str, ...]]:
-    """The field that has them, and what stands there."""
+    """Return the name of the field that holds the answers, and the answers."""
     name = next((name for name in ANSWER_FIELDS if fields.get(name) is not None), None)
     if name is None:
         if not needed:
@@ -258,7 +263,7 @@ def _present(fields: Mapping, name: str, where: str) -> Any:
 
 
 def _strings(fields: Mapping, name: str, where: str) -> tuple[str, ...]:
-    """A string, or a list of at least one."""
+    """Return the strings of a field that holds a string, or a list of at least one."""
     value = _present(fields, name, where)
     if isinstance(value, str):
         return (_text(value, f'"{name}"', where),)

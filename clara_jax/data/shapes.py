@@ -1,4 +1,4 @@
-"""The few static shapes of a stage's batches: each is compiled once, and what an example does not fill is padding.
+"""The few static shapes of a stage's batches: each is compiled once, and examples are padded to it.
 
 Sizes are int32 [N, 5], a row for each example, in the order of `Shapes`' fields. The index of sizes is all that is
 needed to choose shapes and to plan batches; no example is read for it.
@@ -40,12 +40,12 @@ class Shapes:
     target_length: int
 
     def positions(self, memory_tokens: int) -> int:
-        """Positions of a row that a model computes: documents and question, each with memory tokens, and prompt."""
+        """Return how many positions a model computes in a row: documents and question with memory tokens, prompt."""
         document, query = (width + memory_tokens if width else 0 for width in (self.encoder_width, self.query_width))
         return self.documents * document + query + self.prompt_length
 
     def as_sizes(self) -> np.ndarray:
-        """int32 [5]: the largest example that fits."""
+        """Return the sizes of the largest example that fits, int32 [5]."""
         return np.array(dataclasses.astuple(self), np.int32)
 
 
@@ -53,11 +53,14 @@ _ENCODER_WIDTH = [field.name for field in dataclasses.fields(Shapes)].index("enc
 
 
 def shapes_for(sizes: np.ndarray, tokenizer: ClaraTokenizer, multiple: int = MULTIPLE, documents: int = 0) -> Shapes:
-    """The smallest shapes that hold all of the sizes, lengths with their memory tokens rounded up to multiples, but not
-    above the tokenizer's limits, which are rounded up to multiples of `TILE`.
+    """Return the smallest shapes that hold all of the sizes.
+
+    Lengths with their memory tokens are rounded up to multiples, but not above the tokenizer's limits, which are
+    rounded up to multiples of `TILE`.
 
     Args:
       sizes: int32 [N, 5].
+      tokenizer: gives the limits and the number of memory tokens.
       multiple: of Te, Tq, T and A.
       documents: D is at least this. With ``candidates`` given, batches of several files agree.
     """
@@ -80,7 +83,7 @@ def shapes_for(sizes: np.ndarray, tokenizer: ClaraTokenizer, multiple: int = MUL
 
 
 def text_width(length: int, memory_tokens: int, multiple: int = TILE) -> int:
-    """A text's length, rounded up such that with its memory tokens it is a multiple."""
+    """Return a text's length, rounded up such that with its memory tokens it is a multiple."""
     return _up(length + memory_tokens, multiple) - memory_tokens
 
 
@@ -89,7 +92,7 @@ def _up(length: int, multiple: int) -> int:
 
 
 def without_texts(sizes: np.ndarray) -> np.ndarray:
-    """Sizes of examples whose documents are memories already: how long their texts were takes no room."""
+    """Return the sizes of examples whose documents are memories already: their texts take no room."""
     sizes = sizes.copy()
     sizes[:, _ENCODER_WIDTH] = 0
     return sizes
@@ -98,10 +101,10 @@ def without_texts(sizes: np.ndarray) -> np.ndarray:
 def shape_ladder(
     sizes: np.ndarray, tokenizer: ClaraTokenizer, count: int, multiple: int = MULTIPLE
 ) -> tuple[Shapes, ...]:
-    """At most ``count`` shapes, each within the next and the last one holding everything, such that examples, each in
-    the first that holds it, take the fewest positions together.
+    """Return at most ``count`` shapes for which examples take the fewest positions together.
 
-    The best choice among the shapes of the examples' quantiles (sixteenths), by dynamic programming.
+    Each shape lies within the next, the last one holds everything, and an example takes the first that holds it. It is
+    the best choice among the shapes of the examples' quantiles (sixteenths), by dynamic programming.
     """
     # A size of a quantile is the size of an example, so nothing is invented between sizes that occur.
     quantiles = np.quantile(sizes, np.arange(1, _LEVELS + 1) / _LEVELS, axis=0, method="higher")
@@ -120,7 +123,7 @@ def shape_ladder(
 
 
 def levels(sizes: np.ndarray, ladder: Sequence[Shapes]) -> np.ndarray:
-    """The first shape of the ladder that holds each example; int64 [N].
+    """Return the first shape of the ladder that holds each example; int64 [N].
 
     Raises:
       ClaraError: an example that the last one does not hold.

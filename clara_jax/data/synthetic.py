@@ -63,8 +63,7 @@ MOST_VALUES = len(_YEARS)
 
 
 class _Fact(NamedTuple):
-    """One attribute: what it is, its values, clauses that state it, questions that ask for it of "{}", an entity's
-    name."""
+    """One attribute: its name, its values, clauses that state a value, questions for it; "{}" is an entity's name."""
 
     name: str
     values: Sequence[str]
@@ -73,7 +72,7 @@ class _Fact(NamedTuple):
 
 
 class _Kind(NamedTuple):
-    """A kind of entity: what a later sentence calls it, the endings of its two name words, its facts in order."""
+    """A kind of entity: the pronoun of later sentences, the endings of its two name words, its facts in order."""
 
     pronoun: str
     endings: tuple[str, str]
@@ -157,7 +156,7 @@ _KINDS = (
 )
 MOST_ATTRIBUTES, MOST_PHRASINGS = len(_KINDS[0].facts), len(_KINDS[0].facts[0].clauses)
 
-# What a work's document says of its maker, where there are complex questions; the question names the work alone.
+# Where there are complex questions, a work's document states its maker, and the question names the work alone.
 _MAKER = "maker"
 _MAKER_CLAUSES = ("is by {}", "was made by {}", "comes from the hand of {}")
 _MAKER_QUESTIONS = ("Who made {}?", "By whom is {}?", "From whose hand does {} come?")
@@ -166,7 +165,7 @@ _MAKER_OF = "the maker of {}"
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticConfig:
-    """Sizes and difficulty of the corpus.
+    """The sizes and the difficulty of the corpus.
 
     Attributes:
       seed: of the world: names, facts, documents, questions.
@@ -228,26 +227,26 @@ class SyntheticConfig:
             check(field, 0 <= getattr(self, field) <= 1, "it must be from 0 to 1")
 
     def entities(self, split: str) -> int:
-        """Entities of a split, and so its documents."""
+        """Return the number of a split's entities, which is that of its documents."""
         return len(_KINDS) * self.name_words * (self.train_partners if split == "train" else self.eval_partners)
 
 
-class Document(NamedTuple):
+class SyntheticDocument(NamedTuple):
     """A document of the corpus; ``id`` is its entity's name."""
 
     id: str
     text: str
 
 
-class Asked(NamedTuple):
+class SyntheticQuestion(NamedTuple):
     """A question about one document.
 
     Attributes:
-      fact: what is asked for, e.g. "town".
+      fact: the attribute that is asked for, e.g. "town".
       place, places: where the document states it: as which of its facts, from 0, and of how many.
     """
 
-    document: Document
+    document: SyntheticDocument
     question: str
     answer: str
     fact: str
@@ -264,7 +263,7 @@ class _Entity(NamedTuple):
 
 
 def record(config: SyntheticConfig, stage: str, split: str, index: int) -> Record:
-    """The record of a place in a split, made without any other; see `records`."""
+    """Return the record of a place in a split, made without any other; see `records`."""
     if stage not in STAGES:
         raise ClaraError(f"stage {stage!r} is unknown; it must be one of {', '.join(STAGES)}")
     count = _records(config, split)
@@ -274,9 +273,10 @@ def record(config: SyntheticConfig, stage: str, split: str, index: int) -> Recor
 
 
 def records(config: SyntheticConfig, stage: str, split: str) -> list[Record]:
-    """The records of a split: ``train_records`` or ``eval_records`` of them.
+    """Return the records of a split: ``train_records`` or ``eval_records`` of them.
 
     Args:
+      config: of the corpus.
       stage: "scp" (kind "qa": all questions about one document, or "paraphrase"), "instruct" (a question over
         ``instruct_documents``), "end_to_end" or "retrieval" (the same question over ``candidates``).
       split: "train" or "eval".
@@ -287,19 +287,19 @@ def records(config: SyntheticConfig, stage: str, split: str) -> list[Record]:
     return [record(config, stage, split, index) for index in range(_records(config, split))]
 
 
-def documents(config: SyntheticConfig, split: str) -> Iterator[Document]:
-    """All documents of a split, ``config.entities(split)`` of them, one per entity."""
+def documents(config: SyntheticConfig, split: str) -> Iterator[SyntheticDocument]:
+    """Yield all documents of a split, ``config.entities(split)`` of them, one per entity."""
     _records(config, split)
     world = _world(config)
     for number in range(config.entities(split)):
         entity = world.entity(split, number)
-        yield Document(world.name(entity), world.document(entity))
+        yield SyntheticDocument(world.name(entity), world.document(entity))
 
 
-def asked(config: SyntheticConfig, split: str) -> Iterator[tuple[Asked, ...]]:
-    """Rounds of questions: about a person, a place and a work each, all that there is to ask; no document comes twice.
+def asked(config: SyntheticConfig, split: str) -> Iterator[tuple[SyntheticQuestion, ...]]:
+    """Yield rounds of all questions about a person, a place and a work; no document comes twice.
 
-    Every round has the same questions after other facts, so that whole rounds are balanced.
+    Every round asks for the same attributes of other entities, so that whole rounds are balanced.
     """
     _records(config, split)
     world = _world(config)
@@ -310,7 +310,7 @@ def asked(config: SyntheticConfig, split: str) -> Iterator[tuple[Asked, ...]]:
 
 
 def vocabulary(config: SyntheticConfig) -> list[str]:
-    """Short texts that hold every word of all records of both splits."""
+    """Return short texts that hold every word of all records of both splits."""
     texts = [_MAKER_OF, *_MAKER_CLAUSES, *_MAKER_QUESTIONS]
     for number, kind in enumerate(_KINDS):
         texts += [_word(number, place, i) for place in range(2) for i in range(config.name_words)]
@@ -321,7 +321,7 @@ def vocabulary(config: SyntheticConfig) -> list[str]:
 
 
 def write(config: SyntheticConfig, directory: str | os.PathLike, stages: Sequence[str] = STAGES) -> list[Path]:
-    """Writes ``<stage>.<split>.jsonl``, which `read_records` reads as the same records, into a folder that is made.
+    """Write ``<stage>.<split>.jsonl``, which `read_records` reads as the same records, into a folder that is made.
 
     Returns:
       the files, stage by stage.
@@ -338,7 +338,7 @@ def write(config: SyntheticConfig, directory: str | os.PathLike, stages: Sequenc
 
 
 def _fields(record: Record) -> dict[str, object]:
-    """A record as a line of its file."""
+    """Return a record as a line of its file."""
     fields = {"qid": record.qid, "docs": record.documents}
     if record.kind == "question":
         question, answer = record.questions[0], record.answers[0]
@@ -353,7 +353,7 @@ def _records(config: SyntheticConfig, split: str) -> int:
 
 
 class _World:
-    """All that is true, by hashing: nothing needs to be stored but the order of the diagonals."""
+    """The facts of the invented world, by hashing: only the order of the diagonals is stored."""
 
     def __init__(self, config: SyntheticConfig):
         self.config = config
@@ -365,46 +365,51 @@ class _World:
         ]
 
     def random(self, *what: object) -> Random:
-        """A generator for one purpose. Of it only ``random()`` is used, whose values Python promises to keep."""
+        """Return a generator for one purpose; only its ``random()`` is used, whose values Python promises to keep."""
         return Random(repr((self.config.seed, *what)))
 
     # --- entities ---
 
     def entity(self, split: str, number: int, kind: int | None = None) -> _Entity:
-        """An entity of a split by number, of all kinds in turn or of one."""
+        """Return an entity of a split by number, of all kinds in turn or of one."""
         if kind is None:
             number, kind = divmod(number, len(_KINDS))
         diagonal, first = divmod(number, self.config.name_words)
         return _Entity(kind, first, self.spans[split][diagonal])
 
     def draw(self, rng: Random, split: str, kind: int | None = None) -> _Entity:
+        """Draw an entity of a split, of any kind or of one."""
         count = self.config.entities(split)
         return self.entity(split, _below(rng, count if kind is None else count // len(_KINDS)), kind)
 
     def second(self, entity: _Entity) -> int:
+        """Return the index of the second word of an entity's name."""
         return (entity.first + self.shifts[entity.kind][entity.diagonal]) % self.config.name_words
 
     def name(self, entity: _Entity) -> str:
+        """Return an entity's name, two words."""
         return f"{_word(entity.kind, 0, entity.first)} {_word(entity.kind, 1, self.second(entity))}"
 
     def facts(self, entity: _Entity) -> tuple[str, ...]:
-        """The values of an entity's attributes, in their order, and the maker's name of a work that has one."""
+        """Return the values of an entity's attributes, in their order, and the maker's name of a work that has one."""
         rng = self.random("facts", *entity)
         kind = _KINDS[entity.kind]
         facts = [fact.values[_below(rng, self.config.values)] for fact in kind.facts[: self.config.attributes]]
         return (*facts, self.name(self.maker(entity))) if self.has_maker(entity) else tuple(facts)
 
     def has_maker(self, entity: _Entity) -> bool:
+        """Return whether an entity's document names its maker."""
         return entity.kind == WORK and self.config.complex_share > 0
 
     def maker(self, work: _Entity) -> _Entity:
+        """Return the person who made a work."""
         split = "train" if work.diagonal in self.spans["train"] else "eval"
         return self.draw(self.random("maker", *work), split, PERSON)
 
     # --- texts ---
 
     def document(self, entity: _Entity, rendering: int = 0) -> str:
-        """An entity's document; other renderings state the same facts in other words and another order."""
+        """Return an entity's document; other renderings state the same facts in other words and another order."""
         rng, kind = self.random("document", *entity), _KINDS[entity.kind]
         sentences = [fact.clauses for fact in kind.facts[: self.config.attributes]]
         sentences += [_MAKER_CLAUSES] * self.has_maker(entity)
@@ -421,24 +426,25 @@ class _World:
         return f"{' '.join(head)} {_joined(clauses)}."
 
     def question(self, rng: Random, entity: _Entity, fact: int, name: str | None = None) -> str:
-        """A question for a fact of an entity, whom it calls by a name, its own unless another is given."""
+        """Return a question for a fact of an entity, under the entity's name unless another is given."""
         facts = _KINDS[entity.kind].facts[: self.config.attributes]
         choices = facts[fact].questions if fact < len(facts) else _MAKER_QUESTIONS
         return choices[_below(rng, self.config.phrasings)].format(name or self.name(entity))
 
-    def asked(self, entity: _Entity) -> Iterator[Asked]:
-        """All questions about an entity, in the order of its facts."""
-        rng, document = self.random("asked", *entity), Document(self.name(entity), self.document(entity))
+    def asked(self, entity: _Entity) -> Iterator[SyntheticQuestion]:
+        """Yield all questions about an entity, in the order of its facts."""
+        rng, document = self.random("asked", *entity), SyntheticDocument(self.name(entity), self.document(entity))
         facts = self.facts(entity)
-        stated = sorted(facts, key=lambda fact: re.search(rf"\b{fact}\b", document.text).start())  # names end in "song"
+        stated = sorted(facts, key=lambda fact: _word_place(document.text, fact))
         names = [*(fact.name for fact in _KINDS[entity.kind].facts[: self.config.attributes]), _MAKER]
         for i, answer in enumerate(facts):
             question = self.question(rng, entity, i)
-            yield Asked(document, question, answer, names[i], stated.index(answer), len(facts))
+            yield SyntheticQuestion(document, question, answer, names[i], stated.index(answer), len(facts))
 
     # --- records ---
 
     def record(self, stage: str, split: str, index: int) -> Record:
+        """Return the record of a place in a split."""
         # All stages but scp ask the same question at the same place.
         rng = self.random("scp" if stage == "scp" else "question", split, index)
         where = f"synthetic:{split}:{index}"
@@ -461,6 +467,7 @@ class _World:
         return Record("question", texts, (question,), (answer,), (answer,), positives, where, where)
 
     def scp(self, rng: Random, split: str, where: str) -> Record:
+        """Return a record of scp: a paraphrase, or all questions about one document."""
         paraphrase, entity = rng.random() < self.config.paraphrase_share, self.draw(rng, split)
         text = (self.document(entity),)
         if paraphrase:
@@ -471,7 +478,7 @@ class _World:
         return Record("qa", text, questions, answers, answers, (), where, where)
 
     def candidates(self, rng: Random, split: str, gold: list[_Entity], fact: int, count: int) -> list[_Entity]:
-        """The gold documents' entities and others, no entity twice, so that no other document answers."""
+        """Return the gold documents' entities and others, no entity twice, so that no other document answers."""
         chosen = list(gold)
         while len(chosen) < count:
             hard = rng.random() < self.config.hard_share
@@ -481,7 +488,7 @@ class _World:
         return chosen
 
     def hard(self, rng: Random, split: str, entity: _Entity, fact: int) -> _Entity:
-        """Another entity of the kind, with the same first word, the same second word, or mostly the same fact."""
+        """Draw another entity of the kind, with the same first word, the same second word, or mostly the same fact."""
         way, span = _below(rng, 3), self.spans[split]
         diagonal = span[_below(rng, len(span))]
         if way == 0:
@@ -490,10 +497,11 @@ class _World:
             shift = self.shifts[entity.kind][diagonal]
             return _Entity(entity.kind, (self.second(entity) - shift) % self.config.name_words, diagonal)
         value = self.facts(entity)[fact]
-        for _ in range(2 * self.config.values):
-            other = self.draw(rng, split, entity.kind)
+        other = self.draw(rng, split, entity.kind)
+        for _ in range(2 * self.config.values - 1):
             if self.facts(other)[fact] == value:
                 break
+            other = self.draw(rng, split, entity.kind)
         return other
 
 
@@ -503,15 +511,22 @@ def _world(config: SyntheticConfig) -> _World:
 
 
 def _word(kind: int, place: int, index: int) -> str:
-    """A name word; the stride makes neighbours look different, and no two words are the same."""
+    """Return a name word; the stride makes neighbours look different, and no two words are the same."""
     stem = index * 147 % _NAME_WORDS
     return _ONSETS[stem % len(_ONSETS)] + _MIDDLES[stem // len(_ONSETS)] + _KINDS[kind].endings[place]
 
 
 def _joined(clauses: Sequence[str]) -> str:
-    """a; a and b; a, b and c."""
+    """Return clauses joined as "a", "a and b" or "a, b and c"."""
     *most, last = clauses
     return f"{', '.join(most)} and {last}" if most else last
+
+
+def _word_place(text: str, word: str) -> int:
+    """Return where a word begins in a text that holds it, as a whole word: names end in "song"."""
+    match = re.search(rf"\b{word}\b", text)
+    assert match is not None  # a document states all of its facts
+    return match.start()
 
 
 def _below(rng: Random, count: int) -> int:

@@ -2,8 +2,8 @@
 
 Of any number of records only the index of sizes and the offsets are in memory; the rest is mapped. A cache is one
 directory, named by what its tokens depend on, written beside its place and moved there when it is whole. A disk may
-change it later: each item has a checksum that is compared whenever it is read, and what is in memory one that is
-compared when the cache is opened.
+change it later: each item has a checksum that is compared whenever it is read, and each file that is read as a whole
+one that is compared when the cache is opened.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -32,7 +32,7 @@ from clara_jax.strict_json import parse
 
 FORMAT = 2
 _ABOUT = "tokens.json"
-_REMEDY = "delete the directory, and its tokens are made anew"
+_REMEDY = "delete the directory, and its tokens are made anew"  # of a damaged cache
 # The files: flat values of all items one after another, and where each item ends, and the checksum of each.
 _VALUES = {
     "documents": np.int32,
@@ -55,8 +55,7 @@ class TokenCache(Sequence[Example]):
     Safe to read from several threads, and pickled as its path.
 
     Raises:
-      ClaraError: when it is opened, or an example is read: the file system refuses; what is there is not what was
-        written.
+      ClaraError: when it is opened, or an example is read: the file system refuses; the content has changed.
     """
 
     def __init__(self, directory: str | Path):
@@ -79,7 +78,7 @@ class TokenCache(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.sizes)
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> Example:  # pyright: ignore[reportIncompatibleMethodOverride]  # no slices
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
         index = int(index)
@@ -96,7 +95,7 @@ class TokenCache(Sequence[Example]):
         )
 
     def documents(self) -> Iterator[np.ndarray]:
-        """Each distinct document once, in the order in which records name them."""
+        """Yield each distinct document once, in the order in which records name them."""
         return (self._item("documents", number) for number in range(len(self._ends["documents"])))
 
     @property
@@ -110,7 +109,7 @@ class TokenCache(Sequence[Example]):
     def _item(self, name: str, number: int) -> np.ndarray:
         ends = self._ends[name]
         item = self._values[name][ends[number - 1] if number else 0 : ends[number]]
-        if zlib.crc32(item) != self._sums[name][number]:
+        if zlib.crc32(item.data) != self._sums[name][number]:
             raise self._damaged(f"{name}.bin")
         return item
 
@@ -126,11 +125,14 @@ def open_or_make(
     encoding: Encoding,
     progress: Callable[[int], None] | None = None,
 ) -> TokenCache:
-    """The cache of these tokens below ``folder``, made first where it is missing.
+    """Open the cache of these tokens below ``folder``, made first where it is missing.
 
     Args:
+      folder: of all caches.
       records: read once, in order, where the cache is missing; else not at all.
       fingerprint: of the records: another data set has another cache.
+      tokenizer: of the model.
+      encoding: the stage, and how its records become tokens.
       progress: called with the number of records done.
 
     Raises:
@@ -147,7 +149,7 @@ def open_or_make(
 
 
 def cache_key(fingerprint: str, tokenizer: ClaraTokenizer, encoding: Encoding) -> str:
-    """What tokens depend on, in a name."""
+    """Return a cache's name: a hash of everything that its tokens depend on."""
     facts = [FORMAT, fingerprint, tokenizer.tokenizer_hash(), PROMPT_VERSION, dataclasses.asdict(encoding)]
     facts += [tokenizer.doc_max_length, tokenizer.memory_tokens, tokenizer.max_length, tokenizer.memory_ids]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
@@ -166,7 +168,7 @@ def _make(directory: Path, records: Iterable[Record], encoder: Encoder, progress
                     progress(writer.count)
         if not writer.count:
             raise ClaraError("there are no records to tokenize")
-        about = {"format": FORMAT, "records": writer.count, "documents": encoder.document_count}
+        about: dict[str, Any] = {"format": FORMAT, "records": writer.count, "documents": encoder.document_count}
         about["ranking"] = writer.ranks
         about["checksums"] = {name: _checksum(unfinished / name) for name in _WHOLE}
         (unfinished / _ABOUT).write_text(json.dumps(about) + "\n")
@@ -183,7 +185,7 @@ def _make(directory: Path, records: Iterable[Record], encoder: Encoder, progress
 
 
 class _Writer:
-    """Appends records to the files of a cache."""
+    """A writer that appends records to the files of a cache."""
 
     def __init__(self, directory: Path):
         self.count, self.ranks = 0, False
@@ -195,17 +197,18 @@ class _Writer:
         self._document_lengths = np.empty(0, np.int32)
 
     def add(self, records: Sequence[Record], documents: list[np.ndarray], encoded: list[EncodedRecord]) -> None:
+        """Append records, and the documents that are new with them."""
         self._append("documents", documents)
         new = np.array([len(ids) for ids in documents], np.int32)
         self._document_lengths = np.concatenate([self._document_lengths, new])
         none = np.empty(0, np.int32)
-        self._append("queries", [none if own.query is None else own.query for own in encoded])
+        self._append("queries", [none if one.query is None else one.query for one in encoded])
         for name in ("prompt_ids", "memory_index", "labels"):
-            self._append(name, [getattr(own, name) for own in encoded])
-        self._append("document_numbers", [np.array(own.documents, np.int32) for own in encoded])
-        self._append("positives", [np.array(own.positives or (), np.int32) for own in encoded])
+            self._append(name, [getattr(one, name) for one in encoded])
+        self._append("document_numbers", [np.array(one.documents, np.int32) for one in encoded])
+        self._append("positives", [np.array(one.positives or (), np.int32) for one in encoded])
         self._append("where", [np.frombuffer(record.where.encode(), np.uint8) for record in records])
-        lengths = ([self._document_lengths[number] for number in own.documents] for own in encoded)
+        lengths = ([self._document_lengths[number] for number in one.documents] for one in encoded)
         self._sizes.append(np.array(list(map(row_of_sizes, encoded, lengths)), np.int32))
         self.count += len(encoded)
         self.ranks = self.ranks or encoded[0].query is not None
@@ -232,17 +235,17 @@ class _Writer:
 
 
 def _map(path: Path, dtype: type) -> np.ndarray:
-    """A flat file; an empty one cannot be mapped. Of one that was cut within a value the whole values."""
+    """Map a flat file; an empty one cannot be mapped. Of a file that was cut within a value take the whole values."""
     count = path.stat().st_size // np.dtype(dtype).itemsize
     return np.memmap(path, dtype, "r", shape=(count,)) if count else np.empty(0, dtype)
 
 
 def _checksum(path: Path) -> int:
-    return zlib.crc32(_map(path, np.uint8))
+    return zlib.crc32(_map(path, np.uint8).data)
 
 
 def slices(items: Sequence[Record]) -> Iterator[Record]:
-    """The items of a source of many, taken in slices: one by one is several times slower."""
+    """Yield the items of a large source, taken in slices: one by one is several times slower."""
     fetch = getattr(items, "__getitems__", None)
     for start in range(0, len(items), SLICE):
         numbers = range(start, min(start + SLICE, len(items)))

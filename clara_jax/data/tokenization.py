@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ OPTIONS = ("doc_max_length", "memory_tokens", "different_mem_tokens", "missing_b
 SLICE = 1024  # texts tokenized at one time
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
-# A word with the white space behind it. Scripts without spaces still have their full stops.
+# A word with the white space after it. Scripts without spaces still have their full stops.
 _WORD = re.compile(r"[^\s。！？]*[。！？]+\s*|[^\s。！？]+\s*")
 _SENTENCE_END = re.compile(r"""[.!?…。！？]["'”’»)\]]*\s*$|\n\s*$""")
 
@@ -59,7 +59,7 @@ class EncodedPrompt:
 
     @property
     def cut(self) -> bool:
-        """Something was cut off on the right."""
+        """Whether something was cut off on the right."""
         return len(self.ids) < self.full_length
 
 
@@ -73,12 +73,12 @@ class ClaraTokenizer:
       vocab_size: number of the base tokenizer's ids, ``len(tokenizer)``; the added ones follow.
       special_ids: id by name: "<MEM0>" ... or the one "<MEM>", then "<AE>", "<ENC>", "<SEP>".
       memory_ids: M ids; all the same where the memory tokens are not different.
-      memory_text: what stands for a document's memory in a rendered prompt: the M memory tokens and "<SEP>".
+      memory_text: the placeholder of a document's memory in a rendered prompt: the M memory tokens and "<SEP>".
       num_special: number of added ids.
       total_vocab: ``vocab_size + num_special``.
       bos_id: None where the tokenizer has none and ``missing_bos`` is "omit".
       eos_id: ends an answer.
-      pad_id: fills padding, which is never attended: the tokenizer's own, else its bos, else its eos.
+      pad_id: fills padding, which is never attended: the tokenizer's padding token, else its bos, else its eos.
     """
 
     def __init__(
@@ -90,12 +90,16 @@ class ClaraTokenizer:
         missing_bos: str = "omit",
         max_length: int = 1024,
     ):
-        """
+        """Add CLaRa's tokens to a copy of a base model's tokenizer.
+
         Args:
           tokenizer: a fast tokenizer of transformers with a chat template; it is copied, never changed.
+          doc_max_length: longest document, in tokens.
+          memory_tokens: M, memory tokens of a document.
           different_mem_tokens: M different memory tokens, or one token M times.
           missing_bos: for a tokenizer without bos or eos: "omit" the bos, or, as the released code, let the first
             "memory_token" stand in for them.
+          max_length: longest prompt with its target, in tokens.
 
         Raises:
           ClaraError: no fast tokenizer, no chat template, no eos, or an added token is in the vocabulary already.
@@ -127,13 +131,13 @@ class ClaraTokenizer:
         return self._turns.end_id
 
     def with_max_length(self, max_length: int) -> ClaraTokenizer:
-        """The same tokenizer for prompts of another longest length."""
+        """Return the same tokenizer for prompts of another longest length."""
         changed = copy.copy(self)
         changed.max_length = max_length
         return changed
 
     def with_memories(self, doc_max_length: int, memory_tokens: int) -> ClaraTokenizer:
-        """The same tokenizer for documents of another longest length and another number of memory tokens.
+        """Return the same tokenizer for documents of another longest length and another number of memory tokens.
 
         Raises:
           ClaraError: another number of memory tokens where these are different tokens.
@@ -151,8 +155,10 @@ class ClaraTokenizer:
         return changed
 
     def offsets(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
-        """Where each token of each text begins and ends in it, in characters. Texts are taken as they are: make them
-        `plain` before."""
+        """Return where each token of each text begins and ends in it, in characters.
+
+        Texts are taken as they are: make them `plain` before.
+        """
         encode = self._tokenizer.backend_tokenizer.encode_batch
         return [encoding.offsets for encoding in _encodings(encode, texts)]
 
@@ -172,18 +178,19 @@ class ClaraTokenizer:
             [AddedToken(name, special=True, normalized=False) for name in names], special_tokens=True
         )
         ids = self._tokenizer.convert_tokens_to_ids(names)
-        # The first id behind the base's: len(tokenizer), unless its ids have gaps.
+        assert isinstance(ids, list)  # for a list of names
+        # The first id after the base's: len(tokenizer), unless its ids have gaps.
         self.vocab_size, self.num_special = ids[0], len(ids)
         self.total_vocab = self.vocab_size + self.num_special
         if ids != list(range(self.vocab_size, self.total_vocab)) or self.vocab_size <= max(known.values()):
             raise ClaraError(
                 "the base model's tokenizer does not number added tokens one after the other; repair its tokenizer.json"
             )
-        self.special_ids = dict(zip(names, ids, strict=True))
+        self.special_ids: dict[str, int] = dict(zip(names, ids, strict=True))
         self.memory_ids = tuple(self.special_ids[name] for name in self._memory_names)
 
     def _choose_ends(self) -> None:
-        tokenizer = self._tokenizer
+        tokenizer: Any = self._tokenizer  # it has its special tokens by __getattr__, which gives them no types
         if self.missing_bos == "memory_token":
             tokenizer.bos_token = tokenizer.bos_token or self._memory_names[0]
             tokenizer.eos_token = tokenizer.eos_token or self._memory_names[0]
@@ -191,11 +198,14 @@ class ClaraTokenizer:
             raise ClaraError(
                 'the base model\'s tokenizer has no end token; name it as "eos_token" in tokenizer_config.json'
             )
-        self.bos_id, self.eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
-        self.pad_id = next(x for x in (tokenizer.pad_token_id, self.bos_id, self.eos_id) if x is not None)
+        self._bos_token: str | None = tokenizer.bos_token
+        self._eos_token: str = tokenizer.eos_token
+        self.bos_id: int | None = tokenizer.bos_token_id
+        self.eos_id: int = tokenizer.eos_token_id
+        self.pad_id: int = next(x for x in (tokenizer.pad_token_id, self.bos_id, self.eos_id) if x is not None)
 
     def _special_pattern(self) -> re.Pattern:
-        """Matches every string that the tokenizer would read as a special token."""
+        """Return a pattern that matches every string that the tokenizer would read as a special token."""
         named = self._tokenizer.special_tokens_map.values()
         strings = {text for value in named for text in ([value] if isinstance(value, str) else value)}
         strings |= {token.content for token in self._tokenizer.added_tokens_decoder.values() if token.special}
@@ -205,7 +215,7 @@ class ClaraTokenizer:
     # --- text ---
 
     def plain(self, text: str) -> str:
-        """The text with the strings of special tokens broken up by a space, so that none of it is read as one.
+        """Return the text with the strings of special tokens broken up by a space, so that none of it is read as one.
 
         Raises:
           ClaraError: half of a surrogate pair, which no tokenizer can read.
@@ -219,20 +229,21 @@ class ClaraTokenizer:
                 return text
             text = broken
 
-    def decode(self, ids: Sequence[int], special: bool = False) -> str:
-        """The text of token ids, with or without the special tokens among them.
+    def decode(self, ids: Iterable[int], special: bool = False) -> str:
+        """Return the text of token ids, with or without the special tokens among them.
 
         Bytes of a character that is not there as a whole, where an answer ends in its middle or tokens were taken out
         of a text, are left out. U+FFFD, which stands for them elsewhere, stays where the tokens spell it.
         """
         ids = list(map(int, ids))
         text = self._tokenizer.decode(ids, skip_special_tokens=not special)
+        assert isinstance(text, str)  # of one text's ids
         if _REPLACEMENT in text and not _holds(ids, self._encode([_REPLACEMENT])[0]):
             text = text.replace(_REPLACEMENT, "")
         return text
 
     def whole_characters(self, ids: Sequence[int]) -> list[int]:
-        """For each token of a text the number of its group, from 0: tokens share one where a character spans them."""
+        """Return each token's group, numbered from 0: tokens share one where a character spans them."""
         groups, held, number = [], [], 0
         for token in ids:
             held.append(int(token))
@@ -245,34 +256,35 @@ class ClaraTokenizer:
     # --- documents and questions ---
 
     def document_tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        """<ENC> + bos + text + eos of each text, not cut, without memory tokens and padding."""
+        """Return the ids of <ENC> + bos + text + eos of each text, not cut, without memory tokens and padding."""
         start, end = self._document_ends
         return self._encode([f"{start}{self.plain(text)}{end}" for text in texts])
 
     @property
     def _document_ends(self) -> tuple[str, str]:
-        """What a document's input begins and ends with."""
-        return f"<ENC>{'' if self.bos_id is None else self._tokenizer.bos_token}", self._tokenizer.eos_token
+        """The text that a document's input begins with, and the text that it ends with."""
+        return f"<ENC>{'' if self.bos_id is None else self._bos_token}", self._eos_token
 
     def encode_documents(self, texts: Sequence[str], width: int | None = None) -> list[list[int]]:
-        """`document_tokens`, cut on the right: a long document keeps its first tokens and loses its eos.
+        """Return `document_tokens`, cut on the right: a long document keeps its first tokens and loses its eos.
 
         Args:
+          texts: documents or questions.
           width: longest result; default ``doc_max_length + 3``.
         """
         width = self.doc_max_length + FRAME if width is None else width
         return [ids[:width] for ids in self.document_tokens(texts)]
 
     def encode_document(self, text: str, width: int | None = None) -> list[int]:
-        """`encode_documents` of one text, a document or a question."""
+        """Return `encode_documents` of one text, a document or a question."""
         return self.encode_documents([text], width)[0]
 
     def is_cut(self, text: str) -> bool:
-        """The text is longer than a document may be: the compressor would not read all of it."""
+        """Return whether a text is longer than a document may be: the compressor would not read all of it."""
         return len(self.document_tokens([text])[0]) > self.doc_max_length + FRAME
 
     def cut_texts(self, texts: Sequence[str]) -> list[str]:
-        """What the compressor reads of each text, as text: one that `is_cut` ends with the last token that is read."""
+        """Return the part of each text that the compressor reads: one that `is_cut` ends with the last token read."""
         results, width = list(texts), self.doc_max_length + FRAME
         start, end = self._document_ends
         for number, ids in enumerate(self.document_tokens(texts)):
@@ -283,7 +295,7 @@ class ClaraTokenizer:
         return results
 
     def chunk(self, text: str) -> list[str]:
-        """Splits a text into documents that are not cut.
+        """Split a text into documents that are not cut.
 
         Chunks end with a sentence where one ends in their second half, else with a word; a word that is too long alone
         is split between any two characters. Joined, they are the text.
@@ -294,7 +306,7 @@ class ClaraTokenizer:
         chunks, start = [], 0
         while start < len(pieces):
             stop = _fill(pieces, counts, start, capacity)
-            # Counts are of words within the text; at its borders a chunk may differ from them by a token.
+            # Words were counted within the text; at its borders a chunk may differ from that by a token.
             while self.is_cut(chunk := "".join(pieces[start:stop])) and stop > start + 1:
                 stop -= 1
             if stop == start + 1 and len(chunk) > 1 and self.is_cut(chunk):
@@ -306,7 +318,7 @@ class ClaraTokenizer:
         return chunks
 
     def _count(self, pieces: list[str]) -> list[int]:
-        """Tokens that begin in each piece when all are read as one text."""
+        """Count the tokens that begin in each piece when all are read as one text."""
         if not pieces:
             return []
         plain = [self.plain(piece) for piece in pieces]
@@ -319,7 +331,7 @@ class ClaraTokenizer:
         return [len(ids) for ids in self._encode([self.plain(piece) for piece in pieces])]
 
     def _split_word(self, word: str) -> list[str]:
-        """Parts of a word, each as long as fits. Only short stretches are tokenized, however long the word."""
+        """Split a word into parts, each as long as fits; only short stretches are tokenized, however long the word."""
         parts = []
         while word:
             fits, size = 1, min(self.doc_max_length, len(word))
@@ -337,10 +349,10 @@ class ClaraTokenizer:
     # --- prompts ---
 
     def render(self, prompt: Prompt) -> str:
-        """The prompt in the base's chat template: with its target, or up to where the target would begin.
+        """Return the prompt in the base's chat template: with its target, or up to where the target would begin.
 
-        See `clara_jax.data.turns` for templates that refuse or drop the system role, open with what an answer does not
-        have, or write no end.
+        See `clara_jax.data.turns` for templates that refuse or drop the system role, open with text that an answer does
+        not have, or write no end.
 
         Raises:
           ClaraError: the template fails on these messages.
@@ -348,14 +360,14 @@ class ClaraTokenizer:
         return self._render([prompt], prompt.target is not None)[0]
 
     def encode_prompt(self, prompt: Prompt) -> EncodedPrompt:
-        """The rendered prompt's tokens, cut on the right at ``max_length``.
+        """Return the rendered prompt's tokens, cut on the right at ``max_length``.
 
-        Nothing is raised for what is cut off: `EncodedPrompt` tells, and the caller knows which record it was.
+        A cut is no error here: `EncodedPrompt` reports it, and the caller knows which record it was.
         """
         return self.encode_prompts([prompt])[0]
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt]:
-        """`encode_prompt` of each, faster."""
+        """Return `encode_prompt` of each prompt, faster than one by one."""
         alone = self._encode(self._render(prompts, False))
         places = [place for place, prompt in enumerate(prompts) if prompt.target is not None]
         full = list(alone)
@@ -365,8 +377,8 @@ class ClaraTokenizer:
         return [self._encoded_prompt(*triple) for triple in zip(prompts, full, alone, strict=True)]
 
     def _encoded_prompt(self, prompt: Prompt, full: list[int], alone: list[int]) -> EncodedPrompt:
-        # What is learned begins where the prompt with its target ceases to be the prompt alone: a template may end with
-        # what becomes one token with the target's first word.
+        # The labels begin where the prompt with its target ceases to be the prompt alone: a template may end with text
+        # that becomes one token with the target's first word.
         prompt_length = shared_length(full, alone)
         ids = full[: self.max_length]
         slots = [segment.slot for segment in prompt.user if isinstance(segment, Memory)]
@@ -378,7 +390,7 @@ class ClaraTokenizer:
         return EncodedPrompt(ids, memory_index, labels, len(full), lost, target_lost)
 
     def _memory_index(self, ids: list[int], slots: list[int]) -> tuple[list[int], int]:
-        """Where the memory tokens stand, and how many slots are not complete."""
+        """Return the index of the memory tokens, see `EncodedPrompt`, and the number of slots that are not complete."""
         index, position, length = [-1] * len(ids), 0, self.memory_tokens
         # Whole blocks are looked for: with missing_bos = "memory_token" a memory token may stand alone, too.
         block = [*self.memory_ids, self.special_ids["<SEP>"]]
@@ -403,8 +415,10 @@ class ClaraTokenizer:
         return results
 
     def _bare(self, prompt: Prompt, with_target: bool) -> str:
-        target = f"{self.plain(prompt.target)}{self._tokenizer.eos_token}" if with_target else ""
-        return f"{self._user_text(prompt)}{target}"
+        if not with_target:
+            return self._user_text(prompt)
+        assert prompt.target is not None  # prompts without are not rendered with it
+        return f"{self._user_text(prompt)}{self.plain(prompt.target)}{self._eos_token}"
 
     def _messages(self, prompt: Prompt, with_target: bool) -> list[dict[str, str]]:
         system, user = self.plain(prompt.system), self._user_text(prompt)
@@ -413,11 +427,12 @@ class ClaraTokenizer:
         else:
             messages = [{"role": "user", "content": f"{system}\n{user}"}]
         if with_target:
+            assert prompt.target is not None  # prompts without are not rendered with it
             messages.append({"role": "assistant", "content": self.plain(prompt.target)})
         return messages
 
     def _user_text(self, prompt: Prompt) -> str:
-        """Memories and markers become their tokens, all else is made plain; neighbouring texts first become one."""
+        """Return the user message: memories and markers as their tokens, runs of other segments as one plain text."""
         result, text = [], ""
         for segment in prompt.user:
             if isinstance(segment, Memory | Marker):
@@ -434,14 +449,14 @@ class ClaraTokenizer:
     # --- files ---
 
     def tokenizer_hash(self) -> str:
-        """SHA-256 of all that decides a text's ids: tokenizer, chat template, ends and this class's options."""
+        """Return the SHA-256 of all that decides a text's ids: tokenizer, chat template, ends, this class's options."""
         facts = [json.loads(self._base.backend_tokenizer.to_str()), self._base.chat_template]
         facts += [self._base.bos_token, self._base.eos_token, self._base.pad_token, self._options()]
         facts += self._turns.facts  # none for the templates of most models
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def save(self, directory: str | Path) -> None:
-        """Writes the base's tokenizer and the options; the folder is made."""
+        """Write the base's tokenizer and the options; the folder is made."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         self._base.save_pretrained(directory)
@@ -449,10 +464,10 @@ class ClaraTokenizer:
         (directory / OPTIONS_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     def save_hugging_face(self, directory: str | Path, added: bool) -> None:
-        """Writes the tokenizer as transformers has it, with or without the added tokens, and nothing of ours.
+        """Write the tokenizer in the format of transformers, with or without the added tokens, and nothing else.
 
-        In the words that transformers 4 and 5 both know: what transformers 5 writes, 4, which the released code needs,
-        cannot read.
+        The field names are those that transformers 4 and 5 both know: the released code needs 4, which cannot read
+        what 5 writes.
         """
         (self._tokenizer if added else self._base).save_pretrained(directory)
         path = Path(directory) / "tokenizer_config.json"
@@ -464,7 +479,7 @@ class ClaraTokenizer:
 
     @classmethod
     def load(cls, directory: str | Path) -> ClaraTokenizer:
-        """What `save` wrote.
+        """Read the tokenizer that `save` wrote.
 
         Raises:
           ClaraError: a file is missing, damaged, or not the one that was saved.
@@ -485,7 +500,7 @@ class ClaraTokenizer:
                 f"{path}: has the fields {', '.join(sorted(options))}; it must have {', '.join(sorted(OPTIONS))}"
             )
         try:
-            # Not AutoTokenizer: by the class's name it may rebuild what tokenizer.json says exactly.
+            # Not AutoTokenizer: by the class's name it may rebuild what tokenizer.json defines exactly.
             base = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
         except Exception as error:  # transformers and tokenizers raise whatever they met
             raise ClaraError(f"{directory}: the tokenizer cannot be read: {error}") from error
@@ -501,18 +516,18 @@ class ClaraTokenizer:
 
 
 def _holds(ids: list[int], part: list[int]) -> bool:
-    """Whether ids hold others, one after another."""
+    """Return whether ids hold others, one after another."""
     return any(ids[place : place + len(part)] == part for place in range(len(ids) - len(part) + 1))
 
 
 def _encodings(encode: Callable[..., list[Any]], texts: Sequence[str]) -> Iterator[Any]:
-    """What a function of the tokenizers package gives for each text, slice by slice."""
+    """Yield the result of a function of the tokenizers package for each text, slice by slice."""
     for start in range(0, len(texts), SLICE):
         yield from encode(list(texts[start : start + SLICE]), add_special_tokens=False)
 
 
 def _copy(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """A copy that neither pads nor cuts by itself."""
+    """Return a copy that neither pads nor cuts by itself."""
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
@@ -520,7 +535,7 @@ def _copy(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
 
 
 def _words(text: str) -> list[str]:
-    """Words, each with the white space behind it; the first also with that before it."""
+    """Split a text into words, each with the white space after it; the first also with that before it."""
     lead = len(text) - len(text.lstrip())
     words = _WORD.findall(text[lead:])
     if words:
@@ -529,7 +544,7 @@ def _words(text: str) -> list[str]:
 
 
 def _fill(pieces: list[str], counts: list[int], start: int, capacity: int) -> int:
-    """Where a chunk that begins at ``start`` ends: at least one piece, at most ``capacity`` tokens if possible."""
+    """Return the end of the chunk from ``start``: at least one piece, at most ``capacity`` tokens if possible."""
     stop, total = start, 0
     while stop < len(pieces) and (total + counts[stop] <= capacity or stop == start):
         total += counts[stop]

@@ -1,7 +1,7 @@
 """Documents that are cut to a length where a stage reads them: windows of passages, paragraphs around an answer.
 
 Where a window begins is drawn from a seed and the record's number, so equal runs read equal windows, and the sections
-of a run, each with a seed of its own, read different ones of the same passages.
+of a run, each with another seed, read different ones of the same passages.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ CROPS = (START, ANSWER) = ("start", "answer")
 
 
 def cut_records(records: Sequence[Record], tokenizer: ClaraTokenizer, crop: str, seed: int) -> list[Record]:
-    """Cuts what is longer than ``tokenizer.doc_max_length`` tokens to a window of so many.
+    """Cut texts that are longer than ``tokenizer.doc_max_length`` tokens to a window of so many.
 
     Passages ("autoencode", "continue") become a window drawn from them and their target, the window itself or the up to
     `CONTINUATION` tokens after it; windows of white space, and single tokens, which nothing can follow, are left out.
     With ``crop`` "answer" the documents of questions are cut, too: a positive one to a window that holds one of the
-    answers, if it says one, any other to its beginning. All else stays as it is, and is cut at its end when it is
+    answers, if it has one, any other to its beginning. All else stays as it is, and is cut at its end when it is
     encoded.
 
     Args:
+      records: of one stage or several.
+      tokenizer: counts tokens, and has the longest document's number of them.
       crop: one of `CROPS`.
       seed: of the draws.
     """
@@ -47,7 +49,7 @@ def cut_records(records: Sequence[Record], tokenizer: ClaraTokenizer, crop: str,
 
 
 def _is_whole(record: Record) -> bool:
-    """Whether a passage is still to be divided into a document and a target."""
+    """Return whether a passage is still to be divided into a document and a target."""
     return record.kind == "autoencode" or not record.answers
 
 
@@ -78,7 +80,7 @@ def _around_answers(record: Record, cuts, length: int, drawn: float) -> Record:
         if len(offsets) <= length:
             documents.append(original)
             continue
-        first, last = 0, len(offsets) - length  # where a window may begin
+        first, last, begins = 0, len(offsets) - length, 0  # where a window may begin; where the answer does
         answer = _find(text, (*record.answers, *record.gold_answers)) if number in record.positives else None
         if answer is None:
             last = 0
@@ -92,7 +94,7 @@ def _around_answers(record: Record, cuts, length: int, drawn: float) -> Record:
 
 
 def _find(text: str, answers: Sequence[str]) -> tuple[int, int] | None:
-    """Where the first of the answers that a text holds stands in it."""
+    """Return where the first of the answers that a text holds begins and ends in it; None without any."""
     folded = text.casefold()
     same = len(folded) == len(text)  # some letters fold to two, and places would shift
     for answer in answers:

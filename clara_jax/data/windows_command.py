@@ -15,7 +15,7 @@ from clara_jax.files import replaced_when_whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``passages``."""
+    """Add the arguments of ``passages``."""
     parser.add_argument("files", nargs="+", metavar="FILE", help='JSONL with a passage in "text"; .gz, .zst, globs')
     parser.add_argument("--output", required=True, metavar="FILE.jsonl")
     parser.add_argument("--kind", choices=TEXT_STAGES, default=TEXT_STAGES[0], help="(default %(default)s)")
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes one window of each passage."""
+    """Write one window of each passage."""
     for name in ("tokens", "limit"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
     with replaced_when_whole(arguments.output, "the records cannot be written") as temporary:
         with open(temporary, "w", encoding="utf-8") as file:
             for record in windows:
-                fields = {"docs": list(record.documents)}
+                fields: dict[str, object] = {"docs": list(record.documents)}
                 if arguments.kind == "continue":
                     fields["answer"] = record.answers[0]
                 file.write(json.dumps(fields, ensure_ascii=False) + "\n")

@@ -11,7 +11,7 @@ from clara_jax.data.prompts import PARAPHRASE_INSTRUCTIONS
 
 UNKNOWN, BOS, EOS = "<unk>", "<s>", "</s>"
 
-# As short as can be: tokens are what a small model's time goes into. The system message says nothing that it could not
+# As short as possible: a small model's time goes into tokens. The system message holds nothing that the model could not
 # learn from the user's message, and bos alone divides the two turns.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -22,9 +22,9 @@ CHAT_TEMPLATE = (
 
 
 def word_level_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer that knows the words and punctuation of some texts, and those of the package's prompts.
+    """Make a tokenizer that knows the words and punctuation of some texts, and those of the package's prompts.
 
-    Words are runs of letters, digits and "_"; any other character but white space is a token of its own. What is not
+    Words are runs of letters, digits and "_"; any other character but white space is a separate token. What is not
     known becomes "<unk>". Decoding puts a space before every word but the first and none before punctuation, so a text
     comes back up to its white space.
 

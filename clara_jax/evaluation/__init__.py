@@ -1,1 +1,1 @@
-"""What a result is measured by: one implementation of each metric, for training, evaluation and benchmarks."""
+"""Evaluation: metrics, suites, systems and reports. Training and benchmarks use the same metrics."""

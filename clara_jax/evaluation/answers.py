@@ -1,4 +1,4 @@
-"""How close an answer is to its references: exact match, cover match and token F1 on normalized text.
+"""Metrics of an answer against its references: exact match, cover match and token F1 on normalized text.
 
 The definitions are SQuAD's (Rajpurkar et al. 2016), which HotpotQA, NQ and the paper use as well; what published
 scripts do otherwise is a `Convention`. Words are compared as they are written in all of them: "twelve" is not "12".
@@ -16,16 +16,16 @@ from collections.abc import Sequence
 from clara_jax.spelling import normal_form
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
-# Signs that stand for ASCII's -, /, :, *, |, ~ and that no normal form makes them.
+# Variants of ASCII's -, /, :, *, |, ~ that no Unicode normal form maps to them.
 _LIKE_ASCII = frozenset("\u2212\u2044\u2215\u2236\u2217\u2223\u223c")
 _INVISIBLE = frozenset(
     map(chr, (0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, *range(0x180B, 0x1810), *range(0xFE00, 0xFE10)))
 ) | frozenset(map(chr, range(0xE0100, 0xE01F0)))
-# Thai, Lao, Burmese, Khmer, kana and Chinese characters stand without blanks between words.
+# Thai, Lao, Burmese, Khmer, kana and Chinese characters are written without spaces between words.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u312f\u31a0-\u31bf\u31f0-\u31ff"
 _UNSPACED += "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
 _MARKS = "".join(c for c in map(chr, range(0xE00, 0x3100)) if unicodedata.category(c).startswith("M"))
-# A character of these scripts with its marks, or a run of others without blanks.
+# A character of these scripts with its marks, or a run of others without white space.
 UNBROKEN = re.compile(rf"[{_UNSPACED}][{_MARKS}]*|[^\s{_UNSPACED}]+")
 _DECISIONS = (["yes"], ["no"], ["noanswer"])
 _BOOLEANS = {"True": "yes", "False": "no"}
@@ -33,17 +33,17 @@ _BOOLEANS = {"True": "yes", "False": "no"}
 
 @dataclasses.dataclass(frozen=True)
 class Convention:
-    """How answers are read.
+    """The rules by which an answer is normalized and compared with its references.
 
     Attributes:
-      ascii: only ASCII's punctuation is dropped, accents stay as they are written, and words are what blanks part, as
-        in the official scripts. Else a text in any script is read as an English one is: see `normalize` and `words`.
+      ascii: drop only ASCII punctuation, keep accents, and split words at white space, as the official scripts do.
+        Otherwise normalize text of any script as English text is: see `normalize` and `words`.
       nothing: F1 of an answer and a reference that both have no word.
       decisions: F1 is 0 where answer or reference is "yes", "no" or "noanswer" and the other one is not the same.
       booleans: exactly "True" and "False" stand for "yes" and "no".
-      in_a_row: an answer covers a reference where it has the reference's words one after the other; else wherever they
-        are, and however often.
-      first: only the first reference counts; else the best of all.
+      in_a_row: an answer covers a reference where it contains the reference's words consecutively; otherwise wherever
+        they are, and however often.
+      first: only the first reference counts; otherwise the best of all.
     """
 
     ascii: bool = True
@@ -61,12 +61,12 @@ RELEASED = Convention(decisions=True, booleans=True, first=True)  # evaluation/e
 
 
 def normalize(text: str, convention: Convention = OURS) -> str:
-    """Lower case, without punctuation and English articles, words parted by one space.
+    """Return the text in lower case, without punctuation and English articles, with single spaces between words.
 
-    Unless the convention is ASCII's, what ASCII has is read in its other forms, too: characters that stand for the same
-    ones (NFKC: full width, ligatures, composed and decomposed accents; digits; small letters that have one capital)
-    become these; currencies are dropped as "$" is, Unicode's minus and slashes as ASCII's are; marks that are never
-    shown (zero width, direction, variation) are dropped. On ASCII text the two conventions agree.
+    Unless the convention is ASCII's, variants of a character become one: full width, ligatures, composed and decomposed
+    accents (NFKC), digits of all scripts, small letters with the same capital. Currencies are dropped as "$" is,
+    Unicode's minus and slashes as ASCII's are, and invisible marks (zero width, direction, variation) altogether. On
+    ASCII text the two conventions agree.
     """
     if convention.booleans:
         text = _BOOLEANS.get(text, text)
@@ -74,7 +74,7 @@ def normalize(text: str, convention: Convention = OURS) -> str:
     if convention.ascii:
         dropped = _is_ascii_punctuation
     else:
-        # Accents that stand alone (´) would leave a blank when they are composed: they are dropped before.
+        # Dropped first, since NFKC would turn standalone accents (´) into a space with a mark.
         text = "".join(character for character in text if unicodedata.category(character) != "Sk")
         # Letters that have a capital in common (ß and ss, σ and ς, i and the dotted İ), digits of all scripts.
         text = normal_form("NFKC", text).casefold().replace("i\u0307", "i")
@@ -84,37 +84,46 @@ def normalize(text: str, convention: Convention = OURS) -> str:
 
 
 def words(text: str, convention: Convention = OURS) -> list[str]:
-    """Return the words of a text after `normalize`: what blanks part, and in scripts without blanks each character with
-    its marks (Chinese, Japanese, Thai, Lao, Khmer, Burmese), unless the convention is ASCII's."""
+    """Return the words of a text after `normalize`.
+
+    Words are split at white space. Unless the convention is ASCII's, each character with its marks is a word in scripts
+    that are written without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese).
+    """
     found = normalize(text, convention)
     return found.split() if convention.ascii else UNBROKEN.findall(found)
 
 
 def exact_match(prediction: str, golds: Sequence[str], convention: Convention = OURS) -> float:
-    """1.0 if the prediction equals one of the references after `normalize`, else 0.0.
+    """Return 1.0 if the prediction equals one of the references after `normalize`, else 0.0.
 
     Args:
-      golds: at least one reference. Nothing matches nothing: an empty prediction, an empty reference.
+      prediction: the answer.
+      golds: at least one reference. An empty prediction matches an empty reference.
+      convention: how both are normalized and compared.
     """
     found = words(prediction, convention)
     return max(float(found == gold) for gold in _wanted(golds, convention))
 
 
 def cover_match(prediction: str, golds: Sequence[str], convention: Convention = OURS) -> float:
-    """Cover-EM: 1.0 if one of the references is in the prediction after `normalize`, word by word, else 0.0.
+    """Return 1.0 if the prediction contains the words of one of the references after `normalize`, else 0.0 (cover-EM).
 
     Args:
+      prediction: the answer.
       golds: at least one reference; one without a word is in every prediction.
+      convention: how both are normalized and compared.
     """
     found = words(prediction, convention)
     return max(float(_covers(found, gold, convention)) for gold in _wanted(golds, convention))
 
 
 def token_f1(prediction: str, golds: Sequence[str], convention: Convention = OURS) -> float:
-    """Harmonic mean of precision and recall of the prediction's words, 0 to 1, for the best of the references.
+    """Return the F1 of the prediction's words, 0 to 1, for the best of the references.
 
     Args:
+      prediction: the answer.
       golds: at least one reference. Where only one of prediction and reference has a word, F1 is 0.0.
+      convention: how both are normalized and compared.
     """
     found = words(prediction, convention)
     return max(_f1(found, gold, convention) for gold in _wanted(golds, convention))
@@ -147,5 +156,5 @@ def _is_not_read(character: str) -> bool:
     if character in string.punctuation or character in _LIKE_ASCII or character in _INVISIBLE:
         return True
     kind = unicodedata.category(character)
-    # Punctuation, currencies, accents alone; formats, and controls that part no words.
+    # Punctuation, currencies, accents alone; formats, and controls that separate no words.
     return kind[0] == "P" or kind in ("Sc", "Sk", "Cf") or (kind == "Cc" and not character.isspace())

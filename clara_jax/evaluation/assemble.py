@@ -1,4 +1,4 @@
-"""From a directory of outcomes to its report."""
+"""Build the report of a directory of predictions."""
 
 from __future__ import annotations
 
@@ -10,53 +10,58 @@ from typing import Any
 from clara_jax import distributed
 from clara_jax.checkpoints.json_file import read_object
 from clara_jax.evaluation.cases import Suite
-from clara_jax.evaluation.contestants import MemoryModel, Settings
-from clara_jax.evaluation.inside.look import look
+from clara_jax.evaluation.inside.analysis import analyze
 from clara_jax.evaluation.report import build
-from clara_jax.evaluation.runner import INSIDE, PLAN, Entry, read_outcomes, read_suites
+from clara_jax.evaluation.runner import INSIDE, PLAN, SystemSpec, read_predictions, read_suites
+from clara_jax.evaluation.systems import MemoryModel, Settings
 from clara_jax.files import replaced_when_whole
 from clara_jax.training.run_directory import environment
 
 
 def look_inside(
-    entries: Sequence[Entry], suites: Sequence[Suite], settings: Settings, directory: Path, limit: int
+    specs: Sequence[SystemSpec], suites: Sequence[Suite], settings: Settings, directory: Path, limit: int
 ) -> None:
-    """Looks inside each model that answers from memories, where that was not done yet for these suites.
+    """Analyze the internals of each model that answers from memories, where that was not done yet for these suites.
 
     Args:
-      limit: cases that are looked at.
+      specs: the systems; those that do not answer from memories are skipped.
+      suites: where cases and documents are taken from.
+      settings: k and the seed.
+      directory: of the report.
+      limit: the number of cases that are analyzed.
     """
     asked = {"limit": limit, "suites": {suite.name: suite.digest() for suite in suites}}
-    for entry in entries:
-        path = directory / INSIDE / f"{entry.name}.json"
-        if entry.remembers and distributed.on_main(_asked, str(path)) != asked:
-            model = entry.open()
+    for spec in specs:
+        path = directory / INSIDE / f"{spec.name}.json"
+        if spec.remembers and distributed.on_main(_asked, str(path)) != asked:
+            model = spec.open()
             assert isinstance(model, MemoryModel)
-            sections = look(model.clara, suites, limit, settings.seed, settings.k, model.read)
+            sections = analyze(model.clara, suites, limit, settings.seed, settings.k, model.read_memories)
             distributed.on_main(_write, path, {"asked": asked, "sections": sections})
 
 
 def report_of(directory: Path, resamples: int, seed: int) -> dict[str, Any]:
-    """The report of all that lies in a directory.
+    """Return the report on everything in a directory.
 
     Args:
-      resamples, seed: of the bootstrap.
+      directory: where `runner.run` has written.
+      resamples: draws of the bootstrap.
+      seed: of the bootstrap.
 
     Raises:
-      ClaraError: a file in it is not what it was.
+      ClaraError: a file in it is damaged.
     """
     plan = read_object(directory / PLAN, "name a directory that evaluate has made")
     suites, systems = read_suites(directory), plan["systems"]
-    outcomes = {suite.name: read_outcomes(directory, suite.name, systems) for suite in suites}
-    report = build(plan | {"environment": environment()}, suites, outcomes, seed, resamples=resamples)
+    predictions = {suite.name: read_predictions(directory, suite.name, systems) for suite in suites}
+    report = build(plan | {"environment": environment()}, suites, predictions, seed, resamples=resamples)
     inside = {}
     for model in plan["models"]:
         path = directory / INSIDE / f"{model}.json"
         if path.exists():
             sections = read_object(path, "remove it and give the command again")["sections"]
-            inside |= {
-                f"{model}/{name}": {**own, "title": f"{model}: {own['title']}"} for name, own in sections.items()
-            }
+            for name, section in sections.items():
+                inside[f"{model}/{name}"] = {**section, "title": f"{model}: {section['title']}"}
     return report | {"inside": inside}
 
 

@@ -1,7 +1,6 @@
-"""Cases from files: questions over documents, questions of one document each, documents that are told again or written
-out.
+"""Cases from files: questions over documents, questions on one document each, documents to paraphrase or reconstruct.
 
-A case is called by its record's ``qid`` (or a passage's id), else by its line; a name that comes twice is numbered.
+A case is named by its record's ``qid`` (or a passage's id), else by its line; a name that comes twice is numbered.
 Names do not depend on where the file lies.
 """
 
@@ -19,13 +18,13 @@ from clara_jax.data.records import DOCUMENT_FIELDS, Record, parse_documents, par
 from clara_jax.data.titles import titled
 from clara_jax.errors import ClaraError
 from clara_jax.evaluation.cases import Case
-from clara_jax.evaluation.ways import draws
+from clara_jax.evaluation.controls import draws
 
 _WORD = re.compile(r"\S+")
 
 
 def question_cases(path: str, limit: int | None = None) -> tuple[Case, ...]:
-    """The questions of a file of the stages ``instruct``, ``end_to_end`` or ``retrieval``, with all their documents.
+    """Read the questions of a file of the stages ``instruct``, ``end_to_end`` or ``retrieval``, with their documents.
 
     Args:
       path: JSONL, see `clara_jax.data.records`; an answer may be missing.
@@ -40,22 +39,28 @@ def question_cases(path: str, limit: int | None = None) -> tuple[Case, ...]:
 
 
 def question_case(record: Record, name: str) -> Case:
-    """The case of a record of the kind "question"."""
+    """Return the case of a record of the kind "question"."""
     return Case(name, "question", record.questions[0], record.documents, record.gold_answers, record.positives)
 
 
 def scp_cases(path: str, limit: int | None = None) -> tuple[Case, ...]:
-    """Every question of a file of the stage ``scp``, over its one document; paraphrases are left out.
+    """Read every question of a file of the stage ``scp``, with its one document; paraphrases are left out.
 
-    Args, raises: as `question_cases`.
+    Args:
+      path: as for `question_cases`.
+      limit: likewise.
+
+    Raises:
+      ClaraError: as `question_cases`.
     """
     records = parse_lines(path, lambda fields, where: parse_record(fields, "scp", where, answered=False))
     return _numbered((case for record in records for case in _scp(record)), limit, path, 'records of "data_type": "qa"')
 
 
 def paraphrase_cases(path: str, limit: int | None = None) -> tuple[Case, ...]:
-    """Every document of a file, to be told again: those of paraphrase records with their answers as references, all
-    others once and without.
+    """Read every document of a file as a case of paraphrasing.
+
+    Documents of paraphrase records have their answers as references; all others come once and have none.
 
     Args:
       path: JSONL: records of any stage, or passages of a corpus.
@@ -68,19 +73,19 @@ def paraphrase_cases(path: str, limit: int | None = None) -> tuple[Case, ...]:
 
 
 def window_cases(path: str, limit: int | None = None, words: int | None = None, seed: int = 0) -> tuple[Case, ...]:
-    """Every document of a file, to be written out: a window of it, or all of it.
+    """Read every document of a file, or a window of it, as a case of reconstruction.
 
     Args:
       path: as for `paraphrase_cases`.
       limit: cases at most; lines after the last one are not looked at.
-      words: of a window, whose place is drawn; shorter documents are left out. None: whole documents.
+      words: length of a window, whose place is drawn; shorter documents are left out. None: whole documents.
       seed: of the draws.
 
     Raises:
       ClaraError: a file that cannot be read or has no document that is long enough, a line that has none.
     """
-    told = (dataclasses.replace(case, kind="autoencode", references=()) for case in _paraphrases(path))
-    cases = told if words is None else (own for case in told if (own := _window(case, words, seed)) is not None)
+    whole = (dataclasses.replace(case, kind="autoencode", references=()) for case in _paraphrases(path))
+    cases = whole if words is None else (cut for case in whole if (cut := _window(case, words, seed)) is not None)
     return _numbered(cases, limit, path, "documents" if words is None else f"documents of {words} words")
 
 
@@ -95,7 +100,10 @@ def _window(case: Case, count: int, seed: int) -> Case | None:
 
 
 def read_documents(path: str) -> Iterator[str]:
-    """Every document of such a file, in order.
+    """Yield every document of a file, in order.
+
+    Args:
+      path: as for `paraphrase_cases`.
 
     Raises:
       ClaraError: as `paraphrase_cases`.
@@ -106,8 +114,8 @@ def read_documents(path: str) -> Iterator[str]:
 def _scp(record: Record) -> Iterator[Case]:
     name = _name(record.qid, record.where)
     for number, question in enumerate(record.questions):
-        own = f"{name} question {number + 1}" if len(record.questions) > 1 else name
-        yield Case(own, "question", question, record.documents, record.answers[number : number + 1])
+        case_id = f"{name} question {number + 1}" if len(record.questions) > 1 else name
+        yield Case(case_id, "question", question, record.documents, record.answers[number : number + 1])
 
 
 def _paraphrases(path: str) -> Iterator[Case]:
@@ -115,13 +123,13 @@ def _paraphrases(path: str) -> Iterator[Case]:
     for name, documents, references in parse_lines(path, _parse_documents):
         for number, document in enumerate(documents):
             if references or document not in seen:
-                own = f"{name} document {number + 1}" if len(documents) > 1 else name
-                yield Case(own, "paraphrase", "", (document,), references)
+                case_id = f"{name} document {number + 1}" if len(documents) > 1 else name
+                yield Case(case_id, "paraphrase", "", (document,), references)
             seen.add(document)
 
 
 def _parse_documents(fields: Any, where: str) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
-    """A line's name, its documents, and texts that tell them."""
+    """Return a line's name, its documents, and reference paraphrases of them."""
     if isinstance(fields, Mapping) and fields.get("data_type") == "paraphrase":
         record = parse_record(fields, "scp", where, answered=False)
         return _name(record.qid, where), record.documents, record.gold_answers
@@ -132,12 +140,12 @@ def _parse_documents(fields: Any, where: str) -> tuple[str, tuple[str, ...], tup
     return _name(passage.id, where), (titled(passage.title, passage.text),), ()
 
 
-def _name(own: str, where: str) -> str:
-    return f"line {where.rpartition(':')[2]}" if own == where else own
+def _name(given: str, where: str) -> str:
+    return f"line {where.rpartition(':')[2]}" if given == where else given
 
 
 def _numbered(cases: Iterable[Case], limit: int | None, path: str, what: str) -> tuple[Case, ...]:
-    """The first cases, each with a name of its own that those behind it have no part in."""
+    """Return the first cases, each with a unique name that does not depend on later ones."""
     found: dict[str, Case] = {}
     for case in islice(cases, limit):
         name, count = case.id, 1

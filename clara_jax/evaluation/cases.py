@@ -1,4 +1,4 @@
-"""What is asked: cases, and suites of them."""
+"""Evaluation cases, and suites of them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any, Literal
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One question over its documents, or one document that is to be told again or written out.
+    """One question over its documents, or one document to paraphrase or to reconstruct.
 
     Attributes:
-      id: different from all others of its suite.
-      kind: what is asked for.
-      question: empty where a document is told again or written out.
-      documents: at least one; exactly one where it is told again or written out.
-      references: right answers; where a document is told again, texts that tell it. Empty where none is known: what
-        compares with references is then not a number, and is left out of every mean.
+      id: unique in its suite.
+      kind: what is asked for: an answer, a paraphrase, or the document itself.
+      question: empty where a document is paraphrased or reconstructed.
+      documents: at least one; exactly one where it is paraphrased or reconstructed.
+      references: right answers, or reference paraphrases. Empty where none is known: metrics that need references are
+        then NaN, and are left out of every mean.
       instead_of: of a counterfactual case the answers that its documents gave before they were changed; else empty.
       positives: sorted indices into ``documents``; empty where none is known, or none is there.
       tags: what results are broken down by, e.g. {"position": "first third", "fact": "number"}.
@@ -35,7 +35,7 @@ class Case:
     instead_of: tuple[str, ...] = ()
 
     def fields(self) -> dict[str, Any]:
-        """What JSON holds of it: ``instead_of`` only where there is something."""
+        """Return the fields as they are stored in JSON, ``instead_of`` only where it is not empty."""
         found = dataclasses.asdict(self)
         return found if self.instead_of else {name: value for name, value in found.items() if name != "instead_of"}
 
@@ -46,7 +46,8 @@ class Suite:
 
     Attributes:
       name: parts joined by "/", e.g. "end_to_end/nq/oracle".
-      ranked: documents are candidates, of which the best k are read; else all of them are, in their order.
+      ranked: documents are candidates, of which the best k are read; otherwise all are read, in their order.
+      cases: at least one.
     """
 
     name: str
@@ -55,14 +56,14 @@ class Suite:
 
     @property
     def kind(self) -> str:
-        """Of its cases."""
+        """Return the kind of the suite's cases."""
         return self.cases[0].kind
 
     def fields(self) -> dict[str, Any]:
-        """What JSON holds of it."""
+        """Return the fields as they are stored in JSON."""
         return {"name": self.name, "ranked": self.ranked, "cases": [case.fields() for case in self.cases]}
 
     def digest(self) -> str:
-        """Hash of everything that is asked: equal exactly when results may be compared."""
+        """Return a hash of everything that is asked: equal exactly when results may be compared."""
         content = json.dumps([self.ranked, [case.fields() for case in self.cases]], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Two evaluations of the same cases, case by case: which differences are more than chance?"""
+"""Compare two evaluations of the same cases, case by case, and test whether differences exceed chance."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from clara_jax.checkpoints.json_file import read_object
+from clara_jax.evaluation.aggregate import Aggregator, plain
 from clara_jax.evaluation.cases import Suite
 from clara_jax.evaluation.console import table
+from clara_jax.evaluation.formatting import amount, chance, change, interval
 from clara_jax.evaluation.intervals import Bootstrap
-from clara_jax.evaluation.measures import Measures, plain
-from clara_jax.evaluation.outcomes import Outcome
-from clara_jax.evaluation.report import in_order, model_of, way_of
-from clara_jax.evaluation.runner import PLAN, read_outcomes, read_suites
+from clara_jax.evaluation.predictions import Prediction
+from clara_jax.evaluation.report import condition_of, in_order, model_of
+from clara_jax.evaluation.runner import PLAN, read_predictions, read_suites
 from clara_jax.evaluation.scoring import METRICS
-from clara_jax.evaluation.wording import amount, chance, change, interval
 
 SHOWN = (
     *("f1", "exact_match", "cover_match", "followed", "tokens_right", "rougeL", "recall@1", "recall@5"),
@@ -33,22 +33,24 @@ def compare(
     seed: int = 0,
     resamples: int = 2000,
 ) -> dict[str, Any]:
-    """Differences b - a of suites that ask the same, with paired intervals.
+    """Return the differences b - a of suites that ask the same, with paired intervals.
 
     Args:
-      a, b: directories of two evaluations, or twice the same.
-      systems: which of a's is compared with which of b's; a name without way, "trained", stands for all ways of a
-        model. None: those of the same name.
-      seed, resamples: of the bootstrap.
+      a: directory of an evaluation.
+      b: directory of another evaluation, or the same.
+      systems: a's systems to those of b that they are compared with; a name without condition, "trained", stands for
+        all conditions of a model. None: those of the same name.
+      seed: of the bootstrap.
+      resamples: draws of the bootstrap.
 
     Returns:
       {"a", "b", "seed", "resamples", "level", "notes", "rows"}. Notes are sentences about what could not be compared. A
       row is {"suite", "system", "other" (its name in b), "metric", "a" and "b" (their means over the cases that both
-      have), "mean", "low", "high", "n", "p", "holm", "comparisons"}: the p-value by Holm's (1979) method allows for all
-      comparisons of this metric.
+      have), "mean", "low", "high", "n", "p", "holm", "comparisons"}: "holm" is the p-value corrected for all
+      comparisons of this metric by Holm's (1979) method.
 
     Raises:
-      ClaraError: a directory cannot be read, or an outcome does not go with its case.
+      ClaraError: a directory cannot be read, or a prediction does not go with its case.
     """
     a, b = Path(a), Path(b)
     suites, others = ({suite.name: suite for suite in read_suites(path)} for path in (a, b))
@@ -60,10 +62,10 @@ def compare(
         if name in others and suite.digest() != others[name].digest():
             notes.append(f"{name}: does not ask the same in both")
         elif name in others:
-            outcomes = [read_outcomes(path, name, known[path]) for path in (a, b)]
-            found, said = _compare(suite, *outcomes, systems, Bootstrap(len(suite.cases), resamples, seed, LEVEL))
+            predictions = [read_predictions(path, name, known[path]) for path in (a, b)]
+            found, missing = _compare(suite, *predictions, systems, Bootstrap(len(suite.cases), resamples, seed, LEVEL))
             rows += found
-            notes += [f"{name}: {line}" for line in said]
+            notes += [f"{name}: {line}" for line in missing]
     for metric in METRICS:
         _correct([row for row in rows if row["metric"] == metric])
     settings = {"seed": seed, "resamples": resamples, "level": LEVEL}
@@ -71,7 +73,12 @@ def compare(
 
 
 def text(comparison: Mapping[str, Any], metrics: Sequence[str] = SHOWN) -> str:
-    """The comparison as a table, and what could not be compared."""
+    """Return the comparison as a table of text, followed by its notes.
+
+    Args:
+      comparison: the result of `compare`.
+      metrics: those of which rows are shown, in this order.
+    """
     parts = [f"b - a of the same cases; a: {comparison['a']}, b: {comparison['b']}"]
     rows = [row for metric in metrics for row in comparison["rows"] if row["metric"] == metric]
     if rows:
@@ -94,48 +101,50 @@ def _line(row: Mapping[str, Any]) -> list[str]:
 
 def _compare(
     suite: Suite,
-    a: Mapping[str, Sequence[Outcome]],
-    b: Mapping[str, Sequence[Outcome]],
+    a: Mapping[str, Sequence[Prediction]],
+    b: Mapping[str, Sequence[Prediction]],
     systems: Mapping[str, str] | None,
     draws: Bootstrap,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     pairs = _pairs(in_order(a), in_order(b), systems)
-    notes = [f"{own} is not in a" for own, _ in pairs if own not in a]
-    notes += [f"{other} is not in b" for _, other in pairs if other not in b]
-    pairs = [(own, other) for own, other in pairs if own in a and other in b]
-    outcomes = {A + name: a[name] for name, _ in pairs} | {B + name: b[name] for _, name in pairs}
-    measures = Measures(suite, outcomes, draws)
+    notes = [f"{left} is not in a" for left, _ in pairs if left not in a]
+    notes += [f"{right} is not in b" for _, right in pairs if right not in b]
+    pairs = [(left, right) for left, right in pairs if left in a and right in b]
+    predictions = {A + name: a[name] for name, _ in pairs} | {B + name: b[name] for _, name in pairs}
+    aggregator = Aggregator(suite, predictions, draws)
     rows = []
-    for own, other in pairs:
-        differences = measures.differences(B + other, A + own)
+    for left, right in pairs:
+        differences = aggregator.differences(B + right, A + left)
         for metric, found in differences.items():
-            common = measures.known(A + own, metric) & measures.known(B + other, metric)
+            common = aggregator.known(A + left, metric) & aggregator.known(B + right, metric)
             means = {
-                side: measures.means(side + name, (metric,), common)[metric]["mean"]
-                for side, name in ((A, own), (B, other))
+                side: aggregator.means(side + name, (metric,), common)[metric]["mean"]
+                for side, name in ((A, left), (B, right))
             }
-            names = {"suite": suite.name, "system": own, "other": other, "metric": metric}
+            names = {"suite": suite.name, "system": left, "other": right, "metric": metric}
             rows.append({**names, "a": means[A], "b": means[B], **found})
     return rows, notes
 
 
 def _pairs(a: Sequence[str], b: Sequence[str], systems: Mapping[str, str] | None) -> list[tuple[str, str]]:
-    """Which of a's systems goes with which of b's; one of them may be missing."""
+    """Return the pairs of a's and b's systems to compare; one of a pair may be missing."""
     if systems is None:
         return [(name, name) for name in dict.fromkeys((*a, *b))]
     found = []
-    for own, other in systems.items():
-        if "/" in own:
-            found.append((own, other))
+    for left, right in systems.items():
+        if "/" in left:
+            found.append((left, right))
         else:
-            ways = [way_of(name) for name in a if model_of(name) == own]
-            found += [(f"{own}/{way}", f"{other}/{way}") for way in ways] or [(own, other)]
+            conditions = [condition_of(name) for name in a if model_of(name) == left]
+            found += [(f"{left}/{condition}", f"{right}/{condition}") for condition in conditions] or [(left, right)]
     return found
 
 
 def _correct(rows: Sequence[dict[str, Any]]) -> None:
-    """Adds Holm's p-values: the smallest times the number of all, the next times one less, and none below the one
-    before."""
+    """Add Holm's p-values to the rows.
+
+    The smallest p is multiplied by the number of tests, the next by one less, and so on; none is below the one before.
+    """
     tested = sorted((row for row in rows if row["p"] is not None), key=lambda row: row["p"])
     for row in rows:
         row |= {"holm": None, "comparisons": len(tested)}

@@ -1,12 +1,12 @@
-"""What the end of an evaluation prints: every result with its controls."""
+"""The summary that an evaluation prints at its end: every result with its controls."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from clara_jax.evaluation.tables import UNDEFINED
-from clara_jax.evaluation.wording import amount, interval, titled
+from clara_jax.evaluation.formatting import amount, interval, titled
+from clara_jax.evaluation.html_tables import UNDEFINED
 
 SHOWN = (
     *("f1", "exact_match", "cover_match", "followed", "tokens_right", "windows_right", "rougeL", "names_kept"),
@@ -15,7 +15,7 @@ SHOWN = (
 
 
 def summary(report: Mapping[str, Any]) -> str:
-    """The answers and rankings of all systems, suite by suite, with intervals; and whether memories are used."""
+    """Return the results of all systems as text, suite by suite, with intervals, and whether memories are used."""
     parts = []
     for suite in report["suites"]:
         metrics = [name for name in SHOWN if any(name in system["metrics"] for system in suite["systems"])]
@@ -33,23 +33,24 @@ def summary(report: Mapping[str, Any]) -> str:
 
 
 def _beside_text(report: Mapping[str, Any], suite: Mapping[str, Any]) -> Iterator[str]:
-    """What systems that are no controls have of the text's lead over no memory, and follow of what it follows."""
+    """Yield a line for each share of the text models' results that systems, without controls, reach from memories."""
     for system in suite["systems"]:
         if system["control"]:
             continue
-        for own in system["normalised"]:
-            share = own["metrics"].get(suite["main"])
+        for normalised in system["normalised"]:
+            share = normalised["metrics"].get(suite["main"])
             if share:
-                what = f"{system['name']}: normalised {titled(report['metrics'][suite['main']])} of {own['to']}: "
+                title = titled(report["metrics"][suite["main"]])
+                what = f"{system['name']}: normalised {title} of {normalised['to']}: "
                 yield what + (_amount(share, "share") if share["mean"] is not None else f"not defined, {UNDEFINED}")
-        for own in system["followed_with"]:
-            yield f"{system['name']}: follows of the changed documents that {own['to']} follows (%): " + _amount(
-                own["share"], "share"
+        for followed in system["followed_with"]:
+            yield f"{system['name']}: follows of the changed documents that {followed['to']} follows (%): " + _amount(
+                followed["share"], "share"
             )
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns side by side, the first to the left, the others to the right."""
+    """Return rows as aligned columns of text, the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     return "\n".join(
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in [head, *rows]

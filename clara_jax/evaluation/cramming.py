@@ -1,8 +1,8 @@
-"""Crammed memories: what a frozen generator could be told of a document in M vectors, if they were made for it alone.
+"""Crammed memories: M vectors optimised for one document, an upper bound on what a frozen generator can read of it.
 
-The memories of one document are optimised by gradient until the generator writes the document out from them, behind the
-token `<AE>` as in training; no question is known. What is answered from them is an upper bound for a compressor, which
-has one pass over the document (Kuratov et al. 2025, "Cramming 1568 tokens into a single vector and back again").
+The memories of one document are optimised by gradient until the generator reconstructs the document from them, after
+the token `<AE>` as in training; no question is known. Answers from them are an upper bound for a compressor, which has
+one pass over the document (Kuratov et al. 2025, "Cramming 1568 tokens into a single vector and back again").
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from clara_jax.model.sharding import put_batch
 
 @dataclasses.dataclass(frozen=True)
 class Cramming:
-    """How memories are optimised.
+    """The settings of the optimisation.
 
     Attributes:
       steps: of Adam, on each document.
@@ -55,12 +55,14 @@ class Cramming:
 
 
 def cram(bundle: Bundle, cramming: Cramming, texts: Sequence[str], memories: np.ndarray, batch_size: int) -> np.ndarray:
-    """Memories [N, M, E] from which the generator writes N texts out as well as ``cramming`` gets it to.
+    """Return memories [N, M, E] that are optimised for the generator to reconstruct N texts from them.
 
     Args:
-      texts: as far as the compressor reads them.
-      memories: where it starts, [N, M, E].
-      batch_size: texts of a device call, which the mesh divides.
+      bundle: the model, which stays frozen.
+      cramming: the settings of the optimisation.
+      texts: N texts, as far as the compressor reads them.
+      memories: where the optimisation starts, [N, M, E].
+      batch_size: texts of a device call, a multiple of the mesh's batch shards.
     """
     records = [
         Record("autoencode", (text,), (), (text,), (text,), (), f"text {number}", str(number))
@@ -73,14 +75,14 @@ def cram(bundle: Bundle, cramming: Cramming, texts: Sequence[str], memories: np.
     with tqdm(total=len(texts), unit=" documents", desc="cramming", leave=False, disable=not shown) as bar:
         for start in range(0, len(order), batch_size):
             places = order[start : start + batch_size]
-            own = [examples[i] for i in places]
+            rows = [examples[i] for i in places]
             started = np.zeros((batch_size, *memories.shape[1:]), np.float32)
             started[: len(places)] = memories[places]
 
-            def read(_: Any, rows: np.ndarray = started) -> np.ndarray:
-                return rows
+            def read(_: Any, memories: np.ndarray = started) -> np.ndarray:
+                return memories
 
-            batch = collate(own, plan_shapes(own, bundle.tokenizer), bundle.tokenizer, batch_size, memories=read)
+            batch = collate(rows, plan_shapes(rows, bundle.tokenizer), bundle.tokenizer, batch_size, memories=read)
             with jax.set_mesh(bundle.mesh):
                 made = _optimise(bundle.model, cramming, bundle.params, put_batch(batch, bundle.mesh))
                 found[places] = gather(made)[: len(places)]
@@ -90,22 +92,23 @@ def cram(bundle: Bundle, cramming: Cramming, texts: Sequence[str], memories: np.
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _optimise(model: ClaraModel, cramming: Cramming, params: Any, batch: Batch) -> jax.Array:
-    """float32 [B, M, E]; rows do not depend on each other."""
-    started = batch.memories[:, 0]
+    """Return the optimised memories, float32 [B, M, E]; rows do not depend on each other."""
+    assert batch.memories is not None  # `cram` collates with memories
+    started = jnp.asarray(batch.memories)[:, 0]
     weights = label_weights(batch)  # each text counts as much as any other, so rows are optimised alike
 
     def loss(memories: jax.Array) -> jax.Array:
         states = target_states(model, params, batch, memories[:, None])
-        return language_model_loss(model, params, states, batch.labels, weights)[0]
+        return language_model_loss(model, params, states, jnp.asarray(batch.labels), weights)[0]
 
     scale = jnp.sqrt(jnp.mean(jnp.square(started), axis=(1, 2), keepdims=True))
     optimizer = optax.adam(optax.cosine_decay_schedule(cramming.learning_rate, cramming.steps))
 
     def step(carried: tuple[jax.Array, Any], _: None) -> tuple[tuple[jax.Array, Any], None]:
         offset, state = carried
-        gradient = jax.grad(lambda own: loss(started + scale * own))(offset)
+        gradient = jax.grad(lambda offset: loss(started + scale * offset))(offset)
         updates, state = optimizer.update(gradient, state)
-        return (offset + updates, state), None
+        return (offset + jnp.asarray(updates), state), None
 
     begin = jnp.zeros_like(started)
     (offset, _), _ = jax.lax.scan(step, (begin, optimizer.init(begin)), length=cramming.steps)

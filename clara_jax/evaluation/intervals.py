@@ -1,7 +1,8 @@
-"""How far means may be trusted: the paired percentile bootstrap over cases (Efron and Tibshirani 1993, chapter 13).
+"""Confidence intervals of means: the paired percentile bootstrap over cases (Efron and Tibshirani 1993, chapter 13).
 
-The cases are drawn again with replacement, and the spread of a statistic over many such draws stands for its own. All
-metrics and systems see the same draws, so that the interval of a difference knows which cases are hard for both.
+The cases are resampled with replacement, and the spread of a statistic over many such draws estimates its sampling
+distribution. All metrics and systems share the draws, so that the interval of a difference knows which cases are hard
+for both.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import math
 import numpy as np
 
 BLOCK = 2**20  # counts that are handled at a time: 8 MiB in float64
-DIGITS = 12  # after the point: sums in another order differ behind them, and no difference would have a sign
+# Decimals of a difference. Sums in another order differ in later ones, which would give equal means a sign.
+DIGITS = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +23,9 @@ class Interval:
 
     Attributes:
       mean: NaN of no cases.
-      low, high: bounds of its confidence interval; NaN of fewer than two cases, which say nothing of the spread. Cases
-        that are all equal have no spread: both bounds are the mean, which is too narrow where the cases are few.
+      low: lower bound of its confidence interval; NaN of fewer than two cases, which have no spread. Cases that are all
+        equal have none either: both bounds are the mean, which is too narrow where the cases are few.
+      high: upper bound, likewise.
       n: cases that count.
     """
 
@@ -34,7 +37,7 @@ class Interval:
 
 @dataclasses.dataclass(frozen=True)
 class Difference(Interval):
-    """The same of a difference.
+    """A difference of two statistics, with its interval.
 
     Attributes:
       p: two-sided p-value of there being none: twice the share of draws on the side of 0 that has fewer of them, draws
@@ -46,7 +49,7 @@ class Difference(Interval):
 
 
 class Bootstrap:
-    """Draws of cases, made once, for all statistics of the same cases.
+    """Resamples of cases, drawn once, for all statistics of the same cases.
 
     The same number of cases, resamples and seed give the same draws, on any machine.
 
@@ -67,7 +70,7 @@ class Bootstrap:
             self._counts[rows] = np.bincount(drawn.ravel(), minlength=count * cases).reshape(count, cases)
 
     def mean(self, values: np.ndarray, per: np.ndarray | None = None) -> Interval:
-        """The mean of the cases that are not NaN; or a ratio of sums.
+        """Return the mean of the cases that are not NaN, or a ratio of sums.
 
         Args:
           values: [n].
@@ -80,7 +83,7 @@ class Bootstrap:
     def difference(
         self, a: np.ndarray, b: np.ndarray, per: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
     ) -> Difference:
-        """``mean(a, per[0]) - mean(b, per[1])`` in the same draws, over the cases where none of them is NaN."""
+        """Return ``mean(a, per[0]) - mean(b, per[1])`` in the same draws, over the cases where none of them is NaN."""
         known, (a, per_a, b, per_b) = self._common(a, self._per(per[0]), b, self._per(per[1]))
         draws = np.round(self._ratios(a, per_a) - self._ratios(b, per_b), DIGITS)
         mean, low, high, n = self._interval(draws, _ratio(a, per_a) - _ratio(b, per_b), known)
@@ -88,20 +91,20 @@ class Bootstrap:
         p = min(1.0, float(2 * (1 + fewer) / (1 + np.isfinite(draws).sum())))
         return Difference(mean, low, high, n, math.nan if math.isnan(low) else p)
 
-    def normalised(self, own: np.ndarray, none: np.ndarray, text: np.ndarray) -> Interval:
-        """(own - none) / (text - none) of three means in the same draws, over the cases where none of them is NaN.
+    def normalised(self, system: np.ndarray, none: np.ndarray, text: np.ndarray) -> Interval:
+        """Return (system - none) / (text - none) of three means in the same draws, where none of them is NaN.
 
-        Where text is not above none there is nothing to normalise by: the mean is then NaN. So are the bounds where
-        that is so in more draws than an interval leaves out on one side: what would be left of them says too little.
+        Where text is not above none the ratio is not defined, and the mean is NaN. So are the bounds where that happens
+        in more draws than an interval leaves out on one side: too few would be left.
         """
-        known, values = self._common(own, none, text)
+        known, values = self._common(system, none, text)
         weights = known.astype(float)  # cases that are not known are in no mean
-        draws_own, draws_none, draws_text = (self._ratios(array, weights) for array in values)
-        mean_own, mean_none, mean_text = (_ratio(array, weights) for array in values)
+        draws_system, draws_none, draws_text = (self._ratios(array, weights) for array in values)
+        mean_system, mean_none, mean_text = (_ratio(array, weights) for array in values)
         lead = np.round(draws_text - draws_none, DIGITS)
-        draws = np.divide(draws_own - draws_none, lead, out=np.full(len(lead), np.nan), where=lead > 0)
+        draws = np.divide(draws_system - draws_none, lead, out=np.full(len(lead), np.nan), where=lead > 0)
         defined = round(mean_text - mean_none, DIGITS) > 0
-        mean = (mean_own - mean_none) / (mean_text - mean_none) if defined else math.nan
+        mean = (mean_system - mean_none) / (mean_text - mean_none) if defined else math.nan
         mean, low, high, n = self._interval(draws, mean, known)
         if np.mean(~(lead > 0)) > (1 - self.level) / 2:
             low = high = math.nan
@@ -111,7 +114,7 @@ class Bootstrap:
         return np.ones(self.cases) if per is None else per
 
     def _common(self, *arrays: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Which cases are NaN nowhere, and the arrays with 0 for all others."""
+        """Return which cases are NaN in no array, and the arrays with 0 for all others."""
         for array in arrays:
             if np.shape(array) != (self.cases,):
                 raise ValueError(f"values of shape {np.shape(array)} for {self.cases} cases")
@@ -119,7 +122,7 @@ class Bootstrap:
         return known, [np.where(known, array, 0.0) for array in arrays]
 
     def _ratios(self, values: np.ndarray, per: np.ndarray) -> np.ndarray:
-        """Of each draw: [R], NaN where it has none of the known cases."""
+        """Return the ratio of sums in each draw, [R], NaN where a draw has none of the known cases."""
         columns = np.stack([values, per], axis=1)
         sums = np.concatenate([self._counts[rows].astype(np.float64) @ columns for rows in self._blocks()])
         return np.divide(sums[:, 0], sums[:, 1], out=np.full(len(sums), np.nan), where=sums[:, 1] != 0)

@@ -1,6 +1,6 @@
-"""Needles: a document into which one sentence with an invented fact is put, and a question that asks for it.
+"""Needle cases: a document into which one sentence with an invented fact is inserted, and a question that asks for it.
 
-What a memory keeps may depend on where in the document a fact stands and on what it is. Documents, facts and subjects
+What a memory keeps may depend on the position of a fact in the document and on its kind. Documents, facts and subjects
 are drawn anew for every case, so that cases are independent; every position meets every kind of fact equally often.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
 from random import Random
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from clara_jax.data.corpus.sentences import sentence_ends
 from clara_jax.errors import ClaraError
@@ -20,7 +20,7 @@ POSITIONS = {"beginning": 0.0, "first third": 1 / 3, "middle": 1 / 2, "last thir
 WORDS = 150  # about 200 tokens: below the paper's longest document (256)
 ROUNDS = 20  # every position with every kind of fact as often, 300 cases
 LEAST = 0.5  # of the words allowed; in a shorter document all positions are the same
-NEEDLE = 12  # words of a sentence that is put in, at most
+NEEDLE = 12  # words of an inserted sentence, at most
 
 _STEMS = "Al Bren Cor Dun Els Far Gar Hol Ivel Jar Kes Lor Mar Nor Orv Pel Quin Ros Sel Tor Und Vel Wen Yar".split()
 _ENDINGS = "brook combe dray fold garth hurst lock mere nock stow thorpe wick".split()
@@ -40,18 +40,26 @@ _ONES = (
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 
 
+Item = TypeVar("Item")
+
+
 class _Fact(NamedTuple):
-    """A kind of fact: how a value is drawn, as all its spellings, the document's first; sentences with "{subject}" and
-    "{value}", each with a question that asks for the value."""
+    """A kind of fact.
+
+    Attributes:
+      draw: draws a value, as all its spellings, the document's first.
+      templates: sentences with "{subject}" and "{value}", each with a question that asks for the value.
+    """
 
     draw: Callable[[Random], tuple[str, ...]]
     templates: tuple[tuple[str, str], ...]
 
 
 def number_spellings(number: int) -> tuple[str, ...]:
-    """A whole number from 0 to 999 in digits and in English words.
+    """Return the spellings of a whole number from 0 to 999, in digits and in English words.
 
-    Hyphens are there and are not, since normalization would make one word of two; so is the British "and".
+    Both are there with and without hyphens, since normalization would make one word of two, and with and without the
+    British "and".
     """
     hundreds, rest = divmod(number, 100)
     if rest < 20:
@@ -66,7 +74,7 @@ def number_spellings(number: int) -> tuple[str, ...]:
 
 
 def date_spellings(day: int, month: int, year: int) -> tuple[str, ...]:
-    """A date as it is written in English, and in figures with the year first; a month from 1 to 12."""
+    """Return the spellings of a date in English, and in figures with the year first; a month from 1 to 12."""
     name = _MONTHS[month - 1]
     ending = "th" if day in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(day % 10, "th")
     return (
@@ -111,22 +119,22 @@ FACTS = {
 
 
 def needle_cases(documents: Iterable[str], seed: int, limit: int | None = None, words: int = WORDS) -> tuple[Case, ...]:
-    """Questions for a sentence in a document.
+    """Return questions for an inserted sentence.
 
-    Tags: "position", one of `POSITIONS`, the share of the document's words before the sentence, as near as its
-    sentences let it be; and "fact", "name", "number" or "date". Neither what is asked for nor whom it is asked of is
-    elsewhere in the document. References are all spellings of the value.
+    Tags: "position", one of `POSITIONS`, the share of the document's words before the sentence, as near as sentence
+    boundaries allow; and "fact", "name", "number" or "date". Neither the value nor the subject occurs elsewhere in the
+    document. References are all spellings of the value.
 
     Args:
       documents: English; all white space becomes one space, and the first of several lines, mostly a title, is left
-        out. They are taken in an order of the seed, again from the first when there are no more; those are passed over
-        that have too few sentences for the positions to differ, or less than half the words.
+        out. They are taken in a random order, cyclically; those that have too few sentences for the positions to
+        differ, or less than half the words, are skipped.
       seed: of everything that is drawn. The cases of a smaller ``limit`` are the first ones of a larger.
       limit: cases at most, rounded down to whole rounds of 15, but at least one; never more than 20 rounds.
-      words: longest document, the sentence included; what is longer loses its last sentences.
+      words: longest document, the sentence included; longer documents lose their last sentences.
 
     Raises:
-      ClaraError: no document that will do.
+      ClaraError: no document is suitable.
     """
     cells = list(product(POSITIONS, FACTS))
     rounds = ROUNDS if limit is None else min(max(limit // len(cells), 1), ROUNDS)
@@ -152,7 +160,7 @@ def _case(cell: tuple[str, str], number: int, filler: _Filler, seed: int) -> Cas
 
 
 class _Filler(NamedTuple):
-    """A text, and for every position where a sentence can be put in."""
+    """A text, and the character offset of the sentence boundary for every position."""
 
     text: str
     borders: dict[str, int]
@@ -168,7 +176,7 @@ def _fillers(documents: Iterable[str], seed: int, words: int) -> Iterator[_Fille
 
 
 def _filler(document: str, words: int) -> _Filler | None:
-    """The document's first sentences; None where they will not do."""
+    """Return the document's first sentences; None where they are not suitable."""
     text = " ".join((document.partition("\n")[2] or document).split())
     least, most = LEAST * words, words - NEEDLE
     if len(text.split()) < least:
@@ -198,9 +206,9 @@ def _cycle(fillers: Iterator[_Filler], words: int) -> Iterator[_Filler]:
 
 
 def _random(*what: object) -> Random:
-    """Of it only ``random()`` is used, whose values Python promises to keep."""
+    """Return a generator; only its ``random()`` is used, whose values are stable across versions of Python."""
     return Random(repr(what))
 
 
-def _one(rng: Random, items: Sequence):
+def _one(rng: Random, items: Sequence[Item]) -> Item:
     return items[int(rng.random() * len(items))]

@@ -1,4 +1,4 @@
-"""Token pruning, the baseline that shortens text by leaving words out: Selective Context (Li et al. 2023)."""
+"""Token pruning, the baseline that shortens text by dropping tokens: Selective Context (Li et al. 2023)."""
 
 from __future__ import annotations
 
@@ -20,28 +20,29 @@ from clara_jax.model.sharding import batch_shards, put_batch
 
 
 def pruned(ids: Sequence[int], surprisals: np.ndarray, rate: int, characters: Sequence[int] | None = None) -> list[int]:
-    """The ⌈T / rate⌉ tokens that are expected least, in their order; of equal ones the earlier.
+    """Return the ⌈T / rate⌉ most surprising tokens, in their order; of equal ones the earlier.
 
     Args:
       ids: T tokens.
       surprisals: -log p of each, float [T].
-      characters: a number for each token, tokens that share one are kept or dropped together, by the least expected of
-        them; those for which there is no room any more are passed over (`ClaraTokenizer.whole_characters`). None: every
-        token stands alone.
+      rate: tokens of the text for each that is kept.
+      characters: the group of each token. Tokens of a group are kept or dropped together, by the most surprising of
+        them; groups for which there is no room any more are skipped (`ClaraTokenizer.whole_characters`). None: every
+        token is a group.
     """
     room, groups = -(-len(ids) // rate), range(len(ids)) if characters is None else characters
     members: dict[int, list[int]] = {}
     for place, group in enumerate(groups):
         members.setdefault(group, []).append(place)
     kept: list[int] = []
-    for own in sorted(members.values(), key=lambda own: -max(surprisals[i] for i in own)):
-        if len(own) <= room - len(kept):
-            kept += own
+    for places in sorted(members.values(), key=lambda places: -max(surprisals[i] for i in places)):
+        if len(places) <= room - len(kept):
+            kept += places
     return [ids[i] for i in sorted(kept)]
 
 
 def truncated(ids: Sequence[int], count: int, characters: Sequence[int]) -> list[int]:
-    """At most the first ``count`` tokens, without those of a character that goes on after them."""
+    """Return at most the first ``count`` tokens, without those of a character that would be cut."""
     if count < len(ids):
         while count and characters[count] == characters[count - 1]:
             count -= 1
@@ -49,14 +50,14 @@ def truncated(ids: Sequence[int], count: int, characters: Sequence[int]) -> list
 
 
 def surprisals(bundle: Bundle, texts: Sequence[Sequence[int]], batch_size: int) -> list[np.ndarray]:
-    """-log p(t_i | t_<i) in nats of each token of some texts, float32 [T] each, by the base model without adapters.
+    """Return -log p(t_i | t_<i) in nats of each token of texts, float32 [T] each, by the base model without adapters.
 
-    The first token is expected behind the beginning token; where the tokenizer has none, nothing expects it, and it
-    counts as infinitely surprising.
+    The first token is conditioned on the beginning token; where the tokenizer has none, its surprisal is infinite.
 
     Args:
+      bundle: of which the base model is used.
       texts: token ids, without frame.
-      batch_size: texts of a device call, which the mesh divides.
+      batch_size: texts of a device call, a multiple of the mesh's batch shards.
     """
     assert batch_size % batch_shards(bundle.mesh) == 0
     tokenizer, found = bundle.tokenizer, {}
@@ -68,8 +69,8 @@ def surprisals(bundle: Bundle, texts: Sequence[Sequence[int]], batch_size: int) 
         ids = np.full((batch_size, width), tokenizer.pad_id, np.int32)
         mask = np.zeros((batch_size, width), bool)
         for row, place in enumerate(places):
-            own = [begin, *texts[place]]
-            ids[row, : len(own)], mask[row, : len(own)] = own, True
+            sequence = [begin, *texts[place]]
+            ids[row, : len(sequence)], mask[row, : len(sequence)] = sequence, True
         with jax.set_mesh(bundle.mesh):
             likely = gather(_log_likelihoods(bundle.model, bundle.params, *put_batch((ids, mask), bundle.mesh)))
         for row, place in enumerate(places):
@@ -81,7 +82,7 @@ def surprisals(bundle: Bundle, texts: Sequence[Sequence[int]], batch_size: int) 
 
 @partial(jax.jit, static_argnums=0)
 def _log_likelihoods(model: ClaraModel, params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
-    """log p of the tokens from the second on, float32 [B, T - 1]."""
+    """Return log p of the tokens from the second on, float32 [B, T - 1]."""
     states, _ = model.forward(params, None, model.embed(params, ids), mask)
     labels = jnp.where(mask[:, 1:], ids[:, 1:], IGNORED)
     return token_log_likelihoods(model, params, states[:, :-1], labels)

@@ -1,7 +1,7 @@
-"""What an evaluation has found, as one piece of JSON (docs/evaluation.md): every system's numbers with their intervals,
-its difference from the model it is to be compared with, whether memories are used, and what was answered.
+"""The report of an evaluation as JSON (docs/evaluation.md).
 
-Nothing in it depends on when or in how many goes the outcomes came.
+It holds every system's metrics with their intervals, its differences from the model it is compared with, whether
+memories are used, and examples of answers. Nothing in it depends on when or in how many runs the predictions came.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from typing import Any
 
 import numpy as np
 
+from clara_jax.evaluation.aggregate import MAIN, Aggregator, plain
 from clara_jax.evaluation.cases import Case, Suite
+from clara_jax.evaluation.controls import CONDITIONS, ON_MEMORIES, gold
 from clara_jax.evaluation.intervals import Bootstrap
-from clara_jax.evaluation.measures import MAIN, Measures, plain
-from clara_jax.evaluation.outcomes import Outcome
+from clara_jax.evaluation.predictions import Prediction
 from clara_jax.evaluation.scoring import METRICS
-from clara_jax.evaluation.ways import REMEMBERING, WAYS, gold
 
 FORMAT = 1
-CLARA = "clara"  # the way that all others of a model are compared with
+CLARA = "clara"  # the condition that all others of a model are compared with
 NONE = "no_memory"
 MISUSES = (NONE, "other_memory")  # controls that a model which reads its memories must beat
-# Differences are of these alone: each takes a bootstrap of its own, and `compare` has them all.
+# Metrics whose differences are reported: each takes a bootstrap, and `compare` has them all.
 COMPARED = (
     *("exact_match", "f1", "cover_match", "followed", "tokens_right", "windows_right"),
     *("rouge1", "rougeL", "names_kept", "numbers_kept"),
     *("recall@1", "recall@3", "recall@5", "mrr"),
 )
-GROUPED = ("f1", "exact_match", "cover_match", "followed", "tokens_right", "rougeL")  # what is broken down by tags
+GROUPED = ("f1", "exact_match", "cover_match", "followed", "tokens_right", "rougeL")  # metrics by tag
 NORMALISED = ("f1", "exact_match", "rougeL")
 SHOWN = 600  # characters of a text that an example shows
 
@@ -37,40 +37,42 @@ SHOWN = 600  # characters of a text that an example shows
 def build(
     plan: Mapping[str, Any],
     suites: Sequence[Suite],
-    outcomes: Mapping[str, Mapping[str, Sequence[Outcome]]],
+    predictions: Mapping[str, Mapping[str, Sequence[Prediction]]],
     seed: int = 0,
     examples: int = 4,
     resamples: int = 2000,
 ) -> dict[str, Any]:
-    """The report.
+    """Return the report.
 
-    A system is compared with its model's own way `CLARA`, on the cases that both have; that way itself, and systems
-    whose model has none, with those of all models.
+    A system is compared with the condition `CLARA` of its model, on the cases that both have. That condition itself,
+    and systems whose model has none, are compared with those of all models.
 
     Args:
-      plan: what took part and how; it is taken over, numbers that are not finite as None.
-      outcomes: by suite and system, "<model>/<way>" or "rank/<name>". Models are shown in the order in which they come,
-        ways in that of `WAYS`.
-      seed, resamples: of the bootstrap.
+      plan: the systems and settings; included as it is, with None for numbers that are not finite.
+      suites: those that were asked.
+      predictions: by suite and system, "<model>/<condition>" or "rank/<name>". Models are shown in the order in which
+        they come, conditions in that of `CONDITIONS`.
+      seed: of the bootstrap.
       examples: of each kind and suite, at most.
+      resamples: draws of the bootstrap.
 
     Returns:
-      {"format", "seed", "resamples", "level", "plan", "metrics", "suites", "uses_memory"}. Whatever is a statistic is
-      {"mean", "low", "high", "n"}, of differences with "p"; metrics that no case has are left out. A mean among
-      "normalised" is None where the text is no better than nothing.
+      {"format", "seed", "resamples", "level", "plan", "metrics", "suites", "uses_memory"}. Statistics are {"mean",
+      "low", "high", "n"}, those of differences with "p"; metrics that no case has are left out. A mean among
+      "normalised" is None where the text is no better than no memory.
 
     Raises:
-      ClaraError: an outcome does not go with its case.
+      ClaraError: a prediction does not go with its case.
     """
     bootstraps: dict[int, Bootstrap] = {}
     parts = []
     for suite in suites:
-        own = {system: found for system, found in outcomes.get(suite.name, {}).items() if found}
-        if own:
+        answered = {system: found for system, found in predictions.get(suite.name, {}).items() if found}
+        if answered:
             count = len(suite.cases)
             if count not in bootstraps:
                 bootstraps[count] = Bootstrap(count, resamples, seed)
-            parts.append(_suite(suite, Measures(suite, own, bootstraps[count]), examples))
+            parts.append(_suite(suite, Aggregator(suite, answered, bootstraps[count]), examples))
     return {
         "format": FORMAT,
         "seed": seed,
@@ -78,9 +80,9 @@ def build(
         "level": next(iter(bootstraps.values())).level if bootstraps else None,
         "plan": plain(plan),
         "metrics": {
-            name: {"title": own.title, "unit": own.unit, "higher_is_better": own.higher_is_better}
-            for name, own in METRICS.items()
-            if own.kind != "part"
+            name: {"title": metric.title, "unit": metric.unit, "higher_is_better": metric.higher_is_better}
+            for name, metric in METRICS.items()
+            if metric.kind != "part"
         },
         "suites": parts,
         "uses_memory": _uses_memory(parts),
@@ -88,35 +90,39 @@ def build(
 
 
 def model_of(system: str) -> str:
-    """The model's name."""
+    """Return the name of a system's model; of a ranker "rank"."""
     return system.partition("/")[0]
 
 
-def way_of(system: str) -> str:
-    """The way's name; of a ranker its own."""
+def condition_of(system: str) -> str:
+    """Return the name of a system's condition; of a ranker its own name."""
     return system.partition("/")[2]
 
 
 def is_control(system: str) -> bool:
-    """Whether it is there to be worse than its model, or than other rankers."""
-    return system == "rank/random" or (way_of(system) in WAYS and WAYS[way_of(system)].control)
+    """Return whether a system is expected to be worse than its model, or than other rankers."""
+    condition = CONDITIONS.get(condition_of(system))
+    return system == "rank/random" or (condition is not None and condition.control)
 
 
 def in_order(systems: Iterable[str]) -> list[str]:
-    """Models in the order in which they come, the ways of each in that of `WAYS`, so that controls follow what they
-    control."""
-    systems, ways = list(systems), list(WAYS)
+    """Return systems sorted by model, in the order in which models come, and by condition, in that of `CONDITIONS`.
+
+    Controls so follow what they control.
+    """
+    systems, conditions = list(systems), list(CONDITIONS)
     models = _models(systems)
 
     def place(system: str) -> tuple[int, int, bool]:
-        way = way_of(system)
-        return models.index(model_of(system)), ways.index(way) if way in WAYS else len(ways), is_control(system)
+        condition = condition_of(system)
+        rank = conditions.index(condition) if condition in CONDITIONS else len(conditions)
+        return models.index(model_of(system)), rank, is_control(system)
 
     return sorted(systems, key=place)
 
 
-def _suite(suite: Suite, measures: Measures, examples: int) -> dict[str, Any]:
-    systems = in_order(measures.outcomes)
+def _suite(suite: Suite, aggregator: Aggregator, examples: int) -> dict[str, Any]:
+    systems = in_order(aggregator.predictions)
     return {
         "name": suite.name,
         "kind": suite.kind,
@@ -124,56 +130,59 @@ def _suite(suite: Suite, measures: Measures, examples: int) -> dict[str, Any]:
         "main": MAIN[suite.kind],
         "cases": len(suite.cases),
         "digest": suite.digest(),
-        "systems": [_system(suite, measures, system, systems) for system in systems],
-        "examples": _examples(suite, measures, systems, examples),
+        "systems": [_system(suite, aggregator, system, systems) for system in systems],
+        "examples": _examples(suite, aggregator, systems, examples),
     }
 
 
-def _system(suite: Suite, measures: Measures, system: str, systems: Sequence[str]) -> dict[str, Any]:
+def _system(suite: Suite, aggregator: Aggregator, system: str, systems: Sequence[str]) -> dict[str, Any]:
     return {
         "name": system,
         "model": model_of(system),
-        "way": way_of(system),
+        "way": condition_of(system),
         "control": is_control(system),
-        "cases": len(measures.outcomes[system]),
-        "metrics": measures.means(system),
+        "cases": len(aggregator.predictions[system]),
+        "metrics": aggregator.means(system),
         "differences": [
-            {"to": other, "metrics": measures.differences(system, other, COMPARED)}
+            {"to": other, "metrics": aggregator.differences(system, other, COMPARED)}
             for other in _standards(system, systems)
         ],
-        "normalised": _normalised(measures, system, systems),
-        "followed_with": _followed_with(measures, system, systems),
+        "normalised": _normalised(aggregator, system, systems),
+        "followed_with": _followed_with(aggregator, system, systems),
         "groups": [
-            {"tags": tags, "cases": int(among.sum()), "metrics": measures.means(system, GROUPED, among)}
+            {"tags": tags, "cases": int(among.sum()), "metrics": aggregator.means(system, GROUPED, among)}
             for tags, among in _groups(suite)
         ],
     }
 
 
 def teachers(system: str, systems: Iterable[str]) -> list[str]:
-    """What reads as text what a system reads as memories: of each model that reads text the k best or all documents,
-    else, and for what is given the right ones alone, these."""
+    """Return the systems that read as text what a system reads as memories, one of each model that reads text.
+
+    That is the one that reads the k best or all documents; where there is none, and for a system that is given only the
+    right documents, the one that reads those.
+    """
     systems = list(systems)
-    if way_of(system) not in REMEMBERING or way_of(system) == NONE:
+    if condition_of(system) not in ON_MEMORIES or condition_of(system) == NONE:
         return []
-    wanted = ("text_oracle",) if way_of(system) == "gold_memory" else ("text_topk", "text_oracle")
-    options = [[f"{model}/{way}" for way in wanted if f"{model}/{way}" in systems] for model in _models(systems)]
+    wanted = ("text_oracle",) if condition_of(system) == "gold_memory" else ("text_topk", "text_oracle")
+    options = [[f"{model}/{name}" for name in wanted if f"{model}/{name}" in systems] for model in _models(systems)]
     return [names[0] for names in options if names]
 
 
-def _normalised(measures: Measures, system: str, systems: Sequence[str]) -> list[dict[str, Any]]:
+def _normalised(aggregator: Aggregator, system: str, systems: Sequence[str]) -> list[dict[str, Any]]:
     none = f"{model_of(system)}/{NONE}"
     if none not in systems:
         return []
     found = [
-        {"to": text, "none": none, "metrics": measures.normalised(system, none, text, NORMALISED)}
+        {"to": text, "none": none, "metrics": aggregator.normalised(system, none, text, NORMALISED)}
         for text in teachers(system, systems)
     ]
-    return [own for own in found if own["metrics"]]
+    return [one for one in found if one["metrics"]]
 
 
-def _followed_with(measures: Measures, system: str, systems: Sequence[str]) -> list[dict[str, Any]]:
-    found = [(text, measures.followed_with(system, text)) for text in teachers(system, systems)]
+def _followed_with(aggregator: Aggregator, system: str, systems: Sequence[str]) -> list[dict[str, Any]]:
+    found = [(text, aggregator.followed_with(system, text)) for text in teachers(system, systems)]
     return [{"to": text, "share": share} for text, share in found if share is not None]
 
 
@@ -182,50 +191,50 @@ def _models(systems: Iterable[str]) -> list[str]:
 
 
 def _standards(system: str, systems: Sequence[str]) -> list[str]:
-    """What a system is compared with."""
-    own = f"{model_of(system)}/{CLARA}"
-    if own in systems and own != system:
-        return [own]
-    return [other for other in systems if way_of(other) == CLARA and other != system]
+    """Return the systems that a system is compared with."""
+    standard = f"{model_of(system)}/{CLARA}"
+    if standard in systems and standard != system:
+        return [standard]
+    return [other for other in systems if condition_of(other) == CLARA and other != system]
 
 
 def _groups(suite: Suite) -> list[tuple[dict[str, str], np.ndarray]]:
-    """Tags, and which cases have them: each tag alone, and each two of them."""
+    """Return tags and which cases have them, for each tag alone and each pair of tags."""
     names = list(dict.fromkeys(name for case in suite.cases for name in case.tags))
     found = []
     for chosen in [*((name,) for name in names), *combinations(names, 2)]:
         values = [tuple(case.tags.get(name) for name in chosen) for case in suite.cases]
-        for group in dict.fromkeys(own for own in values if None not in own):
-            among = np.array([own == group for own in values])
+        for group in dict.fromkeys(value for value in values if None not in value):
+            among = np.array([value == group for value in values])
             found.append((dict(zip(chosen, group, strict=True)), among))
     return found
 
 
 def _uses_memory(suites: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """By model: {"verdict": "yes", "partly", "no" or "unknown", "says", "suites"}."""
+    """Return {"verdict": "yes", "partly", "no" or "unknown", "says", "suites"} by model."""
     models = dict.fromkeys(system["model"] for suite in suites for system in suite["systems"] if system["way"] == CLARA)
     return {model: _verdict([found for suite in suites if (found := _beaten(suite, model))]) for model in models}
 
 
 def _beaten(suite: Mapping[str, Any], model: str) -> dict[str, Any] | None:
-    """What the model is worth in a suite, and by how much it beats its controls there."""
+    """Return a model's main metric in a suite, and by how much it beats its controls there."""
     main = suite["main"]
     systems = {system["name"]: system for system in suite["systems"]}
-    own = systems.get(f"{model}/{CLARA}")
-    if own is None or main not in own["metrics"]:
+    clara = systems.get(f"{model}/{CLARA}")
+    if clara is None or main not in clara["metrics"]:
         return None
     beats = {}
-    for way in MISUSES:
-        for difference in systems.get(f"{model}/{way}", {"differences": []})["differences"]:
+    for condition in MISUSES:
+        for difference in systems.get(f"{model}/{condition}", {"differences": []})["differences"]:
             if main in difference["metrics"]:
-                beats[way] = _negated(difference["metrics"][main])
-    known = len(beats) == len(MISUSES) and all(own["low"] is not None for own in beats.values())
+                beats[condition] = _negated(difference["metrics"][main])
+    known = len(beats) == len(MISUSES) and all(lead["low"] is not None for lead in beats.values())
     return {
         "suite": suite["name"],
         "metric": main,
-        CLARA: own["metrics"][main],
+        CLARA: clara["metrics"][main],
         "beats": beats,
-        "used": all(own["low"] > 0 for own in beats.values()) if known else None,
+        "used": all(lead["low"] > 0 for lead in beats.values()) if known else None,
     }
 
 
@@ -253,66 +262,66 @@ def _verdict(suites: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"verdict": verdict, "says": says, "suites": list(suites)}
 
 
-def _examples(suite: Suite, measures: Measures, systems: Sequence[str], count: int) -> dict[str, Any] | None:
-    """Cases in which the best model's answer is as good as any and most above the others, and those in which it is
-    most below the best of them."""
+def _examples(suite: Suite, aggregator: Aggregator, systems: Sequence[str], count: int) -> dict[str, Any] | None:
+    """Return the cases where the best model does best and worst, beside all systems' answers.
+
+    Wins are cases in which its answer is as good as any and most above the others, failures those in which it is most
+    below the best of them.
+    """
     main = MAIN[suite.kind]
-    means = {system: measures.means(system, (main,)).get(main) for system in systems}
-    best = max(
-        (system for system in systems if way_of(system) == CLARA and means[system]),
-        key=lambda system: means[system]["mean"],
-        default=None,
-    )
+    candidates = [system for system in systems if condition_of(system) == CLARA]
+    means = {system: found[main]["mean"] for system in candidates if (found := aggregator.means(system, (main,)))}
+    best = max(means, key=means.__getitem__, default=None)
     if best is None:
         return None
     others = [system for system in systems if model_of(system) != "rank" and system != best]
-    ahead = {}
+    ahead: dict[int, tuple[float, float]] = {}
     for place in range(len(suite.cases)):
-        own = measures.value(best, main, place)
-        values = [value for other in others if not np.isnan(value := measures.value(other, main, place))]
-        if values and not np.isnan(own):
-            ahead[place] = (own - max(values), own - sum(values) / len(values))
-    failures = sorted((place for place in ahead if ahead[place][0] < 0), key=ahead.get)[:count]
+        reached = aggregator.value(best, main, place)
+        values = [value for other in others if not np.isnan(value := aggregator.value(other, main, place))]
+        if values and not np.isnan(reached):
+            ahead[place] = (reached - max(values), reached - sum(values) / len(values))
+    failures = sorted((place for place in ahead if ahead[place][0] < 0), key=ahead.__getitem__)[:count]
     won = (place for place in ahead if ahead[place][0] >= 0 and ahead[place][1] > 0)
-    wins = sorted(won, key=ahead.get, reverse=True)[:count]  # of equal ones the first, as sorting is stable
+    wins = sorted(won, key=ahead.__getitem__, reverse=True)[:count]  # of equal ones the first, as sorting is stable
 
     def show(place: int) -> dict[str, Any]:
-        return _example(suite.cases[place], place, measures, best, systems)
+        return _example(suite.cases[place], place, aggregator, best, systems)
 
     return {"system": best, "wins": list(map(show, wins)), "failures": list(map(show, failures))}
 
 
-def _example(case: Case, place: int, measures: Measures, best: str, systems: Sequence[str]) -> dict[str, Any]:
+def _example(case: Case, place: int, aggregator: Aggregator, best: str, systems: Sequence[str]) -> dict[str, Any]:
     main = MAIN[case.kind]
     answers = []
     for system in systems:
-        outcome = measures.outcomes[system].get(case.id)
-        if outcome is not None and outcome.answer is not None:
-            value = plain(measures.value(system, main, place))
-            answers.append({"system": system, "answer": _short(outcome.answer), main: value})
+        prediction = aggregator.predictions[system].get(case.id)
+        if prediction is not None and prediction.answer is not None:
+            value = plain(aggregator.value(system, main, place))
+            answers.append({"system": system, "answer": _short(prediction.answer), main: value})
     return {
         "case": case.id,
         "question": _short(case.question),
         "references": [_short(text) for text in case.references],
         "answers": answers,
-        "sources": _sources(case, measures.outcomes[best][case.id]),
+        "sources": _sources(case, aggregator.predictions[best][case.id]),
     }
 
 
-def _sources(case: Case, outcome: Outcome) -> list[dict[str, Any]]:
-    """What was read, in the prompt's order, and after it the right documents that were not."""
-    ranks = {document: rank for rank, document in enumerate(outcome.order or ())}
+def _sources(case: Case, prediction: Prediction) -> list[dict[str, Any]]:
+    """Return the documents that were read, in the prompt's order, and after them the right ones that were not."""
+    ranks = {document: rank for rank, document in enumerate(prediction.order or ())}
     right = gold(case)
     return [
         {
             "document": document,
-            "read": document in outcome.read,
+            "read": document in prediction.read,
             "gold": document in right if right else None,
             "rank": ranks[document] + 1 if document in ranks else None,
-            "score": plain(outcome.scores[ranks[document]]) if outcome.scores and document in ranks else None,
+            "score": plain(prediction.scores[ranks[document]]) if prediction.scores and document in ranks else None,
             "text": _short(case.documents[document]),
         }
-        for document in dict.fromkeys((*outcome.read, *right))
+        for document in dict.fromkeys((*prediction.read, *right))
     ]
 
 

@@ -1,10 +1,10 @@
-"""All systems before all suites: what is done stays done, wherever the work is stopped.
+"""Run all systems on all suites; work that was stopped is continued from its files.
 
-    DIR/plan.json        what takes part, and the settings
+    DIR/plan.json        the systems, and the settings
     DIR/suites.json      the suites, whole
-    DIR/outcomes/...     a file for each suite and system, see `OutcomeFile`
+    DIR/outcomes/...     the predictions, a file for each suite and system, see `PredictionFile`
     DIR/memories/...     the documents, compressed, for each compressor
-    DIR/inside/...       what was seen inside of each model
+    DIR/inside/...       the analyses of each model's internals
 
 With several processes all compute the same, and the main one writes; the directory must be on a disk that all share.
 """
@@ -24,48 +24,48 @@ from clara_jax import distributed
 from clara_jax.checkpoints.json_file import read_object
 from clara_jax.errors import ClaraError
 from clara_jax.evaluation.cases import Case, Suite
-from clara_jax.evaluation.contestants import Contestant, Settings
-from clara_jax.evaluation.outcomes import Outcome, OutcomeFile
-from clara_jax.evaluation.ways import REMEMBERING, Way, cases_of
+from clara_jax.evaluation.controls import ON_MEMORIES, Condition, cases_of
+from clara_jax.evaluation.predictions import Prediction, PredictionFile
+from clara_jax.evaluation.systems import Settings, System
 from clara_jax.files import locked, replaced_when_whole
 from clara_jax.strict_json import parse
 
-PLAN, SUITES, OUTCOMES, INSIDE, LOCK = "plan.json", "suites.json", "outcomes", "inside", ".lock"
+PLAN, SUITES, PREDICTIONS, INSIDE, LOCK = "plan.json", "suites.json", "outcomes", "inside", ".lock"
 RANK = "rank"  # systems that only rank are called rank/<name>
 FORMAT = 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
-    """Who takes part.
+class SystemSpec:
+    """A system to evaluate, before it is opened.
 
     Attributes:
       name: of the model; of a ranker "rank/<name>", which is the system's whole name.
-      about: what it is, for the plan: whatever must be the same for outcomes to stand beside each other.
-      ways: that it is asked in.
-      specs: what must be the same, too, of single ways, by name.
-      open: makes it, which may take long and much memory; it is asked for when it is needed, and dropped after.
+      about: its description in the plan: whatever must be the same for predictions to be comparable.
+      conditions: those under which it is asked.
+      open: opens it, which may take long and much memory; called when it is needed, and the result is dropped after.
+      per_condition: likewise to ``about``, settings of single conditions, by name.
     """
 
     name: str
     about: Mapping[str, Any]
-    ways: tuple[Way, ...]
-    open: Callable[[], Contestant]
-    specs: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    conditions: tuple[Condition, ...]
+    open: Callable[[], System]
+    per_condition: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     @property
     def remembers(self) -> bool:
-        """Whether it is a model that answers from memories."""
-        return any(way.name in REMEMBERING for way in self.ways)
+        """Return whether it is a model that answers from memories."""
+        return any(condition.name in ON_MEMORIES for condition in self.conditions)
 
-    def system(self, way: Way) -> str:
-        """The name of it in a way."""
-        return self.name if self.name.startswith(f"{RANK}/") else f"{self.name}/{way.name}"
+    def system_name(self, condition: Condition) -> str:
+        """Return the name of its results under a condition."""
+        return self.name if self.name.startswith(f"{RANK}/") else f"{self.name}/{condition.name}"
 
 
 @contextlib.contextmanager
 def claimed(directory: Path) -> Iterator[None]:
-    """Makes the directory, and keeps other processes out of it.
+    """Make the directory, and lock other processes out of it.
 
     Raises:
       ClaraError: another one is in it; it cannot be made.
@@ -79,13 +79,15 @@ def claimed(directory: Path) -> Iterator[None]:
         yield
 
 
-def outcome_path(directory: Path, suite: str, system: str) -> Path:
-    """Where outcomes lie."""
-    return directory / OUTCOMES / suite.replace("/", "__") / f"{system.replace('/', '__')}.jsonl"
+def prediction_path(directory: Path, suite: str, system: str) -> Path:
+    """Return the path of a system's predictions on a suite."""
+    return directory / PREDICTIONS / suite.replace("/", "__") / f"{system.replace('/', '__')}.jsonl"
 
 
-def write_plan(directory: Path, entries: Sequence[Entry], suites: Sequence[Suite], settings: Settings) -> None:
-    """Notes what is to be done, or sees that it goes with what was noted before: models, ways and suites may be added.
+def write_plan(directory: Path, specs: Sequence[SystemSpec], suites: Sequence[Suite], settings: Settings) -> None:
+    """Write the plan and the suites, or check that they agree with those of an earlier run.
+
+    Models, conditions and suites may be added.
 
     Raises:
       ClaraError: the directory holds results of other settings, models or cases, which would be mixed up.
@@ -93,11 +95,11 @@ def write_plan(directory: Path, entries: Sequence[Entry], suites: Sequence[Suite
     plan = {
         "format": FORMAT,
         "settings": dataclasses.asdict(settings),
-        "models": {entry.name: dict(entry.about) for entry in entries},
-        "systems": [entry.system(way) for entry in entries for way in entry.ways],
-        "specs": {f"{entry.name}/{way}": dict(spec) for entry in entries for way, spec in entry.specs.items()},
+        "models": {spec.name: dict(spec.about) for spec in specs},
+        "systems": [spec.system_name(condition) for spec in specs for condition in spec.conditions],
+        "specs": {f"{spec.name}/{name}": dict(value) for spec in specs for name, value in spec.per_condition.items()},
     }
-    own = {suite.name: suite.fields() for suite in suites}
+    fields = {suite.name: suite.fields() for suite in suites}
     path = directory / PLAN
     if path.exists():
         before = read_object(path, "name another --report")
@@ -105,16 +107,16 @@ def write_plan(directory: Path, entries: Sequence[Entry], suites: Sequence[Suite
             raise ClaraError(f"{path}: is of another format; name another --report")
         _same(path, "settings", before["settings"], plan["settings"], whole=True)
         _same(path, "models", before["models"], plan["models"])
-        specs = before.get("specs", {})  # reports of before there were any have none
-        _same(path, "specs", specs, plan["specs"])
+        known_specs = before.get("specs", {})  # reports of earlier versions have none
+        _same(path, "specs", known_specs, plan["specs"])
         known = {suite["name"]: suite for suite in parse((directory / SUITES).read_text(encoding="utf-8"))}
-        _same(directory / SUITES, "suites", known, json.loads(json.dumps(own)))
+        _same(directory / SUITES, "suites", known, json.loads(json.dumps(fields)))
         plan["models"] = before["models"] | plan["models"]
-        plan["specs"] = specs | plan["specs"]
+        plan["specs"] = known_specs | plan["specs"]
         plan["systems"] = list(dict.fromkeys((*before["systems"], *plan["systems"])))
-        own = known | own
-    # The suites first: a plan that is there has them.
-    for name, value in ((SUITES, list(own.values())), (PLAN, plan)):
+        fields = known | fields
+    # The suites first: where there is a plan, its suites are there.
+    for name, value in ((SUITES, list(fields.values())), (PLAN, plan)):
         with replaced_when_whole(directory / name) as temporary:
             temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
@@ -129,7 +131,7 @@ def _same(path: Path, what: str, before: Mapping, now: Mapping, whole: bool = Fa
 
 
 def read_suites(directory: Path) -> list[Suite]:
-    """The suites of a directory, as they were asked.
+    """Read the suites of a directory, as they were asked.
 
     Raises:
       ClaraError: there are none.
@@ -144,25 +146,26 @@ def read_suites(directory: Path) -> list[Suite]:
         ) from None
 
 
-def read_outcomes(directory: Path, suite: str, systems: Sequence[str]) -> dict[str, list[Outcome]]:
-    """What systems made of a suite, those that have been asked.
+def read_predictions(directory: Path, suite: str, systems: Sequence[str]) -> dict[str, list[Prediction]]:
+    """Read the predictions of systems on a suite, by system; those that were not asked are left out.
 
     Raises:
       ClaraError: a file is damaged.
     """
-    paths = {system: outcome_path(directory, suite, system) for system in systems}
-    return {name: list(OutcomeFile(path).outcomes.values()) for name, path in paths.items() if path.exists()}
+    paths = {system: prediction_path(directory, suite, system) for system in systems}
+    return {name: list(PredictionFile(path).predictions.values()) for name, path in paths.items() if path.exists()}
 
 
 def _suite(fields: Mapping[str, Any]) -> Suite:
-    def case(own: Mapping[str, Any]) -> Case:
-        return Case(**{name: tuple(value) if isinstance(value, list) else value for name, value in own.items()})
+    def case(fields: Mapping[str, Any]) -> Case:
+        values: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in fields.items()}
+        return Case(**values)
 
-    return Suite(fields["name"], fields["ranked"], tuple(case(own) for own in fields["cases"]))
+    return Suite(fields["name"], fields["ranked"], tuple(map(case, fields["cases"])))
 
 
 def run(
-    entries: Sequence[Entry],
+    specs: Sequence[SystemSpec],
     suites: Sequence[Suite],
     settings: Settings,
     directory: Path,
@@ -170,60 +173,65 @@ def run(
     timed: int = 0,
     progress: bool = True,
 ) -> None:
-    """Asks everybody everything that has no outcome yet.
+    """Run every system on every case that has no prediction yet.
 
     Args:
-      batch: cases between two looks at the disk; what a kill loses at most.
+      specs: the systems, opened one at a time.
+      suites: the cases.
+      settings: those of all systems.
+      directory: where predictions are written.
+      batch: cases between two writes; the most that a kill loses.
       timed: cases of the first ranked and the first other suite that are also asked alone and timed.
+      progress: whether a bar is shown.
     """
     clocked = {next((suite.name for suite in suites if suite.ranked is ranked), None) for ranked in (True, False)}
-    work = list(_work(entries, suites, settings, directory))
-    total = sum(len(cases_of(way, suite, settings.k)) for _, suite, way in _systems(entries, suites))
+    work = list(_work(specs, suites, settings, directory))
+    total = sum(len(cases_of(condition, suite, settings.k)) for _, suite, condition in _systems(specs, suites))
     left = sum(len(todo) for *_, todo in work)
     show = progress and distributed.is_main()
     with tqdm(total=total, initial=total - left, unit=" cases", disable=not show, smoothing=0.02) as bar:
-        for entry in entries:
-            own = [part for part in work if part[0] is entry]
-            if not own:
+        for spec in specs:
+            parts = [part for part in work if part[0] is spec]
+            if not parts:
                 continue
-            bar.set_description(f"{entry.name}: opening")
-            contestant = entry.open()
-            for _, suite, way, todo in own:
-                bar.set_description(f"{entry.system(way)} on {suite.name}")
+            bar.set_description(f"{spec.name}: opening")
+            system = spec.open()
+            for _, suite, condition, todo in parts:
+                bar.set_description(f"{spec.system_name(condition)} on {suite.name}")
                 first = {case.id for case in suite.cases[:timed]} if suite.name in clocked else set()
-                path = outcome_path(directory, suite.name, entry.system(way))
-                file = OutcomeFile(path) if distributed.is_main() else None
+                path = prediction_path(directory, suite.name, spec.system_name(condition))
+                file = PredictionFile(path) if distributed.is_main() else None
                 for start in range(0, len(todo), batch):
                     cases = todo[start : start + batch]
                     asked = [[case for case in cases if (case.id in first) is alone] for alone in (True, False)]
                     found = [
-                        outcome
+                        prediction
                         for part, alone in zip(asked, (True, False), strict=True)
                         if part
-                        for outcome in contestant.outcomes(way, suite, part, alone)
+                        for prediction in system.predict(condition, suite, part, alone)
                     ]
                     if file is not None:
                         file.append(found)
                     bar.update(len(cases))
-            del contestant
+            del system
 
 
-def _systems(entries: Sequence[Entry], suites: Sequence[Suite]) -> Iterator[tuple[Entry, Suite, Way]]:
-    return ((entry, suite, way) for entry in entries for suite in suites for way in entry.ways)
+def _systems(specs: Sequence[SystemSpec], suites: Sequence[Suite]) -> Iterator[tuple[SystemSpec, Suite, Condition]]:
+    return ((spec, suite, condition) for spec in specs for suite in suites for condition in spec.conditions)
 
 
 def _work(
-    entries: Sequence[Entry], suites: Sequence[Suite], settings: Settings, directory: Path
-) -> Iterator[tuple[Entry, Suite, Way, list[Case]]]:
-    """What is still to be done."""
-    for entry, suite, way in _systems(entries, suites):
-        path = outcome_path(directory, suite.name, entry.system(way))
+    specs: Sequence[SystemSpec], suites: Sequence[Suite], settings: Settings, directory: Path
+) -> Iterator[tuple[SystemSpec, Suite, Condition, list[Case]]]:
+    """Yield the cases without predictions, by system, suite and condition."""
+    for spec, suite, condition in _systems(specs, suites):
+        path = prediction_path(directory, suite.name, spec.system_name(condition))
         # The main process looks: the others would see files that it is writing.
         done = set(distributed.on_main(_done, str(path)))
-        todo = [case for case in cases_of(way, suite, settings.k) if case.id not in done]
+        todo = [case for case in cases_of(condition, suite, settings.k) if case.id not in done]
         if todo:
-            yield entry, suite, way, todo
+            yield spec, suite, condition, todo
 
 
 def _done(path: str) -> list[str]:
-    return list(OutcomeFile(path).outcomes) if Path(path).exists() else []
+    return list(PredictionFile(path).predictions) if Path(path).exists() else []

@@ -1,4 +1,4 @@
-"""One outcome in numbers, and what these numbers are called."""
+"""The metrics of one prediction."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import numpy as np
 from clara_jax.data.facts import kept
 from clara_jax.evaluation.answers import OURS, RELEASED, cover_match, exact_match, token_f1
 from clara_jax.evaluation.cases import Case
-from clara_jax.evaluation.outcomes import Outcome
-from clara_jax.evaluation.overlap import rouge
+from clara_jax.evaluation.predictions import Prediction
 from clara_jax.evaluation.ranking import DEPTHS, ndcg_at, precision_at, recall_at, reciprocal_rank
+from clara_jax.evaluation.rouge import rouge
 
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """How a number is shown.
+    """A metric, as reports show it.
 
     Attributes:
       title: in a few words.
       unit: "share" (0 to 1), "tokens", "ms", "times", "bytes" or "".
       higher_is_better: None where neither is.
-      kind: "mean" over the cases where the number is not NaN; "ratio" of two sums, which single cases do not have;
-        "part", a number that is there for ratios alone.
-      parts: the names of the two numbers, numerator first, whose sums make the ratio.
+      kind: "mean" over the cases where the value is not NaN; "ratio" of two sums, which single cases do not have;
+        "part", a value for ratios, which is not shown.
+      parts: the names of a ratio's two metrics, numerator first.
     """
 
     title: str
@@ -51,8 +51,8 @@ METRICS = {
     "rougeL": Metric("ROUGE-L F with the document", "share", True),
     "rouge1_references": Metric("ROUGE-1 F with the best reference", "share", True),
     "rougeL_references": Metric("ROUGE-L F with the best reference", "share", True),
-    "names_kept": Metric("the document's names that are told", "share", True),
-    "numbers_kept": Metric("the document's numbers that are told", "share", True),
+    "names_kept": Metric("the document's names that are kept", "share", True),
+    "numbers_kept": Metric("the document's numbers that are kept", "share", True),
     **{f"recall@{k}": Metric(f"Recall@{k}", "share", True) for k in DEPTHS},
     **{f"precision@{k}": Metric(f"Precision@{k}", "share", True) for k in DEPTHS},
     "mrr": Metric("mean reciprocal rank", "share", True),
@@ -74,57 +74,57 @@ METRICS = {
 }
 
 
-def score(case: Case, outcome: Outcome) -> dict[str, float]:
-    """The numbers of one outcome: all of `METRICS` but the ratios.
+def score(case: Case, prediction: Prediction) -> dict[str, float]:
+    """Return the metrics of one prediction: all of `METRICS` but the ratios.
 
     An empty answer is an answer, which is right only where a reference has no word, either. One that was cut at the
-    limit counts with what is left of it. ROUGE and what is kept compare with the told document itself, as the paper
-    (Table 16) and the released evaluation do. A changed document is followed where its answer is in what was said, and
-    the one before is not.
+    limit counts as it is. ROUGE and the shares that are kept compare a paraphrase with the document itself, as the
+    paper (Table 16) and the released evaluation do. A changed document is followed where its new answer is in the
+    prediction, and the original one is not.
 
     Returns:
-      By name, in the order of `METRICS`. NaN is what is not defined: answers where nothing was generated or no
-      reference is known, ranks where nothing was ranked, no positive is known or there are fewer candidates than k,
-      facts that the document has not got, times that were not taken.
+      By name, in the order of `METRICS`. Undefined values are NaN: those of answers where nothing was generated or no
+      reference is known, of ranks where nothing was ranked, no positive is known or there are fewer candidates than k,
+      of facts where the document has none, of times that were not taken.
 
     Raises:
-      ValueError: the outcome is of another case, or its order does not hold every candidate once.
+      ValueError: the prediction is of another case, or its order does not hold every candidate once.
     """
-    if outcome.case != case.id:
-        raise ValueError(f"an outcome of {outcome.case!r} for the case {case.id!r}")
+    if prediction.case != case.id:
+        raise ValueError(f"a prediction of {prediction.case!r} for the case {case.id!r}")
     values = dict.fromkeys((name for name, metric in METRICS.items() if metric.kind != "ratio"), math.nan)
-    if outcome.answer is not None:
-        values |= _generated(outcome)
-        values |= {"question": _answer, "paraphrase": _paraphrase, "autoencode": _written_out}[case.kind](case, outcome)
-    if outcome.order is not None:
-        values |= _ranking(case, outcome.order)
-    if outcome.milliseconds is not None:
-        values |= {f"{name}_ms": float(outcome.milliseconds.get(name, math.nan)) for name in ("first", "total")}
+    if prediction.answer is not None:
+        of_kind = {"question": _answer, "paraphrase": _paraphrase, "autoencode": _written_out}[case.kind]
+        values |= _generated(prediction, prediction.answer)
+        values |= of_kind(case, prediction, prediction.answer)
+    if prediction.order is not None:
+        values |= _ranking(case, prediction.order)
+    if prediction.milliseconds is not None:
+        values |= {f"{name}_ms": float(prediction.milliseconds.get(name, math.nan)) for name in ("first", "total")}
     return values
 
 
-def _generated(outcome: Outcome) -> dict[str, float]:
+def _generated(prediction: Prediction, answer: str) -> dict[str, float]:
     return {
-        "empty": float(not any(map(str.isalnum, outcome.answer))),
-        "cut": float(outcome.ended == "length"),
-        "answer_tokens": float(outcome.answer_tokens),
-        "prompt_tokens": float(outcome.prompt_tokens),
-        "text_tokens": float(outcome.text_tokens),
-        "document_tokens": float(outcome.document_tokens),
-        "documents": float(len(outcome.rates)),
-        "document_rates": float(sum(outcome.rates)),
-        "document_bytes": float(outcome.document_bytes),
+        "empty": float(not any(map(str.isalnum, answer))),
+        "cut": float(prediction.ended == "length"),
+        "answer_tokens": float(prediction.answer_tokens),
+        "prompt_tokens": float(prediction.prompt_tokens),
+        "text_tokens": float(prediction.text_tokens),
+        "document_tokens": float(prediction.document_tokens),
+        "documents": float(len(prediction.rates)),
+        "document_rates": float(sum(prediction.rates)),
+        "document_bytes": float(prediction.document_bytes),
     }
 
 
-def _answer(case: Case, outcome: Outcome) -> dict[str, float]:
+def _answer(case: Case, prediction: Prediction, answer: str) -> dict[str, float]:
     if not case.references:
         return {}
-    answer = outcome.answer
     values = {}
     if case.instead_of:
-        says, said_before = (bool(cover_match(answer, own)) for own in (case.references, case.instead_of))
-        values = {"followed": float(says and not said_before), "kept_original": float(said_before and not says)}
+        new, original = (bool(cover_match(answer, golds)) for golds in (case.references, case.instead_of))
+        values = {"followed": float(new and not original), "kept_original": float(original and not new)}
     return values | {
         f"{name}{suffix}": metric(answer, case.references, convention)
         for name, metric in (("exact_match", exact_match), ("f1", token_f1), ("cover_match", cover_match))
@@ -132,16 +132,17 @@ def _answer(case: Case, outcome: Outcome) -> dict[str, float]:
     }
 
 
-def _written_out(case: Case, outcome: Outcome) -> dict[str, float]:
-    values = rouge(outcome.answer, case.documents)
-    if outcome.window_tokens:
-        whole = outcome.right_tokens == outcome.window_tokens == outcome.answer_tokens
-        values |= {"tokens_right": outcome.right_tokens / outcome.window_tokens, "windows_right": float(whole)}
+def _written_out(case: Case, prediction: Prediction, answer: str) -> dict[str, float]:
+    values = rouge(answer, case.documents)
+    if prediction.window_tokens:
+        assert prediction.right_tokens is not None  # both are counted together
+        whole = prediction.right_tokens == prediction.window_tokens == prediction.answer_tokens
+        values |= {"tokens_right": prediction.right_tokens / prediction.window_tokens, "windows_right": float(whole)}
     return values
 
 
-def _paraphrase(case: Case, outcome: Outcome) -> dict[str, float]:
-    (document,), answer = case.documents, outcome.answer
+def _paraphrase(case: Case, prediction: Prediction, answer: str) -> dict[str, float]:
+    (document,) = case.documents
     values = rouge(answer, [document])
     values |= {f"{name}_kept": share for name, share in kept(document, answer).items()}
     if case.references:

@@ -1,4 +1,4 @@
-"""Suites by name: what there is to be evaluated on (docs/evaluation_suites.md)."""
+"""Evaluation suites by name (docs/evaluation_suites.md)."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from clara_jax.evaluation.world import PARTS, usual_parts, world_suite
 SETS = ("nq", "hotpotqa", "musique", "2wiki", "squad")
 MODES = {"normal": "eval_processed_no_pos.jsonl", "oracle": "eval_processed_with_pos.jsonl"}
 FOLDERS = {"compressor": "stage1_eval", "end_to_end": "stage2_eval"}
-LEAST_WORDS = 60  # of a needle's document: below, hardly any has sentences enough
+LEAST_WORDS = 60  # of a needle's document: shorter ones rarely have enough sentences
 LEAST_WINDOW = 2  # words
 
-# What reads a file, and whether its documents are ranked.
+# The reader of a file by kind, and whether its documents are ranked.
 _FILES: dict[str, tuple[Callable[[str, int | None], tuple[Case, ...]], bool]] = {
     "questions": (question_cases, True),
     "documents": (question_cases, False),
     "scp": (scp_cases, False),
     "paraphrase": (paraphrase_cases, False),
 }
-_CHANGED = tuple(kind for kind in _FILES if kind != "paraphrase")  # what has questions
+_CHANGED = tuple(kind for kind in _FILES if kind != "paraphrase")  # those with questions
 
 _FORMS = {
     "compressor[/SET[/MODE]]": f"few documents, all are read: DATA/eval/stage1_eval/SET; SET: {', '.join(SETS)}; "
@@ -45,7 +45,7 @@ _FORMS = {
     "questions:FILE": "questions over candidates, of which the best are read (JSONL, in DATA or here)",
     "documents:FILE": "questions over documents, all are read",
     "scp:FILE": "questions of one document each, records of the stage scp",
-    "paraphrase:FILE": "documents to be told again: paraphrase records, other records, or a corpus",
+    "paraphrase:FILE": "documents to be paraphrased: paraphrase records, other records, or a corpus",
     "autoencode[/WORDS]:FILE": "documents to be written out, or windows of WORDS words of them; the same files",
     "counterfactual[/KIND]:FILE": f"the same as KIND:FILE, with the answers in the documents replaced by others; KIND: "
     f"{', '.join(_CHANGED)} (scp)",
@@ -60,14 +60,14 @@ _KNOWN = f"known are {', '.join(_FORMS)}"
 def open_suites(
     names: Sequence[str], data: str | None, limit: int | None, world: SyntheticConfig | None, seed: int
 ) -> list[Suite]:
-    """The suites of some names, in their order, none twice.
+    """Open suites by name, in the order of the names, none twice.
 
     Args:
       names: see `NAMES`.
       data: the folder with the released layout, and where files are looked for first.
       limit: the first cases of each suite; None for all.
       world: the synthetic world the model was trained on, if it was.
-      seed: of the needles, the windows, and what changed documents are given.
+      seed: of the needles, the windows, and the substitutes of counterfactual documents.
 
     Raises:
       ClaraError: an unknown name; what it needs is missing, empty, or has a bad line.
@@ -100,8 +100,8 @@ def _open(name: str, data: str | None, limit: int | None, world: SyntheticConfig
         words = _words(name, parts[0], LEAST_WINDOW) if parts else None
         path = _find(name, file, data)
         yield Suite("/".join([kind, *parts, _short(path)]), False, window_cases(path, limit, words, seed))
-    elif kind == "counterfactual" and file and (own := parts or ["scp"]) and own[1:] == [] and own[0] in _CHANGED:
-        read, ranked = _FILES[own[0]]
+    elif kind == "counterfactual" and file and (base := parts or ["scp"]) and base[1:] == [] and base[0] in _CHANGED:
+        read, ranked = _FILES[base[0]]
         path = _find(name, file, data)
         cases = counterfactual_cases(read(path, None), seed, limit)
         if not cases:
@@ -111,8 +111,8 @@ def _open(name: str, data: str | None, limit: int | None, world: SyntheticConfig
         words = _words(name, parts[0], LEAST_WORDS) if parts else needle.WORDS
         path = _find(name, file, data) if file else None
         documents = read_documents(path) if path else _fillers(name, data, world, words)
-        own = "/".join(["needle", *parts, *([_short(path)] if path else [])])
-        yield Suite(own, False, needle.needle_cases(documents, seed, limit, words))
+        title = "/".join(["needle", *parts, *([_short(path)] if path else [])])
+        yield Suite(title, False, needle.needle_cases(documents, seed, limit, words))
     elif kind == "world" and not colon and (not parts or (len(parts) == 1 and parts[0] in PARTS)):
         if world is None:
             raise ClaraError(f"{name}: this model was not trained on a synthetic world; name other suites")
@@ -123,19 +123,19 @@ def _open(name: str, data: str | None, limit: int | None, world: SyntheticConfig
 
 
 def _released(name: str, kind: str, parts: Sequence[str], data: str | None, limit: int | None) -> Iterator[Suite]:
-    """The sets of a kind that are there, or the one that is asked for."""
+    """Yield the released sets of a kind that are there, or the one that is named."""
     for part, known in zip(parts, (SETS, MODES), strict=False):
         if part not in known:
             raise ClaraError(f"{name}: {part!r} is unknown; known are {', '.join(known)}")
     folder = _released_folder(name, kind, data)
     wanted = product(parts[:1] or SETS, parts[1:] or MODES)
-    files = [(f"{kind}/{own}/{mode}", folder / own / MODES[mode]) for own, mode in wanted]
-    found = [(own, path) for own, path in files if path.is_file()]
+    files = [(f"{kind}/{part}/{mode}", folder / part / MODES[mode]) for part, mode in wanted]
+    found = [(title, path) for title, path in files if path.is_file()]
     if not found:
         missing = ", ".join(str(path.relative_to(folder)) for _, path in files)
         raise ClaraError(f"{name}: {folder} has none of {missing}")
-    for own, path in found:
-        yield Suite(own, kind == "end_to_end", question_cases(str(path), limit))
+    for title, path in found:
+        yield Suite(title, kind == "end_to_end", question_cases(str(path), limit))
 
 
 def _released_folder(name: str, kind: str, data: str | None) -> Path:
@@ -149,7 +149,7 @@ def _released_folder(name: str, kind: str, data: str | None) -> Path:
 
 
 def _find(name: str, file: str, data: str | None) -> str:
-    """Where a file lies: in the data folder, or as it is named."""
+    """Return the path of a file: in the data folder, or as it is named."""
     if is_remote(file):
         return file
     places = [os.path.join(data, file), file] if data else [file]
@@ -160,7 +160,7 @@ def _find(name: str, file: str, data: str | None) -> str:
 
 
 def _short(path: str) -> str:
-    """A file's name for a suite: with its folder, without what it ends in."""
+    """Return a file's name for a suite: with its folder, without its extension."""
     *_, folder, file = path.split("/")
     return f"{folder}/{file.partition('.jsonl')[0]}"
 
@@ -172,7 +172,7 @@ def _words(name: str, part: str, least: int) -> int:
 
 
 def _fillers(name: str, data: str | None, world: SyntheticConfig | None, words: int) -> Iterator[str]:
-    """Documents for needles: of the compressor sets that are there, else of the world, several in one."""
+    """Yield documents for needles: of the compressor sets that are there, else of the world, several in one."""
     if data is None and world is not None:
         return _joined((document.text for document in synthetic.documents(world, "eval")), words)
     suites = _released(name, "compressor", (), data, None)
@@ -180,7 +180,7 @@ def _fillers(name: str, data: str | None, world: SyntheticConfig | None, words: 
 
 
 def _joined(texts: Iterable[str], words: int) -> Iterator[str]:
-    """As many texts in one as have that many words; what is left at the end is dropped."""
+    """Yield texts joined until they have that many words; the rest at the end is dropped."""
     joined = ""
     for text in texts:
         joined = f"{joined} {text}".lstrip()

@@ -1,4 +1,4 @@
-"""Suites in the synthetic world, for models that were trained on it: about entities that no training record knows."""
+"""Suites in the synthetic world, for models that were trained on it, about entities that no training record has."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ SPLIT = "eval"
 
 
 def world_suite(part: str, world: SyntheticConfig, limit: int | None = None) -> Suite:
-    """One of `PARTS`, named "world/<part>".
+    """Return the suite of one of `PARTS`, named "world/<part>".
 
     Args:
+      part: a key of `PARTS`.
+      world: the synthetic world the model was trained on.
       limit: cases at most, ``eval_records`` without; of the needles, whole rounds of balanced questions, at least one.
 
     Raises:
@@ -31,7 +33,7 @@ def world_suite(part: str, world: SyntheticConfig, limit: int | None = None) -> 
 
 
 def usual_parts(world: SyntheticConfig) -> list[str]:
-    """What is like the training data; paraphrases only where that has some."""
+    """Return the parts that resemble the training data; paraphrases only where that has some."""
     return [*USUAL, "paraphrase"] if _paraphrases(world) else [*USUAL]
 
 

@@ -1,1 +1,1 @@
-"""Prefill and decoding."""
+"""Prefill, decoding and continuous batching."""

@@ -1,4 +1,4 @@
-"""Any number of texts through the compressor or the query reasoner, in batches of similar length."""
+"""Encoding of any number of texts by the compressor or the query reasoner, in batches of similar length."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LENGTH_MULTIPLE = 32  # lengths are rounded up to it, so that few shapes are com
 
 @partial(jax.jit, static_argnums=(0, 1))
 def encode_batch(model: ClaraModel, role: str, params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
-    """Memories [N, M, E] of N texts, each followed by the memory tokens; see `clara_jax.method.compressor.encode`."""
+    """Return memories [N, M, E] of N texts followed by memory tokens, see `clara_jax.method.compressor.encode`."""
     return encode(model, params, role, ids, mask).memory
 
 
@@ -35,28 +35,33 @@ def encode_texts(
     batch_size: int,
     program: Callable[..., Any] = encode_batch,
 ) -> Iterator[tuple[list[int], Any]]:
-    """Yields (places in ``texts``, their memories [n, M, E] in the compute dtype), batch by batch, until all are done.
+    """Yield (indices into ``texts``, their memories [n, M, E] in the compute dtype), batch by batch.
 
-    The longest come first: what does not fit into memory shows at once, and an estimate of the time left is no promise
-    that is broken. While a batch is handed out, the next one is computed.
+    The longest texts come first: running out of memory shows at once, and an estimate of the time left is not too
+    optimistic. While the caller handles a batch, the next one is computed.
 
     Args:
+      model: backbone and hyperparameters.
+      params: the model's parameters.
       role: "compressor" for documents, "query_reasoner" for questions.
       texts: token ids without memory tokens.
+      tokenizer: for padding and memory tokens.
+      mesh: that the parameters are on.
       batch_size: texts of a device call, which the mesh divides.
-      program: `encode_batch`, or what is called as it is; its arrays, of N texts each, are then in the memories' place.
+      program: `encode_batch`, or another function of its arguments; its arrays, of N texts each, are then yielded in
+        place of the memories.
     """
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     pending = None
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
-        width = -(-len(texts[places[0]]) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
-        # Few texts, or the last ones, make a smaller batch: padding is computed, too.
+        length = -(-len(texts[places[0]]) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+        # Few texts, or the last ones, make a smaller batch: padding rows would cost time, too.
         count = batch_shards(mesh)
         while count < len(places):
             count *= 2
         rows = [np.asarray(texts[i], np.int32) for i in places] + [None] * (min(count, batch_size) - len(places))
-        arrays = with_memory(rows, width, tokenizer)
+        arrays = with_memory(rows, length, tokenizer)
         with jax.set_mesh(mesh):
             encoded = program(model, role, params, *put_batch(arrays, mesh))
         if pending is not None:

@@ -1,10 +1,10 @@
-"""A store of memories that holds all of some documents: what it lacks is compressed first."""
+"""Completion of a memory store: documents that are missing in it are compressed and added."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from clara_jax.bundle import Bundle
 from clara_jax.inference.encode import encode_texts
 from clara_jax.retrieval.memory_store import ROWS, MemoryStore, document_keys
 
-SAVE_SECONDS = 30.0  # at most so much of the work is lost where the process is killed
+SAVE_SECONDS = 30.0  # the most work that is lost where the process is killed
 
 Parts = Iterator[tuple[int, int]]  # after each batch: documents done so far, tokens of the batch
 
@@ -25,14 +25,15 @@ def complete_store(
     batch_size: int,
     work: Callable[[Parts, int], None],
 ) -> MemoryStore:
-    """The store, with the memories of all documents.
+    """Return the store after adding the memories of all documents that it lacks.
 
     Args:
       open_store: opens it; called again where another process has written.
+      bundle: the model that compresses.
       documents: token ids without memory tokens, int32 [T] each.
       batch_size: documents of a device call, which the mesh divides.
-      work: goes through the batches, given their iterator and the number of documents to compress; not called where
-        there are none. What it raises stops the work, and the store keeps what is done; the next call does the rest.
+      work: iterates over the batches, given their iterator and the number of documents to compress; not called where
+        there are none. Its exceptions stop the work, and the store keeps what is done; the next call does the rest.
 
     Raises:
       ClaraError: the store belongs to another compressor, or cannot be read or written; another process fills it.
@@ -41,7 +42,7 @@ def complete_store(
     def make() -> None:
         open_store()
 
-    # The main process makes the store, and writes what all of them compute.
+    # The main process creates the store, and writes what all of them compute.
     distributed.on_main(make)
     store = open_store()
     if not _lacking(store, documents):
@@ -49,7 +50,7 @@ def complete_store(
     with contextlib.ExitStack() as stack:
         distributed.on_main(stack.enter_context, store.writing())
         if not distributed.is_main():
-            store = open_store()  # what another run has written before the lock was ours
+            store = open_store()  # another run may have written before we got the lock
         missing = _lacking(store, documents)
         parts = stack.enter_context(contextlib.closing(_compress(store, bundle, missing, batch_size)))
         if missing:
@@ -59,29 +60,31 @@ def complete_store(
 
 
 def _lacking(store: MemoryStore, documents: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The different documents that are not in the store."""
+    """Return the distinct documents that are not in the store."""
     if not documents:
         return []
     keys, first = np.unique(document_keys(documents), return_index=True)
     return [documents[i] for i in first[~store.has(keys)]]
 
 
-def _compress(store: MemoryStore, bundle: Bundle, documents: Sequence[np.ndarray], batch_size: int) -> Parts:
+def _compress(
+    store: MemoryStore, bundle: Bundle, documents: Sequence[np.ndarray], batch_size: int
+) -> Generator[tuple[int, int], None, None]:
     parts = encode_texts(
         bundle.model, bundle.params, "compressor", documents, bundle.tokenizer, bundle.mesh, batch_size
     )
     done = 0
     with _Writer(store) as writer:
         for places, memories in parts:
-            own = [documents[i] for i in places]
+            batch = [documents[i] for i in places]
             if distributed.is_main():
-                writer.add(document_keys(own), memories)
-            done += len(own)
-            yield done, sum(map(len, own))
+                writer.add(document_keys(batch), memories)
+            done += len(batch)
+            yield done, sum(map(len, batch))
 
 
 class _Writer:
-    """Appends to a store, several batches together as far as they fill a block or time has passed."""
+    """Buffer of batches, appended to a store when they fill a block or `SAVE_SECONDS` have passed."""
 
     def __init__(self, store: MemoryStore):
         self._store = store
@@ -103,5 +106,5 @@ class _Writer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None or kind is GeneratorExit:  # at the end, or where whoever asked for the batches has stopped
+        if kind is None or kind is GeneratorExit:  # at the end, or where the consumer of the batches has stopped
             self._flush()

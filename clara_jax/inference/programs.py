@@ -1,16 +1,17 @@
-"""The programs of the engine: prompts are read, they get rows of a cache, and all rows go on by a few tokens."""
+"""The engine's jitted programs: prefill, insertion of prompts into the KV cache, and decoding of all rows."""
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from clara_jax.inference.decode import Mode, Rows, choose, decode, fresh, read
+from clara_jax.inference.decode import DecodeState, Mode, decode, initial_state, prefill, sample_next
 from clara_jax.method.clara import ClaraModel
-from clara_jax.model.cache import Past, past_spec
+from clara_jax.model.cache import KVCache, kv_cache_spec
 from clara_jax.model.sharding import BATCH
 
 
@@ -18,7 +19,8 @@ class Prompts(NamedTuple):
     """P prompts, padded on the right.
 
     Attributes:
-      ids, memory_index: int32 [P, T]; mask: bool [P, T].
+      ids, memory_index: int32 [P, T].
+      mask: bool [P, T].
       memories: [P, K, M, E].
     """
 
@@ -28,9 +30,14 @@ class Prompts(NamedTuple):
     memories: jax.Array
 
 
-class Choice(NamedTuple):
-    """How the answers of P prompts are to be written; limit: int32 [P]; temperature, top_p: float32 [P]; seed: uint32
-    [P]; see `Rows`."""
+class SamplingArrays(NamedTuple):
+    """Sampling parameters of P prompts, see `DecodeState`.
+
+    Attributes:
+      limit: int32 [P].
+      temperature, top_p: float32 [P].
+      seed: uint32 [P].
+    """
 
     limit: jax.Array
     temperature: jax.Array
@@ -39,112 +46,133 @@ class Choice(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("model",))
-def read_prompts(
-    model: ClaraModel, params: Any, prompts: Prompts, prefixes: tuple[Past, ...]
-) -> tuple[jax.Array, Past]:
-    """States of the prompts' last tokens, [P, 1, E], and their keys and values, P rows.
+def prefill_prompts(
+    model: ClaraModel, params: Any, prompts: Prompts, prefixes: tuple[KVCache, ...]
+) -> tuple[jax.Array, KVCache]:
+    """Return the states of the prompts' last tokens, [P, 1, E], and the prompts' keys and values, P rows.
 
     Args:
-      prefixes: nothing, or what stands before the prompts and was read before, P rows.
+      model: backbone and hyperparameters.
+      params: the model's parameters.
+      prompts: without their cached prefixes.
+      prefixes: empty, or the cached prefixes of the prompts, P rows.
     """
-    return read(model, params, prompts.ids, prompts.mask, prompts.memory_index, prompts.memories, prefixes)
+    return prefill(model, params, prompts.ids, prompts.mask, prompts.memory_index, prompts.memories, prefixes)
 
 
-@partial(jax.jit, static_argnames=("model", "mode", "end_ids"), donate_argnames=("past", "rows"))
-def seat(
+@partial(jax.jit, static_argnames=("model", "mode", "end_ids"), donate_argnames=("cache", "state"))
+def insert(
     model: ClaraModel,
     params: Any,
     states: jax.Array,
-    chosen: Choice,
-    parts: tuple[Past, ...],
-    past: Past,
-    rows: Rows,
+    sampling: SamplingArrays,
+    parts: tuple[KVCache, ...],
+    cache: KVCache,
+    state: DecodeState,
     source: jax.Array,
     mode: Mode,
     end_ids: tuple[int, ...],
-) -> tuple[Past, Rows]:
-    """Chooses the first tokens of prompts that were read, and gives them rows.
+) -> tuple[KVCache, DecodeState]:
+    """Sample the first tokens of prefilled prompts, and insert the prompts into rows of the batch.
 
-    It is a program apart from `read_prompts`, for it depends on the cache, and holds no block of the model: compiling
-    it takes a fraction of the time.
+    It is separate from `prefill_prompts` because it depends on the size of the cache, and contains no block of the
+    model: compiling it takes a fraction of the time.
 
     Args:
-      states: [P, 1, E].
-      chosen: how their answers are to be written.
-      parts: their keys and values, one after the other, P rows.
-      past, rows: of all rows; given away.
-      source: int32 [B], the prompt that takes a row, -1 where the row stays as it is.
+      model: backbone and hyperparameters.
+      params: the model's parameters.
+      states: of the prompts' last tokens, [P, 1, E].
+      sampling: of the prompts.
+      parts: the prompts' keys and values, in parts that follow each other, P rows.
+      cache: of all rows; donated.
+      state: of all rows; donated.
+      source: int32 [B], the prompt that takes a row, -1 where the row does not change.
+      mode: at least what the prompts' sampling needs.
+      end_ids: tokens that end an answer.
     """
-    new = choose(model, params, states, fresh(*chosen), mode, end_ids)
+    new = sample_next(model, params, states, initial_state(*sampling), mode, end_ids)
     taken, source = source >= 0, jnp.maximum(source, 0)
-    rows = jax.tree.map(
-        lambda old, own: jnp.where(taken, own.at[source].get(out_sharding=jax.P(BATCH)), old), rows, new
+    state = jax.tree.map(
+        lambda old, first: jnp.where(taken, first.at[source].get(out_sharding=jax.P(BATCH)), old), state, new
     )
-    lengths, at = past.lengths, jnp.zeros_like(source)
+    lengths, at = cache.lengths, jnp.zeros_like(source)
     for part in parts:
-        own = _pick(part, source, model)
-        old = past.cut(at, own.slots)
-        past = past.put(old.replace_where(taken, own), at)
-        at += own.lengths
-    return past.replace(lengths=jnp.where(taken, at, lengths)), rows
+        inserted = _pick(part, source, model)
+        old = cache.cut(at, inserted.slots)
+        cache = cache.put(old.replace_where(taken, inserted), at)
+        at += inserted.lengths
+    return dataclasses.replace(cache, lengths=jnp.where(taken, at, lengths)), state
 
 
-@partial(jax.jit, static_argnames=("model", "steps", "mode", "end_ids"), donate_argnames=("past", "rows"))
+@partial(jax.jit, static_argnames=("model", "steps", "mode", "end_ids"), donate_argnames=("cache", "state"))
 def advance(
     model: ClaraModel,
     params: Any,
-    past: Past,
-    rows: Rows,
+    cache: KVCache,
+    state: DecodeState,
     live: jax.Array,
     steps: int,
     mode: Mode,
     end_ids: tuple[int, ...],
-) -> tuple[Past, Rows, jax.Array]:
-    """All rows that are not done go on by up to ``steps`` tokens.
+) -> tuple[KVCache, DecodeState, jax.Array]:
+    """Decode up to ``steps`` tokens of all rows that are not done.
 
     Args:
-      past, rows: given away.
-      live: bool [B]; the others are given up.
+      model: backbone and hyperparameters.
+      params: the model's parameters.
+      cache: donated.
+      state: donated.
+      live: bool [B]; other rows are ended.
+      steps: the largest number of tokens.
+      mode: at least what the rows' sampling needs.
+      end_ids: tokens that end an answer.
 
     Returns:
-      past and rows; the chosen tokens, int32 [B, steps], of which rows.count tells how many count.
+      cache and state; the sampled tokens, int32 [B, steps], valid up to the growth of ``state.count``.
     """
-    rows = rows.replace(done=rows.done | ~live)
-    rows, tokens, recent = decode(model, params, (past,), rows, steps, mode, end_ids)
-    past = past.put(recent, past.lengths)
-    return past.replace(lengths=jnp.where(rows.done, 0, past.lengths)), rows, tokens
+    state = dataclasses.replace(state, done=state.done | ~live)
+    state, tokens, recent = decode(model, params, (cache,), state, steps, mode, end_ids)
+    cache = cache.put(recent, cache.lengths)
+    return dataclasses.replace(cache, lengths=jnp.where(state.done, 0, cache.lengths)), state, tokens
 
 
 @partial(jax.jit, static_argnames=("model", "slots"))
-def first_slots(model: ClaraModel, kept: Past, row: jax.Array, length: jax.Array, slots: int) -> Past:
-    """The beginning of one row, [L, 1, G, slots, C], whole on every device; ``length`` of its slots count."""
-    spec = past_spec(model.config, jax.sharding.get_abstract_mesh(), rows=False)
-    k, v = (x[:, :, :, :slots].at[:, row[None]].get(out_sharding=spec) for x in (kept.k, kept.v))
-    return Past(k, v, length[None])
+def first_slots(model: ClaraModel, cache: KVCache, row: jax.Array, length: jax.Array, slots: int) -> KVCache:
+    """Copy the first slots of a row, [L, 1, G, slots, C], whole on every device; ``length`` of them are valid."""
+    spec = kv_cache_spec(model.config, jax.sharding.get_abstract_mesh(), rows=False)
+    k, v = (x[:, :, :, :slots].at[:, row[None]].get(out_sharding=spec) for x in (cache.k, cache.v))
+    return KVCache(k, v, length[None])
 
 
 @partial(jax.jit, static_argnames=("model",))
-def stack(model: ClaraModel, parts: list[Past]) -> Past:
-    """Single rows of equal slots as one batch, split over the mesh."""
-    spec = past_spec(model.config, jax.sharding.get_abstract_mesh())
+def stack(model: ClaraModel, parts: list[KVCache]) -> KVCache:
+    """Concatenate single rows with equal numbers of slots to one batch, split over the mesh."""
+    spec = kv_cache_spec(model.config, jax.sharding.get_abstract_mesh())
     k, v = (jax.reshard(jnp.concatenate(x, axis=1), spec) for x in zip(*((p.k, p.v) for p in parts), strict=True))
-    return Past(k, v, jax.reshard(jnp.concatenate([part.lengths for part in parts]), jax.P(BATCH)))
+    return KVCache(k, v, jax.reshard(jnp.concatenate([part.lengths for part in parts]), jax.P(BATCH)))
 
 
 @partial(jax.jit, static_argnames=("model", "slots"))
-def resize(model: ClaraModel, past: Past, rows: Rows, source: jax.Array, slots: int) -> tuple[Past, Rows]:
-    """The same rows in another number and with more slots.
+def resize(
+    model: ClaraModel, cache: KVCache, state: DecodeState, source: jax.Array, slots: int
+) -> tuple[KVCache, DecodeState]:
+    """Return cache and state with another number of rows and with more slots.
 
     Args:
-      source: int32, which row stands at each place from now on.
+      model: backbone and hyperparameters.
+      cache: of all rows.
+      state: of all rows.
+      source: int32, the old row of each new one.
+      slots: of the new cache.
     """
-    past = _pick(past, source, model)
-    more = [(0, 0)] * 3 + [(0, slots - past.slots), (0, 0)]
-    rows = jax.tree.map(lambda x: x.at[source].get(out_sharding=jax.P(BATCH)), rows)
-    return past.replace(k=jnp.pad(past.k, more), v=jnp.pad(past.v, more)), rows
+    cache = _pick(cache, source, model)
+    more = [(0, 0)] * 3 + [(0, slots - cache.slots), (0, 0)]
+    state = jax.tree.map(lambda x: x.at[source].get(out_sharding=jax.P(BATCH)), state)
+    return dataclasses.replace(cache, k=jnp.pad(cache.k, more), v=jnp.pad(cache.v, more)), state
 
 
-def _pick(part: Past, source: jax.Array, model: ClaraModel) -> Past:
-    spec = past_spec(model.config, jax.sharding.get_abstract_mesh())
+def _pick(part: KVCache, source: jax.Array, model: ClaraModel) -> KVCache:
+    """Return the rows ``source`` of a cache, split over the mesh."""
+    spec = kv_cache_spec(model.config, jax.sharding.get_abstract_mesh())
     k, v = (x.at[:, source].get(out_sharding=spec) for x in (part.k, part.v))
-    return Past(k, v, part.lengths.at[source].get(out_sharding=jax.P(BATCH)))
+    return KVCache(k, v, part.lengths.at[source].get(out_sharding=jax.P(BATCH)))

@@ -1,9 +1,8 @@
-"""The weights that answers are written with: as they are trained, or made ready for reading them once a token.
+"""The weights used for generation: as they are trained, or prepared for being read once per token.
 
-"adapter" applies the generator's adapter beside the base and needs no memory of its own. "merged" adds it to a copy of
-the base: fewer and larger products. "merged-bfloat16" and "merged-float32" say how the copy is stored, too; "merged"
-alone stores it as the base is stored, where a CPU can read that fast. `docs/inference.md` has what each takes and
-gives.
+"adapter" applies the generator's adapter beside the base and needs no further memory. "merged" adds it to a copy of the
+base: fewer and larger products. "merged-bfloat16" and "merged-float32" also set the dtype of the copy; "merged" uses
+that of the base, where a CPU can read it fast. `docs/inference.md` has the costs and gains of each.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 
 from clara_jax.errors import ClaraError
 from clara_jax.method.clara import ClaraModel
-from clara_jax.model.declare import linear_units
+from clara_jax.model.declare import projection_groups
 from clara_jax.model.output_major import OutputMajor
 from clara_jax.model.precision import has_instructions
 
@@ -28,8 +27,11 @@ _SHARE = 1 / 4  # of an accelerator's memory that a merged copy may take unasked
 
 
 def check(weights: str) -> None:
-    """Raises:
-    ClaraError: an unknown name."""
+    """Raise an error for a name that is not in `WEIGHTS`.
+
+    Raises:
+      ClaraError: an unknown name.
+    """
     if weights == "int8":
         raise ClaraError(
             "weights: 'int8' is gone, it was never faster than float32; 'merged-bfloat16' reads half of float32's bytes"
@@ -39,28 +41,32 @@ def check(weights: str) -> None:
 
 
 def choose(model: ClaraModel, params: Any, mesh: jax.sharding.Mesh) -> str:
-    """What is fastest and fits: "merged", except on devices of which the copy would take too much."""
+    """Return the fastest kind that fits: "merged", except on devices whose memory the copy would take too much of."""
     stats = [device.memory_stats() for device in mesh.local_devices]
-    if not all(own and "bytes_limit" in own for own in stats):
+    if not all(of_device and "bytes_limit" in of_device for of_device in stats):
         return "merged"
-    limit = min(own["bytes_limit"] for own in stats)
+    limit = min(of_device["bytes_limit"] for of_device in stats)
     sharded = sum(leaf.nbytes for leaf in jax.tree.leaves(params["base"]["layers"])) / mesh.devices.size
     return "merged" if sharded <= _SHARE * limit else "adapter"
 
 
 def prepare(
-    model: ClaraModel, params: Any, weights: str, mesh: jax.sharding.Mesh, alone: bool = False
+    model: ClaraModel, params: Any, weights: str, mesh: jax.sharding.Mesh, single_row: bool = False
 ) -> tuple[ClaraModel, Any]:
-    """The model and the parameters to read prompts and write answers with.
+    """Return the model and the parameters for prefill and decoding.
 
-    On CPUs a copy is computed with in float32, whatever it is stored in, and each layer has arrays of its own: out of
-    an array of all layers XLA would copy every kernel there for every token, and then read the copy. Kernels are stored
-    output-major (`clara_jax.model.output_major`), where XLA's products read them as they are; but for a single row in
-    float32, whose product wants the usual order. "merged" stores bfloat16 in float32 for one row, unless the processor
+    On CPUs activations are float32 whatever the copy is stored in, and layers are unstacked: out of an array of all
+    layers XLA would copy every kernel for every token, and then read the copy. Kernels are stored output-major
+    (`clara_jax.model.output_major`), so that XLA's products read them in place, except for a single row in float32,
+    whose product needs the usual order. "merged" stores bfloat16 in float32 for a single row, unless the processor
     multiplies bfloat16: without such instructions a row takes longer to multiply than to read.
 
     Args:
-      alone: answers are written one at a time.
+      model: backbone and hyperparameters.
+      params: the model's parameters, all roles.
+      weights: one of `WEIGHTS`.
+      mesh: that the parameters are on.
+      single_row: answers are generated one at a time.
 
     Returns:
       the model; parameters without the other roles' adapters, and with "adapter" no copy of anything.
@@ -74,15 +80,15 @@ def prepare(
     dtype = jnp.dtype(_STORED[weights] or params["base"]["embed"]["table"].dtype)
     if any(device.platform != "cpu" for device in mesh.devices.flat):
         return model, {**params, "base": merge(model, params, "generator", mesh, dtype), "lora": {}}
-    if alone and weights == "merged" and not has_instructions():
+    if single_row and weights == "merged" and not has_instructions():
         dtype = jnp.dtype(jnp.float32)
     model = dataclasses.replace(model, precision="float32")
-    base = merge(model, params, "generator", mesh, dtype, output_major=not alone or dtype != jnp.float32)
+    base = merge(model, params, "generator", mesh, dtype, output_major=not single_row or dtype != jnp.float32)
     with jax.set_mesh(mesh):
         for name in ("embed", "lm_head"):
             if name in base:
                 base[name] = {"table": OutputMajor(base[name]["table"].astype(dtype))}
-        base["layers"] = _apart(base["layers"])
+        base["layers"] = unstack_layers(base["layers"])
     return model, {**params, "base": base, "lora": {}}
 
 
@@ -94,22 +100,26 @@ def merge(
     dtype: jnp.dtype | None = None,
     output_major: bool = False,
 ) -> dict[str, Any]:
-    """The base with a role's adapter added to its linear maps.
+    """Return the base with a role's adapter added to its projections.
 
     Args:
-      dtype: of the maps; default the base's.
+      model: backbone and hyperparameters.
+      params: the model's parameters.
+      role: whose adapter.
+      mesh: that the parameters are on.
+      dtype: of the projections; default the base's.
       output_major: with each kernel's outputs first (`clara_jax.model.output_major`).
     """
     base, adapter = params["base"], params["lora"][role]
     layers = dict(base["layers"])
     with jax.set_mesh(mesh):
-        for part, group in linear_units(model.config).items():
+        for part, groups in projection_groups(model.config).items():
             layers[part] = dict(layers[part])
-            for unit, maps in group.items():
-                own, low = dict(base["layers"][part][unit]), adapter["layers"][part][unit]
-                own["kernel"] = {
+            for group_name, group in groups.items():
+                merged, low = dict(base["layers"][part][group_name]), adapter["layers"][part][group_name]
+                merged["kernel"] = {
                     name: _merge(
-                        own["kernel"][name],
+                        merged["kernel"][name],
                         low["a"],
                         low["b"][name],
                         letters=(linear.input_letters, linear.output_letters),
@@ -117,9 +127,9 @@ def merge(
                         dtype=dtype,
                         output_major=output_major,
                     )
-                    for name, linear in maps.items()
+                    for name, linear in group.items()
                 }
-                layers[part][unit] = own
+                layers[part][group_name] = merged
     return {**base, "layers": layers}
 
 
@@ -133,7 +143,7 @@ def _merge(
     dtype: jnp.dtype | None,
     output_major: bool,
 ) -> jax.Array | OutputMajor:
-    """kernel + scale · A B of all layers, summed in float32."""
+    """Return kernel + scale · A B of all layers, summed in float32."""
     ins, outs = letters
     with jax.default_matmul_precision("highest"):
         product = jnp.einsum(f"L{ins}R,LR{outs}->L{ins}{outs}", a, b, out_sharding=jax.typeof(kernel).sharding)
@@ -142,15 +152,15 @@ def _merge(
     return OutputMajor(jnp.einsum(f"L{ins}{outs}->L{outs}{ins}", merged)) if output_major else merged
 
 
-def _apart(layers: Any) -> tuple[Any, ...]:
-    """One tree for each of the layers that are stacked in ``layers``."""
+def unstack_layers(layers: Any) -> tuple[Any, ...]:
+    """Return a tree for each of the layers that are stacked in ``layers``."""
     count = len(jax.tree.leaves(layers)[0])
     one = jax.jit(partial(jax.lax.dynamic_index_in_dim, keepdims=False))  # a program for each shape, not each number
     return tuple(jax.tree.map(partial(one, index=jnp.int32(number)), layers) for number in range(count))
 
 
 def size(params: Mapping[str, Any]) -> int:
-    """Bytes that writing one token reads at least: all weights but an embedding table that is only looked up in."""
+    """Return the bytes that decoding one token reads at least: all weights but an embedding table that is gathered."""
     base = params["base"]
     read = [base["layers"], base["final_norm"], params["lora"], base.get("lm_head", base["embed"])]
     return sum(leaf.nbytes for leaf in jax.tree.leaves(read))

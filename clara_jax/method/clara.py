@@ -1,4 +1,4 @@
-"""The method's few numbers, and the backbone seen through one of its three roles."""
+"""The method's hyperparameters, and the backbone with the adapter of one of its three roles."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,12 @@ import jax.numpy as jnp
 from clara_jax.data.tokenization import FRAME
 from clara_jax.errors import ClaraError
 from clara_jax.model.attention import IMPLEMENTATIONS
-from clara_jax.model.cache import Past
+from clara_jax.model.cache import KVCache
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.lora import Dropout
 from clara_jax.model.precision import PRECISIONS, check
-from clara_jax.model.transformer import LOOKED_AT, REMAT_POLICIES, Transformer, positions_of
+from clara_jax.model.sharding import Array
+from clara_jax.model.transformer import INTERMEDIATES, REMAT_POLICIES, Transformer, positions_of
 
 ROLES = ("compressor", "query_reasoner", "generator")
 MEMORY_MAPS = (STATE, AFFINE) = ("state", "affine")
@@ -29,17 +30,17 @@ LARGEST = 2**20  # of a length or a rank
 
 @dataclasses.dataclass(frozen=True)
 class ClaraConfig:
-    """What a CLaRa model fixes beside its base (Table 10; released checkpoint format).
+    """Hyperparameters of a CLaRa model beside its base (Table 10; released checkpoint format).
 
     Attributes:
       doc_max_length: longest document, in tokens.
       compress_rate: tokens of a full document per memory vector; M = doc_max_length / compress_rate.
       lora_rank, lora_alpha, lora_dropout: of each of the three adapters; alpha defaults to twice the rank.
       different_mem_tokens: M different memory tokens, or one token M times.
-      memory_map: what a memory is: "state", the last-layer state at its memory token (the paper, released models), or
-        "affine", an affine map of it, one scale, center and shift per channel (see `clara_jax.method.compressor`).
-      memory_places: where the M memory tokens are read: at the "end" of the text (the paper, released models), or each
-        at the end of its one of M even "runs" of the text's tokens.
+      memory_map: "state": a memory is the last-layer state at its memory token (the paper, released models); "affine":
+        an affine map of it, one scale, center and shift per channel (see `clara_jax.method.compressor`).
+      memory_places: position of the M memory tokens: at the "end" of the text (the paper, released models), or each at
+        the end of one of M even "runs" of the text's tokens.
       max_length: longest prompt with its answer, in tokens.
       missing_bos: for a tokenizer without bos or eos, "omit" it, or do as the released code and take the first
         "memory_token".
@@ -69,10 +70,10 @@ class ClaraConfig:
                 f"compress_rate is {self.compress_rate}; it must divide doc_max_length {self.doc_max_length}: "
                 f"{', '.join(map(str, rates))}"
             )
-        if self.lora_alpha is None:
-            object.__setattr__(self, "lora_alpha", 2.0 * self.lora_rank)
-        if not 0 < self.lora_alpha < math.inf:
-            raise ClaraError(f"lora_alpha is {self.lora_alpha!r}; it must be positive")
+        alpha = 2.0 * self.lora_rank if self.lora_alpha is None else self.lora_alpha
+        object.__setattr__(self, "lora_alpha", alpha)
+        if not 0 < alpha < math.inf:
+            raise ClaraError(f"lora_alpha is {alpha!r}; it must be positive")
         if not 0 <= self.lora_dropout < 1:
             raise ClaraError(f"lora_dropout is {self.lora_dropout!r}; it must be at least 0 and below 1")
         for field, names in (("memory_map", MEMORY_MAPS), ("memory_places", MEMORY_PLACES)):
@@ -83,18 +84,19 @@ class ClaraConfig:
 
     @property
     def memory_tokens(self) -> int:
-        """M, the paper's l: vectors a document is compressed into."""
+        """Vectors that a document is compressed into: M, the paper's l."""
         return self.doc_max_length // self.compress_rate
 
     @property
     def lora_scale(self) -> float:
-        """alpha / rank."""
+        """Factor of an adapter's output: alpha / rank."""
+        assert self.lora_alpha is not None  # set by __post_init__
         return self.lora_alpha / self.lora_rank
 
 
 @dataclasses.dataclass(frozen=True)
 class ClaraModel:
-    """A backbone with the method's numbers: pure functions of ``params``, static under jit.
+    """A backbone with the method's hyperparameters: pure functions of ``params``, static under jit.
 
     ``params`` is ``{"base", "lora": {role: ...}, "tokens"}`` (see `clara_jax.method.parameters`). All methods run under
     `jax.set_mesh`.
@@ -102,8 +104,8 @@ class ClaraModel:
     Attributes:
       precision: one of `clara_jax.model.precision.PRECISIONS`; with "float32" matrix products are exact float32 on
         every platform.
-      remat: what the backward pass keeps of each block, a name of `REMAT_POLICIES`.
-      attention: how attention is computed, one of `IMPLEMENTATIONS`; "auto" goes by the mesh's devices.
+      remat: what is stored of each block for the backward pass, a name of `REMAT_POLICIES`.
+      attention: one of `IMPLEMENTATIONS`; "auto" depends on the mesh's devices.
     """
 
     config: ModelConfig
@@ -128,59 +130,97 @@ class ClaraModel:
 
     @property
     def dtype(self) -> Any:
-        """Of everything between two products: of embeddings, states, memories, keys and values."""
+        """Dtype of activations: of embeddings, states, memories, keys and values."""
         return jnp.dtype(PRECISIONS[self.precision].carried)
 
     @property
     def base_dtype(self) -> Any:
-        """Of the base's parameters."""
+        """Dtype of the base's parameters."""
         return jnp.dtype(PRECISIONS[self.precision].stored)
 
-    def embed(self, params: Any, ids: jax.Array) -> jax.Array:
-        """Token ids [B, T] -> embeddings [B, T, E]."""
+    def embed(self, params: Any, ids: Array) -> jax.Array:
+        """Return the embeddings [B, T, E] of token ids [B, T]."""
         return self._apply(params, None, ids, method="embed")
+
+    @overload
+    def forward(
+        self,
+        params: Any,
+        role: str | None,
+        x: jax.Array,
+        mask: Array,
+        caches: Sequence[KVCache] = (),
+        dropout: Dropout | None = None,
+        return_kv: Literal[False] = False,
+    ) -> tuple[jax.Array, None]: ...
+
+    @overload
+    def forward(
+        self,
+        params: Any,
+        role: str | None,
+        x: jax.Array,
+        mask: Array,
+        caches: Sequence[KVCache] = (),
+        dropout: Dropout | None = None,
+        *,
+        return_kv: Literal[True],
+    ) -> tuple[jax.Array, KVCache]: ...
 
     def forward(
         self,
         params: Any,
         role: str | None,
         x: jax.Array,
-        mask: jax.Array,
-        past: Sequence[Past] = (),
+        mask: Array,
+        caches: Sequence[KVCache] = (),
         dropout: Dropout | None = None,
-        keep: bool = False,
-    ) -> tuple[jax.Array, Past | None]:
-        """Embeddings [B, T, E] -> last-layer states [B, T, E] through the adapter of ``role`` (None: the base alone),
-        and keys and values where they are to be kept; see `Transformer.__call__`."""
-        return self._apply(params, role, x, mask, past, dropout, keep)
-
-    def queries(
-        self, params: Any, role: str | None, x: jax.Array, mask: jax.Array, past: Sequence[Past]
-    ) -> tuple[jax.Array, Past]:
-        """What attention compares in `forward`: the tokens' queries, compute dtype [L, B, T, H, C], and their keys and
-        values, which stand behind those of the past."""
-        (_, own), looked_at = self._apply(params, role, x, mask, past, None, True, mutable=[LOOKED_AT])
-        (q,) = looked_at[LOOKED_AT]["layers"]["attention"]["queries"]
-        return q, own
-
-    def logits(self, params: Any, states: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        """States [B, T, E] -> float32 logits of the vocabulary and of the added tokens."""
-        return self._apply(params, None, states, method="unembed")
-
-    def dropout(self, keys: jax.Array | None, mask: jax.Array) -> Dropout | None:
-        """Dropout for rows with these PRNG keys and mask [B, T]; None without keys or at rate 0.
+        return_kv: bool = False,
+    ) -> tuple[jax.Array, KVCache | None]:
+        """Return the last-layer states of embeddings, [B, T, E] both, and the tokens' keys and values if asked for.
 
         Args:
-          keys: [B], or [B, S] where the mask tells a row's S sequences apart.
+          params: the model's parameters.
+          role: whose adapter is applied; None for the base alone.
+          x: embeddings.
+          mask: bool or int32 [B, T], see `Transformer.__call__`.
+          caches: keys and values of earlier tokens, in parts that follow each other.
+          dropout: for the adapters' inputs, in training.
+          return_kv: return the tokens' keys and values; padding must stand on the right then.
+        """
+        return self._apply(params, role, x, mask, caches, dropout, return_kv)
+
+    def queries(
+        self, params: Any, role: str | None, x: jax.Array, mask: Array, caches: Sequence[KVCache]
+    ) -> tuple[jax.Array, KVCache]:
+        """Return the queries of attention in `forward`, compute dtype [L, B, T, H, C], and the tokens' keys and values.
+
+        The keys and values come after those of the caches.
+        """
+        (_, kv), variables = self._apply(params, role, x, mask, caches, None, True, mutable=[INTERMEDIATES])
+        (q,) = variables[INTERMEDIATES]["layers"]["attention"]["queries"]
+        return q, kv
+
+    def logits(self, params: Any, states: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """Return float32 logits of the vocabulary and of the added tokens for states [B, T, E]."""
+        return self._apply(params, None, states, method="unembed")
+
+    def dropout(self, keys: jax.Array | None, mask: Array) -> Dropout | None:
+        """Return the dropout of a batch; None without keys or at rate 0.
+
+        Args:
+          keys: PRNG keys [B], or [B, S] where the mask numbers a row's S sequences.
+          mask: [B, T], see `Transformer.__call__`.
         """
         if keys is None or self.clara.lora_dropout == 0:
             return None
         if keys.ndim == 2:
             data = jnp.take_along_axis(jax.random.key_data(keys), jnp.maximum(mask - 1, 0)[..., None], axis=1)
-            keys = jax.random.wrap_key_data(data, impl=jax.random.key_impl(keys))
+            keys_of_tokens: jax.Array = jax.random.wrap_key_data(data, impl=jax.random.key_impl(keys))
+            return Dropout(keys_of_tokens, positions_of(mask), self.clara.lora_dropout)
         return Dropout(keys, positions_of(mask), self.clara.lora_dropout)
 
-    def _apply(self, params: Any, role: str | None, *args, **options):
+    def _apply(self, params: Any, role: str | None, *args, **options) -> Any:
         variables = {"params": params["base"], "tokens": params["tokens"]}
         if role is not None:
             variables["lora"] = params["lora"][role]

@@ -1,18 +1,18 @@
-"""The compressor: M memory vectors stand for a document (section 2.2).
+"""The compressor: a document becomes M memory vectors (section 2.2).
 
 In the paper a memory is the last-layer state h_j at its memory token. A model with a *memory map* (`ClaraConfig.
-memory_map` "affine", absent by default) gives the generator an affine image of that state, and may learn to do so on a
-*scaffold* that is taken away again:
+memory_map` "affine", absent by default) gives the generator an affine image of that state, and may be trained with a
+*scaffold* that is removed during training:
 
     m_j = s ⊙ (h_j - c) + b + β (pool_j - b)
 
 pool_j is the mean input embedding of the j-th of M even runs of the document's tokens (token p of n belongs to run
 p M // n); s, c and b [E] are trained. A stage lets β fall from 1 to 0 (`StageConfig.scaffold`); in use β is 0.
-A small model does not learn to read last-layer states by itself, but it reads pooled embeddings at once, and goes on
-reading while the states take their place (docs/reading.md).
+A small model does not learn to use last-layer states by itself, but it can use pooled embeddings at once, and continues
+to do so while the states replace them (docs/reading.md).
 
-In the paper the memory tokens stand behind the text. With `ClaraConfig.memory_places` "runs" each is read right after
-its run: one memory token for all places then needs nothing but its neighbours to know what it stands for.
+In the paper the memory tokens follow the text. With `ClaraConfig.memory_places` "runs" each follows its run: a single
+memory token for all places then finds what it has to summarise in its neighbours.
 """
 
 from __future__ import annotations
@@ -25,38 +25,40 @@ import jax
 import jax.numpy as jnp
 
 from clara_jax.method.clara import END, ClaraModel
-from clara_jax.model.sharding import reshape_rows
+from clara_jax.model.sharding import Array, reshape_rows
 from clara_jax.model.transformer import positions_of
 
 
 class Encoded(NamedTuple):
-    """What the compressor or the query reasoner makes of N texts; of N rows of S texts where rows hold several."""
+    """Output of the compressor or the query reasoner for N texts, or for N rows of S texts where rows are packed."""
 
     memory: jax.Array  # [N, M, E] or [N, S, M, E], the memories
     text_mean: jax.Array  # float32 [N, E] or [N, S, E], the mean last-layer state at the text's tokens; 0 without any
-    memory_mean: jax.Array  # float32, shaped alike, that at the memory tokens
+    memory_mean: jax.Array  # float32, of the same shape, the mean last-layer state at the memory tokens
 
 
 def encode(
     model: ClaraModel,
     params: Any,
     role: str,
-    ids: jax.Array,
-    mask: jax.Array,
+    ids: Array,
+    mask: Array,
     keys: jax.Array | None = None,
-    memory_at: jax.Array | None = None,
+    memory_at: Array | None = None,
     scaffold: float | jax.Array = 0.0,
 ) -> Encoded:
-    """Reads texts, each followed by the M memory tokens.
+    """Encode texts, each followed by the M memory tokens.
 
     Args:
+      model: backbone and hyperparameters.
+      params: the model's parameters.
       role: "compressor" for documents, "query_reasoner" for questions.
-      ids: int32 [N, T], a text in each row, which the memory tokens end; or several, see ``memory_at``.
+      ids: int32 [N, T], a text in each row, with the memory tokens at its end; or several, see ``memory_at``.
       mask: bool [N, T], attended positions, the memory tokens among them; of rows with several texts int32 [N, T], the
         number of the text, from 1, and 0 where nothing is attended.
       keys: PRNG keys [N], or [N, S], for dropout; None without.
-      memory_at: int32 [N, S, M], where the memory tokens of each of a row's texts stand; -1 for an absent one.
-      scaffold: β, of models with a memory map. The number 0 leaves its computation out.
+      memory_at: int32 [N, S, M], positions of the memory tokens of each of a row's texts; -1 for an absent one.
+      scaffold: β, of models with a memory map. The Python number 0.0 leaves its computation out.
     """
     x, encoded = read(model, params, role, ids, mask, keys, memory_at)
     if "map" not in params["tokens"]:
@@ -72,13 +74,12 @@ def read(
     model: ClaraModel,
     params: Any,
     role: str,
-    ids: jax.Array,
-    mask: jax.Array,
+    ids: Array,
+    mask: Array,
     keys: jax.Array | None,
-    memory_at: jax.Array | None,
+    memory_at: Array | None,
 ) -> tuple[jax.Array, Encoded]:
-    """The texts' embeddings [N, T, E] and what `read_states` makes of them, before any memory map; arguments as for
-    `encode`."""
+    """Return the texts' embeddings [N, T, E] and their encoding before any memory map; arguments as of `encode`."""
     x, count = model.embed(params, ids), model.clara.memory_tokens
     if model.clara.memory_places == END:
         states, _ = model.forward(params, role, x, mask, dropout=model.dropout(keys, mask))
@@ -90,9 +91,8 @@ def read(
     return x, read_states(states, mask, count, memory_at)
 
 
-def read_states(states: jax.Array, mask: jax.Array, memory_tokens: int, memory_at: jax.Array | None = None) -> Encoded:
-    """`Encoded` of the last-layer states [N, T, E], which are the memories; ``mask`` and ``memory_at`` as for
-    `encode`."""
+def read_states(states: jax.Array, mask: Array, memory_tokens: int, memory_at: Array | None = None) -> Encoded:
+    """Return memories and means of last-layer states [N, T, E]; ``mask`` and ``memory_at`` as of `encode`."""
     wide = states.astype(jnp.float32)
     if memory_at is None:
         text_mask = mask[:, :-memory_tokens, None]
@@ -115,12 +115,12 @@ def map_memory(
     pooled: tuple[jax.Array, jax.Array] | None = None,
     scaffold: float | jax.Array = 0.0,
 ) -> jax.Array:
-    """m_j = s ⊙ (h_j - c) + b + β (pool_j - b), in float32.
+    """Compute m_j = s ⊙ (h_j - c) + b + β (pool_j - b), in float32.
 
     Args:
       parameters: the memory map: "scale" s, "center" c, "shift" b, float32 [E].
       states: h, the last-layer states at the memory tokens, [..., M, E].
-      pooled: what `pool_runs` gives for the same texts; None without a scaffold. An empty run adds nothing.
+      pooled: result of `pool_runs` for the same texts; None without a scaffold. An empty run adds nothing.
       scaffold: β.
     """
     scale, center, shift = (parameters[name] for name in ("scale", "center", "shift"))
@@ -132,12 +132,15 @@ def map_memory(
 
 
 def pool_runs(
-    x: jax.Array, mask: jax.Array, memory_tokens: int, memory_at: jax.Array | None = None
+    x: jax.Array, mask: Array, memory_tokens: int, memory_at: Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean input embedding of each of the M even runs of a text's tokens.
+    """Return the mean input embedding of each of the M even runs of a text's tokens.
 
     Args:
-      x: embeddings [N, T, E] of texts and memory tokens; ``mask`` and ``memory_at`` as for `encode`.
+      x: embeddings [N, T, E] of texts and memory tokens.
+      mask: as of `encode`.
+      memory_tokens: M.
+      memory_at: as of `encode`.
 
     Returns:
       float32 [N, M, E], or [N, S, M, E]; and whether a run holds a token, bool [N, M, 1] or [N, S, M, 1].
@@ -151,20 +154,22 @@ def pool_runs(
     return (pooled, found) if memory_at is None else (reshape_rows(pooled, *shape, -1), reshape_rows(found, *shape, 1))
 
 
-def runs(mask: jax.Array, memory_tokens: int, memory_at: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-    """The run of each of a text's tokens: of n tokens, token p belongs to run p M // n.
+def runs(mask: Array, memory_tokens: int, memory_at: Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """Return the run of each of a text's tokens: of n tokens, token p belongs to run p M // n.
 
     Args:
-      mask, memory_at: as for `encode`.
+      mask: as of `encode`.
+      memory_tokens: M.
+      memory_at: as of `encode`.
 
     Returns:
       int32 [N, T], counted through all texts of a row: run j of text s is s M + j; and which tokens are a text's, and
       neither memory tokens nor padding, bool [N, T].
     """
-    # A text's tokens come first in their sequence: their places count from 0.
+    # A text's tokens come first in their sequence: their positions count from 0.
     places = positions_of(mask)
     if memory_at is None:
-        text = mask & (jnp.arange(mask.shape[1]) < mask.shape[1] - memory_tokens)
+        text = jnp.logical_and(mask, jnp.arange(mask.shape[1]) < mask.shape[1] - memory_tokens)
         length, sequence = jnp.sum(text, axis=1, keepdims=True), 0
     else:
         member = _members(mask, memory_at)
@@ -174,11 +179,15 @@ def runs(mask: jax.Array, memory_tokens: int, memory_at: jax.Array | None = None
     return sequence * memory_tokens + places * memory_tokens // jnp.maximum(length, 1), text
 
 
-def order_by_runs(mask: jax.Array, memory_tokens: int, memory_at: jax.Array | None = None) -> jax.Array:
-    """The order in which each memory token follows its run: int32 [N, T], the place that each token comes from.
+def order_by_runs(mask: Array, memory_tokens: int, memory_at: Array | None = None) -> jax.Array:
+    """Return the order in which each memory token follows its run: int32 [N, T], the position each token comes from.
+
+    Padding comes last.
 
     Args:
-      mask, memory_at: as for `encode`. Padding comes last.
+      mask: as of `encode`.
+      memory_tokens: M.
+      memory_at: as of `encode`.
     """
     run, text = runs(mask, memory_tokens, memory_at)
     length = mask.shape[1]
@@ -194,16 +203,15 @@ def order_by_runs(mask: jax.Array, memory_tokens: int, memory_at: jax.Array | No
 
 
 def calibrated_map(
-    states: jax.Array, pooled: tuple[jax.Array, jax.Array], valid: jax.Array, strength: float
+    states: jax.Array, pooled: tuple[jax.Array, jax.Array], valid: Array, strength: float
 ) -> dict[str, jax.Array]:
-    """Where a memory map starts: memories then lie where pooled input embeddings do.
+    """Return initial values of a memory map, with which memories have the mean and spread of pooled input embeddings.
 
     Args:
       states: [N, M, E], last-layer states at memory tokens.
       pooled: of the same texts, see `pool_runs`.
       valid: bool [N], which texts exist.
-      strength: s is this share of the ratio of the two spreads, channel by channel: little where a scaffold stands
-        beside it, 1 where nothing does.
+      strength: s is this share of the ratio of the two spreads, channel by channel: small with a scaffold, 1 without.
 
     Returns:
       the map's leaves, float32 [E]: the mean of the states as its center, the mean of the pooled embeddings as its
@@ -219,16 +227,17 @@ def calibrated_map(
         return mean, jnp.sqrt(variance)
 
     center, spread = mean_and_spread(states.astype(jnp.float32))
-    shift, wanted = mean_and_spread(pool)
-    return {"scale": strength * wanted / jnp.maximum(spread, 1e-6), "center": center, "shift": shift}
+    shift, target = mean_and_spread(pool)
+    return {"scale": strength * target / jnp.maximum(spread, 1e-6), "center": center, "shift": shift}
 
 
-def alignment_loss(encoded: Encoded, valid: jax.Array, reduction: str = "mean") -> jax.Array:
-    """L_MSE of each document: the squared distance between the mean text state and the mean memory state (section 2.2).
+def alignment_loss(encoded: Encoded, valid: Array, reduction: str = "mean") -> jax.Array:
+    """Return L_MSE of each document: squared distance between mean text state and mean memory state (section 2.2).
 
-    Both are means of last-layer states, whatever map follows.
+    Both are means of last-layer states, before any memory map.
 
     Args:
+      encoded: the documents' encodings.
       valid: bool [N] or [N, S], which documents are present.
       reduction: over the E channels: "sum", the paper's squared norm, or "mean", as the released code computes it.
 
@@ -240,8 +249,8 @@ def alignment_loss(encoded: Encoded, valid: jax.Array, reduction: str = "mean") 
     return jnp.where(valid, distance, 0)
 
 
-def _members(mask: jax.Array, memory_at: jax.Array) -> jax.Array:
-    """bool [N, T, S]: which token belongs to which of a row's texts, memory tokens to none."""
+def _members(mask: Array, memory_at: Array) -> jax.Array:
+    """Return which token belongs to which of a row's texts, memory tokens to none; bool [N, T, S]."""
     at = reshape_rows(memory_at, -1)
     is_memory = jnp.any(at[..., None] == jnp.arange(mask.shape[1]), axis=1)
     return (mask[..., None] == jnp.arange(1, memory_at.shape[1] + 1)) & ~is_memory[..., None]

@@ -1,4 +1,4 @@
-"""The language-modelling loss L_CE (section 2.2): logits in chunks, and their gradient while they are there."""
+"""The language-modelling loss L_CE (section 2.2): logits in chunks, and their gradient in the same pass."""
 
 from __future__ import annotations
 
@@ -11,45 +11,50 @@ from jax.custom_derivatives import SymbolicZero
 
 from clara_jax.data.tokenization import IGNORED
 from clara_jax.method.clara import ClaraModel
-from clara_jax.model.sharding import reshape_rows
+from clara_jax.model.sharding import Array, reshape_rows
 
-LOGITS_BYTES = 2**28  # of a device's logits, float32, that exist at one time
+LOGITS_BYTES = 2**28  # limit of a device's float32 logits in memory at one time
 
-Sums = tuple[jax.Array, jax.Array]  # the loss, and how many tokens the greedy choice gets right; float32 []
+Sums = tuple[jax.Array, jax.Array]  # the loss, and the number of tokens that greedy decoding gets right; float32 []
 Chunk = tuple[jax.Array, jax.Array, jax.Array | None]  # states, labels and weights of some positions
 
 
 def language_model_loss(
-    model: ClaraModel, params: Any, states: jax.Array, labels: jax.Array, weights: jax.Array | None = None
+    model: ClaraModel, params: Any, states: jax.Array, labels: Array, weights: jax.Array | None = None
 ) -> Sums:
-    """Negative log-likelihood of the targets: -Σ_t w_t log p(a_t | I, M, a_<t), summed over all labelled tokens (L_CE).
+    """Return L_CE = -Σ_t w_t log p(a_t | I, M, a_<t), summed over all labelled tokens (section 2.2).
 
     Args:
+      model: backbone and hyperparameters.
+      params: the model's parameters.
       states: [B, A, E], the generator's last-layer states at the positions before the labels'.
       labels: int32 [B, A], `IGNORED` where there is no loss.
       weights: float32 [B, A], w; constants, not differentiated. None is 1 everywhere.
 
     Returns:
-      the sum, and the number of labelled tokens that the greedy choice gets right.
+      the sum, and the number of labelled tokens that greedy decoding gets right.
     """
     return _loss(model, _head(model, params), states, labels, weights)
 
 
-def token_log_likelihoods(model: ClaraModel, params: Any, states: jax.Array, labels: jax.Array) -> jax.Array:
-    """log p(a_t | I, M, a_<t) of each labelled token, 0 elsewhere: arguments as `language_model_loss`; float32 [B, A].
-    Not to be differentiated: its backward pass would make the logits of all chunks again."""
+def token_log_likelihoods(model: ClaraModel, params: Any, states: jax.Array, labels: Array) -> jax.Array:
+    """Return log p(a_t | I, M, a_<t) of each labelled token, 0 elsewhere; float32 [B, A].
+
+    Arguments as of `language_model_loss`. Do not differentiate it: its backward pass would recompute the logits of all
+    chunks.
+    """
     head = _head(model, params)
 
-    def of_chunk(_: None, chunk: Chunk) -> tuple[None, jax.Array]:
+    def of_chunk(carry: None, chunk: Chunk) -> tuple[None, jax.Array]:
         states, labels, _ = chunk
-        return None, -_token_losses(model, head, states, labels)[0]
+        return carry, -_token_losses(model, head, states, labels)[0]
 
     _, chunks = jax.lax.scan(of_chunk, None, _chunks(head, states, labels))
     return reshape_rows(chunks.swapaxes(0, 1), -1)[:, : labels.shape[1]]
 
 
-def target_log_likelihoods(model: ClaraModel, params: Any, states: jax.Array, labels: jax.Array) -> jax.Array:
-    """log p(a | I, M) of each row's targets, the sum of `token_log_likelihoods`; float32 [B]."""
+def target_log_likelihoods(model: ClaraModel, params: Any, states: jax.Array, labels: Array) -> jax.Array:
+    """Return log p(a | I, M) of each row's targets, the sum of `token_log_likelihoods`; float32 [B]."""
     return jnp.sum(token_log_likelihoods(model, params, states, labels), axis=1)
 
 
@@ -59,7 +64,9 @@ def _head(model: ClaraModel, params: Any) -> Any:
 
 
 def chunk_length(states: jax.Array, table: jax.Array) -> int:
-    """Target positions whose logits are at most `LOGITS_BYTES` on a device; chunks of about one length hold them all.
+    """Return the length of chunks of target positions whose logits take at most `LOGITS_BYTES` on a device.
+
+    The chunks that hold all positions have about equal lengths.
 
     Args:
       states: [B, A, E].
@@ -71,18 +78,18 @@ def chunk_length(states: jax.Array, table: jax.Array) -> int:
 
 
 def _parts(x: jax.Array) -> int:
-    """Devices that the first axis is split over."""
+    """Return the number of parts that the first axis is split into."""
     sharding = jax.typeof(x).sharding
     return x.shape[0] // sharding.shard_shape(x.shape)[0]
 
 
-# [B, A, V] logits in float32 would outweigh the model, so they exist for one chunk at a time. As the loss is a sum, its
-# gradient is that of the chunks, times one number; so it is taken while a chunk's logits are there. To make them again
-# in the backward pass would cost a third product with the head.
+# [B, A, V] logits in float32 would take more memory than the model, so they exist for one chunk at a time. As the loss
+# is a sum, its gradient is that of the chunks, times one number, and is computed while a chunk's logits are in memory.
+# Recomputing them in the backward pass would cost a third product with the head.
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _loss(model: ClaraModel, head: Any, states: jax.Array, labels: jax.Array, weights: jax.Array | None) -> Sums:
+def _loss(model: ClaraModel, head: Any, states: jax.Array, labels: Array, weights: jax.Array | None) -> Sums:
     def add(sums: Sums, chunk: Chunk) -> tuple[Sums, None]:
         return jax.tree.map(jnp.add, sums, _chunk_loss(model, head, *chunk)), None
 
@@ -90,7 +97,7 @@ def _loss(model: ClaraModel, head: Any, states: jax.Array, labels: jax.Array, we
 
 
 def _loss_and_gradients(model: ClaraModel, head: Any, states: Any, labels: Any, weights: Any) -> tuple[Sums, Any]:
-    """The sums, and the loss's gradients with respect to the states and what is trained of the head."""
+    """Return the sums, and the loss's gradients with respect to the states and the trained leaves of the head."""
     leaves, structure = jax.tree.flatten(head)
     values, states, labels = [leaf.value for leaf in leaves], states.value, labels.value
     weights = None if weights is None else weights.value
@@ -102,8 +109,8 @@ def _loss_and_gradients(model: ClaraModel, head: Any, states: Any, labels: Any, 
             [next(new) if leaf.perturbed else old for leaf, old in zip(leaves, rest, strict=True)]
         )
 
-    def chunk_loss(trained: list[jax.Array], *chunk: jax.Array | None) -> Sums:
-        return _chunk_loss(model, rebuild(trained, values), *chunk)
+    def chunk_loss(trained: list[jax.Array], states: jax.Array, labels: jax.Array, weights: jax.Array | None) -> Sums:
+        return _chunk_loss(model, rebuild(trained, values), states, labels, weights)
 
     def add(carry: Any, chunk: Chunk) -> tuple[Any, jax.Array]:
         sums, (of_trained, of_states) = jax.value_and_grad(chunk_loss, (0, 1), has_aux=True)(trained, *chunk)
@@ -127,8 +134,8 @@ def _scale(model: ClaraModel, gradients: Any, cotangents: Any) -> Any:
 _loss.defvjp(_loss_and_gradients, _scale, symbolic_zeros=True)
 
 
-def _chunks(head: Any, states: jax.Array, labels: jax.Array, weights: jax.Array | None = None) -> Chunk:
-    """[B, A, ...] -> [chunks, B, A of a chunk, ...]; the last is filled up with positions that count for nothing."""
+def _chunks(head: Any, states: jax.Array, labels: Array, weights: jax.Array | None = None) -> Chunk:
+    """Reshape [B, A, ...] to [chunks, B, A of a chunk, ...]; the last chunk is padded with unlabelled positions."""
     (base,) = head["base"].values()
     length = chunk_length(states, base["table"])
     room = ((0, 0), (0, -labels.shape[1] % length))
@@ -149,11 +156,11 @@ def _chunk_loss(
 
 
 def _token_losses(model: ClaraModel, head: Any, states: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """-log p of each label, 0 without one, float32 [B, C]; and whether it is the greedy choice."""
+    """Return -log p of each label, 0 without one, float32 [B, C]; and whether greedy decoding would choose it."""
     base, added = model.logits(head, states)
     parts = [(base, 0)] + ([(added, model.config.vocab_size)] if added is not None else [])
     normalizer = jax.nn.logsumexp(jnp.stack([jax.nn.logsumexp(part, axis=-1) for part, _ in parts]), axis=0)
-    # A sum over "is this the label" instead of a gather: each device looks only at its own slice of the vocabulary.
+    # A sum over "is this the label" instead of a gather: each device reads only its slice of the vocabulary.
     picked = sum(
         jnp.sum(jnp.where(labels[..., None] == offset + jnp.arange(part.shape[-1]), part, 0), axis=-1)
         for part, offset in parts

@@ -10,21 +10,23 @@ import jax.numpy as jnp
 from clara_jax.data.batches import Batch
 from clara_jax.method.clara import ClaraModel
 from clara_jax.model.lora import Dropout
-from clara_jax.model.sharding import reshape_rows
+from clara_jax.model.sharding import Array, reshape_rows
 
 
 def splice(
-    model: ClaraModel, params: Any, ids: jax.Array, memory_index: jax.Array, memories: jax.Array | None
+    model: ClaraModel, params: Any, ids: Array, memory_index: Array, memories: Array | None
 ) -> jax.Array:
-    """Prompt embeddings with memories in place: T = [I; M_1; ...; M_k] (section 2.2).
+    """Return prompt embeddings with memories in place: T = [I; M_1; ...; M_k] (section 2.2).
 
     Args:
+      model: backbone and hyperparameters.
+      params: the model's parameters.
       ids: int32 [B, T].
       memory_index: int32 [B, T], which of the row's memory vectors stands at a position, -1 for text.
       memories: [B, K, M, E], in rank order; None where all is text.
 
     Returns:
-      [B, T, E]. The embeddings of the memory tokens themselves are not used where memories stand.
+      [B, T, E]. Where memories stand, the embeddings of the memory tokens are not used.
     """
     x = model.embed(params, ids)
     if memories is None:
@@ -38,15 +40,19 @@ def target_states(
     model: ClaraModel,
     params: Any,
     batch: Batch,
-    memories: jax.Array | None,
-    mask: jax.Array | None = None,
+    memories: Array | None,
+    mask: Array | None = None,
     dropout: Dropout | None = None,
 ) -> jax.Array:
-    """The generator's last-layer states from which it predicts the targets: at the positions before the labels'.
+    """Return the generator's last-layer states that predict the targets: at the positions before the labels'.
 
     Args:
-      memories: [B, K, M, E] or None, as for `splice`.
-      mask: bool [B, T], what is attended; None for the batch's ``prompt_mask``.
+      model: backbone and hyperparameters.
+      params: the model's parameters.
+      batch: prompts and labels.
+      memories: [B, K, M, E] or None, as of `splice`.
+      mask: bool [B, T], attended positions; None for the batch's ``prompt_mask``.
+      dropout: for the adapter's inputs, in training.
 
     Returns:
       [B, A, E].

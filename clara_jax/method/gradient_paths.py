@@ -1,13 +1,13 @@
-"""The two ways in which a score moves the loss of an answer (appendix A), side by side.
+"""The two paths of the gradient from the loss of an answer to the scores (appendix A).
 
 With p(y|x) = Σ_d p(d|x) p(y|x, d) and L = -log p(y|x),
 
     ∂L/∂s_d = -1/p(y|x) { p(d|x) [p(y|x, d) - p(y|x)] / τ      (I) the probability path
                           + Σ_j p(j|x) ∂p(y|x, j)/∂s_d }       (II) the representation path
 
-(I) is the gradient of `clara_jax.method.marginal.marginal_loss`. (II) is what training follows: of the answer's
-likelihood given all selected memories together, through the straight-through choice. Scores are meant as the
-temperature finds them, normalized where the stage normalizes them.
+(I) is the gradient of `clara_jax.method.marginal.marginal_loss`. (II) is the gradient used in training: that of the
+answer's likelihood given all selected memories together, through the straight-through estimator. Scores are those that
+the temperature divides, normalized where the stage normalizes them.
 """
 
 from __future__ import annotations
@@ -31,12 +31,15 @@ from clara_jax.method.stages import (
 
 
 def score_gradients(model: ClaraModel, params: Any, batch: Batch, objective: Objective) -> tuple[jax.Array, jax.Array]:
-    """∂L/∂s of each question through (I) and through (II), without dropout; L sums over the answer's tokens.
+    """Return ∂L/∂s of each question through (I) and through (II), without dropout; L sums over the answer's tokens.
 
-    Costs a pass of the generator there and back, and ``top_k`` forward passes, beside the ranking.
+    Besides the ranking this costs a forward and a backward pass of the generator, and ``top_k`` forward passes.
 
     Args:
+      model: backbone and hyperparameters.
+      params: the model's parameters.
       batch: of end_to_end.
+      objective: numbers of the loss.
 
     Returns:
       float32 [B, D] each; (I) is zero for documents that are not selected, both are for absent ones.
@@ -57,9 +60,11 @@ def score_gradients(model: ClaraModel, params: Any, batch: Batch, objective: Obj
 
 
 def gradient_terms(model: ClaraModel, params: Any, batch: Batch, objective: Objective) -> tuple[Terms, Terms]:
-    """Sums over the questions of a batch, and how many they are over: "gradient_probability" and
-    "gradient_representation", the norms of (I) and (II) over a question's candidates, and "gradient_cosine" between the
-    two, over those questions where neither is zero."""
+    """Return sums over the questions of a batch, and the number of questions in each sum.
+
+    The terms are "gradient_probability" and "gradient_representation", the norms of (I) and (II) over a question's
+    candidates, and "gradient_cosine" between the two, over those questions where neither is zero.
+    """
     paths = score_gradients(model, params, batch, objective)
     labelled = jnp.any(batch.labels != IGNORED, axis=-1)
     asked = (batch.example_ids >= 0) & jnp.any(batch.document_valid, axis=-1) & labelled

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def laplace_mask(s: jax.Array, mask: jax.Array, k: int) -> jax.Array:
-    """LaplaceCDF(s - b), whose sum over the candidates is k: [D] -> [D]."""
+    """Return LaplaceCDF(s - b), whose sum over the candidates is k; [D] for scores [D]."""
     fixed, n = jax.lax.stop_gradient(s), jnp.sum(mask)
     b = _border(fixed, mask, jnp.minimum(k, n - 0.5))
 
@@ -15,22 +15,25 @@ def laplace_mask(s: jax.Array, mask: jax.Array, k: int) -> jax.Array:
         x = s - b
         return jnp.where(mask, jnp.where(x > 0, 1 - jnp.exp(-jnp.abs(x)) / 2, jnp.exp(-jnp.abs(x)) / 2), 0)
 
-    # One step of Newton's, of which only the numerator is differentiated, has the gradient of the implicit function.
+    # A Newton step of which only the numerator is differentiated has the gradient of the implicit function.
     density = jnp.sum(jnp.where(mask, jnp.exp(-jnp.abs(fixed - b)) / 2, 0))
     b = b + (jnp.sum(of(b, s)) - jnp.minimum(k, n - 0.5)) / jnp.maximum(density, 1e-30)
-    # Where all are taken, every one of them is taken whole.
+    # Where all candidates are selected, each has the weight 1.
     return jnp.where(n <= k, mask.astype(s.dtype), of(b, s))
 
 
 def _border(s: jax.Array, mask: jax.Array, k: jax.Array) -> jax.Array:
-    """b in closed form: between the q-th and the next score, Σ LaplaceCDF is q - U e^b / 2 + V e^-b / 2, with U the sum
-    of e^-s over the q above and V that of e^s over those below; set to k, that is a quadratic equation in e^b. Sums are
-    kept as logarithms: e^s itself may be out of range."""
+    """Return b in closed form.
+
+    Between the q-th and the next score, Σ LaplaceCDF is q - U e^b / 2 + V e^-b / 2, with U the sum of e^-s over the q
+    above and V that of e^s over those below; set to k, that is a quadratic equation in e^b. Sums are kept as
+    logarithms: e^s itself may be out of range.
+    """
     order = jnp.argsort(jnp.where(mask, -s, jnp.inf))
     t, exists = s[order], mask[order]
     above = jax.lax.cumlogsumexp(jnp.where(exists, -t, -jnp.inf))
     below = jax.lax.cumlogsumexp(jnp.where(exists, t, -jnp.inf), reverse=True)
-    below = jnp.pad(below[1:], (0, 1), constant_values=-jnp.inf)  # of those behind the q-th
+    below = jnp.pad(below[1:], (0, 1), constant_values=-jnp.inf)  # of those after the q-th
     position = 1 + jnp.arange(len(s))
     at_score = position - jnp.exp(above + t) / 2 + jnp.exp(below - t) / 2  # the sum where b is the q-th score
     q = jnp.sum(exists & (at_score <= k))

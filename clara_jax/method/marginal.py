@@ -1,11 +1,11 @@
-"""The probability path that the straight-through estimator drops (appendix A): which document makes the answer likely.
+"""The probability path of the gradient, which the straight-through estimator drops (appendix A).
 
 With p(d|x) over the selected documents, p(y|x) = Σ_d p(d|x) p(y|x, d), and of L = -log p(y|x)
 
     ∂L/∂s_d = -p(d|x) [p(y|x, d) - p(y|x)] / (τ p(y|x))
 
-A document that explains the answer better than the mixture is pushed up, by as much as it does. The likelihoods
-p(y|x, d) are constants here: the generator learns from L_CE alone.
+The score of a document rises in proportion to how much more likely it makes the answer than the mixture does. The
+likelihoods p(y|x, d) are constants here: the generator learns from L_CE alone.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from clara_jax.data.batches import Batch
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.cross_entropy import target_log_likelihoods
 from clara_jax.method.generator import target_states
+from clara_jax.model.sharding import Array
 
 
-def marginal_loss(scores: jax.Array, valid: jax.Array, log_likelihoods: jax.Array, temperature: Any) -> jax.Array:
-    """-log Σ_d p(d|x) p(y|x, d), p(d|x) = softmax(s / τ) over the selected documents.
+def marginal_loss(scores: jax.Array, valid: Array, log_likelihoods: jax.Array, temperature: Any) -> jax.Array:
+    """Return -log Σ_d p(d|x) p(y|x, d), p(d|x) = softmax(s / τ) over the selected documents (appendix A).
 
     Args:
       scores: float32 [B, K], of the selected documents.
@@ -39,13 +40,14 @@ def marginal_loss(scores: jax.Array, valid: jax.Array, log_likelihoods: jax.Arra
 
 
 def document_log_likelihoods(model: ClaraModel, params: Any, batch: Batch, memories: jax.Array) -> jax.Array:
-    """log p(y|x, d) with each selected document by itself: nothing attends to the others' memories, as if they had been
-    cut out of the prompt.
+    """Return log p(y|x, d) given each selected document alone: the others' memories are masked in the prompt.
 
-    K forward passes of the generator, one after the other, without dropout and without a backward pass: each costs a
-    third of what the generator's part of the step costs, and they need the memory of one.
+    It takes K forward passes of the generator, one after the other, without dropout and without a backward pass: each
+    costs a third of the generator's part of a step, and they need the memory of one.
 
     Args:
+      model: backbone and hyperparameters.
+      params: the model's parameters.
       batch: not packed.
       memories: [B, K, M, E].
 
@@ -56,9 +58,9 @@ def document_log_likelihoods(model: ClaraModel, params: Any, batch: Batch, memor
     _, ranks, tokens, _ = memories.shape
     rank = jnp.where(batch.memory_index < 0, -1, batch.memory_index // tokens)
 
-    def alone(j: jax.Array) -> jax.Array:
+    def given_only(j: jax.Array) -> jax.Array:
         mask = batch.prompt_mask & ((rank < 0) | (rank == j))
         states = target_states(model, params, batch, memories, mask)
         return target_log_likelihoods(model, params, states, batch.labels)
 
-    return jax.lax.map(alone, jnp.arange(ranks)).T
+    return jax.lax.map(given_only, jnp.arange(ranks)).T

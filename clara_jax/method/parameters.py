@@ -21,16 +21,16 @@ from clara_jax.model.declare import declare_added_rows, declare_affine, declare_
 
 Params = Mapping[str, Any]
 MAP = "tokens/map"  # the one subtree that a model may lack
-# What a document's memory depends on. Where a stage trains none of it, documents can be compressed once.
+# Subtrees that a document's memory depends on. Where a stage trains none of them, documents can be compressed once.
 COMPRESSOR = ("base", "lora/compressor", "tokens/memory", "tokens/markers", MAP)
 
 
 def declare(config: ModelConfig, clara: ClaraConfig, base_dtype: Any = jnp.bfloat16) -> Params:
-    """The declaration tree of all parameters."""
+    """Declare all parameters."""
     memory = clara.memory_tokens if clara.different_mem_tokens else 1
     tokens = declare_added_rows(config, memory, len(MARKERS))
     if clara.memory_map == AFFINE:
-        tokens |= {"map": declare_affine(config.width)}
+        tokens |= {"map": declare_affine(config.embed_dim)}
     return {
         "base": declare_base(config, base_dtype),
         "lora": {role: declare_lora(config, clara.lora_rank) for role in ROLES},
@@ -41,10 +41,10 @@ def declare(config: ModelConfig, clara: ClaraConfig, base_dtype: Any = jnp.bfloa
 def initialise_adapters(
     config: ModelConfig, clara: ClaraConfig, base: Params, key: jax.Array, mesh: jax.sharding.Mesh
 ) -> Params:
-    """Fresh adapters and added rows over a given base.
+    """Return parameters with fresh adapters and added rows on a given base.
 
     The query reasoner starts as the compressor. Added rows are drawn around the mean of the base's table with its
-    spread per channel, so that a new token looks like one the base knows.
+    standard deviation per channel, so that a new token resembles those of the base.
     """
     tree = declare(config, clara)
     fresh = initialise({"lora": tree["lora"], "tokens": tree["tokens"]}, key, mesh)
@@ -64,7 +64,7 @@ def initialise_adapters(
 
 
 def flatten(params: Params, prefix: str = "") -> dict[str, Any]:
-    """Leaves by path: ``{"lora/generator/layers/attention/q/a": ...}``."""
+    """Return the leaves by path: ``{"lora/generator/layers/attention/q/a": ...}``."""
     leaves: dict[str, Any] = {}
     for name, node in params.items():
         path = f"{prefix}{name}"
@@ -73,7 +73,7 @@ def flatten(params: Params, prefix: str = "") -> dict[str, Any]:
 
 
 def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
+    """Return the tree of leaves by path, the inverse of `flatten`."""
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
         *parents, name = path.split("/")
@@ -85,10 +85,10 @@ def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def split(params: Params, subtrees: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Params -> (those under the named subtrees, the rest), both as flat dicts by path.
+    """Return the leaves under the named subtrees, and the rest, both as flat dicts by path.
 
     Raises:
-      ClaraError: a subtree that does not exist. A model may be without a memory map: `MAP` then names nothing.
+      ClaraError: a subtree that does not exist. `MAP` is valid for a model without a memory map, too.
     """
     leaves, subtrees = flatten(params), tuple(subtrees)
     for name in subtrees:
@@ -102,12 +102,12 @@ def split(params: Params, subtrees: Iterable[str]) -> tuple[dict[str, Any], dict
 
 
 def merge(chosen: Mapping[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `split`."""
+    """Return the tree of two flat dicts, the inverse of `split`."""
     return unflatten({**rest, **chosen})
 
 
 def overlap(one: str, other: str) -> bool:
-    """Whether two subtrees share a leaf: they are the same, or one lies in the other."""
+    """Return whether two subtrees share a leaf: they are the same, or one lies in the other."""
     return _under(one, other) or _under(other, one)
 
 

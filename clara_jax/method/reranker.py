@@ -1,16 +1,18 @@
-"""The query reasoner's scores, and the contrastive loss that may train them beforehand (section 3)."""
+"""The query reasoner's scores, and the contrastive loss of an optional pretraining stage (section 3)."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
-# Finite, so that a row without any candidate gives numbers and not NaN; far below any score / temperature.
+from clara_jax.model.sharding import Array
+
+# Finite, so that a row without any candidate gives no NaN; far below any score / temperature.
 EXCLUDED = -1e9
 
 
-def cosine_scores(query: jax.Array, documents: jax.Array) -> jax.Array:
-    """s_i = cos(q, M_i) of flattened memories (Eq. for s_i in section 3), in float32.
+def cosine_scores(query: jax.Array, documents: Array) -> jax.Array:
+    """Return s_i = cos(q, M_i) of flattened memories (equation of s_i in section 3), in float32.
 
     Args:
       query: [B, M, E].
@@ -25,12 +27,16 @@ def cosine_scores(query: jax.Array, documents: jax.Array) -> jax.Array:
     return dot / jnp.maximum(norms, 1e-8)
 
 
-def contrastive_loss(scores: jax.Array, positives: jax.Array, valid: jax.Array, temperature: float) -> jax.Array:
-    """-(logsumexp over the positives - logsumexp over all candidates) of s / τ, candidates of the same row only.
+def contrastive_loss(
+    scores: jax.Array, positives: Array, valid: Array, temperature: float | jax.Array
+) -> jax.Array:
+    """Return -(logsumexp over the positives - logsumexp over all candidates) of s / τ, per row.
 
     Args:
       scores: float32 [B, D].
-      positives, valid: bool [B, D], the gold documents and the candidates that exist.
+      positives: bool [B, D], the gold documents.
+      valid: bool [B, D], the candidates that exist.
+      temperature: τ.
 
     Returns:
       float32 [B]; 0 for a row without a positive.
@@ -40,6 +46,6 @@ def contrastive_loss(scores: jax.Array, positives: jax.Array, valid: jax.Array, 
     return jnp.where(jnp.any(positives & valid, axis=-1), jax.nn.logsumexp(logits, axis=-1) - gold, 0)
 
 
-def _norm(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+def _norm(x: Array, axes: tuple[int, ...]) -> jax.Array:
     # An absent document may be all zero: keep the root's gradient finite there.
     return jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=axes), 1e-24))

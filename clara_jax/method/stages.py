@@ -1,15 +1,15 @@
 """The training stages: one loss each, and the subtrees that it trains.
 
-A loss is a sum of terms, each a mean with its own count (labelled tokens, documents, questions with a gold document).
-The counts are those of the whole batch, known before any part of it is run, so the losses and gradients of microbatches
-simply add up to those of the batch.
+A loss is a sum of terms, each a mean over a different count (labelled tokens, documents, questions with a gold
+document). The counts are those of the whole batch, known before any part of it is run, so the losses and gradients of
+microbatches simply add up to those of the batch.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from clara_jax.method.marginal import document_log_likelihoods, marginal_loss
 from clara_jax.method.parameters import MAP, flatten, overlap, unflatten
 from clara_jax.method.reranker import contrastive_loss, cosine_scores
 from clara_jax.method.topk import DEGENERATE, METHODS, degenerate, select
-from clara_jax.model.sharding import join_rows, microbatches, split_rows
+from clara_jax.model.sharding import Array, join_rows, microbatches, split_rows
 
 NORMALIZATIONS = ("none", "standard")
 CE_OVER = (TOKENS, RECORDS) = ("tokens", "records")
@@ -33,7 +33,7 @@ CE_OVER = (TOKENS, RECORDS) = ("tokens", "records")
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """The numbers of a loss (Table 10); temperature and scaffold may be arrays, where they change with the step."""
+    """Hyperparameters of a loss (Table 10); temperature and scaffold may be arrays, where they change with the step."""
 
     ce_over: str = TOKENS  # L_CE is a mean over labelled "tokens" (the paper), or over the means of "records"
     scaffold: float | jax.Array = 0.0  # β of the memory map, see `clara_jax.method.compressor`
@@ -41,7 +41,7 @@ class Objective:
     mse_reduction: str = "mean"  # over channels: "mean" as the released code, "sum" as the paper's formula
     top_k: int = 5  # k
     temperature: float | jax.Array = 0.02  # τ
-    topk_method: str = "iterative"  # whose gradient stands in for that of the choice, one of `METHODS`
+    topk_method: str = "iterative"  # whose gradient replaces that of the choice, one of `METHODS`
     score_normalization: str = "none"  # or "standard": to mean 0 and deviation 1 over a question's candidates
     marginal_weight: float = 0.0  # of the probability path, see `clara_jax.method.marginal`
 
@@ -69,7 +69,7 @@ class Stage:
     """A training stage.
 
     Attributes:
-      reference_name: what the released code calls it; "" for a stage that it has not.
+      reference_name: its name in the released code; "" for a stage that is not in it.
       trains: paths of the subtrees it trains by default.
       starts_from: subtree -> subtree it is copied from, unless an earlier stage has trained it.
       loss: (model, params, batch, objective, keys [B] or None) -> sums of its terms.
@@ -85,8 +85,11 @@ class Stage:
 
 
 def counts(batch: Batch, ce_over: str = TOKENS) -> Terms:
-    """What each term is a mean over: the batch's labelled tokens (of "ce": or records), documents, or questions with a
-    positive document."""
+    """Return the denominator of each term's mean over a batch.
+
+    It is the number of labelled tokens (for "ce" with ``ce_over`` "records" that of records), of documents, of
+    questions with a positive document, or of questions.
+    """
     labelled = jnp.sum(batch.labels != IGNORED)
     numbers = {"ce": labelled, "accuracy": labelled, "mse": jnp.sum(batch.document_valid)}
     if ce_over == RECORDS:
@@ -101,13 +104,13 @@ def counts(batch: Batch, ce_over: str = TOKENS) -> Terms:
 
 
 def objective_value(stage: Stage, objective: Objective, terms: Terms, counted: Terms) -> tuple[jax.Array, Terms]:
-    """The loss Σ weight · sum / count, and every term as sum / count."""
+    """Return the loss Σ weight · sum / count, and every term as sum / count."""
     means = {name: value / jnp.maximum(counted[name], 1) for name, value in terms.items()}
-    return sum(weight * means[name] for name, weight in stage.weights(objective).items()), means
+    return sum((weight * means[name] for name, weight in stage.weights(objective).items()), jnp.float32(0)), means
 
 
 def inherit(stage: Stage, params: Any, trained: Iterable[str]) -> Any:
-    """``params`` as the stage finds them: what it starts as a copy of something else is one, unless ``trained``."""
+    """Return the stage's initial parameters, with the copies of ``starts_from`` that no earlier stage has trained."""
     leaves = flatten(params)
     for target, source in stage.starts_from.items():
         if not any(overlap(target, subtree) for subtree in trained):
@@ -118,7 +121,7 @@ def inherit(stage: Stage, params: Any, trained: Iterable[str]) -> Any:
 
 
 def scp_loss(model: ClaraModel, params: Any, batch: Batch, objective: Objective, keys: jax.Array | None) -> Terms:
-    """L = L_CE + λ L_MSE (section 2.2): compress every document of a row and generate the target from all of them.
+    """Return the terms of L = L_CE + λ L_MSE (section 2.2): all documents are compressed, all condition the target.
 
     Salient compressor pretraining has one document per row; instruction tuning has several.
     """
@@ -128,16 +131,17 @@ def scp_loss(model: ClaraModel, params: Any, batch: Batch, objective: Objective,
 
 
 def text_loss(model: ClaraModel, params: Any, batch: Batch, objective: Objective, keys: jax.Array | None) -> Terms:
-    """L = L_CE over prompts in which the documents stand as texts: what a stage's data teach without compression."""
+    """Return the terms of L = L_CE over prompts with documents as plain text: the baseline without compression."""
     return _answer(model, params, batch, None, keys, objective.ce_over)
 
 
 def end_to_end_loss(
     model: ClaraModel, params: Any, batch: Batch, objective: Objective, keys: jax.Array | None
 ) -> Terms:
-    """L = -Σ_t log p(a_t | q, M_(1:k), a_<t) (section 3): rank, select k, answer; no relevance labels.
+    """Return the terms of L = -Σ_t log p(a_t | q, M_(1:k), a_<t) (section 3): rank, select k, answer.
 
-    The compressor is frozen, so that documents can be compressed once: no gradient and no dropout in their branch.
+    It needs no relevance labels. The compressor is frozen, so that documents can be compressed once: no gradient and no
+    dropout in their branch.
     """
     scores, documents, _ = rank_documents(model, params, batch, keys)
     scores = normalize(scores, batch.document_valid, objective.score_normalization)
@@ -156,10 +160,10 @@ def answer_from_best(
     batch: Batch,
     objective: Objective,
     scores: jax.Array,
-    documents: jax.Array,
+    documents: Array,
     keys: jax.Array | None,
 ) -> tuple[Terms, jax.Array, jax.Array]:
-    """L_CE as a function of the scores [B, D], through the straight-through choice among memories [B, D, M, E].
+    """Return L_CE as a function of the scores [B, D], through the straight-through choice among memories [B, D, M, E].
 
     Returns:
       the sums "ce" and "accuracy"; memories of the selected documents [B, K, M, E]; their indices int32 [B, K].
@@ -180,14 +184,15 @@ def probability_loss(
     selected: jax.Array,
     indices: jax.Array,
 ) -> jax.Array:
-    """`marginal_loss` of scores [B, D], over the selected documents that `answer_from_best` gives; float32 [B]."""
+    """Return `marginal_loss` of scores [B, D], over the selected documents of `answer_from_best`; float32 [B]."""
     likelihoods = document_log_likelihoods(model, params, batch, selected)
     chosen, exist = (jnp.take_along_axis(x, indices, axis=1) for x in (scores, batch.document_valid))
     return marginal_loss(chosen, exist, likelihoods, objective.temperature)
 
 
 def retrieval_loss(model: ClaraModel, params: Any, batch: Batch, objective: Objective, keys: jax.Array | None) -> Terms:
-    """Contrastive training of the query reasoner, several positives allowed."""
+    """Return the terms of the query reasoner's contrastive loss; a row may have several positives."""
+    assert batch.positives is not None  # records of this stage have relevance labels
     scores, valid = rank_documents(model, params, batch, keys)[0], batch.document_valid
     scores = normalize(scores, valid, objective.score_normalization)
     loss = contrastive_loss(scores, batch.positives, valid, objective.temperature)
@@ -197,47 +202,59 @@ def retrieval_loss(model: ClaraModel, params: Any, batch: Batch, objective: Obje
 
 
 def compress_distinct(model: ClaraModel, params: Any, batch: Batch, parts: int = 1) -> Batch:
-    """The batch with memories in the place of its distinct documents, each compressed once, without gradient and
-    dropout; unchanged where it has no ``document_index``.
+    """Return the batch with memories in place of its distinct documents, each compressed once.
+
+    There is neither gradient nor dropout. A batch without ``document_index`` is returned as it is.
 
     Args:
-      parts: in which they are compressed one after the other, so that no more are in memory than of a microbatch.
+      model: backbone and hyperparameters.
+      params: the model's parameters.
+      batch: with a ``document_index`` or not.
+      parts: number of parts that are compressed one after the other, so that memory suffices for a microbatch each.
     """
     if batch.document_index is None:
         return batch
+    assert batch.document_ids is not None and batch.document_mask is not None  # what the index counts
 
-    def compress(texts: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def compress(texts: tuple[Array, Array]) -> jax.Array:
         return encode(model, params, "compressor", *texts).memory
 
     texts = batch.document_ids, batch.document_mask  # [N, Te]
     if parts == 1:
         memory = compress(texts)
     else:
-        own = jax.lax.map(compress, jax.tree.map(lambda x: microbatches(x, parts), texts))
-        memory = join_rows(jnp.moveaxis(own, 0, 1))
+        by_part = jax.lax.map(compress, jax.tree.map(lambda x: microbatches(x, parts), texts))
+        memory = join_rows(jnp.moveaxis(by_part, 0, 1))
     # A row's documents may have been compressed on any device.
     whole = jax.reshard(jax.lax.stop_gradient(memory), jax.P(*(None for _ in memory.shape)))
     rows = jax.P(jax.typeof(batch.document_index).sharding.spec[0], *(None for _ in memory.shape))
     placed = whole.at[batch.document_index].get(out_sharding=rows)
     memories = jnp.where(batch.document_valid[..., None, None], placed, 0)
-    return batch.replace(document_ids=None, document_mask=None, document_index=None, memories=memories)
+    return dataclasses.replace(
+        batch, document_ids=None, document_mask=None, document_index=None, memories=memories
+    )
 
 
 def rank_documents(
     model: ClaraModel, params: Any, batch: Batch, keys: jax.Array | None
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Cosine scores [B, D], document memories [B, D, M, E] without gradient, query memory [B, M, E]."""
+) -> tuple[jax.Array, Array, jax.Array]:
+    """Return cosine scores [B, D], document memories [B, D, M, E] without gradient, and query memory [B, M, E]."""
+    assert batch.query_ids is not None and batch.query_mask is not None  # batches of stages that rank have questions
+    query_ids, query_mask = batch.query_ids, batch.query_mask
     batch = compress_distinct(model, params, batch)
     documents = batch.memories
     if documents is None:
         documents = jax.lax.stop_gradient(_encode_documents(model, params, batch, None).memory)
-    query = encode(model, params, "query_reasoner", batch.query_ids, batch.query_mask, _fold(keys, 1)).memory
+    query = encode(model, params, "query_reasoner", query_ids, query_mask, _fold(keys, 1)).memory
     return cosine_scores(query, documents), documents, query
 
 
-def normalize(scores: jax.Array, valid: jax.Array, normalization: str) -> jax.Array:
-    """Scores [B, D] as the temperature finds them. "standard" takes mean and deviation over a row's candidates away, so
-    that a temperature means the same whatever the model's scores are like; the order stays as it was."""
+def normalize(scores: jax.Array, valid: Array, normalization: str) -> jax.Array:
+    """Return the scores [B, D] that the temperature divides.
+
+    "standard" gives them mean 0 and standard deviation 1 over a row's candidates, so that a temperature means the same
+    for every model; their order does not change.
+    """
     if normalization == "none":
         return scores
     count = jnp.maximum(jnp.sum(valid, axis=-1, keepdims=True), 1)
@@ -245,8 +262,8 @@ def normalize(scores: jax.Array, valid: jax.Array, normalization: str) -> jax.Ar
     return centred * jax.lax.rsqrt(jnp.sum(centred**2, axis=-1, keepdims=True) / count + 1e-12)
 
 
-def recall(indices: jax.Array, positives: jax.Array) -> jax.Array:
-    """Recall@k: the fraction of a row's positives among the indices [B, K]; float32 [B], 0 without positives."""
+def recall(indices: jax.Array, positives: Array) -> jax.Array:
+    """Return Recall@k, the fraction of a row's positives among the indices [B, K]; float32 [B], 0 without positives."""
     chosen = jnp.any(indices[..., None] == jnp.arange(positives.shape[-1], dtype=indices.dtype), axis=1)
     found, total = jnp.sum(chosen & positives, axis=-1), jnp.sum(positives, axis=-1)
     return found / jnp.maximum(total, 1).astype(jnp.float32)
@@ -255,7 +272,8 @@ def recall(indices: jax.Array, positives: jax.Array) -> jax.Array:
 def _encode_documents(
     model: ClaraModel, params: Any, batch: Batch, keys: jax.Array | None, scaffold: float | jax.Array = 0.0
 ) -> Encoded:
-    """Each row's documents: memory [B, D, M, E], mean text state [B, D, E]."""
+    """Encode each row's documents: memory [B, D, M, E], mean text state [B, D, E]."""
+    assert batch.document_ids is not None and batch.document_mask is not None  # else there are memories in their place
     if batch.memory_at is not None:  # a row's documents are one sequence
         ids, mask = batch.document_ids[:, 0], batch.document_mask[:, 0]
         return encode(model, params, "compressor", ids, mask, _fold(keys, 2), batch.memory_at, scaffold)
@@ -263,7 +281,7 @@ def _encode_documents(
     count = batch.document_ids.shape[1]
     flat_keys = None
     if keys is not None:
-        # One number after the other: JAX does not fold a vector of them into the split keys of a single row.
+        # Numbers are folded in one by one: JAX does not fold a vector of them into the split keys of a single row.
         flat_keys = join_rows(jnp.stack([_fold(keys, 2 + number) for number in range(count)], axis=1))
     ids, mask = join_rows(batch.document_ids), join_rows(batch.document_mask)
     flat = encode(model, params, "compressor", ids, mask, flat_keys, scaffold=scaffold)
@@ -271,19 +289,23 @@ def _encode_documents(
 
 
 def calibrate(model: ClaraModel, params: Any, batch: Batch, strength: float) -> dict[str, jax.Array]:
-    """Where the memory map starts on the documents of a batch, see `calibrated_map`."""
+    """Return initial values of the memory map for the documents of a batch, see `calibrated_map`."""
+    assert batch.document_ids is not None and batch.document_mask is not None  # stages that train the map have texts
     ids, mask = join_rows(batch.document_ids), join_rows(batch.document_mask)
     x, encoded = read(model, params, "compressor", ids, mask, None, batch.memory_at)
     memory = encoded.memory
     pooled = pool_runs(x, mask, model.clara.memory_tokens, batch.memory_at)
     if batch.memory_at is not None:
-        memory, pooled = join_rows(memory), tuple(join_rows(part) for part in pooled)
+        memory, pooled = join_rows(memory), (join_rows(pooled[0]), join_rows(pooled[1]))
     return calibrated_map(memory, pooled, join_rows(batch.document_valid), strength)
 
 
 def label_weights(batch: Batch) -> jax.Array:
-    """float32 [B, A]: one over the number of labels of the label's record, 0 where there is no label. Their sum is the
-    number of records that have labels, and a weighted sum over labels is a sum over records of their means."""
+    """Return weights float32 [B, A]: one over the number of labels of the label's record, 0 where there is no label.
+
+    Their sum is the number of records that have labels, and a weighted sum over labels is a sum over records of their
+    means.
+    """
     labelled = batch.labels != IGNORED
     if batch.targets_at is None:
         number = jnp.sum(labelled, axis=1, keepdims=True)
@@ -304,13 +326,25 @@ def _answer(
 
 
 def _degenerate(scores: jax.Array, batch: Batch, objective: Objective) -> Terms:
-    """Rows that could not be ranked as they should, see `degenerate`; rows that only fill the batch are none."""
+    """Count the rows that could not be ranked properly, see `degenerate`; padding rows are left out."""
     found = degenerate(scores, objective.top_k, batch.document_valid)
     return {name: jnp.sum(rows & (batch.example_ids >= 0), dtype=jnp.float32) for name, rows in found.items()}
 
 
+@overload
+def _fold(keys: jax.Array, number: int) -> jax.Array: ...
+
+
+@overload
+def _fold(keys: None, number: int) -> None: ...
+
+
+@overload
+def _fold(keys: jax.Array | None, number: int) -> jax.Array | None: ...
+
+
 def _fold(keys: jax.Array | None, number: int) -> jax.Array | None:
-    """Keys of any shape, each with the number folded in."""
+    """Fold a number into each of the keys, which have any shape."""
     if keys is None:
         return None
     fold = jax.random.fold_in
@@ -333,12 +367,11 @@ STAGES = {
     for stage in (
         Stage("scp", "stage1", COMPRESSION, {}, scp_loss, _compression_weights),
         Stage("instruct", "stage1_2", COMPRESSION, {}, scp_loss, _compression_weights),
-        # From text alone: a document is written out again from its memories, or what follows it is.
+        # From text alone: the target is the document itself, or its continuation.
         Stage("autoencode", "", COMPRESSION, {}, scp_loss, _compression_weights),
         Stage("continue", "", COMPRESSION, {}, scp_loss, _compression_weights),
-        # The released code also moves the memory tokens' rows here. They are the compressor's input too: moving them
-        # would change every compressed document, so they stay as they are unless the configuration's `trains` says
-        # otherwise.
+        # The released code also trains the memory tokens' rows here. They are the compressor's input too: training them
+        # would change every compressed document, so they are frozen unless the configuration's `trains` lists them.
         Stage(
             "end_to_end",
             "stage2",
@@ -360,7 +393,7 @@ STAGES = {
 
 
 def as_text(stage: Stage) -> Stage:
-    """A stage whose documents are texts in the prompt: of all that it trains the generator is left."""
+    """Return the stage with documents as plain text in the prompt, which trains the generator's adapter only."""
     return dataclasses.replace(
         stage, trains=("lora/generator",), starts_from={}, loss=text_loss, weights=lambda objective: {"ce": 1.0}
     )

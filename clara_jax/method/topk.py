@@ -1,7 +1,7 @@
-"""The differentiable top-k: hard choices forward, soft gradients backward (Algorithm 1, and the rest of its family).
+"""The differentiable top-k: hard choices forward, soft gradients backward (Algorithm 1, and alternatives to it).
 
-Every method ranks the same documents in the same order. They differ in the soft matrix p [K, D] whose gradient stands
-in for that of the choice: Z = hard + p - stop_gradient(p). Row j of p belongs to rank j. With s the scores of the n
+Every method ranks the same documents in the same order. They differ in the soft matrix p [K, D] whose gradient
+replaces that of the choice: Z = hard + p - stop_gradient(p). Row j of p belongs to rank j. With s the scores of the n
 documents that exist, s_[j] the j-th largest and r_j its document, τ the temperature:
 
     iterative   p_j = softmax(s / τ + log(1 - taken_j + ε)), taken_j the documents of ranks before j, held constant
@@ -12,7 +12,7 @@ documents that exist, s_[j] the j-th largest and r_j its document, τ the temper
     sinkhorn    p_j = the column of rank j in the entropic transport plan from documents to ranks (Xie et al. 2020)
     lapsum      p_j = q_{r_j} at r_j, where q_d = LaplaceCDF((s_d - b) / τ) and Σ_d q_d = K (Struski et al. 2025)
 
-None of them loops over ranks or builds a matrix D x D. docs/topk.md shows the gradients, and what they are worth.
+None of them loops over ranks or builds a matrix D x D. docs/topk.md compares the gradients.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ import jax.numpy as jnp
 
 from clara_jax.method.lapsum import laplace_mask
 from clara_jax.method.transport import masked_softmax, transport_plan
+from clara_jax.model.sharding import Array
 
 DEGENERATE = ("nan_scores", "too_few")
-EPSILON = 1e-8  # inside the logarithm that discourages documents already taken
+EPSILON = 1e-8  # ε, inside the logarithm that excludes documents of earlier ranks
 
 
 def select(
@@ -35,21 +36,21 @@ def select(
     k: int,
     method: str,
     temperature: float | jax.Array,
-    mask: jax.Array | None = None,
+    mask: Array | None = None,
     key: jax.Array | None = None,
     hard: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
-    """Selects the k best candidates of each row, one per rank; differentiable in the scores and the temperature.
+    """Select the k best candidates of each row, one per rank; differentiable in the scores and the temperature.
 
     Args:
-      scores: [B, D]; computed in float32 whatever they are. One that is not a number counts as absent.
+      scores: [B, D] of any dtype, cast to float32. A NaN counts as absent.
       k: ranks.
       method: one of `METHODS`.
       temperature: τ, above 0, in the unit of the scores.
       mask: bool [B, D], which candidates exist. Absent ones rank last, have no weight and get no gradient. A rank for
         which none is left has no weight at all.
-      key: a PRNG key for each row, [B]: "gumbel" explores with it, the others leave it alone.
-      hard: the straight-through weights, whose values are zeros and ones; False: p itself.
+      key: a PRNG key for each row, [B], for the noise of "gumbel"; the other methods ignore it.
+      hard: return the straight-through weights, whose values are zeros and ones; False: p itself.
 
     Returns:
       Z float32 [B, K, D], K = min(k, D), and the indices int32 [B, K], best first (the lowest index first among
@@ -63,8 +64,8 @@ def select(
     scores, mask = _checked(scores, k, mask)
     s = scores.astype(jnp.float32) / temperature
     if method == "gumbel" and key is not None:
-        s += jax.vmap(lambda own: jax.random.gumbel(own, s.shape[1:]))(key)
-    s = jnp.where(mask, s, 0)  # what does not exist must not reach a sum, not even times zero
+        s += jax.vmap(lambda row_key: jax.random.gumbel(row_key, s.shape[1:]))(key)
+    s = jnp.where(mask, s, 0)  # absent scores may be infinite, and must not reach a sum even times zero
     _, indices = jax.lax.top_k(jax.lax.stop_gradient(jnp.where(mask, s, -jnp.inf)), min(k, s.shape[1]))
     chosen = indices[..., None] == jnp.arange(s.shape[1], dtype=indices.dtype)  # [B, K, D]
     allowed = mask[:, None, :] & jnp.any(chosen & mask[:, None, :], axis=-1, keepdims=True)
@@ -73,10 +74,8 @@ def select(
     return (taken + (soft - jax.lax.stop_gradient(soft)) if hard else soft), indices
 
 
-def lapsum_mask(scores: jax.Array, k: int, temperature: float | jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """LapSum's soft mask: how much each document is among the k best, whatever its rank.
-
-    Args: those of `select`.
+def lapsum_mask(scores: jax.Array, k: int, temperature: float | jax.Array, mask: Array | None = None) -> jax.Array:
+    """Return LapSum's soft mask of the k best documents, whatever their rank; arguments as of `select`.
 
     Returns:
       q float32 [B, D]; a row sums to k, or to the number of its candidates where they are fewer.
@@ -86,16 +85,19 @@ def lapsum_mask(scores: jax.Array, k: int, temperature: float | jax.Array, mask:
     return jax.vmap(laplace_mask, (0, 0, None))(s, mask, k)
 
 
-def degenerate(scores: jax.Array, k: int, mask: jax.Array | None = None) -> dict[str, jax.Array]:
-    """Rows of which `select` cannot make the best: bool [B], those with a score that is not a number among their
-    candidates ("nan_scores"), and those with fewer candidates than ranks ("too_few"), none included."""
+def degenerate(scores: jax.Array, k: int, mask: Array | None = None) -> dict[str, jax.Array]:
+    """Return the rows that `select` cannot rank properly, bool [B] by reason.
+
+    "nan_scores": rows with a NaN among the scores of their candidates; "too_few": rows with fewer candidates than
+    ranks, or none.
+    """
     exists = jnp.ones_like(scores, bool) if mask is None else mask
     _, usable = _checked(scores, k, mask)
     return {"nan_scores": jnp.any(exists & ~usable, axis=-1), "too_few": jnp.sum(usable, axis=-1) < k}
 
 
-def _checked(scores: jax.Array, k: int, mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """The scores, zero where they are not numbers, and which candidates are left."""
+def _checked(scores: jax.Array, k: int, mask: Array | None) -> tuple[jax.Array, jax.Array]:
+    """Return the scores with zeros for NaNs, and which candidates are left."""
     if k < 1 or scores.ndim != 2 or scores.shape[1] < 1:
         raise ValueError(f"k is {k}, scores are {scores.shape}: there must be a rank, and scores [B, D] of candidates")
     if mask is not None and mask.shape != scores.shape:
@@ -104,13 +106,13 @@ def _checked(scores: jax.Array, k: int, mask: jax.Array | None) -> tuple[jax.Arr
     return jnp.where(usable, scores, 0), usable if mask is None else usable & mask
 
 
-# The methods, for one row: s [D], in units of τ and 0 where nothing is; indices [K] in order; taken [K, D], the hard
+# The methods, for one row: s [D], divided by τ and 0 for absent documents; indices [K] in order; taken [K, D], the hard
 # choice; allowed [K, D], false where the document or the rank does not exist -> p [K, D].
 
 
 def _iterative(s: jax.Array, indices: jax.Array, taken: jax.Array, allowed: jax.Array) -> jax.Array:
-    # Which documents are left at a rank is known at once from the hard order: the paper's loop is one batched softmax.
-    # The logarithm is 0 or log ε; written out as it stands, XLA would join 1 and ε, lose ε, and take log 0.
+    # The hard order tells which documents are left at each rank: the paper's loop becomes one batched softmax. The
+    # logarithm is 0 or log ε; written as in the formula, XLA would fold 1 and ε, lose ε, and take log 0.
     before = jnp.cumsum(taken, axis=0) - taken
     return masked_softmax(s + math.log(EPSILON) * before, allowed)
 
@@ -128,7 +130,7 @@ def _neuralsort(s: jax.Array, indices: jax.Array, taken: jax.Array, allowed: jax
 
 
 def _distances(s: jax.Array, mask: jax.Array) -> jax.Array:
-    """Σ_b |s_d - s_b| over the candidates: [D] -> [D], from sums along the order instead of all differences."""
+    """Return Σ_b |s_d - s_b| over the candidates, [D], from sums along the order instead of all differences."""
     order = jnp.argsort(jnp.where(mask, -jax.lax.stop_gradient(s), jnp.inf))
     ordered, n = s[order], jnp.sum(mask)
     position = 1 + jnp.arange(len(s))

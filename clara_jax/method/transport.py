@@ -5,11 +5,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-ITERATIONS = 50  # at most a few are needed; each costs as much as a softmax over K + 1 ranks for each document
+ITERATIONS = 50  # a few suffice; each costs as much as a softmax over K + 1 ranks for each document
 
 
 def masked_softmax(logits: jax.Array, allowed: jax.Array) -> jax.Array:
-    """Over the last axis, of what is allowed; zeros where nothing is."""
+    """Return the softmax over the allowed entries of the last axis; zeros where none is allowed."""
     top = jnp.max(jnp.where(allowed, logits, -jnp.inf), axis=-1, keepdims=True)
     shifted = jnp.where(allowed, logits - jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0)), 0)
     weights = jnp.where(allowed, jnp.exp(shifted), 0)
@@ -17,14 +17,16 @@ def masked_softmax(logits: jax.Array, allowed: jax.Array) -> jax.Array:
 
 
 def transport_plan(s: jax.Array, indices: jax.Array, taken: jax.Array, allowed: jax.Array) -> jax.Array:
-    """Each document brings a mass of 1. A rank takes 1, the rest n - K. Rank j lies at K + 1 - j on the line and the
-    rest at 0; to go from s to y costs (s - y)² / 2, so that changing places with the next rank costs the difference of
-    the scores, and τ means what it means elsewhere.
+    """Return p [K, D], the ranks' columns of the entropic transport plan from documents to ranks (Xie et al. 2020).
 
-    The plan is softmax_y(s y + v_y), with potentials v for which every y gets what it takes: the zero of a monotone
-    function of K + 1 numbers. From the potentials of the hard assignment, Sinkhorn's steps (which never go astray) and
-    Newton's (which end in a few) find it. One more step of Newton's, the only one that is differentiated, has the
-    gradient of the implicit function.
+    Each document has a mass of 1. A rank takes 1, the rest n - K. Rank j lies at K + 1 - j on the line and the rest at
+    0; moving from s to y costs (s - y)² / 2, so that changing places with the next rank costs the difference of the
+    scores, and τ means the same as in the other methods.
+
+    The plan is softmax_y(s y + v_y), with potentials v for which every y gets its mass: the zero of a monotone function
+    of K + 1 numbers. It is found from the potentials of the hard assignment by Sinkhorn steps (which always converge)
+    and Newton steps (which converge fast). A last Newton step, the only one that is differentiated, has the gradient of
+    the implicit function.
     """
     ranks = len(indices)
     mask, rank_exists = jnp.any(allowed, axis=0), jnp.any(allowed, axis=1)
@@ -32,7 +34,7 @@ def transport_plan(s: jax.Array, indices: jax.Array, taken: jax.Array, allowed: 
     y = jnp.arange(ranks, -1, -1, dtype=s.dtype)
     takes = _append(rank_exists.astype(s.dtype), jnp.maximum(n - ranks, 0).astype(s.dtype))
     free = takes > 0
-    free &= jnp.arange(ranks + 1) != jnp.argmax(free)  # if all move, nothing moves: one stays where it is
+    free &= jnp.arange(ranks + 1) != jnp.argmax(free)  # a constant added to all potentials changes nothing: fix one
     both = free[:, None] & free
 
     def plan(v: jax.Array, s: jax.Array) -> jax.Array:  # [D, K + 1]
@@ -58,14 +60,14 @@ def transport_plan(s: jax.Array, indices: jax.Array, taken: jax.Array, allowed: 
     fixed = jax.lax.stop_gradient(s)
     left = jnp.max(jnp.where(mask & ~jnp.any(taken > 0, axis=0), fixed, -jnp.inf))
     borders = _append(fixed[indices], left)
-    borders = (borders[:-1] + borders[1:]) / 2  # halfway between a rank's document and the next one's, both are as near
+    borders = (borders[:-1] + borders[1:]) / 2  # midway between a rank's document and the next one's, costs are equal
     v = jnp.pad(jnp.cumsum(jnp.where(jnp.isfinite(borders), borders, 0)), (1, 0))
     v = jax.lax.stop_gradient(jax.lax.fori_loop(0, ITERATIONS, lambda _, v: step(v), v))
-    # newton() is linear in what is missing, and its slope is a constant.
+    # newton() is linear in its second argument, and its slope is a constant.
     v = v - newton(v, excess(v, s))
     return jnp.where(allowed, plan(v, s)[:, :-1].T, 0)
 
 
 def _append(x: jax.Array, last: jax.Array) -> jax.Array:
-    """`jnp.append`, which fails for rows that are mapped and split over devices (jax 0.10)."""
+    """Append a number like `jnp.append`, which fails for rows that are mapped and split over devices (jax 0.10)."""
     return jnp.where(jnp.arange(len(x) + 1) < len(x), jnp.pad(x, (0, 1)), last)

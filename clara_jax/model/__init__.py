@@ -3,11 +3,11 @@
 One legend for the shape letters, used in every einsum and comment of the package:
 
 ====  ==========================================  ====  ======================================
- B    batch                                        E    embedding width (the paper's d)
+ B    batch                                        E    embedding dimension (the paper's d)
  D    candidate documents of a question            H    query heads
  K    selected documents (top-k)                   G    key/value heads
- M    memory tokens of a document (the paper's l)  C    channels of a head
- T    tokens of a sequence                         F    width of the MLP
+ M    memory tokens of a document (the paper's l)  C    head dimension
+ T    tokens of a sequence                         F    MLP dimension
  S    key/value slots that attention reads         V    vocabulary of the base
  L    layers                                       R    LoRA rank
 ====  ==========================================  ====  ======================================

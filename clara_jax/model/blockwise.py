@@ -3,7 +3,7 @@
 What CPUs gain over scores of whole rows: nothing is computed for keys that come after a chunk, heads stand before
 tokens so that every product is a plain matrix product of a head, the mask is added, and weights are divided by their
 sum after the product with the values, on [T, C] instead of [T, S] numbers. As in flash attention (Dao et al. 2022) the
-backward pass makes the weights again from the rows' log-sums, so that no [T, S] array is kept.
+backward pass recomputes the weights from the rows' log-sums, so that no [T, S] array is kept.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def blockwise(operands: jnp.dtype, q: jax.Array, k: jax.Array, v: jax.Array, bia
     Args:
       operands: the dtype in which numbers are multiplied; products are summed in float32.
       q: [B, T, H, C].
-      k, v: [B, T, G, C], each key/value head serving H / G query heads, in q's dtype.
+      k: [B, T, G, C], each key/value head serving H / G query heads, in q's dtype.
+      v: [B, T, G, C], in q's dtype.
       bias: float32 [B, T, T], see `additive`; later keys must be masked in it, and some key be visible to each query.
 
     Returns:
@@ -72,19 +73,19 @@ def _backward(operands: jnp.dtype, kept: tuple, gradient: jax.Array):
     # What a row of weights' gradients loses to the softmax: Σ_s weight · gradient = gradient of the output · output.
     centre = jnp.sum(gradient.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
     centre, gradient = (_split_heads(x, keys.shape[1]) for x in (centre, gradient.astype(operands)))
-    of_q, of_k, of_v = [], 0, 0
+    of_q, of_k, of_v = [], jnp.float32(0), jnp.float32(0)
     for begin, end in chunks(length):
-        own, own_gradient = _flat(heads[..., begin:end, :]), _flat(gradient[..., begin:end, :])
-        turned, turned_gradient = (contracted_last(x, "BGNC", "BGC")[0] for x in (own, own_gradient))
-        own_keys, own_values = keys[:, :, :end], values[:, :, :end]
-        scores = _chunk(product("BGNC,BGSC->BGNS", own, own_keys), end - begin)
+        queries, of_out = _flat(heads[..., begin:end, :]), _flat(gradient[..., begin:end, :])
+        turned, turned_of_out = (contracted_last(x, "BGNC", "BGC")[0] for x in (queries, of_out))
+        seen_keys, seen_values = keys[:, :, :end], values[:, :, :end]
+        scores = _chunk(product("BGNC,BGSC->BGNS", queries, seen_keys), end - begin)
         weights = jnp.exp(scores * scale + bias[:, None, None, begin:end, :end] - log_sums[..., begin:end, :])
-        of_weights = _chunk(product("BGNC,BGSC->BGNS", own_gradient, own_values), end - begin)
+        of_weights = _chunk(product("BGNC,BGSC->BGNS", of_out, seen_values), end - begin)
         of_scores = _flat((weights * (of_weights - centre[..., begin:end, :])).astype(operands))
-        of_q.append(_chunk(product("BGNS,BGSC->BGNC", of_scores, own_keys), end - begin))
+        of_q.append(_chunk(product("BGNS,BGSC->BGNC", of_scores, seen_keys), end - begin))
         room = ((0, 0), (0, 0), (0, 0), (0, length - end))
         of_k += jnp.pad(product("BGCN,BGNS->BGCS", turned, of_scores), room)
-        of_v += jnp.pad(product("BGCN,BGNS->BGCS", turned_gradient, _flat(weights.astype(operands))), room)
+        of_v += jnp.pad(product("BGCN,BGNS->BGCS", turned_of_out, _flat(weights.astype(operands))), room)
     of_q = _join_heads(jnp.concatenate(of_q, axis=3)) * scale
     of_k, of_v = (x.transpose(0, 3, 1, 2) for x in (of_k * scale, of_v))
     return of_q.astype(dtype), of_k.astype(dtype), of_v.astype(dtype), None
@@ -99,7 +100,7 @@ def _product(operands: jnp.dtype):
 
 
 def _split_heads(x: jax.Array, groups: int) -> jax.Array:
-    """[B, T, H, C] -> [B, G, H / G, T, C]."""
+    """Reshape [B, T, H, C] to [B, G, H / G, T, C]."""
     batch, length, heads, channels = x.shape
     return x.reshape(batch, length, groups, heads // groups, channels).transpose(0, 2, 3, 1, 4)
 
@@ -111,7 +112,7 @@ def _join_heads(x: jax.Array) -> jax.Array:
 
 
 def _flat(x: jax.Array) -> jax.Array:
-    """[B, G, H / G, T, ...] -> [B, G, H / G · T, ...]: the queries of a key/value head in one axis."""
+    """Reshape [B, G, H / G, T, ...] to [B, G, H / G · T, ...]: the queries of a key/value head in one axis."""
     return x.reshape(*x.shape[:2], -1, x.shape[-1])
 
 

@@ -1,4 +1,4 @@
-"""What a base model is: everything the backbone needs, read from a Hugging Face ``config.json``.
+"""The architecture of a base model: everything the backbone needs, read from a Hugging Face ``config.json``.
 
 A field that changes the numbers and that the backbone does not implement is refused by name; an architecture that it
 does not know is refused by name. Nothing is guessed.
@@ -10,18 +10,18 @@ import dataclasses
 import math
 import reprlib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn, TypeGuard
 
 from clara_jax.errors import ClaraError
 
 ARCHITECTURES = ("mistral", "llama", "qwen2", "qwen3", "phi3")
 
-# No published model comes near: what is larger would be asked of memory before anything else is found wrong.
+# No published model comes near: anything larger would exhaust memory before another error in the file is found.
 LARGEST = {"num_hidden_layers": 4096, "hidden_size": 2**18, "intermediate_size": 2**21, "vocab_size": 2**24}
 LARGEST |= {"num_attention_heads": 4096, "num_key_value_heads": 4096, "head_dim": 2**16}
-LARGEST_NUMBER = 2**40  # of what has no entry: positions
+LARGEST_NUMBER = 2**40  # of fields without an entry: positions
 
-# What Hugging Face takes for a field that the file lacks, as far as it differs between model types.
+# Hugging Face's defaults of fields that the file lacks, as far as they differ between model types.
 ABSENT = {
     "mistral": {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
     "llama": {"max_position_embeddings": 2048},
@@ -53,12 +53,12 @@ class ModelConfig:
 
     architecture: str
     vocab_size: int  # V
-    width: int  # E
+    embed_dim: int  # E
     layers: int  # L
     heads: int  # H
     kv_heads: int  # G
-    head_channels: int  # C
-    mlp_width: int  # F
+    head_dim: int  # C
+    mlp_dim: int  # F
     norm_eps: float
     rope: RopeConfig
     max_positions: int
@@ -79,11 +79,12 @@ class ModelConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], source: str = "config.json") -> ModelConfig:
-        """Reads the content of a ``config.json``.
+        """Return the configuration that a ``config.json`` describes.
 
         Args:
           config: the parsed file.
-          source: what to call it in error messages.
+          source: its name in error messages.
+
         Raises:
           ClaraError: unknown architecture, missing field, or a field that matters and is not supported, by name.
         """
@@ -91,12 +92,12 @@ class ModelConfig:
 
 
 class _Reader:
-    """Reads fields with their Hugging Face defaults and says which one is wrong."""
+    """Reader of fields with their Hugging Face defaults; its errors name the field that is wrong."""
 
     def __init__(self, config: Mapping[str, Any], source: str):
         self.config, self.source = config, source
 
-    def refuse(self, field: str, why: str):
+    def refuse(self, field: str, why: str) -> NoReturn:
         raise ClaraError(f'{self.source}: "{field}" {reprlib.repr(self.config.get(field))} {why}')
 
     def positive_int(self, field: str, default: int | None = None) -> int:
@@ -129,20 +130,20 @@ class _Reader:
             self.refuse("model_type", f"is not supported; known: {', '.join(ARCHITECTURES)}")
         self.config = {**ABSENT[architecture], **self.config}
         self.check_unsupported(architecture)
-        width, heads = self.positive_int("hidden_size"), self.positive_int("num_attention_heads")
-        head_channels = self.positive_int("head_dim", width // heads)
+        embed_dim, heads = self.positive_int("hidden_size"), self.positive_int("num_attention_heads")
+        head_dim = self.positive_int("head_dim", embed_dim // heads)
         attention_bias = self.flag("attention_bias") and architecture in ("llama", "qwen3")
         return ModelConfig(
             architecture=architecture,
             vocab_size=self.positive_int("vocab_size"),
-            width=width,
+            embed_dim=embed_dim,
             layers=self.positive_int("num_hidden_layers"),
             heads=heads,
             kv_heads=self.positive_int("num_key_value_heads", heads),
-            head_channels=head_channels,
-            mlp_width=self.positive_int("intermediate_size"),
+            head_dim=head_dim,
+            mlp_dim=self.positive_int("intermediate_size"),
             norm_eps=self.number("rms_norm_eps", 1e-6),
-            rope=self.rope(head_channels, architecture),
+            rope=self.rope(head_dim, architecture),
             max_positions=self.positive_int("max_position_embeddings"),
             tied=self.flag("tie_word_embeddings"),
             qkv_bias=attention_bias or architecture == "qwen2",
@@ -187,7 +188,7 @@ class _Reader:
             return None
         return self.positive_int("sliding_window")
 
-    def rope(self, head_channels: int, architecture: str) -> RopeConfig:
+    def rope(self, head_dim: int, architecture: str) -> RopeConfig:
         # "rope_parameters" is the newer spelling: scaling and theta in one place.
         field = "rope_scaling" if self.config.get("rope_scaling") else "rope_parameters"
         scaling = self.config.get(field) or {}
@@ -213,10 +214,10 @@ class _Reader:
         part = number("partial_rotary_factor", 1.0)
         if part != 1 and architecture != "phi3":
             self.refuse("partial_rotary_factor", f'is not supported for "{architecture}"; only "phi3" rotates a part')
-        channels = int(head_channels * part)
+        channels = int(head_dim * part)
         if part > 1 or channels % 2 or not channels:
             self.refuse(
-                field, f"rotates {channels} of {head_channels} channels; they must be even, and no more than all"
+                field, f"rotates {channels} of {head_dim} channels; they must be even, and no more than all"
             )
         base = RopeConfig(theta=number("rope_theta", 10000.0), channels=channels)
         # Of this one field, Hugging Face prefers the spelling outside the scaling to the one inside.
@@ -248,13 +249,13 @@ class _Reader:
                 long_factors=numbers("long_factor", channels // 2),
                 attention_scale=number("attention_factor", default),
             )
-        return self.refuse(
+        self.refuse(
             field, f'has rope type "{kind}", which is not supported; known: default, linear, llama3, longrope'
         )
 
 
-def _is_number(value: Any) -> bool:
-    """Whether a JSON value is a number that a float holds: neither true, nor infinite, nor of hundreds of digits."""
+def _is_number(value: Any) -> TypeGuard[float]:
+    """Return whether a JSON value is a number that a float holds: no bool, not infinite, not of hundreds of digits."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e300 < value < 1e300
 
 

@@ -1,8 +1,8 @@
 """One declaration per parameter, from which its shape, dtype, initial value and sharding all derive.
 
 A declaration tree is a nested dict of :class:`Leaf`. `abstract` gives restore targets and shapes for ahead-of-time
-compilation, `shardings` the placement, `initialise` the values. Nothing else in the package says what a parameter looks
-like.
+compilation, `shardings` the placement, `initialise` the values. No other place in the package defines a parameter's
+shape.
 
 Layers are stacked: every leaf under ``layers`` has a leading axis L over which the backbone scans.
 """
@@ -45,6 +45,7 @@ class Leaf:
     scale: float = 0.02
 
     def value(self, key: jax.Array) -> jax.Array:
+        """Return an initial value, drawn with a PRNG key."""
         match self.init:
             case "normal":
                 return (self.scale * jax.random.normal(key, self.shape, jnp.float32)).astype(self.dtype)
@@ -58,8 +59,8 @@ class Leaf:
 
 
 @dataclasses.dataclass(frozen=True)
-class Map:
-    """One linear map of a block. Axes are (letter of the legend, size, logical name) triples."""
+class Projection:
+    """A linear map of a block. Axes are (letter of the legend, size, logical name) triples."""
 
     inputs: tuple[tuple[str, int, str | None], ...]
     outputs: tuple[tuple[str, int, str | None], ...]
@@ -67,26 +68,31 @@ class Map:
 
     @property
     def input_letters(self) -> str:
+        """Letters of the input axes, for einsums."""
         return "".join(letter for letter, _, _ in self.inputs)
 
     @property
     def output_letters(self) -> str:
+        """Letters of the output axes, for einsums."""
         return "".join(letter for letter, _, _ in self.outputs)
 
 
-def linear_units(config: ModelConfig) -> dict[str, dict[str, dict[str, Map]]]:
-    """Every linear map of a block as ``part -> unit -> name -> map``.
+ProjectionGroup = dict[str, Projection]  # projections by name that share their input and one LoRA matrix A
 
-    The maps of a unit share their input and one LoRA matrix A. A unit is a single map, except where the base fuses q,
-    k, v and gate, up into one matrix (Phi-3): their kernels are kept apart here, so that each is sharded by its own
-    heads.
+
+def projection_groups(config: ModelConfig) -> dict[str, dict[str, ProjectionGroup]]:
+    """Return every linear map of a block as ``part -> group -> name -> projection``.
+
+    A group is a single projection, except where the base fuses q, k, v and gate, up into one matrix (Phi-3): their
+    kernels are separate here, so that each is sharded by its heads.
     """
-    embed, mlp = (("E", config.width, "embed"),), (("F", config.mlp_width, "mlp"),)
-    queries = (("H", config.heads, "heads"), ("C", config.head_channels, None))
-    keys = (("G", config.kv_heads, "kv_heads"), ("C", config.head_channels, None))
-    q, k = Map(embed, queries, config.qkv_bias), Map(embed, keys, config.qkv_bias)
-    wide = Map(embed, mlp, config.mlp_bias)
-    out, down = {"o": {"o": Map(queries, embed, config.out_bias)}}, {"down": {"down": Map(mlp, embed, config.mlp_bias)}}
+    embed, mlp = (("E", config.embed_dim, "embed"),), (("F", config.mlp_dim, "mlp"),)
+    queries = (("H", config.heads, "heads"), ("C", config.head_dim, None))
+    keys = (("G", config.kv_heads, "kv_heads"), ("C", config.head_dim, None))
+    q, k = Projection(embed, queries, config.qkv_bias), Projection(embed, keys, config.qkv_bias)
+    wide = Projection(embed, mlp, config.mlp_bias)
+    out = {"o": {"o": Projection(queries, embed, config.out_bias)}}
+    down = {"down": {"down": Projection(mlp, embed, config.mlp_bias)}}
     if config.fused:
         return {
             "attention": {"qkv": {"q": q, "k": k, "v": k}} | out,
@@ -96,77 +102,81 @@ def linear_units(config: ModelConfig) -> dict[str, dict[str, dict[str, Map]]]:
     return {"attention": single | out, "mlp": {"gate": {"gate": wide}, "up": {"up": wide}} | down}
 
 
-def declare_base(config: ModelConfig, dtype: Any = jnp.bfloat16) -> Tree:
-    """The base model's parameters: embedding table [V, E], stacked blocks, final norm, and the LM head if untied.
+def declare_base(config: ModelConfig, dtype: Any = jnp.bfloat16) -> dict[str, Any]:
+    """Declare the base model: embedding table [V, E], stacked blocks, final norm, and the LM head if untied.
 
     Initial values are for a base from scratch: kernels keep the scale of their input, those that write to the residual
-    stream are smaller by 1/√(2L), for there are 2L of them (GPT-2), and the tables are scaled by the width.
+    stream are smaller by 1/√(2L), for there are 2L of them (GPT-2), and the tables are scaled by 1/√E.
     """
     stack = config.layers
 
     def norm(size: int, stacked: bool = True) -> Leaf:
         return Leaf(((stack,) if stacked else ()) + (size,), ((None,) if stacked else ()) + (None,), dtype, "ones")
 
-    def unit(maps: dict[str, Map]) -> dict[str, dict[str, Leaf]]:
+    def leaves_of(group: ProjectionGroup) -> dict[str, dict[str, Leaf]]:
         leaves: dict[str, dict[str, Leaf]] = {"kernel": {}}
-        for name, m in maps.items():
+        for name, m in group.items():
             _, in_sizes, in_axes = zip(*m.inputs, strict=True)
             _, out_sizes, out_axes = zip(*m.outputs, strict=True)
             shape, axes = (stack, *in_sizes, *out_sizes), (None, *in_axes, *out_axes)
             writes = (2 * stack) ** -0.5 if "E" in m.output_letters else 1.0
             leaves["kernel"][name] = Leaf(shape, axes, dtype, scale=writes * math.prod(in_sizes) ** -0.5)
-            if m.bias:  # follows its map's output, which is whole along the embedding axis
+            if m.bias:  # sharded as the projection's output, which is whole along the embedding axis
                 axes = (None, *(None if axis == "embed" else axis for axis in out_axes))
                 leaves.setdefault("bias", {})[name] = Leaf((stack, *out_sizes), axes, dtype, "zeros")
         return leaves
 
-    units = linear_units(config)
-    layers: dict[str, Any] = {part: {name: unit(maps) for name, maps in group.items()} for part, group in units.items()}
-    layers["attention_norm"], layers["mlp_norm"] = {"scale": norm(config.width)}, {"scale": norm(config.width)}
+    layers: dict[str, Any] = {
+        part: {name: leaves_of(group) for name, group in groups.items()}
+        for part, groups in projection_groups(config).items()
+    }
+    layers["attention_norm"], layers["mlp_norm"] = {"scale": norm(config.embed_dim)}, {"scale": norm(config.embed_dim)}
     if config.qk_norm:
-        layers["attention"]["q_norm"] = {"scale": norm(config.head_channels)}
-        layers["attention"]["k_norm"] = {"scale": norm(config.head_channels)}
-    # Measured on the synthetic corpus: with the usual 0.02 it takes hundreds of steps more until memories are read.
-    table = Leaf((config.vocab_size, config.width), ("vocab", "embed"), dtype, scale=2.4 * config.width**-0.5)
-    tree = {"embed": {"table": table}, "layers": layers, "final_norm": {"scale": norm(config.width, stacked=False)}}
+        layers["attention"]["q_norm"] = {"scale": norm(config.head_dim)}
+        layers["attention"]["k_norm"] = {"scale": norm(config.head_dim)}
+    # Measured on the synthetic corpus: with the usual 0.02 the model needs hundreds of steps more to use memories.
+    table = Leaf((config.vocab_size, config.embed_dim), ("vocab", "embed"), dtype, scale=2.4 * config.embed_dim**-0.5)
+    tree = {"embed": {"table": table}, "layers": layers, "final_norm": {"scale": norm(config.embed_dim, stacked=False)}}
     if not config.tied:
         tree["lm_head"] = {"table": table}
     return tree
 
 
-def declare_lora(config: ModelConfig, rank: int) -> Tree:
-    """One adapter, float32: for each unit of `linear_units` A [L, in..., R], for each of its maps B [L, R, out...].
+def declare_lora(config: ModelConfig, rank: int) -> dict[str, Any]:
+    """Declare an adapter, float32: A [L, in..., R] for each of `projection_groups`, B [L, R, out...] per projection.
 
     A is uniform in ±1/√in and B zero, so a fresh adapter leaves the base unchanged (Hu et al. 2021).
     """
     tree: dict[str, Any] = {}
-    for part, group in linear_units(config).items():
+    for part, groups in projection_groups(config).items():
         tree[part] = {}
-        for unit, maps in group.items():
-            _, sizes, axes = zip(*next(iter(maps.values())).inputs, strict=True)
+        for group_name, group in groups.items():
+            _, sizes, axes = zip(*next(iter(group.values())).inputs, strict=True)
             a = Leaf((config.layers, *sizes, rank), (None, *axes, None), init="uniform", scale=math.prod(sizes) ** -0.5)
             b = {}
-            for name, m in maps.items():
+            for name, m in group.items():
                 _, out_sizes, out_axes = zip(*m.outputs, strict=True)
                 b[name] = Leaf((config.layers, rank, *out_sizes), (None, None, *out_axes), init="zeros")
-            tree[part][unit] = {"a": a, "b": b}
+            tree[part][group_name] = {"a": a, "b": b}
     return {"layers": tree}
 
 
-def declare_added_rows(config: ModelConfig, memory: int, markers: int) -> Tree:
-    """Rows of the tokens added behind the base's vocabulary, float32: trained ones (memory), fixed ones (markers), and,
-    where the LM head is its own table, all their output rows."""
-    tree = {
-        "memory": Leaf((memory, config.width), (None, None)),
-        "markers": Leaf((markers, config.width), (None, None)),
+def declare_added_rows(config: ModelConfig, memory: int, markers: int) -> dict[str, Any]:
+    """Declare the rows of the tokens that are added to the base's vocabulary, float32.
+
+    Rows of memory tokens are trained, those of markers are fixed; an untied LM head has output rows for all of them.
+    """
+    tree: dict[str, Any] = {
+        "memory": Leaf((memory, config.embed_dim), (None, None)),
+        "markers": Leaf((markers, config.embed_dim), (None, None)),
     }
     if not config.tied:
-        tree["output"] = Leaf((memory + markers, config.width), (None, None))
+        tree["output"] = Leaf((memory + markers, config.embed_dim), (None, None))
     return tree
 
 
-def declare_affine(size: int) -> Tree:
-    """The numbers of an affine map of E channels, ``scale * (x - center) + shift``, float32: the identity."""
+def declare_affine(size: int) -> dict[str, Any]:
+    """Declare an affine map of E channels, ``scale * (x - center) + shift``, float32, initially the identity."""
     return {
         "scale": Leaf((size,), (None,), init="ones"),
         "center": Leaf((size,), (None,), init="zeros"),
@@ -175,7 +185,7 @@ def declare_affine(size: int) -> Tree:
 
 
 def map_leaves(function: Callable[[str, Leaf], Any], tree: Tree, path: str = "") -> dict[str, Any]:
-    """``function(path, leaf)`` for every leaf; paths look like ``layers/attention/q/kernel``."""
+    """Return the tree of ``function(path, leaf)``; paths look like ``layers/attention/q/kernel``."""
     return {
         name: function(f"{path}{name}", node)
         if isinstance(node, Leaf)
@@ -185,7 +195,7 @@ def map_leaves(function: Callable[[str, Leaf], Any], tree: Tree, path: str = "")
 
 
 def shardings(tree: Tree, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """The sharding of every leaf.
+    """Return the sharding of every leaf.
 
     Raises:
       ClaraError: a mesh that does not divide a leaf's axis, by name.
@@ -194,28 +204,31 @@ def shardings(tree: Tree, mesh: jax.sharding.Mesh) -> dict[str, Any]:
 
 
 def abstract(tree: Tree, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """A `jax.ShapeDtypeStruct` with its sharding for every leaf: restore targets, shapes for compilation."""
+    """Return a `jax.ShapeDtypeStruct` with a sharding for every leaf: restore targets, shapes for compilation."""
     placed = shardings(tree, mesh)
     shapes = map_leaves(lambda _, leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
     return jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placed)
 
 
 def initialise(tree: Tree, key: jax.Array, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """Fresh values, made where they live. A leaf's value depends on the key, its path and its shape alone."""
+    """Return initial values, created on the mesh; each depends on the key and the leaf's path and shape alone."""
     paths = map_leaves(lambda path, _: path, tree)
     hashes = np.array([zlib.crc32(path.encode()) for path in jax.tree.leaves(paths)], np.uint32)
-    # On the host, from where every process of several can hand them to a program for the devices of all.
+    # On the host, so that each of several processes can pass them to a program for the devices of all.
     data = np.asarray(jax.random.key_data(jax.vmap(jax.random.fold_in, (None, 0))(key, hashes)))
     keys = jax.tree.unflatten(jax.tree.structure(paths), list(data))
     generator = jax.random.key_impl(key)
     with jax.set_mesh(mesh):
         return jax.tree.map(
-            lambda leaf, placed, own: _maker(leaf, placed, generator)(own), tree, shardings(tree, mesh), keys
+            lambda leaf, placed, data: _maker(leaf, placed, generator)(data), tree, shardings(tree, mesh), keys
         )
 
 
 @functools.lru_cache(256)
 def _maker(leaf: Leaf, placed: jax.NamedSharding, generator: Any) -> Callable[[np.ndarray], jax.Array]:
-    """A program for one kind of leaf. A model repeats few of them, and compiling a random generator takes a tenth of a
-    second: in one program for all leaves each had its own."""
+    """Return a program that initialises one kind of leaf.
+
+    A model repeats few kinds, and compiling a random generator takes a tenth of a second: one program for all leaves
+    would compile a generator for each of them.
+    """
     return jax.jit(lambda data: leaf.value(jax.random.wrap_key_data(data, impl=generator)), out_shardings=placed)

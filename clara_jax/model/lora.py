@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -11,7 +10,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from clara_jax.model.declare import Map
+from clara_jax.model.declare import ProjectionGroup
 from clara_jax.model.output_major import OutputMajor, stored_product
 from clara_jax.model.products import product
 from clara_jax.model.sharding import BATCH, join_rows, split_rows
@@ -19,10 +18,10 @@ from clara_jax.model.sharding import BATCH, join_rows, split_rows
 
 @flax.struct.dataclass
 class Dropout:
-    """Dropout on the adapters' inputs whose masks depend on the example and its token, never on where it is computed.
+    """Dropout on the adapters' inputs with masks that depend on example and token, never on where it is computed.
 
-    A key is folded per layer and map, then per token position counted from the first attended token; so a batch that is
-    sharded, accumulated, padded otherwise or resumed sees the same masks.
+    A key is folded per layer and projection, then per token position counted from the first attended token; so a batch
+    that is sharded, accumulated, padded otherwise or resumed sees the same masks.
     """
 
     keys: jax.Array  # typed PRNG keys, one per example and step: [B], or of each token [B, T]
@@ -30,7 +29,7 @@ class Dropout:
     rate: float = flax.struct.field(pytree_node=False)
 
     def __call__(self, x: jax.Array, site: jax.Array) -> jax.Array:
-        """x [B, T, ...] with entries dropped and the rest scaled by 1 / (1 - rate); ``site`` names layer and map."""
+        """Drop entries of x [B, T, ...] and scale the rest by 1 / (1 - rate); ``site`` numbers layer and group."""
         by_row = self.keys.ndim == 1
         fold_site = jax.vmap(jax.random.fold_in, (0, None))
         keys = (fold_site if by_row else jax.vmap(fold_site, (0, None)))(self.keys, site)
@@ -43,10 +42,10 @@ class Dropout:
 
 
 def mix(x: jax.Array) -> jax.Array:
-    """Scatters uint32 counters over all uint32 values: the finalizer of MurmurHash3 (Appleby 2011).
+    """Scatter uint32 counters over all uint32 values: the finalizer of MurmurHash3 (Appleby 2011).
 
-    Dropout needs a bit for every channel of every adapter's input. JAX's generator would take longer than the adapters;
-    it seeds each token, and this spreads the seed over the channels.
+    Dropout needs a bit for every channel of every adapter's input. JAX's generator would take longer than the adapters,
+    so that it only seeds each token, and this function spreads the seed over the channels.
     """
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
@@ -54,26 +53,26 @@ def mix(x: jax.Array) -> jax.Array:
 
 
 class LoRALinear(nn.Module):
-    """The linear maps of one unit (see `linear_units`): one input, one A, a kernel and a B for each map.
+    """The projections of one group (see `projection_groups`): one input, one A, a kernel and a B for each.
 
     Attributes:
-      maps: the unit's maps by name.
-      site: number of the unit inside its block, for dropout.
+      projections: by name.
+      site: number of the group inside its block, for dropout.
       scale: alpha / rank.
-      operands: the dtype in which x is multiplied with a kernel; default x's. A and B are multiplied in x's: products
-        of a rank as small as theirs have no instructions of their own, in bfloat16 least of all.
+      operands: the dtype in which x is multiplied with a kernel; default x's. A and B are multiplied in x's: their rank
+        is too small for a processor's bfloat16 instructions.
     """
 
-    maps: Mapping[str, Map]
+    projections: ProjectionGroup
     site: int
     scale: float
     operands: Any = None
 
     def __call__(self, x: jax.Array, layer: jax.Array, dropout: Dropout | None) -> dict[str, jax.Array]:
-        """x [B, T, inputs...] -> {name: [B, T, outputs...]} in x's dtype."""
-        ins = next(iter(self.maps.values())).input_letters
-        # Behind attention and inside the MLP the contracted axis is split over "model": the sum over it must be asked
-        # for.
+        """Map x [B, T, inputs...] to {name: [B, T, outputs...]} in x's dtype."""
+        ins = next(iter(self.projections.values())).input_letters
+        # After attention and inside the MLP the contracted axis is split over "model": the sum over it must be
+        # requested.
         summed = jax.P(BATCH, None) if ins != "E" else None
         params = self.variables["params"]
         adapter = self.variables.get("lora")
@@ -82,10 +81,12 @@ class LoRALinear(nn.Module):
         # transposed, for the gradient of its kernel.
         length = x.shape[1]
         x, dropped = join_rows(x), join_rows(dropped)
+        low_rank = None  # x A, and B by name
         if adapter is not None:
-            low = jnp.einsum(f"N{ins},{ins}R->NR", dropped, adapter["a"].astype(x.dtype), out_sharding=summed)
+            a = adapter["a"].astype(x.dtype)
+            low_rank = jnp.einsum(f"N{ins},{ins}R->NR", dropped, a, out_sharding=summed), adapter["b"]
         results = {}
-        for name, linear in self.maps.items():
+        for name, linear in self.projections.items():
             outs = linear.output_letters
             kernel = params["kernel"][name]
             if isinstance(kernel, OutputMajor):
@@ -94,8 +95,8 @@ class LoRALinear(nn.Module):
                 y = product(f"N{ins},{ins}{outs}->N{outs}", x, kernel, self.operands, summed)
             if linear.bias:
                 y += params["bias"][name].astype(x.dtype)
-            if adapter is not None:
-                b = adapter["b"][name].astype(x.dtype)
+            if low_rank is not None:
+                low, b = low_rank[0], low_rank[1][name].astype(x.dtype)
                 y += self.scale * jnp.einsum(f"NR,R{outs}->N{outs}", low, b, out_sharding=summed)
             results[name] = split_rows(y, length)
         return results

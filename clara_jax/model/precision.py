@@ -1,4 +1,4 @@
-"""Precisions: the dtypes in which weights are stored and numbers are multiplied and carried. Needs no JAX."""
+"""Precisions: the dtypes of stored weights, of the products' inputs and of activations. Needs no JAX."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import NamedTuple
 from clara_jax.errors import ClaraError
 
 AUTO = "auto"
-# What a processor calls its products of bfloat16 numbers that are summed in float32, in Linux's /proc/cpuinfo: Intel's
-# and AMD's matrix and vector instructions.
+# Names in Linux's /proc/cpuinfo of instructions that multiply bfloat16 and sum in float32: Intel's and AMD's matrix and
+# vector instructions.
 INSTRUCTIONS = frozenset({"amx_bf16", "avx512_bf16"})
 
 
@@ -33,14 +33,14 @@ PRECISIONS = {
     "float32": Precision("float32", "float32", "float32"),
     "mixed": Precision("bfloat16", "bfloat16", "float32"),
 }
-CHOICES = (AUTO, *PRECISIONS)  # what configurations and commands may ask for
+CHOICES = (AUTO, *PRECISIONS)  # valid in configurations and commands
 
 
 def check(precision: str) -> None:
-    """Raise an error for the name of no precision.
+    """Raise an error for an unknown precision.
 
     Raises:
-      ClaraError: names those that there are.
+      ClaraError: ``precision`` is none of `PRECISIONS`; the message names them.
     """
     if precision not in PRECISIONS:
         raise ClaraError(f"precision: {precision!r} must be one of {', '.join(PRECISIONS)}")
@@ -50,6 +50,7 @@ def resolve(precision: str, platform: str) -> str:
     """Return a name of `PRECISIONS`: "auto" becomes the fastest that is sound on the machine.
 
     Args:
+      precision: one of `CHOICES`.
       platform: of the devices, as JAX names it: "cpu", "gpu", "tpu".
     """
     if precision != AUTO:
@@ -61,7 +62,7 @@ def resolve(precision: str, platform: str) -> str:
 
 @cache
 def has_instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Return whether this machine's processor has one of `INSTRUCTIONS`; False where the system does not say."""
+    """Return whether this machine's processor has one of `INSTRUCTIONS`; False where the system does not list them."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:  # no Linux

@@ -1,12 +1,12 @@
 """Products of activations with weights in any precision, and their gradients.
 
-Where numbers are carried in float32 and multiplied as bfloat16 (`clara_jax.model.precision`), both sides of a product
-are cast to bfloat16 and its sums are float32. The gradients need a rule for it: JAX's would multiply the float32
-gradient of the output with bfloat16 weights, for which processors have no instructions. Here it is cast first.
+Where activations are float32 and multiplied as bfloat16 (`clara_jax.model.precision`), both sides of a product are cast
+to bfloat16 and its sums are float32. The gradients need a custom rule: JAX's would multiply the float32 gradient of the
+output with bfloat16 weights, for which processors have no instructions. Here the gradient is cast first.
 
-XLA on CPUs has such products only where the first operand's last axes are those that are summed over; of others it
-converts both sides to float32, or compiles a program that fails when it runs ("Unsupported element type for DotThunk").
-So that axes are moved where they are not last, and what stays is kept from being undone.
+XLA on CPUs has such products only where the contracted axes are the first operand's last ones; otherwise it converts
+both sides to float32, or compiles a program that fails when it runs ("Unsupported element type for DotThunk"). So axes
+are moved where they are not last, and a barrier keeps XLA from undoing it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import ShapedArray
 from jax.custom_derivatives import SymbolicZero
 
 
@@ -31,7 +32,7 @@ def product(
 
     Args:
       equation: "first,second->result"; every letter stands in two of the three.
-      x: its dtype is that of everything between two products.
+      x: in the dtype of the activations.
       weights: of any dtype.
       operands: the dtype in which they are multiplied; default x's.
       out_sharding: of the result, where axes are summed over that are split over devices.
@@ -53,7 +54,7 @@ def _forward(equation: str, operands: jnp.dtype, out_sharding: jax.P | None, x: 
     narrow = x.value.astype(operands), weights.value.astype(operands)
     out = _sum_wide(equation, *narrow, out_sharding).astype(x.value.dtype)
     # Only what a gradient needs is kept: with frozen weights no activations, and those that are kept have two bytes.
-    kept = tuple(own if other.perturbed else None for own, other in zip(narrow, (weights, x), strict=True))
+    kept = tuple(value if other.perturbed else None for value, other in zip(narrow, (weights, x), strict=True))
     return out, (*kept, _Types(jax.typeof(x.value), jax.typeof(weights.value)))
 
 
@@ -80,18 +81,18 @@ _cast.defvjp(_forward, _backward, symbolic_zeros=True)
 
 @jax.tree_util.register_static
 class _Types(NamedTuple):
-    """Types of what is multiplied, with which `_backward` gives gradients of the same."""
+    """Types of a product's inputs, which are those of their gradients."""
 
-    x: jax.core.ShapedArray
-    weights: jax.core.ShapedArray
+    x: ShapedArray
+    weights: ShapedArray
 
 
 def contracted_last(x: jax.Array, letters: str, kept: str) -> tuple[jax.Array, str]:
-    """Return x with the axes that are not among ``kept`` moved behind the others, and its letters in the new order."""
+    """Return x with the axes that are not among ``kept`` moved to the end, and its letters in the new order."""
     order = sorted(range(x.ndim), key=lambda axis: letters[axis] not in kept)
     moved = x.transpose(order)
     if x.dtype == jnp.bfloat16:
-        # XLA would fold the transposition into the product, which it then has no program for.
+        # XLA would fold the transposition into the product, for which it then has no program.
         moved = jax.lax.optimization_barrier(moved)
     return moved, "".join(letters[axis] for axis in order)
 

@@ -12,7 +12,7 @@ from clara_jax.model.config import RopeConfig
 
 
 def inverse_frequencies(rope: RopeConfig, long: bool = False) -> np.ndarray:
-    """Radians per position of each rotating pair, float32 [channels / 2]; ``long`` picks LongRoPE's second table."""
+    """Return radians per position of each rotating pair, float32 [channels / 2]; ``long``: LongRoPE's second table."""
     frequencies = rope.theta ** -(np.arange(0, rope.channels, 2, dtype=np.float64) / rope.channels)
     if rope.kind == "linear":
         frequencies = frequencies / rope.factor
@@ -34,12 +34,13 @@ def inverse_frequencies(rope: RopeConfig, long: bool = False) -> np.ndarray:
 
 
 def rotations(rope: RopeConfig, positions: jax.Array, attended: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines, float32 [B, T, channels / 2].
+    """Return cosines and sines of the tokens' angles, float32 [B, T, channels / 2].
 
     Args:
+      rope: the frequency tables.
       positions: int32 [B, T].
       attended: int32 [B, T] or [B, 1], the number of attended tokens of a token's sequence. LongRoPE chooses its table
-        by it; counting padding would let the batch decide the numbers of a row.
+        by it; if padding counted, a row's result would depend on its batch.
     """
     table = jnp.asarray(inverse_frequencies(rope))
     if rope.kind == "longrope":
@@ -50,7 +51,7 @@ def rotations(rope: RopeConfig, positions: jax.Array, attended: jax.Array) -> tu
 
 
 def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotates the first channels of each head, x [B, T, heads, C]; pairs are (i, i + channels/2). The rest passes."""
+    """Rotate the first channels of each head, x [B, T, heads, C]; pairs are (i, i + channels/2). The rest passes."""
     cos, sin = (r[:, :, None, :] for r in rotation)
     half = cos.shape[-1]
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]

@@ -1,4 +1,4 @@
-"""Where arrays live: a mesh of three axes, and the one table from logical axis names to them.
+"""Placement of arrays: a mesh of three axes, and the one table from logical axis names to them.
 
 ``data`` splits the batch and, as in fully sharded data parallelism, the embedding axis of every weight; ``model``
 splits heads, MLP and vocabulary (tensor parallelism); ``replica`` splits the batch alone, so that what has to be summed
@@ -23,6 +23,7 @@ from jax.sharding import AxisType
 
 from clara_jax.errors import ClaraError
 
+Array = np.ndarray | jax.Array  # on the host or on devices: computations take both
 AXES = ("replica", "data", "model")
 BATCH = ("replica", "data")  # the mesh axes that an array's rows are split over
 RULES = {"embed": "data", "heads": "model", "kv_heads": "model", "mlp": "model", "vocab": "model"}
@@ -31,9 +32,9 @@ RULES = {"embed": "data", "heads": "model", "kv_heads": "model", "mlp": "model",
 MAY_STAY_WHOLE = {"kv_heads", "vocab"}
 
 
-# What a process may have set for other programs, and models are not computed with.
+# JAX options that a process may have changed for other programs, with the values that models need and the reason.
 _OPTIONS: dict[str, tuple[Any, str]] = {
-    # Shapes of indices, random numbers and tables are those of 32 bits, whatever else the process computes.
+    # Indices, random numbers and tables have 32 bits, whatever else the process computes.
     "jax_enable_x64": (False, "models are computed in 32 bits"),
     "jax_numpy_dtype_promotion": ("standard", "numbers take the precision of the arrays beside them"),
     "jax_numpy_rank_promotion": ("allow", "vectors are scales of matrices"),
@@ -41,13 +42,18 @@ _OPTIONS: dict[str, tuple[Any, str]] = {
 
 
 def make_mesh(
-    data: int = -1, model: int = 1, replica: int = -1, devices: Sequence[jax.Device] | None = None
+    data: int = -1,
+    model: int = 1,
+    replica: int = -1,
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm] a variable in jax's stubs
 ) -> jax.sharding.Mesh:
-    """A ``(replica, data, model)`` mesh over the given (default: all) devices.
+    """Return a ``(replica, data, model)`` mesh over the given (default: all) devices.
 
     Args:
-      data: -1 takes what the others leave.
-      replica: -1 is one for each slice (devices that a fast network joins); 1 where there are no slices.
+      data: size of the axis; -1 takes all devices that the other axes leave.
+      model: size of the axis.
+      replica: size of the axis; -1 is one for each slice (devices that a fast network joins), 1 without slices.
+      devices: in any order; default all of all processes.
 
     Raises:
       ClaraError: the number of devices is no product of the three; slices that are neither whole replicas nor parts of
@@ -83,15 +89,15 @@ def make_mesh(
 
 
 def platform(mesh: jax.sharding.Mesh) -> str:
-    """Return what the mesh's devices are, as JAX names it: "cpu", "gpu", "tpu"."""
+    """Return the platform of the mesh's devices, as JAX names it: "cpu", "gpu", "tpu"."""
     return mesh.devices.flat[0].platform
 
 
-def all_devices() -> list[jax.Device]:
-    """The devices of all processes.
+def all_devices() -> list[jax.Device]:  # pyright: ignore[reportInvalidTypeForm] a variable in jax's stubs
+    """Return the devices of all processes.
 
     Raises:
-      ClaraError: the platform that JAX_PLATFORMS names is not there.
+      ClaraError: the platform that JAX_PLATFORMS names is not available.
     """
     try:
         return jax.devices()
@@ -103,18 +109,29 @@ def all_devices() -> list[jax.Device]:
 
 
 def batch_shards(mesh: jax.sharding.Mesh) -> int:
-    """Parts that the rows of a batch are split into."""
+    """Return the number of parts that the rows of a batch are split into."""
     return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
 def divisible(count: int, mesh: jax.sharding.Mesh) -> int:
-    """The smallest batch of at least so many rows that the mesh divides."""
+    """Return the size of the smallest batch of at least ``count`` rows that the mesh divides."""
     shards = batch_shards(mesh)
     return -(-count // shards) * shards
 
 
-def spec(shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: jax.sharding.Mesh, path: str = "") -> jax.P:
-    """The partition of an array with these logical axes.
+def spec(
+    shape: tuple[int, ...],
+    axes: tuple[str | None, ...],
+    mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
+    path: str = "",
+) -> jax.P:
+    """Return the partition of an array with the given logical axes.
+
+    Args:
+      shape: of the array.
+      axes: a logical name for each axis, None where it is never split.
+      mesh: with the axes `AXES`.
+      path: name of the array in error messages.
 
     Raises:
       ClaraError: an axis that the mesh does not divide and that may not stay whole.
@@ -134,8 +151,16 @@ def spec(shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: jax.shardin
 
 
 def check_batch(batch_size: int, mesh: jax.sharding.Mesh, field: str = "batch_size") -> None:
-    """Raises:
-    ClaraError: the mesh does not divide the batch."""
+    """Raise an error where the mesh does not divide the batch.
+
+    Args:
+      batch_size: rows.
+      mesh: with the axes `AXES`.
+      field: name of the batch size in the error message.
+
+    Raises:
+      ClaraError: the number of rows is no multiple of `batch_shards`.
+    """
     if batch_size % batch_shards(mesh):
         sizes = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in BATCH)
         raise ClaraError(
@@ -144,32 +169,33 @@ def check_batch(batch_size: int, mesh: jax.sharding.Mesh, field: str = "batch_si
         )
 
 
-def own_parts(mesh: jax.sharding.Mesh) -> list[int]:
-    """Which of the `batch_shards` of a batch this process's devices hold, in order."""
+def local_parts(mesh: jax.sharding.Mesh) -> list[int]:
+    """Return which of the `batch_shards` of a batch this process's devices hold, in order."""
     parts = mesh.devices.reshape(batch_shards(mesh), -1)
     here = jax.process_index()
     return [number for number, devices in enumerate(parts) if any(device.process_index == here for device in devices)]
 
 
-def own_rows(count: int, mesh: jax.sharding.Mesh) -> np.ndarray:
-    """Which rows of a batch of ``count`` this process's devices hold, in order; int64. The mesh divides the batch."""
-    return np.arange(count).reshape(batch_shards(mesh), -1)[own_parts(mesh)].ravel()
+def local_rows(count: int, mesh: jax.sharding.Mesh) -> np.ndarray:
+    """Return which of ``count`` rows, a number that the mesh divides, this process's devices hold; int64, in order."""
+    return np.arange(count).reshape(batch_shards(mesh), -1)[local_parts(mesh)].ravel()
 
 
 def put_batch(tree, mesh: jax.sharding.Mesh):
-    """Places host arrays, whole in every process, with their leading axis split over the mesh; None stays None."""
+    """Place host arrays, whole in every process, with their leading axis split over the mesh; None stays None."""
     return jax.tree.map(lambda x: place(x, jax.NamedSharding(mesh, jax.P(BATCH))), tree)
 
 
 def put_rows(tree, mesh: jax.sharding.Mesh):
-    """`put_batch` for host arrays of which each process has its `own_rows` alone."""
-    sharding, parts, own = jax.NamedSharding(mesh, jax.P(BATCH)), batch_shards(mesh), own_parts(mesh)
+    """Place host arrays like `put_batch`, where each process has only its `local_rows`."""
+    sharding, parts, local = jax.NamedSharding(mesh, jax.P(BATCH)), batch_shards(mesh), local_parts(mesh)
 
     def put(x: np.ndarray) -> jax.Array:
-        size = len(x) // len(own)  # rows of a part
+        size = len(x) // len(local)  # rows of a part
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
-            first = own.index((index[0].start or 0) // size) * size
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None  # JAX passes a slice for each axis
+            first = local.index((index[0].start or 0) // size) * size
             return x[first : first + size]
 
         return jax.make_array_from_callback((size * parts, *x.shape[1:]), sharding, part)
@@ -178,31 +204,32 @@ def put_rows(tree, mesh: jax.sharding.Mesh):
 
 
 def place(value: np.ndarray, sharding: jax.NamedSharding) -> jax.Array:
-    """A host array, whole in every process, as a device array."""
+    """Place a host array, whole in every process, on the devices."""
     return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
-# Axes of one element make the sharding of a reshape ambiguous, and JAX may take the wrong axis: these say what it is.
+# Axes of one element make the sharding of a reshape ambiguous, and JAX may take the wrong axis; these functions name it
+# explicitly.
 
 
-def join_rows(x: jax.Array) -> jax.Array:
-    """[B, D, ...] -> [B · D, ...], every device keeping its rows."""
+def join_rows(x: Array) -> jax.Array:
+    """Reshape [B, D, ...] to [B · D, ...], every device keeping its rows."""
     rows, _, *rest = jax.typeof(x).sharding.spec
     return jnp.reshape(x, (x.shape[0] * x.shape[1], *x.shape[2:]), out_sharding=jax.P(rows, *rest))
 
 
-def split_rows(x: jax.Array, count: int) -> jax.Array:
-    """[B · D, ...] -> [B, D, ...] with D = ``count``, the inverse of `join_rows`."""
+def split_rows(x: Array, count: int) -> jax.Array:
+    """Reshape [B · D, ...] to [B, D, ...] with D = ``count``, the inverse of `join_rows`."""
     rows, *rest = jax.typeof(x).sharding.spec
     return jnp.reshape(x, (x.shape[0] // count, count, *x.shape[1:]), out_sharding=jax.P(rows, None, *rest))
 
 
-def reshape_rows(x: jax.Array, *shape: int) -> jax.Array:
-    """[B, ...] -> [B, *shape]; only rows are split over devices."""
+def reshape_rows(x: Array, *shape: int) -> jax.Array:
+    """Reshape [B, ...] to [B, *shape]; only rows are split over devices."""
     rows = jax.typeof(x).sharding.spec[0]
     return jnp.reshape(x, (x.shape[0], *shape), out_sharding=jax.P(rows, *(None for _ in shape)))
 
 
-def microbatches(x: jax.Array, parts: int) -> jax.Array:
-    """[B, ...] -> [parts, B / parts, ...], every part spread over the devices as the batch is."""
+def microbatches(x: Array, parts: int) -> jax.Array:
+    """Reshape [B, ...] to [parts, B / parts, ...], every part spread over the devices as the batch is."""
     return jnp.moveaxis(split_rows(x, parts), 1, 0)

@@ -1,1 +1,1 @@
-"""What a run will need on an accelerator, found out without one: chips, topologies, compiled programs."""
+"""Planning: what a run needs on an accelerator, computed without one from compiled programs."""

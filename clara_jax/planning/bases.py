@@ -1,4 +1,4 @@
-"""The published ``config.json`` of base models that configurations name, for planning where the model itself is not."""
+"""The published ``config.json`` of base models that configurations name, for planning without the model's files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from clara_jax.checkpoints.base import open_base
 from clara_jax.checkpoints.json_file import read_object
 from clara_jax.errors import ClaraError
 
-# What shapes and costs depend on. Phi's tables of rotary factors are left out: they change neither.
+# The fields that shapes and costs depend on, without Phi's tables of rotary factors, which change neither.
 PUBLISHED: dict[str, dict[str, Any]] = {
     "mistralai/Mistral-7B-Instruct-v0.2": {
         "model_type": "mistral",
@@ -44,7 +44,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 
 def base_config(name: str, file: str | None = None) -> dict[str, Any]:
-    """A base model's configuration, without its weights.
+    """Return a base model's configuration, without its weights.
 
     Args:
       name: as `clara_jax.training.config.ModelSection.base`.

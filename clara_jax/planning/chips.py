@@ -1,4 +1,4 @@
-"""Peak figures of TPU chips, as their maker publishes them."""
+"""Peak figures of TPU chips, as published by Google."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Chip:
       ports: links to neighbours; two along each axis of the torus.
       wraps: an axis whose length is a multiple of this closes to a ring.
       source: the public page the figures are from.
-      devices: that JAX sees for a chip.
-      mode: how libtpu is to put the chip's cores together; a v4's two are one device only if it is told.
+      devices: JAX devices of a chip.
+      mode: libtpu's chip configuration; with "megacore" a v4's two cores are one device.
     """
 
     name: str
@@ -34,8 +34,13 @@ class Chip:
     mode: str = "default"
 
     def bandwidth_in(self, shape: tuple[int, ...]) -> float:
-        """Bytes/s that reach the chip with the fewest links, of a slice with so many chips along each axis; inf where
-        the slice is one chip. Along an axis that does not close to a ring, a chip at its end has one link."""
+        """Return the bytes/s that reach the chip with the fewest links, inf where the slice is one chip.
+
+        Along an axis that does not close to a ring, a chip at its end has one link.
+
+        Args:
+          shape: chips of the slice along each axis.
+        """
         links = sum(2 if size % self.wraps == 0 else 1 for size in shape if size > 1)
         return self.ici_bandwidth * links / self.ports if links else math.inf
 

@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices: its collectives, each as often as it runs."""
+"""The collectives of a compiled program: kind, size, and how often each runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterable
 
-from clara_jax.planning.hlo import Instruction, Program
+from clara_jax.planning.hlo import HloModule, Instruction
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
 
@@ -20,8 +20,8 @@ class Collective:
       shapes: of its result's arrays, on one device.
       dtypes: of the same.
       bytes: of its result, on one device.
-      devices: that take part in one such collective together.
-      times: how often a run of the program executes it.
+      devices: the size of its groups.
+      times: executions in a run of the program.
       source: the operation of the model that it comes from, as JAX names it.
     """
 
@@ -35,8 +35,11 @@ class Collective:
 
     @property
     def received(self) -> float:
-        """Bytes that have to reach a device in one execution, whatever the algorithm: of an all-gather's result all but
-        its own part; of an all-reduce twice the part of the others, once to sum and once to spread."""
+        """Return the bytes that have to reach a device in one execution, whatever the algorithm.
+
+        Of an all-gather's result that is all but the device's own part, of an all-reduce twice the part of the others,
+        once for the sum and once for its broadcast.
+        """
         others = (self.devices - 1) / self.devices
         return {
             "all-gather": self.bytes * others,
@@ -46,11 +49,11 @@ class Collective:
         }.get(self.kind, self.bytes)
 
 
-def collectives(program: Program, devices: int) -> list[Collective]:
-    """All collectives, those of one device among ``devices``.
+def collectives(program: HloModule, devices: int) -> list[Collective]:
+    """Return all collectives of a program, as one of ``devices`` devices runs it.
 
-    A TPU runs a collective beside other work in pieces that are written as fusions: one with a start, any number in the
-    middle and one with the end, each of which repeats the collective. The start counts. An all-reduce of which each
+    A TPU overlaps a collective with other work in pieces that are written as fusions: one with a start, any number in
+    the middle and one with the end, each of which repeats the collective. The start counts. An all-reduce of which each
     device keeps a part, which TPUs write as a fusion, too, is a reduce-scatter.
     """
     found = []
@@ -59,7 +62,7 @@ def collectives(program: Program, devices: int) -> list[Collective]:
         if kind not in KINDS or repeats(program, computation):
             continue
         arrays = instruction.arrays
-        if instruction.operation.endswith("-start"):  # operands stand beside results
+        if instruction.operation.endswith("-start"):  # the result holds operands and results
             arrays = arrays[len(arrays) // 2 :] if kind != "collective-permute" else arrays[1:2]
         size = sum(array.bytes for array in arrays)
         members = _members(instruction, devices)
@@ -73,23 +76,26 @@ def collectives(program: Program, devices: int) -> list[Collective]:
 
 
 def totals(found: Iterable[Collective]) -> dict[str, float]:
-    """Bytes that a device receives in a run, by kind."""
+    """Return the bytes that a device receives in a run, by kind."""
     result: dict[str, float] = {}
     for collective in found:
         result[collective.kind] = result.get(collective.kind, 0) + collective.received * collective.times
     return result
 
 
-def repeats(program: Program, computation: str) -> bool:
-    """Whether the collectives of this computation, a piece of an asynchronous one, are counted where they start."""
+def repeats(program: HloModule, computation: str) -> bool:
+    """Return whether a computation is a piece of an asynchronous collective, which is counted where it starts."""
     if computation.startswith("async_collective_fusion"):
         return True
     return any("AsyncCollectiveDone" in i.rest for i in program.computations[computation].values())
 
 
 def _members(instruction: Instruction, devices: int) -> int:
-    """Devices of a group. Groups are written as lists of devices, as ``[groups,members]<=[...]``, or as axes of a mesh:
-    ``mesh['a'=4,'b'=2] {'a'}``."""
+    """Return the number of devices of a group.
+
+    Groups are written as lists of devices, as ``[groups,members]<=[...]``, or as axes of a mesh:
+    ``mesh['a'=4,'b'=2] {'a'}``.
+    """
     if instruction.operation.startswith("collective-permute"):
         return 2
     rest = instruction.rest
@@ -104,6 +110,6 @@ def _members(instruction: Instruction, devices: int) -> int:
 
 
 def _axis(text: str, sizes: dict[str, int]) -> int:
-    """``'a'``, or a part of an axis: ``'a':(2)4``."""
+    """Return the size of an axis, ``'a'``, or of a part of it, ``'a':(2)4``."""
     part = re.search(r"\)(\d+)$", text)
     return int(part[1]) if part else sizes[text.strip("'")]

@@ -1,4 +1,4 @@
-"""Reads the text of a compiled program: its computations, and how often the loops around an instruction make it run."""
+"""Parser of the text of a compiled program (optimised HLO), with the number of times that each instruction runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ class Array:
     """An array of an instruction's result or operands.
 
     Attributes:
-      in_hbm: it lies in the device's memory, and not in one of the small ones beside the cores.
+      dtype: as HLO writes it, e.g. "bf16".
+      shape: of the array.
+      in_hbm: whether it is in HBM, and not in one of the small memories on the cores.
     """
 
     dtype: str
@@ -30,14 +32,14 @@ class Array:
 
     @property
     def bytes(self) -> int:
-        """Types below a byte take a whole one."""
-        width = _BYTES.get(self.dtype) or max(1, int(re.search(r"\d+", self.dtype)[0]) // 8)
+        """Return the size of the array; types below a byte take a whole one."""
+        width = _BYTES.get(self.dtype) or max(1, int(matched(r"\d+", self.dtype)[0]) // 8)
         return width * math.prod(self.shape)
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line: ``name = result operation(rest``; ``rest`` holds operands and attributes."""
+    """A line ``name = result operation(rest``; ``rest`` holds operands and attributes."""
 
     name: str
     result: str
@@ -47,7 +49,7 @@ class Instruction:
 
     @functools.cached_property
     def arrays(self) -> tuple[Array, ...]:
-        """Those of the result, flat where it is a tuple."""
+        """Return the arrays of the result, flat where it is a tuple."""
         return tuple(
             Array(dtype, tuple(int(size) for size in sizes.split(",") if size), "S(" not in layout)
             for dtype, sizes, layout in _ARRAY.findall(self.result)
@@ -55,7 +57,7 @@ class Instruction:
 
     @functools.cached_property
     def operands(self) -> tuple[str, ...]:
-        """Names of other instructions of the computation."""
+        """Return the operands, as names of instructions of the computation."""
         depth, end = 1, 0
         while depth and end < len(self.rest):
             depth += {"(": 1, ")": -1}.get(self.rest[end], 0)
@@ -64,29 +66,37 @@ class Instruction:
 
     @functools.cached_property
     def called(self) -> tuple[str, ...]:
-        """Computations that run when this does; a loop's body is `body`."""
+        """Return the names of the computations that the instruction calls, without a loop's body and condition."""
         branches = re.search(r"\bbranch_computations=\{([^}]*)\}", self.rest)
         return tuple(_CALLED.findall(self.rest)) + tuple(
             name.strip().lstrip("%") for name in (branches[1].split(",") if branches else ())
         )
 
     def attribute(self, name: str) -> str | None:
-        """The word behind ``name=``."""
+        """Return the word after ``name=``, None where the instruction has no such attribute."""
         found = re.search(rf"\b{name}=%?([\w.\-]+)", self.rest)
         return found[1] if found else None
+
+    def computation(self, name: str) -> str:
+        """Return the computation that an attribute names.
+
+        Raises:
+          ValueError: the instruction has no such attribute.
+        """
+        return matched(rf"\b{name}=%?([\w.\-]+)", self.rest)[1]
 
 
 Computation = dict[str, Instruction]  # by name, in order
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
+class HloModule:
     """A compiled program.
 
     Attributes:
       computations: by name.
       entry: the name of the one that runs.
-      otherwise: how often a loop runs whose condition does not say so; None: such a loop is an error.
+      otherwise: trip count of loops where it cannot be read; None: such a loop is an error.
     """
 
     computations: dict[str, Computation]
@@ -94,8 +104,13 @@ class Program:
     otherwise: int | None = None
 
     @classmethod
-    def parse(cls, text: str, otherwise: int | None = None) -> Program:
-        """
+    def parse(cls, text: str, otherwise: int | None = None) -> HloModule:
+        """Return the program of a text.
+
+        Args:
+          text: optimised HLO.
+          otherwise: see the class.
+
         Raises:
           ValueError: the text holds no entry computation.
         """
@@ -120,8 +135,9 @@ class Program:
         return cls(computations, entry, otherwise)
 
     def executed(self) -> Iterator[tuple[str, Instruction, int]]:
-        """``(computation, instruction, how often a run of the program executes it)``, loops multiplied, those inside
-        fusions after the fusion itself.
+        """Yield ``(computation, instruction, executions in a run of the program)``.
+
+        Trip counts of nested loops are multiplied; instructions inside a fusion come after the fusion itself.
 
         Raises:
           ValueError: a loop whose trip count cannot be read.
@@ -133,22 +149,28 @@ class Program:
             yield name, instruction, times
             if instruction.operation == "while":
                 runs = times * self.trip_count(name, instruction)
-                yield from self._executed(instruction.attribute("body"), runs)
-            if instruction.operation.endswith(("-done", "-update")):  # what they call, their start has called
+                yield from self._executed(instruction.computation("body"), runs)
+            if instruction.operation.endswith(("-done", "-update")):  # the start has called it
                 continue
             for called in instruction.called:
                 yield from self._executed(called, times)
 
     def trip_count(self, computation: str, loop: Instruction) -> int:
-        """How often a loop's body runs: as the compiler says, else from its counter, which starts at a constant, stays
-        below another, and has a third added in each run (TPUs unroll loops by two and say nothing of it).
+        """Return how often a loop's body runs.
+
+        The compiler may have written it down. Else it is derived from the loop's counter, which starts at a constant,
+        stays below another, and has a third added in each run (TPUs unroll loops by two without a note).
+
+        Args:
+          computation: of the loop.
+          loop: the instruction.
 
         Raises:
           ValueError: it cannot be read, and there is no ``otherwise``.
         """
         if known := re.search(r'"?known_trip_count"?\s*:\s*\{\s*"n"\s*:\s*"(\d+)"', loop.rest):
             return int(known[1])
-        condition = list(self._inside(loop.attribute("condition")))
+        condition = list(self._inside(loop.computation("condition")))
         compares = [i for i in condition if i.operation == "compare" and "direction=LT" in i.rest]
         limits = [value for i in condition if (value := _integer(i)) is not None]
         index = next((i.attribute("index") for i in condition if i.operation == "get-tuple-element"), None)
@@ -160,13 +182,13 @@ class Program:
         return self.otherwise
 
     def _first(self, outer: Computation, loop: Instruction, index: int) -> int:
-        """The counter before the first run; 0 where that is not written down."""
+        """Return the counter before the first run; 0 where that is not written down."""
         start = outer[loop.operands[0]]
         return (_integer(_source(outer, start.operands[index])) or 0) if start.operation == "tuple" else 0
 
     def _step(self, loop: Instruction, index: int) -> int:
-        """What a run adds to the counter; 1 where that is not written down."""
-        body = self.computations[loop.attribute("body")]
+        """Return the increment of the counter; 1 where that is not written down."""
+        body = self.computations[loop.computation("body")]
         root = next(i for i in body.values() if i.is_root)
         added = _source(body, root.operands[index]) if root.operation == "tuple" else root
         if added.operation != "add":
@@ -180,8 +202,20 @@ class Program:
                 yield from self._inside(called)
 
 
+def matched(pattern: str, text: str) -> re.Match[str]:
+    """Return the first match of a pattern.
+
+    Raises:
+      ValueError: there is none.
+    """
+    found = re.search(pattern, text)
+    if found is None:
+        raise ValueError(f"{pattern!r} is not in {text!r}")
+    return found
+
+
 def _source(computation: Computation, name: str) -> Instruction:
-    """The instruction of that name, or what it is a copy of."""
+    """Return the instruction of that name, or what it is a copy of."""
     found = computation[name]
     while found.operation in ("copy", "bitcast", "convert"):
         found = computation[found.operands[0]]
@@ -189,6 +223,6 @@ def _source(computation: Computation, name: str) -> Instruction:
 
 
 def _integer(instruction: Instruction) -> int | None:
-    """The value of an integer constant."""
+    """Return the value of an integer constant, None for other instructions."""
     found = re.match(r"(\d+)\)", instruction.rest) if instruction.operation == "constant" else None
     return int(found[1]) if found and instruction.result[:3] in ("s32", "u32", "s64", "u64") else None

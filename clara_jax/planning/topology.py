@@ -1,4 +1,4 @@
-"""A TPU slice by name, as devices to compile for; none need be there."""
+"""A TPU slice by name, as devices to compile for, which need not be present."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import re
 from clara_jax.errors import ClaraError
 from clara_jax.planning.chips import CHIPS, Chip
 
-# For libtpu where no TPU is: it asks no metadata server who it is, does not wonder at that on stderr, and lets several
-# processes compile at once. What the machine is called changes nothing of what is compiled.
+# For libtpu without a TPU: no query of the metadata server, no warnings about that, and several processes may compile
+# at once. The names of host and accelerator do not change the compiled programs.
 ABSENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_STDERR_LOG_LEVEL": "3", "ALLOW_MULTIPLE_LIBTPU_LOAD": "true"}
 ABSENT |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5p-8"}
 
 
 def parse(name: str) -> tuple[Chip, tuple[int, ...]]:
-    """``"v5p:4x4x4"`` -> its chip and the chips along each axis.
+    """Return the chip of ``"v5p:4x4x4"``, and the number of chips along each axis.
 
     Raises:
       ClaraError: another form, or a chip that is not in the table.
@@ -30,7 +30,7 @@ def parse(name: str) -> tuple[Chip, tuple[int, ...]]:
 
 
 def devices(name: str) -> list:
-    """The devices of a topology, for compilation alone.
+    """Return the devices of a topology, for compilation alone.
 
     Raises:
       ClaraError: as `parse`; libtpu is missing; libtpu does not know the topology.
@@ -45,6 +45,6 @@ def devices(name: str) -> list:
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=name, chip_config_name=chip.mode)
         return list(found.devices)
-    except Exception as error:  # the runtime raises whatever it likes
+    except Exception as error:  # the runtime documents no type
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ClaraError(f"--topology: {name!r} is not one that libtpu knows: {reason}") from None

@@ -1,10 +1,10 @@
-"""What a stage's step works on, where there is no data to look at: full documents, and prompts of a stated length."""
+"""The shapes of a stage's batches without data: full documents, and prompts of a stated length."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from clara_jax.data.batches import Batch
+from clara_jax.data.batches import Array, Batch
 from clara_jax.data.encoding import TEXT as AS_TEXT
 from clara_jax.data.records import ONE_DOCUMENT
 from clara_jax.data.shapes import Shapes, text_width
@@ -27,9 +27,11 @@ QUESTION = 64
 
 
 def stage_shapes(stage: StageConfig, clara: ClaraConfig, text: int | None = None, target: int | None = None) -> Shapes:
-    """The shapes of a stage's batches with full documents.
+    """Return the shapes of a stage's batches with full documents.
 
     Args:
+      stage: of a configuration.
+      clara: the method's sizes.
       text: tokens of a prompt besides documents, as memories or texts, and target; default by stage.
       target: tokens of a target; default by stage.
 
@@ -56,21 +58,24 @@ def stage_shapes(stage: StageConfig, clara: ClaraConfig, text: int | None = None
 
 
 def full_batch(batch: Batch) -> Batch:
-    """A host batch shaped as an abstract one, in which nothing is padding: what throughput accounting counts."""
+    """Return a host batch with the shapes of an abstract one and without padding, for throughput accounting."""
 
-    def ones(x):
-        return None if x is None else np.ones(x.shape, bool)
+    def ones(x: Array) -> np.ndarray:
+        return np.ones(x.shape, bool)
+
+    def zeros(x: Array) -> np.ndarray:
+        return np.zeros(x.shape, np.int32)
 
     return Batch(
         document_ids=None,
-        document_mask=ones(batch.document_mask),
+        document_mask=None if batch.document_mask is None else ones(batch.document_mask),
         document_valid=ones(batch.document_valid),
         query_ids=None,
-        query_mask=ones(batch.query_mask),
-        prompt_ids=None,
+        query_mask=None if batch.query_mask is None else ones(batch.query_mask),
+        prompt_ids=zeros(batch.prompt_ids),
         prompt_mask=ones(batch.prompt_mask),
-        memory_index=None,
-        labels=np.zeros(batch.labels.shape, np.int32),
+        memory_index=zeros(batch.memory_index),
+        labels=zeros(batch.labels),
         positives=None,
-        example_ids=None,
+        example_ids=zeros(batch.example_ids),
     )

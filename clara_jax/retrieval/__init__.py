@@ -1,1 +1,1 @@
-"""Documents that were compressed once, kept and found again."""
+"""Document stores: documents that are compressed once, stored with their memories, and searched."""

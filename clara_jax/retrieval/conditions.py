@@ -1,4 +1,4 @@
-"""Conditions on chunks: a small grammar over declared columns, and nothing else that a database could run.
+"""Filter conditions on chunks: a small grammar over declared columns, and no other SQL.
 
     condition  = both { OR both }
     both       = one { AND one }
@@ -7,8 +7,8 @@
                | column [NOT] IN "(" value { "," value } ")"
                | column [NOT] LIKE text
 
-A text stands in single quotes, one within it twice; in LIKE, % stands for any characters and _ for one. What is read is
-written anew from its parts, so the store sees operators and literals of ours alone.
+A text stands in single quotes, and a quote within it is doubled; in LIKE, % stands for any characters and _ for one.
+The SQL is generated from the parsed parts, so the store sees only operators and literals of this grammar.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LONGEST = 100_000  # characters of a condition
 MOST = 1000  # comparisons and values, together
 DEEPEST = 16  # parentheses and NOTs within each other
 _LARGEST = 2**63
-_WILD = 16  # of a LIKE
+_WILD = 16  # wildcards of a LIKE
 _TOKEN = re.compile(r"\s*(?:('(?:[^']|'')*')|(-?\d+)(?![\w.])|(\w+)|(<=|>=|<>|!=|[=<>(),]))")
 _COMPARED = ("=", "!=", "<>", "<", "<=", ">", ">=")
 
@@ -43,7 +43,7 @@ def compiled(condition: str) -> str:
     """Return the SQL of a condition on chunks, as LanceDB takes it.
 
     Raises:
-      ClaraError: what is no condition, with the place where it ceases to be one; one that is too long or too deep.
+      ClaraError: no condition, with the position of the mistake; one that is too long or too deep.
     """
     return _Reader(condition).whole()
 
@@ -59,6 +59,7 @@ class _Reader:
         self._next()
 
     def whole(self) -> str:
+        """Parse the condition and return its SQL."""
         sql = self._either()
         if self._token:
             self._fail(f"{self._token[:40]!r} is not expected")
@@ -71,7 +72,7 @@ class _Reader:
         parts = [part()]
         while self._took(word):
             parts.append(part())
-        # In halves, so that the depth of what the store reads grows with the logarithm of their number.
+        # Joined in halves: the depth of the SQL grows with the logarithm of their number.
         while len(parts) > 1:
             pairs = [parts[i : i + 2] for i in range(0, len(parts), 2)]
             parts = [f"({f' {word} '.join(pair)})" if len(pair) > 1 else pair[0] for pair in pairs]
@@ -116,7 +117,7 @@ class _Reader:
             if len(re.findall("[%_]+", pattern)) > _WILD:
                 self._fail(f"a LIKE has more than {_WILD} wildcards")
             return f"({column} {negation}LIKE {pattern})"
-        self._fail(f"{name} needs =, !=, <, <=, >, >=, IN or LIKE behind it")
+        self._fail(f"{name} needs =, !=, <, <=, >, >=, IN or LIKE after it")
 
     def _value(self, name: str, kind: type) -> str:
         self._parts += 1
@@ -141,7 +142,7 @@ class _Reader:
             self._fail(f"{word!r} is missing")
 
     def _next(self) -> None:
-        """Reads the next token; empty at the end."""
+        """Read the next token; empty at the end."""
         self._start = self._at
         if not self._condition[self._at :].strip():
             self._token = ""
@@ -150,6 +151,7 @@ class _Reader:
         if found is None:
             rest = self._condition[self._at :].strip()
             self._fail(f"{rest[:20]!r} cannot be read")
+        assert found.lastindex is not None  # every alternative of the pattern is a group
         self._at, self._token = found.end(), found[found.lastindex]
 
     def _fail(self, why: str) -> NoReturn:

@@ -1,7 +1,7 @@
 """The document store: chunks with their memories in a LanceDB table, on a disk or in a bucket.
 
-A commit replaces whole documents, so a store holds each document as it was before or as it is after, whenever a writer
-is stopped. What a chunk was made of is known by its key: a chunk with the same key need not be compressed again.
+A commit replaces whole documents, so a store holds each document as before or after a commit, whenever a writer is
+stopped. The key of a chunk is a hash of its tokens: a chunk with the same key need not be compressed again.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from clara_jax.retrieval.rows import (
     schema,
     vector_array,
 )
-from clara_jax.retrieval.table import Locks, StoreFailed, Table, connect, errors, names
+from clara_jax.retrieval.table import Locks, StoreError, Table, connect, errors, names
 from clara_jax.retrieval.words import asked
 
 FORMAT = 2
 _CHUNKS, _PROJECTION = "chunks", "projection"
-_FEWEST_INDEXED = 10_000  # chunks; of fewer every search vector is looked at
-_FEW = 1000  # chunks that are not in an index yet, and are looked through one by one
-# Words are cut by `clara_jax.retrieval.words`; LanceDB takes what stands between blanks, and English endings off.
+_FEWEST_INDEXED = 10_000  # chunks; of fewer, every search vector is scored
+_FEW = 1000  # chunks that are not in an index yet, and are scanned one by one
+# `clara_jax.retrieval.words` splits the text into words; LanceDB splits these at blanks and stems English words.
 _WORDS = FTS(
     base_tokenizer="whitespace", lower_case=False, ascii_folding=False, remove_stop_words=False, max_token_length=None
 )
@@ -49,7 +49,7 @@ _WORDS = FTS(
 
 @dataclasses.dataclass(frozen=True)
 class StoredDocument:
-    """A document of a store: how many chunks it has, and their tokens."""
+    """A document of a store, with the numbers of its chunks and tokens."""
 
     id: str
     title: str
@@ -59,13 +59,14 @@ class StoredDocument:
 
 
 class DocumentStore:
-    """A table of chunks. Any number of readers and writers, each an object of its own for one thread at a time.
+    """A table of chunks, for any number of readers and writers.
 
-    A read sees the last commit; reads that belong together stand in a block of `reading`.
+    Each reader or writer has a separate object, used by one thread at a time. A read sees the last commit; reads that
+    belong together stand in a block of `reading`.
 
     Attributes:
       location: a directory, or the URL of a bucket.
-      remote: it is a URL.
+      remote: whether it is a URL.
       encoding: of memories.
       fingerprint: of the compressor (`clara_jax.bundle.Bundle.compressor_fingerprint`).
     """
@@ -80,7 +81,7 @@ class DocumentStore:
 
     @classmethod
     def exists(cls, location: str | os.PathLike) -> bool:
-        """Whether there is a store."""
+        """Return whether there is a store."""
         location = os.path.expanduser(os.fspath(location))
         if "://" not in location and not os.path.isdir(location):
             return False  # a connection would make the directory
@@ -89,10 +90,10 @@ class DocumentStore:
 
     @classmethod
     def open(cls, location: str | os.PathLike) -> DocumentStore:
-        """Opens a store.
+        """Open a store.
 
         Raises:
-          ClaraError: there is none, or it is of another format.
+          ClaraError: there is none, or it has another format.
         """
         location = os.path.expanduser(os.fspath(location))
         if not cls.exists(location):
@@ -104,10 +105,10 @@ class DocumentStore:
     def open_or_make(
         cls, location: str | os.PathLike, fingerprint: str, encoding: str, memory_tokens: int, width: int
     ) -> DocumentStore:
-        """Opens a store, or makes an empty one; either way it is for this compressor.
+        """Open a store of this compressor, or make an empty one.
 
         Raises:
-          ClaraError: it is another compressor's or encoding's, or the place cannot be written.
+          ClaraError: it has another compressor or encoding, or the place cannot be written.
         """
         location = os.path.expanduser(os.fspath(location))
         about = {"format": FORMAT, "fingerprint": fingerprint, "encoding": encoding}
@@ -115,7 +116,7 @@ class DocumentStore:
         size = MemoryEncoding(encoding, memory_tokens, width).size
         if not cls.exists(location):
             with errors(location, "made"):
-                # Another writer may make it at the same time; whose it is, is looked at below.
+                # Another writer may make it at the same time; the compressor is checked below.
                 connect(location).create_table(_CHUNKS, schema=schema(size, about), exist_ok=True)
         store = cls.open(location)
         store._table.have_unique("id")
@@ -129,10 +130,10 @@ class DocumentStore:
         return store
 
     def check(self, fingerprint: str) -> None:
-        """Refuses a store of another compressor.
+        """Check that the store is of this compressor.
 
         Raises:
-          ClaraError: it is.
+          ClaraError: it is of another one.
         """
         if fingerprint != self.fingerprint:
             raise ClaraError(
@@ -141,28 +142,32 @@ class DocumentStore:
             )
 
     def __len__(self) -> int:
-        """Chunks."""
+        """Return the number of chunks."""
         return self._table.read(len)
 
     @property
     def version(self) -> int:
-        """A number that changes with every commit, of whichever process."""
+        """A number that changes with every commit of any process."""
         return self._table.read(lambda table: table.version)
 
     def reading(self) -> contextlib.AbstractContextManager[Any]:
-        """Has all reads in the block be of one version, the newest when it begins."""
+        """Return a block in which all reads see one version, the newest when it begins."""
         return self._table.reading()
 
     # --- writing ---
 
     def writing(self) -> contextlib.AbstractContextManager[None]:
-        """For whoever reads what is there and writes accordingly: waits for other writers, and keeps them out; those in
-        a bucket only from parting a commit."""
+        """Return a block of a read-modify-write, which waits for other writers and keeps them out.
+
+        A bucket has no locks: there, only a single commit is atomic.
+        """
         return self._locks.writing()
 
     def known(self, documents: Sequence[str]) -> dict[str, dict[str, tuple[StoredChunk, bytes]]]:
-        """The chunks of some documents: document -> chunk id -> (chunk, key); documents that are not there are left
-        out. The key of a damaged chunk is empty: it is like no other."""
+        """Return the chunks of some documents, as document -> chunk id -> (chunk, key).
+
+        Documents that are not in the store are left out. The key of a damaged chunk is empty, and so equals no other.
+        """
         found: dict[str, dict[str, tuple[StoredChunk, bytes]]] = {}
         if documents:
             for chunk, key, whole in self._chunks(among("document", documents)):
@@ -178,10 +183,12 @@ class DocumentStore:
         outdated: Sequence[str] = (),
         vectors: np.ndarray | None = None,
     ) -> None:
-        """Writes chunks of whole documents, and takes away what those documents had besides, in one commit.
+        """Write chunks of whole documents, and delete the documents' other chunks, in one commit.
 
         Args:
-          chunks: with ``keys``, 16 bytes each, and ``memories`` [n, M, E].
+          chunks: to be inserted or updated.
+          keys: of the chunks, 16 bytes each.
+          memories: of the chunks, [n, M, E].
           kept: ids of chunks of these documents that stay as they are.
           outdated: documents that had chunks before, and may have none now.
           vectors: search vectors float32 [n, 256]; None where the store has none yet.
@@ -190,7 +197,7 @@ class DocumentStore:
           ClaraError: the file system refuses; nothing is written then.
         """
         rows = as_rows(chunks, keys, self.encoding.encode(memories), vectors)
-        # Whatever another writer has done since: these documents are what is given here.
+        # The given chunks replace these documents whatever another writer has committed since.
         whole = sorted({*outdated, *(chunk.document for chunk in chunks)})
         stale = among("document", whole) + (f" AND NOT ({among('id', kept)})" if kept else "")
 
@@ -205,10 +212,10 @@ class DocumentStore:
             self._table.tidy()
 
     def delete(self, documents: Sequence[str]) -> int:
-        """Takes documents away, damaged ones too.
+        """Delete documents, damaged ones too.
 
         Returns:
-          how many were there.
+          the number of documents that were in the store.
         """
         if not documents:
             return 0
@@ -222,55 +229,57 @@ class DocumentStore:
     # --- searching ---
 
     def projection(self) -> np.ndarray | None:
-        """What `set_projection` was given, float32 [rows, M·E], or None."""
+        """Return the rows that `set_projection` stored, float32 [rows, M·E], or None."""
         table = self._projection_table()
         if table is None:
             return None
-        rows = table.read(lambda own: own.search().select(["row"]).to_arrow()["row"])
+        rows = table.read(lambda stored: stored.search().select(["row"]).to_arrow()["row"])
         return as_bytes(rows).view("<f4")
 
     @property
     def projection_version(self) -> int:
-        """A number that changes with what `projection` gives; 0 where it gives None."""
+        """A number that changes with `projection`; 0 where there is none."""
         table = self._projection_table()
-        return 0 if table is None else table.read(lambda own: own.version)
+        return 0 if table is None else table.read(lambda stored: stored.version)
 
     def _projection_table(self) -> Table | None:
+        """Open the table of the projection, None where there is none."""
         with errors(self.location, "read"):
             if self._projection is None and _PROJECTION in names(self._database):
                 self._projection = Table(self.location, self._database, _PROJECTION, self._locks)
         return self._projection
 
     def set_projection(self, rows: np.ndarray) -> None:
-        """Keeps what search vectors are made with, float32 [rows, M·E], in the place of what was there."""
+        """Store the projection of search vectors, float32 [rows, M·E], in place of the one before."""
         table = pa.table({"row": binary(np.ascontiguousarray(rows, "<f4").view(np.uint8))})
         with self.writing():
             with errors(self.location, "written"):
                 there = self._projection_table() is not None
                 self._database.create_table(_PROJECTION, table, mode="overwrite" if there else "create")
-            self._projection_table().tidy(now=True)
+            stored = self._projection_table()
+            assert stored is not None  # it has just been created
+            stored.tidy(now=True)
 
     def set_vectors(self, ids: Sequence[str], vectors: np.ndarray) -> None:
-        """Gives chunks their search vectors, float32 [n, 256]."""
-        own = pa.schema([schema(self.encoding.size, {}).field(name) for name in ("id", "vector")])
-        rows = pa.table([pa.array(ids, pa.string()), vector_array(vectors, len(ids))], schema=own)
+        """Set the search vectors of chunks, float32 [n, 256]."""
+        columns = pa.schema([schema(self.encoding.size, {}).field(name) for name in ("id", "vector")])
+        rows = pa.table([pa.array(ids, pa.string()), vector_array(vectors, len(ids))], schema=columns)
         merge = lambda table: table.merge_insert("id").when_matched_update_all().execute(rows)  # noqa: E731
         self._table.commit("written", merge)
 
     def index_words(self) -> None:
-        """Makes the index that `words` searches, where there is none, and brings it up to date where it lacks much; see
-        `tidy`."""
+        """Make the index of `words` where there is none, and update it where it lacks many rows; see `tidy`."""
         self._index("words", _WORDS)
-        self.tidy(now=self._table.read(_behind))
+        self.tidy(now=self._table.read(_index_is_stale))
 
     def index_vectors(self) -> None:
-        """Makes the index that `nearest` searches, where there are enough chunks for one; see `tidy`."""
+        """Make the index of `nearest` where there are enough chunks for one; see `tidy`."""
         if len(self) >= _FEWEST_INDEXED:
-            # A byte for each number: what product quantization would lose here is most of the recall.
+            # A byte for each number: product quantization would lose most of the recall here.
             self._index("vector", IvfSq(distance_type="dot"))
 
     def tidy(self, now: bool = False) -> None:
-        """See `Table.tidy`. What is not in an index yet is found all the same, more slowly."""
+        """Compact the table; see `Table.tidy`. Rows that are not in an index yet are found as well, more slowly."""
         self._table.tidy(now)
 
     def _index(self, column: str, config: Any) -> None:
@@ -282,22 +291,26 @@ class DocumentStore:
             self._table.commit("indexed", make)
 
     def nearest(self, query: np.ndarray, count: int, condition: str | None = None) -> list[str]:
-        """The ids of the chunks whose search vectors have the largest inner products with a query's, float32 [256].
+        """Return the ids of the chunks whose search vectors have the largest inner products with a query's.
 
         Args:
+          query: a search vector, float32 [256].
+          count: the number of ids.
           condition: see `where`.
         """
 
         def search(table: Any) -> Any:
-            own = table.search(query, vector_column_name="vector").distance_type("dot").limit(count)
-            return _where(own, condition).select(["id", "_distance"]).to_arrow()
+            found = table.search(query, vector_column_name="vector").distance_type("dot").limit(count)
+            return _where(found, condition).select(["id", "_distance"]).to_arrow()
 
         return self._table.read(search, "searched")["id"].to_pylist()
 
     def words(self, text: str, count: int, condition: str | None = None) -> list[tuple[str, float]]:
-        """(id, BM25 score) of the chunks that best match a text's words, best first.
+        """Return (id, BM25 score) of the chunks that best match a text's words, best first.
 
         Args:
+          text: the query.
+          count: the number of chunks.
           condition: see `where`.
         """
         wanted = asked(text)
@@ -305,8 +318,9 @@ class DocumentStore:
             return []
 
         def search(table: Any) -> Any:
-            own = table.search(MatchQuery(wanted, "words"), query_type="fts").limit(count)
-            return _where(own, condition).select(["id", "_score"]).to_arrow()
+            query = MatchQuery(wanted, "words")  # pyright: ignore[reportCallIssue]  # it does not see pydantic's defaults
+            found = table.search(query, query_type="fts").limit(count)
+            return _where(found, condition).select(["id", "_score"]).to_arrow()
 
         rows = self._table.read(search, "searched")
         return list(zip(rows["id"].to_pylist(), rows["_score"].to_pylist(), strict=True))
@@ -314,20 +328,20 @@ class DocumentStore:
     # --- reading ---
 
     def where(self, condition: str) -> list[str]:
-        """The ids of the chunks for which a condition holds (`clara_jax.retrieval.conditions`).
+        """Return the ids of the chunks for which a condition holds (`clara_jax.retrieval.conditions`).
 
         Raises:
-          ClaraError: the condition cannot be understood.
+          ClaraError: the condition cannot be parsed.
         """
         return self._rows(compiled(condition), ["id"])["id"].to_pylist()
 
     def index(self) -> tuple[list[str], list[bytes]]:
-        """The ids and keys of all chunks."""
+        """Return the ids and keys of all chunks."""
         rows = self._rows(None, ["id", "key"])
         return rows["id"].to_pylist(), rows["key"].to_pylist()
 
     def chunks(self, ids: Sequence[str]) -> list[StoredChunk]:
-        """Chunks by id, in the order of the ids.
+        """Return chunks by id, in the order of the ids.
 
         Raises:
           ClaraError: one of them is not there, or is damaged.
@@ -341,30 +355,30 @@ class DocumentStore:
         return [found[name] for name in ids]
 
     def memories(self, ids: Sequence[str]) -> np.ndarray:
-        """Memories by id, [n, M, E] of ``encoding.dtype``, in the order of the ids.
+        """Return memories by id, [n, M, E] of ``encoding.dtype``, in the order of the ids.
 
         Raises:
           ClaraError: one of them is not there, or is damaged.
         """
         rows = self._rows(among("id", ids) if ids else "false", ["id", "memory", "memory_checksum"])
-        own, encoded = self._whole_memories(rows)
-        places = {name: place for place, name in enumerate(own)}
+        stored, encoded = self._whole_memories(rows)
+        places = {name: place for place, name in enumerate(stored)}
         self._check_there(ids, places)
         return self.encoding.decode(encoded)[[places[name] for name in ids]]
 
     def all_memories(self, rows: int) -> Iterator[tuple[list[str], list[bytes], np.ndarray]]:
-        """All chunks' (ids, keys, memories [n, M, E]), at most ``rows`` at a time.
+        """Yield all chunks' (ids, keys, memories [n, M, E]), at most ``rows`` at a time.
 
         Raises:
           ClaraError: one of them is damaged.
         """
         columns = ["id", "key", "memory", "memory_checksum"]
         for batch in self.rows(columns, rows):
-            own, encoded = self._whole_memories(batch)
-            yield own, batch["key"].to_pylist(), self.encoding.decode(encoded)
+            ids, encoded = self._whole_memories(batch)
+            yield ids, batch["key"].to_pylist(), self.encoding.decode(encoded)
 
     def documents(self, offset: int = 0, limit: int | None = None) -> tuple[list[StoredDocument], int]:
-        """Documents in the order of their ids, and how many there are in all."""
+        """Return documents in the order of their ids, and the number of all documents."""
         rows = self._rows(None, ["document", "title", "source", "tokens"])
         sums = [("title", "min"), ("source", "min"), ("document", "count"), ("tokens", "sum")]
         grouped = rows.group_by("document").aggregate(sums).sort_by("document")
@@ -373,7 +387,7 @@ class DocumentStore:
         return [StoredDocument(*(row[name] for name in names)) for row in taken], grouped.num_rows
 
     def stats(self) -> dict[str, Any]:
-        """Numbers of the store: documents, chunks, tokens, bytes and what it is for."""
+        """Return statistics of the store: documents, chunks, tokens, bytes, and the compressor and encoding."""
         with self.reading():
             rows, version = self._rows(None, ["document", "tokens"]), self.version
             size = self._table.read(lambda table: table.stats()["total_bytes"])
@@ -392,13 +406,13 @@ class DocumentStore:
 
     def _rows(self, condition: str | None, columns: list[str]) -> pa.Table:
         def search(table: Any) -> pa.Table:
-            own = table.search()
-            return (own.where(condition) if condition else own).select(columns).to_arrow()
+            query = table.search()
+            return (query.where(condition) if condition else query).select(columns).to_arrow()
 
         return self._table.read(search)
 
     def rows(self, columns: list[str], rows: int) -> Iterator[pa.Table]:
-        """All rows of one version, at most so many at a time."""
+        """Yield all rows of one version, at most ``rows`` at a time."""
         with self.reading() as table:
             with errors(self.location, "read"):
                 batches = iter(table.search().select(columns).to_batches(rows))
@@ -411,25 +425,25 @@ class DocumentStore:
                     yield pa.Table.from_batches([batch])
 
     def _chunks(self, condition: str) -> Iterator[tuple[StoredChunk, bytes, bool]]:
-        """Chunks with their keys, and whether they are as they were written."""
+        """Yield chunks with their keys, and whether their checksums hold."""
         rows = self._rows(condition, [*FACTS, "key", "facts_checksum"])
         return map(as_chunk, rows.to_pylist())
 
     def _whole_memories(self, rows: pa.Table) -> tuple[list[str], np.ndarray]:
-        """The ids and memories of rows, uint8 [n, size].
+        """Return the ids and memories of rows, uint8 [n, size].
 
         Raises:
           ClaraError: one of them is damaged.
         """
-        own, encoded = rows["id"].to_pylist(), as_bytes(rows["memory"])
-        damaged = damaged_memories(own, encoded, rows["memory_checksum"].to_pylist())
+        ids, encoded = rows["id"].to_pylist(), as_bytes(rows["memory"])
+        damaged = damaged_memories(ids, encoded, rows["memory_checksum"].to_pylist())
         if damaged:
             raise self._damaged(damaged)
-        return own, encoded
+        return ids, encoded
 
-    def _damaged(self, ids: Sequence[str]) -> StoreFailed:
+    def _damaged(self, ids: Sequence[str]) -> StoreError:
         others = f" and {len(ids) - 1} others are" if len(ids) > 1 else " is"
-        return StoreFailed(
+        return StoreError(
             f"{self.location}: chunk {ids[0]!r}{others} not as it was written: the disk, or what wrote to it, has "
             "damaged it; python -m clara_jax.compress --verify names all such chunks, delete their documents and add "
             "them again"
@@ -441,8 +455,8 @@ class DocumentStore:
             raise ClaraError(f"{self.location}: has no chunk {min(missing)!r}" + (" and others" * (len(missing) > 1)))
 
     @staticmethod
-    def _about(location: str, own: pa.Schema) -> Mapping[str, Any]:
-        about = json.loads((own.metadata or {}).get(ABOUT, b"{}"))
+    def _about(location: str, stored: pa.Schema) -> Mapping[str, Any]:
+        about = json.loads((stored.metadata or {}).get(ABOUT, b"{}"))
         if about.get("format") != FORMAT:
             raise ClaraError(
                 f"{location}: is a store of format {about.get('format')}, this program reads {FORMAT}; make it again "
@@ -451,10 +465,10 @@ class DocumentStore:
         return about
 
 
-def _behind(table: Any) -> bool:
-    """Whether an index lacks so many rows that looking through them takes longer than the index is worth."""
+def _index_is_stale(table: Any) -> bool:
+    """Return whether an index lacks so many rows that a search spends its time on scanning them."""
     indices = table.list_indices()
-    return any(own.num_unindexed_rows > max(_FEW, own.num_indexed_rows // 10) for own in indices)
+    return any(index.num_unindexed_rows > max(_FEW, index.num_indexed_rows // 10) for index in indices)
 
 
 def _where(search: Any, condition: str | None) -> Any:

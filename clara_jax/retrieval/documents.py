@@ -1,4 +1,4 @@
-"""Documents as a store takes them: cut into chunks, read from files, folders and data sets that were built."""
+"""Chunked documents for a store, read from files, folders and built data sets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clara_jax.data.builders.passages import Passage, parse_passage
 from clara_jax.data.builders.source import INFO, RecordSource, dataset_directory, read_metadata
 from clara_jax.data.corpus.chunks import Chunker
 from clara_jax.data.corpus.counting import TokenCounter
-from clara_jax.data.corpus.documents import Document
+from clara_jax.data.corpus.documents import CorpusDocument
 from clara_jax.data.corpus.files import JSONL, find_files
 from clara_jax.data.corpus.readers import json_document, read_file
 from clara_jax.data.jsonl import decode, is_remote, raw_lines
@@ -22,7 +22,7 @@ from clara_jax.retrieval.rows import StoredChunk
 LONGEST_ID = 512  # characters
 
 
-class CutDocument(NamedTuple):
+class ChunkedDocument(NamedTuple):
     """A document's id and its chunks, in order."""
 
     id: str
@@ -30,12 +30,12 @@ class CutDocument(NamedTuple):
 
 
 def chunker_of(tokenizer: ClaraTokenizer) -> Chunker:
-    """Cuts documents into chunks that this model's compressor reads whole."""
+    """Return a chunker whose chunks this model's compressor reads whole."""
     return Chunker(TokenCounter(tokenizer), tokenizer.doc_max_length)
 
 
-def cut(document: Document, chunker: Chunker) -> CutDocument:
-    """A document in chunks; none of a blank one.
+def chunk_document(document: CorpusDocument, chunker: Chunker) -> ChunkedDocument:
+    """Split a document into chunks; a blank one has none.
 
     Raises:
       ClaraError: an id that is empty, too long or holds control characters.
@@ -43,17 +43,17 @@ def cut(document: Document, chunker: Chunker) -> CutDocument:
     chunks = (
         StoredChunk(x.id, x.document, x.title, x.text, x.source, x.start, x.end, x.tokens) for x in chunker(document)
     )
-    return CutDocument(_checked(document.id, document.source), tuple(chunks))
+    return ChunkedDocument(_checked(document.id, document.source), tuple(chunks))
 
 
-def read(inputs: Sequence[str], chunker: Chunker, follow_links: bool = False) -> Iterator[CutDocument]:
-    """The documents of some inputs, in order.
+def read(inputs: Sequence[str], chunker: Chunker, follow_links: bool = False) -> Iterator[ChunkedDocument]:
+    """Read the documents of some inputs, in order.
 
     Args:
       inputs: folders, files (.txt, .md, .html, .pdf, .jsonl, each also .gz or .zst), patterns, and directories of data
         sets that ``python -m clara_jax.data build`` made of a corpus. The lines of a corpus file (those that name the
         document they were cut from) are chunks already; lines of one document stand together.
-      chunker: for what is not cut yet.
+      chunker: for documents that are not chunked yet.
       follow_links: see `clara_jax.data.corpus.files.find_files`.
 
     Raises:
@@ -71,7 +71,7 @@ def read(inputs: Sequence[str], chunker: Chunker, follow_links: bool = False) ->
         yield document
 
 
-def _read(given: str, chunker: Chunker, follow_links: bool) -> Iterator[CutDocument]:
+def _read(given: str, chunker: Chunker, follow_links: bool) -> Iterator[ChunkedDocument]:
     if not is_remote(given) and _is_dataset(given):
         directory = dataset_directory(given)
         splits = read_metadata(directory)["splits"]
@@ -84,7 +84,7 @@ def _read(given: str, chunker: Chunker, follow_links: bool) -> Iterator[CutDocum
         if file.kind == JSONL:
             yield from _lines(file.path, file.name, chunker)
         else:
-            yield cut(read_file(file), chunker)
+            yield chunk_document(read_file(file), chunker)
 
 
 def _is_dataset(given: str) -> bool:
@@ -93,8 +93,8 @@ def _is_dataset(given: str) -> bool:
     )
 
 
-def _lines(path: str, name: str, chunker: Chunker) -> Iterator[CutDocument]:
-    """Lines that are documents, and stretches of lines that are chunks of one."""
+def _lines(path: str, name: str, chunker: Chunker) -> Iterator[ChunkedDocument]:
+    """Read lines that are documents, and runs of lines that are chunks of one document."""
 
     def kind(line: tuple[str, bytes, bool]) -> bool:
         return line[2]
@@ -104,7 +104,7 @@ def _lines(path: str, name: str, chunker: Chunker) -> Iterator[CutDocument]:
         if is_chunk:
             yield from _joined((parse_passage(decode(line, where), where) for where, line, _ in lines), chunker)
         else:
-            yield from (cut(json_document(line, where, name), chunker) for where, line, _ in lines)
+            yield from (chunk_document(json_document(line, where, name), chunker) for where, line, _ in lines)
 
 
 def _is_chunk(line: bytes, where: str) -> bool:
@@ -114,9 +114,9 @@ def _is_chunk(line: bytes, where: str) -> bool:
     return isinstance(fields, dict) and bool(fields.get("document"))
 
 
-def _joined(passages: Iterable[Passage], chunker: Chunker) -> Iterator[CutDocument]:
-    for _, own in itertools.groupby(passages, lambda passage: passage.document or passage.id):
-        parts = list(own)
+def _joined(passages: Iterable[Passage], chunker: Chunker) -> Iterator[ChunkedDocument]:
+    for _, group in itertools.groupby(passages, lambda passage: passage.document or passage.id):
+        parts = list(group)
         first, counts = parts[0], chunker.count([part.text for part in parts])
         for part, tokens in zip(parts, counts, strict=True):
             if tokens > chunker.max_tokens:
@@ -129,7 +129,7 @@ def _joined(passages: Iterable[Passage], chunker: Chunker) -> Iterator[CutDocume
             StoredChunk(x.id, document, x.title, x.text, x.source, x.start, x.end, n)
             for x, n in zip(parts, counts, strict=True)
         )
-        yield CutDocument(document, tuple(chunks))
+        yield ChunkedDocument(document, tuple(chunks))
 
 
 def _checked(name: str, where: str) -> str:

@@ -1,4 +1,4 @@
-"""How a memory lies in a store: bytes of one of a few number formats."""
+"""The storage formats of memories: bytes of one of a few number formats."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ _SCALE = np.dtype("<f4")  # of int8: one for each memory vector, the largest mag
 
 
 class MemoryEncoding:
-    """Memories [n, M, E] to bytes [n, `size`] and back.
+    """A codec of memories [n, M, E] as bytes [n, `size`].
 
     Args:
-      name: one of `ENCODINGS`. "int8" keeps each memory vector as whole numbers with a scale of its own.
-      memory_tokens, width: M, E.
+      name: one of `ENCODINGS`. "int8" keeps each memory vector as whole numbers with one scale.
+      memory_tokens: M.
+      width: E.
 
     Raises:
       ClaraError: an unknown name.
@@ -35,12 +36,11 @@ class MemoryEncoding:
 
     @property
     def dtype(self) -> np.dtype:
-        """What `decode` gives: a float that holds every value of the encoding as it was stored, or for "int8" within
-        its own rounding."""
+        """The dtype of `decode`: a float that holds every stored value exactly, or for "int8" within its rounding."""
         return _FLOATS["bfloat16" if self.name == INT8 else self.name]
 
     def encode(self, memories: np.ndarray) -> np.ndarray:
-        """Memories, a float dtype [n, M, E] -> uint8 [n, size].
+        """Encode memories of a float dtype [n, M, E] as uint8 [n, size].
 
         Raises:
           ClaraError: a number that the encoding cannot hold.
@@ -57,7 +57,7 @@ class MemoryEncoding:
         return np.concatenate([_bytes_of_rows(part) for part in parts], axis=1)
 
     def decode(self, rows: np.ndarray) -> np.ndarray:
-        """uint8 [n, size] -> memories [n, M, E] of `dtype`."""
+        """Decode uint8 [n, size] to memories [n, M, E] of `dtype`."""
         tokens, width = self.shape
         if self.name != INT8:
             return np.ascontiguousarray(rows).view(self.dtype).reshape(-1, tokens, width)
@@ -67,10 +67,10 @@ class MemoryEncoding:
 
 
 def _bytes_of_rows(array: np.ndarray) -> np.ndarray:
-    """uint8 [n, bytes of a row]."""
+    """Return the bytes of an array's rows, uint8 [n, bytes of a row]."""
     return np.ascontiguousarray(array).view(np.uint8).reshape(len(array), math.prod(array.shape[1:]) * array.itemsize)
 
 
 def closest_float(precision: str) -> str:
-    """The encoding of two bytes for memories computed in "float32" or "bfloat16"."""
+    """Return the encoding of two bytes that loses least of memories computed in a precision."""
     return "bfloat16" if precision == "bfloat16" else "float16"

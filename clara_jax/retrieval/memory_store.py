@@ -1,8 +1,8 @@
-"""Memories of documents on disk or in a bucket: compressed once, read by the document's tokens.
+"""Memories of documents on disk or in a bucket: compressed once, looked up by a hash of the document's tokens.
 
 A store is two TensorStore arrays (Zarr 3) with a row for each document, grown in blocks of `ROWS`: its memory, and its
 key, a hash of its tokens. A memory is written before its key, and each block of either at once, so whenever a writer is
-stopped, a key that is there has its memory, and what has no key is written again. Rows without a key are holes.
+stopped, every stored key has its memory, and a memory without a key is written again. Rows without a key are holes.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ import tensorstore
 from clara_jax.errors import ClaraError
 from clara_jax.files import locked
 
-ROWS = 256  # documents of a block, which is one file; each is read on its own
+ROWS = 256  # documents of a block, which is one file; each can be read alone
 FORMAT = 1
 _KEY_BYTES = 16
 _KEY = np.dtype(f"V{_KEY_BYTES}")
-_ABOUT = "clara_jax"  # our entry among the array's attributes
-_DAMAGE = ("DATA_LOSS", "NOT_FOUND", "FAILED_PRECONDITION")  # what TensorStore calls it
+_ABOUT = "clara_jax"  # the key of the metadata among the array's attributes
+_DAMAGE = ("DATA_LOSS", "NOT_FOUND", "FAILED_PRECONDITION")  # the status codes of TensorStore
 _REMEDY = "delete the directory, and its documents are compressed anew"
 
 
 def document_key(ids: np.ndarray) -> bytes:
-    """What a document is known by: a hash of its token ids, int32 [T]."""
+    """Return a document's key, a hash of its token ids, int32 [T]."""
     return hashlib.blake2b(np.ascontiguousarray(ids, "<i4").tobytes(), digest_size=_KEY_BYTES).digest()
 
 
 def document_keys(documents: Sequence[np.ndarray]) -> np.ndarray:
-    """The keys of documents, void16 [N]."""
+    """Return the keys of documents, void16 [N]."""
     return np.frombuffer(b"".join(map(document_key, documents)), _KEY)
 
 
@@ -44,8 +44,9 @@ class MemoryStore:
     Args:
       location: a directory, or the URL of a bucket (``gs://bucket/path``, ``s3://bucket/path``); made where missing.
       fingerprint: of the compressor (`clara_jax.bundle.Bundle.compressor_fingerprint`).
-      memory_tokens, width: M, E.
-      dtype: of memories, as the compressor computes them: "bfloat16" or "float32".
+      memory_tokens: M.
+      width: E.
+      dtype: of memories, the compute dtype of the compressor: "bfloat16" or "float32".
 
     Raises:
       ClaraError: it cannot be opened or made; it belongs to another compressor.
@@ -58,7 +59,7 @@ class MemoryStore:
         self._read_all()
 
     def __len__(self) -> int:
-        """Documents in the store."""
+        """Return the number of documents."""
         return len(self._sorted)
 
     @property
@@ -68,15 +69,16 @@ class MemoryStore:
 
     @property
     def dtype(self) -> np.dtype:
+        """The dtype of memories."""
         return self._memories.dtype.numpy_dtype
 
     def has(self, keys: np.ndarray) -> np.ndarray:
-        """Which of the keys, void16 [N], are in the store; bool [N]."""
+        """Return which of the keys, void16 [N], are in the store; bool [N]."""
         return self._find(keys) >= 0
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """For `append`: keeps other processes of this machine's file systems from writing, having read what they wrote.
+        """Lock the store for `append`, and read the rows that other processes have written; a bucket has no lock.
 
         Raises:
           ClaraError: another process writes.
@@ -88,14 +90,14 @@ class MemoryStore:
             yield
 
     def append(self, keys: np.ndarray, memories: np.ndarray) -> None:
-        """Adds documents, in blocks of their own; within `writing`.
+        """Add documents in new blocks; within `writing`.
 
         Args:
           keys: void16 [N], none of which is in the store.
           memories: [N, M, E].
 
         Raises:
-          ClaraError: the file system refuses.
+          ClaraError: the store cannot be written.
         """
         if not len(keys):
             return
@@ -109,7 +111,7 @@ class MemoryStore:
         self._index(np.concatenate([self._rows, np.zeros(start - len(self._rows), _KEY), keys]))
 
     def read(self, keys: np.ndarray) -> np.ndarray:
-        """The memories of documents, [N, M, E]; equal keys are read once.
+        """Read the memories of documents, [N, M, E]; equal keys are read once.
 
         Args:
           keys: void16 [N].
@@ -125,16 +127,16 @@ class MemoryStore:
             return self._memories[rows].read().result()[places]
 
     def read_documents(self, documents: Sequence[np.ndarray | None]) -> np.ndarray:
-        """`read` by token ids; zeros where there is no document."""
+        """Read memories by token ids, [N, M, E]; zeros where a document is None."""
         result = np.zeros((len(documents), *self.shape), self.dtype)
-        there = [place for place, ids in enumerate(documents) if ids is not None]
+        there = {place: ids for place, ids in enumerate(documents) if ids is not None}
         if there:
-            result[there] = self.read(document_keys([documents[place] for place in there]))
+            result[list(there)] = self.read(document_keys(list(there.values())))
         return result
 
     def _read_all(self) -> None:
-        """Opens the arrays as they are now, and reads the keys."""
-        # A key that is there has its memory: where a file is gone, nothing must be put in its place.
+        """Open the arrays as they are now, and read the keys."""
+        # Every stored key has its memory: a missing file is an error, and must not be read as fill values.
         whole = {"fill_missing_data_reads": False, "store_data_equal_to_fill_value": True}
         self._memories = self._open("memories", self._item, self._dtype, self._about, whole)
         self._keys = self._open("keys", (_KEY_BYTES,), "uint8", {}, {})
@@ -144,14 +146,14 @@ class MemoryStore:
             raise self._changed()
 
     def _index(self, rows: np.ndarray) -> None:
-        """Takes the keys of all rows, holes among them."""
+        """Index the keys of all rows, holes included."""
         numbers = np.flatnonzero(rows != np.zeros((), _KEY))
         self._rows = rows[: numbers[-1] + 1 if len(numbers) else 0]
         order = np.argsort(rows[numbers])
         self._numbers, self._sorted = numbers[order], rows[numbers][order]
 
     def _find(self, keys: np.ndarray) -> np.ndarray:
-        """The rows of keys, -1 where there is none; int64 [N]."""
+        """Return the rows of keys, -1 where there is none; int64 [N]."""
         if not len(self._sorted):
             return np.full(len(keys), -1, np.int64)
         places = np.minimum(np.searchsorted(self._sorted, keys), len(self._sorted) - 1)
@@ -160,7 +162,7 @@ class MemoryStore:
     def _open(
         self, name: str, item: tuple[int, ...], dtype: str, about: dict[str, Any], options: Mapping[str, bool]
     ) -> tensorstore.TensorStore:
-        """An array of items, opened or made."""
+        """Open an array of items, or make it."""
         little = {"name": "bytes", "configuration": {"endian": "little"}}
         checked = [little, {"name": "crc32c"}]
         # One file for a block, in which every item can be read alone.
@@ -182,7 +184,7 @@ class MemoryStore:
                     raise
                 return tensorstore.open(spec | {"metadata": metadata}, create=True).result()
         self._check(array, about)
-        # Nothing else vouches for how the array says that it is stored.
+        # The array's metadata have no checksum: opening with the expected layout verifies them.
         stored = {part: metadata[part] for part in ("chunk_grid", "codecs", "fill_value")}
         stored["data_type"] = array.dtype.name
         with self._errors("opened"):
@@ -221,7 +223,10 @@ class MemoryStore:
 
     @contextlib.contextmanager
     def _errors(self, what: str) -> Iterator[None]:
-        """TensorStore reports what a file system or bucket refuses, and what is damaged or gone, as ValueError."""
+        """Turn errors of file systems and buckets, and damaged or missing data, into a `ClaraError`.
+
+        TensorStore reports all of them as ValueError.
+        """
         try:
             yield
         except (ValueError, OSError) as error:

@@ -1,4 +1,4 @@
-"""The rows of a store as Arrow has them: columns, bytes, and the checksums that tell a damaged row."""
+"""The rows of a store as Arrow tables: columns, bytes, and the checksums that detect damaged rows."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ import pyarrow as pa
 
 from clara_jax.retrieval.words import indexed
 
-VECTOR_WIDTH = 256  # of search vectors, see `clara_jax.retrieval.first_pass`
+VECTOR_WIDTH = 256  # of search vectors, see `clara_jax.retrieval.ann`
 KEY_BYTES = 16
-ABOUT = b"clara_jax"  # our entry among the table's metadata
+ABOUT = b"clara_jax"  # the key of our entry in the table's metadata
 FACTS = ("id", "document", "title", "text", "source", "start", "end", "tokens")
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredChunk:
-    """A chunk as it lies in a store.
+    """A chunk of a store.
 
     Attributes:
       id: unique in the store.
       document: the id of the document it was cut from.
-      title, source: the document's.
-      text: what was compressed.
-      start, end: of the stretch of the document, in characters; -1 where unknown.
-      tokens: of the text.
+      title: of the document.
+      text: the compressed text.
+      source: of the document, e.g. a file.
+      start: the first character in the document; -1 where unknown.
+      end: the end in the document; -1 where unknown.
+      tokens: the number of tokens of the text.
     """
 
     id: str
@@ -43,10 +45,11 @@ class StoredChunk:
 
 
 def schema(memory_bytes: int, about: Mapping[str, Any]) -> pa.Schema:
-    """The columns of chunks.
+    """Return the Arrow schema of chunks.
 
     Args:
-      about: what the table's metadata say of the store.
+      memory_bytes: the size of an encoded memory.
+      about: the store's properties, for the table's metadata.
     """
     whole, text = pa.int64(), pa.string()
     types = dict(zip(FACTS, (text, text, text, text, text, whole, whole, whole), strict=True))
@@ -60,15 +63,16 @@ def schema(memory_bytes: int, about: Mapping[str, Any]) -> pa.Schema:
 def as_rows(
     chunks: Sequence[StoredChunk], keys: Sequence[bytes], memories: np.ndarray, vectors: np.ndarray | None
 ) -> pa.Table:
-    """Chunks as they are written, with the words they are found by and their checksums.
+    """Return chunks as rows to be written, with their words for the full-text index and their checksums.
 
     Args:
+      chunks: the rows.
       keys: of 16 bytes each.
       memories: as bytes, uint8 [n, size].
       vectors: float32 [n, 256], or None.
     """
-    own = schema(memories.shape[1], {}).remove_metadata()
-    columns = [pa.array([getattr(chunk, name) for chunk in chunks], own.field(name).type) for name in FACTS]
+    stored = schema(memories.shape[1], {}).remove_metadata()
+    columns = [pa.array([getattr(chunk, name) for chunk in chunks], stored.field(name).type) for name in FACTS]
     columns.append(pa.array([indexed(chunk.text) for chunk in chunks], pa.string()))
     columns += [binary(np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), KEY_BYTES)), binary(memories)]
     sums = [facts_checksum(chunk, key) for chunk, key in zip(chunks, keys, strict=True)]
@@ -76,41 +80,41 @@ def as_rows(
     sums = [memory_checksum(chunk.id, row) for chunk, row in zip(chunks, memories, strict=True)]
     columns.append(pa.array(sums, pa.uint32()))
     columns.append(vector_array(vectors, len(chunks)))
-    return pa.table(columns, schema=own)
+    return pa.table(columns, schema=stored)
 
 
 def as_chunk(row: dict[str, Any]) -> tuple[StoredChunk, bytes, bool]:
-    """A row of `FACTS`, "key" and "facts_checksum": its chunk and key, and whether they are as they were written."""
+    """Return the chunk and the key of a row of `FACTS`, "key" and "facts_checksum", and whether the checksum holds."""
     key, checksum = row.pop("key"), row.pop("facts_checksum")
     chunk = StoredChunk(**row)
     return chunk, key, facts_checksum(chunk, key) == checksum
 
 
 def facts_checksum(chunk: StoredChunk, key: bytes) -> int:
-    """CRC-32 of what is known of a chunk beside its memory."""
+    """Return the CRC-32 of a chunk's fields and key."""
     parts = "\0".join(str(getattr(chunk, name)) for name in FACTS)
     return zlib.crc32(key, zlib.crc32(parts.encode("utf-8", "surrogatepass")))
 
 
 def memory_checksum(name: str, memory: np.ndarray) -> int:
-    """CRC-32 of a memory's bytes, uint8 [size], and of the id of its chunk."""
-    return zlib.crc32(memory, zlib.crc32(name.encode("utf-8", "surrogatepass")))
+    """Return the CRC-32 of a memory's bytes, uint8 [size], and of the id of its chunk."""
+    return zlib.crc32(memory.data, zlib.crc32(name.encode("utf-8", "surrogatepass")))
 
 
 def damaged_memories(names: Sequence[str], memories: np.ndarray, checksums: Iterable[int]) -> list[str]:
-    """Of some chunks, with memories uint8 [n, size], those whose memory is not what was written."""
+    """Return the ids of the chunks whose memory, of uint8 [n, size], does not match its checksum."""
     found = zip(names, memories, checksums, strict=True)
     return [name for name, memory, checksum in found if memory_checksum(name, memory) != checksum]
 
 
 def binary(rows: np.ndarray) -> pa.Array:
-    """uint8 [n, size] -> n binary values."""
+    """Return the rows of uint8 [n, size] as n binary values."""
     buffers = [None, pa.py_buffer(np.ascontiguousarray(rows))]
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(rows.shape[1]), len(rows), buffers)
 
 
 def as_bytes(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """n binary values -> uint8 [n, size], without a copy where the column is in one piece."""
+    """Return n binary values as uint8 [n, size], without a copy where the column has one part."""
     parts = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
     size = column.type.byte_width
     rows = [
@@ -122,7 +126,7 @@ def as_bytes(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
 
 
 def vector_array(vectors: np.ndarray | None, count: int) -> pa.Array:
-    """Search vectors float32 [count, 256], or as many empty ones."""
+    """Return search vectors, float32 [count, 256], as an Arrow array, or as many nulls."""
     kind = pa.list_(pa.float32(), VECTOR_WIDTH)
     if vectors is None:
         return pa.nulls(count, kind)
@@ -130,6 +134,6 @@ def vector_array(vectors: np.ndarray | None, count: int) -> pa.Array:
 
 
 def among(column: str, values: Sequence[str]) -> str:
-    """The SQL condition that a column is one of some texts."""
+    """Return the SQL condition that a column is one of some texts."""
     texts = ", ".join("'" + value.replace("'", "''") + "'" for value in values)
     return f"{column} IN ({texts})"

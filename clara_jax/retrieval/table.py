@@ -1,5 +1,6 @@
-"""A LanceDB table that several processes read and write: one version for all reads that belong together, commits that
-are tried again where another came first, and a tidying that takes no reader's files away.
+"""A LanceDB table that several processes read and write.
+
+Reads that belong together see one version, conflicting commits are retried, and compaction keeps the files of readers.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-os.environ.setdefault("LANCEDB_LOG", "error")  # it reads this once; conflicts, which it warns of, are dealt with here
+os.environ.setdefault("LANCEDB_LOG", "error")  # read once, at import; it warns of conflicts, which are retried here
 
 import lancedb  # noqa: E402
 import tenacity  # noqa: E402
@@ -21,25 +22,25 @@ from clara_jax.files import locked  # noqa: E402
 
 T = TypeVar("T")
 INDEX_CACHE, METADATA_CACHE = 128 << 20, 32 << 20  # bytes that a connection keeps of indexes and of files' metadata
-COMMITS = 16  # after which a small table is tidied
-_ROWS = 1000  # of a large table for each commit more: tidying rewrites it
-_KEPT = datetime.timedelta(hours=1)  # longer than anybody reads one version, where it is not known that nobody does
+COMMITS = 16  # after which a small table is compacted
+_ROWS = 1000  # of a large table for each further commit, as compaction rewrites the table
+_KEPT = datetime.timedelta(hours=1)  # longer than any read of one version, where readers have no locks
 _AT_ONCE = datetime.timedelta(milliseconds=1)
-_WAIT, _TRIES = 0.025, 40  # seconds between two looks at whether somebody reads, and how many
-_PANICS = ("PanicException", "RustPanic")  # of LanceDB's Rust over a damaged file; no module has these classes
+_WAIT, _TRIES = 0.025, 40  # seconds between two checks for readers, and their number
+_PANICS = ("PanicException", "RustPanic")  # of LanceDB's Rust code on a damaged file; no module exports these classes
 _UNIQUE = b"lance-schema:unenforced-primary-key"
-_AGAIN = 60.0  # seconds in which a commit is tried again
+_AGAIN = 60.0  # seconds in which a commit is retried
 
 
-class StoreFailed(ClaraError):
-    """A store that cannot be read or written, through no fault of who asked: a damaged file, a full disk."""
+class StoreError(ClaraError):
+    """A store that cannot be read or written for a reason on its side: a damaged file, a full disk."""
 
 
 class Locks:
-    """Who reads and who writes a database: files that are locked in its directory; in a bucket there are none.
+    """Locks of the readers and the writers of a database: lock files in its directory; a bucket has none.
 
     Attributes:
-      remote: there are none.
+      remote: whether the database is in a bucket.
     """
 
     def __init__(self, location: str):
@@ -50,10 +51,10 @@ class Locks:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Waits for other writers, and keeps them out.
+        """Wait for other writers, and keep them out in the block.
 
         Raises:
-          StoreFailed: the directory cannot be written.
+          StoreError: the directory cannot be written.
         """
         with contextlib.ExitStack() as stack:
             if not (self.remote or self._writing):
@@ -67,7 +68,7 @@ class Locks:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        """Keeps `nobody_reads` from being true."""
+        """Register a reader in the block, so that `nobody_reads` yields False."""
         free = self.remote or self._reading
         with contextlib.nullcontext() if free else locked(self._readers, None, shared=True):
             self._reading += 1
@@ -78,7 +79,7 @@ class Locks:
 
     @contextlib.contextmanager
     def nobody_reads(self) -> Iterator[bool]:
-        """Whether nobody does; it stays so in the block. Waits a second for it to become so."""
+        """Wait up to a second for readers to end, keep new ones out in the block, and yield whether it succeeded."""
         with contextlib.ExitStack() as stack:
             for _ in range(0 if self.remote or self._reading else _TRIES):
                 try:
@@ -105,12 +106,15 @@ class Table:
 
     @property
     def schema(self) -> Any:
+        """The Arrow schema of the table."""
         return self._table.schema
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Any]:
-        """LanceDB's table; all that is read in the block, in blocks within it too, is of the version that is the newest
-        when it begins."""
+        """Yield LanceDB's table, of which all reads in the block see one version.
+
+        This is the newest version when the outermost block begins.
+        """
         if self._readers:
             yield self._table
             return
@@ -124,24 +128,29 @@ class Table:
                 self._readers -= 1
 
     def read(self, work: Callable[[Any], T], what: str = "read") -> T:
-        """What ``work(table)`` gives.
+        """Return ``work(table)``, a read of one version.
+
+        Args:
+          work: reads from LanceDB's table.
+          what: the operation for error messages, e.g. "searched".
 
         Raises:
-          StoreFailed: the file system or the bucket refuses; a file is damaged.
+          StoreError: the table cannot be read; a file is damaged.
         """
         with self.reading() as table, errors(self.location, what):
             return work(table)
 
     def commit(self, what: str, work: Callable[[Any], T]) -> T:
-        """What ``work(table)`` gives, which commits; done anew where another commit came in between.
+        """Return ``work(table)``, which commits; it is retried where another commit came in between.
 
         Args:
-          what: has become of the store, for messages, e.g. "written".
+          what: the operation for error messages, e.g. "written".
+          work: writes to LanceDB's table.
 
         Raises:
-          StoreFailed: the file system or the bucket refuses.
+          StoreError: the table cannot be written.
         """
-        # Writers without a lock conflict, and so does one that keeps to none of ours.
+        # Writers of a bucket conflict, as there are no locks, and so do programs that ignore the locks.
         again = tenacity.Retrying(
             retry=tenacity.retry_if_exception(_conflicts),
             wait=tenacity.wait_random_exponential(0.02, 2),
@@ -157,8 +166,10 @@ class Table:
             return again(attempt)
 
     def have_unique(self, column: str) -> None:
-        """Has LanceDB refuse one of two commits that insert the same value at the same time. It costs 70 kB a commit;
-        where writers wait for each other they are never at the same time."""
+        """Have LanceDB refuse one of two concurrent commits that insert the same value.
+
+        This costs 70 kB a commit, so it is done only where writers have no locks.
+        """
 
         def there(table: Any) -> bool:
             return any(key.startswith(_UNIQUE) for key in table.schema.field(column).metadata or {})
@@ -167,13 +178,13 @@ class Table:
             self.commit("made", lambda table: there(table) or table.set_unenforced_primary_key(column))
 
     def tidy(self, now: bool = False) -> None:
-        """Joins small files, brings indexes up to date and removes what only older versions need, every so many
-        commits: `COMMITS`, and one more for each thousand rows.
+        """Compact the table: merge small files, update indexes, and remove files that only older versions need.
 
-        Versions that somebody may be reading are kept: those of the last hour, where it is not known that nobody reads.
+        This is done after `COMMITS` commits, and one more for each thousand rows. Versions that may have readers are
+        kept: those of the last hour, unless all readers are known to have ended.
 
         Args:
-          now: whether or not it is time.
+          now: do it at once.
         """
         with self._locks.writing():
             due = self.read(lambda table: table.version - self._tidied >= COMMITS + len(table) // _ROWS)
@@ -182,7 +193,7 @@ class Table:
             with errors(self.location, "tidied"):
                 self._optimize(_KEPT)
                 with self._locks.nobody_reads() as nobody:
-                    if nobody:  # joining the small files has left them to the version before
+                    if nobody:  # the merged small files still belong to the version before
                         self._optimize(_AT_ONCE)
             self._tidied = self._table.version
 
@@ -192,25 +203,25 @@ class Table:
             self._table.optimize(cleanup_older_than=kept)
         except RuntimeError as error:
             if not _conflicts(error):
-                raise  # else somebody writes to a bucket: at another time, or by that other
+                raise  # on a conflict, a concurrent writer to the bucket compacts, or a later call does
 
 
 def connect(location: str) -> Any:
-    """LanceDB's connection; what it keeps in memory is bounded by `INDEX_CACHE` and `METADATA_CACHE`."""
+    """Open a LanceDB connection whose memory is bounded by `INDEX_CACHE` and `METADATA_CACHE`."""
     return lancedb.connect(location, session=lancedb.Session(INDEX_CACHE, METADATA_CACHE))
 
 
 def names(database: Any) -> list[str]:
-    """The tables of a database."""
+    """Return the names of a database's tables."""
     return list(database.list_tables().tables)
 
 
 @contextlib.contextmanager
 def errors(location: str, what: str) -> Iterator[None]:
-    """Has what the file system or the bucket refuses, and damaged files, be one error.
+    """Turn errors of the file system or the bucket, and damaged files, into a `StoreError`.
 
     Raises:
-      StoreFailed: "the store cannot be" ``what``.
+      StoreError: "the store cannot be" ``what``.
     """
     try:
         yield
@@ -223,12 +234,14 @@ def errors(location: str, what: str) -> Iterator[None]:
             why = _reason(error)
         else:
             raise
-        raise StoreFailed(f"{location}: the store cannot be {what}: {why}") from error
+        raise StoreError(f"{location}: the store cannot be {what}: {why}") from error
 
 
 def _conflicts(error: BaseException) -> bool:
-    """Whether LanceDB says that another commit came first, in whichever words; or what it read of an older version has
-    been tidied away by another process."""
+    """Return whether an error of LanceDB is a conflict with another commit.
+
+    Its messages differ; a missing manifest is one, too: another process has removed an older version that was read.
+    """
     words = str(error).lower()
     return any(word in words for word in ("conflict", "retry", "concurrent")) or (
         "not found" in words and ".manifest" in words
@@ -236,5 +249,5 @@ def _conflicts(error: BaseException) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of a message, without the place in a library's source."""
+    """Return the first line of a message, without the location in a library's source."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].partition(", /")[0][:300]

@@ -1,4 +1,4 @@
-"""Looks through a whole store for what is not as it was written."""
+"""Verification of a whole store against its checksums."""
 
 from __future__ import annotations
 
@@ -6,26 +6,27 @@ from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.rows import FACTS, as_bytes, as_chunk, damaged_memories
 from clara_jax.retrieval.words import indexed
 
-_TOGETHER = 1024  # chunks that are read at one time
+_READ_ROWS = 1024  # chunks of a read
 
 
 def damaged_chunks(store: DocumentStore) -> list[str]:
-    """Read all of a store, and return the ids of chunks that differ from what their checksums were made of, whose words
-    are not their text's, or that are there twice.
+    """Read all of a store, and return the ids of damaged chunks.
+
+    These do not match their checksums, have other words than their text's, or are stored twice.
 
     Raises:
       ClaraError: a file is damaged so that it cannot be read.
     """
     damaged: list[str] = []
     seen: set[str] = set()
-    for rows in store.rows([*FACTS, "words", "key", "memory", "facts_checksum", "memory_checksum"], _TOGETHER):
+    for rows in store.rows([*FACTS, "words", "key", "memory", "facts_checksum", "memory_checksum"], _READ_ROWS):
         sums = rows["memory_checksum"].to_pylist()
-        own = set(damaged_memories(rows["id"].to_pylist(), as_bytes(rows["memory"]), sums))
+        found = set(damaged_memories(rows["id"].to_pylist(), as_bytes(rows["memory"]), sums))
         for row in rows.drop_columns(["memory", "memory_checksum"]).to_pylist():
             kept = row.pop("words")
             chunk, _, whole = as_chunk(row)
             if not whole or chunk.id in seen or kept != indexed(chunk.text):
-                own.add(chunk.id)
+                found.add(chunk.id)
             seen.add(chunk.id)
-        damaged += sorted(own)
+        damaged += sorted(found)
     return damaged

@@ -1,1 +1,1 @@
-"""A model behind HTTP: an OpenAI-compatible chat of a base alone, or of a store, with its documents and a page."""
+"""HTTP servers: an OpenAI-compatible chat of a base alone, or of a document store, with its documents and a page."""

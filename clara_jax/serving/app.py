@@ -1,4 +1,4 @@
-"""What every server has: the guard, errors in one shape, health, metrics, one model's name, and answers to chats."""
+"""The part that both servers share: guard, errors in one format, health, metrics, the model's name, and chats."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from clara_jax.serving import schema
-from clara_jax.serving.chat import Events, Reply
+from clara_jax.serving.chat import ChatCompletion, Events
 from clara_jax.serving.clients import while_there
 from clara_jax.serving.errors import RESPONSES, explain_errors
-from clara_jax.serving.guard import Guard, Limits
+from clara_jax.serving.guard import Guard, RequestLimits
 from clara_jax.serving.metrics import Metrics
 from clara_jax.serving.worker import Ask, Worker
 
@@ -22,15 +22,19 @@ T = TypeVar("T")
 
 
 class Service:
-    """An application, for a server to add its own routes to.
+    """An application with the common routes; a server adds further ones.
 
     Attributes:
-      app, metrics: what it is made of.
+      app: the FastAPI application.
+      metrics: its Prometheus metrics.
     """
 
-    def __init__(self, worker: Worker, limits: Limits, model: str):
-        """
+    def __init__(self, worker: Worker, limits: RequestLimits, model: str):
+        """Make the application.
+
         Args:
+          worker: owns the model.
+          limits: of requests.
           model: the name that clients see.
         """
         self._worker, self._limits, self._model = worker, limits, model
@@ -41,27 +45,29 @@ class Service:
         self._add_routes()
 
     async def within(self, request: Request, work: Awaitable[T]) -> T:
-        """What the work gives, if it is done while the client waits and a request may take; see `while_there`."""
+        """Return the result of the work, cancelled when the client leaves or the time limit ends; see `while_there`."""
         return await while_there(request, work, self._limits.request_seconds)
 
     async def answer(
-        self, request: Request, body: schema.ChatRequest, ask: Ask, reply: type[Reply] = Reply
+        self, request: Request, body: schema.ChatRequest, ask: Ask, completion: type[ChatCompletion] = ChatCompletion
     ) -> dict[str, Any] | Response:
-        """The chat completion, or the stream of its pieces, as the body wants it.
+        """Return the chat completion, or a stream of its pieces where the body asks for one.
 
         Args:
+          request: the HTTP request.
+          body: its content.
           ask: see `Worker.ask`.
-          reply: its format.
+          completion: the format.
 
         Raises:
-          what `Worker.ask` and `while_there` raise.
+          see `Worker.ask` and `while_there`.
         """
         answering = await self.within(request, self._worker.ask(ask, body.endings))
-        own = reply(answering, body, self.metrics, self._model)
+        chat = completion(answering, body, self.metrics, self._model)
         if body.stream:
-            return Events(own, self._worker, self._limits.request_seconds)
+            return Events(chat, self._worker, self._limits.request_seconds)
         try:
-            return await self.within(request, own.whole())
+            return await self.within(request, chat.whole())
         finally:
             self._worker.finish(answering)
 
@@ -70,30 +76,30 @@ class Service:
 
         @self.app.get("/v1/models")
         async def models() -> schema.Models:
-            """The one model that there is."""
+            """List the one model of this server."""
             return schema.Models(data=[schema.Model(id=self._model)])
 
         @self.app.get("/v1/models/{model:path}")
         async def model(model: str) -> schema.Model:
-            """The one model, by its name."""
+            """Return the model of this server, by its name."""
             if model != self._model:
                 raise HTTPException(404, f"there is no model {model!r}; the one here is {self._model!r}")
             return schema.Model(id=self._model)
 
         @self.app.get("/health", responses={503: {"model": schema.Health, "description": "stopping, or failed"}})
         async def health() -> Response:
-            """Whether requests are taken."""
+            """Return whether the server accepts requests."""
             status = "failed" if not worker.alive else "stopping" if worker.stopping else "ok"
-            own = schema.Health(
+            body = schema.Health(
                 status=status,
                 answering=worker.answering,
                 inside=worker.inside,
                 limit=worker.limit,
                 needs_key=self._limits.key is not None,
             )
-            return JSONResponse(own.model_dump(), 200 if status == "ok" else 503)
+            return JSONResponse(body.model_dump(), 200 if status == "ok" else 503)
 
         @self.app.get("/metrics", response_class=Response)
         async def numbers() -> Response:
-            """For Prometheus."""
+            """Return the metrics in the format of Prometheus."""
             return Response(self.metrics.text(), media_type=CONTENT_TYPE_LATEST)

@@ -1,4 +1,4 @@
-"""A chat completion in OpenAI's format, whole or as events, whatever answers."""
+"""Chat completions in OpenAI's format, whole or as server-sent events."""
 
 from __future__ import annotations
 
@@ -15,27 +15,29 @@ from fastapi.responses import Response
 from clara_jax.inference.decode import Sampling
 from clara_jax.inference.engine import Result
 from clara_jax.serving import schema
-from clara_jax.serving.clients import Gone, while_there
+from clara_jax.serving.clients import ClientGoneError, while_there
 from clara_jax.serving.errors import explained
 from clara_jax.serving.metrics import Metrics
-from clara_jax.serving.worker import Answering, Finished, Stopping, Worker
+from clara_jax.serving.worker import Answering, Finished, ServerStoppingError, Worker
 
 DEFAULT_ANSWER = 256  # tokens
-_LAST_WORDS = 5  # seconds for the end of a stream to be taken
+_LAST_WORDS = 5  # seconds in which a client receives the end of a stream
 
 
 def sampling(body: schema.ChatRequest) -> Sampling:
-    """How the answer is written."""
+    """Return a request's sampling options."""
+    assert body.temperature is not None and body.top_p is not None  # `schema.Sent` replaces null by the default
     limit = body.max_completion_tokens or body.max_tokens or DEFAULT_ANSWER
     return Sampling(limit, body.temperature, body.top_p)
 
 
-class Reply:
-    """A chat completion, whole or piece by piece. A server that has more to tell of an answer overrides what is below
-    the line.
+class ChatCompletion:
+    """A chat completion, whole or in pieces.
+
+    A server that adds fields to an answer overrides `beside`.
 
     Attributes:
-      unanswered: what is said where the engine was asked nothing.
+      unanswered: the content where the model abstains.
     """
 
     unanswered = ""
@@ -46,6 +48,7 @@ class Reply:
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
     async def pieces(self) -> AsyncIterator[dict[str, Any]]:
+        """Yield the chunks of a streamed completion."""
         yield self._piece({"role": "assistant", "content": ""}) | self.beside(None)
         result = None
         async for item in self.answering:
@@ -61,9 +64,11 @@ class Reply:
             yield self._piece(None) | {"usage": counted}
 
     async def whole(self) -> dict[str, Any]:
-        finished = None
+        """Return the completion, once it is finished."""
+        finished: Finished | None = None
         async for item in self.answering:
-            finished = item
+            if isinstance(item, Finished):
+                finished = item
         text, result = (self.unanswered, None) if finished is None else finished
         message = {"role": "assistant", "content": text}
         return self._head | {
@@ -78,7 +83,7 @@ class Reply:
         return self._head | {"object": "chat.completion.chunk", "choices": choices}
 
     def _counted(self, result: Result | None) -> dict[str, int]:
-        """The usage, which is counted for the metrics, too."""
+        """Return the token usage, and add it to the metrics."""
         if result is None:
             self._metrics.abstained.inc()
         else:
@@ -88,10 +93,8 @@ class Reply:
         prompt, answer = 0 if request is None else len(request.ids), 0 if result is None else len(result.tokens)
         return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
 
-    # ---
-
     def beside(self, result: Result | None) -> dict[str, Any]:
-        """Further fields, of the whole and of a stream's first and last piece.
+        """Return additional fields, of the whole and of a stream's first and last chunk.
 
         Args:
           result: None before the answer, and where there is none.
@@ -100,23 +103,25 @@ class Reply:
 
 
 class Events(Response):
-    """Server-sent events of a chat completion, which is given up where the client goes."""
+    """The server-sent events of a chat completion, which is cancelled when the client leaves."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, reply: Reply, worker: Worker, seconds: float):
+    def __init__(self, completion: ChatCompletion, worker: Worker, seconds: float):
         super().__init__(headers={"cache-control": "no-store"})
         del self.headers["content-length"]
-        self._reply, self._worker, self._seconds = reply, worker, seconds
+        self._completion, self._worker, self._seconds = completion, worker, seconds
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Send the events, as an ASGI application."""
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             await while_there(Request(scope, receive), self._send(send), None)
-        except (Gone, OSError):  # a TimeoutError is one: the client does not read, and the connection is cut
+        # A TimeoutError is an OSError: the client does not read, and the connection is closed.
+        except (ClientGoneError, OSError):
             pass
         finally:
-            self._worker.finish(self._reply.answering)
+            self._worker.finish(self._completion.answering)
 
     async def _send(self, send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
         async def event(data: str, more: bool = True) -> None:
@@ -125,9 +130,9 @@ class Events(Response):
         failed = None
         try:
             async with asyncio.timeout(self._seconds):
-                async for piece in self._reply.pieces():
+                async for piece in self._completion.pieces():
                     await event(json.dumps(piece, ensure_ascii=False))
-        except (TimeoutError, Stopping) as error:
+        except (TimeoutError, ServerStoppingError) as error:
             failed = error
         # Sending waits for a client that does not read.
         async with asyncio.timeout(_LAST_WORDS):

@@ -1,4 +1,4 @@
-"""Work for a client, who may go before it is done."""
+"""Work for a client that may disconnect before it is done."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from fastapi import Request
 T = TypeVar("T")
 
 
-class Gone(Exception):
-    """The client does not wait any more."""
+class ClientGoneError(Exception):
+    """The client has disconnected."""
 
 
 async def while_there(request: Request, work: Awaitable[T], seconds: float | None) -> T:
-    """What the work gives, which is given up where nobody waits for it.
+    """Return the result of the work, which is cancelled when the client disconnects.
 
     Args:
-      seconds: that it may take; None for any number.
+      request: of the client.
+      work: to be awaited.
+      seconds: a time limit, None for none.
 
     Raises:
-      Gone: the client went first.
+      ClientGoneError: the client disconnected first.
       TimeoutError: it took longer.
     """
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
@@ -30,7 +32,7 @@ async def while_there(request: Request, work: Awaitable[T], seconds: float | Non
         done, _ = await asyncio.wait({task, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if task in done:
             return task.result()
-        raise Gone if gone in done else TimeoutError
+        raise ClientGoneError if gone in done else TimeoutError
     finally:
         for one in (task, gone):
             one.cancel()

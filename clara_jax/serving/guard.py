@@ -1,4 +1,4 @@
-"""What stands before every route: whose request it is, how large, how slow, and what is counted of it."""
+"""Middleware before every route: checks of a request's key, origin, size and time, and request metrics."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _PREFLIGHT_SECONDS = b"600"
 
 
 @dataclasses.dataclass(frozen=True)
-class Limits:
-    """What a client may do.
+class RequestLimits:
+    """The limits of clients' requests.
 
     Attributes:
-      key: that it must name ("Authorization: Bearer ..."), None for none.
-      hosts: names that it may know this server by, and that pages may have that ask it; None for any. A page of another
-        origin that has its own name point here (DNS rebinding) does not know one.
+      key: that a client must send ("Authorization: Bearer ..."), None for none.
+      hosts: allowed names in the Host header, and in the Origin header of pages; None for any. This refuses a page of
+        another origin whose domain name resolves to this server (DNS rebinding).
       body: bytes of a request.
-      body_seconds: until a request is here.
+      body_seconds: until a request has arrived.
       request_seconds: until it is answered.
     """
 
@@ -49,12 +49,13 @@ class Limits:
 
 
 class Guard:
-    """ASGI middleware."""
+    """The ASGI middleware."""
 
-    def __init__(self, app: Callable[..., Any], limits: Limits, metrics: Metrics):
+    def __init__(self, app: Callable[..., Any], limits: RequestLimits, metrics: Metrics):
         self._app, self._limits, self._metrics = app, limits, metrics
 
     async def __call__(self, scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+        """Check a request, pass it on to the application or refuse it, and count it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -66,32 +67,35 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                own = [(k.encode(), v.encode()) for k, v in _HEADERS.items()]
-                message["headers"] = [*message["headers"], *own, *shared]
+                added = [(k.encode(), v.encode()) for k, v in _HEADERS.items()]
+                message["headers"] = [*message["headers"], *added, *shared]
             await send(message)
 
         try:
-            refused = self._refused(scope, headers)
-            if refused is None and shared and _asks_first(scope, headers):
+            body, refused = None, self._refused(scope, headers)
+            if refused is None and shared and _is_preflight(scope, headers):
                 await _preflight(watched, headers)
                 return
             if refused is None:
                 body, refused = await self._body(scope, receive)
             if refused is not None:
-                await _say(watched, *refused)
+                await _send_error(watched, *refused)
             elif body is not None:
                 await self._app(scope, _replayed(body, receive), watched)
             else:
-                status = 499  # the client has gone; nobody reads an answer
+                status = 499  # the client has disconnected, so no response is sent
         finally:
-            # Paths that are no route could be any number: they are counted as one.
+            # Paths without a route have one label, as their number is unbounded.
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.requests.labels(route, str(status)).inc()
             self._metrics.seconds.labels(route).observe(time.perf_counter() - began)
 
     def _shared_with(self, headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
-        """What lets a page read the answers, where its origin may: any page where there is a key, which no browser
-        sends by itself; else pages of the names that the server is known by, or its own."""
+        """Return the CORS headers that let a page read the response, none where its origin may not.
+
+        With a key, which no browser sends by itself, any page may; else pages of the allowed host names, or of the host
+        of the request.
+        """
         origin = headers.get("origin", "")
         hosts = self._limits.hosts
         if self._limits.key is None or hosts is not None:
@@ -103,12 +107,13 @@ class Guard:
         return [(b"access-control-allow-origin", origin.encode("latin-1")), (b"vary", b"Origin")]
 
     def _refused(self, scope: dict[str, Any], headers: dict[str, str]) -> tuple[int, str, str] | None:
+        """Return the status, message and kind of a refusal by the headers, or None."""
         if self._limits.hosts is not None and _host(headers.get("host", "")) not in self._limits.hosts:
             return 400, f"this server is not known as {headers.get('host', '')[:100]!r}", "invalid_request_error"
-        origin = headers.get("origin")  # of the page that sends it, where it is one
+        origin = headers.get("origin")  # of the page, where a page sends the request
         if self._limits.hosts is not None and origin is not None and _host_of(origin) not in self._limits.hosts:
             return 403, f"pages of {origin[:100]!r} may not ask this server", "permission_error"
-        if self._limits.key is not None and scope["path"] not in OPEN and not _asks_first(scope, headers):
+        if self._limits.key is not None and scope["path"] not in OPEN and not _is_preflight(scope, headers):
             kind, _, given = headers.get("authorization", "").partition(" ")
             if kind.lower() != "bearer" or not hmac.compare_digest(given.encode(), self._limits.key.encode()):
                 return 401, "the key is missing or wrong: Authorization: Bearer KEY", "authentication_error"
@@ -120,7 +125,7 @@ class Guard:
     async def _body(
         self, scope: dict[str, Any], receive: Callable[..., Any]
     ) -> tuple[bytes | None, tuple[int, str, str] | None]:
-        """The whole body, None where the client has gone; or why it is refused."""
+        """Read the whole body: return it, None where the client has disconnected; and a refusal, or None."""
         parts, size = [], 0
         try:
             async with asyncio.timeout(self._limits.body_seconds):
@@ -142,8 +147,8 @@ class Guard:
         return 413, f"the request is larger than {self._limits.body:,} bytes", "invalid_request_error"
 
 
-def _asks_first(scope: dict[str, Any], headers: dict[str, str]) -> bool:
-    """Whether a browser asks what a page may send, which it does without the page's key."""
+def _is_preflight(scope: dict[str, Any], headers: dict[str, str]) -> bool:
+    """Return whether a request is a browser's CORS preflight, which has no key."""
     return scope["method"] == "OPTIONS" and "origin" in headers and "access-control-request-method" in headers
 
 
@@ -158,7 +163,7 @@ async def _preflight(send: Callable[..., Any], asked: dict[str, str]) -> None:
 
 
 def _readable(body: bytes) -> tuple[bytes | None, tuple[int, str, str] | None]:
-    """The body, or why it is refused: JSON can say half of a surrogate pair, which is no character."""
+    """Return the body, or a refusal: JSON can escape half of a surrogate pair, which is no character."""
     if _SURROGATE.search(body):
         try:
             json.dumps(strict_json.parse(body), ensure_ascii=False).encode()
@@ -166,7 +171,7 @@ def _readable(body: bytes) -> tuple[bytes | None, tuple[int, str, str] | None]:
             words = "the request holds half of a surrogate pair; send the character whole"
             return None, (400, words, "invalid_request_error")
         except (ValueError, RecursionError):
-            pass  # what else is wrong with it is said where it is read
+            pass  # other mistakes are reported where the body is parsed
     return body, None
 
 
@@ -194,8 +199,8 @@ def _host_of(url: str) -> str | None:
         return None
 
 
-async def _say(send: Callable[..., Any], status: int, message: str, kind: str) -> None:
-    """An answer for one whose request was not read to its end: the connection ends with it."""
+async def _send_error(send: Callable[..., Any], status: int, message: str, kind: str) -> None:
+    """Send an error, and close the connection, as the request may not have been read to its end."""
     body = json.dumps(error(message, kind)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     headers += [(b"connection", b"close")] + [(b"www-authenticate", b"Bearer")] * (status == 401)

@@ -1,4 +1,4 @@
-"""What goes over the wire. Unknown fields are left alone, as OpenAI's clients send many that mean nothing here."""
+"""The JSON of requests and responses. Unknown fields are ignored, as OpenAI's clients send many without use here."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ Where = Annotated[
     str | None,
     Field(default=None, max_length=2000, description="a condition on the chunks, e.g. document = 'notes/a.md'"),
 ]
-# Strict, as the schema says: neither "5" nor true is a number.
-Integer, Number = Annotated[int, Field(strict=True)], Annotated[float, Field(strict=True)]
+# Strict, as in the JSON schema: neither "5" nor true is a number.
+Integer = Annotated[int, Field(strict=True)]
+Number = Annotated[float, Field(strict=True)]
 Count = Annotated[Integer, Field(ge=1, le=MOST_CHUNKS)]
 
 
 class Sent(BaseModel):
-    """What a client sends; a field that is null is one that is absent, as with OpenAI."""
+    """A part of a request; a field that is null counts as absent, as with OpenAI."""
 
     @model_validator(mode="before")
     @classmethod
@@ -49,15 +50,18 @@ class Message(Sent):
 
     @property
     def text(self) -> str:
+        """The content as one text."""
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
 
 
 class StreamOptions(Sent):
+    """Options of a streamed completion."""
+
     include_usage: StrictBool | None = False
 
 
 class TextFormat(Sent):
-    """The one format that an answer has."""
+    """The one format of answers."""
 
     type: Literal["text"]
 
@@ -78,8 +82,10 @@ Ending = Annotated[str, Field(min_length=1, max_length=500)]
 
 
 class ChatRequest(Sent):
-    """A chat completion as OpenAI's. What would change the answer and is not done here is refused, so that a client can
-    do without."""
+    """A request for a chat completion as OpenAI's.
+
+    An option that would change the answer and is not supported here is refused, so that a client can leave it out.
+    """
 
     messages: list[Message] = Field(min_length=1, max_length=1000)
     model: str | None = Field(default=None, description="any name: there is one model")
@@ -100,8 +106,8 @@ class ChatRequest(Sent):
     tool_choice: Literal["none", "auto"] | None = Field(default=None, description="none are called")
     functions: list[Any] | None = Field(default=None, max_length=0, description="the older name of tools")
     function_call: Literal["none", "auto"] | None = Field(default=None, description="none are called")
-    logprobs: Literal[False] | None = Field(default=None, description="they are not told")
-    top_logprobs: Literal[0] | None = Field(default=None, description="they are not told")
+    logprobs: Literal[False] | None = Field(default=None, description="they are not reported")
+    top_logprobs: Literal[0] | None = Field(default=None, description="they are not reported")
     logit_bias: dict[str, Any] | None = Field(default=None, max_length=0, description="none is added")
     frequency_penalty: Annotated[Number, Field(ge=0, le=0)] | None = Field(
         default=None, description="none is taken off"
@@ -114,18 +120,18 @@ class ChatRequest(Sent):
         for name, harmless in _CHANGES_ANSWERS.items() if isinstance(fields, dict) else ():
             if fields.get(name) is not None and fields[name] not in harmless:
                 raise PydanticCustomError(
-                    "not_done", f"{name}: it would change the answer, and is not done; leave it out"
+                    "not_done", "{name}: it would change the answer, and is not done; leave it out", {"name": name}
                 )
         return fields
 
     @property
     def endings(self) -> tuple[str, ...]:
-        """What an answer ends before."""
+        """The texts that an answer ends before."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
 class StoreChatRequest(ChatRequest):
-    """A chat completion, and how its sources are found."""
+    """A request for a chat completion, with options of the retrieval."""
 
     k: Count | None = Field(default=None, description="chunks that the answer is given from; as the model was trained")
     candidates: Count | None = Field(default=CANDIDATES, description="chunks that are looked at and returned")
@@ -140,7 +146,7 @@ class StoreChatRequest(ChatRequest):
 
 
 class Chunk(BaseModel):
-    """A chunk that was found; ``score`` is a cosine, BM25, or the sum of reciprocal ranks, by ``how``."""
+    """A retrieved chunk; ``score`` is a cosine, BM25, or the sum of reciprocal ranks, by ``how``."""
 
     id: str
     document: str
@@ -155,11 +161,11 @@ class Chunk(BaseModel):
 
 
 class Found(BaseModel):
-    """What an answer was given from.
+    """The retrieval results of an answer.
 
-    ``compress_ratio`` is text tokens of the selected chunks over the memory vectors that were read instead.
-    ``searched`` is what was searched for, the question or, in a conversation, the user's messages "concatenated" up to
-    it; ``turns`` says how many messages before the question the answer was given from.
+    ``compress_ratio`` is the text tokens of the selected chunks over the memory vectors that were read instead.
+    ``searched`` is the query of the search: the question or, in a conversation, the user's messages "concatenated" up
+    to it; ``turns`` is the number of messages before the question that the generator read.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -175,17 +181,23 @@ class Found(BaseModel):
 
 
 class Said(BaseModel):
+    """The message of an answer."""
+
     role: Literal["assistant"]
     content: str
 
 
 class Choice(BaseModel):
+    """An answer, and the reason for its end."""
+
     index: int
     message: Said
     finish_reason: Literal["stop", "length"]
 
 
 class Usage(BaseModel):
+    """The numbers of tokens; a memory vector counts as one."""
+
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
@@ -203,13 +215,15 @@ class ChatResponse(BaseModel):
 
 
 class StoreChatResponse(ChatResponse):
-    """A chat completion with what it was given from."""
+    """A chat completion with its sources."""
 
     found: Found
     sources: list[Chunk]
 
 
 class Model(BaseModel):
+    """A model as OpenAI's."""
+
     id: str
     object: Literal["model"] = "model"
     created: int = 0
@@ -217,11 +231,15 @@ class Model(BaseModel):
 
 
 class Models(BaseModel):
+    """A list of models as OpenAI's."""
+
     object: Literal["list"] = "list"
     data: list[Model]
 
 
 class SearchRequest(Sent):
+    """A question, and options of the retrieval."""
+
     question: Question
     k: Count | None = 5
     how: How | None = Field(default=None, description="memory where the model ranks, else words")
@@ -229,6 +247,8 @@ class SearchRequest(Sent):
 
 
 class SearchResponse(BaseModel):
+    """Retrieved chunks, best first."""
+
     hits: list[Chunk]
 
 
@@ -240,18 +260,20 @@ class RankRequest(Sent):
 
 
 class Ranked(BaseModel):
+    """The place of a text in the request, and its score."""
+
     index: int
     score: float
 
 
 class RankResponse(BaseModel):
-    """Best first."""
+    """The texts in order of their scores, best first."""
 
     results: list[Ranked]
 
 
 class NewDocument(Sent):
-    """A document; one that has its id is replaced."""
+    """A document to be added; one with the same id is replaced."""
 
     id: str = Field(min_length=1, max_length=LONGEST_ID)
     text: str = Field(min_length=1)
@@ -260,11 +282,13 @@ class NewDocument(Sent):
 
 
 class AddRequest(Sent):
+    """Documents to be added."""
+
     documents: list[NewDocument] = Field(min_length=1, max_length=1000)
 
 
 class AddResponse(BaseModel):
-    """Documents that are in the store now; chunks that were compressed, were there before, and were removed."""
+    """The number of added documents; the numbers of chunks that were compressed, unchanged and removed."""
 
     documents: int
     compressed: int
@@ -273,6 +297,8 @@ class AddResponse(BaseModel):
 
 
 class ListedDocument(BaseModel):
+    """A document of the store, with the numbers of its chunks and tokens."""
+
     id: str
     title: str
     source: str
@@ -281,16 +307,20 @@ class ListedDocument(BaseModel):
 
 
 class ListResponse(BaseModel):
+    """Documents of the store, and the number of all."""
+
     documents: list[ListedDocument]
     total: int
 
 
 class DeleteResponse(BaseModel):
+    """The id of the deleted document."""
+
     deleted: str
 
 
 class Health(BaseModel):
-    """``status`` is "ok", "stopping" or "failed"."""
+    """The state of the server; ``status`` is "ok", "stopping" or "failed"."""
 
     status: Literal["ok", "stopping", "failed"]
     answering: int
@@ -300,6 +330,8 @@ class Health(BaseModel):
 
 
 class ErrorText(BaseModel):
+    """The content of an error."""
+
     message: str
     type: str
     param: str | None = None
@@ -313,5 +345,5 @@ class ErrorResponse(BaseModel):
 
 
 def error(message: str, kind: str, param: str | None = None) -> dict[str, Any]:
-    """The body of an error."""
+    """Return the body of an error response."""
     return ErrorResponse(error=ErrorText(message=message, type=kind, param=param)).model_dump()

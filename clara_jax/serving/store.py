@@ -1,4 +1,4 @@
-"""The server of a store: answers with their sources, ranking, search, documents, and a page."""
+"""The server of a document store: answers with their sources, ranking, search, documents, and a page."""
 
 from __future__ import annotations
 
@@ -10,39 +10,44 @@ from fastapi import FastAPI, Query, Request
 from fastapi.responses import HTMLResponse
 from starlette.exceptions import HTTPException
 
-from clara_jax.data.corpus.documents import Document
+from clara_jax.data.corpus.documents import CorpusDocument
 from clara_jax.errors import ClaraError
 from clara_jax.inference.engine import Request as EngineRequest
 from clara_jax.inference.engine import Result
-from clara_jax.library import Asked, Hit, Library
-from clara_jax.retrieval.documents import CutDocument
-from clara_jax.retrieval.filling import Filled
+from clara_jax.library import Hit, RagPipeline, RetrievedContext
+from clara_jax.retrieval.documents import ChunkedDocument
+from clara_jax.retrieval.indexing import IndexReport
 from clara_jax.serving import schema
 from clara_jax.serving.app import Service
-from clara_jax.serving.chat import Reply, sampling
-from clara_jax.serving.guard import Limits
+from clara_jax.serving.chat import ChatCompletion, sampling
+from clara_jax.serving.guard import RequestLimits
 from clara_jax.serving.worker import Worker
 
 MODEL = "clara"
 ABSTAINED = "The documents do not seem to answer this question."
-_TOGETHER = 16  # chunks of documents that are compressed between two steps of the answers
-_NOT_FOUND = {404: {"model": schema.ErrorResponse, "description": "there is no such document"}}
+_CHUNKS_PER_TURN = 16  # chunks that are compressed between two steps of the engine
+_NOT_FOUND: dict[int | str, dict[str, Any]] = {
+    404: {"model": schema.ErrorResponse, "description": "there is no such document"}
+}
 
 
-def store_app(worker: Worker, limits: Limits) -> FastAPI:
-    """The application.
+def store_app(worker: Worker, limits: RequestLimits) -> FastAPI:
+    """Make the application.
 
     Args:
-      worker: of a `Library`.
+      worker: of a `RagPipeline`.
+      limits: of requests.
     """
     service = Service(worker, limits, MODEL)
     app, within = service.app, service.within
 
     @app.post("/v1/chat/completions", response_model=schema.StoreChatResponse)
     async def chat(body: schema.StoreChatRequest, request: Request):
-        """Answers the last message of the user from the store; the user's messages before it are searched with, too,
-        and those of both are read. With ``stream`` the answer comes as server-sent events, the first of which has what
-        it is given from."""
+        """Answer the last message of the user from the store.
+
+        The user's earlier messages are part of the search's query, and the generator reads the earlier messages of both
+        sides. With ``stream`` the answer comes as server-sent events, the first of which has the sources.
+        """
         said = [(message.role, message.text) for message in body.messages if message.role in ("user", "assistant")]
         last = max((place for place, (role, _) in enumerate(said) if role == "user"), default=-1)
         question = said[last][1] if said else ""
@@ -54,15 +59,15 @@ def store_app(worker: Worker, limits: Limits) -> FastAPI:
         options = body.model_dump(include={"k", "candidates", "how", "where", "expand", "abstain_below", "seed"})
         options |= {"sampling": sampling(body), "history": said[:last]}
 
-        def ask(library: Library) -> tuple[EngineRequest | None, Asked]:
-            asked = library.ask(question, **options)
-            return asked.request, asked
+        def ask(pipeline: RagPipeline) -> tuple[EngineRequest | None, RetrievedContext]:
+            context = pipeline.ask(question, **options)
+            return context.request, context
 
-        return await service.answer(request, body, ask, _Sourced)
+        return await service.answer(request, body, ask, _SourcedCompletion)
 
     @app.post("/v1/search")
     async def search(body: schema.SearchRequest, request: Request) -> schema.SearchResponse:
-        """The chunks that fit a question best."""
+        """Search the chunks that fit a question best."""
         hits = await within(
             request, worker.run(lambda library: library.search(body.question, body.k, body.how, body.where))
         )
@@ -70,24 +75,21 @@ def store_app(worker: Worker, limits: Limits) -> FastAPI:
 
     @app.post("/v1/rank")
     async def rank(body: schema.RankRequest, request: Request) -> schema.RankResponse:
-        """Ranks given texts for a question."""
+        """Rank given texts for a question."""
         scores = await within(request, worker.run(lambda library: library.rank(body.question, body.documents)))
         order = sorted(range(len(scores)), key=lambda i: -scores[i])
         return schema.RankResponse(results=[schema.Ranked(index=i, score=scores[i]) for i in order])
 
     @app.post("/v1/documents")
     async def add(body: schema.AddRequest, request: Request) -> schema.AddResponse:
-        """Puts documents into the store. One whose id is there is replaced; what is unchanged is not compressed again.
-        Where this takes longer than a request may, it goes on all the same."""
-        documents = [
-            Document(
-                own.id, " ".join(own.title.split()), own.text.replace("\r\n", "\n").replace("\r", "\n"), own.source
-            )
-            for own in body.documents
-        ]
-        filled = sum(await within(request, worker.run(_add, documents)), Filled())
-        service.metrics.compressed.inc(filled.compressed)
-        return schema.AddResponse(**vars(filled))
+        """Add documents to the store, or replace those with the same ids; unchanged chunks are not compressed again.
+
+        The work goes on where it takes longer than the time limit of a request.
+        """
+        documents = [_document(new) for new in body.documents]
+        report = sum(await within(request, worker.run(_add, documents)), IndexReport())
+        service.metrics.compressed.inc(report.compressed)
+        return schema.AddResponse(**vars(report))
 
     @app.get("/v1/documents")
     async def documents(
@@ -95,13 +97,13 @@ def store_app(worker: Worker, limits: Limits) -> FastAPI:
         offset: Annotated[int, Query(ge=0, lt=2**31)] = 0,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     ) -> schema.ListResponse:
-        """Documents of the store in the order of their ids."""
-        own, total = await within(request, worker.run(lambda library: library.documents(offset, limit)))
-        return schema.ListResponse(documents=[schema.ListedDocument(**vars(one)) for one in own], total=total)
+        """List documents of the store in the order of their ids."""
+        stored, total = await within(request, worker.run(lambda library: library.documents(offset, limit)))
+        return schema.ListResponse(documents=[schema.ListedDocument(**vars(one)) for one in stored], total=total)
 
     @app.delete("/v1/documents/{document:path}", responses=_NOT_FOUND)
     async def delete(document: str, request: Request) -> schema.DeleteResponse:
-        """Takes a document out of the store. An id may hold slashes; it names no file."""
+        """Delete a document from the store. An id may hold slashes; it names no file."""
         if not await within(request, worker.run(lambda library: library.delete([document]))):
             raise HTTPException(404, f"there is no document {document!r}")
         return schema.DeleteResponse(deleted=document)
@@ -115,40 +117,48 @@ def store_app(worker: Worker, limits: Limits) -> FastAPI:
     return app
 
 
-class _Sourced(Reply):
-    """An answer, and what it is given from."""
+class _SourcedCompletion(ChatCompletion):
+    """A chat completion with its sources."""
 
     unanswered = ABSTAINED
 
     async def whole(self) -> dict[str, Any]:
+        """Return the completion, with the sources as a further field."""
         body = await super().whole()
         return body | {"sources": body["found"]["sources"]}
 
     def beside(self, result: Result | None) -> dict[str, Any]:
-        asked: Asked = self.answering.about
+        """Return what was retrieved for the answer, and the times."""
+        context: RetrievedContext = self.answering.about
         found = {
-            "candidates": [vars(hit) for hit in asked.hits],
-            "sources": [vars(hit) for hit in asked.sources],
-            "compress_ratio": asked.compress_ratio,
-            "abstained": asked.request is None,
-            "searched": asked.searched,
-            "searched_as": "question" if asked.searched == asked.question else "concatenated",
-            "turns": asked.turns,
-            "milliseconds": asked.milliseconds | ({} if result is None else result.milliseconds),
+            "candidates": [vars(hit) for hit in context.hits],
+            "sources": [vars(hit) for hit in context.sources],
+            "compress_ratio": context.compress_ratio,
+            "abstained": context.request is None,
+            "searched": context.searched,
+            "searched_as": "question" if context.searched == context.question else "concatenated",
+            "turns": context.turns,
+            "milliseconds": context.milliseconds | ({} if result is None else result.milliseconds),
         }
         return {"found": found}
 
 
-def _add(library: Library, documents: list[Document]) -> Iterator[Filled]:
-    """All are looked at before the first goes in."""
-    group: list[CutDocument] = []
-    for document in [*library.cut(documents), None]:
-        if group and (document is None or sum(len(own.chunks) for own in group) >= _TOGETHER):
-            yield library.add(group)
+def _add(pipeline: RagPipeline, documents: list[CorpusDocument]) -> Iterator[IndexReport]:
+    """Index documents in small groups, after all of them have been checked."""
+    group: list[ChunkedDocument] = []
+    for document in [*pipeline.chunk(documents), None]:
+        if group and (document is None or sum(len(one.chunks) for one in group) >= _CHUNKS_PER_TURN):
+            yield pipeline.add(group)
             group = []
         if document is not None:
             group.append(document)
-    library.finish()
+    pipeline.finish()
+
+
+def _document(new: schema.NewDocument) -> CorpusDocument:
+    assert new.title is not None and new.source is not None  # `schema.Sent` replaces null by the default
+    text = new.text.replace("\r\n", "\n").replace("\r", "\n")
+    return CorpusDocument(new.id, " ".join(new.title.split()), text, new.source)
 
 
 def _chunks(hits: list[Hit]) -> list[schema.Chunk]:

@@ -1,8 +1,7 @@
-"""The one thread that owns a model: what clients ask for runs here, in turns with the tokens of all answers.
+"""The one thread that owns a model: it runs clients' requests in turns with the engine's steps.
 
-Model, store and engine are for one thread at a time. Coroutines hand their work over and are told of results on their
-own loop; while answers are being written they take turns with everything else, so that neither holds up the other for
-long.
+Model, store and engine are for one thread at a time. Coroutines hand their work over, and get results on their event
+loop. While answers are decoded, steps of the engine and other work alternate, so that neither delays the other long.
 """
 
 from __future__ import annotations
@@ -17,63 +16,82 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from clara_jax.inference.engine import Engine, Request, Result, Ticket
+from clara_jax.inference.engine import Engine, Request, RequestHandle, Result
 
 logger = logging.getLogger(__name__)
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer makes of a character that is not whole yet
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # decoded from a character that is not complete yet
 _LEAST_TURN = 0.05  # seconds of other work between two steps of the engine
 
 
-class Model(Protocol):
-    """What answers: a library, or a base alone."""
+class ServedModel(Protocol):
+    """A model that a worker serves: a pipeline, or a base alone."""
 
     @property
-    def engine(self) -> Engine: ...
+    def engine(self) -> Engine:
+        """The engine that decodes answers."""
+        ...
 
-    def text(self, tokens: Sequence[int]) -> str: ...
+    def text(self, tokens: Sequence[int]) -> str:
+        """Decode token ids."""
+        ...
 
 
-# Of the worker's model: what the engine is to answer, None for nothing, and what else is to be known of the answer.
+# A function of the worker's model: the engine's request, None to abstain, and further facts of the answer.
 Ask = Callable[..., tuple[Request | None, Any]]
 
 
-class Full(Exception):
-    """As many requests wait as may."""
+class QueueFullError(Exception):
+    """The queue is full."""
 
 
-class Stopping(Exception):
-    """The server ends, and takes no more work."""
+class ServerStoppingError(Exception):
+    """The server is stopping, and accepts no more work."""
 
 
 class Finished(NamedTuple):
-    """The end of an answer: its whole text, and the engine's result."""
+    """The last item of an answer: its whole text, and the engine's result."""
 
     text: str
     result: Result
 
 
 class Answering:
-    """An answer on its way to a coroutine: iterate over its pieces of text, the last item being `Finished`. Where the
-    engine was asked nothing there are none.
+    """An answer in progress, as an asynchronous iterator.
+
+    Its items are pieces of text, and `Finished` is the last one. Where the model abstains there are none.
 
     Attributes:
-      request, about: see `Ask`.
+      request: for the engine, see `Ask`.
+      about: further facts, see `Ask`.
     """
 
-    def __init__(self, about: Any, ticket: Ticket | None, loop: asyncio.AbstractEventLoop, endings: Sequence[str] = ()):
-        """
+    def __init__(
+        self,
+        about: Any,
+        handle: RequestHandle | None,
+        loop: asyncio.AbstractEventLoop,
+        endings: Sequence[str] = (),
+    ):
+        """Make an answer for a submitted request.
+
         Args:
-          endings: texts, before the first of which the answer ends.
+          about: further facts, see `Ask`.
+          handle: of the request; None where the model abstains.
+          loop: of the coroutine that reads the answer.
+          endings: stop texts; the answer ends before the first of them.
         """
-        self.about, self._ticket, self._loop, self._endings = about, ticket, loop, endings
-        self.request = None if ticket is None else ticket.request
+        self.about, self._handle, self._loop, self._endings = about, handle, loop, endings
+        self.request = None if handle is None else handle.request
         self._items: asyncio.Queue[str | Finished | Exception] = asyncio.Queue()
-        self._said = ""
+        self._sent = ""
 
     async def __aiter__(self) -> AsyncIterator[str | Finished]:
-        """Raises:
-        Stopping: the server ended before the answer did."""
-        while self._ticket is not None:
+        """Yield the answer's items.
+
+        Raises:
+          ServerStoppingError: the server ended before the answer did.
+        """
+        while self._handle is not None:
             item = await self._items.get()
             if isinstance(item, Exception):
                 raise item
@@ -82,83 +100,92 @@ class Answering:
                 return
 
     def cancel(self) -> None:
-        if self._ticket is not None:
-            self._ticket.cancel()
+        """Cancel the engine's request, if it has one."""
+        if self._handle is not None:
+            self._handle.cancel()
 
-    def _tell(self, item: str | Finished | Exception) -> None:
+    def _put(self, item: str | Finished | Exception) -> None:
         _on(self._loop, self._items.put_nowait, item)
 
-    def _look(self, text: Callable[[list[int]], str]) -> bool:
-        """Passes on what is new; whether the answer is over."""
-        whole = text(self._ticket.tokens)
+    def _update(self, text: Callable[[list[int]], str]) -> bool:
+        """Pass on new text, and return whether the answer is finished."""
+        handle = self._handle
+        assert handle is not None  # the worker keeps only answers of the engine
+        whole = text(handle.tokens)
         place = min((at for at in map(whole.find, self._endings) if at >= 0), default=-1)
         if place >= 0:
-            self._ticket.finish()
+            handle.finish()
             whole = whole[:place]
-        result = self._ticket.result
-        if place >= 0 and result is not None:  # it may have ended in the same step by itself
+        result = handle.result
+        if place >= 0 and result is not None:  # the engine may have ended it in the same step
             result = dataclasses.replace(result, ended="stop")
-        # What was passed on cannot be taken back: half a character waits for its rest, and so does half an ending.
+        # Sent text cannot be taken back, so an incomplete character or stop text waits for its rest.
         sure = whole if result is not None else whole.rstrip(_REPLACEMENT)
         if result is None:
             sure = sure[: len(sure) - max((_begun(sure, ending) for ending in self._endings), default=0)]
-        if len(sure) > len(self._said) and sure.startswith(self._said):
-            self._tell(sure[len(self._said) :])
-            self._said = sure
+        if len(sure) > len(self._sent) and sure.startswith(self._sent):
+            self._put(sure[len(self._sent) :])
+            self._sent = sure
         if result is not None:
-            self._tell(Finished(whole, result))
+            self._put(Finished(whole, result))
         return result is not None
 
 
 def _begun(text: str, ending: str) -> int:
-    """How many characters at the end of a text may be the beginning of an ending."""
+    """Return the number of characters at the end of a text that may begin an ending."""
     return next((n for n in range(min(len(ending) - 1, len(text)), 0, -1) if text.endswith(ending[:n])), 0)
 
 
 class Worker:
-    """Runs what is asked for, one thing after another, and steps the engine in between.
+    """A thread that runs jobs one after another, and steps the engine in between.
 
     Attributes:
-      limit: requests that may be inside at one time, those being answered among them.
-      rows: answers that are written together.
-      prefixes: beginnings of prompts that the engine keeps.
+      limit: the largest number of requests inside the server, those being answered included.
+      rows: answers that are decoded together.
+      prefix_cache: the engine's prefix cache.
     """
 
-    def __init__(self, model: Model, queue: int):
-        """
+    def __init__(self, model: ServedModel, queue: int):
+        """Start the thread.
+
         Args:
+          model: owned by the thread from now on.
           queue: requests that may wait for a row of the engine.
         """
-        self._model, self.rows, self.prefixes = model, model.engine.rows, model.engine.prefixes
+        self._model, self.rows, self.prefix_cache = model, model.engine.rows, model.engine.prefix_cache
         self.limit = queue + self.rows
-        self._jobs: deque[_Job] = deque()  # those that wait; changed under the condition, as is what is below
-        self._job: _Job | None = None  # the one that is worked on
+        self._jobs: deque[_Job] = deque()  # waiting; this and the next lines are changed under the condition
+        self._job: _Job | None = None  # the running one
         self._answers: list[Answering] = []
         self._changed = threading.Condition()
         self._stopping = self._ended = False
-        self.inside = 0  # changed by the loop's thread alone
+        self.inside = 0  # changed by the event loop's thread alone
         self._thread = threading.Thread(target=self._run, name="clara-worker", daemon=True)
         self._thread.start()
 
     @property
     def stopping(self) -> bool:
+        """Whether new work is refused."""
         return self._stopping
 
     @property
     def answering(self) -> int:
-        """Answers that are being written or wait for a row."""
+        """The number of answers that are being decoded or wait for a row."""
         return len(self._answers)
 
     @property
     def alive(self) -> bool:
+        """Whether the thread runs."""
         return self._thread.is_alive()
 
     async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What ``function(model, *arguments)`` gives; one that gives an iterator is run item by item, other work
-        coming in between, and the items are returned as a list.
+        """Return ``function(model, *arguments)``, called in the worker's thread.
+
+        An iterator is run item by item, with steps of the engine in between, and its items are returned as a list.
 
         Raises:
-          Full, Stopping: it was not begun.
+          QueueFullError: it was not begun.
+          ServerStoppingError: it was not begun, or not finished.
         """
         self._enter()
         try:
@@ -167,25 +194,27 @@ class Worker:
             self.inside -= 1
 
     async def ask(self, ask: Ask, endings: Sequence[str] = ()) -> Answering:
-        """Begins to answer; `finish` it in any case.
+        """Begin an answer; the caller must `finish` it in any case.
 
         Args:
+          ask: makes the engine's request.
           endings: see `Answering`.
 
         Raises:
-          Full, Stopping: it was not begun.
-          ClaraError: see `Engine.submit`, and what is asked.
+          QueueFullError: it was not begun.
+          ServerStoppingError: it was not begun.
+          ClaraError: see `Engine.submit`; an error of ``ask``.
         """
         loop = asyncio.get_running_loop()
 
-        def begin(model: Model) -> Answering:
+        def begin(model: ServedModel) -> Answering:
             request, about = ask(model)
-            ticket = None if request is None else model.engine.submit(request)
-            answering = Answering(about, ticket, loop, endings)
+            handle = None if request is None else model.engine.submit(request)
+            answering = Answering(about, handle, loop, endings)
             with self._changed:
                 if self._ended:
-                    raise Stopping
-                if ticket is not None:
+                    raise ServerStoppingError
+                if handle is not None:
                     self._answers.append(answering)
             return answering
 
@@ -195,7 +224,7 @@ class Worker:
             try:
                 return await asyncio.shield(job)
             except asyncio.CancelledError:
-                # The client has gone: what comes of it is given up as soon as it is there.
+                # The client has disconnected: the answer is cancelled as soon as it exists.
                 job.add_done_callback(lambda done: done.cancelled() or done.exception() or done.result().cancel())
                 raise
         except BaseException:
@@ -203,17 +232,19 @@ class Worker:
             raise
 
     def finish(self, answering: Answering) -> None:
-        """Frees the place of an answer, and gives the answer up where it is not over."""
+        """Free the slot of an answer, and cancel the answer where it is not finished."""
         answering.cancel()
         self.inside -= 1
 
     def stop(self) -> None:
-        """Takes no more work; what is inside goes on."""
+        """Refuse new work; requests inside the server go on."""
         self._stopping = True
 
     def end(self) -> None:
-        """Tells all who still wait `Stopping`, at once, and has the thread begin nothing more. What it is in the middle
-        of, a program that is compiled, cannot be interrupted; see `join`."""
+        """Fail all waiting requests with `ServerStoppingError` at once, and let the thread begin no more work.
+
+        A running job, such as the compilation of a program, cannot be interrupted; see `join`.
+        """
         with self._changed:
             self._stopping = self._ended = True
             waiting = [*self._jobs, *([self._job] if self._job else [])]
@@ -221,33 +252,33 @@ class Worker:
             self._jobs.clear()
             self._changed.notify()
         for job in waiting:
-            _on(job.loop, job.fail, Stopping())
+            _on(job.loop, job.fail, ServerStoppingError())
         for answering in answers:
-            answering._tell(Stopping())
+            answering._put(ServerStoppingError())
 
     def join(self, seconds: float) -> bool:
-        """Waits for the thread to end after `end`; whether it has."""
+        """Wait for the thread to end after `end`, and return whether it has."""
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
     def _enter(self) -> None:
         if self._stopping:
-            raise Stopping
+            raise ServerStoppingError
         if self.inside >= self.limit:
-            raise Full
+            raise QueueFullError
         self.inside += 1
 
     async def _do(self, function: Callable[..., Any], *arguments: Any) -> Any:
         job = _Job(function, arguments, asyncio.get_running_loop())
         with self._changed:
             if self._ended:
-                raise Stopping
+                raise ServerStoppingError
             self._jobs.append(job)
             self._changed.notify()
         try:
             return await job.future
         finally:
-            job.unwanted = True  # where nobody waits any more it need not begin
+            job.unwanted = True  # a job whose caller has left need not begin
 
     # --- the thread ---
 
@@ -279,7 +310,7 @@ class Worker:
 
     def _step(self) -> None:
         self._model.engine.step()
-        going = [own for own in self._answers if not own._look(self._model.text)]
+        going = [answering for answering in self._answers if not answering._update(self._model.text)]
         with self._changed:
             self._answers = going
 
@@ -306,7 +337,7 @@ class Worker:
             if self._answers:
                 self._step()
             if self._ended:
-                raise Stopping
+                raise ServerStoppingError
         return done
 
 
@@ -326,6 +357,6 @@ class _Job:
 
 
 def _on(loop: asyncio.AbstractEventLoop, call: Callable[..., Any], *arguments: Any) -> None:
-    """Calls it on the loop, if that still runs."""
+    """Schedule a call on the event loop, if it is still open."""
     with contextlib.suppress(RuntimeError):  # it has been closed
         loop.call_soon_threadsafe(call, *arguments)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-DEFAULT = "smollm2-clara"  # what commands open where no checkpoint is named
+DEFAULT = "smollm2-clara"  # the model that commands open where no checkpoint is named
 _FOLDERS = {DEFAULT: "smollm2_clara"}
 
 

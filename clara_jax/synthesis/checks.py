@@ -1,12 +1,12 @@
-"""What can be said against a question, an answer or a paraphrase without a model.
+"""Checks of questions, answers and paraphrases that need no model.
 
-Checks look for what is plainly wrong; whether a pair is right, a model says afterwards. They read any language by its
-words (characters, where a script has no spaces), and English better: there numbers may be words, and names are known
-by their capitals (`clara_jax.data.facts`). Elsewhere numbers are digits.
+Checks look for plain errors; a model judges afterwards whether a pair is right. They read any language by its words
+(characters, where a script has no spaces), and English better: there numbers may be words, and names are recognized
+by their capitals (`clara_jax.data.facts`). In other languages numbers are digits.
 
-Shares are measured on real text. *Pairs*: the 7,861 of the published sample of CLaRa's data, whose answers a model
+Thresholds are set on real text. *Pairs*: the 7,861 of the published sample of CLaRa's data, whose answers a model
 wrote, often as sentences, and some of which are wrong. *Rewritings*: the development files of WikiSplit (500 sentences
-parted in two) and OneStopEnglish (163 paragraphs made easier, often shorter).
+split in two) and OneStopEnglish (163 simplified paragraphs, often shorter).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from clara_jax.data import facts
-from clara_jax.synthesis.expected import unexpected
+from clara_jax.synthesis.answer_type import missed_answer_type
 from clara_jax.synthesis.words import in_a_row, jaccard, without_spaces, words, written_words
 
 SAME_QUESTION = 0.8  # Jaccard similarity of the sets of words
-STEM = 5  # letters of a word that are compared: endings differ between a document and what is told of it
-RUN = 4  # words in a row that a copy has in common with its original
-NAMED = 8  # words or numbers that a problem names at most
-IN_WORDS = 12  # numbers up to it, and months, are often words
+STEM = 5  # letters of a word that are compared: endings differ between a document and texts about it
+RUN = 4  # consecutive words that a copy has in common with its original
+NAMED = 8  # words or numbers that a problem lists at most
+IN_WORDS = 12  # numbers up to this one, and months, are often words
 SCALES = tuple(Decimal(1000) ** power for power in range(-3, 4))
 
 _RESIDUE = re.compile(
@@ -85,11 +85,11 @@ _DOT_WITHIN_NAME = re.compile(r"(?<=\w)\.")
 
 
 class Problem(NamedTuple):
-    """Why something is not taken.
+    """The reason why a pair or paraphrase is dropped.
 
     Attributes:
       kind: in snake_case, the same for all problems of a kind: statistics count by it.
-      text: one line that names what is wrong.
+      text: one line that describes the problem.
     """
 
     kind: str
@@ -97,8 +97,8 @@ class Problem(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Limits:
-    """What is still taken; lengths in words, or characters where a script has no spaces.
+class CheckLimits:
+    """The thresholds of the checks; lengths in words, or characters where a script has no spaces.
 
     Attributes:
       question_words: shortest and longest question. The pairs have 4 to 31.
@@ -114,8 +114,8 @@ class Limits:
       copied: share of a paraphrase's runs of four words that the document has, from which on it is a copy. A document
         of 24 words or more in which one word is exchanged has more; so have 20% of OneStopEnglish and 29% of
         WikiSplit, in which little is changed.
-      names_kept: share of the document's names that a paraphrase has. 94% of WikiSplit have them; the others mostly
-        lack a name indeed.
+      names_kept: share of the document's names that a paraphrase must have. 94% of WikiSplit have them; most of the
+        others do lack a name.
     """
 
     question_words: tuple[int, int] = (2, 60)
@@ -129,10 +129,11 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class DocumentText:
-    """A document and what the checks read of it, found once.
+    """A document with the features that the checks compare, each computed once.
 
     Attributes:
-      language: ISO 639-1; numbers in words and names are read in "en".
+      text: the document.
+      language: ISO 639-1; numbers in words and names are recognized in "en".
     """
 
     text: str
@@ -140,41 +141,49 @@ class DocumentText:
 
     @functools.cached_property
     def words(self) -> list[str]:
+        """The document's words without case."""
         return words(self.text)
 
     @functools.cached_property
     def in_a_row(self) -> str:
+        """The words as one string for phrase search, see `clara_jax.synthesis.words.in_a_row`."""
         return in_a_row(self.words)
 
     @functools.cached_property
     def terms(self) -> frozenset[str]:
+        """The stems that words are compared by."""
         return frozenset(_terms(self.words))
 
     @functools.cached_property
     def numbers(self) -> set[Decimal]:
+        """The document's numbers, doubtful ones included."""
         return self.numbers_of(self.text, doubtful=True)
 
     @functools.cached_property
     def names(self) -> set[str]:
+        """The document's names; empty where it is not English."""
         return facts.names(self.text) if self.language == "en" else set()
 
     def numbers_of(self, text: str, doubtful: bool = False) -> set[Decimal]:
-        """The numbers of a text in the document's language.
+        """Return the numbers of a text in the document's language.
 
         Args:
-          doubtful: with "one", "first" and "second" where they stand alone.
+          text: any text in that language.
+          doubtful: include "one", "first" and "second" where they stand alone.
         """
         if self.language == "en":
             return facts.numbers(text, doubtful)
         return {Decimal(re.sub(r"\D", "", found)) for found in _DIGITS.findall(text)}
 
 
-def question_problem(document: DocumentText, question: str, limits: Limits) -> Problem | None:
-    """What is wrong with a question: "empty_question", "short_question", "long_question", "question_residue" (of a
-    prompt or of JSON, which the document has not), "no_question".
+def question_problem(document: DocumentText, question: str, limits: CheckLimits) -> Problem | None:
+    """Return the first problem of a question, None where it passes.
 
-    A question has a question mark, a word that asks, or begins like "Name the ...". In languages whose words are not
-    known here it needs the mark.
+    Kinds: "empty_question", "short_question", "long_question", "question_residue" (of a prompt or of JSON that is not
+    in the document), "no_question".
+
+    A question has a question mark, an interrogative word, or begins like "Name the ...". In languages whose words are
+    not listed here it needs the mark.
     """
     found = words(question)
     shortest, longest = limits.question_words
@@ -193,17 +202,23 @@ def question_problem(document: DocumentText, question: str, limits: Limits) -> P
 
 
 def pair_problem(
-    document: DocumentText, question: str, answer: str, limits: Limits, complex: bool = False
+    document: DocumentText, question: str, answer: str, limits: CheckLimits, complex: bool = False
 ) -> Problem | None:
-    """What is wrong with an answer: "empty_answer", "long_answer", "answer_residue", "yes_no", "answer_in_question",
-    "wrong_kind" (see `clara_jax.synthesis.expected`), "refusal", "unknown_number", "unsupported_answer".
+    """Return the first problem of an answer, None where it passes.
 
-    An answer that stands in the document word by word is supported. Otherwise the document must have its numbers, and
-    of its words that the question has not the share `Limits.support`.
+    Kinds: "empty_answer", "long_answer", "answer_residue", "yes_no", "answer_in_question", "wrong_kind" (see
+    `clara_jax.synthesis.answer_type`), "refusal", "unknown_number", "unsupported_answer".
+
+    An answer that is a phrase of the document is supported. Otherwise the document must have its numbers, and the
+    share `CheckLimits.support` of its words that are not in the question.
 
     Args:
-      complex: the question combines facts: it may not be answered by yes or no, but by one of the things that it
-        joins.
+      document: what the answer must follow from.
+      question: one that `question_problem` lets pass.
+      answer: its answer.
+      limits: the thresholds.
+      complex: whether the question combines facts: it may not be answered by yes or no, but by one of the things that
+        it joins.
     """
     found, asked = words(answer), words(question)
     if not found:
@@ -220,7 +235,7 @@ def pair_problem(
     elif _says(asked, found) and not _offers(question, asked, complex):
         return Problem("answer_in_question", f"the question says it: {_line(answer)}")
     if document.language == "en" and found:
-        wanted = unexpected(question, found, bool(document.numbers_of(answer, doubtful=True)))
+        wanted = missed_answer_type(question, found, bool(document.numbers_of(answer, doubtful=True)))
         if wanted and not _REFUSAL.search(answer):
             return Problem("wrong_kind", f"the question asks for {wanted}: {_line(answer)}")
     if in_a_row(found) in document.in_a_row or not found:
@@ -241,14 +256,14 @@ def pair_problem(
 
 
 def duplicate(question: str, answer: str, earlier: Sequence[tuple[str, str]]) -> int | None:
-    """The first of earlier (question, answer) that asks the same of the same document; None: none does.
+    """Return the index of the first earlier (question, answer) that asks the same of the same document, else None.
 
-    Questions ask the same whose words are the same in the same order, whatever the answers; or whose sets of words are
-    nearly the same (Jaccard similarity `SAME_QUESTION`) where one answer stands in the other and is not yes or no,
-    unless each has a capitalized word or a number of its own: they ask of two things. So 43 of the pairs are
-    duplicates, beyond those of equal words, about three quarters of them rightly; from 0.7 to 0.8 half would be.
+    Two questions ask the same if their words are the same in the same order, whatever the answers; or if their sets of
+    words are nearly the same (Jaccard similarity `SAME_QUESTION`) and one answer is part of the other and is not yes or
+    no, unless each has a capitalized word or a number that the other lacks: then they ask about two things. By the
+    second rule 43 of the pairs are duplicates, about three quarters of them rightly; from 0.7 to 0.8 half would be.
     """
-    asked, told = words(question), in_a_row(words(answer))
+    asked, answered = words(question), in_a_row(words(answer))
     open_ended = _YES_NO.match(answer.strip()) is None
     for index, (other, other_answer) in enumerate(earlier):
         found = words(other)
@@ -256,18 +271,20 @@ def duplicate(question: str, answer: str, earlier: Sequence[tuple[str, str]]) ->
             return index
         near = open_ended and jaccard(set(asked), set(found)) >= SAME_QUESTION
         if near and not _about_others(question, other):
-            other_told = in_a_row(words(other_answer))
-            if told in other_told or other_told in told:
+            other_answered = in_a_row(words(other_answer))
+            if answered in other_answered or other_answered in answered:
                 return index
     return None
 
 
-def paraphrase_problem(document: DocumentText, paraphrase: str, limits: Limits) -> Problem | None:
-    """What is wrong with a paraphrase: "empty_paraphrase", "short_paraphrase", "long_paraphrase",
-    "paraphrase_residue", "copy", "unrelated_paraphrase", "lost_number", "added_number", "lost_names".
+def paraphrase_problem(document: DocumentText, paraphrase: str, limits: CheckLimits) -> Problem | None:
+    """Return the first problem of a paraphrase, None where it passes.
 
-    Every number must be kept and none be added, dates among them; of names, which in English are told by capitals, a
-    share. Outside English small numbers are left aside: they may be words.
+    Kinds: "empty_paraphrase", "short_paraphrase", "long_paraphrase", "paraphrase_residue", "copy",
+    "unrelated_paraphrase", "lost_number", "added_number", "lost_names".
+
+    Every number must be kept and none be added, dates among them; of names, which in English are recognized by
+    capitals, a share. Outside English small numbers are ignored: they may be words.
     """
     found = words(paraphrase)
     if not found:
@@ -286,8 +303,8 @@ def paraphrase_problem(document: DocumentText, paraphrase: str, limits: Limits) 
     related = _share(_terms(found), document.terms)
     if related < limits.related:
         return Problem("unrelated_paraphrase", f"the document has {related:.0%} of its words")
-    stated, told = document.numbers_of(document.text), document.numbers_of(paraphrase, doubtful=True)
-    if lost := _lacking(document, told, stated, paraphrase):
+    stated, restated = document.numbers_of(document.text), document.numbers_of(paraphrase, doubtful=True)
+    if lost := _lacking(document, restated, stated, paraphrase):
         return Problem("lost_number", f"the paraphrase has not {_listed(lost)}")
     if added := _lacking(document, document.numbers, document.numbers_of(paraphrase), paraphrase):
         return Problem("added_number", f"the document has not {_listed(added)}")
@@ -299,8 +316,11 @@ def paraphrase_problem(document: DocumentText, paraphrase: str, limits: Limits) 
 
 
 def _terms(found: Sequence[str]) -> list[str]:
-    """What words are compared by: their beginnings; pairs of characters where a script has no spaces, since single ones
-    stand in every text."""
+    """Return the terms by which words are compared.
+
+    These are the beginnings of words; pairs of characters where a script has no spaces, since single characters
+    occur in every text.
+    """
     terms = []
     for word, following in itertools.zip_longest(found, found[1:], fillvalue=""):
         if not without_spaces(word):
@@ -311,15 +331,18 @@ def _terms(found: Sequence[str]) -> list[str]:
 
 
 def _share(terms: Sequence[str], known: Set[str]) -> float:
-    """The share of terms that are known; long ones count more, for they say more."""
+    """Return the share of terms that are known, weighted by length: long terms carry more information."""
     return sum(len(term) for term in terms if term in known) / sum(map(len, terms))
 
 
 def _lacking(document: DocumentText, among: Set[Decimal], wanted: Set[Decimal], text: str) -> list[Decimal]:
-    """The numbers that are wanted and not among others, sorted.
+    """Return the numbers that are wanted and not among others, sorted.
 
     Args:
-      text: the other text that the numbers are of.
+      document: the text that one of the two sets is from.
+      among: the numbers that are there.
+      wanted: the numbers that are looked for.
+      text: the text that the other set is from.
     """
     # Where words cannot be read, small numbers may be among them.
     wanted = {number for number in wanted if document.language == "en" or number > IN_WORDS}
@@ -329,10 +352,12 @@ def _lacking(document: DocumentText, among: Set[Decimal], wanted: Set[Decimal], 
 
 
 def _offers(question: str, asked: Sequence[str], complex: bool) -> bool:
-    """The question names the answers from which one is to be chosen.
+    """Return whether a question names the answers from which one is to be chosen.
 
     Args:
-      complex: it may compare what "and" joins, as in "Which of the lakes Maron and Sella is deeper?"
+      question: the text.
+      asked: its words.
+      complex: whether it may compare things joined by "and", as in "Which of the lakes Maron and Sella is deeper?"
     """
     offered = not _OR.isdisjoint(asked) or _OR_WITHOUT_SPACES.search(question)
     compared = complex and (not _AND.isdisjoint(asked) or _AND_WITHOUT_SPACES.search(question))
@@ -340,14 +365,14 @@ def _offers(question: str, asked: Sequence[str], complex: bool) -> bool:
 
 
 def _says(asked: Sequence[str], found: Sequence[str]) -> bool:
-    """The words of an answer all stand in the question; characters do so by chance, unless they follow each other."""
+    """Return whether all words of an answer are in the question; characters of scripts without spaces, in sequence."""
     if any(map(without_spaces, found)):
         return in_a_row(found) in in_a_row(asked)
     return set(asked).issuperset(found)
 
 
 def _about_others(question: str, other: str) -> bool:
-    """Each has a capitalized word or a number that the other has not."""
+    """Return whether each question has a capitalized word or a number that the other lacks."""
     a, b = (
         {word for word in written_words(text)[1:] if word[0].isupper() or word[0].isdigit()}
         for text in (question, other)
@@ -356,16 +381,16 @@ def _about_others(question: str, other: str) -> bool:
 
 
 def _copied(original: Sequence[str], found: Sequence[str]) -> float:
-    """The share of runs of words that stand in the original."""
+    """Return the share of runs of words that are in the original."""
     run = min(RUN, len(found))
-    known, own = (
+    original_runs, runs = (
         {tuple(text[start : start + run]) for start in range(len(text) - run + 1)} for text in (original, found)
     )
-    return len(known & own) / len(own)
+    return len(original_runs & runs) / len(runs)
 
 
 def _residue(document: DocumentText, text: str) -> str | None:
-    """What is left of a prompt or of JSON; a document about programs may have such marks itself."""
+    """Return the first trace of a prompt or of JSON in a text that the document, which may be about code, lacks."""
     marks = (match[0] for match in _RESIDUE.finditer(text))
     return next((mark for mark in marks if mark.strip() not in document.text), None)
 
@@ -376,6 +401,6 @@ def _listed(found: Iterable[str | Decimal]) -> str:
 
 
 def _line(text: str) -> str:
-    """A text in one line, shortened."""
+    """Return a text in one line, shortened and quoted."""
     line = " ".join(text.split())
     return repr(line if len(line) <= 120 else line[:117] + "...")

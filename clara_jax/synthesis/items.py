@@ -1,4 +1,4 @@
-"""What a journal works on: a user's documents, as they are compressed later."""
+"""The items of a journal: a user's documents, in the form in which they are compressed later."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from clara_jax.synthesis.journal import Item
 
 
 def document_items(inputs: Sequence[str], follow_links: bool = False) -> Iterator[Item]:
-    """The documents of files and folders, see `clara_jax.data.corpus.readers`; the text is below its title.
+    """Yield the documents of files and folders, see `clara_jax.data.corpus.readers`; the text is below its title.
 
     Raises:
       ClaraError: a file that cannot be read, a line that is no document.
@@ -24,5 +24,5 @@ def document_items(inputs: Sequence[str], follow_links: bool = False) -> Iterato
 
 
 def digest(content: Mapping[str, Any]) -> str:
-    """Of an item's content."""
+    """Return a digest of an item's content."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,14 +1,14 @@
-"""What has been asked and what has come of it: one SQLite file, which outlives any process that writes it.
+"""The journal of a synthesis: requests, replies and outcomes in one SQLite file, which survives a kill at any moment.
 
     settings   what every outcome depends on; another run with others is refused
-    items      what is worked on (documents, or records), and which worker has it
-    replies    every answered request by its content: asked once, never again
-    outcomes   what came of an item, by kind: a record, or the reason why there is none
-    verdicts   what people said of records (`clara_jax.synthesis.review`)
+    items      documents or records to work on, and which worker has each
+    replies    every answered request by its content, so that it is sent only once
+    outcomes   the result of an item, by kind: a record, or the reason why there is none
+    verdicts   judgements of reviewers (`clara_jax.synthesis.review`)
 
-An item that was not finished is begun anew, and comes as far as it was from its replies, without a request. So a
-process that is killed loses the requests in flight alone. A worker holds a lock on a file beside the journal for as
-long as it lives: the kernel says which workers are dead, and their items are free.
+An item that was not finished is started again and replayed from its replies, without requests. So a killed process
+loses only the requests in flight. A worker holds a lock on a file beside the journal for as long as it lives: the
+kernel releases it when the worker dies, and its items are free.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from clara_jax.errors import ClaraError
 from clara_jax.files import locked
-from clara_jax.synthesis.endpoint import Reply
+from clara_jax.synthesis.endpoint import Completion
 
 FORMAT = "1"
 _TABLES = """
@@ -51,7 +51,7 @@ class Item:
     Attributes:
       id: unique.
       digest: of the content: an item that has changed is another one.
-      content: whatever is needed to work on it, as JSON has it.
+      content: all data needed to work on it, JSON values.
     """
 
     id: str
@@ -63,7 +63,10 @@ class Dropped(NamedTuple):
     """A pair, or a paraphrase, that did not pass.
 
     Attributes:
-      reason: a short name, for statistics; detail: one line.
+      reason: a short name, for statistics.
+      detail: one line.
+      question: "" for a paraphrase.
+      answer: the answer, or the paraphrase.
     """
 
     reason: str
@@ -73,15 +76,16 @@ class Dropped(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What came of an item.
+class ItemOutcome:
+    """The result of an item for one kind of record.
 
     Attributes:
       kind: e.g. "simple", "complex", "paraphrase".
-      record: fields of the training record; None where the item was set aside.
-      reason: why it was set aside, a short name; detail: one line.
-      rounds: how often something was asked for.
-      dropped: what was thrown away on the way.
+      record: fields of the training record; None where the item was rejected.
+      reason: why it was rejected, a short name.
+      detail: one line about the reason.
+      rounds: number of rounds of questions, or of paraphrases.
+      dropped: pairs or paraphrases that did not pass.
     """
 
     kind: str
@@ -92,8 +96,8 @@ class Outcome:
     dropped: Sequence[Dropped] = ()
 
 
-class Spent(NamedTuple):
-    """Tokens of all answered requests, and their number."""
+class TokenUsage(NamedTuple):
+    """The number of answered requests, and their tokens."""
 
     requests: int
     prompt_tokens: int
@@ -101,10 +105,11 @@ class Spent(NamedTuple):
 
 
 class Journal:
-    """See the beginning of this module. For one thread; coroutines of that thread may share it."""
+    """An open journal, see the module's docstring. For one thread; coroutines of that thread may share it."""
 
     def __init__(self, path: Path):
-        """
+        """Open a journal, and create it where it is missing.
+
         Raises:
           ClaraError: it cannot be opened, or is no journal.
         """
@@ -112,45 +117,46 @@ class Journal:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
-            # Nothing that a process has committed is lost when it is killed; a power cut may cost the last commits.
+            # Commits survive a kill of the process; a power cut may cost the last ones.
             self._db.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;" + _TABLES)
         except (OSError, sqlite3.Error) as error:
             raise ClaraError(f"{path}: cannot be opened as a journal: {error}") from error
 
     def close(self) -> None:
+        """Close the file."""
         self._db.close()
 
     # --- settings ---
 
     def bind(self, settings: Mapping[str, Any]) -> None:
-        """Notes what outcomes depend on, or compares it with what is noted.
+        """Store the settings that outcomes depend on, or compare them with the stored ones.
 
         Raises:
-          ClaraError: this journal was begun with others.
+          ClaraError: this journal was begun with other settings.
         """
-        told = {"format": FORMAT} | {name: json.dumps(value, sort_keys=True) for name, value in settings.items()}
+        given = {"format": FORMAT} | {name: json.dumps(value, sort_keys=True) for name, value in settings.items()}
         with self._transaction():
             noted = dict(self._db.execute("SELECT name, value FROM settings"))
             if not noted:
-                self._db.executemany("INSERT INTO settings VALUES (?, ?)", told.items())
+                self._db.executemany("INSERT INTO settings VALUES (?, ?)", given.items())
                 return
-        for name in sorted(noted.keys() | told.keys()):
-            if noted.get(name) != told.get(name):
+        for name in sorted(noted.keys() | given.keys()):
+            if noted.get(name) != given.get(name):
                 raise ClaraError(
                     f"{self.path}: was begun with {name} {noted.get(name, 'not set')} and is now given "
-                    f"{told.get(name, 'none')}; give the same, or name another --journal"
+                    f"{given.get(name, 'none')}; give the same, or name another --journal"
                 )
 
     # --- items ---
 
     def want(self, items: Iterable[Item]) -> int:
-        """Takes in what is to be worked on, in its order; what the journal has beside stays, but is not worked on.
+        """Set the items to work on, in this order; other items in the journal stay, but are not worked on.
 
         Returns:
-          how many there are.
+          The number of items.
 
         Raises:
-          ClaraError: two have one id; one is in the journal with another content. Nothing is changed then.
+          ClaraError: two have the same id; one is in the journal with another content. Nothing is changed then.
         """
         count = 0
         with self._transaction():
@@ -172,7 +178,7 @@ class Journal:
         return count
 
     def claim(self, worker: int, count: int) -> list[Item]:
-        """The next items that nobody has, which this worker has from now on."""
+        """Assign the next free items to a worker and return them."""
         if count < 1:
             return []
         with self._transaction():
@@ -185,11 +191,11 @@ class Journal:
         return [Item(id, digest, json.loads(content)) for id, digest, content in rows]
 
     def release(self, worker: int) -> None:
-        """Gives back what a worker has claimed and not finished."""
+        """Free the items that a worker has claimed and not finished."""
         self._db.execute("UPDATE items SET worker = NULL WHERE worker = ? AND done = 0", (worker,))
 
     def release_dead(self) -> None:
-        """Gives back what workers have claimed that live no more."""
+        """Free the unfinished items of workers that are dead."""
         rows = self._db.execute("SELECT DISTINCT worker FROM items WHERE worker IS NOT NULL AND done = 0").fetchall()
         for (worker,) in rows:
             with contextlib.suppress(ClaraError), locked(self._lock(worker), "it lives"):
@@ -197,7 +203,7 @@ class Journal:
 
     @contextlib.contextmanager
     def worker(self) -> Iterator[int]:
-        """A number that no living worker has, for the block; what its former bearer had claimed is free."""
+        """Register a worker for the block: a number that no living worker has; items of its dead holder are freed."""
         for number in range(1, 1000):
             with contextlib.ExitStack() as stack:
                 try:
@@ -210,7 +216,7 @@ class Journal:
         raise ClaraError(f"{self.path}: 999 workers are on it already")
 
     def again(self, reason: str) -> None:
-        """What was set aside for a reason is worked on once more."""
+        """Free the items that were rejected for a reason, and forget their outcomes."""
         with self._transaction():
             self._db.execute(
                 "UPDATE items SET done = 0, worker = NULL WHERE id IN (SELECT item FROM outcomes WHERE reason = ?)",
@@ -219,76 +225,79 @@ class Journal:
             self._db.execute("DELETE FROM outcomes WHERE reason = ?", (reason,))
 
     def left(self) -> int:
-        """Items that are not finished."""
+        """Return the number of wanted items that are not finished."""
         query = "SELECT COUNT(*) FROM items WHERE done = 0 AND place IS NOT NULL"
         return self._db.execute(query).fetchone()[0]
 
     # --- replies ---
 
-    def reply(self, key: str) -> Reply | None:
-        """What was answered to a request."""
+    def reply(self, key: str) -> Completion | None:
+        """Return the stored reply to a request, None where there is none."""
         query = "SELECT text, prompt_tokens, completion_tokens, cut FROM replies WHERE key = ?"
         row = self._db.execute(query, (key,)).fetchone()
-        return None if row is None else Reply(row[0], row[1], row[2], bool(row[3]))
+        return None if row is None else Completion(row[0], row[1], row[2], bool(row[3]))
 
-    def remember(self, key: str, item: str, step: str, reply: Reply) -> Reply:
-        """Writes down an answer, at once; returns what counts: an answer that is there already stays."""
+    def remember(self, key: str, item: str, step: str, reply: Completion) -> Completion:
+        """Store a reply at once and return the one that counts: an earlier reply to the same request stays."""
         row = (key, item, step, reply.text, reply.prompt_tokens, reply.completion_tokens, int(reply.cut))
         self._db.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?)", row)
-        return self.reply(key)
+        stored = self.reply(key)
+        assert stored is not None, "it was just inserted"
+        return stored
 
-    def spent(self) -> Spent:
-        """Of all replies."""
+    def spent(self) -> TokenUsage:
+        """Return the usage of all replies together."""
         query = "SELECT COUNT(*), TOTAL(prompt_tokens), TOTAL(completion_tokens) FROM replies"
-        return Spent(*map(int, self._db.execute(query).fetchone()))
+        return TokenUsage(*map(int, self._db.execute(query).fetchone()))
 
-    def spent_by_step(self) -> dict[str, Spent]:
+    def spent_by_step(self) -> dict[str, TokenUsage]:
+        """Return the usage of each step's replies."""
         query = (
             "SELECT step, COUNT(*), SUM(prompt_tokens), SUM(completion_tokens) FROM replies GROUP BY step ORDER BY step"
         )
-        return {step: Spent(*numbers) for step, *numbers in self._db.execute(query)}
+        return {step: TokenUsage(*numbers) for step, *numbers in self._db.execute(query)}
 
     # --- outcomes ---
 
-    def finish(self, item: Item, outcomes: Sequence[Outcome]) -> None:
-        """The item is done, and this came of it."""
+    def finish(self, item: Item, outcomes: Sequence[ItemOutcome]) -> None:
+        """Store an item's outcomes and mark it as done."""
         rows = [
             (
                 item.id,
                 number,
-                own.kind,
-                None if own.record is None else json.dumps(own.record, ensure_ascii=False),
-                own.reason,
-                own.detail,
-                own.rounds,
-                json.dumps(own.dropped, ensure_ascii=False),
+                outcome.kind,
+                None if outcome.record is None else json.dumps(outcome.record, ensure_ascii=False),
+                outcome.reason,
+                outcome.detail,
+                outcome.rounds,
+                json.dumps(outcome.dropped, ensure_ascii=False),
             )
-            for number, own in enumerate(outcomes)
+            for number, outcome in enumerate(outcomes)
         ]
         with self._transaction():
             self._db.executemany("INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
             self._db.execute("UPDATE items SET done = 1, worker = NULL WHERE id = ?", (item.id,))
 
-    def outcomes(self) -> Iterator[tuple[Item, Outcome]]:
-        """Of all items that are wanted and finished, in their order."""
+    def outcomes(self) -> Iterator[tuple[Item, ItemOutcome]]:
+        """Yield the outcomes of all items that are wanted and finished, in the order of the items."""
         query = (
             "SELECT id, digest, content, kind, record, reason, detail, rounds, dropped FROM items "
             "JOIN outcomes ON item = id WHERE place IS NOT NULL AND done = 1 ORDER BY place, number"
         )
         for id, digest, content, kind, record, reason, detail, rounds, dropped in self._db.execute(query):
-            own = None if record is None else json.loads(record)
+            fields = None if record is None else json.loads(record)
             lost = tuple(Dropped(*one) for one in json.loads(dropped))
-            yield Item(id, digest, json.loads(content)), Outcome(kind, own, reason, detail, rounds, lost)
+            yield Item(id, digest, json.loads(content)), ItemOutcome(kind, fields, reason, detail, rounds, lost)
 
     # --- verdicts ---
 
     def judge(self, item: str, kind: str, number: int, reviewer: str, good: bool, note: str) -> None:
-        """Notes what a person says of a record's pair (or of its paraphrase, number 0); a later word counts."""
+        """Store a reviewer's verdict on a record's pair (or its paraphrase, number 0); the last one counts."""
         row = (item, kind, number, reviewer, int(good), note)
         self._db.execute("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?, ?, ?)", row)
 
     def verdicts(self) -> list[tuple[str, str, int, str, bool, str]]:
-        """(item, kind, number, reviewer, good, note) of all."""
+        """Return all verdicts as (item, kind, number, reviewer, good, note)."""
         rows = self._db.execute("SELECT * FROM verdicts ORDER BY item, kind, number, reviewer").fetchall()
         return [(*row[:4], bool(row[4]), row[5]) for row in rows]
 

@@ -1,87 +1,94 @@
-"""The synthesis of one document (paper, section 2.1 and appendix B): ask, answer, verify, look at what is not covered
-yet, ask again.
+"""The synthesis of one document (paper, section 2.1 and appendix B): ask, answer, verify, repeat until it is covered.
 
-What the model says decides nothing but what `replies.parse` reads in it: questions, an answer, a verdict. A document
-that gives orders can spoil its own pairs, which are then dropped or set aside, and nothing else.
+Nothing of a model's reply has an effect but what `replies.parse` reads in it: questions, an answer, a verdict. A
+document that contains instructions can spoil only its own pairs, which are then dropped or rejected.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Coroutine, Sequence
+from typing import Any, NamedTuple, TypeVar
 
-from clara_jax.synthesis.asking import Asker, SetAside
 from clara_jax.synthesis.checks import (
+    CheckLimits,
     DocumentText,
-    Limits,
     Problem,
     duplicate,
     pair_problem,
     paraphrase_problem,
     question_problem,
 )
-from clara_jax.synthesis.journal import Dropped, Outcome
-from clara_jax.synthesis.leaks import Leaks
+from clara_jax.synthesis.decontamination import HeldOutQuestions
+from clara_jax.synthesis.journal import Dropped, ItemOutcome
 from clara_jax.synthesis.settings import Kind
+from clara_jax.synthesis.steps import RejectedError, StepRunner
+
+_Result = TypeVar("_Result")
 
 
 class Pair(NamedTuple):
+    """A question and its answer."""
+
     question: str
     answer: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-    """Makes the records of documents.
+    """The synthesis of records from documents.
 
     Attributes:
-      ask: the model.
-      leaks: questions that must not be trained on; None: there are none.
+      ask: runs the steps.
+      limits: the thresholds of the checks.
+      held_out: questions of evaluations, which must not be trained on; None for none.
     """
 
-    ask: Asker
-    limits: Limits = Limits()
-    leaks: Leaks | None = None
+    ask: StepRunner
+    limits: CheckLimits = CheckLimits()
+    held_out: HeldOutQuestions | None = None
 
-    async def __call__(self, item: str, text: str) -> list[Outcome]:
-        """What comes of a document: an outcome for each of the settings' kinds.
+    async def __call__(self, item: str, text: str) -> list[ItemOutcome]:
+        """Return a document's outcome for each of the settings' kinds.
 
         Args:
           item: the document's id.
-          text: what is compressed, title line included.
+          text: the text to compress later, title line included.
 
         Raises:
-          OverBudget, ClaraError: see `Asker`; the document is not finished then.
+          OverBudgetError: see `StepRunner`; the document is not finished then.
+          ClaraError: likewise.
         """
         settings, prompts = self.ask.settings, self.ask.prompts
-        spoken = prompts.spoken(text)
-        document, language = DocumentText(text, spoken), prompts.language_for(spoken)
+        detected = prompts.detect_language(text)
+        document, language = DocumentText(text, detected), prompts.language_for(detected)
         length, (least, most) = len(document.words), settings.document_words
         if not least <= length <= most:
             detail = f"{length} words; {least} to {most} are worked on"
-            return [Outcome(kind, None, "document_length", detail) for kind in settings.kinds]
+            return [ItemOutcome(kind, None, "document_length", detail) for kind in settings.kinds]
         makes = {"simple": self._pairs, "complex": self._pairs, "paraphrase": self._paraphrase}
-        return await _together([makes[kind](item, kind, document, language) for kind in settings.kinds])
+        return await _gather_or_cancel([makes[kind](item, kind, document, language) for kind in settings.kinds])
 
-    async def _pairs(self, item: str, kind: Kind, document: DocumentText, language: str) -> Outcome:
-        """Question-answer pairs, round by round, until the model finds nothing that they do not cover."""
+    async def _pairs(self, item: str, kind: Kind, document: DocumentText, language: str) -> ItemOutcome:
+        """Make question-answer pairs, round by round, until the model finds nothing that they do not cover."""
         kept: list[Pair] = []
         dropped: list[Dropped] = []
         times: dict[str, int] = {}  # each question was asked
         covered, turn = False, 0
         try:
             for turn in range(self.ask.settings.rounds):
-                # Where nothing was taken yet, there is nothing to show: the same is asked once more.
-                step, shown = (f"more_{kind}_questions", {"pairs": kept}) if kept else (f"{kind}_questions", {})
+                # Where no pair was kept yet, there is none to show: the first request is repeated.
+                step, shown = f"{kind}_questions", dict[str, Any]()
+                if kept:
+                    step, shown = f"more_{kind}_questions", {"pairs": kept}
                 asked = await self.ask(item, step, language, turn, document=document.text, **shown)
                 known = {pair.question for pair in kept}
                 new = [question for question in asked if question not in known][: self.ask.settings.most_questions]
                 if turn and not new:
                     covered = True
                     break
-                answered = await _together(
+                answered = await _gather_or_cancel(
                     [self._pair(item, kind, document, language, question, times) for question in new]
                 )
                 repeated = 0
@@ -93,16 +100,16 @@ class Loop:
                         kept.append(pair)
                     else:
                         dropped.append(Dropped(problem.kind, problem.text, *pair))
-                if turn and repeated == len(new):  # all that was still to be asked is covered, in other words
+                if turn and repeated == len(new):  # the new questions only rephrase those that are covered
                     covered = True
                     break
-        except SetAside as reason:
-            return Outcome(kind, None, reason.reason, reason.detail, turn + 1, dropped)
+        except RejectedError as rejected:
+            return ItemOutcome(kind, None, rejected.reason, rejected.detail, turn + 1, dropped)
         if not kept:
-            return Outcome(kind, None, "no_pairs", "none of the pairs passed", turn + 1, dropped)
+            return ItemOutcome(kind, None, "no_pairs", "none of the pairs passed", turn + 1, dropped)
         if not covered and not self.ask.settings.keep_uncovered:
             detail = f"after {turn + 1} rounds and {len(kept)} pairs there were more questions to ask"
-            return Outcome(kind, None, "not_covered", detail, turn + 1, dropped)
+            return ItemOutcome(kind, None, "not_covered", detail, turn + 1, dropped)
         record = {
             "data_type": "qa",
             "question": [pair.question for pair in kept],
@@ -110,15 +117,15 @@ class Loop:
             "docs": [document.text],
             "qid": f"{item}#{kind}",
         }
-        return Outcome(kind, record, rounds=turn + 1, dropped=dropped)
+        return ItemOutcome(kind, record, rounds=turn + 1, dropped=dropped)
 
     async def _pair(
         self, item: str, kind: Kind, document: DocumentText, language: str, question: str, times: dict[str, int]
     ) -> tuple[Pair, Problem | None]:
-        """A question with its answer, and what is wrong with them."""
+        """Answer a question, and return the pair with its problem, if any."""
         problem = question_problem(document, question, self.limits)
-        if problem is None and self.leaks is not None and (leak := self.leaks.find(question)) is not None:
-            problem = Problem("leak", f"{leak.where} asks {leak.question!r}")
+        if problem is None and self.held_out is not None and (match := self.held_out.find(question)) is not None:
+            problem = Problem("leak", f"{match.where} asks {match.question!r}")
         if problem is not None:
             return Pair(question, ""), problem
         turn = times[question] = times.get(question, -1) + 1
@@ -130,19 +137,19 @@ class Loop:
             problem = pair_problem(document, question, answer, self.limits, complex=kind == "complex")
             if problem is None:
                 problem = await self._judged(item, "validate_answer", language, turn, **asked, answer=answer)
-        except SetAside as reason:  # this pair alone
-            return Pair(question, ""), Problem(reason.reason, reason.detail)
+        except RejectedError as rejected:  # only this pair
+            return Pair(question, ""), Problem(rejected.reason, rejected.detail)
         return Pair(question, answer), problem
 
     async def _judged(self, item: str, step: str, language: str, turn: int = 0, **asked: str) -> Problem | None:
-        """What the model itself says against it."""
+        """Return the problem that the model finds as a judge, None where it finds none."""
         if not self.ask.settings.verdicts:
             return None
         verdict = await self.ask(item, step, language, turn, **asked)
         return None if verdict.correct else Problem("judged_incorrect", verdict.reason)
 
-    async def _paraphrase(self, item: str, kind: Kind, document: DocumentText, language: str) -> Outcome:
-        """The document told again, as often as it takes until one telling passes."""
+    async def _paraphrase(self, item: str, kind: Kind, document: DocumentText, language: str) -> ItemOutcome:
+        """Paraphrase the document until a paraphrase passes, or the rounds are used up."""
         dropped: list[Dropped] = []
         turn = 0
         try:
@@ -155,17 +162,17 @@ class Loop:
                 if problem is None:
                     record = {"data_type": "paraphrase", "question": "", "answers": [text]}
                     record |= {"docs": [document.text], "qid": f"{item}#{kind}"}
-                    return Outcome(kind, record, rounds=turn + 1, dropped=dropped)
+                    return ItemOutcome(kind, record, rounds=turn + 1, dropped=dropped)
                 dropped.append(Dropped(problem.kind, problem.text, "", text))
-        except SetAside as reason:
-            return Outcome(kind, None, reason.reason, reason.detail, turn + 1, dropped)
+        except RejectedError as rejected:
+            return ItemOutcome(kind, None, rejected.reason, rejected.detail, turn + 1, dropped)
         last = dropped[-1]
-        return Outcome(kind, None, last.reason, f"after {turn + 1} rounds: {last.detail}", turn + 1, dropped)
+        return ItemOutcome(kind, None, last.reason, f"after {turn + 1} rounds: {last.detail}", turn + 1, dropped)
 
 
-async def _together(works: Sequence) -> list:
-    """The results of all, in their order; where one fails the others are given up."""
-    tasks = [asyncio.ensure_future(work) for work in works]
+async def _gather_or_cancel(coroutines: Sequence[Coroutine[Any, Any, _Result]]) -> list[_Result]:
+    """Return the results in order; where one coroutine fails, cancel the others."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:
         return list(await asyncio.gather(*tasks))
     except BaseException:

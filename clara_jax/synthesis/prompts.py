@@ -1,7 +1,7 @@
 """The prompts of the synthesis: ``prompts.toml``, or a user's copy of it, checked and filled.
 
-A document is a stranger's text. It comes in tags that it cannot end, and without the control tokens of chat templates,
-which many servers take for the end of a message wherever they stand. The task is told before it and again after it.
+A document is untrusted text. It comes in tags that it cannot close, and without the control tokens of chat templates,
+which many servers take for the end of a message wherever they stand. The task is stated before it and again after it.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "validate_paraphrase": ("document", "paraphrase"),
     "teacher": ("documents", "question"),
 }
-"""The data of each step: (question, answer) pairs, a sequence of documents, and strings."""
+"""The data fields of each step: (question, answer) pairs, a sequence of documents, and strings."""
 
 Messages = tuple[tuple[str, str], ...]
 
 _PLACEHOLDER = re.compile(r"\{\{(.*?)\}\}")
 _CODE = re.compile(r"[a-z]{2,3}")
-# Our tags; and the control tokens of widespread models, as <|im_end|>, <｜User｜>, </s>, <end_of_turn> and [/INST].
+# Our tags; and the control tokens of common models, such as <|im_end|>, <｜User｜>, </s>, <end_of_turn> and [/INST].
 _TAG = "|".join(sorted({name for names in FIELDS.values() for name in names}))
 _CONTROL = re.compile(
     rf"<(?=\s*/?\s*(?:{_TAG})\b|/?(?:think|s|bos|eos|start_of_turn|end_of_turn)>|[|｜]|</?SYS>)"
@@ -51,19 +51,20 @@ _CONTROL = re.compile(
 _ESCAPED = {"<": "&lt;", "[": "&#91;"}
 
 
-class Prompts:
-    """What the model is asked, in every language of a file.
+class PromptTemplates:
+    """The prompts of all steps, in every language of a file.
 
     Attributes:
       languages: codes of ISO 639-1, in the file's order; "en" is one of them.
-      version: a digest of what the file says, its comments and layout aside.
+      version: a digest of the file's values; comments and layout do not count.
     """
 
     def __init__(self, content: Mapping[str, Any], path: str):
-        """As `load`, of a file's content.
+        """Check a file's content and split it into steps, see `load`.
 
         Args:
-          path: what messages begin with.
+          content: the parsed TOML.
+          path: prefix of error messages.
         """
         self._steps = {
             (language, step): _step(section, step, language, path)
@@ -74,14 +75,14 @@ class Prompts:
         self.version = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=6).hexdigest()
 
     @classmethod
-    def load(cls, path: str | os.PathLike | None = None) -> Prompts:
-        """The prompts of a file, by default of this package's ``prompts.toml``, whose head says what is in it.
+    def load(cls, path: str | os.PathLike | None = None) -> PromptTemplates:
+        """Load the prompts of a file, by default of this package's ``prompts.toml``, which documents the format.
 
         Raises:
           ClaraError: the file cannot be read or is not TOML; "en", a step or a text of it is missing, or is not what it
             should be; a placeholder is missing or unknown.
         """
-        file = importlib.resources.files(__package__) / "prompts.toml" if path is None else Path(path)
+        file = importlib.resources.files("clara_jax.synthesis") / "prompts.toml" if path is None else Path(path)
         try:
             content = tomllib.loads(file.read_text("utf-8"))
         except OSError as error:
@@ -92,21 +93,24 @@ class Prompts:
             raise ClaraError(f"{file}: not TOML: {error}") from None
         return cls(content, str(file))
 
-    def language_for(self, spoken: str) -> str:
-        """The language that a text is asked about in: its own, or English where the file has it not."""
-        return spoken if spoken in self.languages else DEFAULT_LANGUAGE
+    def language_for(self, detected: str) -> str:
+        """Return the prompts' language for a text: the text's language, or English where the file lacks it."""
+        return detected if detected in self.languages else DEFAULT_LANGUAGE
 
-    def spoken(self, text: str) -> str:
-        """The language of a text, of 97, as py3langid finds it: a code of ISO 639-1."""
+    def detect_language(self, text: str) -> str:
+        """Return the language of a text, a code of ISO 639-1; one of the 97 that py3langid identifies."""
         return self._identifier.classify(text)[0]
 
     def messages(self, step: str, language: str, **fields: Any) -> Messages:
-        """What is sent: (role, content) of the instruction, the demonstrations with their replies, and the task.
+        """Return the messages of a request: the instruction, the demonstrations with their replies, and the task.
 
         Args:
           step: a key of `FIELDS`.
           language: one of `languages`.
-          fields: the step's data; see `FIELDS`. What looks like a placeholder in it stays as it is.
+          **fields: the step's data; see `FIELDS`. Placeholders within the data are not filled.
+
+        Returns:
+          (role, content) of each.
         """
         head, user = self._steps[language, step]
         return (*head, ("user", _filled(user, fields)))
@@ -114,7 +118,7 @@ class Prompts:
     @functools.cached_property
     def _identifier(self) -> LanguageIdentifier:
         identifier = LanguageIdentifier.from_model_file(MODEL_FILE)
-        # Not those that have no code of two letters: much Chinese would be taken for Wu, much English for Pidgin.
+        # Only languages with a code of two letters: much Chinese would be taken for Wu, much English for Pidgin.
         known = [code for code in identifier.labels if len(code) == 2 or code in self.languages]
         identifier.set_languages(known)
         return identifier
@@ -145,7 +149,7 @@ def _harmless(text: str) -> str:
 
 
 def _languages(content: Mapping[str, Any], path: str) -> list[tuple[str, Mapping[str, Any]]]:
-    """The sections, checked as far as their texts are not concerned."""
+    """Return the sections by language; checks their structure, not their texts."""
     if DEFAULT_LANGUAGE not in content:
         raise ClaraError(f"{path}: no [{DEFAULT_LANGUAGE}]; languages without a section of their own need it")
     for language, section in content.items():
@@ -173,7 +177,7 @@ def _step(section: Mapping[str, Any], step: str, language: str, path: str) -> _S
 
 
 def _checked_reply(demonstration: Any, step: str, where: str) -> str:
-    """The JSON that a demonstration replies, all of its fields checked."""
+    """Return the JSON reply of a demonstration; checks all of its fields."""
     schema = SCHEMAS[step]["properties"]
     may_miss = [name for name, kind in schema.items() if "null" in kind["type"]]
     needed = [name for name in (*FIELDS[step], *schema) if name not in may_miss]

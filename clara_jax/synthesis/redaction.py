@@ -1,4 +1,4 @@
-"""Secrets taken out of what is said: keys, and what stands in a URL beside the address."""
+"""Redaction of secrets from messages: API keys, and the credentials in a URL."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ import re
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 _SHOWN = "[redacted]"
-_SHORTEST = 8  # characters of a secret that is looked for in answers
+_SHORTEST = 8  # characters of a secret that is searched for in answers
 _SECRET_NAME = r"[\w.-]{0,64}(?:key|token|secret|password|passwd|signature|sig|auth|credential|code)[\w.-]{0,64}"
 _USER = re.compile(r"(?<=://)[^/?#\s]*@")
 _PARAMETER = re.compile(rf"([?&]{_SECRET_NAME}=)[^&#\s\"']+", re.IGNORECASE)
 
 
 def redacted(text: str, *secrets: str) -> str:
-    """A text without these secrets, as they are or escaped for JSON, HTML or URLs; and without user names, passwords
-    and parameters that are named as keys in whatever URL it has."""
+    """Return a text without these secrets, verbatim or escaped for JSON, HTML or URLs.
+
+    User names, passwords and parameters named like keys are removed from every URL in the text, too.
+    """
     forms = {form for secret in secrets if secret for form in _forms(secret)}
     for form in sorted(forms, key=len, reverse=True):  # one may be part of another
         text = text.replace(form, _SHOWN)
@@ -25,13 +27,16 @@ def redacted(text: str, *secrets: str) -> str:
 
 
 def repeats(text: str, *secrets: str) -> bool:
-    """Whether a text has one of these secrets, as it is or escaped. Those of fewer than 8 characters are none: servers
-    of one's own are given "none" or "EMPTY", which are words."""
+    """Return whether a text contains one of these secrets, verbatim or escaped.
+
+    Those of fewer than 8 characters do not count: the keys of private servers are often words such as "none" or
+    "EMPTY".
+    """
     return any(form in text for secret in secrets if len(secret) >= _SHORTEST for form in _forms(secret))
 
 
 def secrets_of(url: str) -> list[str]:
-    """What must not be shown of a URL: user and password, together too, and parameters that are named as keys."""
+    """Return the secrets of a URL: password, user and password as a header, and parameters named like keys."""
     parts = urlsplit(url)
     found = [value for name, value in parse_qsl(parts.query) if re.fullmatch(_SECRET_NAME, name, re.IGNORECASE)]
     if parts.username:
@@ -41,7 +46,7 @@ def secrets_of(url: str) -> list[str]:
 
 
 def basic(url: str) -> str:
-    """User and password of a URL, as a header has them (RFC 7617)."""
+    """Return the credentials of a URL as basic authentication encodes them (RFC 7617)."""
     parts = urlsplit(url)
     pair = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
     return base64.b64encode(pair.encode()).decode()

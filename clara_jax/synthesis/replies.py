@@ -1,8 +1,8 @@
-"""What a language model's reply says, however it is dressed: the steps' JSON schemas, and one reader for all of them.
+"""The JSON schemas of the steps' replies, and one lenient parser for all of them.
 
-Servers that know structured output keep models to `SCHEMAS`. Of the others come code fences, words around the JSON,
-thinking before it, single quotes, trailing commas, and the shapes of the paper's own prompts (appendix I). Where JSON
-does not parse, json_repair reads it; what that could make up, a verdict or the end of a cut text, is not taken from it.
+Servers with structured output keep models to `SCHEMAS`. Others return code fences, words around the JSON, reasoning
+before it, single quotes, trailing commas, and the formats of the paper's prompts (appendix I). Where JSON does not
+parse, json_repair reads it; what json_repair could invent, a verdict or the end of a cut text, is not taken from it.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from typing import Any
 import json_repair
 
 
-class Malformed(Exception):
-    """A reply that does not say what was asked for; its text is the reason, in a few words."""
+class MalformedReplyError(Exception):
+    """A reply that lacks what was asked for; the message is the reason, in a few words."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What a validation finds.
+    """The result of a validation.
 
     Attributes:
+      correct: whether the pair or paraphrase passes.
       reason: "" where none is given.
     """
 
@@ -45,7 +46,7 @@ def _object(**properties: dict[str, Any]) -> dict[str, Any]:
 _TEXT = {"type": "string"}
 _QUESTIONS = _object(questions={"type": "array", "items": _TEXT})
 _ANSWER = _object(answer={"type": ["string", "null"]})
-# The reason comes first: a model that has given its reason judges better than one that has judged already.
+# The reason comes first: a verdict after its reason is better than a reason for a verdict.
 _VERDICT = _object(reason=_TEXT, verdict={"type": "string", "enum": ["correct", "incorrect"]})
 
 SCHEMAS: dict[str, dict[str, Any]] = {
@@ -67,8 +68,8 @@ _BEGINS_WITH_JSON = re.compile(r"\s*(?:```|[\[{])")
 _OPENS = re.compile(r"[\[{]")
 _OPENS_TEXT = re.compile(r"[\[{]\s*\"")
 _DECODER = json.JSONDecoder(strict=False, parse_float=Decimal)  # line ends within strings; 2.50 stays 2.50
-_END = 200  # characters in which it is looked for
-# The end of what is whole, if not well formed: a string, a bare value or nothing, and then closing brackets.
+_END = 200  # characters in which it is searched for
+# The end of complete, if malformed, JSON: a string, a bare value or nothing, and then closing brackets.
 _ENDS = re.compile(r"(?:[\"'”’]|:\s*[\w.+-]+|,\s*(?:null|None)|[\[{])[\s,]*[\]}][\s,\]}]*$")
 _NOTHING = re.compile(r"\[\s*\]|:\s*[\"']?0\b")
 _EMPTY_LIST = re.compile(r"\s*(?:```\w*)?\s*\[\s*\]\s*(?:```)?\s*")
@@ -83,7 +84,7 @@ _VERDICT_KEY = re.compile(rf"(?:[\"']|[{{,]\s*){_VERDICT_NAME}[\"']?\s*:", re.IG
 _VERDICT_VALUE = re.compile(r"\s*[\"']?\s*(\w+)[.!]?\s*[\"']?\s*(?=[,}])")
 _VERDICT_ALONE = re.compile(rf"\W*(?:{_VERDICT_NAME}\W+)?(\w+)\W*", re.IGNORECASE)
 
-# "The document does not contain this information", and the like: a whole answer, never the beginning of one.
+# "The document does not contain this information", and the like: a whole answer, never only its beginning.
 _ABSENT = re.compile(
     r"""
     (?:(?:the|this|these|given|provided)\s)*(?:document|text|passage|context)s?\s(?:does|do)(?:\snot|n't)
@@ -110,21 +111,23 @@ _ABSENT = re.compile(
 
 
 def parse(step: str, text: str, cut: bool = False) -> tuple[str, ...] | str | None | Verdict:
-    """What a reply says.
+    """Parse the reply to a step.
 
     Args:
       step: a key of `SCHEMAS`.
-      cut: the server stopped at the length it was given. JSON that is not whole counts up to its last comma then: a
-        list of questions loses its last one, an answer is lost. So does JSON that ends amid a text in any case.
+      text: the reply.
+      cut: whether the server stopped at max_tokens. Incomplete JSON then counts up to its last comma: a list of
+        questions loses its last one, an answer is lost. So does JSON that ends within a string in any case.
 
     Returns:
-      Of the steps for questions: each once, in their order, none of them empty; () where nothing is left to ask.
-      "answer", "teacher": None where the documents do not say, in JSON or in a sentence of English, German or Chinese.
-      "paraphrase": the text.
-      Of the validations: the verdict, which is there in so many words, and not contradicted.
+      For the steps that ask for questions: the distinct, non-empty ones in order; () where nothing is left to ask.
+      For "answer" and "teacher": the text, or None where the reply says that the documents do not have the answer, in
+      JSON or in a sentence of English, German or Chinese.
+      For "paraphrase": the text.
+      For the validations: the verdict, which must be explicit and unambiguous.
 
     Raises:
-      Malformed: none of this is there.
+      MalformedReplyError: none of this is there.
     """
     text = _without_thinking(text)
     schema = SCHEMAS[step]
@@ -140,10 +143,10 @@ def parse(step: str, text: str, cut: bool = False) -> tuple[str, ...] | str | No
 def _without_thinking(text: str) -> str:
     if _BEGINS_WITH_JSON.match(text):
         return text
-    *thinking, said = _THOUGHT.split(text)
+    *thinking, answer = _THOUGHT.split(text)
     if not thinking and _THINKS.match(text):
-        raise Malformed("thinking that has no end")
-    return said
+        raise MalformedReplyError("thinking that has no end")
+    return answer
 
 
 def _questions(text: str, cut: bool) -> tuple[str, ...]:
@@ -165,54 +168,55 @@ def _answer(text: str, cut: bool) -> str | None:
 
 
 def _verdict(text: str, cut: bool, words: dict[str, bool]) -> Verdict:
-    # The words themselves are read, not what JSON or json_repair makes of them: the last of two verdicts, for instance.
+    # Reads the text itself, for parsers of JSON hide contradictions: of two verdicts they keep the last.
     keys = list(_VERDICT_KEY.finditer(text))
     alone = None if keys or cut else _VERDICT_ALONE.fullmatch(text)
     values = [alone] if alone else [_VERDICT_VALUE.match(text, key.end()) for key in keys]
     verdicts = {words.get(value[1].lower()) if value else None for value in values}
-    if len(verdicts) != 1 or None in verdicts:
-        raise Malformed("no clear verdict")
+    correct = verdicts.pop() if len(verdicts) == 1 else None
+    if correct is None:
+        raise MalformedReplyError("no clear verdict")
     try:
         reason = _text(_only("reason", text, cut), "the reason")
-    except Malformed:
+    except MalformedReplyError:
         reason = ""
-    return Verdict(verdicts.pop(), reason)
+    return Verdict(correct, reason)
 
 
 def _only(name: str, text: str, cut: bool) -> Any:
-    """The value of a key, where all objects that have the key agree."""
+    """Return the value of a key; all objects that have the key must agree."""
     values = _found(lambda value: _values_of(name, value), text, cut)
     if any(value != values[0] for value in values):
-        raise Malformed(f'several values of "{name}"')
+        raise MalformedReplyError(f'several values of "{name}"')
     return values[0]
 
 
 def _found(read: Callable[[Any], Iterator[Any]], text: str, cut: bool) -> list[Any]:
-    """What is read from the JSON in a text: at least one thing."""
+    """Return what ``read`` yields for the JSON values in a text: at least one thing."""
     found = [item for value in _json_values(text) for item in read(value)]
     if found:
         return found
     opens, closes = _OPENS.search(text), max(text.rfind("]"), text.rfind("}"))
     if opens is None:
-        raise Malformed("no JSON")
+        raise MalformedReplyError("no JSON")
     body = text[opens.start() : closes + 1]
     if cut or not _ENDS.search(body[-_END:]):
         found = list(read(_before_the_cut(text)))
         if not any(found):
-            raise Malformed("cut before anything was whole")
+            raise MalformedReplyError("cut before anything was whole")
         return found
     try:
         found = list(read(json_repair.loads(body)))
     except (ValueError, RecursionError):
-        raise Malformed("no JSON") from None
-    # What json_repair leaves out, as in {"questions": [...]}, is not nothing.
+        raise MalformedReplyError("no JSON") from None
+    # An empty result may come from something that json_repair dropped, as in {"questions": [...]}.
     if not found or (found[0] == [] and not any(found) and not _NOTHING.search(body)):
-        raise Malformed("not the JSON that was asked for")
+        raise MalformedReplyError("not the JSON that was asked for")
     return found
 
 
 def _before_the_cut(text: str) -> Any:
-    """The JSON up to the last comma after which it can be closed: never within a string. None where there is none."""
+    """Return the JSON up to the last comma outside of strings at which it can be closed, None where there is none."""
     opens = _OPENS_TEXT.search(text)
     if opens is None:
         return None
@@ -227,7 +231,7 @@ def _before_the_cut(text: str) -> Any:
 
 
 def _json_values(text: str) -> Iterator[Any]:
-    """The objects in a text, and a list where it comes before them: one within broken JSON may be anything."""
+    """Yield the objects in a text, and a list if it comes first: a later one may be a fragment of broken JSON."""
     position = first = 0
     while opens := _OPENS.search(text, position):
         first = first or opens.end()
@@ -236,7 +240,7 @@ def _json_values(text: str) -> Iterator[Any]:
         except ValueError:
             position = opens.end()
         except RecursionError:
-            raise Malformed("nested too deeply") from None
+            raise MalformedReplyError("nested too deeply") from None
         else:
             if isinstance(value, dict) or opens.end() == first:
                 yield value
@@ -271,20 +275,22 @@ def _plain(key: str) -> str:
 
 
 def _text(value: Any, what: str, empty: bool = False) -> str:
-    """A string without space around it.
+    """Return a string without surrounding white space.
 
     Args:
-      empty: it may be.
+      value: of the JSON.
+      what: names it in error messages.
+      empty: whether it may be empty.
     """
     if not isinstance(value, str):
-        raise Malformed(f"{what} is no text")
+        raise MalformedReplyError(f"{what} is no text")
     text = value.strip()
     if not (text or empty):
-        raise Malformed(f"{what} is empty")
+        raise MalformedReplyError(f"{what} is empty")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise Malformed(f"{what} holds half of a surrogate pair") from None
+        raise MalformedReplyError(f"{what} holds half of a surrogate pair") from None
     return text
 
 

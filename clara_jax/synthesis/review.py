@@ -1,4 +1,4 @@
-"""People look at some of the records, and say whether they are good."""
+"""Manual review: a sample of the records is shown to a person, whose verdicts are stored in the journal."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ from collections.abc import Callable, Iterator
 
 from clara_jax.synthesis.journal import Journal
 
-HELP = "y good, n bad (words behind it are a note: n wrong year), Enter skips, q ends"
+HELP = "y good, n bad (words after it are a note: n wrong year), Enter skips, q ends"
 
 
 @dataclasses.dataclass(frozen=True)
-class Shown:
-    """A pair, or a paraphrase, as it is shown.
+class ReviewEntry:
+    """A pair, or a paraphrase, to be judged.
 
     Attributes:
-      item, kind, number: which one; paraphrases have the number 0.
+      item: id of the item.
+      kind: of the record.
+      number: of the pair within the record; 0 for a paraphrase.
+      document: the record's documents.
       question: "" for a paraphrase.
+      answer: the answer, or the paraphrase.
     """
 
     item: str
@@ -30,9 +34,9 @@ class Shown:
     answer: str
 
 
-def sample(journal: Journal, count: int, seed: int, reviewer: str, kind: str | None = None) -> list[Shown]:
-    """Pairs that the reviewer has not judged, drawn alike from all that are there; of one kind, or of all."""
-    judged = {(item, own, number) for item, own, number, who, _, _ in journal.verdicts() if who == reviewer}
+def sample(journal: Journal, count: int, seed: int, reviewer: str, kind: str | None = None) -> list[ReviewEntry]:
+    """Draw pairs that the reviewer has not judged, uniformly from all of one kind, or of all kinds."""
+    judged = {(item, its_kind, number) for item, its_kind, number, who, _, _ in journal.verdicts() if who == reviewer}
     drawn, rng, seen = [], random.Random(seed), 0
     for shown in _all(journal):
         if (shown.item, shown.kind, shown.number) in judged or kind not in (None, shown.kind):
@@ -46,27 +50,31 @@ def sample(journal: Journal, count: int, seed: int, reviewer: str, kind: str | N
     return drawn
 
 
-def review(journal: Journal, shown: list[Shown], reviewer: str, read: Callable[[str], str], say: Callable) -> int:
-    """Shows each and stores what is said of it.
+def review(journal: Journal, shown: list[ReviewEntry], reviewer: str, read: Callable[[str], str], say: Callable) -> int:
+    """Show each entry and store its verdict.
 
     Args:
-      read: gives a line for a prompt; EOFError ends, as "q" does.
+      journal: where verdicts are stored.
+      shown: the entries.
+      reviewer: name of the person.
+      read: reads a line after showing a prompt; EOFError ends the review, as "q" does.
+      say: prints a text.
 
     Returns:
-      how many were judged.
+      The number of entries that were judged.
     """
     judged = 0
     say(HELP)
-    for place, own in enumerate(shown, 1):
-        say(f"\n--- {place} of {len(shown)}: {own.item}, {own.kind} ---\n{own.document}\n")
-        say(f"Q: {own.question}\nA: {own.answer}" if own.question else f"Paraphrase: {own.answer}")
+    for place, entry in enumerate(shown, 1):
+        say(f"\n--- {place} of {len(shown)}: {entry.item}, {entry.kind} ---\n{entry.document}\n")
+        say(f"Q: {entry.question}\nA: {entry.answer}" if entry.question else f"Paraphrase: {entry.answer}")
         while True:
             try:
                 word, _, note = read("good? ").strip().partition(" ")
             except EOFError:
                 word, note = "q", ""
             if word in ("y", "n"):
-                journal.judge(own.item, own.kind, own.number, reviewer, word == "y", note.strip())
+                journal.judge(entry.item, entry.kind, entry.number, reviewer, word == "y", note.strip())
                 judged += 1
             if word in ("y", "n", "", "q"):
                 break
@@ -77,7 +85,7 @@ def review(journal: Journal, shown: list[Shown], reviewer: str, read: Callable[[
 
 
 def summary(journal: Journal) -> str:
-    """The share of good ones by kind, with Wilson's 95% interval."""
+    """Describe the share of good entries by kind, with Wilson's 95% interval, one line for each."""
     given: defaultdict[str, list[bool]] = defaultdict(list)
     for _, kind, _, _, good, _ in journal.verdicts():
         given[kind].append(good)
@@ -90,18 +98,18 @@ def summary(journal: Journal) -> str:
 
 
 def wilson(good: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval of a share (Wilson 1927)."""
+    """Return Wilson's interval of a share (Wilson 1927)."""
     share, spread = good / count, z * z / count
     middle = (share + spread / 2) / (1 + spread)
     half = z / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
     return middle - half, middle + half
 
 
-def _all(journal: Journal) -> Iterator[Shown]:
+def _all(journal: Journal) -> Iterator[ReviewEntry]:
     for item, outcome in journal.outcomes():
         record = outcome.record
         if record is None:
             continue
         for number, answer in enumerate(record["answers"]):
             question = record["question"][number] if record["question"] else ""
-            yield Shown(item.id, outcome.kind, number, "\n\n".join(record["docs"]), question, answer)
+            yield ReviewEntry(item.id, outcome.kind, number, "\n\n".join(record["docs"]), question, answer)

@@ -1,4 +1,4 @@
-"""What a synthesis is to do; all of it is part of the journal's settings, for outcomes depend on it."""
+"""The settings of a synthesis; all of them are stored in the journal, because outcomes depend on them."""
 
 from __future__ import annotations
 
@@ -12,23 +12,21 @@ KINDS: tuple[Kind, ...] = ("simple", "complex", "paraphrase")
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """How documents are worked on.
+class SynthesisSettings:
+    """The settings of a synthesis.
 
     Attributes:
-      kinds: what is made of a document.
-      rounds: how often questions, or a paraphrase, are asked for at most, the first time included (paper, section 2.1:
-        up to ten).
-      keep_uncovered: pairs also make a record where after the last round the document is not covered; the paper drops
-        it.
-      verdicts: the model judges what has passed the checks. A model too small to judge can go without.
-      tries: how often a request is sent whose reply makes no sense.
-      temperature: of what is to be varied: questions, paraphrases, and whatever is asked once more. Answers and
-        verdicts are asked for at 0.
+      kinds: kinds of records made of a document.
+      rounds: limit on rounds of questions, or of paraphrases, the first included (paper, section 2.1: up to ten).
+      keep_uncovered: whether pairs make a record even if the document is not covered after the last round; the paper
+        drops it.
+      verdicts: whether the model judges what has passed the checks. Off for models too small to judge.
+      tries: how often a request is sent whose reply cannot be parsed.
+      temperature: of questions, paraphrases, and repeated requests. Answers and verdicts are sampled at 0.
       max_tokens: longest reply.
-      most_questions: that are taken from one reply.
-      seed: of all draws.
-      document_words: shortest and longest document that is worked on; in scripts without spaces, characters.
+      most_questions: number of questions used of one reply.
+      seed: of all sampling.
+      document_words: shortest and longest document that is processed; in scripts without spaces, characters.
     """
 
     kinds: tuple[Kind, ...] = KINDS

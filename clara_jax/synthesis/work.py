@@ -1,5 +1,4 @@
-"""Works through a journal's items: as many at a time as requests may be in flight, beside other workers, until all are
-done or it is told to stop."""
+"""A worker: processes a journal's items concurrently, beside other workers, until all are done or it is stopped."""
 
 from __future__ import annotations
 
@@ -11,11 +10,11 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from clara_jax.synthesis.asking import Asker, OverBudget
 from clara_jax.synthesis.endpoint import Endpoint
-from clara_jax.synthesis.journal import Item, Journal, Outcome
+from clara_jax.synthesis.journal import Item, ItemOutcome, Journal
+from clara_jax.synthesis.steps import OverBudgetError, StepRunner
 
-Work = Callable[[Item], Awaitable[Sequence[Outcome]]]
+Work = Callable[[Item], Awaitable[Sequence[ItemOutcome]]]
 
 _LOOK_AGAIN = 0.5  # seconds, while other workers have the last items
 
@@ -23,18 +22,18 @@ _LOOK_AGAIN = 0.5  # seconds, while other workers have the last items
 async def work_through(
     journal: Journal,
     work: Work,
-    together: int,
-    done: Callable[[Sequence[Outcome]], None] = lambda outcomes: None,
+    concurrency: int,
+    done: Callable[[Sequence[ItemOutcome]], None] = lambda outcomes: None,
 ) -> None:
-    """Returns when every item is done, those of other workers too.
+    """Process items until every one is done, those of other workers included.
+
+    An exception of ``work`` cancels the other items and is raised; unfinished items are free again then.
 
     Args:
+      journal: whose items are processed.
       work: makes the outcomes of an item.
-      together: items that are worked on at a time.
-      done: is told what came of each.
-
-    Raises:
-      what ``work`` raises, which ends the others; `asyncio.CancelledError`. What was not finished is free again then.
+      concurrency: limit on items in progress.
+      done: called with the outcomes of each item.
     """
     with journal.worker() as worker:
         tasks: set[asyncio.Task[None]] = set()
@@ -46,10 +45,10 @@ async def work_through(
 
         try:
             while True:
-                tasks |= {asyncio.ensure_future(one(item)) for item in journal.claim(worker, together - len(tasks))}
+                tasks |= {asyncio.ensure_future(one(item)) for item in journal.claim(worker, concurrency - len(tasks))}
                 if tasks:
                     ended, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                    # All are looked at before one of them raises: several may have failed together.
+                    # Check all before one of them raises: several may have failed at once.
                     failed = [task for task in ended if task.cancelled() or task.exception() is not None]
                     for task in failed:
                         task.result()
@@ -66,42 +65,47 @@ async def work_through(
 
 
 def run(
-    journal: Journal, endpoint: Endpoint, asker: Asker, work: Work, together: int
+    journal: Journal, endpoint: Endpoint, runner: StepRunner, work: Work, concurrency: int
 ) -> Literal["done", "stopped", "over budget"]:
-    """Works through the journal with a bar that tells how far it is; Ctrl-C and SIGTERM stop it.
+    """Process the journal's items with a progress bar; Ctrl-C and SIGTERM stop it.
 
     Args:
-      endpoint: is closed at the end.
+      journal: whose items are processed.
+      endpoint: closed at the end.
+      runner: closed at the end.
+      work: makes the outcomes of an item.
+      concurrency: limit on items in progress.
 
     Raises:
-      ClaraError: nothing can go on; what was answered is in the journal.
+      ClaraError: no request can succeed; all answers so far are in the journal.
     """
     left = journal.left()
 
     async def whole() -> None:
-        loop, own = asyncio.get_running_loop(), asyncio.current_task()
+        loop, main_task = asyncio.get_running_loop(), asyncio.current_task()
+        assert main_task is not None, "a coroutine of asyncio.run is a task"
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, own.cancel)
+            loop.add_signal_handler(number, main_task.cancel)
         came = Counter[str]()
 
-        def done(outcomes: Sequence[Outcome]) -> None:
+        def done(outcomes: Sequence[ItemOutcome]) -> None:
             for outcome in outcomes:
-                came["records" if outcome.record is not None else "set aside"] += 1
-            cost = asker.budget.price(asker.prompt_tokens, asker.completion_tokens)
-            tokens = asker.prompt_tokens + asker.completion_tokens
+                came["records" if outcome.record is not None else "rejected"] += 1
+            cost = runner.budget.price(runner.prompt_tokens, runner.completion_tokens)
+            tokens = runner.prompt_tokens + runner.completion_tokens
             bar.set_postfix(came | {"tokens": f"{tokens:,}"} | ({"cost": f"{cost:.2f}"} if cost else {}), refresh=False)
             bar.update()
 
         try:
             with tqdm(total=left, unit="item", mininterval=0.5) as bar:
-                await work_through(journal, work, together, done)
+                await work_through(journal, work, concurrency, done)
         finally:
-            await asker.close()
+            await runner.close()
             await endpoint.close()
 
     try:
         asyncio.run(whole())
-    except OverBudget:
+    except OverBudgetError:
         return "over budget"
     except asyncio.CancelledError:
         return "stopped"

@@ -1,1 +1,1 @@
-"""Training: what a run is told (`config`), how parameters move (`optimizer`), what it reports (`metrics`), the loop."""
+"""Training: a run's configuration (`config`), the optimizer (`optimizer`), metrics (`metrics`), the loop (`loop`)."""

@@ -1,4 +1,4 @@
-"""What a training run is told, as frozen dataclasses that check themselves.
+"""The configuration of a training run, as frozen dataclasses that check themselves.
 
 A config file builds an `ml_collections.ConfigDict`; `resolve` turns it, once, into a `RunConfig`. From there on no
 field is looked up by a string, nothing is missing, and every value has been checked. `to_json` writes the resolved
@@ -45,15 +45,26 @@ MSE_REDUCTIONS = ("mean", "sum")
 COMPRESSING = ("lora/compressor", "lora/query_reasoner", "tokens")  # what prompts of texts never touch
 
 
+class MeshSizes(typing.TypedDict):
+    """Devices along each axis of the mesh, see `clara_jax.model.sharding.AXES`."""
+
+    replica: int
+    data: int
+    model: int
+
+
 def stage_kind(name: str) -> str:
-    """The one of `STAGES` that a section's name stands for: itself, or the longest one that it begins with, followed by
-    "_"; the name as it is where there is none."""
+    """Return the one of `STAGES` that a section's name stands for.
+
+    It is the name itself, or the longest stage that the name begins with, followed by "_"; the name as it is where
+    there is none.
+    """
     fitting = [stage for stage in STAGES if name == stage or name.startswith(f"{stage}_")]
     return max(fitting, key=len, default=name)
 
 
 def entry_kind(name: str) -> tuple[str | None, str]:
-    """An entry of ``train_data`` or ``eval_data`` -> (the kind of records that it names, or None; its files)."""
+    """Split an entry of ``train_data`` or ``eval_data`` into the kind of records that it names, or None, and files."""
     kind, colon, files = name.partition(":")
     return (kind, files) if colon and kind in ENTRY_KINDS else (None, name)
 
@@ -135,7 +146,7 @@ class StageConfig:
         "KIND:FILES" reads files as records of that stage ("autoencode:pool/*.jsonl.gz"), and "questions:FILES" makes
         one record of each question of scp records.
       train_weights: how often records are drawn from each entry of ``train_data``, relative to one another, each entry
-        in epochs of its own; () takes all records as one set. ``epochs`` counts the records of all entries.
+        in separate epochs; () takes all records as one set. ``epochs`` counts the records of all entries.
       eval_data: held-out files of the same format, a data set's directory (its split "eval"), or "synthetic:eval".
         Records of several kinds are measured apart.
       doc_max_length, compress_rate: of this stage, instead of the run's; None leaves them. The number of memory tokens
@@ -156,7 +167,7 @@ class StageConfig:
       betas, eps: of AdamW.
       clip_norm: largest global norm of a gradient.
       ce_over: what L_CE is a mean over: labelled "tokens" (the paper), or "records", of which each is a mean over its
-        own labels; so a short answer counts as much as a long text beside it.
+        labels; so a short answer counts as much as a long text.
       scaffold: β of the memory map at the stage's start (`clara_jax.method.compressor`); 0 is none.
       scaffold_end: β at its end; None leaves it as it is.
       scaffold_schedule: how it gets there, "linear" or "cosine".
@@ -178,7 +189,7 @@ class StageConfig:
       buckets: shapes of batches, at most: examples of about one size share a batch, and the step is compiled for each
         shape. With 1 every batch has the shape of the largest example.
       pack: tokens of documents, their memory tokens among them, that share a row in scp, where several records fit into
-        one; 0 gives each record a row of its own. ``batch_size`` counts records in any case.
+        one; 0 gives each record a separate row. ``batch_size`` counts records in any case.
       memories: a directory, or the URL of a bucket, where the memories of all documents are kept: compressed once,
         before the first step, and then read instead of compressing the documents in each step. For end_to_end and
         retrieval, where the compressor is frozen. "run" keeps them in the run directory, below ``memories``. ""
@@ -197,7 +208,7 @@ class StageConfig:
         between them (see `clara_jax.method.gradient_paths`); costs a step, and ``top_k`` forward passes more.
       save_every: steps between checkpoints, besides those that `RunConfig.save_minutes` asks for and the stage's last.
       log_every: steps between lines of metrics.
-      trains: the subtrees of the parameters that are trained, e.g. "lora/generator"; None takes the stage's own list.
+      trains: the subtrees of the parameters that are trained, e.g. "lora/generator"; None takes the stage's list.
     """
 
     name: str
@@ -302,7 +313,7 @@ class StageConfig:
         check("scaffold_schedule", self.scaffold_schedule in SCAFFOLD_SCHEDULES, _one_of(SCAFFOLD_SCHEDULES))
         falls = self.scaffold_end is not None
         check("scaffold_steps", self.scaffold_steps is None or falls, "it goes with scaffold_end")
-        trains = any(overlap(name, own) for name in self.subtrees for own in COMPRESSOR)
+        trains = any(overlap(name, part) for name in self.subtrees for part in COMPRESSOR)
         rule = "only stages that train the compressor have one"
         check("scaffold", not self.has_scaffold or (trains and not as_texts), rule)
         for field in ("train_data", "eval_data"):
@@ -312,7 +323,7 @@ class StageConfig:
         rule = "with documents=text there are no documents' tokens to pack; leave it at 0, and raise buckets instead"
         check("pack", not self.pack or not as_texts, rule)
         check("memories", not self.memories or not as_texts, "with documents=text nothing reads them; leave it empty")
-        untouched = [name for name in self.trains or () if any(overlap(name, own) for own in COMPRESSING)]
+        untouched = [name for name in self.trains or () if any(overlap(name, part) for part in COMPRESSING)]
         rule = f"with documents=text nothing reads {', '.join(untouched)}; name lora/generator (or base) alone"
         check("trains", not as_texts or not untouched, rule)
         check("accumulate", self.batch_size % self.accumulate == 0, f"it must divide batch_size {self.batch_size}")
@@ -337,7 +348,7 @@ class StageConfig:
         check("marginal_weight", only, "only end_to_end has that term")
         check("marginal_weight", not self.marginal_weight or self.ranks, nothing)
         check("mse_reduction", self.mse_reduction in MSE_REDUCTIONS, _one_of(MSE_REDUCTIONS))
-        trained = [name for name in self.subtrees if any(overlap(name, own) for own in COMPRESSOR)]
+        trained = [name for name in self.subtrees if any(overlap(name, part) for part in COMPRESSOR)]
         rule = f"{self.name} trains {', '.join(trained)}: memories that are kept would grow old; leave it empty"
         check("memories", not self.memories or not trained, rule)
         if self.kind == "end_to_end":
@@ -352,27 +363,27 @@ class StageConfig:
 
     @property
     def kind(self) -> str:
-        """Which of `STAGES` it is: the name without its ending."""
+        """The one of `STAGES` that it is: the name without its ending."""
         return stage_kind(self.name)
 
     @property
     def has_scaffold(self) -> bool:
-        """β is above 0 at the stage's start or end."""
+        """Whether β is above 0 at the stage's start or end."""
         return self.scaffold > 0 or bool(self.scaffold_end)
 
     @property
     def ranks(self) -> bool:
-        """Questions rank documents."""
+        """Whether questions rank documents."""
         return self.kind in RANKING_STAGES and self.documents == MEMORY
 
     @property
     def stage(self) -> Stage:
-        """What is trained, and by which loss."""
+        """The stage of the method: what is trained, and by which loss."""
         return as_text(STAGES[self.kind]) if self.documents == TEXT else STAGES[self.kind]
 
     @property
     def subtrees(self) -> tuple[str, ...]:
-        """Paths of what is trained: ``trains``, else the stage's own."""
+        """Paths of the subtrees that are trained: ``trains``, else those of `stage`."""
         return self.trains or self.stage.trains
 
     @property
@@ -381,11 +392,14 @@ class StageConfig:
         return Objective(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Objective)})
 
     def total_steps(self, examples: int) -> int:
-        """Optimizer steps of the stage for a number of training records; at least one."""
-        return self.steps or max(1, math.ceil(self.epochs * examples / self.batch_size))
+        """Return the stage's optimizer steps for a number of training records; at least one."""
+        if self.steps:
+            return self.steps
+        assert self.epochs is not None  # exactly one of the two is given
+        return max(1, math.ceil(self.epochs * examples / self.batch_size))
 
     def warmup_steps(self, total_steps: int) -> int:
-        """Steps before the learning rate's peak, fewer than ``total_steps``."""
+        """Return the number of steps before the learning rate's peak, fewer than ``total_steps``."""
         steps = math.ceil(self.warmup * total_steps) if self.warmup < 1 else int(self.warmup)
         return min(steps, total_steps - 1)
 
@@ -402,7 +416,7 @@ class RunConfig:
       workdir: the run directory; the command's ``--workdir`` goes before it.
       initial_checkpoint: a run directory, one of its checkpoints, or a released CLaRa checkpoint.
       scratch: sizes of the base where ``model.base`` is "scratch".
-      synthetic: the corpus behind "synthetic:train" and "synthetic:eval".
+      synthetic: the corpus of "synthetic:train" and "synthetic:eval".
       token_cache: where tokens of built data sets are kept; "" is ``clara_jax/tokens`` in the user's cache directory.
       save_minutes: time between checkpoints while a stage runs; a stage's last step is saved in any case.
       keep: checkpoints that are kept, the newest; each stage's last and best stay besides.
@@ -490,18 +504,19 @@ class RunConfig:
             )
 
     def clara_of(self, stage: StageConfig) -> ClaraConfig:
-        """The method's numbers in a stage: the run's, but for those that the stage names."""
-        own = {name: getattr(stage, name) for name in ("doc_max_length", "compress_rate") if getattr(stage, name)}
-        return dataclasses.replace(self.clara, **own)
+        """Return the method's numbers in a stage: the run's, but for those that the stage names."""
+        named = {name: getattr(stage, name) for name in ("doc_max_length", "compress_rate") if getattr(stage, name)}
+        return dataclasses.replace(self.clara, **named)
 
     @property
-    def mesh_sizes(self) -> dict[str, int]:
+    def mesh_sizes(self) -> MeshSizes:
         """Arguments of `clara_jax.model.sharding.make_mesh`."""
-        return dict(zip(AXES, (-1, *self.mesh)[-len(AXES) :], strict=True))
+        replica, data, model = (-1, *self.mesh)[-len(AXES) :]
+        return {"replica": replica, "data": data, "model": model}
 
 
 def resolve(config: Any) -> RunConfig:
-    """The checked `RunConfig` of a config file's `ml_collections.ConfigDict`.
+    """Return the checked `RunConfig` of a config file's `ml_collections.ConfigDict`.
 
     ``steps = 0`` and ``epochs = 0`` mean "not given": a flag cannot say None.
 
@@ -530,9 +545,9 @@ def resolve(config: Any) -> RunConfig:
 
 
 def to_json(config: RunConfig) -> dict[str, Any]:
-    """Every field, as what JSON holds: dicts, lists, strings, numbers, None."""
+    """Return every field as a JSON value: dicts, lists, strings, numbers, None."""
 
-    def plain(value):
+    def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {name: plain(item) for name, item in value.items()}
         return [plain(item) for item in value] if isinstance(value, tuple) else value
@@ -541,7 +556,7 @@ def to_json(config: RunConfig) -> dict[str, Any]:
 
 
 def from_json(values: Mapping[str, Any]) -> RunConfig:
-    """The inverse of `to_json`, with all of `resolve`'s checks."""
+    """Return the configuration that `to_json` gave, with all of `resolve`'s checks."""
     return _build(RunConfig, values, "config")
 
 
@@ -564,7 +579,7 @@ def _stage(name: str, section: Any) -> StageConfig:
 
 
 def _build(cls: type, values: Mapping[str, Any], where: str) -> Any:
-    """A dataclass from a mapping, field by field."""
+    """Make a dataclass from a mapping, field by field."""
     hints = _hints(cls)
     for name in values:
         if name not in hints:
@@ -579,8 +594,8 @@ _WORDS = {int: "a whole number", float: "a number", str: "a string", bool: "True
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
-    """``value`` as the type that ``hint`` says, or an error in words. Integers pass as numbers, lists as tuples."""
-    if dataclasses.is_dataclass(hint):
+    """Return ``value`` as the type of ``hint``, or raise a `ClaraError`. Integers pass as numbers, lists as tuples."""
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise ClaraError(f"{where} is {value!r}; it must be a section")
         return _build(hint, value, where)

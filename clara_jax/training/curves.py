@@ -1,4 +1,4 @@
-"""A picture of a run: what its metrics file says, one column a stage."""
+"""Plots of a run's metrics file, one column a stage."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from clara_jax.files import replaced_when_whole
 # Okabe and Ito's colours, which people with any kind of colour vision can tell apart.
 BLUE, ORANGE, GREEN, VERMILION, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
 CASES = {"": "-", "_no_memory": ":", "_other_memory": "--"}  # a value and its controls, by line style
-SAID = {"": "", "_no_memory": ", no memory", "_other_memory": ", another's memory"}
+LABELS = {"": "", "_no_memory": ", no memory", "_other_memory": ", another's memory"}
 SMOOTHED = 0.1  # share of a stage's rows over which the training loss is smoothed
-Rows = Sequence[Mapping[str, Any]]
+MetricRows = Sequence[Mapping[str, Any]]
 
 
-def draw(rows: Rows, path: Path) -> None:
-    """Draws the curves of a run, for each stage from top to bottom: training and held-out loss; answers and ranking
-    with their controls; gradient norm and learning rate.
+def draw(rows: MetricRows, path: Path) -> None:
+    """Draw the curves of a run.
+
+    Each stage has, from top to bottom: training and held-out loss; answers and ranking with their controls; gradient
+    norm and learning rate.
 
     Args:
       rows: as `clara_jax.training.metrics.read_metrics` gives them. Values that are absent or not finite are left out.
@@ -30,7 +32,7 @@ def draw(rows: Rows, path: Path) -> None:
     Raises:
       ClaraError: the file cannot be written.
     """
-    # Not pyplot: no window system, no state shared with a program that draws pictures of its own.
+    # Not pyplot: no window system, no state shared with a program that draws its own pictures.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -41,9 +43,9 @@ def draw(rows: Rows, path: Path) -> None:
     FigureCanvasAgg(figure)
     grid = figure.subplots(len(panels), columns, squeeze=False)
     for column, stage in enumerate(stages):
-        own = [row for row in rows if row.get("stage") == stage and "step" in row]
+        stage_rows = [row for row in rows if row.get("stage") == stage and "step" in row]
         for row, panel in enumerate(panels):
-            panel(grid[row, column], own)
+            panel(grid[row, column], stage_rows)
         grid[0, column].set_title(stage, fontweight="bold")
     if not stages:
         for axes in grid.flat:
@@ -53,19 +55,19 @@ def draw(rows: Rows, path: Path) -> None:
         figure.savefig(temporary, format="png")
 
 
-def _draw_loss(axes: Any, rows: Rows) -> None:
-    """The loss in all its parts; of the controls only the cross-entropy is known."""
+def _draw_loss(axes: Any, rows: MetricRows) -> None:
+    """Draw the loss in all its parts; of the controls only the cross-entropy is known."""
     steps, losses = _series(rows, "loss")
     if steps.size:
         axes.plot(steps, losses, color=BLUE, alpha=0.3, linewidth=0.8, **_marker(steps))
         axes.plot(steps, _smooth(losses), color=BLUE, linewidth=1.8, label="training")
     _plot_cases(axes, rows, "loss", VERMILION, "held-out")
     for case in ("_no_memory", "_other_memory"):
-        _plot(axes, rows, f"eval_ce{case}", VERMILION, f"held-out CE{SAID[case]}", CASES[case])
+        _plot(axes, rows, f"eval_ce{case}", VERMILION, f"held-out CE{LABELS[case]}", CASES[case])
     _finish(axes, "loss")
 
 
-def _draw_quality(axes: Any, rows: Rows) -> None:
+def _draw_quality(axes: Any, rows: MetricRows) -> None:
     if not any(map(_has_quality, rows)):
         axes.set_axis_off()
         return
@@ -77,7 +79,7 @@ def _draw_quality(axes: Any, rows: Rows) -> None:
     _finish(axes, "answers and ranking")
 
 
-def _draw_step(axes: Any, rows: Rows) -> None:
+def _draw_step(axes: Any, rows: MetricRows) -> None:
     _plot(axes, rows, "grad_norm", BLUE, "gradient norm", "-", width=1.0)
     _, norms = _series(rows, "grad_norm")
     if (norms > 0).any():
@@ -95,13 +97,13 @@ def _has_quality(row: Mapping[str, Any]) -> bool:
     return any(name.startswith(("eval_exact_match", "eval_f1", "eval_recall@")) for name in row)
 
 
-def _plot_cases(axes: Any, rows: Rows, name: str, colour: str, label: str) -> None:
-    """A held-out value, with its controls where there are any."""
+def _plot_cases(axes: Any, rows: MetricRows, name: str, colour: str, label: str) -> None:
+    """Draw a held-out value, with its controls where there are any."""
     for case, style in CASES.items():
-        _plot(axes, rows, f"eval_{name}{case}", colour, f"{label}{SAID[case]}", style)
+        _plot(axes, rows, f"eval_{name}{case}", colour, f"{label}{LABELS[case]}", style)
 
 
-def _plot(axes: Any, rows: Rows, name: str, colour: str, label: str, style: str, width: float = 1.5) -> None:
+def _plot(axes: Any, rows: MetricRows, name: str, colour: str, label: str, style: str, width: float = 1.5) -> None:
     steps, values = _series(rows, name)
     if steps.size:
         marked = _marker(steps) or ({"marker": "o", "markersize": 3} if name.startswith("eval_") else {})
@@ -120,8 +122,8 @@ def _finish(axes: Any, label: str, lines: Sequence[Any] | None = None) -> None:
         axes.legend(handles=handles, fontsize="small", frameon=False, ncols=2 if len(handles) <= 4 else 3, **place)
 
 
-def _series(rows: Rows, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of the rows that have a finite number by this name."""
+def _series(rows: MetricRows, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return steps and values of the rows that have a finite number by this name."""
     pairs = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)]
     pairs = [pair for pair in pairs if math.isfinite(pair[1])]
     steps, values = zip(*pairs, strict=True) if pairs else ((), ())
@@ -129,7 +131,7 @@ def _series(rows: Rows, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """A running mean over a window around each value, smaller at the ends."""
+    """Return the running mean over a window around each value, smaller at the ends."""
     half = int(len(values) * SMOOTHED) // 2
     sums = np.concatenate([[0.0], np.cumsum(values)])
     places = np.arange(len(values))
@@ -138,5 +140,5 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def _marker(steps: np.ndarray) -> dict[str, Any]:
-    """A single point is no line: it needs a dot to be seen."""
+    """Return the style of a dot for a single point, which would not be seen as a line."""
     return {"marker": "o", "markersize": 4} if len(steps) == 1 else {}

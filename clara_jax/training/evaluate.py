@@ -1,8 +1,8 @@
-"""Evaluation while training: held-out loss, answers and ranking on fixed shapes, with controls beside them.
+"""Evaluation while training: held-out loss, answers and ranking on fixed shapes, each with its controls.
 
-The controls say how much of a value comes from the memories. *No memory* is the same prompt with the memories left out,
-*another document's memory* the same prompt over the documents of another example. Both go through the functions that
-are compiled for the real case. Where documents stand in the prompt as text there are no memories, and no controls.
+The controls measure how much of a value comes from the memories. *No memory* is the same prompt with the memories left
+out, *another document's memory* the same prompt over the documents of another example. Both go through the functions
+that are compiled for the real case. Where documents stand in the prompt as text there are no memories, and no controls.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clara_jax.data.batches import Batch, Memories, collate, plan_shapes
+from clara_jax.data.batches import Array, Batch, Memories, collate, plan_shapes
 from clara_jax.data.distinct import most_distinct
 from clara_jax.data.encoding import TEXT, Encoding, Example, record_prompts
 from clara_jax.data.records import Record
 from clara_jax.data.tokenization import ClaraTokenizer
 from clara_jax.distributed import gather
 from clara_jax.evaluation.answers import exact_match, token_f1
+from clara_jax.evaluation.controls import disjoint_others, repeated
 from clara_jax.evaluation.ranking import DEPTHS, recall_at
-from clara_jax.evaluation.ways import disjoint_others, repeated
 from clara_jax.inference.decode import Generated, Sampling, generate
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.compressor import encode
@@ -33,13 +33,13 @@ from clara_jax.method.parameters import merge
 from clara_jax.method.stages import Objective, Stage, Terms, objective_value, rank_documents
 from clara_jax.method.topk import select
 from clara_jax.model.sharding import divisible, join_rows, put_batch, split_rows
-from clara_jax.training.step import Leaves, make_eval_step, make_gradient_step
+from clara_jax.training.step import Leaves, compiled_programs, make_eval_step, make_gradient_step
 
 REAL, NO_MEMORY, OTHER_MEMORY = "", "_no_memory", "_other_memory"  # cases, and what ends the names of their values
 
 
 class Evaluation:
-    """Measures a model on held-out examples; built once per stage, called as often as wanted.
+    """A measurement of a model on held-out examples; built once per stage, called at every evaluation.
 
     All of it runs on a few fixed shapes, compiled at the first call.
 
@@ -67,8 +67,14 @@ class Evaluation:
         gradients: bool = False,
         memories: Memories | None = None,
     ):
-        """
+        """Prepare the batches and the jitted functions.
+
         Args:
+          model: the model to be measured, without its parameters.
+          stage: the stage, whose loss is measured.
+          objective: the numbers of its loss.
+          tokenizer: that of the examples.
+          mesh: the devices.
           examples: held out, tokenized for this stage; none of them makes every call give {}.
           records: the same, with the references of their answers.
           encoding: how they became the examples.
@@ -107,9 +113,9 @@ class Evaluation:
 
     @property
     def compilations(self) -> int:
-        """Functions compiled by all calls together."""
+        """Programs compiled by all calls together."""
         functions = (self._terms, self._gradients, self._select, self._generate)
-        return sum(function._cache_size() for function in functions if function is not None)
+        return sum(compiled_programs(function) for function in functions if function is not None)
 
     def __call__(
         self,
@@ -118,29 +124,30 @@ class Evaluation:
         stop: Callable[[], bool] = lambda: False,
         numbers: Mapping[str, jax.Array] = MappingProxyType({}),
     ) -> dict[str, float] | None:
-        """Means over the examples; call it under `jax.set_mesh`.
+        """Return means over the examples; to be called under `jax.set_mesh`.
 
         Args:
-          trained, frozen: the parameters, see `clara_jax.method.parameters.split`.
+          trained: the trained parameters, see `clara_jax.method.parameters.split`.
+          frozen: the others.
           stop: asked before each device call.
           numbers: replace the objective's of their names.
 
         Returns:
-          None as soon as ``stop`` says so. Else, by name: "loss" and the stage's terms; "ce_no_memory" and
+          None as soon as ``stop`` returns True. Else, by name: "loss" and the stage's terms; "ce_no_memory" and
           "ce_other_memory" where the generator reads memories; "exact_match" and "f1" of greedy answers to questions,
           both also with "_no_memory" and "_other_memory"; "recall@1", "recall@3", "recall@5" among all candidates, as
           far as there are as many and positives are known; "gradient_probability", "gradient_representation" and
           "gradient_cosine" where they are asked for, the last where neither is zero.
         """
-        found = _Found()
+        found = _Measurements()
         for _ in self._measure(trained, frozen, dict(numbers), found):
             if stop():
                 return None
         self.answers = tuple(found.answers.get(REAL, ()))
         return self._loss(found) | self._quality(found) | self._recall(found) | _means(found.gradients)
 
-    def _measure(self, trained: Leaves, frozen: Leaves, numbers: Terms, found: _Found) -> Iterator[None]:
-        """Fills ``found``; yields before each device call."""
+    def _measure(self, trained: Leaves, frozen: Leaves, numbers: Terms, found: _Measurements) -> Iterator[None]:
+        """Fill ``found``, yielding before each device call."""
         for batch in self._batches:
             memories = {}
             for case, make in batch.cases.items():
@@ -158,20 +165,21 @@ class Evaluation:
                     yield
                     scores, memories[case] = _on_device(self._select, trained, frozen, placed, numbers)
                     if ranked:
+                        assert host.positives is not None  # `_prepare` ranks batches that have them
                         found.scores.append((gather(scores), host.document_valid, host.positives))
             for case, prompt in batch.prompts.items():
                 yield
-                # Without memory it does not matter whose are handed over: the prompt attends to none.
-                own = memories.get(REAL if case == NO_MEMORY else case)
+                # Without memory any will do: the prompt attends to none.
+                case_memories = memories.get(REAL if case == NO_MEMORY else case)
                 placed = put_batch(prompt, self._mesh)
-                out = _on_device(self._generate, trained, frozen, placed, own)
+                out = _on_device(self._generate, trained, frozen, placed, case_memories)
                 found.answers.setdefault(case, []).extend(self._texts(gather(out), len(batch.golds)))
             found.golds.extend(batch.golds)
 
     def _texts(self, out: Generated, count: int) -> list[str]:
         return [self._tokenizer.decode(out.tokens[row, : out.lengths[row]].tolist()) for row in range(count)]
 
-    def _loss(self, found: _Found) -> dict[str, float]:
+    def _loss(self, found: _Measurements) -> dict[str, float]:
         values = {}
         for case, terms in found.terms.items():
             sums, counted = _total(terms)
@@ -181,14 +189,14 @@ class Evaluation:
             values |= {name: float(value) for name, value in named.items()}
         return values
 
-    def _quality(self, found: _Found) -> dict[str, float]:
+    def _quality(self, found: _Measurements) -> dict[str, float]:
         return {
             f"{name}{case}": float(np.mean([metric(*pair) for pair in zip(texts, found.golds, strict=True)]))
             for name, metric in (("exact_match", exact_match), ("f1", token_f1))
             for case, texts in found.answers.items()
         }
 
-    def _recall(self, found: _Found) -> dict[str, float]:
+    def _recall(self, found: _Measurements) -> dict[str, float]:
         if not found.scores:
             return {}
         scores, valid, positives = (np.concatenate(parts) for parts in zip(*found.scores, strict=True))
@@ -199,22 +207,22 @@ class Evaluation:
 
 
 def _total(parts: Sequence[Any]) -> Any:
-    return jax.tree.map(lambda *values: np.sum(np.float64(values)), *parts)
+    return jax.tree.map(lambda *values: np.sum(np.asarray(values, np.float64)), *parts)
 
 
 def _means(parts: Sequence[Any]) -> dict[str, float]:
-    """Of (sums, counts) of batches; a value without anything to be a mean over is left out."""
+    """Return the means of (sums, counts) of batches; a value with a count of zero is left out."""
     sums, counted = _total(parts) if parts else ({}, {})
     return {name: float(value / counted[name]) for name, value in sums.items() if counted[name]}
 
 
 @dataclasses.dataclass
-class _Found:
-    """What a call has measured so far."""
+class _Measurements:
+    """Everything that a call has measured so far."""
 
     terms: dict[str, list[Any]] = dataclasses.field(default_factory=dict)  # by case: (sums, counts) of each batch
     gradients: list[Any] = dataclasses.field(default_factory=list)  # (sums, counts) of each batch
-    scores: list[tuple[np.ndarray, ...]] = dataclasses.field(default_factory=list)  # scores, valid, positives [B, D]
+    scores: list[tuple[Array, ...]] = dataclasses.field(default_factory=list)  # scores, valid, positives [B, D]
     answers: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # by case
     golds: list[Sequence[str]] = dataclasses.field(default_factory=list)  # of the answers
 
@@ -224,10 +232,10 @@ class _HeldOut:
     """A batch of held-out examples.
 
     Attributes:
-      cases: what makes the batch itself and its controls, of equal shapes, in host arrays. They are not kept: memories
-        of many candidates take much room.
-      measured: it counts for the loss.
-      ranked: it counts for recall.
+      cases: functions that make the batch itself and its controls, of equal shapes, in host arrays. The batches are not
+        kept: memories of many candidates take much room.
+      measured: whether it counts for the loss.
+      ranked: whether it counts for recall.
       prompts: by case, ids, mask and memory index [B, T] of the prompts without their targets; empty where nothing is
         answered.
       golds: the references of its first rows, those that are answered.
@@ -236,7 +244,7 @@ class _HeldOut:
     cases: Mapping[str, Callable[[], Batch]]
     measured: bool
     ranked: bool
-    prompts: Mapping[str, tuple[np.ndarray, ...]]
+    prompts: Mapping[str, tuple[Array, ...]]
     golds: Sequence[Sequence[str]]
 
 
@@ -265,19 +273,21 @@ def _prepare(
     distinct = None
     if encoding.ranks and memories is None:  # one number for all, so that all run through one program
         distinct = divisible(
-            most_distinct([own[start : start + size] for own in (used, others or []) for start in starts]), mesh
+            most_distinct([part[start : start + size] for part in (used, others or []) for start in starts]), mesh
         )
 
     batches = []
     for number, start in enumerate(starts):
         rows = slice(start, start + size)
-        cases = {REAL: partial(collate, used[rows], shapes, tokenizer, size, memories, distinct)}
+        cases: dict[str, Callable[[], Batch]] = {
+            REAL: partial(collate, used[rows], shapes, tokenizer, size, memories, distinct)
+        }
         if controls:
-            cases[NO_MEMORY] = lambda make=cases[REAL]: _without_memory(make())
+            cases[NO_MEMORY] = partial(_make_without_memory, cases[REAL])
         if others:
             cases[OTHER_MEMORY] = partial(collate, others[rows], shapes, tokenizer, size, memories, distinct)
         asked_cases = {}
-        if asked[rows]:
+        if asked_shapes is not None and asked[rows]:
             real = collate(asked[rows], asked_shapes, tokenizer, size)
             asked_cases = {case: _without_memory(real) if case == NO_MEMORY else real for case in cases}
         batches.append(
@@ -293,17 +303,18 @@ def _prepare(
 
 
 def other_documents(examples: Sequence[Example], count: int) -> list[Example] | None:
-    """The first ``count`` examples, each with the documents of another one (`disjoint_others`), repeated or cut to as
-    many documents as its own. No document is positive any more.
+    """Return the first ``count`` examples, each with the documents of another one (`disjoint_others`).
+
+    These are repeated or cut to as many documents as the example had. No document is positive any more.
 
     Returns:
       None if there is no such other for one of them.
     """
     found = disjoint_others([frozenset(ids.tobytes() for ids in example.documents) for example in examples])[:count]
-    if None in found:
-        return None
     results = []
     for example, other in zip(examples, found, strict=False):
+        if other is None:
+            return None
         documents = repeated(examples[other].documents, len(example.documents))
         positives = None if example.positives is None else ()
         results.append(dataclasses.replace(example, documents=documents, positives=positives))
@@ -313,10 +324,10 @@ def other_documents(examples: Sequence[Example], count: int) -> list[Example] | 
 def _questions(
     examples: Sequence[Example], records: Sequence[Record], tokenizer: ClaraTokenizer, encoding: Encoding
 ) -> list[Example]:
-    """The examples with the prompt as it is when the answer is to be generated.
+    """Return the examples with their prompts without targets, from which answers are generated.
 
-    Rendered anew: of a prompt with its target, the tokens before the target may hold the target's beginning, where the
-    tokenizer joins the two.
+    They are tokenized anew: in a prompt with its target, the tokens before the target may hold the target's beginning,
+    where the tokenizer joins the two.
     """
     trained = record_prompts(records[: len(examples)], tokenizer, encoding)
     asked = [dataclasses.replace(prompt, target=None) for prompt in trained]
@@ -327,16 +338,22 @@ def _questions(
     return results
 
 
+def _make_without_memory(make: Callable[[], Batch]) -> Batch:
+    return _without_memory(make())
+
+
 def _without_memory(batch: Batch) -> Batch:
-    """Nothing attends to the memories, and positions do not count them: as if they had been cut out."""
-    return batch.replace(prompt_mask=batch.prompt_mask & (batch.memory_index < 0))
+    """Return the batch with the memories masked: no attention to them, and positions do not count them."""
+    return dataclasses.replace(batch, prompt_mask=batch.prompt_mask & (batch.memory_index < 0))
 
 
 def _selector(
     model: ClaraModel, ranks: bool, objective: Objective
 ) -> Callable[[Leaves, Leaves, Batch, Terms], tuple[jax.Array | None, jax.Array]]:
-    """``(trained, frozen, batch, numbers) -> (scores [B, D] or None, memories [B, K, M, E])``, those that the generator
-    reads: the best k in their order where candidates are ranked, else all."""
+    """Make ``(trained, frozen, batch, numbers) -> (scores [B, D] or None, memories [B, K, M, E])``.
+
+    The memories are those that the generator reads: the best k in their order where candidates are ranked, else all.
+    """
 
     def rank(trained: Leaves, frozen: Leaves, batch: Batch, numbers: Terms):
         scores, documents, _ = rank_documents(model, merge(trained, frozen), batch, None)
@@ -344,15 +361,17 @@ def _selector(
         return scores, jnp.einsum("BKD,BDME->BKME", chosen.astype(documents.dtype), documents)
 
     def compress(trained: Leaves, frozen: Leaves, batch: Batch, numbers: Terms):
-        ids, mask = join_rows(batch.document_ids), join_rows(batch.document_mask)
+        document_ids, document_mask = batch.document_ids, batch.document_mask
+        assert document_ids is not None and document_mask is not None  # only ranking stages have stored memories
+        ids, mask = join_rows(document_ids), join_rows(document_mask)
         scaffold = numbers.get("scaffold", objective.scaffold)
         memory = encode(model, merge(trained, frozen), "compressor", ids, mask, scaffold=scaffold).memory
-        return None, split_rows(memory, batch.document_ids.shape[1])
+        return None, split_rows(memory, document_ids.shape[1])
 
     return rank if ranks else compress
 
 
 def _on_device(function: Callable, *arguments: Any) -> Any:
-    """A call for which everything must be on the device already."""
+    """Call a function whose arguments must all be on the device already."""
     with jax.transfer_guard("disallow"):
         return function(*arguments)

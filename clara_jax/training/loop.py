@@ -1,4 +1,4 @@
-"""A run: its stages in order, each from where the one before stopped; killed at any moment, it goes on."""
+"""The training loop: the stages of a run in order; a run that was killed at any moment is resumed."""
 
 from __future__ import annotations
 
@@ -36,24 +36,32 @@ from clara_jax.training.stopping import StopSignal
 METRICS, REJECTED = "metrics.jsonl", "rejected.jsonl"
 
 
-class Outcome(NamedTuple):
-    """What a finished run leaves: the model, and the held-out records of its last stage."""
+class RunResult(NamedTuple):
+    """The result of a finished run: the model, and the held-out records of its last stage."""
 
     bundle: Bundle
     held_out: Sequence[Record]
 
 
-def run(config: RunConfig, workdir: Path, stop: StopSignal) -> Outcome | None:
-    """Trains every stage of a configuration, or what is left of it; None where nothing is.
+def run(config: RunConfig, workdir: Path, stop: StopSignal) -> RunResult | None:
+    """Train every stage of a configuration, or those that are left.
 
     The run directory gets ``config.json`` (resolved), ``run.json`` (versions, commit, command, one entry per start; the
     fingerprint at the end), ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/`` and ``curves.png``; and, where lines
     of its data were left out, ``rejected.jsonl``.
 
+    Args:
+      config: the resolved configuration.
+      workdir: the run directory.
+      stop: asked between steps.
+
+    Returns:
+      None where nothing was left to do.
+
     Raises:
       ClaraError: bad configuration, data or base; the directory's run has another configuration, or another process
         trains in it; a loss that is not finite; a disk that is full.
-      Stopped: told to stop, and everything saved.
+      Stopped: ``stop`` was set, and everything is saved.
     """
     if not distributed.is_main():
         config = dataclasses.replace(config, progress=False)
@@ -76,7 +84,7 @@ def run(config: RunConfig, workdir: Path, stop: StopSignal) -> Outcome | None:
             records = _read_records(config, workdir)
             log = _read_log(workdir)
             log["data"] = check_same_data(config, log.get("data"), records)
-            start = find_start(config, workdir, mesh, [part for own in records for part in own.train])
+            start = find_start(config, workdir, mesh, [part for read in records for part in read.train])
             for stage in config.stages:
                 split(start.bundle.params, stage.subtrees)
             left = range(start.position.number, len(config.stages))
@@ -97,18 +105,21 @@ def run(config: RunConfig, workdir: Path, stop: StopSignal) -> Outcome | None:
         checkpoints.wait()
         finished = {"fingerprint": start.bundle.fingerprint()}
         distributed.on_main(_conclude, config, workdir, log | {"finished": finished})
-        return Outcome(start.bundle, records[-1].held_out)
+        return RunResult(start.bundle, records[-1].held_out)
 
 
 def bundle_of(config: RunConfig, number: int, start: Start) -> Bundle:
-    """The model with the sizes of a stage: lengths and rates may change between the stages of a run."""
+    """Return the model with the sizes of a stage: lengths and rates may change between the stages of a run."""
     clara = config.clara_of(config.stages[number])
     return start.bundle.with_memories(clara.doc_max_length, clara.compress_rate)
 
 
 def check_shared(workdir: Path) -> None:
-    """Raises:
-    ClaraError: this process does not see the run directory of the main one."""
+    """Check that all processes share the run directory.
+
+    Raises:
+      ClaraError: this process does not see the run directory of the main one.
+    """
     if not (workdir / LOCK).exists():
         raise ClaraError(
             f"{workdir}: process {jax.process_index()} does not see the run directory that process 0 has made; name "
@@ -119,12 +130,17 @@ def check_shared(workdir: Path) -> None:
 def check_same_data(
     config: RunConfig, began: Mapping[str, Any] | None, records: Sequence[StageRecords]
 ) -> dict[str, dict[str, str]]:
-    """The fingerprints of every stage's records, by stage and split.
+    """Return the fingerprints of every stage's records, by stage and split.
+
+    Args:
+      config: the run's.
+      began: those that the run began with; None for a new one.
+      records: of each stage.
 
     Raises:
       ClaraError: the run began with others.
     """
-    found = {stage.name: own.fingerprints for stage, own in zip(config.stages, records, strict=True)}
+    found = {stage.name: read.fingerprints for stage, read in zip(config.stages, records, strict=True)}
     for name, fingerprints in found.items():
         for field, value in fingerprints.items():
             if began is not None and began[name][field] != value:
@@ -136,15 +152,18 @@ def check_same_data(
 
 
 def check_progress(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Raises:
-    ClaraError: a stage whose training loss (last quarter of its steps against the first) or held-out loss did not fall.
+    """Check that every stage has made progress.
+
+    Raises:
+      ClaraError: a stage whose training loss (last quarter of its steps against the first) or held-out loss did not
+        fall.
     """
     for stage in dict.fromkeys(row["stage"] for row in rows):
-        own = [row for row in rows if row["stage"] == stage]
-        losses = [row["loss"] for row in own if "loss" in row]
+        stage_rows = [row for row in rows if row["stage"] == stage]
+        losses = [row["loss"] for row in stage_rows if "loss" in row]
         quarter = max(1, len(losses) // 4)
         pairs = [("training", (np.mean(losses[:quarter]), np.mean(losses[-quarter:])))]
-        pairs += [("held-out", row["held_out_loss"]) for row in own if "held_out_loss" in row]
+        pairs += [("held-out", row["held_out_loss"]) for row in stage_rows if "held_out_loss" in row]
         for name, (before, after) in pairs:
             if not after < before:
                 raise ClaraError(f"{stage}: the {name} loss did not fall, {before:.4f} -> {after:.4f}")
@@ -157,8 +176,9 @@ def _read_records(config: RunConfig, workdir: Path) -> list[StageRecords]:
         with Rejects(os.devnull) as rejects:
             return [StageRecords.read(config, stage, rejects) for stage in config.stages]
     path = workdir / REJECTED
+    rejects = Rejects(path)
     try:
-        with Rejects(path) as rejects:
+        with rejects:
             records = [StageRecords.read(config, stage, rejects) for stage in config.stages]
     finally:
         if not rejects.count:
@@ -169,7 +189,7 @@ def _read_records(config: RunConfig, workdir: Path) -> list[StageRecords]:
 
 
 def _read_log(workdir: Path) -> dict[str, Any]:
-    """``run.json``, or its beginning."""
+    """Return the content of ``run.json``, or that of a new one."""
     path = workdir / RUN
     return read_object(path, "delete it and give the command again") if path.exists() else {"starts": []}
 
@@ -186,7 +206,7 @@ def _open_metrics(config: RunConfig, workdir: Path, keep_bytes: int) -> MetricWr
 
 
 def _conclude(config: RunConfig, workdir: Path, log: Mapping[str, Any]) -> None:
-    """Curves, and the note that nothing is left to do."""
+    """Draw the curves, and note that nothing is left to do."""
     rows = read_metrics(workdir / METRICS)
     draw(rows, workdir / "curves.png")
     if config.require_progress:
@@ -195,6 +215,6 @@ def _conclude(config: RunConfig, workdir: Path, log: Mapping[str, Any]) -> None:
 
 
 def _forget_empty(workdir: Path) -> None:
-    """A run that could not begin leaves no directory."""
+    """Remove the directory of a run that could not begin."""
     if distributed.is_main() and not any(path.name != LOCK for path in workdir.iterdir()):
         shutil.rmtree(workdir)

@@ -1,4 +1,4 @@
-"""What a run says about itself: metrics as JSON lines and for TensorBoard, memory, a progress bar and its rates."""
+"""Reports of a run: metrics as JSON lines and for TensorBoard, memory, a progress bar and its rates."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from clara_jax.errors import ClaraError
 
 
 class MetricWriter:
-    """Appends one JSON object a line to a file and flushes it, so that a killed run loses no step.
+    """A file of metrics, one JSON object a line, flushed after each, so that a killed run loses no step.
 
     Values may be numbers, strings, bools, None, and arrays of one element (reading one waits for the device). JSON
     knows no non-finite numbers: they become the strings "nan", "inf" and "-inf".
@@ -29,10 +29,10 @@ class MetricWriter:
     Args:
       path: the file; made with its directory where absent. A last line that a crash left half-written is removed.
       tensorboard: a directory for TensorBoard events. The numbers of every row with a "step" go there, under
-        "<stage>/<name>" and the stage's own step. They mirror the file: what an earlier writer left in the directory
+        "<stage>/<name>" and the stage's step. They mirror the file: what an earlier writer left in the directory
         is replaced by the rows that the file holds.
-      keep_bytes: cut the file to this length first (a `sync` of an earlier writer), for a run that does again what came
-        behind.
+      keep_bytes: cut the file to this length first (a `sync` of an earlier writer), for a run that repeats the steps
+        after it.
 
     Raises:
       ClaraError: the file or the events cannot be written.
@@ -55,6 +55,11 @@ class MetricWriter:
                 self._events.flush()
 
     def write(self, values: Mapping[str, Any]) -> None:
+        """Append a row.
+
+        Raises:
+          ClaraError: the file or the events cannot be written.
+        """
         row = {name: _plain(value) for name, value in values.items()}
         with self._disk():
             self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
@@ -63,7 +68,7 @@ class MetricWriter:
                 self._events.write({name: _number(value) for name, value in row.items()})
 
     def sync(self) -> int:
-        """Waits until the disk holds every row; returns the file's length in bytes."""
+        """Wait until the disk holds every row; return the file's length in bytes."""
         with self._disk():
             os.fsync(self._file.fileno())
             if self._events is not None:
@@ -71,6 +76,7 @@ class MetricWriter:
             return os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
+        """Close the file and the events."""
         with self._disk():
             self._file.close()
             if self._events is not None:
@@ -103,12 +109,13 @@ class MetricWriter:
 
 
 class NoMetricWriter:
-    """Takes the rows of a process that is not the main one, and keeps none."""
+    """A `MetricWriter` that drops its rows, for processes other than the main one."""
 
     def write(self, values: Mapping[str, Any]) -> None:
-        pass
+        """Drop a row."""
 
     def sync(self) -> int:
+        """Return 0, the length of a file that is never written."""
         return 0
 
     def __enter__(self) -> NoMetricWriter:
@@ -119,13 +126,13 @@ class NoMetricWriter:
 
 
 class _Events:
-    """TensorBoard's scalars, one event a row; on the disk every few seconds, for a flush waits for it."""
+    """TensorBoard's scalars, one event a row; flushed every few seconds, since a flush waits for the disk."""
 
     SECONDS = 5.0
 
     def __init__(self, directory: Path):
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue] - made at import
 
         directory.mkdir(parents=True, exist_ok=True)
         for old in directory.glob("events.out.tfevents.*"):
@@ -138,8 +145,8 @@ class _Events:
         self.flush()
 
     def write(self, row: Mapping[str, Any]) -> None:
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.proto.summary_pb2 import Summary
+        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue] - made at import
+        from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue] - made at import
 
         if "step" not in row:
             return
@@ -163,7 +170,7 @@ class _Events:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The lines that a `MetricWriter` wrote, non-finite strings as floats again.
+    """Return the rows that a `MetricWriter` wrote, non-finite strings as floats again.
 
     Raises:
       ClaraError: a missing file or a line that is no JSON object.
@@ -195,13 +202,16 @@ def _number(value: Any) -> Any:
 
 
 def device_memory() -> dict[str, float]:
-    """Memory in GiB: "host_peak_gib", the most this process has held; and, where the platform says so (GPU, TPU),
-    "device_peak_gib" and "device_in_use_gib" of the fullest local device."""
+    """Return the memory in use, in GiB.
+
+    It is "host_peak_gib", the most this process has held; and, where the platform reports them (GPU, TPU),
+    "device_peak_gib" and "device_in_use_gib" of the fullest local device.
+    """
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
     memory = {"host_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     for name, key in (("device_peak_gib", "peak_bytes_in_use"), ("device_in_use_gib", "bytes_in_use")):
-        known = [own[key] for own in stats if key in own]
+        known = [device[key] for device in stats if key in device]
         if known:
             memory[name] = max(known) / 2**30
     return {name: round(value, 3) for name, value in memory.items()}
@@ -223,7 +233,7 @@ class Throughput:
         self.total = 0
 
     def add(self, units: int) -> None:
-        """Says that ``units`` more are done, now."""
+        """Count ``units`` more as done now."""
         self.total += int(units)
         self._marks.append((self._clock(), self.total))
 
@@ -237,7 +247,7 @@ class Throughput:
 
 
 class Progress:
-    """How far a stage is: a bar with loss, tokens per second and time left; lines where there is no terminal.
+    """The progress of a stage: a bar with loss, tokens per second and time left; lines where there is no terminal.
 
     Away from a terminal (a log file, a job system) a line is written for the first step, the last, and at most every
     ``seconds`` in between.
@@ -279,6 +289,7 @@ class Progress:
 
     @property
     def tokens_per_second(self) -> float | None:
+        """Tokens per second over the last steps; None before they are known."""
         return self._tokens.rate
 
     @property
@@ -290,8 +301,10 @@ class Progress:
 
     @property
     def rates(self) -> dict[str, float | None]:
-        """Over the last steps: "tokens_per_second", "tokens_per_second_per_device" and, of devices whose peak is known,
-        "mfu"; None before they are known."""
+        """Rates over the last steps; None before they are known.
+
+        They are "tokens_per_second", "tokens_per_second_per_device" and, of devices whose peak is known, "mfu".
+        """
         tokens = self.tokens_per_second
         rates = {"tokens_per_second": tokens}
         rates["tokens_per_second_per_device"] = None if tokens is None else tokens / self._devices
@@ -299,12 +312,18 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """At the recent pace; None before it is known."""
-        pace = self._steps.rate
-        return (self.total - self.step) / pace if pace else None
+        """Seconds left at the recent rate; None before it is known."""
+        rate = self._steps.rate
+        return (self.total - self.step) / rate if rate else None
 
     def update(self, *, loss: float | None = None, tokens: int = 0, flops: int = 0) -> None:
-        """One step more. ``loss`` is a host number: pass the step before's, so that nothing waits for the device."""
+        """Count one step more, and show it.
+
+        Args:
+          loss: a host number: that of the step before, so that nothing waits for the device.
+          tokens: of the step.
+          flops: of the step.
+        """
         self.step += 1
         self._steps.add(1)
         self._tokens.add(tokens)
@@ -330,6 +349,7 @@ class Progress:
             print(f"{self.name} {self.step}/{self.total}", *facts, sep="  ", file=self._stream, flush=True)
 
     def close(self) -> None:
+        """Leave the bar as it is."""
         if self._bar is not None:
             self._bar.close()
 

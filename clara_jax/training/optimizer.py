@@ -15,7 +15,7 @@ from clara_jax.training.config import StageConfig
 
 
 def learning_rate_schedule(stage: StageConfig, total_steps: int) -> optax.Schedule:
-    """The learning rate of each step, counted from 0.
+    """Return the schedule of the learning rate, by the step counted from 0.
 
     With W = ``stage.warmup_steps(total_steps)``: a line from peak / (W + 1) at step 0, so that the first batch is not
     wasted on a rate of zero, to the peak at step W; then the stage's schedule, whose cosine ends at ``total_steps``.
@@ -26,7 +26,7 @@ def learning_rate_schedule(stage: StageConfig, total_steps: int) -> optax.Schedu
             after = optax.constant_schedule(peak)
         case "cosine":
             after = optax.cosine_decay_schedule(peak, total_steps - warmup)
-        case "cosine_with_minimum":
+        case _:  # "cosine_with_minimum"
             after = optax.cosine_decay_schedule(peak, total_steps - warmup, alpha=stage.minimum_ratio)
     if not warmup:
         return after
@@ -34,7 +34,9 @@ def learning_rate_schedule(stage: StageConfig, total_steps: int) -> optax.Schedu
 
 
 def decays(params: Any) -> Any:
-    """A tree of bools like ``params``: True where weight decay applies, on all but vectors, biases and norm scales.
+    """Return a tree of bools like ``params``: True where weight decay applies.
+
+    It applies to all but vectors, biases and norm scales.
 
     Layers are stacked, so a norm's scale is a matrix [L, E] by shape: names tell them apart.
     """
@@ -47,7 +49,7 @@ def decays(params: Any) -> Any:
 
 
 def make_optimizer(stage: StageConfig, total_steps: int) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW on the stage's schedule; moments and updates are float32.
+    """Make the optimizer: clipping by global norm, then AdamW on the stage's schedule; moments and updates are float32.
 
     Parameters may be bfloat16 (a base that is trained too): gradients are widened before the norm is taken, and
     `optax.apply_updates` rounds the sum to the parameter's dtype.
@@ -69,15 +71,17 @@ def make_optimizer(stage: StageConfig, total_steps: int) -> optax.GradientTransf
 
 
 def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """``inner`` computed on float32 copies of gradients and parameters, whatever they are stored in."""
+    """Wrap ``inner`` to compute on float32 copies of gradients and parameters, whatever they are stored in."""
 
-    def wide(tree):
+    def wide(tree: Any) -> Any:
         return None if tree is None else jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
-    def init(params):
+    def init(params: optax.Params) -> optax.OptState:
         return inner.init(wide(params))
 
-    def update(gradients, state, params=None):
-        return inner.update(wide(gradients), state, wide(params))
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        return inner.update(wide(updates), state, wide(params))
 
     return optax.GradientTransformation(init, update)

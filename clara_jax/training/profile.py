@@ -1,4 +1,4 @@
-"""A window of steps that JAX's profiler records."""
+"""Traces of a window of steps by JAX's profiler."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from clara_jax.errors import ClaraError
 
 
 class Profile:
-    """Records the steps from the first number up to the second; without a window, nothing."""
+    """A profile of the steps from the window's first number up to its second; without a window, of none."""
 
     def __init__(self, window: tuple[int, int] | None, directory: Path):
         self.window, self.directory, self.running = window, directory, False
 
     def at(self, index: int) -> None:
-        """Called before each step."""
+        """Start or end the trace where the window does; to be called before each step."""
         if self.window and not self.running and self.window[0] <= index < self.window[1]:
             jax.profiler.start_trace(self.directory)
             self.running = True
-        elif self.running and index >= self.window[1]:
+        elif self.window and self.running and index >= self.window[1]:
             self.close()
 
     def close(self) -> None:
+        """End the trace if one is running, and say where it is."""
         if self.running:
             jax.profiler.stop_trace()
             self.running, self.window = False, None
@@ -40,7 +41,8 @@ class Profile:
 
 
 def check_profiler() -> None:
-    """
+    """Check that the profiler can run here.
+
     Raises:
       ClaraError: the profiler would end this process: JAX has loaded libtpu, which starts its own profiler with JAX's
         and crashes where it has found no TPU.
@@ -55,5 +57,5 @@ def check_profiler() -> None:
 
 
 def platforms() -> str:
-    """Where JAX was told to look for devices; empty where nobody said."""
-    return jax.config.jax_platforms or ""
+    """Return the platforms that JAX is set to use, as ``JAX_PLATFORMS`` has them; empty where nothing is set."""
+    return jax.config.jax_platforms or ""  # pyright: ignore[reportAttributeAccessIssue] - set at run time

@@ -1,4 +1,4 @@
-"""Where a run begins, or goes on: the resume ladder, and what a checkpoint says about its place in the run."""
+"""The start of a run, or where it is resumed: the resume ladder, and a checkpoint's position in the run."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from clara_jax.training.schedules import LOG_TEMPERATURE
 
 CONFIG, RUN = "config.json", "run.json"
 
-# What may differ between the command that began a run and the one that goes on: nothing here changes a number, save for
-# the mesh, which changes the last bits.
-FREE = (
+# The fields that may differ between the command that began a run and the one that resumes it: none of them changes a
+# number, save for the mesh, which changes the last bits.
+RESUMABLE_FIELDS = (
     "workdir",
     "progress",
     "progress_seconds",
@@ -39,7 +39,7 @@ FREE = (
     "best",
     "profile",
 )
-FREE += ("tensorboard", "show", "require_progress")
+RESUMABLE_FIELDS += ("tensorboard", "show", "require_progress")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +47,11 @@ class Position:
     """A place in a run: ``step`` steps of stage ``number`` are done.
 
     Attributes:
-      evaluated: the step behind which the stage was evaluated last; -1 for not yet.
+      evaluated: the step after which the stage was evaluated last; -1 for not yet.
       first, last: held-out values before the stage's first step, and the newest.
       seconds: spent in this stage.
       skipped: steps of this stage that were not finite and changed nothing.
-      metrics_bytes: length of the metrics file here; what stands behind it belongs to steps that are done again.
+      metrics_bytes: length of the metrics file here; the rest of it belongs to steps that are repeated.
       finished: nothing of the stage is left to do.
     """
 
@@ -75,9 +75,12 @@ class Start(NamedTuple):
 
 
 def find_start(config: RunConfig, workdir: Path, mesh: jax.sharding.Mesh, records: Sequence[Sequence[Record]]) -> Start:
-    """Where the run begins or goes on.
+    """Return where the run begins or is resumed.
 
     Args:
+      config: the run's.
+      workdir: the run directory.
+      mesh: the devices.
       records: the training records of all stages; a base from scratch takes its words from them.
 
     Raises:
@@ -92,8 +95,8 @@ def _highest_rung(
 ) -> Start:
     precision, remat = config.model.precision, config.model.remat
     # The resume ladder; the first rung that holds is taken.
-    # 1. The run is finished: nothing to do. `is_finished` says so before any data is read.
-    # 2. Its newest intact checkpoint: go on behind that step, or with the stage after it.
+    # 1. The run is finished: nothing to do. `is_finished` tells before any data is read.
+    # 2. Its newest intact checkpoint: go on after that step, or with the next stage.
     if newest := newest_intact(workdir):
         _say(config, f"going on from {newest}")
         bundle = bundles.load(newest, mesh, config.model.base if config.model.base != SCRATCH else None, None, remat)
@@ -122,8 +125,11 @@ def _highest_rung(
 
 
 def resolved_precision(config: RunConfig, workdir: Path) -> str:
-    """Return the precision of the run in ``workdir``, a name of `PRECISIONS`: with "auto" that of its beginning, for it
-    may go on where other processors would choose another; of a new run what suits this process's devices."""
+    """Return the precision of the run in ``workdir``, a name of `PRECISIONS`.
+
+    With "auto" it is the one that the run began with, since the run may be resumed on processors that would choose
+    another; of a new run the one that suits this process's devices.
+    """
     asked = config.model.precision
     if asked == AUTO and (workdir / CONFIG).exists():
         asked = read_object(workdir / CONFIG, "choose another --workdir").get("model", {}).get("precision", AUTO)
@@ -131,7 +137,7 @@ def resolved_precision(config: RunConfig, workdir: Path) -> str:
 
 
 def is_finished(config: RunConfig, workdir: Path) -> bool:
-    """All stages are trained and the run has said so.
+    """Return whether all stages are trained and ``run.json`` has the note of it.
 
     Raises:
       ClaraError: the directory's run has another configuration.
@@ -143,12 +149,15 @@ def is_finished(config: RunConfig, workdir: Path) -> bool:
 
 
 def check_same_config(config: RunConfig, workdir: Path) -> None:
-    """Raises:
-    ClaraError: the run in ``workdir`` was begun with another configuration; names the first field that differs."""
+    """Check that the run may be resumed with this configuration, which may differ in `RESUMABLE_FIELDS`.
+
+    Raises:
+      ClaraError: the run in ``workdir`` was begun with another configuration; names the first field that differs.
+    """
     path = workdir / CONFIG
     began, now = (dict(_fields(tree)) for tree in (read_object(path, "choose another --workdir"), to_json(config)))
     for field in [*now, *(field for field in began if field not in now)]:
-        if field.rpartition(".")[2] in FREE or began.get(field) == now.get(field):
+        if field.rpartition(".")[2] in RESUMABLE_FIELDS or began.get(field) == now.get(field):
             continue
         raise ClaraError(
             f"config.{field} is {now.get(field)}, but the run in {workdir} was begun with {began.get(field)}; give "
@@ -158,13 +167,13 @@ def check_same_config(config: RunConfig, workdir: Path) -> None:
 
 
 def named_optimizer(state: Any) -> dict[str, Any]:
-    """An Optax state as a nested dict of arrays, which a checkpoint can hold."""
+    """Return an Optax state as a nested dict of arrays, which a checkpoint can hold."""
     flat, _ = jax.tree_util.tree_flatten_with_path(state)
     return unflatten({jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat})
 
 
 def load_optimizer(checkpoint: Path, like: Any) -> Any:
-    """The optimizer's state of a checkpoint, placed as ``like`` is, of which it must be the state."""
+    """Return the optimizer's state of a checkpoint, with the structure and the placement of ``like``."""
     named = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), named_optimizer(like))
     loaded = flatten(load_arrays(checkpoint, {"optimizer": named}, only=("optimizer",))["optimizer"])
     flat, structure = jax.tree_util.tree_flatten_with_path(like)
@@ -173,7 +182,7 @@ def load_optimizer(checkpoint: Path, like: Any) -> Any:
 
 
 def load_temperature(checkpoint: Path | None, fresh: jax.Array) -> jax.Array:
-    """A trained log τ as a checkpoint holds it beside the model, to which it does not belong; fresh without one."""
+    """Return the trained log τ that a checkpoint holds in addition to the model; ``fresh`` without a checkpoint."""
     if checkpoint is None:
         return fresh
     (top,) = tree = unflatten({LOG_TEMPERATURE: fresh})
@@ -181,9 +190,9 @@ def load_temperature(checkpoint: Path | None, fresh: jax.Array) -> jax.Array:
 
 
 def _check_same_sizes(config: RunConfig, bundle: Bundle) -> None:
-    """A checkpoint brings its own sizes; a configuration that says otherwise is a mistake."""
+    """Refuse a configuration whose sizes differ from the checkpoint's."""
     fields = ["lora_rank", "lora_alpha", "different_mem_tokens", "memory_map", "memory_places", "missing_bos"]
-    # With one memory token for all places, lengths and rates are a stage's to choose.
+    # With one memory token for all places, a stage may choose lengths and rates.
     fields += ["doc_max_length", "compress_rate"] if config.clara.different_mem_tokens else []
     for field in fields:
         have, asked = getattr(bundle.model.clara, field), getattr(config.clara, field)
@@ -195,7 +204,7 @@ def _check_same_sizes(config: RunConfig, bundle: Bundle) -> None:
 
 
 def _fields(tree: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted name, value as JSON) of every leaf; stages by their names."""
+    """Yield (dotted name, value as JSON) of every leaf; stages by their names."""
     if isinstance(tree, dict):
         for key, value in tree.items():
             if key == "stages":
@@ -209,8 +218,8 @@ def _fields(tree: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _texts(records: Sequence[Sequence[Record]]) -> Iterator[str]:
-    for own in records:
-        for record in own:
+    for part in records:
+        for record in part:
             yield from (*record.documents, *record.questions, *record.answers)
 
 

@@ -1,4 +1,4 @@
-"""A run directory that explains itself and belongs to one process: its lock, what made it, JSON files written whole."""
+"""The run directory: its lock, which one process holds, the environment of the run, JSON files written whole."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _GIT_SECONDS = 10
 
 @contextlib.contextmanager
 def lock(run_dir: str | Path) -> Iterator[None]:
-    """Makes the run directory this process's own, and makes it first where it is missing.
+    """Lock the run directory for this process, which makes it first where it is missing.
 
     The kernel holds the lock on ``<run>/.lock`` and gives it back when the process ends, however it ends; that the file
     is there means nothing. Where the file system has no locks, a warning is all there is.
@@ -56,7 +56,7 @@ def lock(run_dir: str | Path) -> Iterator[None]:
 
 
 def environment() -> dict[str, Any]:
-    """What makes a run, for ``run.json``.
+    """Return the environment of a run, for ``run.json``.
 
     Returns:
       "versions" of Python and packages; "platform"; "backend", "device" (kind), "devices" and "processes" (counts);
@@ -78,7 +78,7 @@ def environment() -> dict[str, Any]:
 
 
 def write_json(path: str | Path, value: Mapping[str, Any]) -> None:
-    """Writes a JSON file: whoever reads it, or a process killed meanwhile, leaves the old content or the new.
+    """Write a JSON file in one move: readers, and a process killed meanwhile, see the old content or the new.
 
     Raises:
       ClaraError: the file system refuses.
@@ -100,7 +100,7 @@ def _acquire(run_dir: Path, handle: int) -> None:
         ) from error
     except OSError as error:
         warn_line(f"{run_dir}: cannot be locked ({error.strerror}); see to it that no other process trains there")
-    # Only a courtesy to whoever is refused: a full disk is no reason to fail here.
+    # The holder is named only for the message of a refused process: a full disk is no reason to fail here.
     with contextlib.suppress(OSError):
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)

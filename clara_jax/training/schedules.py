@@ -1,8 +1,9 @@
-"""Numbers of the loss that change from step to step: the temperature of the ranking, the scaffold of the memories."""
+"""Schedules of the loss's numbers: the temperature of the ranking, the scaffold of the memories."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +14,11 @@ from clara_jax.training.config import StageConfig
 # Of a stage that trains its temperature: as a logarithm, so that it stays positive and moves by ratios.
 LOG_TEMPERATURE = "ranking/log_temperature"
 
-Schedule = Callable[[jax.Array], jax.Array]  # step, from 0 -> float32 []
+Schedule = Callable[[jax.Array | int], Any]  # step, from 0 -> float32 [], as of `optax.Schedule`
 
 
 def schedules(stage: StageConfig, total_steps: int) -> Mapping[str, Schedule]:
-    """Return the schedule of each number of the stage's `Objective` that changes by one, by its name."""
+    """Return the schedules of the numbers of the stage's `Objective` that change, by name."""
     found = {"temperature": _temperature(stage, total_steps), "scaffold": _scaffold(stage, total_steps)}
     return {name: schedule for name, schedule in found.items() if schedule is not None}
 
@@ -33,9 +34,10 @@ def _temperature(stage: StageConfig, total_steps: int) -> Schedule | None:
         case "constant":
             return None
         case "cosine":
+            assert stage.temperature_end is not None  # `StageConfig` checks that a cosine has one
             ratio = stage.temperature_end / stage.temperature
             return optax.cosine_decay_schedule(stage.temperature, max(1, total_steps - 1), alpha=ratio)
-        case "steps":
+        case _:  # "steps"
             values = jnp.asarray((stage.temperature, *stage.temperature_values), jnp.float32)
             steps = jnp.asarray(stage.temperature_steps, jnp.int32)
             return lambda step: values[jnp.sum(step >= steps)]

@@ -1,4 +1,4 @@
-"""A stage's records, wherever they come from, and their tokens."""
+"""A stage's records, from all kinds of sources, and their tokens."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from clara_jax.data.builders.schema import RECORD
 from clara_jax.data.builders.source import RecordSource
 from clara_jax.data.encoding import Encoding, Example, encode_records, sizes_of
 from clara_jax.data.jsonl import Rejects, data_files
-from clara_jax.data.mixture import Joined, Mixture
-from clara_jax.data.packing import Row, plan_row
+from clara_jax.data.mixture import ConcatExamples, Mixture
+from clara_jax.data.packing import RowCapacity, plan_row
 from clara_jax.data.records import TEXT_STAGES, Record, read_records
 from clara_jax.data.shapes import Shapes, shape_ladder, without_texts
 from clara_jax.data.token_cache import TokenCache, open_or_make, slices
@@ -51,8 +51,11 @@ class StageRecords:
 
     @staticmethod
     def read(config: RunConfig, stage: StageConfig, rejects: Rejects | None = None) -> StageRecords:
-        """
+        """Read the records of a stage.
+
         Args:
+          config: the run's.
+          stage: the stage's.
           rejects: takes lines that are no records of the stage; None: the first one is an error.
 
         Raises:
@@ -68,25 +71,24 @@ class StageRecords:
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, str]:
-        """Of both splits: what they say, wherever it stands."""
+        """Fingerprints of both splits, of their contents alone."""
         return {"train": _fingerprint(self.train), "eval": _fingerprint([self.held_out])}
 
 
 def _fingerprint(parts: Sequence[Sequence[Record]]) -> str:
-    own = [part.fingerprint if isinstance(part, RecordSource) else fingerprint(part, RECORD) for part in parts]
-    return own[0] if len(own) == 1 else of_splits({f"{number:06}": value for number, value in enumerate(own)})
+    each = [part.fingerprint if isinstance(part, RecordSource) else fingerprint(part, RECORD) for part in parts]
+    return each[0] if len(each) == 1 else of_splits({f"{number:06}": value for number, value in enumerate(each)})
 
 
 def _read(
     config: RunConfig, stage: StageConfig, field: str, names: Sequence[str], rejects: Rejects | None
 ) -> list[Sequence[Record]]:
-    """The records that entries of a field name, in as few parts as leave built data sets on disk."""
+    """Return the records of a field's entries, in as few parts as leave built data sets on disk."""
     limit = getattr(stage, field.replace("_data", "_limit"))
     made = [name for name in names if name.startswith(SYNTHETIC)]
     built = [name for name in names if name not in made and os.path.isdir(os.path.expanduser(name))]
-    of_kinds = [name for name in names if entry_kind(name)[0]]
-    patterns = [name for name in names if name not in (*made, *built, *of_kinds)]
-    sources: list[Sequence[Record]] = [_open(stage, field, name) for name in built]
+    patterns = [name for name in names if name not in (*made, *built) and entry_kind(name)[0] is None]
+    sources: list[RecordSource[Record]] = [_open(stage, field, name) for name in built]
     found: list[Record] = []
     for name in made:
         found += synthetic.records(config.synthetic, stage.kind, name.removeprefix(SYNTHETIC))
@@ -97,8 +99,9 @@ def _read(
     if patterns:
         found += read_records(data_files(patterns, f"config.{stage.name}.{field}"), stage.kind, limit, rejects)
     found = found[:limit]
-    for name in of_kinds:
-        kind, pattern = entry_kind(name)
+    for kind, pattern in map(entry_kind, names):
+        if kind is None:
+            continue
         files = data_files([pattern], f"config.{stage.name}.{field}")
         if kind == QUESTIONS:
             found += single_questions(read_records(files, "scp", limit, rejects))[:limit]
@@ -107,9 +110,9 @@ def _read(
     return [*([found] if found or not sources else []), *sources]
 
 
-def _open(stage: StageConfig, field: str, name: str) -> RecordSource:
-    """A data set that was built, if it is one for the stage."""
-    source = RecordSource(name, SPLITS[field])
+def _open(stage: StageConfig, field: str, name: str) -> RecordSource[Record]:
+    """Open a data set that was built, if it is one for the stage."""
+    source: RecordSource[Record] = RecordSource(name, SPLITS[field])
     if (source.stage == "scp") != (stage.kind == "scp") or source.stage == "corpus" or stage.kind in TEXT_STAGES:
         raise ClaraError(
             f"config.{stage.name}.{field}: {source.directory} was built for {source.stage}; build one for {stage.kind}"
@@ -129,7 +132,7 @@ class StageData:
     Attributes:
       sizes: of the training examples, see `clara_jax.data.shapes`.
       ladder: the shapes of their batches; the step is compiled for each.
-      row: the rows that several of them share; None where each has its own.
+      row: the packed rows that several of them share; None where each example is one row.
       encoding: how records became tokens.
       mixture: of the parts that they come from; None where all are one set.
       rejected: lines that are no records.
@@ -139,7 +142,7 @@ class StageData:
     examples: Sequence[Example]
     sizes: np.ndarray
     ladder: tuple[Shapes, ...]
-    row: Row | None
+    row: RowCapacity | None
     mixture: Mixture | None
     held_out: Sequence[Example]
     held_out_records: Sequence[Record]
@@ -152,16 +155,17 @@ class StageData:
 
     @staticmethod
     def encode(config: RunConfig, stage: StageConfig, bundle: Bundle, records: StageRecords) -> StageData:
+        """Tokenize a stage's records, and plan the shapes of its batches."""
         # Held-out records are formed as the training records are, positives kept among the candidates: the loss on
         # them is the training objective on what was not trained on.
         encoding = Encoding(stage.kind, stage.top_k, stage.candidates, config.seed, documents=stage.documents)
-        # Sections of a run draw windows of their own from the passages that they share.
+        # Each section of a run draws other windows from the passages that they share.
         seed = zlib.crc32(f"{config.seed} {stage.name}".encode())
         held_out_records = cut_records(records.held_out, bundle.tokenizer, stage.crop, config.seed)
         held_out = encode_records(held_out_records, bundle.tokenizer, encoding)
         train = [_cut(stage, bundle.tokenizer, part, seed) for part in records.train]
         parts = [_encode(config, stage, bundle.tokenizer, encoding, part) for part in train]
-        examples = parts[0] if len(parts) == 1 else Joined(parts)
+        examples = parts[0] if len(parts) == 1 else ConcatExamples(parts)
         sizes = np.concatenate([part.sizes if isinstance(part, TokenCache) else sizes_of(part) for part in parts])
         mixture = Mixture(tuple(map(len, parts)), stage.train_weights) if stage.train_weights else None
         if stage.memories:
@@ -176,7 +180,7 @@ class StageData:
 
 
 def _cut(stage: StageConfig, tokenizer: ClaraTokenizer, records: Sequence[Record], seed: int) -> Sequence[Record]:
-    """The records with passages and, where the stage says so, documents cut to windows."""
+    """Return the records with passages and, where the stage has a ``crop``, documents cut to windows."""
     if not isinstance(records, RecordSource):
         return cut_records(records, tokenizer, stage.crop, seed)
     if stage.crop != START:
@@ -188,7 +192,7 @@ def _cut(stage: StageConfig, tokenizer: ClaraTokenizer, records: Sequence[Record
 
 
 def single_questions(records: Sequence[Record]) -> list[Record]:
-    """Each question of scp records as a record of its own, the document its positive one."""
+    """Return a record for each question of scp records, with the document as its positive one."""
     return [
         Record("question", record.documents, (question,), (answer,), (answer,), (0,), record.where, record.qid)
         for record in records
@@ -199,7 +203,7 @@ def single_questions(records: Sequence[Record]) -> list[Record]:
 def _encode(
     config: RunConfig, stage: StageConfig, tokenizer: ClaraTokenizer, encoding: Encoding, records: Sequence[Record]
 ) -> Sequence[Example]:
-    """The tokens of a part; those of a data set that was built are kept on disk."""
+    """Return the tokens of a part; those of a data set that was built are kept on disk."""
     if not isinstance(records, RecordSource):
         return encode_records(records, tokenizer, encoding)
     folder = Path(config.token_cache or user_cache() / "tokens").expanduser()
@@ -208,7 +212,7 @@ def _encode(
 
 
 def _documents(examples: Sequence[Example]) -> Iterable[np.ndarray]:
-    if isinstance(examples, Joined):
+    if isinstance(examples, ConcatExamples):
         return chain.from_iterable(map(_documents, examples.parts))
     if isinstance(examples, TokenCache):
         return examples.documents()
@@ -216,14 +220,14 @@ def _documents(examples: Sequence[Example]) -> Iterable[np.ndarray]:
 
 
 def _progress(name: str, total: int) -> Callable[[int], None]:
-    """Says how far the tokens are, every few seconds."""
-    began = said = time.monotonic()
+    """Make a function that prints the progress of tokenization every few seconds."""
+    began = printed = time.monotonic()
 
-    def say(done: int) -> None:
-        nonlocal said
+    def report(done: int) -> None:
+        nonlocal printed
         now = time.monotonic()
-        if now - said > 5 or done == total:
-            said, left = now, (now - began) / done * (total - done)
+        if now - printed > 5 or done == total:
+            printed, left = now, (now - began) / done * (total - done)
             print(f"{name}: {done:,} of {total:,} records tokenized, {left:.0f} s left", file=sys.stderr, flush=True)
 
-    return say
+    return report

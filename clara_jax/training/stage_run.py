@@ -1,4 +1,4 @@
-"""One stage of a run: step by step, evaluated, logged and saved on the way."""
+"""One stage of a run: its steps, with evaluations, metrics and checkpoints."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -27,7 +27,7 @@ from clara_jax.errors import ClaraError
 from clara_jax.method.parameters import MAP, flatten, merge, split, unflatten
 from clara_jax.method.stages import TOKENS, Terms, calibrate, inherit
 from clara_jax.method.topk import DEGENERATE
-from clara_jax.model.sharding import batch_shards, own_parts, own_rows, put_rows
+from clara_jax.model.sharding import batch_shards, local_parts, local_rows, put_rows
 from clara_jax.training.config import RunConfig
 from clara_jax.training.evaluate import Evaluation
 from clara_jax.training.metrics import MetricWriter, NoMetricWriter, Progress, device_memory
@@ -37,7 +37,7 @@ from clara_jax.training.resume import Start, load_optimizer, load_temperature, n
 from clara_jax.training.run_directory import write_json
 from clara_jax.training.schedules import LOG_TEMPERATURE, scaffold_at, schedules
 from clara_jax.training.stage_data import StageData
-from clara_jax.training.step import init_state, make_train_step
+from clara_jax.training.step import compiled_programs, init_state, make_train_step
 from clara_jax.training.stopping import Stopped, StopSignal
 from clara_jax.training.stored_memories import open_memories
 from clara_jax.training.throughput import peak_flops, step_flops
@@ -47,7 +47,7 @@ CONTROLS = {"no_memory": "no memory", "other_memory": "another's memory"}
 
 
 class StageRun:
-    """One stage of a run, from a place in it to its end."""
+    """One stage of a run, from a position in it to its end."""
 
     def __init__(
         self,
@@ -59,55 +59,73 @@ class StageRun:
         checkpoints: CheckpointWriter,
         stop: StopSignal,
     ):
-        """
+        """Prepare the stage: memories, batches, the state and the jitted step.
+
         Raises:
           ClaraError: memories of another compressor, or that cannot be read or written.
-          Stopped: told to stop while documents are compressed; what is done is kept.
+          Stopped: ``stop`` was set while documents are compressed; the memories of the finished ones are kept.
         """
         bundle, position = start.bundle, start.position
         self.config, self.workdir, self.data, self.position = config, workdir, data, position
         self.metrics, self.checkpoints, self.stop, self.bundle = metrics, checkpoints, stop, bundle
-        self.stage_config = own = config.stages[position.number]
-        self.stage, self.name = own.stage, own.name
-        self.steps = own.total_steps(len(data.examples))
+        self.stage_config = stage_config = config.stages[position.number]
+        self.stage, self.name = stage_config.stage, stage_config.name
+        self.steps = stage_config.total_steps(len(data.examples))
         plan = BatchPlan(
-            data.sizes, data.ladder, own.batch_size, self.steps, config.seed + position.number, data.mixture
+            data.sizes, data.ladder, stage_config.batch_size, self.steps, config.seed + position.number, data.mixture
         )
-        multiple = own.accumulate * batch_shards(bundle.mesh)
+        multiple = stage_config.accumulate * batch_shards(bundle.mesh)
         memories = distinct = None
-        if own.memories:
-            memories = open_memories(own, bundle, data.documents, stop, config.progress, workdir)
-        elif own.ranks:
+        if stage_config.memories:
+            memories = open_memories(stage_config, bundle, data.documents, stop, config.progress, workdir)
+        elif stage_config.ranks:
             distinct = planned_counts(plan, document_numbers(data.examples), multiple)
-        own_part = partial(own_rows, mesh=bundle.mesh)
+        local_part = partial(local_rows, mesh=bundle.mesh)
         length = bundle.model.clara.doc_max_length
-        self.at_rates = (bundle, *(bundle.with_memories(length, rate) for rate in own.further_rates))
+        self.at_rates = (bundle, *(bundle.with_memories(length, rate) for rate in stage_config.further_rates))
         further = [
             make_rate(data.sizes, data.ladder, bundle.tokenizer, at_rate.tokenizer) for at_rate in self.at_rates[1:]
         ]
         self.loader = BatchLoader(
-            plan, data.examples, data.sizes, bundle.tokenizer, data.row, multiple, own_part, memories, distinct, further
+            plan,
+            data.examples,
+            data.sizes,
+            bundle.tokenizer,
+            data.row,
+            multiple,
+            local_part,
+            memories,
+            distinct,
+            further,
         )
-        # What this process counts of its own rows, it takes for as much of the others'.
-        self.processes = batch_shards(bundle.mesh) / len(own_parts(bundle.mesh))
+        # What this process counts in its rows is taken to be as much in those of every other process.
+        self.processes = batch_shards(bundle.mesh) / len(local_parts(bundle.mesh))
         self.batches = self.loader.ahead(position.step, self.steps)
         params = bundle.params if start.checkpoint else inherit(self.stage, bundle.params, bundle.trained)
-        trained, self.frozen = split(params, own.subtrees)
-        self.trains = tuple(name for name in own.subtrees if name != MAP or "map" in params["tokens"])
+        trained, self.frozen = split(params, stage_config.subtrees)
+        self.trains = tuple(name for name in stage_config.subtrees if name != MAP or "map" in params["tokens"])
         if MAP in self.trains and MAP not in bundle.trained and not start.checkpoint:
             trained |= self._calibrated(params)
-        if own.learn_temperature:
-            at_start = self._place(np.float32(math.log(own.temperature)))
+        if stage_config.learn_temperature:
+            at_start = self._place(np.float32(math.log(stage_config.temperature)))
             trained[LOG_TEMPERATURE] = load_temperature(start.checkpoint, at_start)
-        optimizer = make_optimizer(own, self.steps)
+        optimizer = make_optimizer(stage_config, self.steps)
         self.state = init_state(trained, optimizer, position.step)
         if start.checkpoint:
-            self.state = self.state.replace(optimizer=load_optimizer(start.checkpoint, self.state.optimizer))
+            optimizer_state = load_optimizer(start.checkpoint, self.state.optimizer)
+            self.state = dataclasses.replace(self.state, optimizer=optimizer_state)
         # All rates at once: asking the device for one in every step would make the host wait for the step before.
-        self.rates = np.asarray(jax.vmap(learning_rate_schedule(own, self.steps))(np.arange(self.steps)))
-        self.schedules = schedules(own, self.steps)
+        self.rates = np.asarray(jax.vmap(learning_rate_schedule(stage_config, self.steps))(np.arange(self.steps)))
+        self.schedules = schedules(stage_config, self.steps)
         self.step_at = [
-            make_train_step(at_rate.model, self.stage, own.objective, optimizer, own.accumulate, self.schedules)
+            make_train_step(
+                at_rate.model,
+                self.stage,
+                stage_config.objective,
+                optimizer,
+                stage_config.accumulate,
+                self.schedules,
+            )
             for at_rate in self.at_rates
         ]
         key = jax.random.fold_in(jax.random.key(config.seed), position.number)
@@ -116,11 +134,11 @@ class StageRun:
         self.started = time.monotonic() - position.seconds
         self.saved, self.saved_step = time.monotonic(), position.step
         self.agreement = Agreement(bundle.mesh)
-        self.pending: tuple[int, Terms, dict[str, Any]] | None = None  # a step under way: number, metrics, facts
+        self.pending: tuple[int, Terms, dict[str, Any]] | None = None  # the step under way: number, metrics, facts
         self.loss: float | None = None  # of the newest step that is read
 
     def _calibrated(self, params: Any) -> dict[str, Any]:
-        """The leaves of a memory map that nothing has trained yet, fitted to the stage's first batch."""
+        """Return the leaves of a memory map that is not trained yet, fitted to the stage's first batch."""
         mesh, strength = self.bundle.mesh, START_STRENGTH if self.stage_config.scaffold else 1.0
         placed = put_rows(self.loader.batch(0), mesh)
         with jax.set_mesh(mesh):
@@ -129,13 +147,15 @@ class StageRun:
             return jax.jit(lambda x: x, out_shardings=jax.NamedSharding(mesh, jax.P(None)))(flatten(fitted, f"{MAP}/"))
 
     def _place(self, value: Any) -> jax.Array:
-        """A scalar on every device."""
+        """Return a scalar on every device."""
         return jax.device_put(value, jax.NamedSharding(self.bundle.mesh, jax.P()))
 
     def _evaluations(self, memories: Memories | None) -> dict[str, Evaluation]:
-        """What measures the held-out records, by what the names of its values begin with: those that are texts to write
-        out or to continue apart from the others, and each rate apart."""
-        own, data, bundle = self.stage_config, self.data, self.bundle
+        """Make the evaluations of the held-out records, by the prefix of the names of their values.
+
+        Records of each kind of text (to write out, or to continue) are measured apart from the others; so is each rate.
+        """
+        stage_config, data, bundle = self.stage_config, self.data, self.bundle
         kinds = [record.kind if record.kind in TEXT_STAGES else "" for record in data.held_out_records]
         found = sorted(set(kinds)) or [""]
         evaluations = {}
@@ -147,31 +167,31 @@ class StageRun:
             evaluations[rate + (f"{kind}_" if kind and len(found) > 1 else "")] = Evaluation(
                 at_rate.model,
                 self.stage,
-                dataclasses.replace(own.objective, ce_over=TOKENS),  # comparable, whatever the training weighs
+                dataclasses.replace(stage_config.objective, ce_over=TOKENS),  # comparable between runs
                 at_rate.tokenizer,
                 bundle.mesh,
                 examples if at_rate is bundle else [with_fewer(example, *counts) for example in examples],
                 [data.held_out_records[i] for i in chosen],
                 data.encoding,
-                own.batch_size // own.accumulate,
-                loss_batches=own.eval_batches,
-                answers=own.eval_answers,
-                max_new_tokens=own.answer_tokens,
+                stage_config.batch_size // stage_config.accumulate,
+                loss_batches=stage_config.eval_batches,
+                answers=stage_config.eval_answers,
+                max_new_tokens=stage_config.answer_tokens,
                 end_ids=bundle.end_ids,
-                controls=own.eval_controls,
-                gradients=own.eval_gradients,
+                controls=stage_config.eval_controls,
+                gradients=stage_config.eval_gradients,
                 memories=memories,
             )
         return evaluations
 
     def train(self) -> Bundle:
-        """Trains to the stage's end and returns the model it leaves.
+        """Train to the stage's end and return the model.
 
         Raises:
           ClaraError: a step that is not finite, a checkpoint that cannot be written.
-          Stopped: told to stop; saved.
+          Stopped: the stop signal was set; the state is saved.
         """
-        own, profile = self.stage_config, Profile(self.config.profile, self.workdir / "profile")
+        stage_config, profile = self.stage_config, Profile(self.config.profile, self.workdir / "profile")
         progress = Progress(
             self.steps,
             self.name,
@@ -183,12 +203,12 @@ class StageRun:
         )
         with self.stop.deferred(), profile, progress:
             for index in range(self.position.step, self.steps + 1):
-                if index in (0, self.steps) or (own.eval_every and index % own.eval_every == 0):
+                if index in (0, self.steps) or (stage_config.eval_every and index % stage_config.eval_every == 0):
                     self._evaluate(index)
                 if index == self.steps:
                     break
                 stop, late = self.agreement(self.stop(), self._saved_long_ago())
-                every = own.save_every
+                every = stage_config.save_every
                 if index != self.saved_step and (late or (every and index % every == 0)):
                     self._save()
                 if stop:
@@ -205,12 +225,12 @@ class StageRun:
         placed = put_rows(batch, self.bundle.mesh)
         rate = self.loader.rate(index)
         step, model = self.step_at[rate], self.at_rates[rate].model
-        compiled, began = step._cache_size(), time.monotonic()
+        compiled, began = compiled_programs(step), time.monotonic()
         with jax.transfer_guard("disallow"):
             self.state, values = step(self.state, self.frozen, placed, self.key)
-        if step._cache_size() > compiled:  # such a call returns when it is compiled, not when it is done
+        if compiled_programs(step) > compiled:  # such a call returns when it is compiled, not when it is computed
             facts["compile_seconds"] = time.monotonic() - began
-        # The step is under way; meanwhile the one before is read and logged: the device never waits for the host.
+        # While the step is under way, the one before is read and logged, so that the device never waits for the host.
         self._flush()
         flops = step_flops(model.config, model.clara.lora_rank, self.stage.name, self.trains, batch)
         progress.update(loss=self.loss, tokens=tokens, flops=round(self.processes * flops))
@@ -218,7 +238,7 @@ class StageRun:
         self.position = dataclasses.replace(self.position, step=index + 1)
 
     def _flush(self) -> None:
-        """Reads and logs the step that is under way."""
+        """Read and log the step that is under way."""
         if self.pending is None:
             return
         (index, values, facts), self.pending = self.pending, None
@@ -234,7 +254,7 @@ class StageRun:
             self.metrics.write({"stage": self.name, "step": index, **values, **facts})
 
     def _not_finite(self, index: int, values: dict[str, float]) -> None:
-        """The step changed nothing (see `make_train_step`); the policy says whether the run goes on."""
+        """Skip a step that is not finite, or end the run, by ``non_finite``; the step changed nothing."""
         name = self.name
         what = f"{name} step {index}: loss {values['loss']}, gradient norm {values['grad_norm']}"
         if self.config.non_finite == "skip":
@@ -252,7 +272,7 @@ class StageRun:
         )
 
     def _evaluate(self, index: int) -> None:
-        """Held-out values behind ``index`` steps, unless a run before this one has taken them."""
+        """Measure the held-out values after ``index`` steps, unless the run began from a position that has them."""
         self._flush()
         if self.position.evaluated == index:
             return
@@ -290,8 +310,8 @@ class StageRun:
         self.saved, self.saved_step = time.monotonic(), self.position.step
         self.agreement.forget()
 
-    def _stop(self) -> None:
-        """Saves, waits until the disk holds it, and says so."""
+    def _stop(self) -> NoReturn:
+        """Save, wait until the disk holds it, and raise `Stopped`."""
         if self.position.step != self.saved_step:
             self._save(wait=True)
         self.checkpoints.wait()
@@ -301,7 +321,7 @@ class StageRun:
         )
 
     def _finish(self) -> None:
-        """The stage's summary and its last checkpoint."""
+        """Write the stage's summary and its last checkpoint."""
         self._flush()
         first, last = self.position.first, self.position.last
         seconds = round(time.monotonic() - self.started, 1)
@@ -309,7 +329,7 @@ class StageRun:
         summary |= {f"held_out_{name}": [first[name], last[name]] for name in last if name in first}
         self.bundle = dataclasses.replace(self.bundle, history=(*self.bundle.history, summary))
         compilations = {
-            "compilations": sum(step._cache_size() for step in self.step_at),
+            "compilations": sum(compiled_programs(step) for step in self.step_at),
             "evaluation_compilations": sum(evaluation.compilations for evaluation in self.evaluations.values()),
         }
         self.metrics.write({**summary, **compilations, **device_memory(), "finished": True})
@@ -318,7 +338,7 @@ class StageRun:
         self._warn_of_scaffold()
 
     def _warn_of_scaffold(self) -> None:
-        """Says that memories that were learned on a scaffold are none of those that the model has in use."""
+        """Warn where the stage ends with a scaffold, which is absent at inference."""
         left = scaffold_at(self.stage_config, self.steps, self.steps)
         if left < 1e-6 or not is_main():
             return
@@ -335,23 +355,23 @@ class StageRun:
 
     def _trained_bundle(self) -> Bundle:
         trained = self.state.trained
-        own = set(self.bundle.own) | {name for name in self.trains if name.split("/")[0] == "base"}
+        changed = set(self.bundle.base_overrides) | {name for name in self.trains if name.split("/")[0] == "base"}
         return dataclasses.replace(
             self.bundle,
             params=merge({path: leaf for path, leaf in trained.items() if path != LOG_TEMPERATURE}, self.frozen),
-            own=("base",) if "base" in own else tuple(sorted(own)),
+            base_overrides=("base",) if "base" in changed else tuple(sorted(changed)),
             trained=tuple(sorted(set(self.bundle.trained) | set(self.trains))),
         )
 
 
 def describe(values: Mapping[str, float]) -> str:
-    """Held-out values in one line, each with its controls beside it."""
+    """Return held-out values in one line, each with its controls."""
     parts = []
     for name, value in values.items():
         if name.endswith(tuple(CONTROLS)) or (name in DEGENERATE and not value):
             continue
         controls = [
-            f"{said} {values[f'{name}_{end}']:.4f}" for end, said in CONTROLS.items() if f"{name}_{end}" in values
+            f"{label} {values[f'{name}_{end}']:.4f}" for end, label in CONTROLS.items() if f"{name}_{end}" in values
         ]
         parts.append(f"{name} {value:.4f}" + (f" ({', '.join(controls)})" if controls else ""))
     return ", ".join(parts)

@@ -1,4 +1,4 @@
-"""Being told to stop: the first SIGTERM or Ctrl-C is a wish that training grants behind a step, all saved."""
+"""Graceful stops: the first SIGTERM or Ctrl-C ends training after the step under way, with everything saved."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import sys
 from collections.abc import Iterator
 
 
-class Stopped(Exception):
-    """The run was told to stop and did; the message says where it is and how to go on."""
+class Stopped(Exception):  # noqa: N818 - the end of a run that was asked for, no error
+    """A run that was stopped by a signal; the message names its position and how to resume it."""
 
 
 class StoppedAtOnce(Stopped):
-    """This process was told to stop while there was nothing to save; other processes of the run were not asked."""
+    """A process that was stopped while there was nothing to save, without the run's other processes."""
 
 
 class StopSignal:
-    """True as soon as the process was told to stop.
+    """A flag that is True as soon as the process has got a signal to stop.
 
-    While `deferred`, a signal only sets it, and the one who defers looks; otherwise it raises `StoppedAtOnce`, for then
+    While `deferred`, a signal only sets the flag, which the caller polls; otherwise it raises `StoppedAtOnce`, since
     there is nothing to save. A second signal is an interrupt.
     """
 
@@ -28,10 +28,12 @@ class StopSignal:
         self._deferring = False
 
     def __call__(self) -> bool:
+        """Return whether a signal to stop has come."""
         return self._received
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
+        """Have signals only set the flag inside the block."""
         self._deferring = True
         try:
             yield
@@ -40,7 +42,7 @@ class StopSignal:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[StopSignal]:
-        """Takes SIGTERM and SIGINT over; gives them back at the end. Main thread only."""
+        """Handle SIGTERM and SIGINT inside the block, and restore their handlers after it. Main thread only."""
         signals = (signal.SIGTERM, signal.SIGINT)
         before = [signal.signal(number, self._receive) for number in signals]
         try:

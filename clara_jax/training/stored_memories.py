@@ -1,4 +1,4 @@
-"""Where a stage leaves the compressor frozen: its documents compressed once, before the first step."""
+"""Stored memories for stages with a frozen compressor: documents are compressed once, before the first step."""
 
 from __future__ import annotations
 
@@ -25,24 +25,31 @@ def open_memories(
     progress: bool = False,
     workdir: Path | None = None,
 ) -> Memories:
-    """The memories of documents from the stage's store, into which those that it lacks are put first.
+    """Open the stage's store of memories, after adding the memories of documents that it lacks.
 
     Args:
+      stage: its ``memories`` are the store's place.
+      bundle: the model, whose compressor is frozen.
       documents: token ids without memory tokens.
+      stop: asked after each batch.
       progress: show a bar with the time left.
       workdir: the run directory, for a stage whose ``memories`` are in it (`IN_RUN`).
 
+    Returns:
+      a function from documents to their memories, read from the store.
+
     Raises:
       ClaraError: the store belongs to another compressor, or cannot be read or written.
-      Stopped: told to stop; the store keeps what is done, and the next call does the rest.
+      Stopped: ``stop`` was set; the store keeps the finished documents, and the next call does the others.
     """
     model = bundle.model
-    sizes = (model.clara.memory_tokens, model.config.width, model.dtype.name)
+    sizes = (model.clara.memory_tokens, model.config.embed_dim, model.dtype.name)
     fingerprint = bundle.compressor_fingerprint()
     place = stage.memories
-    if place == IN_RUN:  # the stages of a run may have compressors of their own
+    if place == IN_RUN:  # by compressor: the stages of a run may have different ones
+        assert workdir is not None  # a stage of a run
         place = str(workdir / "memories" / fingerprint[:12])
-    # As many at one time as a training step would compress: they are known to fit.
+    # As many at one time as a training step would compress, since those fit into memory.
     size = stage.batch_size // stage.accumulate * stage.candidates
 
     def work(parts: Parts, count: int) -> None:

@@ -1,7 +1,7 @@
-"""Throughput accounting: the floating-point operations that a training step asks for, and what devices could do.
+"""Throughput accounting: the floating-point operations of a training step, and the peak rates of devices.
 
-Model FLOPs: what the mathematics needs, whatever the program does. A multiply-add is two. Counted are attended tokens
-alone (padding is work for nothing), and nothing that rematerialization or the chunked loss compute a second time. For a
+Model FLOPs are those that the mathematics needs, whatever the program does. A multiply-add is two. Counted are attended
+tokens alone (padding is wasted), and nothing that rematerialization or the chunked loss compute a second time. For a
 text of n attended tokens that goes through the L blocks, with N weights in the linear maps of a block:
 
     linear maps     2 N n                     forward
@@ -9,7 +9,7 @@ text of n attended tokens that goes through the L blocks, with N weights in the 
                     2 N n                     gradient with respect to the weights, where these are trained
     attention       4 H C n (n + 1) / 2       forward: scores and mixed values of the pairs (token, itself or before)
                     8 H C n (n + 1) / 2       backward: each of the two products has a gradient for both its factors
-    an adapter      as linear maps, with its own R (in + out) weights each
+    an adapter      as linear maps, with R (in + out) weights each
     LM head         as a linear map of V E weights, at the positions that carry a label
 
 So per token a step is 2N where nothing flows back, 4N where the base is frozen (LoRA), 6N where it is trained, and
@@ -35,11 +35,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from clara_jax.data.batches import Batch
+from clara_jax.data.batches import Array, Batch
 from clara_jax.data.tokenization import IGNORED
 from clara_jax.method.parameters import overlap
 from clara_jax.model.config import ModelConfig
-from clara_jax.model.declare import Map, linear_units
+from clara_jax.model.declare import Projection, projection_groups
 
 # Dense bfloat16 FLOP/s of one JAX device, by the beginning of its kind; the first that fits is taken. From the makers'
 # data sheets (cloud.google.com/tpu/docs: v4, v5e, v5p, v6e, tpu7x; NVIDIA's A100, H100, H200, without sparsity).
@@ -63,7 +63,7 @@ PEAKS = (
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Dense bfloat16 FLOP/s of a device, by ``jax.devices()[0].device_kind``; None for CPUs and unknown ones.
+    """Return the dense bfloat16 FLOP/s of a device, by its ``device_kind``; None for CPUs and unknown ones.
 
     A run in float32 is measured against the same peak, and cannot come near it.
     """
@@ -77,10 +77,11 @@ class Work(NamedTuple):
     pairs: int  # (token, token it may look at)
 
 
-def work(mask: np.ndarray, window: int | None = None) -> Work:
-    """Tokens and pairs of a mask as `Transformer` takes it: [..., T], bool, or the numbers of a row's sequences.
+def work(mask: Array, window: int | None = None) -> Work:
+    """Return the tokens and pairs of a mask as `Transformer` takes it.
 
     Args:
+      mask: [..., T], bool, or the numbers of a row's sequences.
       window: of sliding attention; None where all earlier tokens are seen.
     """
     lengths = _lengths(mask).astype(np.int64)
@@ -88,7 +89,7 @@ def work(mask: np.ndarray, window: int | None = None) -> Work:
     return Work(int(lengths.sum()), int((full * (full + 1) // 2 + (lengths - full) * full).sum()))
 
 
-def _lengths(mask: np.ndarray) -> np.ndarray:
+def _lengths(mask: Array) -> np.ndarray:
     rows = np.asarray(mask).reshape(-1, mask.shape[-1])
     if rows.dtype == bool:
         return rows.sum(axis=1)
@@ -98,62 +99,66 @@ def _lengths(mask: np.ndarray) -> np.ndarray:
 
 
 def block_weights(config: ModelConfig) -> int:
-    """N: weights of the linear maps of one block."""
+    """Return N, the number of weights in the linear maps of one block."""
     return sum(inputs * outputs for inputs, outputs in map_sizes(config))
 
 
 def map_sizes(config: ModelConfig) -> list[tuple[int, int]]:
     """Return inputs and outputs of each linear map of one block."""
-    return [_sizes(m) for unit in _units(config) for m in unit]
+    return [_sizes(m) for group in _groups(config) for m in group]
 
 
 def adapter_weights(config: ModelConfig, rank: int) -> int:
-    """Weights of one adapter in one block; the maps of a unit share their A."""
-    return sum(rank * (_sizes(unit[0])[0] + sum(_sizes(m)[1] for m in unit)) for unit in _units(config))
+    """Return the number of weights of one adapter in one block; the maps of a group share their A."""
+    return sum(rank * (_sizes(group[0])[0] + sum(_sizes(m)[1] for m in group)) for group in _groups(config))
 
 
-def _units(config: ModelConfig) -> Iterator[Sequence[Map]]:
-    for group in linear_units(config).values():
-        yield from (tuple(maps.values()) for maps in group.values())
+def _groups(config: ModelConfig) -> Iterator[Sequence[Projection]]:
+    for module in projection_groups(config).values():
+        yield from (tuple(group.values()) for group in module.values())
 
 
-def _sizes(m: Map) -> tuple[int, int]:
+def _sizes(m: Projection) -> tuple[int, int]:
     inputs, outputs = (math.prod(size for _, size, _ in axes) for axes in (m.inputs, m.outputs))
     return inputs, outputs
 
 
 def blocks_flops(config: ModelConfig, rank: int, done: Work, flows_back: bool, trained: Sequence[str] = ()) -> int:
-    """FLOPs of texts that go through all blocks, and back where ``flows_back``.
+    """Return the FLOPs of texts that go through all blocks, and back where ``flows_back``.
 
     Args:
+      config: the backbone's.
       rank: of the adapter.
+      done: the texts.
+      flows_back: whether there is a backward pass.
       trained: which of "base" and "lora" get a gradient, too.
     """
     base, lora = (2 * (1 + flows_back + (flows_back and name in trained)) for name in ("base", "lora"))
     linear = (base * block_weights(config) + lora * adapter_weights(config, rank)) * done.tokens
-    attention = 4 * (3 if flows_back else 1) * config.heads * config.head_channels * done.pairs
+    attention = 4 * (3 if flows_back else 1) * config.heads * config.head_dim * done.pairs
     return config.layers * (linear + attention)
 
 
 def head_flops(config: ModelConfig, labels: int, trained: bool) -> int:
-    """FLOPs of the LM head at so many labelled positions, there and back. The few added tokens are left out."""
-    return 2 * (3 if trained else 2) * config.vocab_size * config.width * labels
+    """Return the FLOPs of the LM head at so many labelled positions, forward and backward, without the added tokens."""
+    return 2 * (3 if trained else 2) * config.vocab_size * config.embed_dim * labels
 
 
 def step_flops(config: ModelConfig, rank: int, stage: str, trains: Sequence[str], batch: Batch) -> int:
-    """Model FLOPs of one optimizer step, over all devices and microbatches.
+    """Return the model FLOPs of one optimizer step, over all devices and microbatches.
 
     Args:
+      config: the backbone's.
       rank: R of the adapters.
       stage: its name.
-      trains: what it trains: subtrees of the parameters.
+      trains: the subtrees of the parameters that it trains.
       batch: with host arrays: reading a device's would wait for it.
     """
 
     def is_trained(*subtrees: str) -> bool:
         return any(overlap(name, subtree) for name in trains for subtree in subtrees)
 
-    def texts(mask: np.ndarray | None, role: str, flows_back: bool) -> int:
+    def texts(mask: Array | None, role: str, flows_back: bool) -> int:
         if mask is None:
             return 0
         trained = [name for name in ("base", "lora") if is_trained({"base": "base/layers"}.get(name, f"lora/{role}"))]

@@ -229,7 +229,7 @@ class TestConfig:
         }
         assert {key: config[key] for key in expected} == expected
         model = ModelConfig.from_hf(json.loads(json.dumps(config)))
-        assert (model.layers, model.heads, model.kv_heads, model.head_channels, model.tied) == (2, 4, 2, HEAD, tied)
+        assert (model.layers, model.heads, model.kv_heads, model.head_dim, model.tied) == (2, 4, 2, HEAD, tied)
         assert model.sliding_window is None
 
     def read(self, tmp_path, architecture="llama", fields=None, tables=None, **options):

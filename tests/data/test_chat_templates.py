@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clara_jax.confined import Confined, Exceeded
+from clara_jax.confined import Confined, ExceededError
 from clara_jax.data import chat_templates
-from clara_jax.data.chat_templates import ChatTemplate, TemplateRefuses
+from clara_jax.data.chat_templates import ChatTemplate, ChatTemplateError
 from clara_jax.data.prompts import Memory, Prompt
 from clara_jax.data.tokenization import ClaraTokenizer
 from clara_jax.errors import ClaraError
@@ -170,9 +170,9 @@ def test_time_and_memory_are_bounded(template, monkeypatch):
 def test_a_function_in_a_process_with_bounds():
     confined = Confined(2**28)
     assert confined.call("math:sqrt", [4], 5) == 2.0
-    with pytest.raises(Exceeded, match="1 s"):
+    with pytest.raises(ExceededError, match="1 s"):
         confined.call("tests.data.test_chat_templates:_spin", [], 1)
-    with pytest.raises(Exceeded, match="256 MiB"):
+    with pytest.raises(ExceededError, match="256 MiB"):
         confined.call("builtins:bytearray", [2**31], 5)
     with pytest.raises(ClaraError, match="told"):
         confined.call("tests.data.test_chat_templates:_refuse", [], 5)
@@ -194,7 +194,7 @@ def _refuse():
 def test_any_template_is_rendered_or_refused(source):
     try:
         ChatTemplate(tiny_tokenizer(source or "x")).render([[{"role": "user", "content": "Hi"}]], True)
-    except TemplateRefuses as error:
+    except ChatTemplateError as error:
         assert "\n" not in str(error)
 
 

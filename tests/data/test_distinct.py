@@ -8,7 +8,7 @@ import pytest
 from clara_jax.data.batches import collate, plan_shapes
 from clara_jax.data.distinct import document_numbers, most_distinct, planned_counts
 from clara_jax.data.encoding import Encoding, encode_records, sizes_of
-from clara_jax.data.mixture import Joined
+from clara_jax.data.mixture import ConcatExamples
 from clara_jax.data.plan import BatchPlan
 from clara_jax.data.records import parse_record
 from clara_jax.data.shapes import shape_ladder
@@ -47,13 +47,13 @@ def test_numbers_of_examples_in_memory_on_disk_and_joined(tmp_path):
     records = make_records(20)
     examples = encode_records(records, TOKENIZER, ENCODING)
     cache = open_or_make(tmp_path, records, "abc", TOKENIZER, ENCODING)
-    for kept in (examples, cache, Joined([examples, cache])):
+    for kept in (examples, cache, ConcatExamples([examples, cache])):
         numbers = document_numbers(kept)
         assert len(numbers.ends) == len(kept) and numbers.ends[-1] == len(numbers.flat)
         for rows in ([0], [3, 4, 5], [19, 0, 7], list(range(20))):
             expected = len({text for row in rows for text in texts_of(kept[row])})
             assert numbers.distinct(np.array(rows)) == expected
-    joined = document_numbers(Joined([examples, cache]))
+    joined = document_numbers(ConcatExamples([examples, cache]))
     assert joined.distinct(np.array([3, 23])) == 2 * len(examples[3].documents)  # of different sets: not compared
     assert most_distinct([examples[:1], examples[2:5]]) == len({t for e in examples[2:5] for t in texts_of(e)})
     assert most_distinct([]) == 1

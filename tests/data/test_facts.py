@@ -106,8 +106,8 @@ SOURCE = "Marie Curie was born in Warsaw on 7 November 1867. She got two Nobel P
 def test_kept_by_hand():
     assert names(SOURCE) == {"marie curie", "warsaw", "nobel prizes", "sweden"}
     assert numbers(SOURCE) == {7, 11, 1867, 2, 1903, 1911}
-    told = "sweden gave marie curie's team the Nobel prizes of 1903 and 1911; Curie came on the seventh, from WARSAWA."
-    assert kept(SOURCE, told) == {"names": 3 / 4, "numbers": 3 / 6}
+    other = "sweden gave marie curie's team the Nobel prizes of 1903 and 1911; Curie came on the seventh, from WARSAWA."
+    assert kept(SOURCE, other) == {"names": 3 / 4, "numbers": 3 / 6}
 
 
 def test_kept_whole_and_not_at_all():

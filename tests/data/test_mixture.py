@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clara_jax.data.encoding import Example
-from clara_jax.data.mixture import Joined, Mixture
+from clara_jax.data.mixture import ConcatExamples, Mixture
 from clara_jax.data.plan import BatchPlan
 from clara_jax.data.shapes import Shapes
 from clara_jax.errors import ClaraError
@@ -70,7 +70,7 @@ def test_joined_sets_are_numbered_through():
     def make(name, count):
         return [Example(i, f"{name}:{i}", (), None, none, none, none, None) for i in range(count)]
 
-    joined = Joined([make("a", 3), make("b", 1), make("c", 2)])
+    joined = ConcatExamples([make("a", 3), make("b", 1), make("c", 2)])
     assert [example.where for example in joined] == ["a:0", "a:1", "a:2", "b:0", "c:0", "c:1"]
     assert [example.index for example in joined] == list(range(6)) and len(joined) == 6
     assert dataclasses.replace(joined[3], index=0) == make("b", 1)[0]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clara_jax.data.encoding import Encoding, encode_records, sizes_of
-from clara_jax.data.packing import Row, collate_packed, needs, pack, plan_row, row_count
+from clara_jax.data.packing import RowCapacity, collate_packed, needs, pack, plan_row, row_count
 from clara_jax.data.records import parse_record
 from clara_jax.data.tokenization import IGNORED, ClaraTokenizer
 from clara_jax.errors import ClaraError
@@ -51,7 +51,7 @@ def test_too_little_room():
     with pytest.raises(ClaraError, match="pack: 40 tokens do not hold the longest document"):
         plan_row(sizes, M, 40)
     with pytest.raises(ClaraError, match="takes .* of"):
-        pack(sizes, M, Row(2000, 10, 9, 8))
+        pack(sizes, M, RowCapacity(2000, 10, 9, 8))
 
 
 def test_a_packed_batch_holds_its_examples():

@@ -11,7 +11,7 @@ from tests.locations import shared_data
 
 QUESTION = {"question": "Who?", "docs": ["d0", "d1"], "answer": "Ann"}
 QA = {"data_type": "qa", "question": ["Q1", "Q2"], "answers": ["A1", "A2"], "docs": ["d"]}
-PARAPHRASE = {"data_type": "paraphrase", "question": "", "answers": ["told again"], "docs": ["d"]}
+PARAPHRASE = {"data_type": "paraphrase", "question": "", "answers": ["paraphrased"], "docs": ["d"]}
 
 
 def write(path, *lines):
@@ -24,7 +24,7 @@ def test_scp_records(tmp_path):
     qa, paraphrase, single = read_records(path, "scp")
     assert (qa.kind, qa.questions, qa.answers, qa.documents) == ("qa", ("Q1", "Q2"), ("A1", "A2"), ("d",))
     assert qa.where == qa.qid == f"{path}:1"
-    assert (paraphrase.kind, paraphrase.questions, paraphrase.answers) == ("paraphrase", (), ("told again",))
+    assert (paraphrase.kind, paraphrase.questions, paraphrase.answers) == ("paraphrase", (), ("paraphrased",))
     assert paraphrase.where == f"{path}:4"
     assert (single.questions, single.answers, single.qid) == (("Q",), ("A",), "7")
 

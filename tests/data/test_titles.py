@@ -4,8 +4,8 @@ import pytest
 
 from clara_jax.data.corpus.chunks import Chunker
 from clara_jax.data.corpus.counting import count_words
-from clara_jax.data.corpus.documents import Document as Source
-from clara_jax.data.importers.examples import Document
+from clara_jax.data.corpus.documents import CorpusDocument
+from clara_jax.data.importers.examples import ImportedDocument
 from clara_jax.data.titles import titled
 
 TEXT = "One two three. Four five six."
@@ -13,13 +13,13 @@ TEXT = "One two three. Four five six."
 
 @pytest.mark.parametrize("limit, line", [(20, "The old ferry"), (8, "The old"), (2, "")])
 def test_an_import_leaves_passages_as_they_are(limit, line):
-    (chunk, *_) = Chunker(count_words, limit)(Source("d", "The old ferry", TEXT, "d.txt"))
+    (chunk, *_) = Chunker(count_words, limit)(CorpusDocument("d", "The old ferry", TEXT, "d.txt"))
     assert chunk.text.removesuffix(chunk.body) == (f"{line}\n" if line else "")
-    full = Document(chunk.title, chunk.text).full()
+    full = ImportedDocument(chunk.title, chunk.text).full()
     assert full == (chunk.text if line else f"The old ferry\n{chunk.text}")
 
 
 def test_a_passage_is_its_title_and_text():
-    (chunk,) = Chunker(count_words, 20)(Source("d", "The old ferry", TEXT, "d.txt"))
-    assert chunk.text == titled("The old ferry", TEXT) == Document("The old ferry", TEXT).full()
+    (chunk,) = Chunker(count_words, 20)(CorpusDocument("d", "The old ferry", TEXT, "d.txt"))
+    assert chunk.text == titled("The old ferry", TEXT) == ImportedDocument("The old ferry", TEXT).full()
     assert titled("", TEXT) == TEXT

@@ -31,7 +31,7 @@ from clara_jax.data.records import read_records
 from clara_jax.errors import ClaraError
 from clara_jax.evaluation.answers import token_f1
 from clara_jax.model.config import ModelConfig
-from clara_jax.synthesis.endpoint import Endpoint, Refused, _Again
+from clara_jax.synthesis.endpoint import Endpoint, RefusedError, _RetryableError
 from tests.data import SYSTEM_TEMPLATE, tiny_tokenizer
 from tests.data.corpus import pdf
 from tests.tiny import write_base
@@ -165,7 +165,7 @@ def _reply(path):
     endpoint = Endpoint("http://127.0.0.1:1/v1", "m")
     try:
         endpoint._read(path.read_bytes(), 10)
-    except (Refused, _Again) as error:
+    except (RefusedError, _RetryableError) as error:
         raise ClaraError(str(error)) from error
 
 

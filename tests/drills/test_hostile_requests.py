@@ -22,7 +22,7 @@ from clara_jax.serving.guard import LOOPBACK
 from clara_jax.serving.store import store_app
 from clara_jax.serving.text import text_app
 from tests.drills.test_hostile_files import changed
-from tests.serving.fakes import FakeLibrary, FakePlain, serve
+from tests.serving.fakes import FakeBaseLM, FakePipeline, serve
 
 QUESTION = {"messages": [{"role": "user", "content": "where is the cat"}]}
 CHAT = QUESTION | {"model": "clara", "stream": False, "temperature": 0.5, "top_p": 0.9, "seed": 3, "max_tokens": 9}
@@ -219,11 +219,11 @@ def served(request):
     if request.param == "store with a key":
         limits |= {"key": "secret", "hosts": LOOPBACK}
     if request.param == "base":
-        own = serve(FakePlain(), app=lambda worker, limits: text_app(worker, limits, "base"), **limits)
+        own = serve(FakeBaseLM(), app=lambda worker, limits: text_app(worker, limits, "base"), **limits)
     else:
-        library = FakeLibrary()
-        library.stored["a"] = "the cat sat on the mat"
-        own = serve(library, app=store_app, **limits)
+        pipeline = FakePipeline()
+        pipeline.stored["a"] = "the cat sat on the mat"
+        own = serve(pipeline, app=store_app, **limits)
     yield own
     own.end()
 

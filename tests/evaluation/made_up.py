@@ -3,8 +3,8 @@
 import json
 
 from clara_jax.evaluation.cases import Case, Suite
-from clara_jax.evaluation.outcomes import Outcome, OutcomeFile
-from clara_jax.evaluation.runner import PLAN, SUITES, outcome_path
+from clara_jax.evaluation.predictions import Prediction, PredictionFile
+from clara_jax.evaluation.runner import PLAN, SUITES, prediction_path
 
 SCRIPT = "<script>alert(1)</script>"
 PLACES = "Oslo Rouen Turin Porto Gdansk Bergen Leeds Ghent".split()
@@ -31,12 +31,12 @@ def suite(name="end_to_end/nq/oracle", cases=8):
 
 
 def answers(right, ranked=False, wrong="nowhere", cases=8):
-    """Outcomes of which those in ``right`` have the answer; ranked ones put document 1 first there, else last."""
+    """Predictions of which those in ``right`` have the answer; ranked ones put document 1 first there, else last."""
     found = []
     for i, place in enumerate(PLACES[:cases]):
         order = ((1, 0, 2, 3) if i in right else (0, 2, 3, 1)) if ranked else None
         found.append(
-            Outcome(
+            Prediction(
                 case=f"case {i}",
                 answer=place if i in right else wrong,
                 order=order,
@@ -57,10 +57,10 @@ def answers(right, ranked=False, wrong="nowhere", cases=8):
 
 def ranking(right):
     """The same of a system that only ranks."""
-    return [Outcome(own.case, order=own.order, scores=own.scores) for own in answers(right, ranked=True)]
+    return [Prediction(own.case, order=own.order, scores=own.scores) for own in answers(right, ranked=True)]
 
 
-def outcomes():
+def predictions():
     """A model that reads its memories, one that does not, text, a ranker."""
     return {
         "good/no_memory": answers({0}),
@@ -77,12 +77,12 @@ def outcomes():
 
 
 def directory(path, suites, found):
-    """What an evaluation leaves on the disk: of suites by name, systems with their outcomes."""
+    """What an evaluation leaves on the disk: of suites by name, systems with their predictions."""
     systems = list(dict.fromkeys(system for own in found.values() for system in own))
     path.mkdir()
     (path / PLAN).write_text(json.dumps({"systems": systems}))
     (path / SUITES).write_text(json.dumps([own.fields() for own in suites]))
     for name, own in found.items():
         for system, some in own.items():
-            OutcomeFile(outcome_path(path, name, system)).append(some)
+            PredictionFile(prediction_path(path, name, system)).append(some)
     return path

@@ -16,7 +16,7 @@ from clara_jax.evaluation.case_files import (
 
 QUESTION = {"question": "Who?", "docs": ["d0", "d1"], "answer": "Ann"}
 QA = {"data_type": "qa", "question": ["Q1", "Q2"], "answers": ["A1", "A2"], "docs": ["d"]}
-PARAPHRASE = {"data_type": "paraphrase", "question": "", "answers": ["told again"], "docs": ["d"]}
+PARAPHRASE = {"data_type": "paraphrase", "question": "", "answers": ["paraphrased"], "docs": ["d"]}
 
 
 def write(path, *lines):
@@ -86,7 +86,7 @@ def test_documents_are_told_again(tmp_path):
         ("line 4", ("d2",), ()),
         ("c#1", ("Ulm\nA town.",), ()),
         ("line 6", ("a passage",), ()),
-        ("line 7", ("d",), ("told again",)),
+        ("line 7", ("d",), ("paraphrased",)),
     ]
     assert all((case.kind, case.question) == ("paraphrase", "") for case in cases)
     assert paraphrase_cases(path, 2) == cases[:2]

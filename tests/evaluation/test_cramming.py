@@ -11,9 +11,9 @@ from clara_jax.api import Clara
 from clara_jax.data import prompts
 from clara_jax.errors import ClaraError
 from clara_jax.evaluation.cases import Case, Suite
-from clara_jax.evaluation.contestants import MemoryModel, Settings
+from clara_jax.evaluation.controls import CONDITIONS, CRAMMED
 from clara_jax.evaluation.cramming import Cramming, cram
-from clara_jax.evaluation.ways import CRAMMED, WAYS
+from clara_jax.evaluation.systems import MemoryModel, Settings
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.method.generator import splice
 from tests import tiny
@@ -66,7 +66,7 @@ def test_the_generator_answers_from_them(clara):
 
     model = MemoryModel(clara, read, Settings(1, 3), CRAMMING)
     windows = Suite("w", False, tuple(Case(str(i), "autoencode", "", (text,), ()) for i, text in enumerate(TEXTS)))
-    own, crammed = (model.outcomes(WAYS[way], windows, windows.cases) for way in ("clara", "crammed"))
+    own, crammed = (model.predict(CONDITIONS[name], windows, windows.cases) for name in ("clara", "crammed"))
     assert sum(one.right_tokens for one in crammed) > sum(one.right_tokens for one in own)
     assert [one.window_tokens for one in crammed] == [one.window_tokens for one in own]
     asked = Suite("q", False, (Case("a", "question", "Where?", tuple(TEXTS[:2]), ("Oslo",)),))

@@ -9,7 +9,7 @@ import pytest
 from clara_jax.errors import ClaraError
 from clara_jax.evaluation.cases import Case, Suite
 from clara_jax.evaluation.console import summary
-from clara_jax.evaluation.outcomes import Outcome
+from clara_jax.evaluation.predictions import Prediction
 from clara_jax.evaluation.report import build, in_order, is_control, teachers
 from tests.evaluation import made_up
 
@@ -18,7 +18,7 @@ NAME = made_up.suite().name
 
 @pytest.fixture(scope="module")
 def report():
-    return build({"settings": {"k": 2}}, [made_up.suite()], {NAME: made_up.outcomes()}, resamples=500)
+    return build({"settings": {"k": 2}}, [made_up.suite()], {NAME: made_up.predictions()}, resamples=500)
 
 
 def system(report, name):
@@ -55,7 +55,7 @@ def test_shares_of_the_texts_lead(report):
 
 
 def test_a_text_that_is_no_better_leaves_the_share_undefined():
-    found = made_up.outcomes() | {"base/text_oracle": made_up.answers({0})}
+    found = made_up.predictions() | {"base/text_oracle": made_up.answers({0})}
     report = build({}, [made_up.suite()], {NAME: found}, resamples=50)
     (own,) = system(report, "good/clara")["normalised"]
     assert own["metrics"]["f1"] == {"mean": None, "low": None, "high": None, "n": 8}
@@ -72,13 +72,13 @@ def test_a_teacher_reads_what_the_system_reads():
 def test_what_the_text_model_follows():
     suite = made_up.suite()
     changed = Suite(suite.name, True, tuple(dataclasses.replace(case, instead_of=("nowhere",)) for case in suite.cases))
-    report = build({}, [changed], {NAME: made_up.outcomes() | {"base/text_oracle": made_up.answers({0, 1, 2, 6})}})
+    report = build({}, [changed], {NAME: made_up.predictions() | {"base/text_oracle": made_up.answers({0, 1, 2, 6})}})
     good = system(report, "good/clara")
     assert good["metrics"]["followed"]["mean"] == 0.75 and good["metrics"]["kept_original"]["mean"] == 0.25
     (own,) = good["followed_with"]
     assert own["to"] == "base/text_oracle" and own["share"]["mean"] == 0.75 and own["share"]["n"] == 4
     assert "good/clara: follows of the changed documents that base/text_oracle follows (%): 75.0 [" in summary(report)
-    silent = build({}, [changed], {NAME: made_up.outcomes() | {"base/text_oracle": made_up.answers(set())}})
+    silent = build({}, [changed], {NAME: made_up.predictions() | {"base/text_oracle": made_up.answers(set())}})
     assert system(silent, "good/clara")["followed_with"] == []
 
 
@@ -94,7 +94,7 @@ def test_differences_are_from_the_models_own_way(report):
 
 
 def test_differences_are_of_the_cases_that_both_have():
-    found = made_up.outcomes()
+    found = made_up.predictions()
     found = {"good/clara": found["good/clara"], "good/no_memory": found["good/no_memory"][2:]}
     report = build({}, [made_up.suite()], {NAME: found}, resamples=50)
     (own,) = system(report, "good/no_memory")["differences"]
@@ -124,7 +124,7 @@ def test_whether_memories_are_used(report):
 def test_in_some_suites_only_or_not_known():
     suites = [made_up.suite("one"), made_up.suite("two")]
     good, idle = (
-        {f"m/{way}": made_up.outcomes()[f"{model}/{way}"] for way in ("clara", "no_memory", "other_memory")}
+        {f"m/{name}": made_up.predictions()[f"{model}/{name}"] for name in ("clara", "no_memory", "other_memory")}
         for model in ("good", "idle")
     )
     verdict = build({}, suites, {"one": good, "two": idle}, resamples=200)["uses_memory"]["m"]
@@ -165,12 +165,12 @@ def test_examples_of_both_kinds_with_sources(report):
 
 def test_it_is_json_and_the_same_again(report):
     text = json.dumps(report, allow_nan=False)
-    again = build({"settings": {"k": 2}}, [made_up.suite()], {NAME: made_up.outcomes()}, resamples=500)
+    again = build({"settings": {"k": 2}}, [made_up.suite()], {NAME: made_up.predictions()}, resamples=500)
     assert json.dumps(again, allow_nan=False) == text and json.loads(text) == report
 
 
-def test_the_order_of_outcomes_changes_nothing(report):
-    turned = {name: own[::-1] for name, own in made_up.outcomes().items()}
+def test_the_order_of_predictions_changes_nothing(report):
+    turned = {name: own[::-1] for name, own in made_up.predictions().items()}
     assert build({"settings": {"k": 2}}, [made_up.suite()], {NAME: turned}, resamples=500) == report
 
 
@@ -186,7 +186,7 @@ def test_what_is_not_a_number_is_null():
 def test_a_suite_without_references_has_costs_alone():
     suite = made_up.suite()
     suite = Suite(suite.name, True, tuple(dataclasses.replace(case, references=()) for case in suite.cases))
-    report = build({}, [suite], {NAME: made_up.outcomes()}, resamples=50)
+    report = build({}, [suite], {NAME: made_up.predictions()}, resamples=50)
     assert (
         "f1" not in system(report, "good/clara")["metrics"]
         and "prompt_tokens" in system(report, "good/clara")["metrics"]
@@ -201,23 +201,23 @@ def test_paraphrases_are_judged_by_rouge():
         "paraphrase", False, tuple(Case(str(i), "paraphrase", "", (text,), ()) for i, text in enumerate(documents))
     )
     told = {"m/clara": documents, "m/no_memory": ["a", "b"], "m/other_memory": documents[::-1]}
-    found = {name: [Outcome(str(i), text, read=(0,)) for i, text in enumerate(own)] for name, own in told.items()}
+    found = {name: [Prediction(str(i), text, read=(0,)) for i, text in enumerate(own)] for name, own in told.items()}
     report = build({}, [suite], {"paraphrase": found}, resamples=200)
     assert report["suites"][0]["main"] == "rougeL" and system(report, "m/clara")["metrics"]["rougeL"]["mean"] == 1
     assert report["uses_memory"]["m"]["verdict"] == "yes"
     assert report["suites"][0]["examples"]["wins"][0]["sources"][0]["text"] == documents[0]
 
 
-def test_suites_without_outcomes_are_left_out():
+def test_suites_without_predictions_are_left_out():
     report = build({}, [made_up.suite()], {NAME: {"m/clara": []}})
     assert report["suites"] == [] and report["uses_memory"] == {}
 
 
-def test_an_outcome_of_another_suite_is_named():
+def test_a_prediction_of_another_suite_is_named():
     with pytest.raises(ClaraError, match="end_to_end/nq/oracle: m/clara: there is no case 'other'"):
-        build({}, [made_up.suite()], {NAME: {"m/clara": [Outcome("other", "text")]}})
-    with pytest.raises(ClaraError, match="m/clara: the order .* remove the outcome"):
-        build({}, [made_up.suite()], {NAME: {"m/clara": [Outcome("case 1", "text", order=(0, 0, 1, 2))]}})
+        build({}, [made_up.suite()], {NAME: {"m/clara": [Prediction("other", "text")]}})
+    with pytest.raises(ClaraError, match="m/clara: the order .* remove the prediction"):
+        build({}, [made_up.suite()], {NAME: {"m/clara": [Prediction("case 1", "text", order=(0, 0, 1, 2))]}})
 
 
 def test_summary_prints_every_result_with_its_controls(report):

@@ -1,4 +1,4 @@
-"""A directory of outcomes: nothing is asked twice, nothing is lost, nothing is mixed up."""
+"""A directory of predictions: nothing is asked twice, nothing is lost, nothing is mixed up."""
 
 import dataclasses
 import json
@@ -7,13 +7,13 @@ import pytest
 
 from clara_jax.errors import ClaraError
 from clara_jax.evaluation.cases import Case, Suite
-from clara_jax.evaluation.contestants import Settings
-from clara_jax.evaluation.outcomes import Outcome, OutcomeFile
-from clara_jax.evaluation.runner import PLAN, Entry, claimed, outcome_path, read_suites, run, write_plan
-from clara_jax.evaluation.ways import RANK_WAY, WAYS
+from clara_jax.evaluation.controls import CONDITIONS, RANK_CONDITION
+from clara_jax.evaluation.predictions import Prediction, PredictionFile
+from clara_jax.evaluation.runner import PLAN, SystemSpec, claimed, prediction_path, read_suites, run, write_plan
+from clara_jax.evaluation.systems import Settings
 
 SETTINGS = Settings(k=1)
-CLARA, GOLD = WAYS["clara"], WAYS["gold_memory"]
+CLARA, GOLD = CONDITIONS["clara"], CONDITIONS["gold_memory"]
 
 
 def suite(name, count=5, ranked=True):
@@ -33,28 +33,28 @@ class Stub:
     def __init__(self, log, fails_at=None):
         self.log, self.fails_at = log, fails_at
 
-    def outcomes(self, way, suite, cases, timed=False):
-        self.log += [(suite.name, way.name, case.id, timed) for case in cases]
+    def predict(self, condition, suite, cases, timed=False):
+        self.log += [(suite.name, condition.name, case.id, timed) for case in cases]
         if any(case.id == self.fails_at for case in cases):
             raise RuntimeError("stopped")
-        return [Outcome(case.id, answer=case.id) for case in cases]
+        return [Prediction(case.id, answer=case.id) for case in cases]
 
 
-def entries(log, fails_at=None, fingerprint="f"):
+def specs(log, fails_at=None, fingerprint="f"):
     about = {"fingerprint": fingerprint}
     return [
-        Entry("model", about, (CLARA, GOLD), lambda: Stub(log, fails_at)),
-        Entry("rank/some", {}, (RANK_WAY,), lambda: Stub(log, fails_at)),
+        SystemSpec("model", about, (CLARA, GOLD), lambda: Stub(log, fails_at)),
+        SystemSpec("rank/some", {}, (RANK_CONDITION,), lambda: Stub(log, fails_at)),
     ]
 
 
 def asked(log):
-    return [(name, way, case) for name, way, case, _ in log]
+    return [(name, condition, case) for name, condition, case, _ in log]
 
 
 def test_everybody_is_asked_what_fits(tmp_path):
     log = []
-    run(entries(log), SUITES, SETTINGS, tmp_path, batch=2, progress=False)
+    run(specs(log), SUITES, SETTINGS, tmp_path, batch=2, progress=False)
     everything = [
         *(("one/ranked", "clara", str(i)) for i in range(5)),
         *(("one/ranked", "gold_memory", i) for i in "13"),
@@ -63,11 +63,11 @@ def test_everybody_is_asked_what_fits(tmp_path):
         *(("one/ranked", "rank", str(i)) for i in range(5)),
     ]
     assert asked(log) == everything
-    path = outcome_path(tmp_path, "one/ranked", "model/gold_memory")
-    assert path.name == "model__gold_memory.jsonl" and list(OutcomeFile(path).outcomes) == ["1", "3"]
-    assert len(OutcomeFile(outcome_path(tmp_path, "one/ranked", "rank/some")).outcomes) == 5
+    path = prediction_path(tmp_path, "one/ranked", "model/gold_memory")
+    assert path.name == "model__gold_memory.jsonl" and list(PredictionFile(path).predictions) == ["1", "3"]
+    assert len(PredictionFile(prediction_path(tmp_path, "one/ranked", "rank/some")).predictions) == 5
     del log[:]
-    run(entries(log), SUITES, SETTINGS, tmp_path, batch=2, progress=False)
+    run(specs(log), SUITES, SETTINGS, tmp_path, batch=2, progress=False)
     assert log == []
 
 
@@ -75,30 +75,30 @@ def test_everybody_is_asked_what_fits(tmp_path):
 def test_stopped_work_goes_on_where_it_was(tmp_path, fails_at):
     first, second = [], []
     with pytest.raises(RuntimeError):
-        run(entries(first, fails_at), SUITES, SETTINGS, tmp_path, batch=2, progress=False)
-    run(entries(second), SUITES, SETTINGS, tmp_path, batch=2, progress=False)
+        run(specs(first, fails_at), SUITES, SETTINGS, tmp_path, batch=2, progress=False)
+    run(specs(second), SUITES, SETTINGS, tmp_path, batch=2, progress=False)
     lost = asked(first)[-2:] if fails_at in "012" else asked(first)[-1:]  # the last batch holds one case
     assert set(asked(first)) & set(asked(second)) == set(lost)
     for name, system, count in (("one/ranked", "model/clara", 5), ("two/read", "model/clara", 3)):
-        outcomes = OutcomeFile(outcome_path(tmp_path, name, system)).outcomes
-        assert sorted(outcomes) == [str(i) for i in range(count)]
-        assert all(own.answer == case for case, own in outcomes.items())
+        predictions = PredictionFile(prediction_path(tmp_path, name, system)).predictions
+        assert sorted(predictions) == [str(i) for i in range(count)]
+        assert all(own.answer == case for case, own in predictions.items())
 
 
 def test_a_torn_line_is_asked_again(tmp_path):
-    run(entries([]), SUITES, SETTINGS, tmp_path, batch=2, progress=False)
-    path = outcome_path(tmp_path, "one/ranked", "model/clara")
+    run(specs([]), SUITES, SETTINGS, tmp_path, batch=2, progress=False)
+    path = prediction_path(tmp_path, "one/ranked", "model/clara")
     path.write_bytes(path.read_bytes()[:-3])
     log = []
-    run(entries(log), SUITES, SETTINGS, tmp_path, batch=2, progress=False)
+    run(specs(log), SUITES, SETTINGS, tmp_path, batch=2, progress=False)
     assert asked(log) == [("one/ranked", "clara", "4")]
-    assert list(OutcomeFile(path).outcomes) == [str(i) for i in range(5)]
+    assert list(PredictionFile(path).predictions) == [str(i) for i in range(5)]
 
 
 def test_the_first_cases_of_a_suite_of_each_kind_are_timed(tmp_path):
     log = []
     suites = [*SUITES, suite("three/ranked")]
-    run(entries(log), suites, SETTINGS, tmp_path, batch=4, timed=2, progress=False)
+    run(specs(log), suites, SETTINGS, tmp_path, batch=4, timed=2, progress=False)
     timed = [own[:3] for own in log if own[3]]
     assert timed == [
         *(("one/ranked", "clara", i) for i in "01"),
@@ -110,8 +110,8 @@ def test_the_first_cases_of_a_suite_of_each_kind_are_timed(tmp_path):
 
 
 def test_a_plan_is_kept_and_added_to(tmp_path):
-    write_plan(tmp_path, entries([]), SUITES[:1], SETTINGS)
-    write_plan(tmp_path, entries([])[:1], SUITES, SETTINGS)
+    write_plan(tmp_path, specs([]), SUITES[:1], SETTINGS)
+    write_plan(tmp_path, specs([])[:1], SUITES, SETTINGS)
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["settings"]["k"] == 1 and list(plan["models"]) == ["model", "rank/some"]
     assert read_suites(tmp_path) == SUITES
@@ -127,12 +127,12 @@ def test_a_plan_is_kept_and_added_to(tmp_path):
     ],
 )
 def test_results_of_different_kinds_are_not_mixed_up(tmp_path, change, message):
-    write_plan(tmp_path, entries([]), SUITES, SETTINGS)
+    write_plan(tmp_path, specs([]), SUITES, SETTINGS)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(ClaraError, match=f"{message}.*name another --report"):
         write_plan(
             tmp_path,
-            entries([], fingerprint=change.get("fingerprint", "f")),
+            specs([], fingerprint=change.get("fingerprint", "f")),
             change.get("suites", SUITES),
             change.get("settings", SETTINGS),
         )
@@ -160,16 +160,16 @@ def test_suites_that_cannot_be_read(tmp_path):
 
 def test_suites_survive_json_whole(tmp_path):
     odd = dataclasses.replace(SUITES[0].cases[0], question='line\nbreak "é" \u2028', references=(), tags={})
-    write_plan(tmp_path, entries([]), [Suite("odd", True, (odd,))], SETTINGS)
+    write_plan(tmp_path, specs([]), [Suite("odd", True, (odd,))], SETTINGS)
     assert read_suites(tmp_path) == [Suite("odd", True, (odd,))]
 
 
-def test_what_a_way_was_made_with_may_be_added_and_not_changed(tmp_path):
-    """Crammed memories: the steps belong to that way alone, and a report of before there were any goes on."""
+def test_settings_of_a_condition_may_be_added_and_not_changed(tmp_path):
+    """Crammed memories: the steps belong to that condition alone, and a report of before there were any goes on."""
 
     def crammed(steps=None):
-        specs = {} if steps is None else {"crammed": {"steps": steps}}
-        return [dataclasses.replace(entries([])[0], specs=specs)]
+        per_condition = {} if steps is None else {"crammed": {"steps": steps}}
+        return [dataclasses.replace(specs([])[0], per_condition=per_condition)]
 
     write_plan(tmp_path, crammed(), SUITES, SETTINGS)
     plan = json.loads((tmp_path / PLAN).read_text())

@@ -15,7 +15,7 @@ from clara_jax.inference import programs
 from clara_jax.inference import weights as ready
 from clara_jax.inference.decode import Sampling, generate
 from clara_jax.inference.engine import Engine, Request, _bucket
-from clara_jax.inference.prefixes import key, split_at
+from clara_jax.inference.prefix_cache import key, split_at
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.model.sharding import make_mesh, put_batch
 from tests.tiny import write_base
@@ -56,7 +56,7 @@ def requests(bundle, count, limits=(3, 9, 17), **sampling):
         ids = rng.integers(5, model.config.vocab_size, length + documents * size)
         index = np.full(len(ids), -1)
         index[2 : 2 + documents * size] = np.arange(documents * size)
-        memories = rng.normal(size=(documents, size, model.config.width)).astype("f4")
+        memories = rng.normal(size=(documents, size, model.config.embed_dim)).astype("f4")
         limit = Sampling(limits[number % len(limits)], **sampling)
         made.append(Request(ids.tolist(), index.tolist(), memories, limit, seed=number))
     return made
@@ -110,17 +110,17 @@ def test_end_tokens_free_a_row_for_the_next(bundle):
 def test_those_who_come_later_change_nothing_and_rows_grow(bundle):
     asked = requests(bundle, 6, limits=(30,))
     engine = Engine(bundle.model, bundle.params, bundle.mesh, NEVER, rows=4, steps=4)
-    tickets, lengths = [], set()
+    handles, lengths = [], set()
     for request in asked:  # the second comes while the first, alone in its program, is written
-        tickets.append(engine.submit(request))
+        handles.append(engine.submit(request))
         for _ in range(3):
             engine.step()
-            lengths.add(len(tickets[0].tokens))
+            lengths.add(len(handles[0].tokens))
     while engine.step():
         pass
     assert len(lengths) > 3  # tokens come a few at a time
-    for request, ticket in zip(asked, tickets, strict=True):
-        assert ticket.result.tokens == tokens_directly(bundle, request) == tuple(ticket.tokens)
+    for request, handle in zip(asked, handles, strict=True):
+        assert handle.result.tokens == tokens_directly(bundle, request) == tuple(handle.tokens)
 
 
 def test_draws_depend_on_the_seed_alone(bundle):
@@ -143,16 +143,16 @@ def test_a_small_nucleus_is_the_likeliest_token(bundle):
 def test_cancelled_requests_leave_the_others_alone(bundle):
     asked = requests(bundle, 4, limits=(20,))
     engine = Engine(bundle.model, bundle.params, bundle.mesh, NEVER, rows=2, steps=3)
-    tickets = [engine.submit(request) for request in asked]
+    handles = [engine.submit(request) for request in asked]
     engine.step()
-    tickets[0].cancel()  # has a row
-    tickets[3].cancel()  # waits
+    handles[0].cancel()  # has a row
+    handles[3].cancel()  # waits
     while engine.step():
         pass
-    assert [ticket.result.ended for ticket in tickets] == ["cancelled", "length", "length", "cancelled"]
-    assert len(tickets[0].result.tokens) < 20
-    for request, ticket in list(zip(asked, tickets, strict=True))[1:3]:
-        assert ticket.result.tokens == tokens_directly(bundle, request)
+    assert [handle.result.ended for handle in handles] == ["cancelled", "length", "length", "cancelled"]
+    assert len(handles[0].result.tokens) < 20
+    for request, handle in list(zip(asked, handles, strict=True))[1:3]:
+        assert handle.result.tokens == tokens_directly(bundle, request)
 
 
 def test_questions_on_the_same_documents_read_them_once(bundle):
@@ -166,13 +166,13 @@ def test_questions_on_the_same_documents_read_them_once(bundle):
         asked.append(dataclasses.replace(one, ids=ids, memory_index=one.memory_index[:beginning] + [-1] * length))
     engine = Engine(bundle.model, bundle.params, bundle.mesh, NEVER, rows=4)
     results = [engine.generate([request])[0] for request in asked]
-    assert (engine.prefixes.found, engine.prefixes.missed, len(engine.prefixes)) == (2, 1, 1)
+    assert (engine.prefix_cache.hits, engine.prefix_cache.misses, len(engine.prefix_cache)) == (2, 1, 1)
     for request, result in zip(asked, results, strict=True):
         assert result.tokens == tokens_directly(bundle, request)
     # Other memories at the same tokens are another beginning.
     other = dataclasses.replace(asked[0], memories=-asked[0].memories)
     assert engine.generate([other])[0].tokens == tokens_directly(bundle, other) != results[0].tokens
-    assert engine.prefixes.missed == 2
+    assert engine.prefix_cache.misses == 2
 
 
 def test_shared_tokens_are_read_once(bundle):
@@ -189,9 +189,9 @@ def test_shared_tokens_are_read_once(bundle):
             )
             for n in (3, 9)
         ]
-        found, missed = engine.prefixes.found, engine.prefixes.missed
+        found, missed = engine.prefix_cache.hits, engine.prefix_cache.misses
         results = [engine.generate([request])[0] for request in asked]
-        assert (engine.prefixes.found, engine.prefixes.missed) == (found + 1, missed + 1)
+        assert (engine.prefix_cache.hits, engine.prefix_cache.misses) == (found + 1, missed + 1)
         for request, result in zip(asked, results, strict=True):
             assert result.tokens == tokens_directly(bundle, request)
 
@@ -200,15 +200,15 @@ def test_beginnings_that_were_not_used_for_longest_go(bundle):
     asked = [request for request in requests(bundle, 12) if len(request.memories)]
     engine = Engine(bundle.model, bundle.params, bundle.mesh, NEVER, rows=1)
     engine.generate(asked[:1])
-    size = engine.prefixes._taken
+    size = engine.prefix_cache._taken
     small = Engine(bundle.model, bundle.params, bundle.mesh, NEVER, rows=1, prefix_budget=3 * size)
     small.generate(asked)
-    assert 0 < small.prefixes._taken <= 3 * size and len(small.prefixes) < len(asked)
+    assert 0 < small.prefix_cache._taken <= 3 * size and len(small.prefix_cache) < len(asked)
     last, end = asked[-1], split_at(asked[-1].memory_index)
-    assert key(last.ids[:end], last.memory_index[:end], last.memories, False) in small.prefixes
+    assert key(last.ids[:end], last.memory_index[:end], last.memories, False) in small.prefix_cache
     none = Engine(bundle.model, bundle.params, bundle.mesh, NEVER, rows=1, prefix_budget=0)
     none.generate(asked[:2])
-    assert len(none.prefixes) == 0
+    assert len(none.prefix_cache) == 0
 
 
 def test_a_beginning_under_longrope_keeps_to_its_table(tmp_path, mesh):
@@ -217,7 +217,7 @@ def test_a_beginning_under_longrope_keeps_to_its_table(tmp_path, mesh):
     base = write_base(tmp_path / "base", rope_scaling=scaling, original_max_position_embeddings=40)
     own = opened(base, mesh)
     rng, size = np.random.default_rng(3), own.model.clara.memory_tokens
-    memories = rng.normal(size=(2, size, own.model.config.width)).astype("f4")
+    memories = rng.normal(size=(2, size, own.model.config.embed_dim)).astype("f4")
     head, index = rng.integers(5, 200, 2 * size).tolist(), list(range(2 * size))
 
     def request(behind):
@@ -228,7 +228,7 @@ def test_a_beginning_under_longrope_keeps_to_its_table(tmp_path, mesh):
     for behind in (40 - 2 * size, 41 - 2 * size, 20, 60, 30):
         (result,) = engine.generate([request(behind)])
         assert result.tokens == directly(own, request(behind))[0], behind
-    assert (engine.prefixes.found, engine.prefixes.missed) == (3, 2)
+    assert (engine.prefix_cache.hits, engine.prefix_cache.misses) == (3, 2)
 
 
 @pytest.mark.parametrize("weights", ["adapter", "merged", pytest.param("merged-bfloat16", marks=pytest.mark.slow)])
@@ -240,26 +240,26 @@ def test_several_devices(base, bundle, weights, mesh222):
     twice = asked + [dataclasses.replace(asked[3], seed=1)]
     ours = [result.tokens for result in engine.generate(twice)]
     assert ours == [result.tokens for result in expected.generate(twice)]
-    assert engine.generate([asked[3]])[0].tokens == ours[3] and engine.prefixes.found
+    assert engine.generate([asked[3]])[0].tokens == ours[3] and engine.prefix_cache.hits
 
 
 def run(bundle, model, params):
-    """States of some tokens, which another token's keys and values stand before, and their own."""
+    """Return the states of tokens after a cached one, and the tokens' keys and values."""
 
     @jax.jit
     def both(params, ids):
         x = model.embed(params, ids)
-        _, past = model.forward(params, None, x[:, :1], ids[:, :1] > 0, keep=True)
-        return model.forward(params, None, x[:, 1:], ids[:, 1:] > 0, (past,), keep=True)
+        _, cache = model.forward(params, None, x[:, :1], ids[:, :1] > 0, return_kv=True)
+        return model.forward(params, None, x[:, 1:], ids[:, 1:] > 0, (cache,), return_kv=True)
 
     ids = np.arange(5, 45, dtype=np.int32)[None]
     with jax.set_mesh(bundle.mesh):
         return jax.device_get(both(params, jax.device_put(ids, jax.P(("replica", "data")))))
 
 
-@pytest.mark.parametrize("alone", [True, False])
-def test_layers_apart_are_those_of_the_stack(bundle, alone):
-    model, params = ready.prepare(bundle.model, bundle.params, "merged", bundle.mesh, alone)
+@pytest.mark.parametrize("single_row", [True, False])
+def test_unstacked_layers_compute_what_the_stack_does(bundle, single_row):
+    model, params = ready.prepare(bundle.model, bundle.params, "merged", bundle.mesh, single_row)
     assert isinstance(params["base"]["layers"], tuple) and len(params["base"]["layers"]) == model.config.layers
     stacked = ready.merge(bundle.model, bundle.params, "generator", bundle.mesh)
     assert ready.size(params) == ready.size({"base": stacked, "lora": {}})
@@ -281,8 +281,8 @@ def test_bfloat16_for_one_row_where_the_processor_multiplies_it(base, mesh, monk
     """A base in bfloat16: read as it is, unless one row would have to be widened first."""
     bundle = opened(base, mesh, "bfloat16")
 
-    def stored(weights, alone):
-        model, params = ready.prepare(bundle.model, bundle.params, weights, mesh, alone)
+    def stored(weights, single_row):
+        model, params = ready.prepare(bundle.model, bundle.params, weights, mesh, single_row)
         assert model.precision == "float32"
         (kernel,) = jax.tree.leaves(params["base"]["layers"][0]["mlp"]["down"]["kernel"])
         return kernel.dtype.name
@@ -316,7 +316,7 @@ def test_bfloat16_is_read_as_it_is(bundle, rows, usual_code):
 
 def test_few_programs_for_a_mixed_load(bundle):
     """Other lengths, memories, numbers of requests and times of coming: the programs are those of a few sizes."""
-    functions = programs.read_prompts, programs.seat, programs.advance, programs.resize
+    functions = programs.prefill_prompts, programs.insert, programs.advance, programs.resize
 
     def compiled():
         return np.array([function._cache_size() for function in functions])
@@ -334,8 +334,8 @@ def test_few_programs_for_a_mixed_load(bundle):
     engine.generate(requests(bundle, 48, limits=(5, 25))[::-1])
     # Prompts of 4 to 82 tokens are read in three lengths, one or four of them, with memories or without; one row and
     # eight in one cache.
-    reads, seats, advances, resizes = compiled() - before
-    assert reads <= 12 and seats <= 18 and advances <= 2 and resizes <= 1
+    prefills, inserts, advances, resizes = compiled() - before
+    assert prefills <= 12 and inserts <= 18 and advances <= 2 and resizes <= 1
 
 
 def test_a_warm_engine_compiles_nothing(bundle):
@@ -346,8 +346,8 @@ def test_a_warm_engine_compiles_nothing(bundle):
         return dataclasses.replace(one, memories=np.full_like(one.memories, number))
 
     engine.warm_up(ask)
-    assert not engine.busy and not engine.waiting and not len(engine.prefixes) and not engine.prefixes.found
-    functions = programs.read_prompts, programs.seat, programs.advance, programs.resize, programs.first_slots
+    assert not engine.busy and not engine.waiting and not len(engine.prefix_cache) and not engine.prefix_cache.hits
+    functions = programs.prefill_prompts, programs.insert, programs.advance, programs.resize, programs.first_slots
     before = [function._cache_size() for function in functions]
     engine.generate([ask(7)])
     engine.generate([ask(7), ask(8), ask(9), ask(8), ask(10)])

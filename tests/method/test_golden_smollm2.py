@@ -42,7 +42,7 @@ def padded(ids, width):
 def test_golden_smollm2_configuration(golden):
     expected, bundle = golden
     config, reference = bundle.model.config, expected["config"]
-    assert (config.width, config.mlp_width, config.layers, config.heads) == (576, 1536, 30, 9)
+    assert (config.embed_dim, config.mlp_dim, config.layers, config.heads) == (576, 1536, 30, 9)
     assert config.vocab_size == reference["vocab_size"] and config.kv_heads == reference["num_key_value_heads"]
     assert config.rope.theta == reference["rope_theta"] and config.tied == reference["tie_word_embeddings"]
 
@@ -81,7 +81,7 @@ def test_golden_smollm2_greedy(golden):
         ids = tokenizer(chat, add_special_tokens=False)["input_ids"]
         assert ids == case["prompt_ids"]
         row, mask = padded(ids, width)
-        memories = np.zeros((1, 1, bundle.model.clara.memory_tokens, bundle.model.config.width), np.float32)
+        memories = np.zeros((1, 1, bundle.model.clara.memory_tokens, bundle.model.config.embed_dim), np.float32)
         inputs = put_batch((row, mask, np.full_like(row, -1), memories), bundle.mesh)
         sampling, ends = Sampling(max_new_tokens=limit), (tokenizer.eos_token_id,)
         out = generate(bundle.model, bundle.params, *inputs, np.zeros(1, np.uint32), sampling, ends)

@@ -183,7 +183,7 @@ def test_greedy_tokens(case, mesh):
     theirs, ours, params = case
     rows = prompts(5, 13, 25, 40)  # the second reaches LongRoPE's 32 positions, the third crosses them
     ids, mask = left_padded(rows, mesh)
-    memories = np.zeros((len(rows), 1, SMALL.memory_tokens, ours.config.width), np.float32)
+    memories = np.zeros((len(rows), 1, SMALL.memory_tokens, ours.config.embed_dim), np.float32)
     nowhere, memories = put_batch((np.full(ids.shape, -1, np.int32), memories), mesh)
     sampling = Sampling(max_new_tokens=NEW_TOKENS)
     out = generate(ours, params, ids, mask, nowhere, memories, np.zeros(len(rows), np.uint32), sampling, (TOKENS,))

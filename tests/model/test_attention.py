@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from clara_jax.errors import ClaraError
-from clara_jax.model.attention import attention, blocks, choose, make_scope
+from clara_jax.model.attention import attention, blocks, choose, make_attention_mask
 from clara_jax.model.sharding import make_mesh
 from clara_jax.model.transformer import positions_of
 from clara_jax.planning import topology
@@ -121,10 +121,10 @@ def run(implementation, case, dtype, where):
         return jax.device_put(x, jax.NamedSharding(where, spec))
 
     def f(q, k, v, sequences, cotangent):
-        scope = make_scope(implementation, sequences, positions_of(sequences), window, C, q.dtype)
+        attention_mask = make_attention_mask(implementation, sequences, positions_of(sequences), window, C, q.dtype)
         cut = window is not None and window < sequences.shape[1]
-        assert scope.implementation == ("xla" if implementation == "splash" and cut else implementation)
-        value, pull = jax.vjp(lambda *x: attention(*x, scope), q, k, v)
+        assert attention_mask.implementation == ("xla" if implementation == "splash" and cut else implementation)
+        value, pull = jax.vjp(lambda *x: attention(*x, attention_mask), q, k, v)
         assert value.shape == q.shape and value.dtype == q.dtype
         return value, pull(cotangent.astype(q.dtype))
 

@@ -73,7 +73,7 @@ def test_mistral_7b_is_sharded_over_eight_devices(mesh42):
 
 def test_phi4_mini():
     config = ModelConfig.from_hf(PHI4_MINI)
-    assert config.fused and config.tied and config.head_channels == 128 and config.rope.channels == 96
+    assert config.fused and config.tied and config.head_dim == 128 and config.rope.channels == 96
     assert config.rope.kind == "longrope" and config.rope.attention_scale == pytest.approx(
         np.sqrt(1 + np.log(32) / np.log(4096))
     )

@@ -10,8 +10,8 @@ import pytest
 from clara_jax import aot
 from clara_jax.errors import ClaraError
 from clara_jax.planning.chips import CHIPS
-from clara_jax.planning.report import GIB
-from tests.planning.test_counts import WIDE
+from clara_jax.planning.roofline import GIB
+from tests.planning.test_analytic_comm import WIDE
 from tests.planning.test_planning import needs_libtpu
 
 CONFIG = "configs/mistral7b_scp.py"

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import pytest
 
 from clara_jax.model.sharding import make_mesh
-from clara_jax.planning import topology, work
+from clara_jax.planning import hlo_cost, topology
 from clara_jax.planning.collectives import collectives, totals
-from clara_jax.planning.hlo import Program
+from clara_jax.planning.hlo import HloModule
 from tests.planning.test_planning import lower, needs_libtpu
 
 LAYERS, REPEATS, WIDTH, ROWS = 5, 3, 64, 4096
@@ -31,7 +31,7 @@ def program(mesh, repeats):
 def compiled(function, mesh, *arrays, dtype=jnp.float32, otherwise=None, **options):
     arrays = [jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(mesh, spec)) for shape, spec in arrays]
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        return Program.parse(jax.jit(function).lower(*arrays).compile(options).as_text(), otherwise)
+        return HloModule.parse(jax.jit(function).lower(*arrays).compile(options).as_text(), otherwise)
 
 
 def check(read, repeats):
@@ -40,7 +40,7 @@ def check(read, repeats):
     elements = sum(c.times * max(math.prod(shape) for shape in c.shapes) for c in gathers)
     assert elements == repeats * LAYERS * WIDTH * WIDTH
     assert {c.devices for c in gathers} == {8}
-    assert work.flops(read) == 2 * repeats * LAYERS * ROWS // 8 * WIDTH * WIDTH
+    assert hlo_cost.flops(read) == 2 * repeats * LAYERS * ROWS // 8 * WIDTH * WIDTH
 
 
 @pytest.mark.parametrize("repeats", [1, REPEATS])
@@ -64,7 +64,7 @@ def product(**options):
         dtype=jnp.bfloat16,
         **options,
     )
-    assert work.flops(read) == 2 * size**3
+    assert hlo_cost.flops(read) == 2 * size**3
     return totals(collectives(read, 8)), 2 * size * size / 8
 
 
@@ -99,7 +99,7 @@ def test_bytes_are_those_that_must_reach_a_device(spec, kind, received):
 
 def test_groups_of_devices_are_read_in_all_spellings():
     def one(groups):
-        return Program.parse(f"""
+        return HloModule.parse(f"""
 ENTRY %main (x: f32[8]) -> f32[8] {{
   %x = f32[8]{{0}} parameter(0)
   ROOT %sum = f32[8]{{0}} all-reduce(%x), replica_groups={groups}, to_apply=%add
@@ -134,12 +134,12 @@ def test_traffic_counts_slices_and_updates_and_not_what_they_are_cut_from():
 
     read = compiled(apply, make_mesh(1, 1, devices=jax.devices()[:1]), ((10 * ROWS,), jax.P()), ((ROWS,), jax.P()))
     # Each run reads a slice and the sum, and writes the sum; the rest are copies of the sum and counters.
-    assert 3 * 10 * ROWS * 4 <= work.traffic(read) <= 3 * 10 * ROWS * 4 + 4 * ROWS * 4 + 1000
+    assert 3 * 10 * ROWS * 4 <= hlo_cost.traffic(read) <= 3 * 10 * ROWS * 4 + 4 * ROWS * 4 + 1000
 
 
 def test_a_slice_that_is_fetched_ahead_counts_once_and_without_its_array():
     """A TPU brings weights into the memory beside its cores in pieces, while other work runs."""
-    read = Program.parse("""
+    read = HloModule.parse("""
 %fetch (whole: s8[1000]) -> s8[100] {
   %whole = s8[1000]{0:T(1024)} parameter(0)
   ROOT %piece = s8[100]{0:T(1024)S(1)} slice(%whole), slice={[0:100]}
@@ -152,7 +152,7 @@ ENTRY %main (x: s8[1000]) -> s8[100] {
   ROOT %out = s8[100]{0:T(1024)} copy(%done)
 }
 """)
-    assert work.traffic(read) == 100 + 100  # read, and written back
+    assert hlo_cost.traffic(read) == 100 + 100  # read, and written back
 
 
 def test_a_loop_that_nobody_can_count_is_said_to_be_one():
@@ -161,14 +161,14 @@ def test_a_loop_that_nobody_can_count_is_said_to_be_one():
 
     arrays = make_mesh(1, 1, devices=jax.devices()[:1]), ((8, 8), jax.P())
     with pytest.raises(ValueError, match="trip count"):
-        work.flops(compiled(forever, *arrays))
-    assert work.flops(compiled(forever, *arrays, otherwise=7)) == 7 * 2 * 8**3
+        hlo_cost.flops(compiled(forever, *arrays))
+    assert hlo_cost.flops(compiled(forever, *arrays, otherwise=7)) == 7 * 2 * 8**3
 
 
 @needs_libtpu
 @pytest.mark.parametrize("stage", [pytest.param("scp", marks=pytest.mark.slow), "end_to_end"])
 def test_the_train_step_reads_whole(stage):
-    read = Program.parse(lower(stage, make_mesh(8, 1, devices=topology.devices("v5e:2x4"))).compile().as_text())
+    read = HloModule.parse(lower(stage, make_mesh(8, 1, devices=topology.devices("v5e:2x4"))).compile().as_text())
     found = collectives(read, 8)
     assert "all-gather" in {c.kind for c in found}
     assert max(c.times for c in found) >= 3  # layers

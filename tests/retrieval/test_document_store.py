@@ -10,12 +10,11 @@ from hypothesis import strategies as st
 
 from clara_jax.errors import ClaraError
 from clara_jax.model.sharding import make_mesh
-from clara_jax.retrieval import exact as exact_search
-from clara_jax.retrieval import first_pass
+from clara_jax.retrieval import ann, exact_search
 from clara_jax.retrieval.document_store import DocumentStore, StoredChunk, StoredDocument
 from clara_jax.retrieval.encodings import ENCODINGS, MemoryEncoding
-from clara_jax.retrieval.exact import ExactSearch
-from clara_jax.retrieval.search import Found, Search, fuse
+from clara_jax.retrieval.exact_search import ExactSearch
+from clara_jax.retrieval.search import ScoredId, Search, fuse
 
 M, E = 4, 24
 RNG = np.random.default_rng(0)
@@ -44,7 +43,7 @@ def make(path, encoding="float32", fingerprint="f" * 64):
 
 def brute_force(store, query, k, ids=None):
     ids = store.index()[0] if ids is None else ids
-    scores = first_pass.unit(store.memories(ids)) @ first_pass.unit(query[None])[0]
+    scores = ann.unit(store.memories(ids)) @ ann.unit(query[None])[0]
     return sorted(zip(ids, scores.tolist(), strict=True), key=lambda hit: (-hit[1], hit[0]))[:k]
 
 
@@ -184,16 +183,16 @@ def test_search_vectors_find_what_the_exact_score_finds(tmp_path, mesh):
     search = Search(store, mesh, 2**30)
     query = (3 + RNG.normal(size=6) @ directions).reshape(M, E).astype(np.float32)
     with pytest.raises(ClaraError, match="no search vectors"):
-        search("", query, 5, first_pass=True)
-    first_pass.build(store)
-    assert_same(search("", query, 5, first_pass=True), brute_force(store, query, 5))
+        search("", query, 5, ann=True)
+    ann.build(store)
+    assert_same(search("", query, 5, ann=True), brute_force(store, query, 5))
     # A store that does not fit is searched so by itself, and what comes later has its vector at once.
     late = chunks("late", 1)
-    projection = first_pass.Projection.read(store)
+    projection = ann.Projection.read(store)
     store.replace(late, [key(late[0], query)], query[None], vectors=projection.vectors(query[None]))
-    assert Search(store, mesh, 10)("", query, 1)[0] == Found("late#0", pytest.approx(1, abs=1e-6))
-    assert search("", query, 3, where="document = 'late'") == [Found("late#0", pytest.approx(1, abs=1e-6))]
-    assert search("", query, 3, where="document = 'late'", first_pass=True)[0].id == "late#0"
+    assert Search(store, mesh, 10)("", query, 1)[0] == ScoredId("late#0", pytest.approx(1, abs=1e-6))
+    assert search("", query, 3, where="document = 'late'") == [ScoredId("late#0", pytest.approx(1, abs=1e-6))]
+    assert search("", query, 3, where="document = 'late'", ann=True)[0].id == "late#0"
 
 
 def test_words_and_fusion(tmp_path, mesh):
@@ -217,7 +216,7 @@ def test_words_and_fusion(tmp_path, mesh):
 @given(st.lists(st.lists(st.sampled_from("abcdef"), unique=True), max_size=3))
 @settings(max_examples=50, deadline=None)
 def test_fusion_keeps_what_all_rankings_agree_on(rankings):
-    fused = fuse([[Found(name, 0.0) for name in ranking] for ranking in rankings])
+    fused = fuse([[ScoredId(name, 0.0) for name in ranking] for ranking in rankings])
     assert {found.id for found in fused} == {name for ranking in rankings for name in ranking}
     places = {found.id: place for place, found in enumerate(fused)}
     for x in places:

@@ -7,9 +7,9 @@ import pytest
 from clara_jax.data.builders import build
 from clara_jax.data.corpus.chunks import Chunker
 from clara_jax.data.corpus.counting import count_words
-from clara_jax.data.corpus.documents import Document
+from clara_jax.data.corpus.documents import CorpusDocument
 from clara_jax.errors import ClaraError
-from clara_jax.retrieval.documents import cut, read
+from clara_jax.retrieval.documents import chunk_document, read
 
 CHUNKER = Chunker(count_words, max_tokens=8)
 
@@ -88,6 +88,6 @@ def test_mistakes(tmp_path):
         list(read([long], CHUNKER))
     for name in ("", " ", "a\nb", "x" * 513, "\x00"):
         with pytest.raises(ClaraError, match="control character"):
-            cut(Document(name, "", "some text", "here"), CHUNKER)
+            chunk_document(CorpusDocument(name, "", "some text", "here"), CHUNKER)
     for name in ("../../etc/passwd", "a'b", "ü/ñ", "%2e%2e", "x" * 512):
-        assert cut(Document(name, "", "some text", "here"), CHUNKER).id == name
+        assert chunk_document(CorpusDocument(name, "", "some text", "here"), CHUNKER).id == name

@@ -1,4 +1,4 @@
-"""A library without a model, and a server around it on a real socket."""
+"""A pipeline without a model, and a server around it on a real socket."""
 
 import dataclasses
 import socket
@@ -12,18 +12,18 @@ import uvicorn
 from clara_jax.api import GREEDY
 from clara_jax.errors import ClaraError
 from clara_jax.inference.engine import Request, Result
-from clara_jax.library import Asked, Hit
+from clara_jax.library import Hit, RetrievedContext
 from clara_jax.retrieval.document_store import StoredDocument
-from clara_jax.retrieval.documents import CutDocument
-from clara_jax.retrieval.filling import Filled
-from clara_jax.serving.guard import Limits
+from clara_jax.retrieval.documents import ChunkedDocument
+from clara_jax.retrieval.indexing import IndexReport
+from clara_jax.serving.guard import RequestLimits
 from clara_jax.serving.store import store_app
 from clara_jax.serving.worker import Worker
 
 TIMES = {"queued": 0.0, "first": 1.0, "total": 2.0}
 
 
-class FakeTicket:
+class FakeHandle:
     def __init__(self, request):
         self.request, self.tokens, self.result, self.cancelled = request, [], None, False
 
@@ -40,35 +40,35 @@ class FakeEngine:
 
     def __init__(self, rows, pause):
         self.rows, self.weights, self.pause = rows, "fake", pause
-        self.seats, self.waiting, self.ended, self.together = [], [], [], 0
-        self.prefixes = SimpleNamespace(found=3, missed=2)
+        self.running, self.waiting, self.ended, self.together = [], [], [], 0
+        self.prefix_cache = SimpleNamespace(hits=3, misses=2)
 
     def submit(self, request):
-        ticket = FakeTicket(request)
-        self.waiting.append(ticket)
-        return ticket
+        handle = FakeHandle(request)
+        self.waiting.append(handle)
+        return handle
 
     def step(self):
-        while self.waiting and len(self.seats) < self.rows:
-            self.seats.append(self.waiting.pop(0))
-        self.together = max(self.together, len(self.seats))
+        while self.waiting and len(self.running) < self.rows:
+            self.running.append(self.waiting.pop(0))
+        self.together = max(self.together, len(self.running))
         time.sleep(self.pause)
-        for ticket in self.seats + self.waiting:
-            limit = ticket.request.sampling.max_new_tokens
-            whole = list(ticket.request.ids)[:limit]
-            if ticket in self.seats:
-                ticket.tokens = whole[: len(ticket.tokens) + 4]
-            if ticket.cancelled or ticket.tokens == whole:
-                short = len(ticket.request.ids) > limit
-                ended = "cancelled" if ticket.cancelled else "length" if short else "stop"
-                ticket.result = ticket.result or Result(tuple(ticket.tokens), -1.0, ended, TIMES)
-                self.ended.append(ticket)
-        self.seats = [own for own in self.seats if own.result is None]
+        for handle in self.running + self.waiting:
+            limit = handle.request.sampling.max_new_tokens
+            whole = list(handle.request.ids)[:limit]
+            if handle in self.running:
+                handle.tokens = whole[: len(handle.tokens) + 4]
+            if handle.cancelled or handle.tokens == whole:
+                short = len(handle.request.ids) > limit
+                ended = "cancelled" if handle.cancelled else "length" if short else "stop"
+                handle.result = handle.result or Result(tuple(handle.tokens), -1.0, ended, TIMES)
+                self.ended.append(handle)
+        self.running = [own for own in self.running if own.result is None]
         self.waiting = [own for own in self.waiting if own.result is None]
-        return bool(self.seats or self.waiting)
+        return bool(self.running or self.waiting)
 
 
-class FakeLibrary:
+class FakePipeline:
     """Documents in a dict, found by shared words."""
 
     def __init__(self, rows=4, pause=0.0):
@@ -78,7 +78,7 @@ class FakeLibrary:
         self.thread = None
 
     def _here(self):
-        """The library is one thread's."""
+        """The pipeline is one thread's."""
         self.thread = self.thread or threading.get_ident()
         assert self.thread == threading.get_ident()
 
@@ -116,7 +116,8 @@ class FakeLibrary:
         text = f"answer to {question} ✓"
         request = Request([ord(c) for c in text], [-1] * len(text), np.zeros((0, 1, 1)), sampling, seed)
         request = None if silent else request
-        return Asked(question, tuple(hits), min(k, len(hits)), request, 16.0, {"read": 1.0}, searched, len(history))
+        selected, times = min(k, len(hits)), {"read": 1.0}
+        return RetrievedContext(question, tuple(hits), selected, request, 16.0, times, searched, len(history))
 
     def text(self, tokens):
         return "".join(map(chr, tokens))
@@ -125,20 +126,20 @@ class FakeLibrary:
         self._here()
         return [float(len(set(question.split()) & set(text.split()))) for text in texts]
 
-    def cut(self, documents):
+    def chunk(self, documents):
         for document in documents:
             if not document.text.strip():
                 raise ClaraError(f"document {document.id!r}: holds no text")
             if any(ord(c) < 32 for c in document.id):
                 raise ClaraError(f"document {document.id!r}: the id holds a control character")
-            yield CutDocument(document.id, (SimpleNamespace(text=document.text),))
+            yield ChunkedDocument(document.id, (SimpleNamespace(text=document.text),))
 
     def add(self, documents):
         self._here()
         time.sleep(self.pause_add)
         for document in documents:
             self.stored[document.id] = document.chunks[0].text
-        return Filled(len(documents), len(documents), 0, 0)
+        return IndexReport(len(documents), len(documents), 0, 0)
 
     def finish(self):
         pass
@@ -153,7 +154,7 @@ class FakeLibrary:
         return [StoredDocument(name, "", "", 1, 5) for name in names[offset : offset + limit]], len(names)
 
 
-class FakePlain:
+class FakeBaseLM:
     """A base that says "answer to <all messages>"."""
 
     def __init__(self, rows=4, pause=0.0):
@@ -170,7 +171,7 @@ class FakePlain:
 @dataclasses.dataclass
 class Served:
     url: str
-    library: FakeLibrary  # or another model
+    pipeline: FakePipeline  # or another model
     worker: Worker
     server: uvicorn.Server
     thread: threading.Thread
@@ -181,11 +182,11 @@ class Served:
         self.worker.end()
 
 
-def serve(library=None, queue=8, app=store_app, **limits):
+def serve(pipeline=None, queue=8, app=store_app, **limits):
     """A server on a free port of the loopback interface."""
-    library = library or FakeLibrary()
-    worker = Worker(library, queue)
-    config = uvicorn.Config(app(worker, Limits(**limits)), log_level="warning", timeout_graceful_shutdown=5)
+    pipeline = pipeline or FakePipeline()
+    worker = Worker(pipeline, queue)
+    config = uvicorn.Config(app(worker, RequestLimits(**limits)), log_level="warning", timeout_graceful_shutdown=5)
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     server = uvicorn.Server(config)
@@ -193,4 +194,4 @@ def serve(library=None, queue=8, app=store_app, **limits):
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    return Served(f"http://127.0.0.1:{listening.getsockname()[1]}", library, worker, server, thread)
+    return Served(f"http://127.0.0.1:{listening.getsockname()[1]}", pipeline, worker, server, thread)

@@ -1,4 +1,4 @@
-"""The page in a real browser: asked by keyboard, on a phone, with a key; the server has a library without a model."""
+"""The page in a real browser: asked by keyboard, on a phone, with a key; the server has a pipeline without a model."""
 
 import os
 import shutil
@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.serving.fakes import FakeLibrary, serve
+from tests.serving.fakes import FakePipeline, serve
 
 playwright = pytest.importorskip("playwright.sync_api")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -33,8 +33,8 @@ def start():
     own = []
 
     def begin(**options):
-        own.append(serve(library=FakeLibrary(rows=4, pause=0.02), **options))
-        own[-1].library.stored |= DOCUMENTS
+        own.append(serve(pipeline=FakePipeline(rows=4, pause=0.02), **options))
+        own[-1].pipeline.stored |= DOCUMENTS
         return own[-1]
 
     yield begin
@@ -101,7 +101,7 @@ def test_the_answer_is_seen_while_it_is_written(page, start):
 
 def test_stopping_an_answer(page, start):
     own = start()
-    own.library.engine.pause = 0.1  # it is stopped well before it would end
+    own.pipeline.engine.pause = 0.1  # it is stopped well before it would end
     page.goto(own.url)
     page.locator("#question").fill("q" * 2000)
     page.locator("#send").click()
@@ -109,10 +109,10 @@ def test_stopping_an_answer(page, start):
     playwright.expect(page.locator("#send")).to_be_enabled()
     page.wait_for_function("() => !document.querySelector('#answer').classList.contains('writing')")
     for _ in range(200):
-        if own.library.engine.ended:
+        if own.pipeline.engine.ended:
             break
         page.wait_for_timeout(20)
-    assert own.library.engine.ended[0].result.ended == "cancelled"
+    assert own.pipeline.engine.ended[0].result.ended == "cancelled"
 
 
 def test_adding_a_document_asking_about_it_and_deleting_it(page, start):
@@ -123,7 +123,7 @@ def test_adding_a_document_asking_about_it_and_deleting_it(page, start):
     page.locator("#text").fill("zebras live in Africa")
     page.locator("#put").click()
     playwright.expect(page.locator("#added")).to_contain_text("1 chunks compressed")
-    assert own.library.stored["notes/new & odd?.md"] == "zebras live in Africa"
+    assert own.pipeline.stored["notes/new & odd?.md"] == "zebras live in Africa"
     page.locator("#question").fill("where do zebras live")
     page.locator("#k").fill("1")
     page.locator("#send").click()
@@ -132,7 +132,7 @@ def test_adding_a_document_asking_about_it_and_deleting_it(page, start):
     page.on("dialog", lambda dialog: dialog.accept())
     page.get_by_label("Delete notes/new & odd?.md").click()
     playwright.expect(page.locator("#documents li")).to_have_count(3)
-    assert "notes/new & odd?.md" not in own.library.stored
+    assert "notes/new & odd?.md" not in own.pipeline.stored
 
 
 def test_what_goes_wrong_is_shown(browser, start):

@@ -5,17 +5,17 @@ import pytest
 import schemathesis
 from schemathesis.specs.openapi import checks
 
-from clara_jax.serving.guard import Limits
+from clara_jax.serving.guard import RequestLimits
 from clara_jax.serving.store import store_app
 from clara_jax.serving.text import text_app
 from clara_jax.serving.worker import Worker
-from tests.serving.fakes import FakeLibrary, FakePlain
+from tests.serving.fakes import FakeBaseLM, FakePipeline
 
-library = FakeLibrary()
-library.stored["a"] = "the cat sat on the mat"
-workers = [Worker(model, queue=8) for model in (library, FakePlain())]
-store = schemathesis.openapi.from_asgi("/openapi.json", store_app(workers[0], Limits()))
-text = schemathesis.openapi.from_asgi("/openapi.json", text_app(workers[1], Limits(), "base"))
+pipeline = FakePipeline()
+pipeline.stored["a"] = "the cat sat on the mat"
+workers = [Worker(model, queue=8) for model in (pipeline, FakeBaseLM())]
+store = schemathesis.openapi.from_asgi("/openapi.json", store_app(workers[0], RequestLimits()))
+text = schemathesis.openapi.from_asgi("/openapi.json", text_app(workers[1], RequestLimits(), "base"))
 SETTINGS = hypothesis.settings(
     max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck)
 )

@@ -1,4 +1,4 @@
-"""The server around a library without a model: what clients get, however they behave."""
+"""The server around a pipeline without a model: what clients get, however they behave."""
 
 import asyncio
 import json
@@ -10,10 +10,10 @@ import httpx
 import openai
 import pytest
 
-from clara_jax.retrieval.table import StoreFailed
+from clara_jax.retrieval.table import StoreError
 from clara_jax.serving import chat as chats
 from clara_jax.serving import schema
-from tests.serving.fakes import FakeLibrary, serve
+from tests.serving.fakes import FakePipeline, serve
 
 DOCUMENTS = [
     {"id": "notes/a.md", "text": "the cat sat on the mat"},
@@ -108,7 +108,7 @@ def test_it_abstains_in_words(served, stream):
 
 
 def test_many_clients_are_answered_together(served):
-    own = served(library=FakeLibrary(rows=4, pause=0.02), queue=40)
+    own = served(pipeline=FakePipeline(rows=4, pause=0.02), queue=40)
 
     async def all_of_them():
         async with httpx.AsyncClient(timeout=30) as client:
@@ -117,11 +117,11 @@ def test_many_clients_are_answered_together(served):
 
     for number, response in enumerate(asyncio.run(all_of_them())):
         assert response.json()["choices"][0]["message"]["content"] == f"answer to question {number} ✓"
-    assert own.library.engine.together == 4 and own.worker.inside == 0
+    assert own.pipeline.engine.together == 4 and own.worker.inside == 0
 
 
 def test_a_full_queue_says_so_and_recovers(served):
-    own = served(library=FakeLibrary(rows=1, pause=0.05), queue=2)
+    own = served(pipeline=FakePipeline(rows=1, pause=0.05), queue=2)
 
     async def all_of_them():
         async with httpx.AsyncClient(timeout=30) as client:
@@ -152,8 +152,8 @@ def test_documents_come_and_go(served):
 
 
 def test_answers_go_on_while_documents_are_compressed(served):
-    own = served(library=FakeLibrary(rows=2, pause=0.01))
-    own.library.pause_add = 0.1
+    own = served(pipeline=FakePipeline(rows=2, pause=0.01))
+    own.pipeline.pause_add = 0.1
     many = {"documents": [{"id": str(i), "text": "t"} for i in range(160)]}
     adding = threading.Thread(
         target=httpx.post, args=(f"{own.url}/v1/documents",), kwargs={"json": many, "timeout": 30}
@@ -165,7 +165,7 @@ def test_answers_go_on_while_documents_are_compressed(served):
         rest = [line for line in lines if line]
         in_work = adding.is_alive()
     adding.join()
-    assert rest[-1] == "data: [DONE]" and in_work and len(own.library.stored) == 162
+    assert rest[-1] == "data: [DONE]" and in_work and len(own.pipeline.stored) == 162
 
 
 def test_search_and_rank(served):
@@ -213,8 +213,8 @@ def test_search_and_rank(served):
         ("chat/completions", chat(tool_choice={"type": "function", "function": {"name": "f"}}), 422, "no tools"),
         ("chat/completions", chat(functions=[{"name": "f"}]), 422, "no functions are called here"),
         ("chat/completions", chat(function_call={"name": "f"}), 422, "no functions are called here"),
-        ("chat/completions", chat(logprobs=True), 422, "log-probabilities are not told here"),
-        ("chat/completions", chat(top_logprobs=3), 422, "log-probabilities are not told here"),
+        ("chat/completions", chat(logprobs=True), 422, "log-probabilities are not reported here"),
+        ("chat/completions", chat(top_logprobs=3), 422, "log-probabilities are not reported here"),
         ("chat/completions", chat(logit_bias={"5": 100}), 422, "no bias"),
         ("chat/completions", chat(presence_penalty=0.5), 422, "no penalties"),
         ("chat/completions", chat(modalities=["text", "audio"]), 422, "answers are text"),
@@ -373,7 +373,7 @@ def test_who_does_not_read_frees_its_place(served, monkeypatch):
     """A stream to a client that keeps the connection and takes nothing from it."""
     monkeypatch.setattr(chats, "_LAST_WORDS", 0.2)
     own = served(request_seconds=1)
-    own.library.stored["large"] = "where is the cat " * 250_000
+    own.pipeline.stored["large"] = "where is the cat " * 250_000
     host, port = own.url.removeprefix("http://").split(":")
     body = json.dumps(chat(stream=True)).encode()
     head = ["POST /v1/chat/completions HTTP/1.1", "Host: x", "Content-Type: application/json"]
@@ -413,36 +413,36 @@ def test_pages_of_other_origins_are_refused(served):
 
 
 def test_too_long_a_work_is_ended(served):
-    own = served(library=FakeLibrary(rows=1, pause=0.2), request_seconds=0.5)
+    own = served(pipeline=FakePipeline(rows=1, pause=0.2), request_seconds=0.5)
     response = httpx.post(f"{own.url}/v1/chat/completions", json=chat())
     assert response.status_code == 504 and response.json()["error"]["type"] == "timeout_error"
     *_, last = events(httpx.post(f"{own.url}/v1/chat/completions", json=chat(stream=True)))
     assert last["error"]["type"] == "timeout_error"
-    wait_until(lambda: own.worker.inside == 0 and not own.library.engine.seats)
-    assert {ticket.result.ended for ticket in own.library.engine.ended} == {"cancelled"}
+    wait_until(lambda: own.worker.inside == 0 and not own.pipeline.engine.running)
+    assert {handle.result.ended for handle in own.pipeline.engine.ended} == {"cancelled"}
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_who_goes_is_not_answered_any_more(served, stream):
-    own = served(library=FakeLibrary(rows=1, pause=0.05))
+    own = served(pipeline=FakePipeline(rows=1, pause=0.05))
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{own.url}/v1/chat/completions", json=chat("q" * 500, stream=stream, max_tokens=4000), timeout=0.04)
-    wait_until(lambda: own.library.engine.ended)
-    assert own.library.engine.ended[0].result.ended == "cancelled"
+    wait_until(lambda: own.pipeline.engine.ended)
+    assert own.pipeline.engine.ended[0].result.ended == "cancelled"
     wait_until(lambda: own.worker.inside == 0)
     assert httpx.post(f"{own.url}/v1/chat/completions", json=chat(), timeout=30).status_code == 200
 
 
 def test_a_failure_is_one_answer_and_not_the_end(served):
     own = served()
-    own.library.rank = lambda *_: 1 / 0
+    own.pipeline.rank = lambda *_: 1 / 0
     response = httpx.post(f"{own.url}/v1/rank", json={"question": "x", "documents": ["y"]})
     assert response.status_code == 500 and "ZeroDivision" not in response.text
     assert httpx.post(f"{own.url}/v1/chat/completions", json=chat()).status_code == 200
 
 
 def test_what_is_under_way_is_finished_and_what_comes_is_refused(served):
-    own = served(library=FakeLibrary(rows=1, pause=0.05))
+    own = served(pipeline=FakePipeline(rows=1, pause=0.05))
     with httpx.stream("POST", f"{own.url}/v1/chat/completions", json=chat(stream=True), timeout=30) as response:
         lines = response.iter_lines()
         next(lines)
@@ -457,7 +457,7 @@ def test_what_is_under_way_is_finished_and_what_comes_is_refused(served):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_cannot_be_finished_is_told_so(served, stream):
-    own = served(library=FakeLibrary(rows=1, pause=0.2))
+    own = served(pipeline=FakePipeline(rows=1, pause=0.2))
     found = {}
 
     def ask():
@@ -465,7 +465,7 @@ def test_what_cannot_be_finished_is_told_so(served, stream):
 
     thread = threading.Thread(target=ask)
     thread.start()
-    wait_until(lambda: own.library.engine.seats)
+    wait_until(lambda: own.pipeline.engine.running)
     own.worker.stop()
     own.worker.end()
     thread.join(10)
@@ -478,16 +478,16 @@ def test_what_cannot_be_finished_is_told_so(served, stream):
 @pytest.mark.parametrize("stream", [False, True])
 def test_who_waits_for_a_worker_that_is_stuck_is_told_at_once(served, stream):
     """As inside XLA, whose compiling nothing can interrupt; and what waits behind it does not begin."""
-    own = served(library=FakeLibrary(rows=1, pause=0.0), queue=50)
+    own = served(pipeline=FakePipeline(rows=1, pause=0.0), queue=50)
     stuck, free = threading.Event(), threading.Event()
-    step = own.library.engine.step
+    step = own.pipeline.engine.step
 
     def compiling():
         stuck.set()
         free.wait(20)
         return step()
 
-    own.library.engine.step = compiling
+    own.pipeline.engine.step = compiling
     found = []
 
     def ask():
@@ -499,7 +499,7 @@ def test_who_waits_for_a_worker_that_is_stuck_is_told_at_once(served, stream):
         thread.start()
     assert stuck.wait(10)
     wait_until(lambda: own.worker.inside == 12)
-    asked = len(own.library.engine.waiting)
+    asked = len(own.pipeline.engine.waiting)
     own.worker.stop()
     began = time.monotonic()
     own.worker.end()
@@ -513,16 +513,16 @@ def test_who_waits_for_a_worker_that_is_stuck_is_told_at_once(served, stream):
         else:
             assert response.status_code == 503 and response.json()["error"]["message"] == "the server is stopping"
     free.set()
-    assert own.worker.join(10) and len(own.library.engine.waiting) + len(own.library.engine.seats) <= asked
+    assert own.worker.join(10) and len(own.pipeline.engine.waiting) + len(own.pipeline.engine.running) <= asked
 
 
 def test_a_store_that_fails_is_not_the_clients_fault(served):
     own = served()
 
     def damaged(*_, **__):
-        raise StoreFailed("stores/a: chunk 'x' is not as it was written")
+        raise StoreError("stores/a: chunk 'x' is not as it was written")
 
-    own.library.search = damaged
+    own.pipeline.search = damaged
     response = httpx.post(f"{own.url}/v1/search", json={"question": "x"})
     assert response.status_code == 500 and response.json()["error"]["type"] == "server_error"
     assert "chunk 'x' is not as it was written" in response.json()["error"]["message"]

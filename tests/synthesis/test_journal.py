@@ -11,15 +11,15 @@ import time
 import pytest
 
 from clara_jax import ClaraError
-from clara_jax.synthesis.asking import Asker
-from clara_jax.synthesis.endpoint import Ask, Reply
-from clara_jax.synthesis.journal import Dropped, Item, Journal, Outcome, Spent
+from clara_jax.synthesis.endpoint import Completion, CompletionRequest
+from clara_jax.synthesis.journal import Dropped, Item, ItemOutcome, Journal, TokenUsage
+from clara_jax.synthesis.steps import StepRunner
 from clara_jax.synthesis.work import work_through
 from tests.locations import ROOT
 
 ITEMS = [Item(f"d{number}", f"digest {number}", {"text": f"text {number}"}) for number in range(5)]
-DONE = Outcome("simple", {"question": ["q"], "answers": ["a"], "docs": ["d"]}, rounds=2)
-ASIDE = Outcome("complex", None, "not_covered", "no end", 10, (Dropped("leak", "there", "q", "a"),))
+DONE = ItemOutcome("simple", {"question": ["q"], "answers": ["a"], "docs": ["d"]}, rounds=2)
+REJECTED = ItemOutcome("complex", None, "not_covered", "no end", 10, (Dropped("leak", "there", "q", "a"),))
 
 
 @pytest.fixture
@@ -35,13 +35,13 @@ def test_items_are_claimed_once_and_finished(journal):
         assert one != two
         mine, yours = journal.claim(one, 2), journal.claim(two, 9)
         assert mine == ITEMS[:2] and yours == ITEMS[2:] and not journal.claim(one, 1)
-        journal.finish(ITEMS[0], [DONE, ASIDE])
+        journal.finish(ITEMS[0], [DONE, REJECTED])
         journal.release(one)
         assert journal.claim(two, 9) == [ITEMS[1]]
         journal.release_dead()
         assert not journal.claim(one, 9), "both live"
     assert journal.left() == 4
-    assert list(journal.outcomes()) == [(ITEMS[0], DONE), (ITEMS[0], ASIDE)]
+    assert list(journal.outcomes()) == [(ITEMS[0], DONE), (ITEMS[0], REJECTED)]
 
 
 def test_wanting_again_keeps_what_is_done_and_follows_the_new_order(journal):
@@ -52,9 +52,9 @@ def test_wanting_again_keeps_what_is_done_and_follows_the_new_order(journal):
     assert [item.id for item, _ in journal.outcomes()] == ["d2", "d0"]
 
 
-def test_what_was_set_aside_for_a_reason_is_done_again(journal):
+def test_what_was_rejected_for_a_reason_is_done_again(journal):
     journal.want(ITEMS[:2])
-    journal.finish(ITEMS[0], [DONE, ASIDE])
+    journal.finish(ITEMS[0], [DONE, REJECTED])
     journal.finish(ITEMS[1], [DONE])
     journal.again("leak")
     assert journal.left() == 0
@@ -85,10 +85,10 @@ def test_a_file_that_is_no_journal(tmp_path):
 
 
 def test_of_replies_to_one_request_the_first_one_counts(journal):
-    replies = [journal.remember(f"k{i % 3}", "d0", "answer", Reply(f"reply {i}", 10, i, False)) for i in range(9)]
+    replies = [journal.remember(f"k{i % 3}", "d0", "answer", Completion(f"reply {i}", 10, i, False)) for i in range(9)]
     assert [reply.text for reply in replies] == ["reply 0", "reply 1", "reply 2"] * 3
-    assert journal.reply("k1") == Reply("reply 1", 10, 1, False) and journal.reply("k9") is None
-    assert journal.spent() == Spent(3, 30, 3) and journal.spent_by_step() == {"answer": Spent(3, 30, 3)}
+    assert journal.reply("k1") == Completion("reply 1", 10, 1, False) and journal.reply("k9") is None
+    assert journal.spent() == TokenUsage(3, 30, 3) and journal.spent_by_step() == {"answer": TokenUsage(3, 30, 3)}
 
 
 def test_verdicts(journal):
@@ -156,15 +156,15 @@ def test_a_request_that_nobody_waits_for_any_more_may_fail(journal):
             await gate.wait()
             raise ClaraError("the server is away")
 
-        asker = Asker(send, journal, None, None)
-        asked = Ask((("user", "x"),), None, 5, 0.0, 0)
-        waiting = asyncio.ensure_future(asker._reply("a", "answer", asked))
+        runner = StepRunner(send, journal, None, None)
+        asked = CompletionRequest((("user", "x"),), None, 5, 0.0, 0)
+        waiting = asyncio.ensure_future(runner._reply("a", "answer", asked))
         await asyncio.sleep(0.01)
         waiting.cancel()
         gate.set()
         await asyncio.gather(waiting, return_exceptions=True)
         await asyncio.sleep(0.01)
-        assert not asker._under_way
+        assert not runner._under_way
 
     asyncio.run(whole())
     gc.collect()

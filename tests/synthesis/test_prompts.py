@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clara_jax.errors import ClaraError
-from clara_jax.synthesis.checks import DocumentText, Limits, pair_problem, paraphrase_problem, question_problem
-from clara_jax.synthesis.prompts import FIELDS, Prompts
+from clara_jax.synthesis.checks import CheckLimits, DocumentText, pair_problem, paraphrase_problem, question_problem
+from clara_jax.synthesis.prompts import FIELDS, PromptTemplates
 from clara_jax.synthesis.replies import SCHEMAS, Verdict, parse
 
 TEXT = (importlib.resources.files("clara_jax.synthesis") / "prompts.toml").read_text("utf-8")
 CONTENT = tomllib.loads(TEXT)
-PROMPTS = Prompts.load()
+PROMPTS = PromptTemplates.load()
 DATA = {
     "document": "Ann made it.",
     "documents": ["Ann made it.", "Bo did not."],
@@ -104,13 +104,13 @@ def test_questions_and_answers_of_demonstrations_pass_the_checks(language, step,
     asked += [demonstration["question"]] if "question" in demonstration else []
     assert len(asked) == len(set(asked))
     for question in asked:
-        assert question_problem(document, question, Limits()) is None
+        assert question_problem(document, question, CheckLimits()) is None
     pairs = [tuple(pair) for pair in demonstration.get("pairs", [])]
     if demonstration.get("verdict") != "incorrect" and "answer" in demonstration:
         pairs.append((demonstration["question"], demonstration["answer"]))
     for question, answer in pairs:
         assert answer in document.text
-        assert pair_problem(document, question, answer, Limits(), complex="complex" in step) is None
+        assert pair_problem(document, question, answer, CheckLimits(), complex="complex" in step) is None
 
 
 @pytest.mark.parametrize("language, step, demonstration", demonstrations("paraphrase", "validate_paraphrase"))
@@ -118,7 +118,7 @@ def test_paraphrases_of_demonstrations_pass_the_checks(language, step, demonstra
     document, paraphrase = DocumentText(demonstration["document"], language), demonstration["paraphrase"]
     if demonstration.get("verdict") == "incorrect":
         return
-    assert paraphrase_problem(document, paraphrase, Limits(copied=0.3, names_kept=1.0)) is None
+    assert paraphrase_problem(document, paraphrase, CheckLimits(copied=0.3, names_kept=1.0)) is None
     assert sorted(re.findall(r"\d+", paraphrase)) == sorted(re.findall(r"\d+", document.text))
 
 
@@ -210,22 +210,23 @@ def test_any_data_is_there_once(document, question):
     ],
 )
 def test_the_language_of_the_prompts(text, language):
-    assert PROMPTS.language_for(PROMPTS.spoken(text)) == language
+    assert PROMPTS.language_for(PROMPTS.detect_language(text)) == language
 
 
 def test_chinese_is_not_taken_for_one_of_its_dialects():
     for step in FIELDS:
         for demonstration in CONTENT["zh"][step]["demonstrations"]:
-            assert PROMPTS.spoken(demonstration.get("document", "中文")) == "zh"
+            assert PROMPTS.detect_language(demonstration.get("document", "中文")) == "zh"
 
 
 def test_only_the_languages_of_the_file(tmp_path):
     path = tmp_path / "p.toml"
     path.write_text(TEXT.replace("[de", "[fr").replace("[zh", "[ja"), encoding="utf-8")
-    prompts = Prompts.load(path)
+    prompts = PromptTemplates.load(path)
     assert prompts.languages == ("en", "fr", "ja")
-    assert prompts.language_for(prompts.spoken("Le bac pour l'île part à neuf heures et revient le soir.")) == "fr"
-    assert prompts.language_for(prompts.spoken("Der Turm wurde 1310 begonnen.")) == "en"
+    french = prompts.detect_language("Le bac pour l'île part à neuf heures et revient le soir.")
+    assert prompts.language_for(french) == "fr"
+    assert prompts.language_for(prompts.detect_language("Der Turm wurde 1310 begonnen.")) == "en"
 
 
 # Files ----------------------------------------------------------------------------------------------------------------
@@ -234,10 +235,10 @@ def test_only_the_languages_of_the_file(tmp_path):
 def test_the_version_is_that_of_the_content(tmp_path):
     path = tmp_path / "p.toml"
     path.write_text("# Ours.\n\n" + TEXT, encoding="utf-8")
-    assert Prompts.load(path).version == PROMPTS.version == Prompts.load().version
+    assert PromptTemplates.load(path).version == PROMPTS.version == PromptTemplates.load().version
     assert re.fullmatch(r"[0-9a-f]{12}", PROMPTS.version)
     path.write_text(TEXT.replace("Mara Lindqvist", "Maja Lindqvist"), encoding="utf-8")
-    assert Prompts.load(path).version != PROMPTS.version
+    assert PromptTemplates.load(path).version != PROMPTS.version
 
 
 def test_steps_need_no_demonstrations(tmp_path):
@@ -247,7 +248,7 @@ def test_steps_need_no_demonstrations(tmp_path):
         places = " ".join(f"{{{{{name}}}}}" for name in names)
         section.append(f'[en.{step}]\nsystem = "Do."\nuser = "{places} Done?"')
     path.write_text("\n".join(section))
-    assert Prompts.load(path).messages("answer", "en", document="d", question="q") == (
+    assert PromptTemplates.load(path).messages("answer", "en", document="d", question="q") == (
         ("system", "Do.\n\nJSON."),
         ("user", "<document>\nd\n</document> <question>\nq\n</question> Done?"),
     )
@@ -291,7 +292,7 @@ def test_mistakes_are_named(old, new, message, tmp_path):
     path = tmp_path / "p.toml"
     path.write_text(TEXT.replace(old, new, 1 if "]" in old or "[" not in old else -1), "utf-8")
     with pytest.raises(ClaraError, match=message) as caught:
-        Prompts.load(path)
+        PromptTemplates.load(path)
     assert str(caught.value).startswith(f"{path}: ")
 
 
@@ -300,13 +301,13 @@ def test_one_table_where_there_should_be_several(tmp_path):
     text = re.sub(r"(?s)(\[en\.teacher\].*?)\n\[\[.*?(?=\n# Deutsch)", r"\1\n[en.teacher.demonstrations]\n", TEXT)
     path.write_text(text, "utf-8")
     with pytest.raises(ClaraError, match=r"under \[\[en.teacher.demonstrations\]\]"):
-        Prompts.load(path)
+        PromptTemplates.load(path)
 
 
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(ClaraError, match="cannot be read: No such file"):
-        Prompts.load(tmp_path / "none.toml")
+        PromptTemplates.load(tmp_path / "none.toml")
     path = tmp_path / "latin.toml"
     path.write_bytes("[en]\ncommon = 'é'".encode("latin-1"))
     with pytest.raises(ClaraError, match="latin.toml: not UTF-8"):
-        Prompts.load(path)
+        PromptTemplates.load(path)

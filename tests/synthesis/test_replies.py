@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clara_jax.synthesis.replies import SCHEMAS, Malformed, Verdict, parse
+from clara_jax.synthesis.replies import SCHEMAS, MalformedReplyError, Verdict, parse
 
 QUESTIONS = ["simple_questions", "complex_questions", "more_simple_questions", "more_complex_questions"]
 BOTH = ("Who made it?", "When?")
@@ -90,7 +90,7 @@ def test_nothing_left_to_ask(text):
     ],
 )
 def test_no_questions(text):
-    with pytest.raises(Malformed):
+    with pytest.raises(MalformedReplyError):
         parse("simple_questions", text)
 
 
@@ -121,9 +121,9 @@ def test_whole_json_before_the_cut_is_whole():
 
 def test_texts_that_end_within_a_string_are_cut_whatever_the_server_says():
     assert parse("simple_questions", '{"questions": ["Who made it?", "When?", "Where did th') == BOTH
-    with pytest.raises(Malformed, match="cut"):
+    with pytest.raises(MalformedReplyError, match="cut"):
         parse("answer", '{"answer": "in the year 19')
-    with pytest.raises(Malformed, match="cut"):
+    with pytest.raises(MalformedReplyError, match="cut"):
         parse("paraphrase", '{"paraphrase": "It was told [1] that ever')
 
 
@@ -147,7 +147,7 @@ def test_texts_that_end_within_a_string_are_cut_whatever_the_server_says():
     ],
 )
 def test_cut_with_nothing_whole(step, text):
-    with pytest.raises(Malformed):
+    with pytest.raises(MalformedReplyError):
         parse(step, text, cut=True)
 
 
@@ -205,7 +205,7 @@ def test_answers(step, text, expected):
     ],
 )
 def test_no_answers(text):
-    with pytest.raises(Malformed):
+    with pytest.raises(MalformedReplyError):
         parse("answer", text)
 
 
@@ -238,7 +238,7 @@ def test_verdicts(step, text, correct, reason):
 def test_yes_and_no_are_verdicts_on_paraphrases_alone():
     for text, correct in [("Yes", True), ("no.", False), ('{"Judgment": "Yes"}', True), ("否", False)]:
         assert parse("validate_paraphrase", text) == Verdict(correct, "")
-        with pytest.raises(Malformed):
+        with pytest.raises(MalformedReplyError):
             parse("validate_answer", text)
 
 
@@ -273,7 +273,7 @@ def test_yes_and_no_are_verdicts_on_paraphrases_alone():
     ],
 )
 def test_what_is_not_clearly_a_verdict_is_none(step, text):
-    with pytest.raises(Malformed):
+    with pytest.raises(MalformedReplyError):
         parse(step, text)
 
 
@@ -296,7 +296,7 @@ def test_paraphrases(text):
     ["It was told again.", '{"paraphrase": ""}', '{"paraphrase": null}', '{"paraphrase": ["a"]}', '{"text": "a"}'],
 )
 def test_no_paraphrases(text):
-    with pytest.raises(Malformed):
+    with pytest.raises(MalformedReplyError):
         parse("paraphrase", text)
 
 
@@ -315,7 +315,7 @@ incorrect reason paraphrase yes""".split()
 def test_any_text_is_read_or_refused(step, text, cut):
     try:
         found = parse(step, text, cut)
-    except Malformed:
+    except MalformedReplyError:
         return
     if step in QUESTIONS:
         assert isinstance(found, tuple) and all(question.strip() for question in found)
@@ -355,7 +355,7 @@ def test_no_cut_question_is_kept(questions, data):
     text = whole[: data.draw(st.integers(0, len(whole) - 1))]
     try:
         found = parse("simple_questions", text, cut=True)
-    except Malformed:
+    except MalformedReplyError:
         return
     assert set(found) <= {question.strip() for question in questions}
 
@@ -369,6 +369,6 @@ def test_runaway_replies_are_refused_in_time(text):
     began = time.perf_counter()
     for step in ("answer", "validate_answer"):
         for cut in (False, True):
-            with pytest.raises(Malformed):
+            with pytest.raises(MalformedReplyError):
                 parse(step, text, cut)
     assert time.perf_counter() - began < 10

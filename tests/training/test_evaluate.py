@@ -189,7 +189,7 @@ def answers_to(bundle, questions):
     width = max(map(len, kept))
     ids = np.array([[0] * (width - len(row)) + row for row in kept], np.int32)
     mask = np.arange(width) >= width - np.array([[len(row)] for row in kept])
-    memories = np.zeros((len(ids), 1, CLARA.memory_tokens, bundle.model.config.width), np.float32)
+    memories = np.zeros((len(ids), 1, CLARA.memory_tokens, bundle.model.config.embed_dim), np.float32)
     with jax.set_mesh(bundle.mesh):
         arrays = put_batch((ids, mask, np.full_like(ids, -1), memories), bundle.mesh)
         out = generate(bundle.model, bundle.params, *arrays, np.zeros(len(ids), np.uint32), Sampling(6), bundle.end_ids)

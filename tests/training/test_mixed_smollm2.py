@@ -54,7 +54,7 @@ def test_greedy_answers(both, records):
     texts = [question(r["question"][0], r["docs"]) for r in records if r["data_type"] == "qa"]
     sampling, answers = Sampling(max_new_tokens=16), []
     for own in both:
-        empty = np.zeros((0, own.bundle.model.clara.memory_tokens, own.bundle.model.config.width), np.float32)
+        empty = np.zeros((0, own.bundle.model.clara.memory_tokens, own.bundle.model.config.embed_dim), np.float32)
         results = own.engine.generate([own.request(text, empty, sampling, 0) for text in texts])
         answers.append([list(result.tokens) for result in results])
     same = total = 0

@@ -9,7 +9,7 @@ import pytest
 
 from clara_jax import Clara
 from clara_jax.errors import ClaraError
-from clara_jax.library import Library
+from clara_jax.library import RagPipeline
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.training.config import ModelSection, RunConfig, StageConfig
@@ -73,12 +73,12 @@ def test_a_corpus_is_compressed_at_the_rate_that_is_chosen(folder):
 
 
 def test_a_store_is_opened_at_its_rate(folder, tmp_path):
-    made = Library.open(folder / "run", tmp_path / "s", create=True, rate=8)
+    made = RagPipeline.open(folder / "run", tmp_path / "s", create=True, rate=8)
     assert made.store.encoding.shape == (3, 64)
-    again = Library.open(folder / "run", tmp_path / "s")
+    again = RagPipeline.open(folder / "run", tmp_path / "s")
     assert again.clara.bundle.model.clara.compress_rate == 8
     with pytest.raises(ClaraError, match="holds memories of another compressor"):
-        Library.open(folder / "run", tmp_path / "s", rate=24)
+        RagPipeline.open(folder / "run", tmp_path / "s", rate=24)
     assert len(DocumentStore.open(tmp_path / "s")) == 0
 
 

@@ -1,4 +1,4 @@
-"""Data sets of records and passages as TFDS stores them, without TensorFlow: built from JSONL, read by number.
+"""Data sets of records and passages in the format of TFDS, without TensorFlow: built from JSONL, read by number.
 
 Importing this package registers ``clara_scp``, ``clara_instruct``, ``clara_end_to_end`` and ``clara_corpus`` with TFDS.
 """

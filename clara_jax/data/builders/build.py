@@ -16,12 +16,12 @@ from clara_jax.data.jsonl import data_files
 from clara_jax.errors import ClaraError
 from clara_jax.files import locked, sync
 
-LOCK, STAGING, PREVIOUS = ".lock", ".building", "previous"  # beside the data set's own directory; within the second
+LOCK, STAGING, PREVIOUS = ".lock", ".building", "previous"  # beside the data set's directory; within the second
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitReport:
-    """A split that was built; ``bytes`` are those of its files."""
+    """A split that was built; ``bytes`` is the size of its files."""
 
     records: int
     shards: int
@@ -32,7 +32,7 @@ class SplitReport:
 
 @dataclasses.dataclass(frozen=True)
 class BuildReport:
-    """What was built.
+    """A data set that was built.
 
     Attributes:
       directory: of the data set, down to its version.
@@ -67,10 +67,10 @@ def build(
     shard_bytes: int = SHARD_BYTES,
     progress: bool = False,
 ) -> BuildReport:
-    """Makes ``<directory>/clara_<stage>/<version>`` of JSONL files, as TFDS lays data sets out.
+    """Build ``<directory>/clara_<stage>/<version>`` from JSONL files, in the layout of TFDS.
 
     It is written beside its place and moved there when the disk holds it. A build that was killed leaves nothing that
-    could be taken for a data set; the next one clears it away.
+    could be taken for a data set; the next one removes it.
 
     Args:
       stage: "scp", "instruct", "end_to_end", "retrieval" (stored as clara_end_to_end) or "corpus".
@@ -78,8 +78,9 @@ def build(
       directory: local or mounted.
       on_error: "stop" at the first line that is not a record, or "skip" it: it goes to ``rejected.jsonl`` beside the
         shards.
-      overwrite: what is there may be replaced; until the moment when it is, it stays as it was.
+      overwrite: replace a data set that is there; it stays as it was until the new one is complete.
       shard_bytes: see `JsonlDataset`.
+      progress: show a bar for each split.
 
     Raises:
       ClaraError: files that are not there or hold no records, a bad line, a directory that holds this data set already
@@ -116,13 +117,13 @@ def _report(target: Path, seconds: float) -> BuildReport:
     metadata = read_metadata(target)
     splits = {
         name: SplitReport(
-            told["records"],
-            len(told["shards"]),
-            sum(shard["bytes"] for shard in told["shards"]),
-            told["rejected"],
-            told["fingerprint"],
+            about["records"],
+            len(about["shards"]),
+            sum(shard["bytes"] for shard in about["shards"]),
+            about["rejected"],
+            about["fingerprint"],
         )
-        for name, told in metadata["splits"].items()
+        for name, about in metadata["splits"].items()
     }
     rejects = target / REJECTED
     return BuildReport(
@@ -131,7 +132,7 @@ def _report(target: Path, seconds: float) -> BuildReport:
 
 
 def _move(made: Path, target: Path, staging: Path) -> None:
-    """Puts a data set in its place, once the disk holds it."""
+    """Put a data set in its place, once the disk holds it."""
     for path in (*made.iterdir(), made):
         sync(path)
     if target.exists():
@@ -141,7 +142,7 @@ def _move(made: Path, target: Path, staging: Path) -> None:
 
 
 def _clear(staging: Path, target: Path) -> None:
-    """Takes away what a build left, but for a data set that it was about to replace when it ended."""
+    """Remove what a build left, except for a data set that it was about to replace when it ended."""
     previous = staging / PREVIOUS
     if (previous / INFO).is_file() and not target.exists():
         previous.rename(target)

@@ -1,4 +1,4 @@
-"""``python -m clara_jax.data build`` and ``... stats``: what they are told, and what they say."""
+"""``python -m clara_jax.data build`` and ``... stats``: their arguments and their output."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STATISTICS, PICTURE = "statistics.json", "lengths.png"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``build``."""
+    """Add the arguments of ``build``."""
     parser.add_argument("stage", choices=STAGES, help="as what lines are read; retrieval is stored as clara_end_to_end")
     _add_files(parser, "JSONL files (plain, .gz, .zst; patterns; local or gs://...)")
     parser.add_argument("--output", required=True, metavar="DIR", help="the data set will be DIR/clara_STAGE/VERSION")
@@ -40,14 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Builds a data set and says what it is."""
+    """Build a data set and print a report."""
     files = {split: getattr(arguments, split) for split in SPLITS}
     options = {"on_error": arguments.on_error, "overwrite": arguments.overwrite, "progress": True}
     print(build(arguments.stage, files, arguments.output, **options))
 
 
 def add_statistics_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``stats``."""
+    """Add the arguments of ``stats``."""
     parser.add_argument("stage", nargs="?", choices=STAGES, help="as what lines of JSONL files are read")
     parser.add_argument("--data", metavar="DIR", help="a data set that was built, in place of files and a stage")
     _add_files(parser, "JSONL files")
@@ -65,7 +65,7 @@ def add_statistics_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_statistics(arguments: argparse.Namespace) -> None:
-    """Prints the report, and writes it where that is asked for."""
+    """Print the report, and write it where that is asked for."""
     if not 1 <= arguments.compress_rate <= arguments.doc_max_length:
         raise ClaraError(
             f"--compress-rate: {arguments.compress_rate} must be from 1 to --doc-max-length {arguments.doc_max_length}"

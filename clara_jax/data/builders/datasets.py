@@ -1,7 +1,7 @@
 """The TFDS data sets of this package: records and passages from files that a user names when they are built.
 
 ``import clara_jax.data.builders`` registers them: ``tfds.builder("clara_scp", data_dir=DIR)`` then finds what lies in
-DIR, and ``tfds.builder("clara_scp", data_dir=DIR, files={"train": ["*.jsonl"]}).download_and_prepare()`` makes it. No
+DIR, and ``tfds.builder("clara_scp", data_dir=DIR, files={"train": ["*.jsonl"]}).download_and_prepare()`` builds it. No
 TensorFlow is needed for either.
 """
 
@@ -33,15 +33,16 @@ class JsonlDataset(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     Args:
       files: patterns of files (`clara_jax.data.jsonl.data_files`) by split. None for a data set that is there already.
-      stage: as what lines are read; by default that of the class.
-      on_error: "stop" at the first line that is no item, or "skip" it and say so in ``rejected.jsonl``.
+      stage: the stage whose records the lines are; by default that of the class.
+      on_error: "stop" at the first line that is no item, or "skip" it and write it to ``rejected.jsonl``.
       shard_bytes: size of the items, uncompressed, at which a shard is full.
       progress: show a bar for each split.
       options: ``data_dir`` and the like, as for every TFDS builder.
     """
 
     VERSION = tfds.core.Version(f"{FORMAT}.0.0")
-    url_infos: ClassVar[dict] = {}  # nothing is downloaded; TFDS would look for checksums, which takes another package
+    # Nothing is downloaded; TFDS would look for checksums, which takes another package.
+    url_infos: ClassVar[dict] = {}  # pyright: ignore[reportIncompatibleVariableOverride]  # a cached property there
     STAGES: ClassVar[tuple[str, ...]] = ()
     DESCRIPTION: ClassVar[str] = ""
 
@@ -79,10 +80,11 @@ class JsonlDataset(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return {split: self._generate_examples(split, rejects) for split in self.files}
 
     def _generate_examples(self, split: str, rejects: Rejects | None = None) -> ItemReader:
+        assert self.files is not None  # `_split_generators` refuses a data set without files
         return ItemReader(data_files(self.files[split], f"files of split {split}"), self.stage, rejects)
 
     def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
-        """Writes all splits. Nothing here depends on how many items there are, see `ShardWriter`."""
+        """Write all splits; memory does not grow with the number of items, see `ShardWriter`."""
         infos, about, folder = [], {}, os.fspath(self.data_dir)
         skip = self.on_error == "skip"
         with Rejects(os.path.join(folder, REJECTED)) if skip else contextlib.nullcontext() as rejects:
@@ -104,12 +106,13 @@ class JsonlDataset(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                     "shards": [dataclasses.asdict(shard) for shard in shards],
                 }
         self.info.set_splits(tfds.core.SplitDict(infos))
-        whole = of_splits({split: told["fingerprint"] for split, told in about.items()})
-        told = {"format": FORMAT, "stage": self.stage, "fingerprint": whole, "splits": about}
-        self.info.metadata.update(sealed(told))
+        whole = of_splits({split: facts["fingerprint"] for split, facts in about.items()})
+        metadata = {"format": FORMAT, "stage": self.stage, "fingerprint": whole, "splits": about}
+        assert self.info.metadata is not None  # `_info` gives it
+        self.info.metadata.update(sealed(metadata))
 
     def _watched(self, reader: ItemReader, split: str) -> Iterator[Item]:
-        """The items, with a bar that can say when the last will come: local lines are quickly counted."""
+        """Yield the items, with a progress bar that has a total where all files are local: counting lines is quick."""
         total = None
         if self.progress and not any(map(is_remote, reader.files)):
             total = sum(1 for path in reader.files for _ in raw_lines(path))
@@ -117,28 +120,36 @@ class JsonlDataset(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             yield from bar
 
     def _log_download_bytes(self) -> None:
-        """Nothing is downloaded."""
+        """Skip the message: nothing is downloaded."""
 
     def _log_download_done(self) -> None:
-        """The one who builds says what was built."""
+        """Skip the message: the caller reports what was built."""
 
 
 class ClaraScp(JsonlDataset):
+    """The data set of the stage scp."""
+
     STAGES = ("scp",)
-    DESCRIPTION = "One document a record, with questions and answers about it, or told again."
+    DESCRIPTION = "One document a record, with questions and answers about it, or paraphrased."
 
 
 class ClaraInstruct(JsonlDataset):
+    """The data set of the stage instruct."""
+
     STAGES = ("instruct",)
     DESCRIPTION = "A question over a few documents, and its answer."
 
 
 class ClaraEndToEnd(JsonlDataset):
+    """The data set of the stages end_to_end and retrieval."""
+
     STAGES = ("end_to_end", "retrieval")
     DESCRIPTION = "A question over candidates, its answer, and the places of those that hold it, where they are known."
 
 
 class ClaraCorpus(JsonlDataset):
+    """The data set of a corpus."""
+
     STAGES = ("corpus",)
     DESCRIPTION = "Passages of documents, each of a length that is compressed at one time."
 

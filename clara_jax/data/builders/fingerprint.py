@@ -1,4 +1,4 @@
-"""What a data set says, in 64 characters: two that differ in one character of one record differ in these."""
+"""The fingerprint of a data set's content, 64 characters: any change of a record changes it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ FORMAT = 1  # of stored data sets and of fingerprints; whatever changes either c
 
 
 class Fingerprint:
-    """sha-256 over the items that are added, in order.
+    """SHA-256 over the items that are added, in order.
 
-    Compression, the cutting into files or shards, and the files' names have no part in it.
+    It does not depend on compression, the division into files or shards, and the files' names.
     """
 
     def __init__(self, schema: Schema):
@@ -21,14 +21,16 @@ class Fingerprint:
         self._hash = hashlib.sha256(f"clara_jax {schema.item.__name__} {FORMAT}\n".encode())
 
     def add(self, item: Item) -> None:
+        """Add an item."""
         self._hash.update(self._schema.content(item))
 
     def hexdigest(self) -> str:
+        """Return the fingerprint of the items added so far."""
         return self._hash.hexdigest()
 
 
 def fingerprint(items: Iterable[Item], schema: Schema) -> str:
-    """The fingerprint of a split, wherever its items come from."""
+    """Return the fingerprint of a split, wherever its items come from."""
     found = Fingerprint(schema)
     for item in items:
         found.add(item)
@@ -36,6 +38,6 @@ def fingerprint(items: Iterable[Item], schema: Schema) -> str:
 
 
 def of_splits(splits: Mapping[str, str]) -> str:
-    """The fingerprint of a data set, from those of its splits by name."""
+    """Return the fingerprint of a data set, from those of its splits by name."""
     lines = "".join(f"{name} {splits[name]}\n" for name in sorted(splits))
     return hashlib.sha256(f"clara_jax splits {FORMAT}\n{lines}".encode()).hexdigest()

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-RUN = 8  # words; a run of eight is hardly ever met twice by chance, and survives what is changed around it
+RUN = 8  # words; a run of eight is hardly ever met twice by chance, and survives changes around it
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
 def runs(words: Sequence[str]) -> np.ndarray:
-    """A hash of every run of `RUN` words, in order; uint64 [max(0, words - RUN + 1)]."""
+    """Return a hash of every run of `RUN` words, in order; uint64 [max(0, words - RUN + 1)]."""
     count = max(0, len(words) - RUN + 1)
     hashes, result = np.array([zlib.crc32(word.encode()) for word in words], np.uint64), np.zeros(count, np.uint64)
     for place in range(RUN if count else 0):
@@ -33,13 +33,13 @@ class Overlap:
         self._met = np.zeros(len(self._runs), bool)
 
     def meet(self, words: Sequence[str]) -> None:
-        """Reads one more text."""
+        """Read one more text."""
         if len(self._runs) and len(found := runs(words)):
             places = np.minimum(np.searchsorted(self._runs, found), len(self._runs) - 1)
             self._met[places[self._runs[places] == found]] = True
 
     def shares(self) -> np.ndarray:
-        """Of each text, the share of its runs that were met; 0 for one that is too short to have any."""
+        """Return, for each text, the share of its runs that were met; 0 for one that is too short to have any."""
         return np.array(
             [self._met[np.searchsorted(self._runs, text)].mean() if len(text) else 0.0 for text in self._texts]
         )

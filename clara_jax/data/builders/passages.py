@@ -1,4 +1,4 @@
-"""Passages: the lines of a corpus file, each a text with a name, and where it was cut from."""
+"""Passages: the lines of a corpus file, each a text with a name and its place in a document."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Passage:
     """One line of a corpus file.
 
     Attributes:
-      id: the file's own name for the passage, else ``where``.
-      text: what is read.
-      title, document, source: of the document that it was cut from: its title, its id, the file it lies in; "" where
+      id: the file's name for the passage, else ``where``.
+      text: the passage.
+      title, document, source: of the document that it is part of: its title, its id, the file it lies in; "" where
         unknown.
       start, end: characters of the document's text that it spans, -1 where unknown.
       page: where it begins, as the document counts them, -1 where unknown.
@@ -40,9 +40,10 @@ class Passage:
 
 
 def parse_passage(fields: Any, where: str) -> Passage:
-    """The `Passage` of one decoded JSON value.
+    """Return the `Passage` of one decoded JSON value.
 
     Args:
+      fields: the decoded JSON value.
       where: what messages begin with, e.g. "corpus.jsonl:17".
 
     Raises:
@@ -56,9 +57,9 @@ def parse_passage(fields: Any, where: str) -> Passage:
     text = _text(fields, name, where)
     if not text.strip():
         raise ClaraError(f'{where}: "{name}" is empty; write some text or remove the line')
-    own = _first(fields, ID_FIELDS)
+    id_field = _first(fields, ID_FIELDS)
     return Passage(
-        id=where if own is None else _text(fields, own, where, number=True),
+        id=where if id_field is None else _text(fields, id_field, where, number=True),
         text=text,
         title=_text(fields, "title", where),
         document=_text(fields, "document", where, number=True),
@@ -75,7 +76,7 @@ def _first(fields: Mapping, names: tuple[str, ...]) -> str | None:
 
 
 def _text(fields: Mapping, name: str, where: str, number: bool = False) -> str:
-    """A string, "" where there is none; a whole number will do where ``number`` says so."""
+    """Return a string, "" where there is none; with ``number`` a whole number is taken, too."""
     value = fields.get(name)
     if value is None:
         return ""

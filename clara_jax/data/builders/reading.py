@@ -1,9 +1,9 @@
-"""Lines of JSONL files as items of a stage; a line that is none ends the reading, or is put aside."""
+"""Lines of JSONL files as items of a stage; a line that is none ends the reading, or is rejected."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Generic
+from typing import Any, Generic, cast
 
 from clara_jax.data.builders.passages import parse_passage
 from clara_jax.data.builders.schema import PASSAGE, RECORD, Item, Schema
@@ -17,7 +17,7 @@ STAGES = (*RECORD_STAGES, CORPUS)
 
 
 def schema_of(stage: str) -> Schema:
-    """What a data set of this stage holds.
+    """Return the schema of the items of a stage's data set.
 
     Raises:
       ClaraError: an unknown stage.
@@ -42,12 +42,12 @@ class ItemReader(Generic[Item]):
     def __init__(self, files: Sequence[str], stage: str, rejects: Rejects | None = None):
         schema_of(stage)
         self.files, self.stage, self.rejects, self.with_positives = files, stage, rejects, 0
-        self._parse: Callable[[Any, str], Item] = (
-            parse_passage if stage == CORPUS else lambda fields, where: parse_record(fields, stage, where)
-        )
+        parse_item = parse_passage if stage == CORPUS else lambda fields, where: parse_record(fields, stage, where)
+        self._parse = cast(Callable[[Any, str], Item], parse_item)  # which of the two depends on the stage alone
 
     def __iter__(self) -> Iterator[Item]:
-        """
+        """Yield the items of all files, in order.
+
         Raises:
           ClaraError: a line that is not an item, where there are no ``rejects``; a file that cannot be read or of which
             no line is an item; a retrieval file none of whose records names a positive document.

@@ -1,4 +1,4 @@
-"""Statistics for people: as text, and as a picture of lengths."""
+"""A readable report of statistics: as text, and as a picture of lengths."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from clara_jax.files import replaced_when_whole
 # Okabe and Ito's, which people with any kind of colour vision can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
-_LEAKS = {
+_LEAKS = {  # each key of `clara_jax.data.builders.statistics`, in words
     "records": "records that are in train as they are",
     "questions": "records whose question is in train",
     "reworded_questions": "records whose question is in train with its words in another order",
@@ -32,11 +32,11 @@ _DUPLICATES = {
 
 
 def text(statistics: Mapping[str, Any], unit: str) -> str:
-    """The report as lines.
+    """Return the report as text.
 
     Args:
       statistics: of `clara_jax.data.builders.statistics.measure`.
-      unit: in which lengths are: "tokens of smollm2", "words".
+      unit: of lengths: "tokens of smollm2", "words".
     """
     lines = [f"lengths in {unit}"]
     for name, split in statistics["splits"].items():
@@ -50,16 +50,17 @@ def text(statistics: Mapping[str, Any], unit: str) -> str:
 
 
 def draw(statistics: Mapping[str, Any], unit: str, path: Path) -> None:
-    """Draws histograms of lengths, one row for each kind of text, the splits over each other.
+    """Draw histograms of lengths, one row for each kind of text, the splits over each other.
 
     Args:
       statistics: of `clara_jax.data.builders.statistics.measure`.
+      unit: of lengths.
       path: a .png file; written in one move.
 
     Raises:
       ClaraError: the file cannot be written.
     """
-    # Not pyplot: no window system, no state shared with a program that draws pictures of its own.
+    # Not pyplot: no window system, no state shared with a program that draws pictures, too.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -112,9 +113,9 @@ def _memory(memory: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _findings(found: Mapping[str, Any], said: Mapping[str, str]) -> list[str]:
+def _findings(found: Mapping[str, Any], descriptions: Mapping[str, str]) -> list[str]:
     lines = []
-    for name, words in said.items():
+    for name, words in descriptions.items():
         finding = found[name]
         of = f" of {finding['of']} ({finding['found'] / finding['of']:.2%})" if finding["of"] else ""
         example = next(iter(finding.get("examples", ())), None)

@@ -7,7 +7,7 @@ they are made and read several times faster, and without numpy in between.
 from __future__ import annotations
 
 import typing
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -19,6 +19,8 @@ from clara_jax.data.records import Record
 Item = TypeVar("Item", Record, Passage)
 
 WHERE = "where"
+_EXAMPLE: Any = tf_example_pb2  # protobuf makes the messages when it is imported: type checkers see none of them
+_FEATURE: Any = tf_feature_pb2
 _NAMES = ("qid", "id")  # fields that hold ``where`` for an item that its file gives no name
 # Whether a type is text, and whether it is many.
 _KINDS = {str: (True, False), tuple[str, ...]: (True, True), int: (False, False), tuple[int, ...]: (False, True)}
@@ -44,7 +46,7 @@ class Schema(Generic[Item]):
         self._fields = [_Field(name, *_KINDS[kind]) for name, kind in typing.get_type_hints(item).items()]
 
     def features(self) -> tfds.features.FeaturesDict:
-        """What TFDS is told: strings come back from it as bytes, tuples as arrays of any length."""
+        """Return the features for TFDS, which gives strings back as bytes and tuples as arrays of any length."""
         features = {}
         for name, text, many in self._fields:
             one = tfds.features.Text() if text else tfds.features.Scalar(np.int64)
@@ -52,22 +54,22 @@ class Schema(Generic[Item]):
         return tfds.features.FeaturesDict(features)
 
     def encode(self, item: Item) -> bytes:
-        """The same bytes for the same item."""
+        """Return an item's bytes, the same for equal items."""
         feature = {}
         for name, text, many in self._fields:
             value = getattr(item, name)
             values = value if many else (value,)
             if text:
                 texts = [_bytes(value) for value in values]
-                feature[name] = tf_feature_pb2.Feature(bytes_list=tf_feature_pb2.BytesList(value=texts))
+                feature[name] = _FEATURE.Feature(bytes_list=_FEATURE.BytesList(value=texts))
             else:
-                feature[name] = tf_feature_pb2.Feature(int64_list=tf_feature_pb2.Int64List(value=values))
-        example = tf_example_pb2.Example(features=tf_feature_pb2.Features(feature=feature))
+                feature[name] = _FEATURE.Feature(int64_list=_FEATURE.Int64List(value=values))
+        example = _EXAMPLE.Example(features=_FEATURE.Features(feature=feature))
         return example.SerializeToString(deterministic=True)
 
     def decode(self, data: bytes) -> Item:
-        """The item that `encode` was given."""
-        feature, fields = tf_example_pb2.Example.FromString(data).features.feature, {}
+        """Return the item that `encode` was given."""
+        feature, fields = _EXAMPLE.Example.FromString(data).features.feature, {}
         for name, text, many in self._fields:
             if text:
                 values = tuple([str(value, "utf-8", "surrogatepass") for value in feature[name].bytes_list.value])
@@ -77,7 +79,7 @@ class Schema(Generic[Item]):
         return self.item(**fields)
 
     def content(self, item: Item) -> bytes:
-        """What an item says, whatever file it was read from: all fields but ``where`` and a name taken from there.
+        """Return an item's content, whatever file it was read from: all fields but ``where`` and a name taken from it.
 
         Every text follows its length, so that different items never have the same content.
         """

@@ -11,7 +11,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from clara_jax.errors import ClaraError
 
-OPTIONS = "group_size:1"  # every item compressed (Zstandard) on its own: any one is read without its neighbours
+OPTIONS = "group_size:1"  # every item compressed (Zstandard) alone: any one is read without its neighbours
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Shard:
 
 
 class ShardWriter:
-    """Takes the items of a split; one shard is open at a time, and nothing but its current chunk is in memory.
+    """A writer of a split's items; one shard is open at a time, and only its current chunk is in memory.
 
-    TFDS' own writer holds up to 1 GB of a split in memory, and beyond that asks TensorFlow for temporary files. It
+    TFDS' writer holds up to 1 GB of a split in memory, and beyond that asks TensorFlow for temporary files. It
     needs them for shuffling; here the order stays that of the input, and shuffling is left to the batch plan.
 
     Args:
@@ -42,16 +42,18 @@ class ShardWriter:
         self._count = self._size = self._total = 0
 
     def add(self, data: bytes) -> None:
-        """
+        """Append an item's bytes.
+
         Raises:
           ClaraError: the file system refuses.
         """
         try:
-            if self._writer is None:
-                self._writer = ArrayRecordWriter(str(self._unfinished()), OPTIONS)
-                if not self._writer.ok():  # a file that cannot be opened raises nothing
+            writer = self._writer
+            if writer is None:
+                writer = self._writer = ArrayRecordWriter(str(self._unfinished()), OPTIONS)
+                if not writer.ok():  # a file that cannot be opened raises nothing
                     raise ClaraError(f"{self._unfinished()}: cannot be written")
-            self._writer.write(data)
+            writer.write(data)
         except RuntimeError as error:
             raise self._refused(error) from error
         self._count += 1
@@ -60,7 +62,7 @@ class ShardWriter:
             self._finish_shard()
 
     def finish(self) -> tuple[tfds.core.SplitInfo, list[Shard]]:
-        """Names the shards, all of them on the disk; at least one item was added."""
+        """Name the shards, all of them on the disk; at least one item was added."""
         if self._writer is not None:
             self._finish_shard()
         named = []
@@ -69,8 +71,10 @@ class ShardWriter:
             os.rename(self._folder / shard.name, path)
             named.append(dataclasses.replace(shard, name=path.name))
         lengths = [shard.records for shard in named]
+        split = self._template.split
+        assert split is not None  # the template of a split has its name
         info = tfds.core.SplitInfo(
-            name=self._template.split, shard_lengths=lengths, num_bytes=self._total, filename_template=self._template
+            name=split, shard_lengths=lengths, num_bytes=self._total, filename_template=self._template
         )
         return info, named
 
@@ -83,6 +87,7 @@ class ShardWriter:
 
     def _finish_shard(self) -> None:
         path = self._unfinished()
+        assert self._writer is not None  # a shard is finished only after an item was written to it
         try:
             self._writer.close()
             with open(path, "rb") as file:

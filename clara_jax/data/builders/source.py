@@ -19,16 +19,16 @@ from clara_jax.errors import ClaraError
 from clara_jax.strict_json import parse, unsealed
 
 METADATA, INFO = "metadata.json", "dataset_info.json"
-# What `read_metadata` gives, and what it gives of each split and of each of its shards.
+# The fields of the metadata (`read_metadata`), of each of its splits and of each shard, with their types.
 _WHOLE = {"stage": str, "fingerprint": str, "splits": dict}
 _SPLIT = {"fingerprint": str, "records": int, "with_positives": int, "rejected": int, "files": list, "shards": list}
 _SHARD = {"name": str, "records": int, "bytes": int}
-_TOGETHER = 256  # items that iteration reads at one time
+_READ_AT_ONCE = 256  # items that iteration reads at one time
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class _WholeShard:
-    """What ArrayRecordDataSource asks of a file, so that it need not be opened to be counted."""
+    """A file as ArrayRecordDataSource takes it (its `FileInstruction`), so that it is not opened to be counted."""
 
     filename: str
     skip: int
@@ -39,8 +39,8 @@ class _WholeShard:
 class RecordSource(Sequence[Item]):
     """The items of one split, in their order; usable as ``grain.MapDataset.source(...)``.
 
-    Nothing but a small file is read before the first item is asked for. Pickled, it is a few strings; whoever unpickles
-    it opens the same data set, or is told that it has changed.
+    Only a small file is read before the first item is asked for. Pickled, it is a few strings; unpickling opens the
+    same data set, or raises an error if it has changed.
 
     Attributes:
       directory: of the data set, down to its version.
@@ -52,9 +52,11 @@ class RecordSource(Sequence[Item]):
     """
 
     def __init__(self, directory: str | os.PathLike, split: str):
-        """
+        """Open a split of a data set.
+
         Args:
-          directory: the data set's own, or one in which there is no other.
+          directory: that of the data set, or one in which there is no other.
+          split: "train", "eval".
 
         Raises:
           ClaraError: no data set, no such split, files that are missing or cut.
@@ -75,20 +77,21 @@ class RecordSource(Sequence[Item]):
     def __len__(self) -> int:
         return len(self._data)
 
-    def __getitem__(self, index: SupportsIndex) -> Item:
+    # No slices are taken, as `grain.MapDataset.source` needs none.
+    def __getitem__(self, index: SupportsIndex) -> Item:  # pyright: ignore[reportIncompatibleMethodOverride]
         place = self._place(index)
         with self._damage():
             return self._schema.decode(self._data[place])
 
     def __getitems__(self, indices: Sequence[SupportsIndex]) -> list[Item]:
-        """Items by number, in the order of the numbers; faster than one at a time where they lie in several shards."""
+        """Return items by number, in the order of the numbers; faster than one at a time from several shards."""
         places = [self._place(index) for index in indices]
         with self._damage():
             return list(map(self._schema.decode, self._data.__getitems__(places))) if places else []
 
     def __iter__(self) -> Iterator[Item]:
-        for start in range(0, len(self), _TOGETHER):
-            yield from self.__getitems__(range(start, min(start + _TOGETHER, len(self))))
+        for start in range(0, len(self), _READ_AT_ONCE):
+            yield from self.__getitems__(range(start, min(start + _READ_AT_ONCE, len(self))))
 
     def __repr__(self) -> str:
         return f"RecordSource({self.directory!r}, {self.split!r}, fingerprint={self.fingerprint[:12]})"
@@ -97,7 +100,7 @@ class RecordSource(Sequence[Item]):
         return _reopen, (self.directory, self.split, self.fingerprint)
 
     def verify(self) -> None:
-        """Reads every item once.
+        """Read every item once and compare the fingerprint.
 
         Raises:
           ClaraError: they are not those that were built.
@@ -107,7 +110,7 @@ class RecordSource(Sequence[Item]):
 
     @contextlib.contextmanager
     def _damage(self) -> Iterator[None]:
-        """Says in one line whatever a damaged file makes the readers raise."""
+        """Turn any error that a damaged file makes the readers raise into a `ClaraError` of one line."""
         try:
             yield
         except Exception as error:
@@ -131,7 +134,7 @@ class RecordSource(Sequence[Item]):
 
 
 def dataset_directory(directory: str | os.PathLike) -> Path:
-    """The data set's own directory: the one that is named, or the only one in it (DIR/clara_scp/1.0.0).
+    """Return the directory of a data set: the one that is named, or the only one in it (DIR/clara_scp/1.0.0).
 
     Raises:
       ClaraError: there is none, or several.
@@ -149,7 +152,7 @@ def dataset_directory(directory: str | os.PathLike) -> Path:
 
 
 def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
-    """What was noted when a data set was built: format, stage, fingerprint, and by split its records and shards.
+    """Return the metadata of a data set: format, stage, fingerprint, and by split its records and shards.
 
     Raises:
       ClaraError: it was not built by this package, or in another format, or was changed since.
@@ -179,7 +182,7 @@ def _has(value: Any, members: dict[str, type]) -> bool:
     if not isinstance(value, dict):
         return False
     found = ((value.get(name), kind) for name, kind in members.items())
-    return all(isinstance(own, kind) and not (kind is int and own < 0) for own, kind in found)
+    return all(isinstance(x, kind) and not (isinstance(x, int) and kind is int and x < 0) for x, kind in found)
 
 
 def _reopen(directory: str, split: str, expected: str) -> RecordSource:

@@ -1,4 +1,4 @@
-"""What is in a data set before anything is trained on it: lengths, compression, duplicates, leaks.
+"""Statistics of a data set before training on it: lengths, compression, duplicates, leaks.
 
 Texts are compared by their words alone: case, punctuation and white space make no two questions or documents
 different. Of a text only a hash, a length and its place are kept, so that a million records fit into memory.
@@ -34,7 +34,7 @@ _MIXER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio
 
 
 def words(text: str) -> list[str]:
-    """What a text is compared by."""
+    """Return a text's words in the form in which texts are compared."""
     return _WORD.findall(normal_form("NFC", text).casefold())
 
 
@@ -46,6 +46,7 @@ class Texts:
         self._gold = array.array("b")
 
     def add(self, hashed: int, tokens: int, owner: int, gold: bool = False) -> None:
+        """Append a text: its hash, its length, the number of its item, and whether it is gold."""
         self._hashes.append(hashed)
         self._tokens.append(tokens)
         self._owners.append(owner)
@@ -53,35 +54,39 @@ class Texts:
 
     @property
     def hashes(self) -> np.ndarray:
+        """The hash of each text, uint64."""
         return np.array(self._hashes, np.uint64)
 
     @property
     def tokens(self) -> np.ndarray:
+        """The length of each text, int64."""
         return np.array(self._tokens, np.int64)
 
     @property
     def owners(self) -> np.ndarray:
+        """The number of the item in which each text stands, int64."""
         return np.array(self._owners, np.int64)
 
     @property
     def gold(self) -> np.ndarray:
+        """Whether each text is gold, bool."""
         return np.array(self._gold, bool)
 
 
-class Collected:
+class SplitContents:
     """A split, read once.
 
     Args:
       items: records or passages; they are not kept.
       count: gives texts their lengths.
-      known: is told of every text, for how much of held-out documents stands in them.
+      known: meets every text, to measure how much of held-out documents stands in them.
       keep_runs: keep the runs of words of each different document.
 
     Attributes:
       where: of each item.
       texts: `Texts` by kind; a passage is a document.
       reworded: questions by their words in any order, else as ``texts["questions"]``.
-      records: items by all they say.
+      records: items by their whole content.
       runs: of each different document, with the first item it stands in.
     """
 
@@ -100,21 +105,21 @@ class Collected:
     def _add(self, items: Sequence[tuple[str, dict[str, tuple[str, ...]], tuple[int, ...]]]) -> None:
         self._look_up({text: None for _, parts, _ in items for texts in parts.values() for text in texts})
         for where, parts, gold in items:
-            owner, said = len(self.where), []
+            owner, content = len(self.where), []
             self.where.append(where)
             for kind, texts in parts.items():
                 for place, text in enumerate(texts):
                     hashed, tokens = self._cache[text]
-                    said.append(f"{kind} {hashed}")
+                    content.append(f"{kind} {hashed}")
                     self.texts[kind].add(hashed, tokens, owner, kind == "documents" and place in gold)
                     if kind == "questions":
                         self.reworded.add(_hash(sorted(words(text))), tokens, owner)
                     elif kind == "documents" and self._keep_runs and hashed not in self.runs:
                         self.runs[hashed] = owner, runs(words(text))
-            self.records.add(_hash(said), 0, owner)
+            self.records.add(_hash(content), 0, owner)
 
     def _look_up(self, texts: dict[str, None]) -> None:
-        """Has the cache hold these texts."""
+        """Add these texts to the cache."""
         if len(self._cache) > _CACHED:
             self._cache.clear()
         new = [text for text in texts if text not in self._cache]
@@ -131,10 +136,11 @@ def measure(
     doc_max_length: int = 256,
     compress_rate: int = 16,
 ) -> dict[str, Any]:
-    """What there is to say about the splits, ready for JSON.
+    """Measure the splits; the result is ready for JSON.
 
     Args:
-      splits: items by split. What stands in "train" too is looked for in every other.
+      splits: items by split. Texts of "train" are looked for in every other.
+      count: gives texts their lengths.
       doc_max_length: tokens at which documents are cut.
       compress_rate: doc_max_length over memory tokens of a document.
 
@@ -142,13 +148,15 @@ def measure(
       "splits": by split, see `_about`; "leaks": by split other than "train", see `_leaks`.
     """
     held_out = {
-        name: Collected(items, count, keep_runs="train" in splits) for name, items in splits.items() if name != "train"
+        name: SplitContents(items, count, keep_runs="train" in splits)
+        for name, items in splits.items()
+        if name != "train"
     }
     collected, overlaps = dict(held_out), {}
     if "train" in splits:
         different = [text for split in held_out.values() for _, text in split.runs.values()]
         known = Overlap(different)
-        collected = {"train": Collected(splits["train"], count, known if different else None)} | held_out
+        collected = {"train": SplitContents(splits["train"], count, known if different else None)} | held_out
         shares = known.shares()
         for name, split in held_out.items():
             overlaps[name], shares = shares[: len(split.runs)], shares[len(split.runs) :]
@@ -158,8 +166,8 @@ def measure(
     }
 
 
-def _about(split: Collected, doc_max_length: int, compress_rate: int) -> dict[str, Any]:
-    """A split: "records", "lengths" by kind, "documents_per_record", "memory", "duplicates"."""
+def _about(split: SplitContents, doc_max_length: int, compress_rate: int) -> dict[str, Any]:
+    """Describe a split: "records", "lengths" by kind, "documents_per_record", "memory", "duplicates"."""
     documents, count = split.texts["documents"], len(split.where)
     tokens, owners, hashes = documents.tokens, documents.owners, documents.hashes
     memory, read = doc_max_length // compress_rate, np.minimum(tokens, doc_max_length)
@@ -188,8 +196,8 @@ def _about(split: Collected, doc_max_length: int, compress_rate: int) -> dict[st
     }
 
 
-def _leaks(split: Collected, train: Collected, overlaps: np.ndarray) -> dict[str, Any]:
-    """Held-out records that training gives away, and how; each with the first examples.
+def _leaks(split: SplitContents, train: SplitContents, overlaps: np.ndarray) -> dict[str, Any]:
+    """Count the held-out records that training gives away, and how; each with the first examples.
 
     "records": all of one is in train; "questions": a question of it is; "reworded_questions": a question with the same
     words in another order is; "gold_documents", "documents": a positive document of it, any document of it is;
@@ -223,7 +231,7 @@ def _leaks(split: Collected, train: Collected, overlaps: np.ndarray) -> dict[str
 
 
 def _lengths(tokens: np.ndarray) -> dict[str, Any]:
-    """Count, total, minimum, mean, percentiles, maximum, and a histogram: the bins' edges and what is in each."""
+    """Return count, total, minimum, mean, percentiles, maximum, and a histogram: the bins' edges and counts."""
     if not len(tokens):
         return {"count": 0}
     low, high = int(tokens.min()), int(tokens.max())
@@ -243,8 +251,8 @@ def _lengths(tokens: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _repeated(split: Collected, texts: Texts) -> dict[str, Any]:
-    """Texts that stood before, and the records of the first of them beside those where they stood first."""
+def _repeated(split: SplitContents, texts: Texts) -> dict[str, Any]:
+    """Count texts that stood before; the examples name the record of each and the one where it stood first."""
     hashes, owners = texts.hashes, texts.owners
     _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
     again = np.flatnonzero(first[inverse] != np.arange(len(hashes)))
@@ -255,13 +263,13 @@ def _repeated(split: Collected, texts: Texts) -> dict[str, Any]:
     return {"found": len(again), "of": len(hashes), "examples": examples}
 
 
-def _named(split: Collected, places: np.ndarray) -> dict[str, Any]:
+def _named(split: SplitContents, places: np.ndarray) -> dict[str, Any]:
     examples = [{"record": split.where[place]} for place in places[:EXAMPLES]]
     return {"found": len(places), "of": len(split.where), "examples": examples}
 
 
 def _first_owner(hashes: np.ndarray, texts: Texts) -> np.ndarray:
-    """For each hash the first item of ``texts`` that has it, -1 where none does."""
+    """Return for each hash the first item of ``texts`` that has it, -1 where none does."""
     known, first = np.unique(texts.hashes, return_index=True)
     if not len(known):
         return np.full(len(hashes), -1)
@@ -269,8 +277,8 @@ def _first_owner(hashes: np.ndarray, texts: Texts) -> np.ndarray:
     return np.where(known[places] == hashes, texts.owners[first[places]], -1)
 
 
-def _found(split: Collected, train: Collected, owners: np.ndarray, found: np.ndarray) -> dict[str, Any]:
-    """Records of a split one of whose texts was found in an item of train."""
+def _found(split: SplitContents, train: SplitContents, owners: np.ndarray, found: np.ndarray) -> dict[str, Any]:
+    """Count the records of a split one of whose texts was found in an item of train."""
     hits = np.flatnonzero(found >= 0)
     records, first = np.unique(owners[hits], return_index=True)
     examples = [

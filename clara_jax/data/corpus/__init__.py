@@ -1,6 +1,6 @@
-"""Any documents in: folders of text, Markdown, HTML and PDF, and JSONL files, cut into a corpus of chunks.
+"""From documents to a corpus of chunks: folders of text, Markdown, HTML and PDF, and JSONL files.
 
-    files ─readers─▶ Document ─chunks (sentences, counting)─▶ Chunk ─duplicates─▶ corpus.jsonl (build)
+    files ─readers─▶ CorpusDocument ─chunks (sentences, counting)─▶ DocumentChunk ─duplicates─▶ corpus.jsonl (build)
 
 Every chunk knows where it comes from: ``document.text[chunk.start:chunk.end]`` is its text, after the title line.
 """

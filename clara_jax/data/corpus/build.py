@@ -1,4 +1,4 @@
-"""The whole way, from files to a corpus: read and cut in worker processes, compared and written in order."""
+"""The pipeline from files to a corpus: read and chunked in worker processes, compared and written in order."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from clara_jax.data.corpus.chunks import Chunk, Chunker
+from clara_jax.data.corpus.chunks import Chunker, DocumentChunk
 from clara_jax.data.corpus.duplicates import Duplicates, Signature, require_datasketch, signature
 from clara_jax.data.corpus.files import JSONL, InputFile, find_files
 from clara_jax.data.corpus.readers import json_document, read_file, require
@@ -34,7 +34,7 @@ WORKER_BYTES = 2**21  # of input for each worker process: starting one takes sec
 
 @dataclasses.dataclass(frozen=True)
 class CorpusReport:
-    """What became of the input.
+    """The result of a build: counts of what was read, dropped and written.
 
     Attributes:
       output: the corpus file.
@@ -84,10 +84,12 @@ class CorpusReport:
 
 
 def rejected_file(output: str | os.PathLike) -> str:
+    """Return the path of the file of rejected files and lines, beside the output."""
     return f"{os.fspath(output)}.rejected.jsonl"
 
 
 def duplicates_file(output: str | os.PathLike) -> str:
+    """Return the path of the file of dropped duplicates, beside the output."""
     return f"{os.fspath(output)}.duplicates.jsonl"
 
 
@@ -101,20 +103,21 @@ def build_corpus(
     progress: bool = True,
     follow_links: bool = False,
 ) -> CorpusReport:
-    """Writes the corpus of some inputs: one JSON object a chunk, see `Chunk`.
+    """Write the corpus of some inputs: one JSON object a chunk, see `DocumentChunk`.
 
-    The same input gives the same bytes, whatever the number of workers. Beside the output stand
-    ``OUTPUT.rejected.jsonl`` and ``OUTPUT.duplicates.jsonl``, where there is anything to say.
+    The same input gives the same bytes, whatever the number of workers. ``OUTPUT.rejected.jsonl`` and
+    ``OUTPUT.duplicates.jsonl`` stand beside the output, where anything was rejected or dropped.
 
     Args:
       inputs: folders, files, patterns; see `find_files`.
-      output: a .jsonl file, also with .gz or .zst behind.
+      output: a .jsonl file, also with .gz or .zst after it.
+      chunker: chunks the documents.
       near_duplicates: Jaccard similarity from which on a chunk is dropped that repeats one before it; equal texts are
         dropped first. None keeps everything.
       on_error: "stop" at the first file or line that cannot be read, or "skip" it.
-      workers: processes that read and cut; 1 does it all in this one. Default: by cores and size of the input.
+      workers: processes that read and chunk; 1 does it all in this one. Default: by cores and size of the input.
       progress: show a bar on standard error.
-      follow_links: read what links in a folder lead to outside of it.
+      follow_links: read files that links in a folder lead to outside of it.
 
     Raises:
       ClaraError: nothing to read, a mistake in the input and ``on_error`` is "stop", nothing that could be read, a
@@ -124,8 +127,8 @@ def build_corpus(
         raise ClaraError(f'--on-error: {on_error!r} must be "{STOP}" or "{SKIP}"')
     output, started = os.fspath(output), time.monotonic()
     files, ignored = find_files(inputs, follow_links)
-    own = {os.path.realpath(path) for path in (output, rejected_file(output), duplicates_file(output))}
-    files = [file for file in files if os.path.realpath(file.path) not in own]  # of a run before
+    written = {os.path.realpath(path) for path in (output, rejected_file(output), duplicates_file(output))}
+    files = [file for file in files if os.path.realpath(file.path) not in written]  # by a run before
     if not files:
         raise ClaraError(f"--input: {', '.join(inputs)}: holds nothing but the output")
     require(file.kind for file in files)
@@ -170,13 +173,13 @@ class _Rejected:
 
 @dataclasses.dataclass(frozen=True)
 class _Read:
-    """A document that was read and cut."""
+    """A document that was read and chunked."""
 
     id: str
     source: str
     guessed_encoding: str | None
     cleaned: int
-    chunks: tuple[Chunk, ...]
+    chunks: tuple[DocumentChunk, ...]
     signatures: tuple[Signature, ...]
 
 
@@ -203,7 +206,7 @@ def _tasks(file: InputFile) -> Iterator[_Task]:
 
 
 class _Work:
-    """What a worker does with a task: nothing that depends on other tasks."""
+    """The work of a worker on a task, which does not depend on other tasks."""
 
     def __init__(self, chunker: Chunker, signatures: bool):
         self.chunker, self.signatures = chunker, signatures
@@ -216,7 +219,9 @@ class _Work:
             ]
         else:
             results = [self._result(task.file.path, functools.partial(read_file, task.file))]
-        return results + [_Rejected(task.file.path, task.error)] * (task.error is not None)
+        if task.error is not None:
+            results.append(_Rejected(task.file.path, task.error))
+        return results
 
     def _result(self, place: str, read: Callable) -> _Read | _Rejected:
         try:
@@ -229,7 +234,7 @@ class _Work:
 
 
 class _Corpus:
-    """What is known of everything read so far, and the files that are written."""
+    """The state of a build: what is known of everything read so far, and the files that are written."""
 
     def __init__(self, output: str, on_error: str, duplicates: Duplicates | None):
         self.output, self.on_error, self.duplicates = output, on_error, duplicates
@@ -243,7 +248,7 @@ class _Corpus:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """The files are there when the block has ended well."""
+        """Open the output files; they are there only when the block has ended without an error."""
         with contextlib.ExitStack() as self._files:
             self._writer(self.output)
             yield
@@ -257,11 +262,12 @@ class _Corpus:
 
     def _writer(self, path: str) -> Callable:
         if path not in self._writers:
+            assert self._files is not None  # within `writing`
             self._writers[path] = self._files.enter_context(write_json_lines(path))
         return self._writers[path]
 
     def take(self, result: _Read | _Rejected) -> None:
-        """Writes a document's chunks, or notes why there are none."""
+        """Write a document's chunks, or the reason why there are none."""
         if isinstance(result, _Read) and result.id in self.sources:
             reason = (
                 f"{result.source}: its id {result.id!r} is that of {self.sources[result.id]}, too; give other ids, or "
@@ -291,6 +297,7 @@ class _Corpus:
     def report(
         self, files: collections.Counter[str], ignored: collections.Counter[str], seconds: float
     ) -> CorpusReport:
+        """Return the report of the build."""
         tokens = min(self.tokens), statistics.median(self.tokens), max(self.tokens)
         return CorpusReport(
             self.output,
@@ -313,7 +320,7 @@ Mapping = Callable[[Iterable[_Task]], Iterator[tuple[_Task, list[_Read | _Reject
 
 @contextlib.contextmanager
 def _mapping(work: _Work, workers: int) -> Iterator[Mapping]:
-    """A function that yields every task with its results, in order."""
+    """Give a function that yields every task with its results, in order."""
     if workers <= 1:
         yield lambda tasks: ((task, work(task)) for task in tasks)
         return
@@ -324,12 +331,12 @@ def _mapping(work: _Work, workers: int) -> Iterator[Mapping]:
     try:
         yield lambda tasks: _in_order(pool, tasks, AHEAD * workers)
     except BaseException as error:
-        # Nothing of what they still do is wanted: Ctrl-C should not wait for it.
+        # Their remaining work is not wanted: Ctrl-C should not wait for it.
         for process in multiprocessing.active_children():
             if process not in others:
                 process.terminate()
-        # Nobody reads what is still being written to them: Python 3.11 would wait for ever (cpython issue 94777).
-        pool._call_queue._reader.close()
+        # Tasks that are still being written to them have no reader: Python 3.11 would wait for ever (cpython 94777).
+        pool._call_queue._reader.close()  # pyright: ignore[reportAttributeAccessIssue]  # private to CPython
         if isinstance(error, BrokenProcessPool):
             raise ClaraError(
                 "a process that read documents was killed (memory?); give fewer --workers, 1 to read in one process"

@@ -1,4 +1,4 @@
-"""A document cut into chunks that the compressor reads whole."""
+"""Chunking: documents become chunks that the compressor reads whole."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from clara_jax.data.corpus.counting import CountTokens
-from clara_jax.data.corpus.documents import Document
+from clara_jax.data.corpus.documents import CorpusDocument
 from clara_jax.data.corpus.sentences import check_language, paragraph_ends, sentence_ends
 from clara_jax.data.titles import title_line
 from clara_jax.errors import ClaraError
@@ -21,7 +21,7 @@ _WORD = re.compile(r"\S+")
 
 
 @dataclasses.dataclass(frozen=True)
-class Chunk:
+class DocumentChunk:
     """A stretch of a document, one line of the corpus.
 
     Attributes:
@@ -51,7 +51,7 @@ class Chunk:
         return self.text[len(self.text) - (self.end - self.start) :]
 
     def fields(self) -> dict[str, Any]:
-        """The corpus file's JSON object."""
+        """Return the JSON object of the corpus file."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del fields["tokens"]
         if self.page is None:
@@ -70,7 +70,7 @@ class _Piece(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Chunker:
-    """Cuts documents.
+    """A splitter of documents into chunks.
 
     A chunk takes whole paragraphs as long as they fit. It ends with a paragraph if it is then at least half full, else
     with a sentence on the same condition, else with a word, and only within a word that is too long alone. Every
@@ -83,7 +83,7 @@ class Chunker:
       overlap: a chunk repeats the end of the one before it: this many sentences, or as many whole sentences as have
         together at most this many tokens; never more than half a chunk, and nothing of a sentence that was divided.
       overlap_unit: "sentences" or "tokens".
-      title: chunks begin with the document's title on a line of its own, where it has one.
+      title: chunks begin with the document's title on a separate line, where it has one.
       language: an ISO 639-1 code, for finding sentences.
     """
 
@@ -105,8 +105,8 @@ class Chunker:
             raise ClaraError(f"--overlap: {self.overlap} tokens are more than half of --max-tokens {self.max_tokens}")
         check_language(self.language)
 
-    def __call__(self, document: Document) -> list[Chunk]:
-        """The chunks of a document, in order; none of a blank one.
+    def __call__(self, document: CorpusDocument) -> list[DocumentChunk]:
+        """Return the chunks of a document, in order; none of a blank one.
 
         Raises:
           ClaraError: the limit is less than one character needs.
@@ -115,7 +115,7 @@ class Chunker:
         chunks = []
         for start, end, tokens in _Cut(self, document, prefix).spans():
             chunks.append(
-                Chunk(
+                DocumentChunk(
                     f"{document.id}#{len(chunks)}",
                     document.id,
                     document.title,
@@ -130,7 +130,7 @@ class Chunker:
         return chunks
 
     def _prefix(self, title: str) -> str:
-        """The title line, of as many of the title's words as may stand there; "" without any."""
+        """Return the title line, of as many of the title's words as may stand there; "" without any."""
         words = title.split()[: self.max_tokens]
         while words and self.count([title_line(" ".join(words))])[0] > self.max_tokens * LONGEST_TITLE:
             words.pop()
@@ -140,13 +140,13 @@ class Chunker:
 class _Cut:
     """The work on one document: its pieces, which become finer where that is needed."""
 
-    def __init__(self, chunker: Chunker, document: Document, prefix: str):
+    def __init__(self, chunker: Chunker, document: CorpusDocument, prefix: str):
         self.chunker, self.text, self.source, self.prefix = chunker, document.text, document.source, prefix
         self.capacity = chunker.max_tokens - (chunker.count([prefix])[0] if prefix else 0)
         self.pieces = self._pieces(0, paragraph_ends(self.text), PARAGRAPH)
 
     def spans(self) -> Iterator[tuple[int, int, int]]:
-        """(start, end, tokens with the title line) of every chunk."""
+        """Yield (start, end, tokens with the title line) for every chunk."""
         start = fresh = 0  # the chunk's first piece, and the first that no chunk before it holds
         capacity = self.capacity
         while fresh < len(self.pieces):
@@ -166,7 +166,7 @@ class _Cut:
                 capacity = self.capacity
 
     def _fill(self, start: int, fresh: int, capacity: int) -> tuple[int, int]:
-        """Where the chunk begins and ends. A piece that straddles its end is refined, if it is not half full."""
+        """Return the chunk's first piece and its end; it refines a piece that straddles it if half is empty."""
         stop, total = start, 0
         while stop < len(self.pieces):
             piece = self.pieces[stop]
@@ -184,11 +184,11 @@ class _Cut:
         return start, stop
 
     def _whole(self, piece: _Piece) -> bool:
-        """It is never divided only to fill a chunk better."""
+        """Return whether a piece is never divided only to fill a chunk better."""
         return piece.level == PART or (piece.level == WORD and piece.tokens <= self.capacity)
 
     def _overlap(self, start: int, stop: int) -> tuple[int, int]:
-        """Where the next chunk begins, and which of its pieces is new."""
+        """Return the next chunk's first piece, and its first new piece."""
         sentences, tokens = self.chunker.overlap, self.capacity // 2
         if self.chunker.overlap_unit == TOKENS:
             sentences, tokens = stop, min(self.chunker.overlap, tokens)
@@ -205,7 +205,7 @@ class _Cut:
         return first, stop
 
     def _refine(self, index: int) -> int:
-        """Replaces a piece by those of the next level; returns how many more there are then."""
+        """Replace a piece by those of the next level; return how many more there are then."""
         start, end, level, _ = self.pieces[index]
         text = self.text[start:end]
         if level == PART and len(text.strip()) == 1:
@@ -224,7 +224,7 @@ class _Cut:
         return len(parts) - 1
 
     def _part_ends(self, word: str) -> list[int]:
-        """Where to divide a word, with white space before it, so that each part is as long as fits in a chunk."""
+        """Return where to divide a word, with white space before it, into parts as long as fit in a chunk."""
         start, ends = len(word) - len(word.lstrip()), []
         while start < len(word):
             # Only short stretches are counted, however long the word.
@@ -247,7 +247,7 @@ class _Cut:
         return [_Piece(a, b, level, tokens) for a, b, tokens in zip(starts, ends, counts, strict=True)]
 
     def _visible(self, start: int, stop: int) -> tuple[int, int]:
-        """The offsets of the pieces from start to stop, without white space before them."""
+        """Return the offsets of the pieces from start to stop, without white space before them."""
         first, last = self.pieces[start].start, self.pieces[stop - 1].end
         text = self.text[first:last]
         return first + len(text) - len(text.lstrip()), last

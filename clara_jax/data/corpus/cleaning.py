@@ -1,6 +1,6 @@
 """The characters of a text as a reader sees them: one place for every kind of file.
 
-Files hold more than what is read: glyphs in place of letters, marks that are never shown, accents apart from their
+Files hold more than readable text: glyphs in place of letters, marks that are never shown, accents apart from their
 letters, words divided where a line ends. The compressor would see other tokens than a question's, so they are cleaned
 before anything else looks at the text.
 """
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from clara_jax.spelling import normal_form
 
 # What fonts have for letters that touch (ﬁ), for those of Arabic and Hebrew by their place in a word (ﻼ), and radicals
-# that look like Chinese characters (⼈): letters, which Unicode says of all but those of its second block of radicals.
+# that look like Chinese characters (⼈): letters, by Unicode's mappings but for its second block of radicals.
 _GLYPHS = {
     glyph: letters
     for glyph in map(chr, chain(range(0x2E80, 0x2FE0), range(0xFB00, 0xFDD0), range(0xFE80, 0xFEFD)))
@@ -55,15 +55,15 @@ class Cleaned(NamedTuple):
 
 
 def cleaned(text: str, typeset: bool = False) -> Cleaned:
-    """Return the text as it is read: letters for glyphs, accents with their letters (NFC), "\\n" at the ends of lines,
-    nothing that is not shown.
+    r"""Return the text as a reader sees it.
 
-    Surrogate pairs become one character, halves of them the replacement character.
+    Letters replace glyphs, accents are composed with their letters (NFC), lines end with "\n", and there is nothing
+    that is not shown. Surrogate pairs become one character, halves of them the replacement character. The time is
+    linear in the text's length.
 
     Args:
+      text: as it stands in a file, decoded.
       typeset: its lines were broken for a page, as in a PDF: words that a hyphen divides where a line ends are joined.
-
-    The time is linear in the text's length.
     """
     changed = 0
 
@@ -96,7 +96,7 @@ def one_line(text: str) -> str:
 
 
 def _joined(text: str) -> tuple[str, int]:
-    """The text with divided words joined, and their number.
+    """Return the text with divided words joined, and their number.
 
     Where the text has the word with its hyphen elsewhere, and not without it, the hyphen belongs to the word and stays.
     """
@@ -107,7 +107,7 @@ def _joined(text: str) -> tuple[str, int]:
     for match in _DIVIDED.finditer(text):
         before = _BEFORE.search(text, max(position, match.start() - _LONGEST_PART), match.start())
         after = _AFTER.match(text, match.end(), match.end() + _LONGEST_PART)
-        # A capital letter begins a name of its own ("Anglo-\nSaxon").
+        # A capital letter begins another name ("Anglo-\nSaxon").
         if before is None or after is None or not after[0][0].islower() or after[0] in _GO_ON:
             continue
         whole, hyphened = before[0] + after[0], f"{before[0]}-{after[0]}"

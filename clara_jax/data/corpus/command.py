@@ -1,4 +1,4 @@
-"""``python -m clara_jax.data corpus``: any documents in, a corpus of chunks out."""
+"""``python -m clara_jax.data corpus``: from documents of any kind to a corpus of chunks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OFF = "off"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """Add the command's options."""
     parser.description = (
         "Reads folders and files of .txt, .md, .html, .pdf and .jsonl, and writes a corpus: one JSON object a chunk, "
         "with where it comes from."
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="read what links in a folder, or found by a pattern, lead to outside of it (passed over by default)",
     )
-    add("--output", required=True, metavar="FILE", help="corpus.jsonl; with .gz or .zst behind it is compressed")
+    add("--output", required=True, metavar="FILE", help="corpus.jsonl; with .gz or .zst after it, it is compressed")
     add(
         "--tokenizer",
         default=WORDS,
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--title",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="begin every chunk with its document's title on a line of its own",
+        help="begin every chunk with its document's title on a separate line",
     )
     add("--language", default="en", metavar="CODE", help="of the documents, for finding sentences (en)")
     add(
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Builds the corpus and prints what became of the input.
+    """Build the corpus and print a report.
 
     Raises:
       ClaraError: see `build_corpus`.

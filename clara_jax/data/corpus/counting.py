@@ -23,28 +23,29 @@ _WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
 
 
 def count_words(texts: Sequence[str]) -> list[int]:
-    """Runs of characters between white space."""
+    """Count the runs of characters between white space in each text; a character of an unspaced script is a run."""
     return [sum(1 for _ in _WORD.finditer(text)) for text in texts]
 
 
 class TokenCounter:
-    """Tokens of a text as the compressor reads it, without the frame around it: what ``doc_max_length`` limits."""
+    """A counter of a text's tokens as the compressor reads it, without the frame: the number that is limited."""
 
     def __init__(self, tokenizer: ClaraTokenizer):
         self._tokenizer = tokenizer
         self._frame = len(tokenizer.document_tokens([""])[0])
 
     def __call__(self, texts: Sequence[str]) -> list[int]:
+        """Return the number of tokens of each text, comparable with ``doc_max_length``."""
         return [len(ids) - self._frame for ids in self._tokenizer.document_tokens(texts)]
 
 
 def open_counter(name: str, max_tokens: int) -> CountTokens:
-    """The counter of a tokenizer.
+    """Open the counter of a tokenizer.
 
     Args:
       name: "words"; a base model as `clara_jax.checkpoints.base.open_base` takes it; or the ``tokenizer`` folder of a
         checkpoint.
-      max_tokens: the most that is going to be asked of a text.
+      max_tokens: the longest text that is going to be allowed.
 
     Raises:
       ClaraError: no such base model, or a checkpoint whose documents must be shorter.

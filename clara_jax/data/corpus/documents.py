@@ -1,20 +1,21 @@
-"""What is read from a file, before it is cut."""
+"""Documents as they are read from files, before they are chunked."""
 
 from __future__ import annotations
 
 import bisect
 import dataclasses
 
+from clara_jax.deprecation import renamed_attributes
+
 
 @dataclasses.dataclass(frozen=True)
-class Document:
-    """One file, or one line of a JSONL file.
+class CorpusDocument:
+    r"""A document of a corpus: one file, or one line of a JSONL file.
 
     Attributes:
       id: unique within a corpus: the path below the folder that was named, or the id that a JSONL line gives.
       title: one line; "" where there is none.
-      text: what was read, cleaned: lines end with "\\n", there is nothing that is not shown. Offsets count its
-        characters.
+      text: the cleaned text: lines end with "\n", there is nothing that is not shown. Offsets count its characters.
       source: the file, or "file.jsonl:17".
       pages: where each page begins in ``text``; empty for files without pages.
       guessed_encoding: the encoding, where the file did not say it and was not UTF-8.
@@ -30,5 +31,8 @@ class Document:
     cleaned: int = 0
 
     def page(self, offset: int) -> int | None:
-        """The page, counted from 1, that the character at an offset stands on; None where there are no pages."""
+        """Return the page, counted from 1, of the character at an offset; None where there are no pages."""
         return bisect.bisect_right(self.pages, offset) if self.pages else None
+
+
+__getattr__ = renamed_attributes(__name__, {"Document": "CorpusDocument"})

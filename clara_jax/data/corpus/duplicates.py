@@ -1,4 +1,4 @@
-"""Near-duplicates: chunks whose sets of word shingles are nearly the same (Jaccard similarity).
+"""Near-duplicates: chunks whose sets of word shingles are nearly the same by Jaccard similarity.
 
 MinHash LSH (datasketch; Broder 1997, Indyk and Motwani 1998) finds candidates; the sets themselves decide, so that
 nothing is dropped because of hashes that were alike by chance. LSH overlooks some pairs, which are kept: of those at
@@ -12,7 +12,7 @@ import functools
 import hashlib
 import importlib.util
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,7 +27,7 @@ _WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 
 
 class Signature(NamedTuple):
-    """What a chunk is compared by.
+    """The features by which chunks are compared.
 
     Attributes:
       digest: of the text, white space aside.
@@ -55,7 +55,7 @@ class Match(NamedTuple):
 
 
 def signature(text: str) -> Signature:
-    """The signature of a text: it does not depend on process or platform."""
+    """Return the signature of a text; it does not depend on process or platform."""
     digest = hashlib.blake2b(" ".join(text.split()).encode(), digest_size=16).digest()
     words = _WORD.findall(text.casefold())
     spans = {" ".join(words[i : i + SHINGLE]) for i in range(max(1, len(words) - SHINGLE + 1))} if words else set()
@@ -65,7 +65,7 @@ def signature(text: str) -> Signature:
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:
-    """Members in both sets over members in either, of two sorted arrays without repeats."""
+    """Return the members in both sets over the members in either, of two sorted arrays without repeats."""
     both = len(np.intersect1d(a, b, assume_unique=True))
     return both / (len(a) + len(b) - both)
 
@@ -89,7 +89,7 @@ class Duplicates:
         self._digests: dict[bytes, int] = {}
 
     def add(self, id: str, of: Signature) -> Match | None:
-        """Keeps a chunk, or says which one it repeats: the most similar, of equally similar ones the first."""
+        """Keep a chunk, or return the one it repeats: the most similar, of equally similar ones the first."""
         equal = self._digests.get(of.digest)
         if equal is not None:
             return Match(self._ids[equal], 1.0, True)
@@ -106,7 +106,7 @@ class Duplicates:
 
 
 def bands(threshold: float) -> tuple[int, int]:
-    """(bands, rows of a band): as many rows as leave at most ``MISSED`` of the pairs at the threshold unseen."""
+    """Return (bands, rows of a band): as many rows as leave at most ``MISSED`` of the pairs at the threshold unseen."""
     for rows in range(PERMUTATIONS // 2, 1, -1):
         count = PERMUTATIONS // rows
         if (1 - threshold**rows) ** count <= MISSED:
@@ -115,14 +115,14 @@ def bands(threshold: float) -> tuple[int, int]:
 
 
 def require_datasketch() -> None:
-    """Refuses before any work where datasketch is missing."""
+    """Refuse, before any work, to go on without datasketch."""
     if importlib.util.find_spec("datasketch") is None:
         raise ClaraError(
             "near-duplicates are found with the package datasketch: pip install datasketch, or --near-duplicates off"
         )
 
 
-def _lsh(count: int, rows: int):
+def _lsh(count: int, rows: int) -> Any:  # datasketch's keys are any hashable; these are numbers
     require_datasketch()
     from datasketch import MinHashLSH
 

@@ -1,5 +1,7 @@
-"""The text of HTML and PDF files, by packages that may take any time on a file made for it: run by
-`clara_jax.confined`."""
+"""The text of HTML and PDF files.
+
+The packages that extract it may take any time on a malicious file, so these functions are run by `clara_jax.confined`.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ def html_text(page: str) -> dict[str, Any]:
     import trafilatura
 
     logging.getLogger("trafilatura").setLevel(logging.CRITICAL)
-    # The page is text already: what it says of its encoding, which may not exist, would mislead the parser.
+    # The page is text already: a declared encoding, which may not exist, would mislead the parser.
     page = re.sub(r"(?i)(<meta[^>]{0,200}?)\bcharset\b", r"\1data-charset", page[:10000]) + page[10000:]
     page = re.sub(r"\A\s*<\?xml[^>]*>", "", page)
     if "<html" not in page[:10000].lower():
@@ -40,6 +42,7 @@ def html_text(page: str) -> dict[str, Any]:
         raise ClaraError(f"is no HTML that can be read ({type(error).__name__}: {str(error)[:300]})") from error
     if found is None:
         return {"text": "", "title": ""}
+    assert not isinstance(found, dict)  # a dict is given only where ``as_dict`` asks for it
     text = (found.text or "").replace("\r\n", "\n").replace("\r", "\n")
     # Each line is a paragraph, but for the rows of a table and the items of a list.
     return {"text": re.sub(r"\n+(?![-|\n])", "\n\n", text), "title": found.title or ""}
@@ -52,8 +55,9 @@ def pdf_text(content: bytes) -> dict[str, Any]:
       ClaraError: no PDF that can be read, or one with a password.
     """
     import pypdf
+    import pypdf.errors
 
-    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # what matters is said by our own messages
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # our messages report what matters
     warnings.simplefilter("ignore")
     try:
         reader = pypdf.PdfReader(io.BytesIO(content))

@@ -24,7 +24,7 @@ KINDS = {
     ".jsonl": JSONL,
 }
 
-LINKS = "links out of the folder"  # among what is passed over
+LINKS = "links out of the folder"  # a reason for which files are ignored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,20 +43,19 @@ class InputFile:
 
     @property
     def size(self) -> int:
-        """Bytes, as stored; 0 where that is not known."""
+        """The number of bytes, as stored; 0 where that is not known."""
         return os.path.getsize(self.path) if os.path.isfile(self.path) else 0
 
 
 def find_files(inputs: Iterable[str], follow_links: bool = False) -> tuple[list[InputFile], collections.Counter[str]]:
-    """The files of some inputs, in the inputs' order, those of a folder sorted by name.
+    """Find the files of some inputs, in the inputs' order, those of a folder sorted by name.
 
     Args:
       inputs: folders, which are searched to any depth; files; patterns. What begins with "." in a folder is passed
         over, and links to folders are not followed. Any of the kinds may be compressed (``.gz``, ``.zst``). Remote
         files (``gs://...``) are taken, remote folders are not.
-
-      follow_links: read what links in a folder, or found by a pattern, lead to outside of it. Links to files within
-        it are always read.
+      follow_links: read files outside of a folder to which links in it, or found by a pattern, lead. Links to files
+        within it are always read.
 
     Returns:
       the files; how many files in folders were passed over: because of their suffix, by suffix, and ``LINKS``.
@@ -76,7 +75,7 @@ def find_files(inputs: Iterable[str], follow_links: bool = False) -> tuple[list[
                 continue
             for file in _walk(path, follow_links) if folder else [path]:
                 kind = _kind(file)
-                # What is named is read wherever it leads; what a folder or a pattern brings may be a stranger's.
+                # A named file is read wherever it leads; one from a folder or a pattern may be a stranger's.
                 if varies and not follow_links and _leads_out(file, root):
                     ignored[LINKS] += 1
                 elif kind:
@@ -101,7 +100,7 @@ def _kind(path: str) -> str | None:
 
 
 def _leads_out(path: str, root: str) -> bool:
-    """A link, or a path through one, whose end does not lie in the folder."""
+    """Return whether a path is or goes through a link whose end does not lie in the folder."""
     if is_remote(path):
         return False
     within = os.path.realpath(root or ".")
@@ -120,13 +119,13 @@ def _walk(folder: str, follow_links: bool) -> list[str]:
             folders[:] = [name for name in folders if ends[name] not in seen]
             seen.update(ends.values())
         files += [os.path.join(place, name) for name in names if not name.startswith(".")]
-    # Not what would block when read, as pipes do; a link that leads nowhere is refused when it is read.
+    # Files that would block when read, as pipes do, are left out; a link that leads nowhere is refused when it is read.
     files = [path for path in files if os.path.isfile(path) or not os.path.exists(path)]
     return sorted(files, key=lambda path: _name(path, folder))
 
 
 def _root(given: str, path: str) -> str:
-    """The folder that names begin below: a file's own, or where a pattern begins to vary."""
+    """Return the folder that names begin below: that of a file, or where a pattern begins to vary."""
     fixed = os.path.expanduser(os.path.expandvars(given))
     while glob.has_magic(fixed):
         fixed = posixpath.dirname(fixed)
@@ -134,7 +133,7 @@ def _root(given: str, path: str) -> str:
 
 
 def _varies(given: str, path: str) -> bool:
-    """The file was found by a pattern, not named."""
+    """Return whether a file was found by a pattern, not named."""
     pattern = os.path.expanduser(os.path.expandvars(given))
     return glob.has_magic(pattern) and path != pattern
 

@@ -1,4 +1,4 @@
-"""What a Markdown file says of its title: front matter and headings, in time linear in the file's length."""
+"""The title of a Markdown file, from front matter or headings, in time linear in the file's length."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ LONGEST_YAML = 20_000  # characters that are parsed: the parser is written in Py
 
 _FIELD = re.compile(r"""["']?[\w-]+["']?[ \t]*:""")
 _TITLE = re.compile(r"(?i:title)[ \t]*:[ \t]*(.*)")
-_NO_PLAIN = tuple("[{&*!|>")  # with these YAML begins what is no string
+_NO_PLAIN = tuple("[{&*!|>")  # a YAML value that begins with one of these is no string
 _NO_PARAGRAPH = tuple("#>*+- \t")
 
 
 class Body(NamedTuple):
-    """A text without its front matter, and the title that this gave; "" for none."""
+    """A text without its front matter, and the title in the front matter; "" for none."""
 
     text: str
     title: str
 
 
 def without_front_matter(text: str) -> Body:
-    """Return what follows the front matter (fields in YAML between two rules of dashes), and its ``title``.
+    """Return the text after the front matter (fields in YAML between two rules of dashes), and its ``title``.
 
-    Two rules of dashes with prose between them are no front matter: that has fields.
+    Two rules of dashes with prose between them are no front matter, since that has fields.
     """
     if not text.startswith("---"):
         return Body(text, "")
@@ -46,8 +46,10 @@ def without_front_matter(text: str) -> Body:
 
 
 def first_heading(text: str) -> str:
-    """Return the text of the first heading outside fenced code, of either kind ("# Title", or underlined by "==="); ""
-    for none."""
+    """Return the text of the first heading outside fenced code; "" for none.
+
+    Both kinds of headings count: "# Title", and a line underlined by "===".
+    """
     fence, before = "", ""
     for line in text.split("\n"):
         bare = line.lstrip(" ")
@@ -78,7 +80,7 @@ def _title(lines: list[str]) -> str:
     source = "\n".join(lines)
     if len(source) <= LONGEST_YAML:
         try:
-            # All values as the strings that stand there; nothing is constructed from tags. Aliases are never unfolded:
+            # All values as the strings that stand there; nothing is constructed from tags. Aliases are never expanded:
             # only one string is taken.
             fields = yaml.load(source, Loader=yaml.BaseLoader)
         except (yaml.YAMLError, RecursionError, ValueError):

@@ -1,4 +1,4 @@
-"""Readers: a file of each kind becomes a `Document`, or is refused in one line."""
+"""Readers: a file of each kind becomes a `CorpusDocument`, or is refused with a message of one line."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from clara_jax.confined import Confined, Exceeded
+from clara_jax.confined import Confined, ExceededError
 from clara_jax.data.corpus.cleaning import cleaned, one_line
-from clara_jax.data.corpus.documents import Document
+from clara_jax.data.corpus.documents import CorpusDocument
 from clara_jax.data.corpus.files import HTML, JSONL, MARKDOWN, PDF, TEXT, InputFile, find_files
 from clara_jax.data.corpus.markdown import first_heading, without_front_matter
 from clara_jax.data.jsonl import checked_utf8, decode, json_kind, open_binary, raw_lines, zstd
 from clara_jax.errors import ClaraError
 
-# Spellings of a JSONL line's fields, the first present one counts: BEIR says "_id", Pyserini "contents".
+# Spellings of a JSONL line's fields, the first present one counts: BEIR has "_id", Pyserini "contents".
 ID_FIELDS = ("id", "_id", "docid", "doc_id")
 TEXT_FIELDS = ("text", "contents", "content", "body")
 PACKAGES = {HTML: "trafilatura", PDF: "pypdf"}
 LARGEST = 2**28  # bytes of a document's file when it is unpacked
-# Of a core, for what an HTML or PDF file holds: no honest file needs a tenth of it.
+# Of a core, to extract an HTML or PDF file's text: no honest file needs a tenth of it.
 SECONDS, SECONDS_PER_MB = 60.0, 30.0
 _EXTRACTION = Confined()
 
@@ -63,7 +63,7 @@ _NO_ENCODINGS = (
 
 
 def require(kinds: Iterable[str]) -> None:
-    """Refuses before any work what cannot be read for want of a package.
+    """Refuse, before any work, kinds of files that cannot be read because a package is missing.
 
     Raises:
       ClaraError: which package is missing, and for what.
@@ -73,8 +73,8 @@ def require(kinds: Iterable[str]) -> None:
             raise ClaraError(f"{kind} files are read with the package {PACKAGES[kind]}: pip install {PACKAGES[kind]}")
 
 
-def read_documents(inputs: Iterable[str], follow_links: bool = False) -> Iterator[Document]:
-    """The documents of some inputs (see `find_files`), in order; the first mistake ends it."""
+def read_documents(inputs: Iterable[str], follow_links: bool = False) -> Iterator[CorpusDocument]:
+    """Yield the documents of some inputs (see `find_files`), in order; the first mistake is an error."""
     for file in find_files(inputs, follow_links)[0]:
         if file.kind == JSONL:
             for where, line in raw_lines(file.path):
@@ -83,8 +83,8 @@ def read_documents(inputs: Iterable[str], follow_links: bool = False) -> Iterato
             yield read_file(file)
 
 
-def read_file(file: InputFile) -> Document:
-    """The document of a file of any kind but JSONL.
+def read_file(file: InputFile) -> CorpusDocument:
+    """Read the document of a file of any kind but JSONL.
 
     Raises:
       ClaraError: it cannot be read, holds no text, is encrypted, or a package is missing.
@@ -95,10 +95,11 @@ def read_file(file: InputFile) -> Document:
     return document
 
 
-def json_document(line: bytes, where: str, name: str) -> Document:
-    """The document of a JSONL line.
+def json_document(line: bytes, where: str, name: str) -> CorpusDocument:
+    """Return the document of a JSONL line.
 
     Args:
+      line: its bytes.
       where: "file.jsonl:17", for messages and as the source.
       name: the file's name; with the line's number the id of a line that gives none.
 
@@ -118,11 +119,11 @@ def json_document(line: bytes, where: str, name: str) -> Document:
     text, changed = cleaned(text)
     if not text.strip():
         raise ClaraError(f'{where}: "text" holds nothing that is shown; write some text or remove the line')
-    return Document(name, one_line(title), text, where, cleaned=changed)
+    return CorpusDocument(name, one_line(title), text, where, cleaned=changed)
 
 
 def _field(fields: dict[str, Any], names: tuple[str, ...], where: str) -> str | None:
-    """The first of some fields that is present, or None; an id may be a whole number."""
+    """Return the first of some fields that is present, or None; an id may be a whole number."""
     name = next((name for name in names if fields.get(name) is not None), None)
     if name is None:
         return None
@@ -145,19 +146,19 @@ def _content(path: str) -> bytes:
     return content
 
 
-def _text(file: InputFile, content: bytes) -> Document:
+def _text(file: InputFile, content: bytes) -> CorpusDocument:
     text, guessed, changed = _decoded(file.path, content, typeset=True)
-    return Document(file.name, _stem(file), text, file.path, guessed_encoding=guessed, cleaned=changed)
+    return CorpusDocument(file.name, _stem(file), text, file.path, guessed_encoding=guessed, cleaned=changed)
 
 
-def _markdown(file: InputFile, content: bytes) -> Document:
+def _markdown(file: InputFile, content: bytes) -> CorpusDocument:
     text, guessed, changed = _decoded(file.path, content)
     found = without_front_matter(text)
     title = one_line(found.title or first_heading(found.text)) or _stem(file)
-    return Document(file.name, title, found.text, file.path, guessed_encoding=guessed, cleaned=changed)
+    return CorpusDocument(file.name, title, found.text, file.path, guessed_encoding=guessed, cleaned=changed)
 
 
-def _html(file: InputFile, content: bytes) -> Document:
+def _html(file: InputFile, content: bytes) -> CorpusDocument:
     require([HTML])
     page, guessed = _raw_text(file.path, content, _DECLARED.search(content[:4096]))
     found = _extracted(file, "html_text", page, len(content))
@@ -165,10 +166,10 @@ def _html(file: InputFile, content: bytes) -> Document:
     if not text.strip():
         raise ClaraError(f"{file.path}: holds no main text")
     title = one_line(found["title"]) or _stem(file)
-    return Document(file.name, title, text, file.path, guessed_encoding=guessed, cleaned=changed)
+    return CorpusDocument(file.name, title, text, file.path, guessed_encoding=guessed, cleaned=changed)
 
 
-def _pdf(file: InputFile, content: bytes) -> Document:
+def _pdf(file: InputFile, content: bytes) -> CorpusDocument:
     require([PDF])
     found = _extracted(file, "pdf_text", content, len(content))
     texts, changed = [], 0
@@ -188,17 +189,17 @@ def _pdf(file: InputFile, content: bytes) -> Document:
         parts.append(page)
         length += len(page)
     title = one_line(found["title"]) or _stem(file)
-    return Document(file.name, title, "".join(parts), file.path, tuple(starts), cleaned=changed)
+    return CorpusDocument(file.name, title, "".join(parts), file.path, tuple(starts), cleaned=changed)
 
 
 def _extracted(file: InputFile, function: str, content: str | bytes, size: int) -> dict[str, Any]:
-    """What a function of `clara_jax.data.corpus.extraction` finds in a file, within bounds on time and memory."""
+    """Run a function of `clara_jax.data.corpus.extraction` on a file's content, within bounds on time and memory."""
     seconds = SECONDS + SECONDS_PER_MB * size / 1e6
     try:
         return _EXTRACTION.call(f"clara_jax.data.corpus.extraction:{function}", [content], seconds)
     except ClaraError as error:
         raise ClaraError(f"{file.path}: {error}") from None
-    except Exceeded as error:
+    except ExceededError as error:
         raise ClaraError(f"{file.path}: cannot be read with {error}; save it as text") from None
 
 
@@ -208,7 +209,7 @@ _READERS = {TEXT: _text, MARKDOWN: _markdown, HTML: _html, PDF: _pdf}
 def _decoded(
     path: str, content: bytes, declared: re.Match | None = None, typeset: bool = False
 ) -> tuple[str, str | None, int]:
-    """A file's text, cleaned; its encoding where that was guessed; how many characters were cleaned.
+    """Return a file's text, cleaned; its encoding where that was guessed; how many characters were cleaned.
 
     A byte order mark decides; then UTF-8, where it fits: by chance it fits nothing else but ASCII; then what the file
     declares; then a guess.
@@ -232,9 +233,9 @@ def _raw_text(path: str, content: bytes, declared: re.Match | None) -> tuple[str
             return content.decode(), None
     if declared:
         name = next(group for group in declared.groups() if group).decode("ascii", "replace").lower()
-        # As browsers read it: pages that say Latin-1 mean Windows' extension of it.
+        # As browsers read it: pages that declare Latin-1 mean Windows' extension of it.
         name = "cp1252" if name in ("iso-8859-1", "latin-1", "latin1", "us-ascii") else name
-        # Names of no encoding, and of codecs that raise what they like.
+        # Names of no encoding, and of codecs that raise any error.
         with contextlib.suppress(LookupError, ValueError):
             if codecs.lookup(name).name not in _NO_ENCODINGS:
                 return content.decode(name), None
@@ -252,7 +253,7 @@ def _raw_text(path: str, content: bytes, declared: re.Match | None) -> tuple[str
 
 
 def _stem(file: InputFile) -> str:
-    """The file's name without folder and suffixes."""
+    """Return the file's name without folder and suffixes."""
     name = posixpath.basename(file.name)
     for suffix in (".gz", ".zst"):
         name = name.removesuffix(suffix)

@@ -1,8 +1,8 @@
 """Where paragraphs and sentences begin and end, as offsets into a text.
 
-Sentences are found by pysbd. Its rules are asked only where sentences begin; what it returns as text is not used, since
-it may differ from the original in detail. blingfire is fifty times faster, but is built for x86-64 alone, and ids must
-not depend on the machine.
+Sentences are found by pysbd. Only where sentences begin is taken from it; the texts that it returns are not used, since
+they may differ from the original in detail. blingfire is fifty times faster, but is built for x86-64 alone, and ids
+must not depend on the machine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _HEADING = re.compile(r" {0,3}#{1,6}\s")
 
 
 def paragraph_ends(text: str) -> list[int]:
-    """Where the paragraphs of a text end: behind the last visible character of each.
+    """Return where the paragraphs of a text end: after the last visible character of each.
 
     Paragraphs lie between blank lines. A line that ends early, so that the next word would have fitted on it, ends one
     as well; so does the line before a list item. A Markdown heading belongs to the paragraph below it.
@@ -43,7 +43,7 @@ def paragraph_ends(text: str) -> list[int]:
 
 
 def _block_ends(text: str, lines: list[tuple[int, int]]) -> list[int]:
-    """The ends of paragraphs within lines that no blank line divides."""
+    """Return the ends of paragraphs within lines that no blank line divides."""
     width, ends = max(end - start for start, end in lines), []
     for (start, end), (following, stop) in zip(lines[:-1], lines[1:], strict=True):
         word = text[following:stop].split(maxsplit=1)[0]
@@ -53,9 +53,10 @@ def _block_ends(text: str, lines: list[tuple[int, int]]) -> list[int]:
 
 
 def sentence_ends(paragraph: str, language: str = "en") -> list[int]:
-    """Where the sentences of a paragraph end: behind the last visible character of each.
+    """Return where the sentences of a paragraph end: after the last visible character of each.
 
     Args:
+      paragraph: its text.
       language: an ISO 639-1 code that pysbd knows.
     """
     # Line ends within a paragraph are no ends of sentences, as pysbd would take them. All offsets stay.
@@ -80,7 +81,7 @@ def sentence_ends(paragraph: str, language: str = "en") -> list[int]:
 
 
 def _starts(text: str, language: str) -> list[int]:
-    """Where pysbd's sentences begin; those that cannot be found again are joined to the one before."""
+    """Return where pysbd's sentences begin; those that cannot be found again are joined to the one before."""
     starts, position = [], 0
     for sentence in _segmenter(language).processor(text).process():
         start = text.find(sentence, position)
@@ -97,6 +98,7 @@ def _segmenter(language: str):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)  # its regular expressions, on Python 3.12 and later
         import pysbd
+        import pysbd.languages
     try:
         return pysbd.Segmenter(language=language, clean=False)
     except ValueError:
@@ -105,5 +107,5 @@ def _segmenter(language: str):
 
 
 def check_language(language: str) -> None:
-    """Refuses a language that pysbd does not know."""
+    """Refuse a language that pysbd does not know."""
     _segmenter(language)

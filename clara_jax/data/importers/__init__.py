@@ -1,8 +1,8 @@
-"""Importers: question answering sets in the form their authors publish them, to our records.
+"""Importers: question answering sets, in the formats in which their authors publish them, to records.
 
-    published files ─importer─▶ Example ─candidates (retrievers)─▶ record.jsonl
+    published files ─importer─▶ ImportedExample ─candidates (retrievers)─▶ record.jsonl
 
-An importer is a generator over the files of one data set (`registry`). It checks every field that it uses, says file
-and line of the first departure from the published format, and knows nothing of candidates: those are filled in
-afterwards, for all data sets alike (`candidates`). The formats stand in the importers' docstrings, field by field.
+An importer is a generator over the files of one data set (`registry`). It checks every field that it uses, reports file
+and line of the first departure from the published format, and knows nothing of candidates: those are chosen
+afterwards, for all data sets alike (`candidates`). The importers' docstrings document the formats, field by field.
 """

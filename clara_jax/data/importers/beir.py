@@ -6,7 +6,7 @@ An unpacked data set, e.g. ``scifact/``, holds
   read.
 - ``queries.jsonl``: ``_id`` string, unique; ``text`` string; ``metadata`` not read.
 - ``qrels/train.tsv``, ``dev.tsv``, ``test.tsv``, not all in every set: a header ``query-id``, ``corpus-id``, ``score``,
-  then one judgement a line, parted by tabs. The score is a whole number; from 1 on the document is relevant.
+  then one judgement a line, separated by tabs. The score is a whole number; from 1 on the document is relevant.
 
 The JSONL files may be compressed. There are no answers, so examples have none: they serve ranking (stage
 ``retrieval``), or as queries and a corpus for evaluation. An example's documents are those judged for it, gold where
@@ -19,7 +19,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from clara_jax.data.importers.examples import Document, Example, Log
+from clara_jax.data.importers.examples import ImportedDocument, ImportedExample, Log
 from clara_jax.data.importers.fields import Fields
 from clara_jax.data.jsonl import GZIP, ZSTANDARD, data_files, decode, raw_lines
 from clara_jax.errors import ClaraError
@@ -29,11 +29,12 @@ NO_RELEVANT = "no relevant document"
 NO_TEXT = "documents without title and text, left out"
 
 
-def read(paths: Sequence[str], log: Log | None = None) -> Iterator[Example]:
-    """The judged queries.
+def read(paths: Sequence[str], log: Log | None = None) -> Iterator[ImportedExample]:
+    """Yield the judged queries.
 
     Args:
       paths: qrels files, or folders that hold one qrels file.
+      log: collects what is left out.
 
     Raises:
       ClaraError: a departure from the format, unless ``log`` collects them; a folder with several qrels files.
@@ -71,14 +72,15 @@ def read(paths: Sequence[str], log: Log | None = None) -> Iterator[Example]:
             first = next(iter(row_of.values()))
             with log.record(first.where, first.line):
                 log.claim(query, first.where)
-                yield Example(query, queries[query], (), tuple(judged[id] for id in row_of), gold, first.where)
+                yield ImportedExample(query, queries[query], (), tuple(judged[id] for id in row_of), gold, first.where)
 
 
-def read_corpus(paths: Sequence[str], log: Log | None = None) -> Iterator[Document]:
-    """All documents of the folders, each folder's once.
+def read_corpus(paths: Sequence[str], log: Log | None = None) -> Iterator[ImportedDocument]:
+    """Yield all documents of the folders, each folder's once.
 
     Args:
-      paths, log: as in `read`.
+      paths: as in `read`.
+      log: as in `read`.
     """
     for folder in dict.fromkeys(folder for folder, _ in map(_located, paths)):
         for _, document in _documents(_file(folder, "corpus"), log or Log()):
@@ -87,15 +89,15 @@ def read_corpus(paths: Sequence[str], log: Log | None = None) -> Iterator[Docume
 
 
 def _located(path: str) -> tuple[str, str]:
-    """(folder of the data set, qrels file)."""
+    """Return (folder of the data set, qrels file)."""
     if path.endswith(".tsv"):
         return os.path.dirname(os.path.dirname(path)) or ".", path
     folder = path.rstrip("/")
-    found = data_files([f"{folder}/qrels/*.tsv"], "--input")
-    if len(found) > 1:
-        names = ", ".join(os.path.basename(name) for name in found)
+    first, *others = data_files([f"{folder}/qrels/*.tsv"], "--input")
+    if others:
+        names = ", ".join(os.path.basename(name) for name in (first, *others))
         raise ClaraError(f"{folder}/qrels: holds {names}; name one of them instead of the folder")
-    return folder, found[0]
+    return folder, first
 
 
 def _file(folder: str, name: str) -> str:
@@ -119,8 +121,8 @@ def _queries(path: str, log: Log) -> Iterator[tuple[str, str]]:
             yield id, record.text("text")
 
 
-def _documents(path: str, log: Log) -> Iterator[tuple[str, Document | None]]:
-    """(id, document) of a corpus; None for a document that says nothing."""
+def _documents(path: str, log: Log) -> Iterator[tuple[str, ImportedDocument | None]]:
+    """Yield (id, document) of a corpus; None for a document without title and text."""
     ids = set()
     for where, line in raw_lines(path):
         with log.record(where, line):
@@ -134,7 +136,7 @@ def _documents(path: str, log: Log) -> Iterator[tuple[str, Document | None]]:
             ids.add(id)
             if not title and not text:
                 log.note(NO_TEXT)
-            yield id, Document(title if text else "", text or title, id) if title or text else None
+            yield id, ImportedDocument(title if text else "", text or title, id) if title or text else None
 
 
 class _Row(NamedTuple):

@@ -1,10 +1,10 @@
-"""Candidates: every question's documents, filled up to N from a pool.
+"""Candidates: every question's documents, completed to N from a pool.
 
 - **oracle**: the gold documents are in, at most N - 1 of them; then the question's other documents and those that the
   retriever ranks highest; all shuffled.
-- **normal**: what a search would find: the N documents ranked highest, in rank order, gold or not.
+- **normal**: the result of a search: the N documents ranked highest, in rank order, gold or not.
 
-What is chosen depends on the question, its id, the seed and the documents of the pool, not on the order of anything.
+The choice depends on the question, its id, the seed and the documents of the pool, not on the order of anything.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from random import Random
 
 import numpy as np
 
-from clara_jax.data.importers.examples import Example
+from clara_jax.data.importers.examples import ImportedExample
 from clara_jax.data.importers.retrievers import Retriever
 from clara_jax.evaluation.answers import normalize
 
@@ -32,7 +32,7 @@ _NORMALIZED_TEXTS = 1 << 16  # kept; a text of the pool is a candidate of severa
 
 
 class Pool:
-    """Documents to choose from, each text once.
+    """The documents to choose from, each text once.
 
     Attributes:
       texts: in an order that depends on the texts alone and looks random.
@@ -45,7 +45,7 @@ class Pool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Filling:
+class CandidateOptions:
     """How candidates are chosen.
 
     Attributes:
@@ -66,11 +66,11 @@ class Filling:
 
 
 @dataclasses.dataclass
-class Findings:
-    """What filling shows, summed over questions.
+class CandidateStatistics:
+    """Statistics of the candidates, summed over questions.
 
     Attributes:
-      questions: filled.
+      questions: with candidates.
       with_gold: of which a gold document is known.
       gold_share: for each cutoff k the sum, over questions with gold, of the share of gold documents that the
         retriever ranks among the first k of the pool.
@@ -88,12 +88,12 @@ class Findings:
     short: int = 0
 
     @classmethod
-    def of(cls, filling: Filling) -> Findings:
-        """For 1, 5 and N."""
-        return cls(tuple(sorted({1, min(5, filling.count), filling.count})))
+    def of(cls, options: CandidateOptions) -> CandidateStatistics:
+        """Return empty statistics with the cutoffs 1, 5 and N."""
+        return cls(tuple(sorted({1, min(5, options.count), options.count})))
 
     def add(self, gold: list[str], ranking: _Ranking, pool: Pool, bearing: int, short: bool) -> None:
-        """One question more."""
+        """Add a question."""
         self.questions += 1
         self.with_gold += bool(gold)
         self.answer_bearing += bearing
@@ -106,89 +106,98 @@ class Findings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Filled:
+class ExampleWithCandidates:
     """A question with its candidates; ``positives`` are indices of gold ones, sorted."""
 
-    example: Example
+    example: ImportedExample
     documents: tuple[str, ...]
     positives: tuple[int, ...]
 
 
-def fill(
-    examples: Sequence[Example], pool: Pool, retriever: Retriever, filling: Filling, findings: Findings
-) -> Iterator[Filled]:
-    """The examples with their candidates, in their order.
+def choose_candidates(
+    examples: Sequence[ImportedExample],
+    pool: Pool,
+    retriever: Retriever,
+    options: CandidateOptions,
+    statistics: CandidateStatistics,
+) -> Iterator[ExampleWithCandidates]:
+    """Choose the candidates of examples, in their order.
 
     Args:
       examples: in oracle mode, with a gold document each (see `has_gold`).
+      pool: the documents to choose from.
       retriever: over ``pool.texts``.
-      findings: is added to.
+      options: how candidates are chosen.
+      statistics: every question is added to it.
     """
     finder = _AnswerFinder()
     all_scores = retriever.scores([example.question for example in examples])
     for example, scores in zip(examples, all_scores, strict=True):
-        gold, others = _own_texts(example, filling.titled)
-        # Equal scores, above all 0, are taken up from another place for every question.
-        start = _hash(filling.seed, example.id) % max(len(pool.texts), 1)
-        ranking = _Ranking(scores, start, 4 * filling.count)
+        gold, others = _texts(example, options.titled)
+        # Equal scores, above all 0, are taken from another place on for every question.
+        start = _hash(options.seed, example.id) % max(len(pool.texts), 1)
+        ranking = _Ranking(scores, start, 4 * options.count)
         found = (pool.texts[index] for index in ranking)
-        choice = _Choice(gold, finder, example.answers, filling)
-        if filling.mode == ORACLE:
+        choice = _Choice(gold, finder, example.answers, options)
+        if options.mode == ORACLE:
             # Files order a question's documents by chance or by a search; so do we.
             others.sort(key=lambda text: -scores[pool.place[text]] if text in pool.place else 0.0)
-            choice.take(gold[: min(filling.most_gold or len(gold), max(filling.count - 1, 1))])
+            choice.take(gold[: min(options.most_gold or len(gold), max(options.count - 1, 1))])
             choice.take(text for text in itertools.chain(others, found) if text not in gold)
-            chosen = _shuffled(choice.texts, Random(f"{filling.seed} {example.id}"))
+            chosen = _shuffled(choice.texts, Random(f"{options.seed} {example.id}"))
         else:
             choice.take(found)
             chosen = choice.texts
-        findings.add(gold, ranking, pool, choice.bearing, short=len(chosen) < filling.count)
-        yield Filled(example, tuple(chosen), tuple(i for i, text in enumerate(chosen) if text in gold))
+        statistics.add(gold, ranking, pool, choice.bearing, short=len(chosen) < options.count)
+        yield ExampleWithCandidates(example, tuple(chosen), tuple(i for i, text in enumerate(chosen) if text in gold))
 
 
-def has_gold(example: Example) -> bool:
+def has_gold(example: ImportedExample) -> bool:
+    """Return whether a gold document of the example is known."""
     return any(example.gold)
 
 
 class _Choice:
-    """Candidates of one question, as they are taken.
+    """The candidates of one question, as they are taken.
 
     Attributes:
       texts: at most N, each once.
       bearing: documents met that are not gold but hold an answer; they are among ``texts`` unless they are dropped.
     """
 
-    def __init__(self, gold: list[str], finder: _AnswerFinder, answers: Sequence[str], filling: Filling):
+    def __init__(self, gold: list[str], finder: _AnswerFinder, answers: Sequence[str], options: CandidateOptions):
         self.texts: list[str] = []
         self.bearing = 0
-        self._gold, self._finder, self._answers, self._filling = gold, finder, finder.traceable(answers), filling
+        self._gold, self._finder, self._answers, self._options = gold, finder, finder.traceable(answers), options
         self._met: set[str] = set()
 
     def take(self, texts: Iterable[str]) -> None:
-        """The first of the texts, as many as there is room for."""
+        """Take the first of the texts, as many as there is room for."""
         for text in texts:
-            if len(self.texts) == self._filling.count:
+            if len(self.texts) == self._options.count:
                 break
             if text in self._met:
                 continue
             self._met.add(text)
             if text not in self._gold and self._finder(self._answers, text):
                 self.bearing += 1
-                if self._filling.drop_answer_bearing:
+                if self._options.drop_answer_bearing:
                     continue
             self.texts.append(text)
 
 
 class _Ranking:
-    """Indices of a pool by falling score, sorted no further than they are asked for.
+    """The indices of a pool by falling score, sorted no further than they are asked for.
 
     Among equal scores those from ``start`` on come first, counted in a circle.
     """
 
     def __init__(self, scores: np.ndarray, start: int, ahead: int):
-        """
+        """Sort the first indices.
+
         Args:
           scores: [n].
+          start: the first index among equal scores.
           ahead: so many are sorted at once.
         """
         self._scores, self._start = scores, start
@@ -201,6 +210,7 @@ class _Ranking:
         yield from map(int, self._sorted(np.flatnonzero(self._scores < self._least)))
 
     def first(self, count: int) -> set[int]:
+        """Return the first ``count`` indices, at most those that are sorted."""
         return set(map(int, self._head[:count]))
 
     def _sorted(self, indices: np.ndarray) -> np.ndarray:
@@ -209,24 +219,27 @@ class _Ranking:
 
 
 class _AnswerFinder:
-    """Whether an answer's words stand in a text, one after the other, both normalized as for exact match."""
+    """A test of whether an answer's words follow each other in a text, both normalized as for exact match."""
 
     def __init__(self):
         self._padded = lru_cache(_NORMALIZED_TEXTS)(lambda text: f" {normalize(text)} ")
 
     def traceable(self, answers: Iterable[str]) -> tuple[str, ...]:
+        """Return the answers that can be looked for in texts, normalized."""
         return tuple(f" {words} " for words in map(normalize, answers) if words not in _UNTRACEABLE)
 
     def __call__(self, answers: tuple[str, ...], text: str) -> bool:
-        """
+        """Return whether one of the answers stands in a text.
+
         Args:
           answers: as `traceable` gives them.
+          text: not normalized.
         """
         return bool(answers) and any(answer in self._padded(text) for answer in answers)
 
 
-def _own_texts(example: Example, titled: bool) -> tuple[list[str], list[str]]:
-    """The example's gold documents and its others, each text once."""
+def _texts(example: ImportedExample, titled: bool) -> tuple[list[str], list[str]]:
+    """Return the example's gold documents and its others, each text once."""
     texts = [document.full(titled) for document in example.documents]
     gold = list(dict.fromkeys(text for text, is_gold in zip(texts, example.gold, strict=True) if is_gold))
     return gold, [text for text in dict.fromkeys(texts) if text not in gold]

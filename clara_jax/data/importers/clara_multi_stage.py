@@ -40,15 +40,17 @@ _EVALUATION = re.compile(r"stage[12]_eval/([^/]+)/eval_processed_(with|no)_pos\.
 
 
 def patterns(path: str) -> str:
-    """What an input names: a file or pattern as it is, a folder all JSONL files below it."""
+    """Return the pattern of an input: a file or pattern as it is, of a folder all JSONL files below it."""
     return f"{path.rstrip('/')}/**/*.jsonl*" if not is_remote(path) and os.path.isdir(path) else path
 
 
 def read(paths: Sequence[str], stage: str, log: Log | None = None) -> Iterator[dict[str, Any]]:
-    """The records of a stage, each as an object with the fields of our format.
+    """Yield the records of a stage, each as an object with the fields of `clara_jax.data.records`.
 
     Args:
-      stage: one of ours, or its name in the released code.
+      paths: JSONL files.
+      stage: one of `clara_jax.data.records.STAGES`, or its name in the released code.
+      log: collects what is left out.
 
     Raises:
       ClaraError: an unknown stage; a line that is no record of this format, unless ``log`` collects them.
@@ -63,10 +65,10 @@ def read(paths: Sequence[str], stage: str, log: Log | None = None) -> Iterator[d
         for where, line in raw_lines(path):
             with log.record(where, line):
                 fields = decode(line, where)
-                own = _stage_kind(fields)
-                record = parse_record(fields, "scp" if own == "scp" else "retrieval", where)
-                if (own == "scp") != (stage == "scp"):
-                    log.skip(f"{OTHER_STAGE} ({own})")
+                kind = _stage_kind(fields)
+                record = parse_record(fields, "scp" if kind == "scp" else "retrieval", where)
+                if (kind == "scp") != (stage == "scp"):
+                    log.skip(f"{OTHER_STAGE} ({kind})")
                     continue
                 record = parse_record(fields, stage, where)
                 if ensured and fields.get("pos_index") == []:
@@ -84,7 +86,7 @@ def read(paths: Sequence[str], stage: str, log: Log | None = None) -> Iterator[d
 
 
 def _stage_kind(fields: Any) -> str:
-    """ "scp" or "a question"; what is neither is refused as one of them."""
+    """Return "scp" or "a question"; lines that are neither are refused later, as one of them."""
     if not isinstance(fields, Mapping) or fields.get("data_type") is None:
         return "a question"
     if fields["data_type"] == "paraphrase" or isinstance(fields.get("question"), list):

@@ -1,4 +1,4 @@
-"""``python -m clara_jax.data import NAME``: published data sets to our records. `add_arguments`, `run`."""
+"""``python -m clara_jax.data import NAME``: published data sets to records."""
 
 from __future__ import annotations
 
@@ -14,9 +14,19 @@ from typing import Any
 from tqdm import tqdm
 
 from clara_jax.data.importers import clara_multi_stage
-from clara_jax.data.importers.candidates import MODES, NO_GOLD, ORACLE, Filled, Filling, Findings, Pool, fill, has_gold
+from clara_jax.data.importers.candidates import (
+    MODES,
+    NO_GOLD,
+    ORACLE,
+    CandidateOptions,
+    CandidateStatistics,
+    ExampleWithCandidates,
+    Pool,
+    choose_candidates,
+    has_gold,
+)
 from clara_jax.data.importers.corpus_files import read_corpus
-from clara_jax.data.importers.examples import Document, Example, Log, content_id
+from clara_jax.data.importers.examples import ImportedDocument, ImportedExample, Log, content_id
 from clara_jax.data.importers.registry import CLARA, IMPORTERS, Importer
 from clara_jax.data.importers.retrievers import check_name, open_retriever
 from clara_jax.data.jsonl import GZIP, ZSTANDARD, data_files, is_remote, write_json_lines
@@ -33,6 +43,7 @@ NO_ANSWER = "(no answer)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``import``."""
     parser.description = "Turns a published data set into records (docs/importers.md lists the files to download)."
     names = ", ".join(f"{name} ({importer.title})" for name, importer in IMPORTERS.items())
     parser.add_argument(
@@ -71,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Imports, and prints a report.
+    """Import a data set and print a report.
 
     Raises:
       ClaraError: options that do not fit, files that are not as published, nothing left to write.
@@ -79,6 +90,7 @@ def run(arguments: argparse.Namespace) -> None:
     importer = IMPORTERS.get(arguments.name)
     stage = arguments.stage or (importer.stage if importer else None)
     _check(arguments, importer, stage)
+    assert stage is not None  # `_check` has refused that
     report: list[str] = []
     with _log(arguments) as log, write_json_lines(arguments.output) as write:
         if importer is None:
@@ -99,7 +111,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace, importer: Importer | None, stage: str | None) -> None:
-    """Refuses what does not go together, before anything is read."""
+    """Refuse options that do not go together, before anything is read."""
     name, output = arguments.name, arguments.output
     if is_remote(output) or not output.endswith(OUTPUTS):
         raise ClaraError(f"--output: {output} must be a local file whose name ends in {', '.join(OUTPUTS)}")
@@ -130,8 +142,8 @@ def _check(arguments: argparse.Namespace, importer: Importer | None, stage: str 
 def _records(
     arguments: argparse.Namespace, importer: Importer, stage: str, log: Log, report: list[str]
 ) -> Iterator[dict[str, Any]]:
-    """The records, and at their end lines of the report on the candidates."""
-    filling = Filling(
+    """Yield the records; after the last, add the lines on the candidates to the report."""
+    options = CandidateOptions(
         count=arguments.candidates or CANDIDATES.get(stage, MANY_CANDIDATES),
         mode=arguments.mode or ORACLE,
         drop_answer_bearing=arguments.drop_answer_bearing,
@@ -140,30 +152,32 @@ def _records(
         titled=not arguments.no_titles,
     )
     examples = _shared(_examples(arguments, importer, log))
-    own = (document for example in examples for document in example.documents)
+    published = (document for example in examples for document in example.documents)
     given = read_corpus(data_files(arguments.corpus, "--corpus"), log) if arguments.corpus else None
     more = importer.read_corpus(_files(arguments), _repeated(arguments)) if importer.read_corpus else ()
-    sources: Sequence[Iterable[Document]] = (given,) if given is not None else (own, more)
-    pool = Pool(document.full(filling.titled) for source in sources for document in source)
+    sources: Sequence[Iterable[ImportedDocument]] = (given,) if given is not None else (published, more)
+    pool = Pool(document.full(options.titled) for source in sources for document in source)
     if examples and not pool.texts:
         raise ClaraError(f"--corpus: {arguments.name} brings no documents; name JSONL files with some")
-    if filling.mode == ORACLE:
+    if options.mode == ORACLE:
         known = [example for example in examples if has_gold(example)]
         log.skip(NO_GOLD, len(examples) - len(known))
         examples = known
-    findings = Findings.of(filling)
+    statistics = CandidateStatistics.of(options)
     name = arguments.retriever or "bm25"
-    retriever = open_retriever(name, pool.texts, progress=True) if examples else None
-    filled = fill(examples, pool, retriever, filling, findings) if examples else ()
+    filled: Iterable[ExampleWithCandidates] = ()
+    if examples:
+        retriever = open_retriever(name, pool.texts, progress=True)
+        filled = choose_candidates(examples, pool, retriever, options, statistics)
     for one in tqdm(filled, "candidates", total=len(examples), unit=" questions", leave=False):
         if stage == "retrieval" and not one.positives:
             log.skip(NO_POSITIVE)
             continue
         yield _record(one)
-    report += _candidates_report(findings, filling, name, len(pool.texts))
+    report += _candidates_report(statistics, options, name, len(pool.texts))
 
 
-def _record(filled: Filled) -> dict[str, Any]:
+def _record(filled: ExampleWithCandidates) -> dict[str, Any]:
     answers = list(filled.example.answers) or [NO_ANSWER]
     return {
         "qid": filled.example.id,
@@ -176,7 +190,7 @@ def _record(filled: Filled) -> dict[str, Any]:
 
 
 def _corpus(arguments: argparse.Namespace, importer: Importer, log: Log) -> Iterator[dict[str, Any]]:
-    """Every document once."""
+    """Yield every document once."""
     if importer.read_corpus:
         documents = importer.read_corpus(_files(arguments), log)
     else:
@@ -190,7 +204,7 @@ def _corpus(arguments: argparse.Namespace, importer: Importer, log: Log) -> Iter
 
 
 def _queries(arguments: argparse.Namespace, importer: Importer, log: Log) -> Iterator[dict[str, Any]]:
-    """The questions; ``gold`` holds ids of the corpus that `_corpus` writes."""
+    """Yield the questions; ``gold`` holds ids of the corpus that `_corpus` writes."""
     for example in _examples(arguments, importer, log):
         gold = (document for document, is_gold in zip(example.documents, example.gold, strict=True) if is_gold)
         yield {
@@ -207,7 +221,7 @@ def _published(arguments: argparse.Namespace, stage: str, log: Log) -> Iterator[
     yield from _limited(tqdm(records, "reading", unit=" records", leave=False), arguments.limit)
 
 
-def _examples(arguments: argparse.Namespace, importer: Importer, log: Log) -> Iterator[Example]:
+def _examples(arguments: argparse.Namespace, importer: Importer, log: Log) -> Iterator[ImportedExample]:
     files = _files(arguments)
     if arguments.aliases:
         (aliases,) = data_files([arguments.aliases], "--aliases")
@@ -228,9 +242,9 @@ def _limited(items: Iterable[Any], limit: int | None) -> Iterator[Any]:
             break
 
 
-def _shared(examples: Iterable[Example]) -> list[Example]:
-    """All examples; equal documents are one object in memory."""
-    known: dict[Document, Document] = {}
+def _shared(examples: Iterable[ImportedExample]) -> list[ImportedExample]:
+    """Return all examples; equal documents are one object in memory."""
+    known: dict[ImportedDocument, ImportedDocument] = {}
     return [
         dataclasses.replace(
             example, documents=tuple(known.setdefault(document, document) for document in example.documents)
@@ -239,13 +253,13 @@ def _shared(examples: Iterable[Example]) -> list[Example]:
     ]
 
 
-def _document_id(document: Document) -> str:
+def _document_id(document: ImportedDocument) -> str:
     return document.id or content_id("d", document.title, document.text)
 
 
 @contextlib.contextmanager
 def _log(arguments: argparse.Namespace) -> Iterator[Log]:
-    """The log of a run; refused records are in their file when the block has ended without an exception."""
+    """Open the log of a run; refused records are in their file when the block has ended without an exception."""
     path = _rejected_file(arguments.output)
     if arguments.on_error == "stop":
         yield Log()
@@ -268,7 +282,7 @@ def _rejecter(write: Callable[[Any], None]) -> Callable[[str, str, Any], None]:
 
 
 def _repeated(arguments: argparse.Namespace) -> Log:
-    """The log for a second look at a file: what is refused has been reported."""
+    """Return the log for a second reading of a file, whose refused records were reported in the first."""
     return Log() if arguments.on_error == "stop" else Log(lambda where, reason, content: None)
 
 
@@ -280,19 +294,21 @@ def _unit(stage: str) -> str:
     return {CORPUS: "documents", QUERIES: "questions"}.get(stage, f"records for {stage}")
 
 
-def _candidates_report(findings: Findings, filling: Filling, retriever: str, documents: int) -> list[str]:
+def _candidates_report(
+    statistics: CandidateStatistics, options: CandidateOptions, retriever: str, documents: int
+) -> list[str]:
     lines = []
-    if findings.with_gold:
-        shares = ", ".join(f"@{k} {findings.gold_share[k] / findings.with_gold:.3f}" for k in findings.cutoffs)
+    if statistics.with_gold:
+        shares = ", ".join(f"@{k} {statistics.gold_share[k] / statistics.with_gold:.3f}" for k in statistics.cutoffs)
         lines.append(f"gold documents found by {retriever} among {documents:,} documents: {shares}")
-    if findings.answer_bearing:
-        done = "left out" if filling.drop_answer_bearing else "kept; --drop-answer-bearing leaves them out"
+    if statistics.answer_bearing:
+        done = "left out" if options.drop_answer_bearing else "kept; --drop-answer-bearing leaves them out"
         lines.append(
-            f"answer-bearing documents that are not gold: {findings.answer_bearing:,} in "
-            f"{findings.questions_answer_bearing:,} of {findings.questions:,} questions, {done}"
+            f"answer-bearing documents that are not gold: {statistics.answer_bearing:,} in "
+            f"{statistics.questions_answer_bearing:,} of {statistics.questions:,} questions, {done}"
         )
-    if findings.short:
-        lines.append(f"fewer than {filling.count} candidates: {findings.short:,} records, the corpus has no more")
+    if statistics.short:
+        lines.append(f"fewer than {options.count} candidates: {statistics.short:,} records, the corpus has no more")
     return lines
 
 

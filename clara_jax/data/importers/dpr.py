@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from clara_jax.data.importers.examples import Document, Example, Log
+from clara_jax.data.importers.examples import ImportedDocument, ImportedExample, Log
 from clara_jax.data.importers.fields import Fields
 from clara_jax.data.importers.json_files import read_array
 from clara_jax.data.importers.natural_questions import named_question
@@ -28,8 +28,8 @@ from clara_jax.data.importers.reading import each_record
 NO_POSITIVE = "no positive passage"
 
 
-def read(paths: Sequence[str], log: Log | None = None) -> Iterator[Example]:
-    """The questions of some files that have a positive passage.
+def read(paths: Sequence[str], log: Log | None = None) -> Iterator[ImportedExample]:
+    """Yield the questions of some files that have a positive passage.
 
     Raises:
       ClaraError: a departure from the format, unless ``log`` collects them.
@@ -37,11 +37,11 @@ def read(paths: Sequence[str], log: Log | None = None) -> Iterator[Example]:
     return each_record(read_array, paths, _example, log)
 
 
-def _example(record: Fields, log: Log) -> Example | None:
+def _example(record: Fields, log: Log) -> ImportedExample | None:
     question, answers, id = named_question(record, "answers", "dpr")
     positive, hard, other = (
         [
-            Document(passage.text_or_blank("title"), passage.text("text"))
+            ImportedDocument(passage.text_or_blank("title"), passage.text("text"))
             for passage in record.objects(name, optional=name != "positive_ctxs")
         ]
         for name in ("positive_ctxs", "hard_negative_ctxs", "negative_ctxs")
@@ -53,4 +53,4 @@ def _example(record: Fields, log: Log) -> Example | None:
         return None
     documents = (*positive, *hard, *other)
     gold = tuple(i < len(positive) for i in range(len(documents)))
-    return Example(id, question, answers, documents, gold, record.where)
+    return ImportedExample(id, question, answers, documents, gold, record.where)

@@ -1,4 +1,4 @@
-"""What all importers give, `Example`, and how they say what they leave out, `Log`."""
+"""The output of all importers, `ImportedExample`, and their log of records that are left out, `Log`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ UNANSWERABLE = "unanswerable"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Document:
-    """A passage.
+class ImportedDocument:
+    """A passage of a published data set.
 
     Attributes:
       title: "" where the data set gives none.
       text: without the title.
-      id: the data set's own name for it, "" where there is none.
+      id: the data set's name for it, "" where there is none.
     """
 
     title: str
@@ -31,16 +31,16 @@ class Document:
     id: str = ""
 
     def full(self, titled: bool = True) -> str:
-        """What a record's ``docs`` hold: the text, below its title unless that is not wanted."""
+        """Return the document as a record's ``docs`` hold it: the text, below its title if ``titled``."""
         return titles.titled(self.title, self.text) if titled else self.text
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Example:
+class ImportedExample:
     """A question of a data set, before its candidates are chosen.
 
     Attributes:
-      id: unique within an import; the data set's own where it has one.
+      id: unique within an import; that of the data set where it has one.
       question: as published.
       answers: every accepted answer, the first is the one to learn; none where the data set only judges documents.
       documents: those that the data set gives the question, in its order; may be none.
@@ -51,13 +51,13 @@ class Example:
     id: str
     question: str
     answers: tuple[str, ...]
-    documents: tuple[Document, ...]
+    documents: tuple[ImportedDocument, ...]
     gold: tuple[bool, ...]
     where: str
 
 
 class Log:
-    """What an import leaves out, and why.
+    """The records that an import leaves out, and why.
 
     Attributes:
       skipped: records left out because they are of no use here, by reason.
@@ -67,7 +67,8 @@ class Log:
     """
 
     def __init__(self, reject: Callable[[str, str, Any], None] | None = None):
-        """
+        """Begin an empty log.
+
         Args:
           reject: is given place, reason and content of a record that departs from the format, and the import goes on.
             Default: the first one ends the import.
@@ -80,18 +81,21 @@ class Log:
         self._ids: dict[str, str] = {}
 
     def skip(self, reason: str, count: int = 1) -> None:
+        """Count records that are left out because they are of no use here."""
         if count:
             self.skipped[reason] += count
 
     def note(self, what: str, count: int = 1) -> None:
+        """Count oddities that cost no record."""
         if count:
             self.noted[what] += count
 
     @contextlib.contextmanager
     def record(self, where: str, content: Any) -> Iterator[None]:
-        """One record is read in this block: a `ClaraError` in it concerns this record alone.
+        """Read one record in this block: a `ClaraError` in it rejects this record alone.
 
         Args:
+          where: "file:line".
           content: the record as it stands in the file, bytes of a line or a JSON value.
         """
         try:
@@ -104,7 +108,7 @@ class Log:
             self._reject(where, str(error), content)
 
     def claim(self, id: str, where: str) -> None:
-        """The id is taken by the record at a place.
+        """Take an id for the record at a place.
 
         Raises:
           ClaraError: another record has it.
@@ -114,7 +118,7 @@ class Log:
         self._ids[id] = where
 
     def is_new(self, id: str, where: str) -> bool:
-        """The same for ids made of a record's content: an equal record is skipped."""
+        """Take an id that was made of a record's content; return False, and skip it, for an equal record."""
         if id in self._ids:
             self.skip(SAME_AGAIN)
             return False
@@ -123,10 +127,10 @@ class Log:
 
 
 def content_id(prefix: str, *texts: str) -> str:
-    """An id for content that has none, the same wherever it stands: ``<prefix>_<16 hexadecimal digits>``."""
+    """Return an id for content that has none, the same wherever it stands: ``<prefix>_<16 hexadecimal digits>``."""
     return f"{prefix}_{hashlib.sha256(chr(0).join(texts).encode()).hexdigest()[:16]}"
 
 
 def distinct(texts: list[str]) -> tuple[str, ...]:
-    """The texts, each once, in their order."""
+    """Return the texts, each once, in their order."""
     return tuple(dict.fromkeys(texts))

@@ -1,4 +1,4 @@
-"""An object of a published file, read field by field: what is not as published is refused by place and name."""
+"""An object of a published file, read field by field: departures from the format are refused by place and name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from clara_jax.errors import ClaraError
 
 
 class Fields:
-    """A JSON object.
+    """A JSON object whose fields are checked when they are read.
 
     Attributes:
       where: "file:line" of the record it is in.
@@ -26,59 +26,63 @@ class Fields:
         self.where, self.inside, self._fields = where, inside, value
 
     def __contains__(self, name: str) -> bool:
-        """The field is there and not null."""
+        """Return whether the field is there and not null."""
         return self._fields.get(name) is not None
 
     def get(self, name: str, hint: str = "") -> Any:
-        """The value of a field that must be there.
+        """Return the value of a field that must be there.
 
         Args:
-          hint: what to tell a user in whose file it is missing.
+          name: of the field.
+          hint: advice for a user in whose file it is missing.
         """
         if name not in self:
             self.refuse(name, f"is missing; {hint}" if hint else "is missing")
         return self._fields[name]
 
     def id(self, name: str) -> str:
-        """The record's own id; what is refused from now on is named by it, too."""
+        """Return the record's id; later messages about the record name it, too."""
         id = self.text(name)
         self.where += f" ({name} {id})"
         return id
 
     def text(self, name: str, hint: str = "") -> str:
-        """A string that is not blank."""
+        """Return a string that is not blank."""
         return checked_text(self.get(name, hint), self._named(name), self.where)
 
     def text_or_blank(self, name: str) -> str:
-        """A string, "" where it is missing."""
+        """Return a string, "" where it is missing."""
         return checked_text(self._fields[name], self._named(name), self.where, blank=True) if name in self else ""
 
     def texts(self, name: str, hint: str = "", optional: bool = False) -> list[str]:
-        """A list of strings that are not blank; the list may be empty."""
+        """Return a list of strings that are not blank; the list may be empty."""
         items = self.items(name, hint, optional)
         return [checked_text(text, f"{self._named(name)}[{i}]", self.where) for i, text in enumerate(items)]
 
     def flag(self, name: str, hint: str = "") -> bool:
+        """Return a field that is true or false."""
         value = self.get(name, hint)
         if not isinstance(value, bool):
             self.refuse(name, f"is {json_kind(value)}; it must be true or false")
         return value
 
     def whole(self, name: str) -> int:
+        """Return a whole number."""
         return checked_whole(self.get(name), self._named(name), self.where)
 
     def items(self, name: str, hint: str = "", optional: bool = False) -> list[Any]:
-        """A list; where it may be missing, an empty one in its place."""
+        """Return a list; where it may be missing, an empty one in its place."""
         if optional and name not in self:
             return []
         return checked_list(self.get(name, hint), self._named(name), self.where)
 
     def objects(self, name: str, hint: str = "", optional: bool = False) -> list[Fields]:
-        """A list of objects."""
+        """Return a list of objects."""
         items = self.items(name, hint, optional)
         return [Fields(value, self.where, f"{self._named(name)}[{i}].") for i, value in enumerate(items)]
 
     def refuse(self, name: str, problem: str) -> NoReturn:
+        """Raise the error that a field is not as published."""
         raise ClaraError(f"{self.where}: {self._named(name)} {problem}")
 
     def _named(self, name: str) -> str:
@@ -86,7 +90,7 @@ class Fields:
 
 
 def checked_text(value: Any, name: str, where: str, blank: bool = False) -> str:
-    """The value if it is a string that can be written as UTF-8, and not blank unless it may be."""
+    """Return the value if it is a string that can be written as UTF-8, and not blank unless it may be."""
     if not isinstance(value, str):
         raise ClaraError(f"{where}: {name} is {json_kind(value)}; it must be a string")
     if not blank and not value.strip():
@@ -95,12 +99,14 @@ def checked_text(value: Any, name: str, where: str, blank: bool = False) -> str:
 
 
 def checked_whole(value: Any, name: str, where: str) -> int:
+    """Return the value if it is a whole number."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise ClaraError(f"{where}: {name} is {json_kind(value)}; it must be a whole number")
     return value
 
 
 def checked_list(value: Any, name: str, where: str) -> list[Any]:
+    """Return the value if it is a list."""
     if not isinstance(value, list):
         raise ClaraError(f"{where}: {name} is {json_kind(value)}; it must be a list")
     return value

@@ -5,7 +5,7 @@ Files: ``hotpot_train_v1.1.json``, ``hotpot_dev_distractor_v1.json``, ``hotpot_d
 - ``_id``: string, unique.
 - ``question``, ``answer``: strings. The test file has no ``answer`` and is refused.
 - ``supporting_facts``: list of [title, number of the sentence], sentences counted from 0.
-- ``context``: list of [title, list of sentences]: ten paragraphs. In the fullwiki file they are what a search found:
+- ``context``: list of [title, list of sentences]: ten paragraphs. In the fullwiki file a search found them:
   the supporting ones may be missing, and the list may be shorter or empty.
 - ``type``, ``level``: not read.
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from clara_jax.data.importers.examples import Document, Example, Log
+from clara_jax.data.importers.examples import ImportedDocument, ImportedExample, Log
 from clara_jax.data.importers.fields import Fields, checked_list, checked_text, checked_whole
 from clara_jax.data.importers.json_files import read_array
 from clara_jax.data.importers.reading import each_record
@@ -30,8 +30,8 @@ BEYOND_END = "supporting sentences beyond the end of their paragraph"
 NO_TEXT = "paragraphs without text, left out"
 
 
-def read(paths: Sequence[str], log: Log | None = None) -> Iterator[Example]:
-    """The questions of some files.
+def read(paths: Sequence[str], log: Log | None = None) -> Iterator[ImportedExample]:
+    """Yield the questions of some files.
 
     Raises:
       ClaraError: a departure from the format, unless ``log`` collects them.
@@ -39,10 +39,12 @@ def read(paths: Sequence[str], log: Log | None = None) -> Iterator[Example]:
     return each_record(read_array, paths, example_of, log)
 
 
-def example_of(record: Fields, log: Log, complete: bool = False) -> Example:
-    """The example of a record.
+def example_of(record: Fields, log: Log, complete: bool = False) -> ImportedExample:
+    """Return the example of a record.
 
     Args:
+      record: as published.
+      log: collects oddities.
       complete: refuse a record whose supporting paragraphs are not all in its context.
     """
     id, where = record.id("_id"), record.where
@@ -64,11 +66,11 @@ def example_of(record: Fields, log: Log, complete: bool = False) -> Example:
     if missing and complete:
         record.refuse("supporting_facts", f'names {missing[0]!r}, which is the title of no paragraph in "context"')
     log.note(NOT_FOUND, len(missing))
-    documents = [(Document(title, _joined(sentences)), title in supporting) for title, sentences in paragraphs]
+    documents = [(ImportedDocument(title, _joined(sentences)), title in supporting) for title, sentences in paragraphs]
     written = [(document, gold) for document, gold in documents if document.text]
     log.note(NO_TEXT, len(documents) - len(written))
     texts, gold = zip(*written, strict=True) if written else ((), ())
-    return Example(id, question, (answer,), texts, gold, where)
+    return ImportedExample(id, question, (answer,), texts, gold, where)
 
 
 def _paragraph(value: object, name: str, where: str) -> tuple[str, list[str]]:
@@ -92,5 +94,5 @@ def _fact(value: object, name: str, where: str) -> tuple[str, int]:
 
 
 def _joined(sentences: list[str]) -> str:
-    """The paragraph. HotpotQA's sentences begin with a space, those of 2WikiMultiHopQA do not."""
+    """Return the paragraph; HotpotQA's sentences begin with a space, those of 2WikiMultiHopQA do not."""
     return " ".join(sentence.strip() for sentence in sentences if sentence.strip())

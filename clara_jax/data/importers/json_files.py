@@ -17,7 +17,7 @@ BLOCK = 1 << 20  # characters read at a time
 
 
 def read_array(path: str) -> Iterator[tuple[str, Any]]:
-    """("path:line: record i", value) of every record of a file that is one JSON array; i counts from 0.
+    """Yield ("path:line: record i", value) for every record of a file that is one JSON array; i counts from 0.
 
     The line is the one on which the record begins. Memory holds a block of the file and one record.
 
@@ -47,7 +47,7 @@ def read_array(path: str) -> Iterator[tuple[str, Any]]:
 
 
 def read_whole(path: str) -> Any:
-    """The value of a file that is one JSON value.
+    """Return the value of a file that is one JSON value.
 
     Raises:
       ClaraError: a file that cannot be read or is not JSON.
@@ -70,7 +70,7 @@ class _Scanner:
         self._decoder = json.JSONDecoder()
 
     def next_character(self) -> str:
-        """The next character that is no white space, or "" at the end of the file; it is not consumed."""
+        """Return the next character that is no white space, or "" at the end of the file; it is not consumed."""
         while True:
             while self._at < len(self._text):
                 character = self._text[self._at]
@@ -81,16 +81,17 @@ class _Scanner:
                 return ""
 
     def skip_character(self) -> None:
+        """Consume a character."""
         self._move(self._at + 1)
 
     def value(self, where: str) -> Any:
-        """The JSON value that begins here."""
+        """Read the JSON value that begins here."""
         while True:
             try:
                 value, end = self._decoder.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
-                # Is it broken, or only cut off by the end of the block? What is cut off fails near that end, or in a
-                # string that never ends. A file that ends here is broken in either case.
+                # Is it broken, or only cut off by the end of the block? A value that is cut off fails near that end, or
+                # in a string that never ends. A file that ends here is broken in either case.
                 cut = error.msg.startswith("Unterminated string") or error.pos > len(self._text) - 16
                 if self._ended or not cut:
                     self._move(error.pos)
@@ -106,6 +107,7 @@ class _Scanner:
             self._read_more()
 
     def refuse(self, where: str, problem: str) -> NoReturn:
+        """Raise the error that a record is not JSON."""
         record = where.removeprefix(f"{self._path}:").partition(": ")[2]
         raise ClaraError(f"{self._path}:{self.line}: {record}: not JSON ({problem}); download the file again")
 
@@ -123,7 +125,7 @@ class _Scanner:
 
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[TextIO]:
-    """The text of a file, decompressed by its name; what goes wrong while it is read is said in one line."""
+    """Open a file as text, decompressed by its name; an error while it is read becomes a `ClaraError` of one line."""
     try:
         with io.TextIOWrapper(open_binary(path), encoding="utf-8-sig", newline="") as file:
             yield file

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from clara_jax.data.importers.examples import UNANSWERABLE, Document, Example, Log, distinct
+from clara_jax.data.importers.examples import UNANSWERABLE, ImportedDocument, ImportedExample, Log, distinct
 from clara_jax.data.importers.fields import Fields
 from clara_jax.data.importers.reading import each_record
 from clara_jax.data.jsonl import raw_lines
@@ -29,8 +29,8 @@ from clara_jax.data.jsonl import raw_lines
 TEST_FILE = "the test files, which hold no answers, cannot be imported"
 
 
-def read(paths: Sequence[str], log: Log | None = None) -> Iterator[Example]:
-    """The answerable questions of some files.
+def read(paths: Sequence[str], log: Log | None = None) -> Iterator[ImportedExample]:
+    """Yield the answerable questions of some files.
 
     Raises:
       ClaraError: a departure from the format, unless ``log`` collects them.
@@ -38,7 +38,7 @@ def read(paths: Sequence[str], log: Log | None = None) -> Iterator[Example]:
     return each_record(raw_lines, paths, _example, log)
 
 
-def _example(record: Fields, log: Log) -> Example | None:
+def _example(record: Fields, log: Log) -> ImportedExample | None:
     id = record.id("id")
     answer = record.text("answer", TEST_FILE)
     if "answerable" in record and not record.flag("answerable"):
@@ -50,7 +50,7 @@ def _example(record: Fields, log: Log) -> Example | None:
         idx = paragraph.whole("idx")
         if idx in documents:
             paragraph.refuse("idx", f"is {idx}, as that of another paragraph; each must be unique")
-        documents[idx] = Document(paragraph.text_or_blank("title").strip(), paragraph.text("paragraph_text"))
+        documents[idx] = ImportedDocument(paragraph.text_or_blank("title").strip(), paragraph.text("paragraph_text"))
         gold[idx] = paragraph.flag("is_supporting")
     for part in record.objects("question_decomposition", optional=True):
         support = part.whole("paragraph_support_idx")
@@ -61,4 +61,5 @@ def _example(record: Fields, log: Log) -> Example | None:
     if not any(gold.values()):
         record.refuse("paragraphs", 'has none whose "is_supporting" is true')
     answers = distinct([answer, *record.texts("answer_aliases", optional=True)])
-    return Example(id, record.text("question"), answers, tuple(documents.values()), tuple(gold.values()), record.where)
+    question = record.text("question")
+    return ImportedExample(id, question, answers, tuple(documents.values()), tuple(gold.values()), record.where)

@@ -5,7 +5,7 @@
 - ``question``: string.
 - ``answer``: list of at least one string.
 
-There are no documents: candidates come from a corpus of your own, and no gold document is known.
+There are no documents: candidates come from a user's corpus, and no gold document is known.
 
 ``nq-lost-in-the-middle`` (Liu et al. 2023). Files: ``nq-open-oracle.jsonl.gz``,
 ``nq-open-{10,20,30}_total_documents_gold_at_{0,4,9,...}.jsonl.gz``. Each line:
@@ -26,14 +26,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from clara_jax.data.importers.examples import Document, Example, Log, content_id, distinct
+from clara_jax.data.importers.examples import ImportedDocument, ImportedExample, Log, content_id, distinct
 from clara_jax.data.importers.fields import Fields
 from clara_jax.data.importers.reading import each_record
 from clara_jax.data.jsonl import raw_lines
 
 
-def read_open(paths: Sequence[str], log: Log | None = None) -> Iterator[Example]:
-    """The questions of NQ-open's files, without documents.
+def read_open(paths: Sequence[str], log: Log | None = None) -> Iterator[ImportedExample]:
+    """Yield the questions of NQ-open's files, without documents.
 
     Raises:
       ClaraError: a departure from the format, unless ``log`` collects them.
@@ -41,8 +41,8 @@ def read_open(paths: Sequence[str], log: Log | None = None) -> Iterator[Example]
     return each_record(raw_lines, paths, _without_passages, log)
 
 
-def read_lost_in_the_middle(paths: Sequence[str], log: Log | None = None) -> Iterator[Example]:
-    """The questions of the "lost in the middle" files, each with its passages.
+def read_lost_in_the_middle(paths: Sequence[str], log: Log | None = None) -> Iterator[ImportedExample]:
+    """Yield the questions of the "lost in the middle" files, each with its passages.
 
     Raises:
       ClaraError: a departure from the format, unless ``log`` collects them.
@@ -50,30 +50,32 @@ def read_lost_in_the_middle(paths: Sequence[str], log: Log | None = None) -> Ite
     return each_record(raw_lines, paths, _with_passages, log)
 
 
-def _without_passages(record: Fields, log: Log) -> Example | None:
+def _without_passages(record: Fields, log: Log) -> ImportedExample | None:
     question, answers, id = named_question(record, "answer", "nq")
-    return Example(id, question, answers, (), (), record.where) if log.is_new(id, record.where) else None
+    return ImportedExample(id, question, answers, (), (), record.where) if log.is_new(id, record.where) else None
 
 
-def _with_passages(record: Fields, log: Log) -> Example | None:
+def _with_passages(record: Fields, log: Log) -> ImportedExample | None:
     question, answers, id = named_question(record, "answers", "nq")
     documents, gold = [], []
     for passage in record.objects("ctxs"):
         passage.flag("hasanswer")
         gold.append(passage.flag("isgold", "a file of search results alone cannot be imported"))
-        documents.append(Document(passage.text_or_blank("title").strip(), passage.text("text")))
+        documents.append(ImportedDocument(passage.text_or_blank("title").strip(), passage.text("text")))
     if sum(gold) != 1:
         record.refuse("ctxs", f'has {sum(gold)} entries whose "isgold" is true; there must be one')
     if not log.is_new(id, record.where):
         return None
-    return Example(id, question, answers, tuple(documents), tuple(gold), record.where)
+    return ImportedExample(id, question, answers, tuple(documents), tuple(gold), record.where)
 
 
 def named_question(fields: Fields, answers: str, prefix: str) -> tuple[str, tuple[str, ...], str]:
-    """Question, answers, and an id made of both.
+    """Return question, answers, and an id made of both.
 
     Args:
+      fields: of the record.
       answers: name of the field that holds the list of answers.
+      prefix: of the id.
     """
     question, accepted = fields.text("question"), fields.texts(answers)
     if not accepted:

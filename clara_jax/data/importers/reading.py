@@ -1,4 +1,4 @@
-"""Published files record by record: each becomes one thing, is left out, or is refused alone."""
+"""Published files, record by record: each is converted, left out, or refused alone."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ def each_record(
     make: Callable[[Fields, Log], Made | None],
     log: Log | None,
 ) -> Iterator[Made]:
-    """What is made of the objects in some files, in order.
+    """Convert the objects in some files, in order.
 
     Args:
       read: the file's form: `clara_jax.data.jsonl.raw_lines` (an object a line) or `json_files.read_array`.
-      make: gives None for a record that is left out.
+      paths: of the files.
+      make: converts a record; gives None for one that is left out.
+      log: collects what is left out; None: the first refused record is an error.
 
     Raises:
       ClaraError: a file that cannot be read; a record that ``make`` refuses, unless ``log`` collects them.

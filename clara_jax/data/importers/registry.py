@@ -6,26 +6,26 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 from clara_jax.data.importers import beir, dpr, hotpotqa, musique, natural_questions, squad, two_wiki
-from clara_jax.data.importers.examples import Document, Example, Log
+from clara_jax.data.importers.examples import ImportedDocument, ImportedExample, Log
 
 
 @dataclasses.dataclass(frozen=True)
 class Importer:
-    """A data set.
+    """An importer of a data set.
 
     Attributes:
-      read: (files, log) → its examples.
-      title: what a user knows it by.
+      read: (files, log) → its examples; where a data set has a file of aliases, (files, log, aliases), too.
+      title: the name by which users know it.
       read_corpus: (files, log) → all its documents, where it has more than its examples hold.
-      stage: what is written by default.
-      most_gold: see `candidates.Filling`. DPR's questions have up to a hundred positive passages, most of them marked
-        for holding the answer's words; DPR itself trains on the first alone.
+      stage: of the records that are written by default.
+      most_gold: see `candidates.CandidateOptions`. DPR's questions have up to a hundred positive passages, most of them
+        marked for holding the answer's words; DPR itself trains on the first alone.
       answered: its examples have answers.
     """
 
-    read: Callable[[Sequence[str], Log], Iterator[Example]]
+    read: Callable[..., Iterator[ImportedExample]]
     title: str
-    read_corpus: Callable[[Sequence[str], Log], Iterator[Document]] | None = None
+    read_corpus: Callable[[Sequence[str], Log], Iterator[ImportedDocument]] | None = None
     stage: str = "end_to_end"
     most_gold: int | None = None
     answered: bool = True

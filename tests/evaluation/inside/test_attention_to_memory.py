@@ -23,7 +23,7 @@ def naive(bundle, x, window=None):
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), bundle.params)
     base, lora = params["base"]["layers"], params["lora"]["generator"]["layers"]
     config, scale = bundle.model.config, bundle.model.clara.lora_scale
-    length, channels = len(x), config.head_channels
+    length, channels = len(x), config.head_dim
     angles = np.arange(length)[:, None] / 10000.0 ** (np.arange(0, channels, 2) / channels)
     at = np.arange(length)
     hidden = (at[None] > at[:, None]) | (at[:, None] - at[None] >= (window or length))
@@ -77,7 +77,7 @@ def make_prompts(bundle, memories):
 
 
 def make_memories(bundle, rng):
-    shape = bundle.model.clara.memory_tokens, bundle.model.config.width
+    shape = bundle.model.clara.memory_tokens, bundle.model.config.embed_dim
     return [rng.normal(size=(count, *shape)).astype(np.float32) for count in (3, 1, 2)]
 
 
@@ -125,7 +125,7 @@ def test_the_hook_is_in_no_other_program(keep, clara, monkeypatch):
 
     def lowered():
         def loss(lora, x):
-            states, kept = model.forward({**params, "lora": {"generator": lora}}, "generator", x, mask, keep=keep)
+            states, kept = model.forward({**params, "lora": {"generator": lora}}, "generator", x, mask, return_kv=keep)
             return states.sum(), kept
 
         with jax.set_mesh(mesh):

@@ -1,4 +1,4 @@
-"""Measures of shapes whose measures are known."""
+"""Statistics of shapes whose values are known."""
 
 import base64
 import json
@@ -25,8 +25,8 @@ def test_distances_and_cosines():
     a, b = np.array([[3.0, 0], [0, 4]]), np.array([[0.0, 4], [0, -4], [3, 0]])
     np.testing.assert_allclose(geometry.distances(a, b), [[5, 5, 0], [0, 8, 5]])
     np.testing.assert_allclose(geometry.cosines(a, b), [[0, 0, 1], [1, -1, 0]])
-    assert geometry.own_and_others(np.array([[1.0, 2, 3], [4, 5, 6], [7, 8, 9]])) == (5, 5)
-    assert geometry.own_and_others(np.array([[1.0, 6], [2, 3]])) == (2, 4)
+    assert geometry.on_and_off_diagonal(np.array([[1.0, 2, 3], [4, 5, 6], [7, 8, 9]])) == (5, 5)
+    assert geometry.on_and_off_diagonal(np.array([[1.0, 6], [2, 3]])) == (2, 4)
 
 
 def test_explained_variance():

@@ -1,0 +1,95 @@
+"""Approximate nearest neighbours: search vectors, the first pass over a large store before the exact score.
+
+The score is the inner product of two unit vectors of M·E numbers, <q, m>. With the mean μ of the documents' unit
+vectors and an orthonormal basis P [256, M·E] of the directions in which they differ most (PCA),
+
+    <q, m> = <q, μ> + <q, m - μ> ≈ <q, μ> + <P q, P (m - μ)>,
+
+and <q, μ> is the same for all documents: they are ranked by <P q, v> with the search vector v = P (m - μ), which is
+stored with the memory. The exact score of the survivors corrects the error of the basis.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from clara_jax.retrieval.document_store import DocumentStore
+from clara_jax.retrieval.rows import VECTOR_WIDTH
+
+SAMPLE = 2048  # memories that a basis is fitted to
+ROWS = 512  # memories of a read
+WRITTEN = 32 * 1024  # search vectors of a write, which reads the whole column of ids
+
+
+@dataclasses.dataclass(frozen=True)
+class Projection:
+    """A PCA of unit vectors: μ float32 [M·E] and P float32 [256, M·E].
+
+    Rows of P beyond the rank of the sample are zero.
+    """
+
+    mean: np.ndarray
+    basis: np.ndarray
+
+    @classmethod
+    def fit(cls, units: np.ndarray) -> Projection:
+        """Compute the mean and the principal directions of unit vectors, float32 [n, M·E]."""
+        mean = units.mean(axis=0)
+        centred = units - mean
+        # There are more numbers in a memory than memories in the sample: the small side is decomposed.
+        values, vectors = np.linalg.eigh(centred @ centred.T)
+        keep = np.argsort(values)[::-1][:VECTOR_WIDTH]
+        keep = keep[values[keep] > 1e-6 * max(values.max(), 1e-30)]
+        basis = np.zeros((VECTOR_WIDTH, units.shape[1]), np.float32)
+        basis[: len(keep)] = (vectors[:, keep] / np.sqrt(values[keep])).T @ centred
+        return cls(mean.astype(np.float32), basis)
+
+    @classmethod
+    def read(cls, store: DocumentStore) -> Projection | None:
+        """Read the projection of a store's search vectors, None where it has none."""
+        rows = store.projection()
+        return None if rows is None else cls(rows[0], rows[1:])
+
+    def vectors(self, memories: np.ndarray) -> np.ndarray:
+        """Return v of documents, float32 [n, 256], for memories [n, M, E]."""
+        return (unit(memories) - self.mean) @ self.basis.T
+
+    def queries(self, memories: np.ndarray) -> np.ndarray:
+        """Return P q of questions, float32 [n, 256], for encodings [n, M, E]."""
+        return unit(memories) @ self.basis.T
+
+
+def build(store: DocumentStore, seed: int = 0) -> None:
+    """Fit a basis to a sample of a store, write every chunk's search vector, and index them.
+
+    Raises:
+      ClaraError: the store is empty, or cannot be written.
+    """
+    with store.writing():
+        with store.reading():
+            ids, _ = store.index()
+            sample = np.random.default_rng(seed).permutation(len(ids))[:SAMPLE]
+            units = [
+                unit(store.memories([ids[i] for i in rows]))
+                for rows in np.array_split(np.sort(sample), -(-len(sample) // ROWS))
+            ]
+        projection = Projection.fit(np.concatenate(units))
+        store.set_projection(np.concatenate([projection.mean[None], projection.basis]))
+        names, vectors = [], []
+        for ids, _, memories in store.all_memories(ROWS):
+            names += ids
+            vectors.append(projection.vectors(memories))
+            if len(names) >= WRITTEN:
+                store.set_vectors(names, np.concatenate(vectors))
+                names, vectors = [], []
+        if names:
+            store.set_vectors(names, np.concatenate(vectors))
+        store.index_vectors()
+
+
+def unit(memories: np.ndarray) -> np.ndarray:
+    """Flatten memories and scale them to length one, float32 [n, M·E]."""
+    flat = memories.reshape(len(memories), -1).astype(np.float32)
+    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-8)

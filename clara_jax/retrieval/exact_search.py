@@ -1,0 +1,188 @@
+"""Exact search: the paper's score of a question with every chunk of a store, on all devices at once.
+
+The score is the cosine of flattened memories. Memories lie on the devices as they are stored (on CPUs in float32, as
+widening them at every search is slow), in blocks of equal shape, the rows of each sharded over the mesh. A device
+scores its rows and keeps the k best; only these travel. A store that does not fit the devices is read for each search.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterable, Iterator
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clara_jax.model.sharding import BATCH, batch_shards
+from clara_jax.retrieval.document_store import DocumentStore
+
+BLOCK_BYTES = 2**28
+LEAST_ROWS = 256  # of a block: small stores grow without new shapes
+_READ_ROWS = 1024  # chunks of a read
+_WIDTH = 8  # k is rounded up to a multiple of it, so that few shapes are compiled
+
+
+@dataclasses.dataclass
+class _Block:
+    """Rows on the devices, the ids of those in use, and a mask of those still in the store."""
+
+    rows: jax.Array  # [R, M·E]
+    norms: jax.Array  # float32 [R]
+    ids: list[str]
+    alive: np.ndarray  # bool [R]
+
+
+class ExactSearch:
+    """Exact search over all chunks of a store, which follows its commits.
+
+    Args:
+      store: the chunks.
+      mesh: of all devices that are to hold memories.
+      budget: bytes that memories may take on all devices together.
+    """
+
+    def __init__(self, store: DocumentStore, mesh: jax.sharding.Mesh, budget: int):
+        self._store, self._mesh = store, mesh
+        on_cpu = all(device.platform == "cpu" for device in mesh.devices.flat)
+        self._dtype = np.dtype(np.float32) if on_cpu else store.encoding.dtype
+        numbers = int(np.prod(store.encoding.shape))
+        row = numbers * self._dtype.itemsize
+        self._shards = batch_shards(mesh)
+        self._most = max(BLOCK_BYTES // row, 1) // self._shards * self._shards or self._shards
+        self._row_bytes, self._budget = row, budget
+        self._keys: dict[str, bytes] = {}
+        self._blocks: list[_Block] = []
+        self._tail = np.zeros((0, numbers), store.encoding.dtype)  # the last block's rows, as they are stored
+        self._version = -1
+
+    @property
+    def fits(self) -> bool:
+        """Whether the store fits the budget, and memories stay on the devices between searches."""
+        return len(self._store) * self._row_bytes <= self._budget
+
+    def __call__(
+        self, queries: np.ndarray, k: int, allowed: Collection[str] | None = None
+    ) -> list[list[tuple[str, float]]]:
+        """Return the k best chunks of each question, best first.
+
+        Args:
+          queries: encodings of questions, [Q, M, E].
+          k: the number of chunks.
+          allowed: ids of chunks to choose among; None for all.
+
+        Returns:
+          for each question, (id, cosine) of up to k chunks.
+        """
+        with self._store.reading():
+            return self._ranked(queries, k, allowed)
+
+    def _ranked(self, queries: np.ndarray, k: int, allowed: Collection[str] | None) -> list[list[tuple[str, float]]]:
+        if self.fits:
+            self._refresh()
+            blocks: Iterator[_Block] = iter(self._blocks)
+        else:
+            self._blocks, self._keys, self._version = [], {}, -1
+            blocks = self._streamed()
+        count = 1 << (len(queries) - 1).bit_length()
+        flat = np.zeros((count, self._tail.shape[1]), np.float32)
+        flat[: len(queries)] = queries.reshape(len(queries), -1)
+        found: list[list[tuple[str, float]]] = [[] for _ in queries]
+        for block in blocks:
+            usable = block.alive
+            if allowed is not None:
+                usable = usable.copy()
+                usable[: len(block.ids)] &= np.fromiter((name in allowed for name in block.ids), bool, len(block.ids))
+            width = min(-(-k // _WIDTH) * _WIDTH, len(usable) // self._shards)
+            with jax.set_mesh(self._mesh):
+                best = _best(flat, block.rows, block.norms, self._place(usable), width, self._mesh)
+                scores, places = jax.device_get(best)
+            for hits, row_scores, row_places in zip(found, scores, places, strict=False):
+                hits += [(block.ids[p], float(s)) for s, p in zip(row_scores, row_places, strict=True) if s > -np.inf]
+        # Equal scores are ordered by id, whatever block they lie in.
+        return [sorted(hits, key=lambda hit: (-hit[1], hit[0]))[:k] for hits in found]
+
+    def _refresh(self) -> None:
+        version = self._store.version
+        if version == self._version:
+            return
+        ids, keys = self._store.index()
+        now = dict(zip(ids, keys, strict=True))
+        gone = {name for name, key in self._keys.items() if now.get(name) != key}
+        fresh = [name for name in ids if name not in self._keys or name in gone]
+        alive = len(self._keys) - len(gone)
+        if alive < sum(len(block.ids) for block in self._blocks) // 2 or not self._keys:
+            self._blocks, self._tail = [], self._tail[:0]
+            self._append((names, memories) for names, _, memories in self._store.all_memories(_READ_ROWS))
+        else:
+            for block in self._blocks:
+                block.alive[: len(block.ids)] &= np.fromiter((x not in gone for x in block.ids), bool, len(block.ids))
+            parts = [fresh[start : start + _READ_ROWS] for start in range(0, len(fresh), _READ_ROWS)]
+            self._append((names, self._store.memories(names)) for names in parts)
+        self._keys, self._version = now, version
+
+    def _append(self, parts: Iterable[tuple[list[str], np.ndarray]]) -> None:
+        """Append rows to the last block, as far as it has room, and to new blocks."""
+        ids, waiting = [], []
+        if self._blocks and len(self._blocks[-1].alive) < self._most:
+            last = self._blocks.pop()
+            alive = last.alive[: len(last.ids)]
+            ids, waiting = [name for name, there in zip(last.ids, alive, strict=True) if there], [self._tail[alive]]
+        for names, memories in parts:
+            ids, waiting = ids + names, [*waiting, memories.reshape(len(memories), -1)]
+            while len(ids) >= self._most:
+                whole = np.concatenate(waiting)
+                self._blocks.append(self._block(ids[: self._most], whole[: self._most], self._most))
+                ids, waiting = ids[self._most :], [whole[self._most :]]
+        if ids:
+            self._tail = np.concatenate(waiting)
+            self._blocks.append(self._block(ids, self._tail, self._rows(len(ids))))
+
+    def _streamed(self) -> Iterator[_Block]:
+        for names, _, memories in self._store.all_memories(self._most):
+            yield self._block(names, memories.reshape(len(memories), -1), self._most)
+
+    def _rows(self, chunks: int) -> int:
+        """Return the rows of a block for so many chunks: a power of two for a small store."""
+        rows = max(LEAST_ROWS, 1 << (chunks - 1).bit_length())
+        return min(-(-rows // self._shards) * self._shards, self._most)
+
+    def _block(self, ids: list[str], flat: np.ndarray, rows: int) -> _Block:
+        whole = np.zeros((rows, self._tail.shape[1]), self._dtype)
+        whole[: len(flat)] = flat
+        norms = np.sqrt(np.einsum("nx,nx->n", whole, whole, dtype=np.float32))
+        return _Block(self._place(whole), self._place(norms), ids, np.arange(rows) < len(ids))
+
+    def _place(self, array: np.ndarray) -> jax.Array:
+        spec = jax.P(BATCH, *(None,) * (array.ndim - 1))
+        return jax.device_put(array, jax.NamedSharding(self._mesh, spec))
+
+
+@partial(jax.jit, static_argnums=(4, 5))
+def _best(
+    queries: jax.Array, rows: jax.Array, norms: jax.Array, usable: jax.Array, k: int, mesh: jax.sharding.Mesh
+) -> tuple[jax.Array, jax.Array]:
+    """Return scores float32 [Q, shards·k] and places int32 [Q, shards·k] of each shard's best rows.
+
+    Args:
+      queries: float32 [Q, X].
+      rows: [R, X], sharded over the batch axes.
+      norms: float32 [R], sharded likewise.
+      usable: bool [R], sharded likewise; rows that are not get the score -inf.
+      k: the number of rows of each shard.
+      mesh: of the rows.
+    """
+
+    def best_of_shard(queries, rows, norms, usable):
+        dot = jnp.einsum("QX,RX->QR", queries, rows.astype(jnp.float32), precision="highest")
+        lengths = jnp.linalg.norm(queries, axis=1, keepdims=True) * norms
+        scores = jnp.where(usable, dot / jnp.maximum(lengths, 1e-8), -jnp.inf)
+        best, places = jax.lax.top_k(scores, k)
+        return best, places + jax.lax.axis_index(BATCH) * len(rows)
+
+    split = jax.P(BATCH)
+    out = jax.P(None, BATCH)
+    return jax.shard_map(best_of_shard, mesh=mesh, in_specs=(jax.P(), split, split, split), out_specs=(out, out))(
+        queries, rows, norms, usable
+    )

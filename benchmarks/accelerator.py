@@ -30,10 +30,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from clara_jax import command
-from clara_jax.data.batches import Batch
-from clara_jax.data.records import RANKING_STAGES
+from clara_jax.aot import abstract, analytic_comm
+from clara_jax.aot.bases import base_config
+from clara_jax.aot.workload import full_batch, stage_shapes
 from clara_jax.inference.decode import Sampling, generate
 from clara_jax.inference.encode import encode_batch
+from clara_jax.input_pipeline.batches import Batch
+from clara_jax.input_pipeline.records import RANKING_STAGES
 from clara_jax.method.clara import ClaraConfig, ClaraModel
 from clara_jax.method.parameters import declare, split
 from clara_jax.method.stages import STAGES
@@ -42,9 +45,6 @@ from clara_jax.model.config import ModelConfig
 from clara_jax.model.declare import initialise
 from clara_jax.model.sharding import batch_shards, make_mesh, put_batch
 from clara_jax.model.transformer import REMAT_POLICIES
-from clara_jax.planning import abstract, analytic_comm
-from clara_jax.planning.bases import base_config
-from clara_jax.planning.workload import full_batch, stage_shapes
 from clara_jax.training.config import StageConfig
 from clara_jax.training.optimizer import make_optimizer
 from clara_jax.training.step import init_state, make_train_step

@@ -41,11 +41,12 @@ import jax
 from benchmarks.cores import OtherLoad, pin
 from benchmarks.released_driver import BATCHES, MODEL
 from benchmarks.released_rows import ROWS, BenchmarkRow, Inputs, Ours, questions
-from clara_jax import bundle as bundles
-from clara_jax import command, exporting
-from clara_jax.data.records import Record, read_records
+from clara_jax import command
+from clara_jax.checkpoints import bundle as bundles
+from clara_jax.checkpoints import exporting
 from clara_jax.errors import ClaraError
 from clara_jax.files import replaced_when_whole
+from clara_jax.input_pipeline.records import Record, read_records
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.model.precision import PRECISIONS
 from clara_jax.model.sharding import make_mesh

@@ -21,19 +21,19 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from clara_jax import bundle as bundles
 from clara_jax import command
 from clara_jax.api import Clara
-from clara_jax.bundle import Bundle
-from clara_jax.data import prompts
-from clara_jax.data.corpus.documents import CorpusDocument
+from clara_jax.checkpoints import bundle as bundles
+from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.inference.decode import Sampling
-from clara_jax.library import RagPipeline
+from clara_jax.input_pipeline import prompts
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.model.sharding import make_mesh
+from clara_jax.rag_pipeline import RagPipeline
 from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.encodings import closest_float
 from clara_jax.retrieval.indexing import IndexReport
+from clara_jax.text.documents import CorpusDocument
 
 WORDS = (
     "the a of in and to was by on for river town king ship year people house church war city small old new first "

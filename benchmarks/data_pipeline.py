@@ -20,16 +20,16 @@ from tqdm import tqdm
 
 from clara_jax import command
 from clara_jax.data.builders import RecordSource, build
-from clara_jax.data.encoding import Encoding
-from clara_jax.data.loading import BatchLoader
-from clara_jax.data.packing import plan_row
-from clara_jax.data.plan import BatchPlan
-from clara_jax.data.records import STAGES
-from clara_jax.data.shapes import shape_ladder
 from clara_jax.data.synthetic import SyntheticConfig, vocabulary, write
-from clara_jax.data.token_cache import open_or_make, slices
-from clara_jax.data.tokenization import ClaraTokenizer
-from clara_jax.data.word_level import word_level_tokenizer
+from clara_jax.input_pipeline.buckets import shape_ladder
+from clara_jax.input_pipeline.encoding import Encoding
+from clara_jax.input_pipeline.loader import BatchLoader
+from clara_jax.input_pipeline.packing import plan_row
+from clara_jax.input_pipeline.records import STAGES
+from clara_jax.input_pipeline.sampler import BatchPlan
+from clara_jax.input_pipeline.token_cache import open_or_make, slices
+from clara_jax.input_pipeline.tokenization import ClaraTokenizer
+from clara_jax.input_pipeline.word_level import word_level_tokenizer
 
 
 def main() -> None:

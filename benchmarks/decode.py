@@ -26,9 +26,10 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from clara_jax import bundle as bundles
-from clara_jax import command, exporting
-from clara_jax.bundle import Bundle
+from clara_jax import command
+from clara_jax.checkpoints import bundle as bundles
+from clara_jax.checkpoints import exporting
+from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.inference.decode import Sampling
 from clara_jax.inference.engine import Engine, Request
 from clara_jax.inference.weights import prepare, size

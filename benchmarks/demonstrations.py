@@ -16,9 +16,9 @@ import time
 from tqdm import tqdm
 
 from clara_jax import command
-from clara_jax.data.records import read_records
+from clara_jax.base_lm import BaseLM
 from clara_jax.inference.decode import Sampling
-from clara_jax.plain import BaseLM
+from clara_jax.input_pipeline.records import read_records
 from clara_jax.synthesis.prompts import PromptTemplates
 
 

@@ -32,9 +32,11 @@ from tqdm import tqdm
 from benchmarks.accelerator import random_batch
 from benchmarks.cores import OtherLoad, pin
 from benchmarks.store import World, fill, questions
-from clara_jax import bundle as bundles
 from clara_jax import command
-from clara_jax.bundle import Bundle
+from clara_jax.aot import abstract
+from clara_jax.aot.workload import full_batch, stage_shapes
+from clara_jax.checkpoints import bundle as bundles
+from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.errors import ClaraError
 from clara_jax.files import replaced_when_whole
 from clara_jax.inference.encode import encode_batch
@@ -43,8 +45,6 @@ from clara_jax.method.parameters import split
 from clara_jax.method.stages import STAGES
 from clara_jax.model.precision import PRECISIONS
 from clara_jax.model.sharding import make_mesh, put_batch
-from clara_jax.planning import abstract
-from clara_jax.planning.workload import full_batch, stage_shapes
 from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.encodings import closest_float
 from clara_jax.retrieval.exact_search import ExactSearch

@@ -15,15 +15,15 @@ import numpy as np
 from tqdm import tqdm
 
 from clara_jax import command
-from clara_jax.checkpoints.base import open_base
-from clara_jax.data.encoding import Encoding, encode_records, sizes_of
-from clara_jax.data.jsonl import data_files
-from clara_jax.data.loading import BatchLoader
-from clara_jax.data.packing import plan_row
-from clara_jax.data.plan import BatchPlan
-from clara_jax.data.records import STAGES, read_records
-from clara_jax.data.shapes import shape_ladder
-from clara_jax.data.tokenization import ClaraTokenizer
+from clara_jax.formats.base import open_base
+from clara_jax.formats.jsonl import data_files
+from clara_jax.input_pipeline.buckets import shape_ladder
+from clara_jax.input_pipeline.encoding import Encoding, encode_records, sizes_of
+from clara_jax.input_pipeline.loader import BatchLoader
+from clara_jax.input_pipeline.packing import plan_row
+from clara_jax.input_pipeline.records import STAGES, read_records
+from clara_jax.input_pipeline.sampler import BatchPlan
+from clara_jax.input_pipeline.tokenization import ClaraTokenizer
 
 DOC_MAX_LENGTH, COMPRESS_RATE = 256, 16
 

@@ -14,20 +14,20 @@ import numpy as np
 
 from benchmarks.ask import endless
 from clara_jax.api import Clara
-from clara_jax.bundle import Bundle
-from clara_jax.data.corpus.documents import CorpusDocument
-from clara_jax.data.encoding import Encoding, encode_records, sizes_of
-from clara_jax.data.loading import BatchLoader
-from clara_jax.data.plan import BatchPlan
-from clara_jax.data.records import Record
-from clara_jax.data.shapes import shape_ladder, without_texts
+from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.inference.decode import Sampling
-from clara_jax.library import RagPipeline
+from clara_jax.input_pipeline.buckets import shape_ladder, without_texts
+from clara_jax.input_pipeline.encoding import Encoding, encode_records, sizes_of
+from clara_jax.input_pipeline.loader import BatchLoader
+from clara_jax.input_pipeline.records import Record
+from clara_jax.input_pipeline.sampler import BatchPlan
 from clara_jax.method.parameters import split
 from clara_jax.method.stages import inherit
 from clara_jax.model.sharding import put_batch
+from clara_jax.rag_pipeline import RagPipeline
 from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.encodings import closest_float
+from clara_jax.text.documents import CorpusDocument
 from clara_jax.training.config import StageConfig
 from clara_jax.training.optimizer import make_optimizer
 from clara_jax.training.step import init_state, make_train_step

@@ -18,15 +18,15 @@ import time
 import jax
 import optax
 
-from clara_jax import bundle as bundles
 from clara_jax import command
-from clara_jax.data.distinct import document_numbers, planned_counts
-from clara_jax.data.encoding import Encoding, encode_records, sizes_of
-from clara_jax.data.jsonl import data_files
-from clara_jax.data.loading import BatchLoader
-from clara_jax.data.plan import BatchPlan
-from clara_jax.data.records import read_records
-from clara_jax.data.shapes import shape_ladder, without_texts
+from clara_jax.checkpoints import bundle as bundles
+from clara_jax.formats.jsonl import data_files
+from clara_jax.input_pipeline.buckets import shape_ladder, without_texts
+from clara_jax.input_pipeline.distinct import document_numbers, planned_counts
+from clara_jax.input_pipeline.encoding import Encoding, encode_records, sizes_of
+from clara_jax.input_pipeline.loader import BatchLoader
+from clara_jax.input_pipeline.records import read_records
+from clara_jax.input_pipeline.sampler import BatchPlan
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.method.parameters import split
 from clara_jax.method.stages import STAGES

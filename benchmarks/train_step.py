@@ -33,9 +33,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from clara_jax import bundle as bundles
 from clara_jax import command, huge_pages
-from clara_jax.data.batches import Batch
+from clara_jax.checkpoints import bundle as bundles
+from clara_jax.input_pipeline.batches import Batch
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.method.parameters import split
 from clara_jax.method.stages import STAGES, Objective

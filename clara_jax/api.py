@@ -21,9 +21,8 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from clara_jax import bundle as bundles
-from clara_jax.bundle import Bundle
-from clara_jax.data import prompts
+from clara_jax.checkpoints import bundle as bundles
+from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.deprecation import renamed_method
 from clara_jax.distributed import gather
 from clara_jax.errors import ClaraError
@@ -31,6 +30,7 @@ from clara_jax.inference.decode import Sampling
 from clara_jax.inference.encode import encode_texts
 from clara_jax.inference.engine import Engine, Request, Result
 from clara_jax.inference.weights import check as check_weights
+from clara_jax.input_pipeline import prompts
 from clara_jax.method.reranker import EXCLUDED, cosine_scores
 from clara_jax.method.stages import STAGES, inherit
 from clara_jax.model.sharding import divisible, make_mesh, put_batch
@@ -110,7 +110,7 @@ class Clara:
         """Make the model that a bundle describes.
 
         Args:
-          bundle: see `clara_jax.bundle`.
+          bundle: see `clara_jax.checkpoints.bundle`.
           batch_size: texts, questions or prompts per device call, rounded up to a multiple that the mesh divides.
           weights: the form of the weights for decoding, one of `clara_jax.inference.weights.WEIGHTS`; default the
             fastest one that fits into memory.
@@ -159,7 +159,7 @@ class Clara:
           rate: compress rate, of a model with one memory token for all places; default as it was trained last.
 
         Raises:
-          ClaraError: see `clara_jax.bundle.load`, `Bundle.at_rate`.
+          ClaraError: see `clara_jax.checkpoints.bundle.load`, `Bundle.at_rate`.
         """
         bundle = bundles.load(path, mesh or make_mesh(), base, precision).at_rate(rate)
         return cls(bundle, batch_size, weights, rows)
@@ -435,7 +435,7 @@ class Clara:
         """Return the engine's request for a prompt.
 
         Args:
-          prompt: see `clara_jax.data.prompts`.
+          prompt: see `clara_jax.input_pipeline.prompts`.
           memories: of the prompt's slots, [K, M, E].
           sampling: how tokens are chosen.
           seed: of the sampling.

@@ -18,7 +18,7 @@ from clara_jax.model.precision import CHOICES
 from clara_jax.shipped import DEFAULT
 
 if TYPE_CHECKING:
-    from clara_jax.library import RagAnswer, RagPipeline
+    from clara_jax.rag_pipeline import RagAnswer, RagPipeline
 
 EXAMPLES = """examples:
   python -m clara_jax.ask --documents notes/ "Who wrote the minutes?"             the model inside the package
@@ -91,7 +91,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def _pipeline(arguments: argparse.Namespace) -> Iterator[RagPipeline]:
-    from clara_jax.library import RagPipeline
+    from clara_jax.rag_pipeline import RagPipeline
 
     # Questions are answered one by one, as they come.
     options = {"base": arguments.base, "precision": arguments.precision, "weights": arguments.weights, "rows": 1}
@@ -122,7 +122,7 @@ def _asked(arguments: argparse.Namespace, questions: list[str] | None) -> Iterat
 
 
 def _file(path: str) -> list[str]:
-    from clara_jax.data.jsonl import decode, raw_lines
+    from clara_jax.formats.jsonl import decode, raw_lines
 
     questions = []
     for where, line in raw_lines(path):

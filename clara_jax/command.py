@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from clara_jax import compile_cache
+from clara_jax import compile_cache, tpu_flags
 from clara_jax.errors import ClaraError, ReportedByMainError
 from clara_jax.shipped import DEFAULT
 
@@ -39,6 +39,7 @@ def run(main: Callable[[], None], compiles: bool = True) -> None:
       compiles: False for a command that compiles nothing, or that measures compilation.
     """
     _speak_utf8()
+    tpu_flags.set_defaults()
     if NO_COMPILE_CACHE in sys.argv[1:]:
         sys.argv.remove(NO_COMPILE_CACHE)
         compile_cache.disable()

@@ -129,7 +129,8 @@ def _trim_now_and_then(root: Path) -> None:
 
 def _is_whole(path: Path) -> bool:
     """Return whether the compressed data of an entry is complete: zstd where JAX finds it, else zlib."""
-    # Not from `clara_jax.data.jsonl`: this runs while Python exits, when the thread pools of its imports cannot start.
+    # Not from `clara_jax.formats.jsonl`: this runs while Python exits, when the thread pools of its imports cannot
+    # start.
     if sys.version_info >= (3, 14):
         from compression import zstd
     else:

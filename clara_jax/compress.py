@@ -100,7 +100,7 @@ def _compress(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from clara_jax import distributed
-    from clara_jax.library import RagPipeline
+    from clara_jax.rag_pipeline import RagPipeline
     from clara_jax.retrieval.indexing import IndexReport
 
     pipeline = RagPipeline.open(

@@ -57,8 +57,8 @@ def main() -> None:
     arguments = parser().parse_args()
     if arguments.command == "export":
         _check(arguments)
-    from clara_jax import bundle as bundles
-    from clara_jax import exporting
+    from clara_jax.checkpoints import bundle as bundles
+    from clara_jax.checkpoints import exporting
     from clara_jax.model.sharding import make_mesh
 
     output = Path(arguments.output)

@@ -32,8 +32,8 @@ CRAMMED, CRAM_STEPS, CRAM_RATE = "crammed", 300, 0.05
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    from clara_jax.evaluation.controls import CONDITIONS
     from clara_jax.evaluation.suites import NAMES
+    from clara_jax.metrics.controls import CONDITIONS
 
     conditions = "\n".join(f"  {condition.name:17} {condition.description}" for condition in CONDITIONS.values())
     parser = argparse.ArgumentParser(

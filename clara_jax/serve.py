@@ -104,7 +104,7 @@ def _check_mode(arguments: argparse.Namespace) -> None:
 
 def _store(arguments: argparse.Namespace) -> tuple[Any, Callable[..., Any], str]:
     """Open the pipeline; return it, the function that makes its application, and a description."""
-    from clara_jax.library import RagPipeline
+    from clara_jax.rag_pipeline import RagPipeline
     from clara_jax.serving.store import store_app
 
     pipeline = RagPipeline.open(
@@ -121,7 +121,7 @@ def _store(arguments: argparse.Namespace) -> tuple[Any, Callable[..., Any], str]
 
 def _base(arguments: argparse.Namespace) -> tuple[Any, Callable[..., Any], str]:
     """Open a base model alone; return the same."""
-    from clara_jax.plain import BaseLM
+    from clara_jax.base_lm import BaseLM
     from clara_jax.serving.text import text_app
 
     lm = BaseLM.open(

@@ -207,9 +207,7 @@ def _add_common(parser: argparse.ArgumentParser, usual: Any) -> None:
     )
     add("--max-tokens", type=int, default=usual.max_tokens, metavar="N", help=f"longest reply ({usual.max_tokens})")
     add("--seed", type=int, default=usual.seed)
-    add(
-        "--again", nargs="+", default=[], metavar="REASON", help="try once more what was rejected for it, e.g. refused"
-    )
+    add("--again", nargs="+", default=[], metavar="REASON", help="try once more what was rejected for it, e.g. refused")
     add("--budget-tokens", type=int, metavar="N", help="stop when so many were spent, all runs together")
     add("--budget-cost", type=float, metavar="COST", help="the same in the unit of --prices")
     _add_prices(parser)

@@ -41,7 +41,7 @@ def main() -> None:
         return
     # After the help, which should not wait for these.
     from clara_jax import distributed
-    from clara_jax.checkpoints.json_file import read_object
+    from clara_jax.formats.json_file import read_object
     from clara_jax.training.config import from_json, resolve
     from clara_jax.training.loop import run
     from clara_jax.training.resume import CONFIG
@@ -89,8 +89,8 @@ def main() -> None:
 def _show(result: RunResult, config: RunConfig) -> None:
     """Print questions of held-out records, the model's answers, and the documents that were read for them."""
     from clara_jax.api import Clara
-    from clara_jax.data.encoding import TEXT
     from clara_jax.distributed import say
+    from clara_jax.input_pipeline.encoding import TEXT
 
     stage = config.stages[-1]
     asked = [record for record in result.held_out if record.kind == "question"][: config.show]

@@ -38,8 +38,8 @@ the texts are the positive documents, then the first others: a perfect retriever
 
 import os
 
-from clara_jax.data.records import RANKING_STAGES
 from clara_jax.errors import ClaraError
+from clara_jax.input_pipeline.records import RANKING_STAGES
 from configs import common
 
 QUESTIONS = ("questions:squad/stage1_pretrain_qa.train.jsonl",)

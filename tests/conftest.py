@@ -11,7 +11,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from clara_jax import compile_cache
-from clara_jax.planning.topology import ABSENT
+from clara_jax.aot.topology import ABSENT
 
 jax.config.update("jax_num_cpu_devices", 8)
 # Tests compile much and run little. So do the processes that they start. `optimized` is for what needs the rest.

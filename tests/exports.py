@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from clara_jax import bundle as bundles
+from clara_jax.checkpoints import bundle as bundles
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.model.sharding import make_mesh
 from tests import tiny

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from clara_jax import Clara, ClaraError
-from clara_jax import bundle as bundles
+from clara_jax.checkpoints import bundle as bundles
 from clara_jax.method.clara import ClaraConfig
 from tests.tiny import document, write_base
 

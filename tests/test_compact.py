@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from clara_jax import bundle as bundles
-from clara_jax import convert, exporting
+from clara_jax import convert
+from clara_jax.checkpoints import bundle as bundles
+from clara_jax.checkpoints import exporting
 from clara_jax.checkpoints.compact import dequantize, quantize
 from clara_jax.errors import ClaraError
 from clara_jax.method.parameters import flatten

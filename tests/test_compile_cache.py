@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from clara_jax import compile_cache
-from clara_jax.data.jsonl import zstd
+from clara_jax.formats.jsonl import zstd
 from tests.locations import ROOT
 
 # A command as any other: what it prints, and how many programs it has compiled and loaded.

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from clara_jax.data.jsonl import data_files
 from clara_jax.errors import ClaraError
+from clara_jax.formats.jsonl import data_files
 from clara_jax.training.config import entry_kind, from_json, resolve, to_json
 from clara_jax.training.schedules import scaffold_at
 from tests.locations import ROOT, shared_data

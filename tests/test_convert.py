@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from clara_jax import bundle as bundles
-from clara_jax import convert, exporting
+from clara_jax import convert
 from clara_jax.api import Clara
-from clara_jax.checkpoints import hugging_face
-from clara_jax.checkpoints.base import open_base
+from clara_jax.checkpoints import bundle as bundles
+from clara_jax.checkpoints import exporting
 from clara_jax.checkpoints.names import load_base
-from clara_jax.checkpoints.safetensors_files import open_tensors
-from clara_jax.checkpoints.torch_file import write_pth
-from clara_jax.checkpoints.torch_pickle import read_pth
 from clara_jax.errors import ClaraError
+from clara_jax.formats import hugging_face
+from clara_jax.formats.base import open_base
+from clara_jax.formats.safetensors_files import open_tensors
+from clara_jax.formats.torch_file import write_pth
+from clara_jax.formats.torch_pickle import read_pth
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.method.parameters import flatten
 from clara_jax.model.config import ModelConfig

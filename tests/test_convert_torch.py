@@ -7,10 +7,10 @@ import warnings
 import numpy as np
 import pytest
 
-from clara_jax import exporting
 from clara_jax.api import Clara
-from clara_jax.checkpoints.torch_pickle import read_pth
-from clara_jax.data.tokenization import ClaraTokenizer
+from clara_jax.checkpoints import exporting
+from clara_jax.formats.torch_pickle import read_pth
+from clara_jax.input_pipeline.tokenization import ClaraTokenizer
 from tests import exports, tiny
 
 torch = pytest.importorskip("torch")
@@ -81,7 +81,7 @@ def test_transformers_answers_with_the_merged_model(bundle, tmp_path):
     clara = Clara(bundle)
     memories = clara.compress([DOCUMENT])
     answer = clara.answer([QUESTION], memories=memories, k=1, max_new_tokens=8)[0]
-    from clara_jax.data import prompts
+    from clara_jax.input_pipeline import prompts
 
     prompt = tokenizer.encode_prompts([prompts.question(QUESTION, 1)])[0]
     embeddings = model.get_input_embeddings()(torch.tensor([list(prompt.ids)])).detach()

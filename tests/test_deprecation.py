@@ -10,17 +10,17 @@ import pytest
 import clara_jax
 from clara_jax.api import Clara
 from clara_jax.deprecation import renamed_attributes, renamed_field, renamed_method
-from clara_jax.library import RagAnswer, RagPipeline
+from clara_jax.rag_pipeline import RagAnswer, RagPipeline
 
 
 @pytest.mark.parametrize(
     "module, old, new",
     [
-        ("clara_jax.library", "Library", "RagPipeline"),
-        ("clara_jax.library", "LibraryAnswer", "RagAnswer"),
-        ("clara_jax.library", "Asked", "RetrievedContext"),
-        ("clara_jax.plain", "Plain", "BaseLM"),
-        ("clara_jax.data.corpus.documents", "Document", "CorpusDocument"),
+        ("clara_jax.rag_pipeline", "Library", "RagPipeline"),
+        ("clara_jax.rag_pipeline", "LibraryAnswer", "RagAnswer"),
+        ("clara_jax.rag_pipeline", "Asked", "RetrievedContext"),
+        ("clara_jax.base_lm", "Plain", "BaseLM"),
+        ("clara_jax.text.documents", "Document", "CorpusDocument"),
     ],
 )
 def test_an_old_class_name_is_the_new_class(module, old, new):

@@ -13,8 +13,8 @@ import time
 import numpy as np
 import pytest
 
-from clara_jax import bundle as bundles
 from clara_jax import evaluate
+from clara_jax.checkpoints import bundle as bundles
 from clara_jax.errors import ClaraError
 from clara_jax.evaluation.predictions import PredictionFile
 from clara_jax.evaluation.runner import read_suites

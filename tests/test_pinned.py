@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from clara_jax import bundle
-from clara_jax.checkpoints.base import open_base
-from clara_jax.data import prompts
-from clara_jax.data.tokenization import ClaraTokenizer
+from clara_jax.checkpoints import bundle
+from clara_jax.formats.base import open_base
+from clara_jax.input_pipeline import prompts
+from clara_jax.input_pipeline.tokenization import ClaraTokenizer
 from clara_jax.method.clara import ClaraConfig, ClaraModel
 from clara_jax.method.parameters import declare, split, unflatten
 from clara_jax.model.config import ModelConfig

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from clara_jax import Clara
-from clara_jax.checkpoints.base import open_base
 from clara_jax.checkpoints.compact import read_compact
-from clara_jax.data import prompts
+from clara_jax.formats.base import open_base
 from clara_jax.inference.decode import Sampling
+from clara_jax.input_pipeline import prompts
 from clara_jax.model.sharding import make_mesh
 from clara_jax.shipped import DEFAULT, folder_of
 from tests.locations import ROOT

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clara_jax.data.facts import names
-from clara_jax.evaluation.answers import words
+from clara_jax.metrics.answers import words
 from clara_jax.retrieval.words import indexed
 from clara_jax.spelling import MOST_MARKS, normal_form
-from clara_jax.synthesis.words import written_words
+from clara_jax.text.facts import names
+from clara_jax.text.words import written_words
 
 FORMS = ("NFC", "NFKC", "NFKD")
 

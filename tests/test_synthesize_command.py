@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from clara_jax import synthesize
-from clara_jax.data.records import read_records
+from clara_jax.input_pipeline.records import read_records
 from clara_jax.synthesis import endpoint
 from clara_jax.synthesis.settings import SynthesisSettings
 from tests.locations import ROOT

@@ -92,7 +92,7 @@ def test_a_run_through_all_stages(finished):
 
 def checkpoints(run, mesh):
     """The models that the stages left, in order."""
-    from clara_jax import bundle as bundles
+    from clara_jax.checkpoints import bundle as bundles
 
     return [bundles.load(path, mesh) for path in sorted((run / "checkpoints").iterdir())]
 

@@ -13,7 +13,7 @@ CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<s>' + m['role'] + '\\n' + m['content'] + '</s>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<s>assistant\\n' }}{% endif %}"
 )
-# Its prompts end with a space, which no answer has before it: it is left out (`clara_jax.data.turns`).
+# Its prompts end with a space, which no answer has before it: it is left out (`clara_jax.input_pipeline.turns`).
 SPACED_TEMPLATE = CHAT_TEMPLATE.replace("\\n", " ")
 PLACES = ["Rouen", "Oslo", "Kyoto", "Lima", "Accra", "Quito", "Perth", "Turin"]
 PEOPLE = ["Ada", "Rollo", "Mika", "Ines", "Kofi", "Luis", "Noor", "Gino"]

@@ -13,10 +13,10 @@ import numpy as np
 
 import benchmarks.ten_questions as ten_questions
 from clara_jax import command
-from clara_jax.data import prompts
-from clara_jax.evaluation.answers import cover_match
 from clara_jax.inference.decode import Sampling
-from clara_jax.library import RagPipeline
+from clara_jax.input_pipeline import prompts
+from clara_jax.metrics.answers import cover_match
+from clara_jax.rag_pipeline import RagPipeline
 from clara_jax.shipped import DEFAULT
 
 FOLDER = Path(ten_questions.__file__).parent

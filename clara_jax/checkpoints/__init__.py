@@ -1,1 +1,1 @@
-"""Weights in and out: base models and foreign files (safetensors, GGUF, ``torch.save``), read without torch."""
+"""Checkpoints: whole models in and out, as runs, in the released format, as PEFT folders, merged and compact copies."""

@@ -18,10 +18,10 @@ from typing import Any, TypeGuard
 import numpy as np
 from safetensors.numpy import save_file
 
-from clara_jax.checkpoints.hugging_face import write_json
-from clara_jax.checkpoints.json_file import read_object
-from clara_jax.checkpoints.safetensors_files import open_tensors
 from clara_jax.errors import ClaraError
+from clara_jax.formats.hugging_face import write_json
+from clara_jax.formats.json_file import read_object
+from clara_jax.formats.safetensors_files import open_tensors
 
 KIND = "clara_jax PEFT export"
 ABOUT, TABLES = "export.json", "embeddings.safetensors"

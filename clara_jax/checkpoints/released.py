@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from clara_jax.checkpoints.hugging_face import write_json
-from clara_jax.checkpoints.json_file import read_object
 from clara_jax.checkpoints.names import check_floating
-from clara_jax.checkpoints.torch_file import write_pth
-from clara_jax.checkpoints.torch_pickle import read_pth
 from clara_jax.errors import ClaraError
+from clara_jax.formats.hugging_face import write_json
+from clara_jax.formats.json_file import read_object
+from clara_jax.formats.torch_file import write_pth
+from clara_jax.formats.torch_pickle import read_pth
 
 ROLES = {"encoder_adapter": "compressor", "query_reasoner_adapter": "query_reasoner", "decoder_adapter": "generator"}
 LARGEST = 2**20  # of a length or a rank

@@ -31,9 +31,9 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from clara_jax import distributed
-from clara_jax.checkpoints.json_file import read_object
 from clara_jax.errors import ClaraError
 from clara_jax.files import file_errors, sync
+from clara_jax.formats.json_file import read_object
 
 FORMAT_VERSION = 1
 ARRAYS, METADATA, CHECKSUMS = "arrays", "clara.json", "checksums.json"

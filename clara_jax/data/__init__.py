@@ -1,1 +1,1 @@
-"""From JSONL files to batches: records, prompts, tokens, batches; numpy only."""
+"""Preparation of data: importers of published sets, TFDS builders, corpora of documents, a synthetic world."""

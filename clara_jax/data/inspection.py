@@ -9,14 +9,14 @@ import os
 import jax
 import numpy as np
 
-from clara_jax.checkpoints.base import open_base
-from clara_jax.data.batches import Batch, collate, plan_shapes
 from clara_jax.data.builders.source import RecordSource
-from clara_jax.data.encoding import Encoding, encode_records
-from clara_jax.data.jsonl import data_files
-from clara_jax.data.records import ALL_STAGES, Record, read_records
-from clara_jax.data.tokenization import IGNORED, ClaraTokenizer
 from clara_jax.errors import ClaraError
+from clara_jax.formats.base import open_base
+from clara_jax.formats.jsonl import data_files
+from clara_jax.input_pipeline.batches import Batch, collate, plan_shapes
+from clara_jax.input_pipeline.encoding import Encoding, encode_records
+from clara_jax.input_pipeline.records import ALL_STAGES, Record, read_records
+from clara_jax.input_pipeline.tokenization import IGNORED, ClaraTokenizer
 
 LEARNED = ("\N{LEFT DOUBLE ANGLE BRACKET}", "\N{RIGHT DOUBLE ANGLE BRACKET}")
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from clara_jax.data.records import STAGES, Record
 from clara_jax.errors import ClaraError
+from clara_jax.input_pipeline.records import STAGES, Record
 
 SPLITS = ("train", "eval")
 CACHED = 2**17  # facts and documents kept, most of them used by many records

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 
-from clara_jax.checkpoints.base import open_base
-from clara_jax.data.jsonl import data_files
-from clara_jax.data.records import TEXT_STAGES, read_records
-from clara_jax.data.tokenization import ClaraTokenizer
-from clara_jax.data.windows import START, cut_records
 from clara_jax.errors import ClaraError
 from clara_jax.files import replaced_when_whole
+from clara_jax.formats.base import open_base
+from clara_jax.formats.jsonl import data_files
+from clara_jax.input_pipeline.records import TEXT_STAGES, read_records
+from clara_jax.input_pipeline.tokenization import ClaraTokenizer
+from clara_jax.input_pipeline.windows import START, cut_records
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

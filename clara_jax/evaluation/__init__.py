@@ -1,1 +1,1 @@
-"""Evaluation: metrics, suites, systems and reports. Training and benchmarks use the same metrics."""
+"""Evaluation: suites, systems under conditions, predictions, and the report that is made of them."""

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from clara_jax.errors import ClaraError
-from clara_jax.evaluation.cases import Suite
-from clara_jax.evaluation.intervals import Bootstrap, Interval
 from clara_jax.evaluation.predictions import Prediction
 from clara_jax.evaluation.scoring import METRICS, score
+from clara_jax.metrics.bootstrap import Bootstrap, Interval
+from clara_jax.metrics.cases import Suite
 
 # The main metric of a suite, by its kind.
 MAIN = {"question": "f1", "paraphrase": "rougeL", "autoencode": "tokens_right"}

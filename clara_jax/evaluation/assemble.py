@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from clara_jax import distributed
-from clara_jax.checkpoints.json_file import read_object
-from clara_jax.evaluation.cases import Suite
-from clara_jax.evaluation.inside.analysis import analyze
+from clara_jax.analysis.analysis import analyze
 from clara_jax.evaluation.report import build
 from clara_jax.evaluation.runner import INSIDE, PLAN, SystemSpec, read_predictions, read_suites
 from clara_jax.evaluation.systems import MemoryModel, Settings
 from clara_jax.files import replaced_when_whole
+from clara_jax.formats.json_file import read_object
+from clara_jax.metrics.cases import Suite
 from clara_jax.training.run_directory import environment
 
 

@@ -13,12 +13,12 @@ from itertools import islice
 from typing import Any
 
 from clara_jax.data.builders.passages import parse_passage
-from clara_jax.data.jsonl import parse_lines
-from clara_jax.data.records import DOCUMENT_FIELDS, Record, parse_documents, parse_record
-from clara_jax.data.titles import titled
 from clara_jax.errors import ClaraError
-from clara_jax.evaluation.cases import Case
-from clara_jax.evaluation.controls import draws
+from clara_jax.formats.jsonl import parse_lines
+from clara_jax.input_pipeline.records import DOCUMENT_FIELDS, Record, parse_documents, parse_record
+from clara_jax.metrics.cases import Case
+from clara_jax.metrics.controls import draws
+from clara_jax.text.titles import titled
 
 _WORD = re.compile(r"\S+")
 
@@ -27,7 +27,7 @@ def question_cases(path: str, limit: int | None = None) -> tuple[Case, ...]:
     """Read the questions of a file of the stages ``instruct``, ``end_to_end`` or ``retrieval``, with their documents.
 
     Args:
-      path: JSONL, see `clara_jax.data.records`; an answer may be missing.
+      path: JSONL, see `clara_jax.input_pipeline.records`; an answer may be missing.
       limit: cases at most; lines after the last one are not looked at.
 
     Raises:

@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clara_jax.checkpoints.json_file import read_object
 from clara_jax.evaluation.aggregate import Aggregator, plain
-from clara_jax.evaluation.cases import Suite
 from clara_jax.evaluation.console import table
 from clara_jax.evaluation.formatting import amount, chance, change, interval
-from clara_jax.evaluation.intervals import Bootstrap
 from clara_jax.evaluation.predictions import Prediction
 from clara_jax.evaluation.report import condition_of, in_order, model_of
 from clara_jax.evaluation.runner import PLAN, read_predictions, read_suites
 from clara_jax.evaluation.scoring import METRICS
+from clara_jax.formats.json_file import read_object
+from clara_jax.metrics.bootstrap import Bootstrap
+from clara_jax.metrics.cases import Suite
 
 SHOWN = (
     *("f1", "exact_match", "cover_match", "followed", "tokens_right", "rougeL", "recall@1", "recall@5"),

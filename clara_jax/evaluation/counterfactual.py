@@ -12,10 +12,10 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from clara_jax.data.facts import names, numbers
-from clara_jax.evaluation.answers import words
-from clara_jax.evaluation.cases import Case
-from clara_jax.evaluation.controls import draws
+from clara_jax.metrics.answers import words
+from clara_jax.metrics.cases import Case
+from clara_jax.metrics.controls import draws
+from clara_jax.text.facts import names, numbers
 
 LONGEST = 6  # words of an answer that stands for an entity
 TRIED = 200  # candidate answers that are drawn for a case, at most

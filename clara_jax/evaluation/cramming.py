@@ -20,12 +20,12 @@ import optax
 from tqdm import tqdm
 
 from clara_jax import distributed
-from clara_jax.bundle import Bundle
-from clara_jax.data.batches import Batch, collate, plan_shapes
-from clara_jax.data.encoding import Encoding, encode_records
-from clara_jax.data.records import Record
+from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.distributed import gather
 from clara_jax.errors import ClaraError
+from clara_jax.input_pipeline.batches import Batch, collate, plan_shapes
+from clara_jax.input_pipeline.encoding import Encoding, encode_records
+from clara_jax.input_pipeline.records import Record
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.cross_entropy import language_model_loss
 from clara_jax.method.generator import target_states

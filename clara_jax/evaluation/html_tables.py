@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from clara_jax.evaluation.controls import CONDITIONS
 from clara_jax.evaluation.formatting import NOTHING, amount, chance, change, interval, titled
+from clara_jax.metrics.controls import CONDITIONS
 
 QUALITY = {  # a table each: prefixes of its metrics
     "Answers": (

@@ -11,10 +11,10 @@ from itertools import product
 from random import Random
 from typing import NamedTuple, TypeVar
 
-from clara_jax.data.corpus.sentences import sentence_ends
 from clara_jax.errors import ClaraError
-from clara_jax.evaluation.answers import cover_match
-from clara_jax.evaluation.cases import Case
+from clara_jax.metrics.answers import cover_match
+from clara_jax.metrics.cases import Case
+from clara_jax.text.sentences import sentence_ends
 
 POSITIONS = {"beginning": 0.0, "first third": 1 / 3, "middle": 1 / 2, "last third": 2 / 3, "end": 1.0}
 WORDS = 150  # about 200 tokens: below the paper's longest document (256)

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clara_jax.bundle import Bundle
-from clara_jax.data.tokenization import IGNORED
+from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.distributed import gather
 from clara_jax.inference.encode import LENGTH_MULTIPLE
+from clara_jax.input_pipeline.tokenization import IGNORED
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.cross_entropy import token_log_likelihoods
 from clara_jax.model.sharding import batch_shards, put_batch

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from clara_jax.evaluation.aggregate import MAIN, Aggregator, plain
-from clara_jax.evaluation.cases import Case, Suite
-from clara_jax.evaluation.controls import CONDITIONS, ON_MEMORIES, gold
-from clara_jax.evaluation.intervals import Bootstrap
 from clara_jax.evaluation.predictions import Prediction
 from clara_jax.evaluation.scoring import METRICS
+from clara_jax.metrics.bootstrap import Bootstrap
+from clara_jax.metrics.cases import Case, Suite
+from clara_jax.metrics.controls import CONDITIONS, ON_MEMORIES, gold
 
 FORMAT = 1
 CLARA = "clara"  # the condition that all others of a model are compared with

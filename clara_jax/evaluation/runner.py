@@ -21,13 +21,13 @@ from typing import Any
 from tqdm import tqdm
 
 from clara_jax import distributed
-from clara_jax.checkpoints.json_file import read_object
 from clara_jax.errors import ClaraError
-from clara_jax.evaluation.cases import Case, Suite
-from clara_jax.evaluation.controls import ON_MEMORIES, Condition, cases_of
 from clara_jax.evaluation.predictions import Prediction, PredictionFile
 from clara_jax.evaluation.systems import Settings, System
 from clara_jax.files import locked, replaced_when_whole
+from clara_jax.formats.json_file import read_object
+from clara_jax.metrics.cases import Case, Suite
+from clara_jax.metrics.controls import ON_MEMORIES, Condition, cases_of
 from clara_jax.strict_json import parse
 
 PLAN, SUITES, PREDICTIONS, INSIDE, LOCK = "plan.json", "suites.json", "outcomes", "inside", ".lock"

@@ -8,12 +8,12 @@ from typing import Literal
 
 import numpy as np
 
-from clara_jax.data.facts import kept
-from clara_jax.evaluation.answers import OURS, RELEASED, cover_match, exact_match, token_f1
-from clara_jax.evaluation.cases import Case
 from clara_jax.evaluation.predictions import Prediction
-from clara_jax.evaluation.ranking import DEPTHS, ndcg_at, precision_at, recall_at, reciprocal_rank
-from clara_jax.evaluation.rouge import rouge
+from clara_jax.metrics.answers import OURS, RELEASED, cover_match, exact_match, token_f1
+from clara_jax.metrics.cases import Case
+from clara_jax.metrics.ranking import DEPTHS, ndcg_at, precision_at, recall_at, reciprocal_rank
+from clara_jax.metrics.rouge import rouge
+from clara_jax.text.facts import kept
 
 
 @dataclasses.dataclass(frozen=True)

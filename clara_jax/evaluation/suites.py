@@ -8,7 +8,6 @@ from itertools import product
 from pathlib import Path
 
 from clara_jax.data import synthetic
-from clara_jax.data.jsonl import is_remote
 from clara_jax.data.synthetic import SyntheticConfig
 from clara_jax.errors import ClaraError
 from clara_jax.evaluation import needle
@@ -19,9 +18,10 @@ from clara_jax.evaluation.case_files import (
     scp_cases,
     window_cases,
 )
-from clara_jax.evaluation.cases import Case, Suite
 from clara_jax.evaluation.counterfactual import counterfactual_cases
 from clara_jax.evaluation.world import PARTS, usual_parts, world_suite
+from clara_jax.formats.jsonl import is_remote
+from clara_jax.metrics.cases import Case, Suite
 
 SETS = ("nq", "hotpotqa", "musique", "2wiki", "squad")
 MODES = {"normal": "eval_processed_no_pos.jsonl", "oracle": "eval_processed_with_pos.jsonl"}

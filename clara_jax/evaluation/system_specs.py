@@ -12,24 +12,13 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from clara_jax import bundle as bundles
 from clara_jax import distributed
 from clara_jax.api import Clara
-from clara_jax.bundle import Bundle
-from clara_jax.checkpoints.json_file import read_object
+from clara_jax.checkpoints import bundle as bundles
+from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.data.importers.retrievers import open_retriever
-from clara_jax.data.records import RANKING_STAGES
 from clara_jax.data.synthetic import SyntheticConfig
 from clara_jax.errors import ClaraError
-from clara_jax.evaluation.cases import Suite
-from clara_jax.evaluation.controls import (
-    CONDITIONS,
-    CRAMMED,
-    MEMORY_CONDITIONS,
-    RANK_CONDITION,
-    TEXT_CONDITIONS,
-    Condition,
-)
 from clara_jax.evaluation.cramming import Cramming
 from clara_jax.evaluation.runner import RANK, SystemSpec
 from clara_jax.evaluation.systems import (
@@ -41,8 +30,19 @@ from clara_jax.evaluation.systems import (
     retriever_scores,
     without_adapter,
 )
-from clara_jax.inference.memories import Parts, complete_store
-from clara_jax.retrieval.memory_store import MemoryStore
+from clara_jax.formats.json_file import read_object
+from clara_jax.inference.memory_cache import Parts, complete_store
+from clara_jax.inference.memory_store import MemoryStore
+from clara_jax.input_pipeline.records import RANKING_STAGES
+from clara_jax.metrics.cases import Suite
+from clara_jax.metrics.controls import (
+    CONDITIONS,
+    CRAMMED,
+    MEMORY_CONDITIONS,
+    RANK_CONDITION,
+    TEXT_CONDITIONS,
+    Condition,
+)
 from clara_jax.training.config import from_json
 from clara_jax.training.resume import CONFIG
 from clara_jax.training.stage_data import SYNTHETIC

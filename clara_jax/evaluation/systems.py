@@ -13,13 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from clara_jax.api import Clara, Memories
-from clara_jax.bundle import Bundle
-from clara_jax.data import prompts
+from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.data.importers.retrievers import Retriever
-from clara_jax.data.tokenization import FRAME, IGNORED
 from clara_jax.errors import ClaraError
-from clara_jax.evaluation.cases import Case, Suite
-from clara_jax.evaluation.controls import (
+from clara_jax.evaluation.cramming import Cramming, cram
+from clara_jax.evaluation.predictions import Prediction
+from clara_jax.evaluation.pruning import pruned, surprisals, truncated
+from clara_jax.inference.decode import Sampling
+from clara_jax.inference.engine import Request, Result
+from clara_jax.input_pipeline import prompts
+from clara_jax.input_pipeline.tokenization import FRAME, IGNORED
+from clara_jax.metrics.cases import Case, Suite
+from clara_jax.metrics.controls import (
     CRAMMED,
     MEMORY_CONDITIONS,
     PRUNED_RATE,
@@ -31,11 +36,6 @@ from clara_jax.evaluation.controls import (
     other_cases,
     repeated,
 )
-from clara_jax.evaluation.cramming import Cramming, cram
-from clara_jax.evaluation.predictions import Prediction
-from clara_jax.evaluation.pruning import pruned, surprisals, truncated
-from clara_jax.inference.decode import Sampling
-from clara_jax.inference.engine import Request, Result
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from clara_jax.data import synthetic
-from clara_jax.data.records import Record
 from clara_jax.data.synthetic import MOST_PHRASINGS, SyntheticConfig
 from clara_jax.errors import ClaraError
 from clara_jax.evaluation.case_files import question_case
-from clara_jax.evaluation.cases import Case, Suite
 from clara_jax.evaluation.counterfactual import counterfactual_cases
+from clara_jax.input_pipeline.records import Record
+from clara_jax.metrics.cases import Case, Suite
 
 SPLIT = "eval"
 

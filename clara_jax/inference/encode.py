@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from clara_jax.data.batches import with_memory
-from clara_jax.data.tokenization import ClaraTokenizer
 from clara_jax.distributed import gather
+from clara_jax.input_pipeline.batches import with_memory
+from clara_jax.input_pipeline.tokenization import ClaraTokenizer
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.compressor import encode
 from clara_jax.model.sharding import batch_shards, put_batch

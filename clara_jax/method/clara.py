@@ -11,8 +11,8 @@ from typing import Any, Literal, overload
 import jax
 import jax.numpy as jnp
 
-from clara_jax.data.tokenization import FRAME
 from clara_jax.errors import ClaraError
+from clara_jax.input_pipeline.tokenization import FRAME
 from clara_jax.model.attention import IMPLEMENTATIONS
 from clara_jax.model.cache import KVCache
 from clara_jax.model.config import ModelConfig

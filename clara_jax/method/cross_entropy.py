@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from clara_jax.data.tokenization import IGNORED
+from clara_jax.input_pipeline.tokenization import IGNORED
 from clara_jax.method.clara import ClaraModel
 from clara_jax.model.sharding import Array, reshape_rows
 

@@ -7,15 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from clara_jax.data.batches import Batch
+from clara_jax.input_pipeline.batches import Batch
 from clara_jax.method.clara import ClaraModel
 from clara_jax.model.lora import Dropout
 from clara_jax.model.sharding import Array, reshape_rows
 
 
-def splice(
-    model: ClaraModel, params: Any, ids: Array, memory_index: Array, memories: Array | None
-) -> jax.Array:
+def splice(model: ClaraModel, params: Any, ids: Array, memory_index: Array, memories: Array | None) -> jax.Array:
     """Return prompt embeddings with memories in place: T = [I; M_1; ...; M_k] (section 2.2).
 
     Args:

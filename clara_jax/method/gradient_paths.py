@@ -17,8 +17,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from clara_jax.data.batches import Batch
-from clara_jax.data.tokenization import IGNORED
+from clara_jax.input_pipeline.batches import Batch
+from clara_jax.input_pipeline.tokenization import IGNORED
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.stages import (
     Objective,

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from clara_jax.data.batches import Batch
+from clara_jax.input_pipeline.batches import Batch
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.cross_entropy import target_log_likelihoods
 from clara_jax.method.generator import target_states

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from clara_jax.data.prompts import MARKERS
 from clara_jax.errors import ClaraError
+from clara_jax.input_pipeline.prompts import MARKERS
 from clara_jax.method.clara import AFFINE, ROLES, ClaraConfig
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.declare import declare_added_rows, declare_affine, declare_base, declare_lora, initialise

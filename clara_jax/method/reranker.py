@@ -27,9 +27,7 @@ def cosine_scores(query: jax.Array, documents: Array) -> jax.Array:
     return dot / jnp.maximum(norms, 1e-8)
 
 
-def contrastive_loss(
-    scores: jax.Array, positives: Array, valid: Array, temperature: float | jax.Array
-) -> jax.Array:
+def contrastive_loss(scores: jax.Array, positives: Array, valid: Array, temperature: float | jax.Array) -> jax.Array:
     """Return -(logsumexp over the positives - logsumexp over all candidates) of s / τ, per row.
 
     Args:

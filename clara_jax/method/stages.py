@@ -14,9 +14,9 @@ from typing import Any, overload
 import jax
 import jax.numpy as jnp
 
-from clara_jax.data.batches import Batch
-from clara_jax.data.tokenization import IGNORED
 from clara_jax.errors import ClaraError
+from clara_jax.input_pipeline.batches import Batch
+from clara_jax.input_pipeline.tokenization import IGNORED
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.compressor import Encoded, alignment_loss, calibrated_map, encode, pool_runs, read
 from clara_jax.method.cross_entropy import language_model_loss
@@ -230,9 +230,7 @@ def compress_distinct(model: ClaraModel, params: Any, batch: Batch, parts: int =
     rows = jax.P(jax.typeof(batch.document_index).sharding.spec[0], *(None for _ in memory.shape))
     placed = whole.at[batch.document_index].get(out_sharding=rows)
     memories = jnp.where(batch.document_valid[..., None, None], placed, 0)
-    return dataclasses.replace(
-        batch, document_ids=None, document_mask=None, document_index=None, memories=memories
-    )
+    return dataclasses.replace(batch, document_ids=None, document_mask=None, document_index=None, memories=memories)
 
 
 def rank_documents(

@@ -216,9 +216,7 @@ class _Reader:
             self.refuse("partial_rotary_factor", f'is not supported for "{architecture}"; only "phi3" rotates a part')
         channels = int(head_dim * part)
         if part > 1 or channels % 2 or not channels:
-            self.refuse(
-                field, f"rotates {channels} of {head_dim} channels; they must be even, and no more than all"
-            )
+            self.refuse(field, f"rotates {channels} of {head_dim} channels; they must be even, and no more than all")
         base = RopeConfig(theta=number("rope_theta", 10000.0), channels=channels)
         # Of this one field, Hugging Face prefers the spelling outside the scaling to the one inside.
         longest, key = self.positive_int("max_position_embeddings"), "original_max_position_embeddings"
@@ -249,9 +247,7 @@ class _Reader:
                 long_factors=numbers("long_factor", channels // 2),
                 attention_scale=number("attention_factor", default),
             )
-        self.refuse(
-            field, f'has rope type "{kind}", which is not supported; known: default, linear, llama3, longrope'
-        )
+        self.refuse(field, f'has rope type "{kind}", which is not supported; known: default, linear, llama3, longrope')
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

@@ -21,6 +21,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType
 
+from clara_jax import tpu_flags
 from clara_jax.errors import ClaraError
 
 Array = np.ndarray | jax.Array  # on the host or on devices: computations take both
@@ -59,6 +60,7 @@ def make_mesh(
       ClaraError: the number of devices is no product of the three; slices that are neither whole replicas nor parts of
         one.
     """
+    tpu_flags.set_defaults()
     for option, (value, why) in _OPTIONS.items():
         if getattr(jax.config, option) != value:
             words = f"{option.upper()} is set to {value!r} in this process: {why}"

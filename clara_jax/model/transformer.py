@@ -232,9 +232,7 @@ class Transformer(nn.Module):
         )(self.config, self.lora_scale, self.operands, return_kv, name="layers")
         return layers(x, jnp.arange(self.config.layers, dtype=jnp.int32), cached, context)
 
-    def _one_by_one(
-        self, x: jax.Array, cached: KeysValues, context: Context, return_kv: bool
-    ) -> tuple[jax.Array, Any]:
+    def _one_by_one(self, x: jax.Array, cached: KeysValues, context: Context, return_kv: bool) -> tuple[jax.Array, Any]:
         """Run the blocks one by one over weights that are not stacked; for inference only (no adapter, no gradient)."""
         block = Block(self.config, self.lora_scale, self.operands, return_kv, parent=None)
         kvs = []

@@ -17,8 +17,8 @@ import re
 from collections.abc import Callable
 from typing import NoReturn
 
-from clara_jax.data.jsonl import checked_utf8
 from clara_jax.errors import ClaraError
+from clara_jax.formats.jsonl import checked_utf8
 
 COLUMNS: dict[str, type] = {
     "id": str,

@@ -68,7 +68,7 @@ class DocumentStore:
       location: a directory, or the URL of a bucket.
       remote: whether it is a URL.
       encoding: of memories.
-      fingerprint: of the compressor (`clara_jax.bundle.Bundle.compressor_fingerprint`).
+      fingerprint: of the compressor (`clara_jax.checkpoints.bundle.Bundle.compressor_fingerprint`).
     """
 
     def __init__(self, location: str, database: Any):

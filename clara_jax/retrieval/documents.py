@@ -9,15 +9,15 @@ from typing import NamedTuple
 
 from clara_jax.data.builders.passages import Passage, parse_passage
 from clara_jax.data.builders.source import INFO, RecordSource, dataset_directory, read_metadata
-from clara_jax.data.corpus.chunks import Chunker
-from clara_jax.data.corpus.counting import TokenCounter
-from clara_jax.data.corpus.documents import CorpusDocument
 from clara_jax.data.corpus.files import JSONL, find_files
 from clara_jax.data.corpus.readers import json_document, read_file
-from clara_jax.data.jsonl import decode, is_remote, raw_lines
-from clara_jax.data.tokenization import ClaraTokenizer
 from clara_jax.errors import ClaraError
+from clara_jax.formats.jsonl import decode, is_remote, raw_lines
+from clara_jax.input_pipeline.tokenization import ClaraTokenizer
 from clara_jax.retrieval.rows import StoredChunk
+from clara_jax.text.chunks import Chunker
+from clara_jax.text.counting import TokenCounter
+from clara_jax.text.documents import CorpusDocument
 
 LONGEST_ID = 512  # characters
 

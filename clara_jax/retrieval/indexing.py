@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from clara_jax import distributed
-from clara_jax.bundle import Bundle
+from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.inference.encode import encode_texts
+from clara_jax.inference.memory_store import document_key
 from clara_jax.retrieval.ann import Projection
 from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.documents import ChunkedDocument
-from clara_jax.retrieval.memory_store import document_key
 from clara_jax.retrieval.rows import StoredChunk
 
 SAVE_SECONDS = 20.0  # of work between commits, at most about as much is lost by a kill

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 from pydantic_core import PydanticCustomError
 
-from clara_jax.library import CANDIDATES
+from clara_jax.rag_pipeline import CANDIDATES
 from clara_jax.retrieval.documents import LONGEST_ID
 
 LONGEST_ANSWER, MOST_CHUNKS, LONGEST_QUESTION = 4096, 100, 20_000

@@ -10,11 +10,10 @@ from fastapi import FastAPI, Query, Request
 from fastapi.responses import HTMLResponse
 from starlette.exceptions import HTTPException
 
-from clara_jax.data.corpus.documents import CorpusDocument
 from clara_jax.errors import ClaraError
 from clara_jax.inference.engine import Request as EngineRequest
 from clara_jax.inference.engine import Result
-from clara_jax.library import Hit, RagPipeline, RetrievedContext
+from clara_jax.rag_pipeline import Hit, RagPipeline, RetrievedContext
 from clara_jax.retrieval.documents import ChunkedDocument
 from clara_jax.retrieval.indexing import IndexReport
 from clara_jax.serving import schema
@@ -22,6 +21,7 @@ from clara_jax.serving.app import Service
 from clara_jax.serving.chat import ChatCompletion, sampling
 from clara_jax.serving.guard import RequestLimits
 from clara_jax.serving.worker import Worker
+from clara_jax.text.documents import CorpusDocument
 
 MODEL = "clara"
 ABSTAINED = "The documents do not seem to answer this question."

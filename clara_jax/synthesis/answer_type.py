@@ -43,7 +43,7 @@ def missed_answer_type(question: str, answer: Iterable[str], numbers: bool) -> s
 
     Args:
       question: English text.
-      answer: words of the answer, see `clara_jax.synthesis.words`.
+      answer: words of the answer, see `clara_jax.text.words`.
       numbers: whether the answer has numbers, in digits or words.
     """
     if _QUANTITY.match(question) and not numbers and _WORDS.isdisjoint(answer):

@@ -2,7 +2,7 @@
 
 Checks look for plain errors; a model judges afterwards whether a pair is right. They read any language by its words
 (characters, where a script has no spaces), and English better: there numbers may be words, and names are recognized
-by their capitals (`clara_jax.data.facts`). In other languages numbers are digits.
+by their capitals (`clara_jax.text.facts`). In other languages numbers are digits.
 
 Thresholds are set on real text. *Pairs*: the 7,861 of the published sample of CLaRa's data, whose answers a model
 wrote, often as sentences, and some of which are wrong. *Rewritings*: the development files of WikiSplit (500 sentences
@@ -19,9 +19,9 @@ from collections.abc import Iterable, Sequence, Set
 from decimal import Decimal
 from typing import NamedTuple
 
-from clara_jax.data import facts
 from clara_jax.synthesis.answer_type import missed_answer_type
-from clara_jax.synthesis.words import in_a_row, jaccard, without_spaces, words, written_words
+from clara_jax.text import facts
+from clara_jax.text.words import in_a_row, jaccard, without_spaces, words, written_words
 
 SAME_QUESTION = 0.8  # Jaccard similarity of the sets of words
 STEM = 5  # letters of a word that are compared: endings differ between a document and texts about it
@@ -146,7 +146,7 @@ class DocumentText:
 
     @functools.cached_property
     def in_a_row(self) -> str:
-        """The words as one string for phrase search, see `clara_jax.synthesis.words.in_a_row`."""
+        """The words as one string for phrase search, see `clara_jax.text.words.in_a_row`."""
         return in_a_row(self.words)
 
     @functools.cached_property

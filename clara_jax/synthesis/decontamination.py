@@ -20,9 +20,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from clara_jax.data.jsonl import json_kind, read_json_lines
 from clara_jax.errors import ClaraError
-from clara_jax.synthesis.words import in_a_row, jaccard, words
+from clara_jax.formats.jsonl import json_kind, read_json_lines
+from clara_jax.text.words import in_a_row, jaccard, words
 
 NEAR = 0.8  # Jaccard similarity of the sets of words
 ROUNDING = 1e-9

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clara_jax.data.jsonl import read_json_lines
-from clara_jax.data.records import ANSWER_FIELDS, REFERENCE_FIELDS, Record, parse_record
+from clara_jax.formats.jsonl import read_json_lines
+from clara_jax.input_pipeline.records import ANSWER_FIELDS, REFERENCE_FIELDS, Record, parse_record
 from clara_jax.synthesis.checks import CheckLimits, DocumentText, pair_problem
 from clara_jax.synthesis.items import digest
 from clara_jax.synthesis.journal import Dropped, Item, ItemOutcome

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from clara_jax.data.corpus.readers import read_documents
-from clara_jax.data.titles import titled
 from clara_jax.synthesis.journal import Item
+from clara_jax.text.titles import titled
 
 
 def document_items(inputs: Sequence[str], follow_links: bool = False) -> Iterator[Item]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from clara_jax.data.jsonl import write_json_lines
+from clara_jax.formats.jsonl import write_json_lines
 from clara_jax.synthesis.journal import Item, ItemOutcome, Journal
 
 

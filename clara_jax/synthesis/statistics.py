@@ -13,7 +13,7 @@ from clara_jax import pages
 from clara_jax.files import replaced_when_whole
 from clara_jax.synthesis.journal import ItemOutcome, Journal
 from clara_jax.synthesis.steps import Budget
-from clara_jax.synthesis.words import words
+from clara_jax.text.words import words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,8 +137,7 @@ def _reasons(title: str, column: str, counted: dict[str, Counter], by_number: bo
 def _spent(journal: Journal, budget: Budget) -> ReportTable:
     steps = journal.spent_by_step() | {"all": journal.spent()}
     rows = [
-        (step, *(f"{number:,}" for number in usage), f"{budget.price(*usage[1:]):.4f}")
-        for step, usage in steps.items()
+        (step, *(f"{number:,}" for number in usage), f"{budget.price(*usage[1:]):.4f}") for step, usage in steps.items()
     ]
     return ReportTable("Requests", ("step", "answered", "prompt tokens", "reply tokens", "cost"), tuple(rows))
 

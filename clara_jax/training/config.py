@@ -18,12 +18,12 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from clara_jax.data.encoding import DOCUMENTS, MEMORY, TEXT
-from clara_jax.data.jsonl import ON_ERROR
-from clara_jax.data.records import ONE_DOCUMENT, RANKING_STAGES, TEXT_STAGES
 from clara_jax.data.synthetic import SyntheticConfig
-from clara_jax.data.windows import CROPS, START
 from clara_jax.errors import ClaraError
+from clara_jax.formats.jsonl import ON_ERROR
+from clara_jax.input_pipeline.encoding import DOCUMENTS, MEMORY, TEXT
+from clara_jax.input_pipeline.records import ONE_DOCUMENT, RANKING_STAGES, TEXT_STAGES
+from clara_jax.input_pipeline.windows import CROPS, START
 from clara_jax.method.clara import AFFINE, ClaraConfig
 from clara_jax.method.parameters import COMPRESSOR, overlap
 from clara_jax.method.stages import CE_OVER, NORMALIZATIONS, STAGES, TOKENS, Objective, Stage, as_text

@@ -17,21 +17,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clara_jax.data.batches import Array, Batch, Memories, collate, plan_shapes
-from clara_jax.data.distinct import most_distinct
-from clara_jax.data.encoding import TEXT, Encoding, Example, record_prompts
-from clara_jax.data.records import Record
-from clara_jax.data.tokenization import ClaraTokenizer
 from clara_jax.distributed import gather
-from clara_jax.evaluation.answers import exact_match, token_f1
-from clara_jax.evaluation.controls import disjoint_others, repeated
-from clara_jax.evaluation.ranking import DEPTHS, recall_at
 from clara_jax.inference.decode import Generated, Sampling, generate
+from clara_jax.input_pipeline.batches import Array, Batch, Memories, collate, plan_shapes
+from clara_jax.input_pipeline.distinct import most_distinct
+from clara_jax.input_pipeline.encoding import TEXT, Encoding, Example, record_prompts
+from clara_jax.input_pipeline.records import Record
+from clara_jax.input_pipeline.tokenization import ClaraTokenizer
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.compressor import encode
 from clara_jax.method.parameters import merge
 from clara_jax.method.stages import Objective, Stage, Terms, objective_value, rank_documents
 from clara_jax.method.topk import select
+from clara_jax.metrics.answers import exact_match, token_f1
+from clara_jax.metrics.controls import disjoint_others, repeated
+from clara_jax.metrics.ranking import DEPTHS, recall_at
 from clara_jax.model.sharding import divisible, join_rows, put_batch, split_rows
 from clara_jax.training.step import Leaves, compiled_programs, make_eval_step, make_gradient_step
 

@@ -15,12 +15,12 @@ import jax
 import numpy as np
 
 from clara_jax import distributed
-from clara_jax.bundle import Bundle
-from clara_jax.checkpoints.json_file import read_object
+from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.checkpoints.run import CheckpointWriter
-from clara_jax.data.jsonl import Rejects
-from clara_jax.data.records import Record
 from clara_jax.errors import ClaraError
+from clara_jax.formats.json_file import read_object
+from clara_jax.formats.jsonl import Rejects
+from clara_jax.input_pipeline.records import Record
 from clara_jax.method.parameters import split
 from clara_jax.model.sharding import check_batch, make_mesh
 from clara_jax.training.config import RunConfig, to_json

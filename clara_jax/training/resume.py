@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import jax
 
-from clara_jax import bundle as bundles
-from clara_jax.bundle import Bundle
-from clara_jax.checkpoints.json_file import read_object
+from clara_jax.checkpoints import bundle as bundles
+from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.checkpoints.run import load_arrays, newest_intact, read_metadata
-from clara_jax.data.records import Record
-from clara_jax.data.word_level import word_level_tokenizer
 from clara_jax.errors import ClaraError
+from clara_jax.formats.json_file import read_object
+from clara_jax.input_pipeline.records import Record
+from clara_jax.input_pipeline.word_level import word_level_tokenizer
 from clara_jax.method.parameters import flatten, unflatten
 from clara_jax.model.precision import AUTO, resolve
 from clara_jax.training.config import SCRATCH, RunConfig, to_json

@@ -14,22 +14,22 @@ from pathlib import Path
 
 import numpy as np
 
-from clara_jax.bundle import Bundle
+from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.data import synthetic
 from clara_jax.data.builders.fingerprint import fingerprint, of_splits
 from clara_jax.data.builders.schema import RECORD
 from clara_jax.data.builders.source import RecordSource
-from clara_jax.data.encoding import Encoding, Example, encode_records, sizes_of
-from clara_jax.data.jsonl import Rejects, data_files
-from clara_jax.data.mixture import ConcatExamples, Mixture
-from clara_jax.data.packing import RowCapacity, plan_row
-from clara_jax.data.records import TEXT_STAGES, Record, read_records
-from clara_jax.data.shapes import Shapes, shape_ladder, without_texts
-from clara_jax.data.token_cache import TokenCache, open_or_make, slices
-from clara_jax.data.tokenization import ClaraTokenizer
-from clara_jax.data.windows import START, cut_records
 from clara_jax.errors import ClaraError
 from clara_jax.files import user_cache
+from clara_jax.formats.jsonl import Rejects, data_files
+from clara_jax.input_pipeline.buckets import Shapes, shape_ladder, without_texts
+from clara_jax.input_pipeline.encoding import Encoding, Example, encode_records, sizes_of
+from clara_jax.input_pipeline.mixture import ConcatExamples, Mixture
+from clara_jax.input_pipeline.packing import RowCapacity, plan_row
+from clara_jax.input_pipeline.records import TEXT_STAGES, Record, read_records
+from clara_jax.input_pipeline.token_cache import TokenCache, open_or_make, slices
+from clara_jax.input_pipeline.tokenization import ClaraTokenizer
+from clara_jax.input_pipeline.windows import START, cut_records
 from clara_jax.training.config import QUESTIONS, RunConfig, StageConfig, entry_kind
 
 SYNTHETIC = "synthetic:"
@@ -130,7 +130,7 @@ class StageData:
     """A stage's records, tokenized.
 
     Attributes:
-      sizes: of the training examples, see `clara_jax.data.shapes`.
+      sizes: of the training examples, see `clara_jax.input_pipeline.buckets`.
       ladder: the shapes of their batches; the step is compiled for each.
       row: the packed rows that several of them share; None where each example is one row.
       encoding: how records became tokens.

@@ -14,16 +14,16 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from clara_jax.bundle import Bundle
+from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.checkpoints.run import CheckpointWriter, warn_line
-from clara_jax.data.batches import Memories
-from clara_jax.data.distinct import document_numbers, planned_counts
-from clara_jax.data.loading import BatchLoader
-from clara_jax.data.plan import BatchPlan
-from clara_jax.data.rates import make_rate, with_fewer
-from clara_jax.data.records import TEXT_STAGES
 from clara_jax.distributed import Agreement, is_main, say
 from clara_jax.errors import ClaraError
+from clara_jax.input_pipeline.batches import Memories
+from clara_jax.input_pipeline.distinct import document_numbers, planned_counts
+from clara_jax.input_pipeline.loader import BatchLoader
+from clara_jax.input_pipeline.rates import make_rate, with_fewer
+from clara_jax.input_pipeline.records import TEXT_STAGES
+from clara_jax.input_pipeline.sampler import BatchPlan
 from clara_jax.method.parameters import MAP, flatten, merge, split, unflatten
 from clara_jax.method.stages import TOKENS, Terms, calibrate, inherit
 from clara_jax.method.topk import DEGENERATE

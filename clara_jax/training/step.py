@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from clara_jax.data.batches import Array, Batch
+from clara_jax.input_pipeline.batches import Array, Batch
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.gradient_paths import gradient_terms
 from clara_jax.method.parameters import merge

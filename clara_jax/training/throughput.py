@@ -35,8 +35,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from clara_jax.data.batches import Array, Batch
-from clara_jax.data.tokenization import IGNORED
+from clara_jax.input_pipeline.batches import Array, Batch
+from clara_jax.input_pipeline.tokenization import IGNORED
 from clara_jax.method.parameters import overlap
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.declare import Projection, projection_groups

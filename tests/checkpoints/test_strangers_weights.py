@@ -13,11 +13,11 @@ from safetensors.numpy import load_file, save_file
 
 import tests.tiny as tiny
 from clara_jax.checkpoints import peft_folders
-from clara_jax.checkpoints.base import end_tokens, open_base
-from clara_jax.checkpoints.gguf_file import GGUFFile
 from clara_jax.checkpoints.names import load_base
-from clara_jax.checkpoints.safetensors_files import open_tensors
 from clara_jax.errors import ClaraError
+from clara_jax.formats.base import end_tokens, open_base
+from clara_jax.formats.gguf_file import GGUFFile
+from clara_jax.formats.safetensors_files import open_tensors
 from clara_jax.method.clara import ClaraConfig, ClaraModel
 from clara_jax.model.config import ModelConfig
 from clara_jax.strict_json import parse

@@ -6,14 +6,14 @@ import warnings
 import numpy as np
 import pytest
 
-from clara_jax.checkpoints.base import open_base
-from clara_jax.data import prompts
-from clara_jax.data.batches import collate, plan_shapes
-from clara_jax.data.encoding import Encoding, encode_records
-from clara_jax.data.prompts import PARAPHRASE_SYSTEM
-from clara_jax.data.records import read_records
-from clara_jax.data.shapes import Shapes
-from clara_jax.data.tokenization import FRAME, ClaraTokenizer
+from clara_jax.formats.base import open_base
+from clara_jax.input_pipeline import prompts
+from clara_jax.input_pipeline.batches import collate, plan_shapes
+from clara_jax.input_pipeline.buckets import Shapes
+from clara_jax.input_pipeline.encoding import Encoding, encode_records
+from clara_jax.input_pipeline.prompts import PARAPHRASE_SYSTEM
+from clara_jax.input_pipeline.records import read_records
+from clara_jax.input_pipeline.tokenization import FRAME, ClaraTokenizer
 from tests.locations import golden_folders
 
 FOLDERS = golden_folders()

@@ -6,9 +6,9 @@ from collections import Counter, defaultdict
 import pytest
 
 from clara_jax.data import synthetic
-from clara_jax.data.records import STAGES, read_records
 from clara_jax.data.synthetic import SyntheticConfig, asked, documents, record, records, write
 from clara_jax.errors import ClaraError
+from clara_jax.input_pipeline.records import STAGES, read_records
 
 SMALL = SyntheticConfig(name_words=12, train_partners=8, eval_partners=4, train_records=200, eval_records=60)
 COMPLEX = dataclasses.replace(SMALL, complex_share=0.5, attributes=3, phrasings=3, paraphrase_share=0.5)

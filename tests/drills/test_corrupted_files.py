@@ -11,17 +11,17 @@ import random
 import numpy as np
 import pytest
 
-from clara_jax import bundle as bundles
-from clara_jax import exporting
+from clara_jax.checkpoints import bundle as bundles
+from clara_jax.checkpoints import exporting
 from clara_jax.checkpoints.run import checkpoint_directory, save_checkpoint
 from clara_jax.data.builders import RecordSource, build
-from clara_jax.data.encoding import Encoding
 from clara_jax.data.synthetic import SyntheticConfig, records
-from clara_jax.data.token_cache import open_or_make
-from clara_jax.data.tokenization import ClaraTokenizer
 from clara_jax.errors import ClaraError
+from clara_jax.inference.memory_store import MemoryStore, document_keys
+from clara_jax.input_pipeline.encoding import Encoding
+from clara_jax.input_pipeline.token_cache import open_or_make
+from clara_jax.input_pipeline.tokenization import ClaraTokenizer
 from clara_jax.method.parameters import flatten
-from clara_jax.retrieval.memory_store import MemoryStore, document_keys
 from tests import exports, tiny
 from tests.checkpoints.test_run import corrupted_checkpoints, one_file_damaged, tree
 from tests.data import tiny_tokenizer

@@ -18,8 +18,8 @@ import pytest
 
 from clara_jax.checkpoints.run import checkpoints, verify_checkpoint
 from clara_jax.data.builders import RecordSource
-from clara_jax.data.records import read_records
 from clara_jax.errors import ClaraError
+from clara_jax.input_pipeline.records import read_records
 from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.verifying import damaged_chunks
 from tests.data.builders.files import questions, write

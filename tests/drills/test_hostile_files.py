@@ -17,19 +17,19 @@ import pytest
 from safetensors.numpy import save_file
 
 from clara_jax.checkpoints import peft_folders
-from clara_jax.checkpoints.base import open_base
-from clara_jax.checkpoints.gguf_file import GGUFFile
 from clara_jax.checkpoints.released import read_released
-from clara_jax.checkpoints.safetensors_files import open_tensors
-from clara_jax.checkpoints.torch_file import write_pth
-from clara_jax.checkpoints.torch_pickle import read_pth
-from clara_jax.data.chat_templates import ChatTemplate
 from clara_jax.data.corpus.readers import read_documents
 from clara_jax.data.importers import hotpotqa, squad
 from clara_jax.data.importers.examples import Log
-from clara_jax.data.records import read_records
 from clara_jax.errors import ClaraError
-from clara_jax.evaluation.answers import token_f1
+from clara_jax.formats.base import open_base
+from clara_jax.formats.gguf_file import GGUFFile
+from clara_jax.formats.safetensors_files import open_tensors
+from clara_jax.formats.torch_file import write_pth
+from clara_jax.formats.torch_pickle import read_pth
+from clara_jax.input_pipeline.chat_templates import ChatTemplate
+from clara_jax.input_pipeline.records import read_records
+from clara_jax.metrics.answers import token_f1
 from clara_jax.model.config import ModelConfig
 from clara_jax.synthesis.endpoint import Endpoint, RefusedError, _RetryableError
 from tests.data import SYSTEM_TEMPLATE, tiny_tokenizer

@@ -2,9 +2,9 @@
 
 import json
 
-from clara_jax.evaluation.cases import Case, Suite
 from clara_jax.evaluation.predictions import Prediction, PredictionFile
 from clara_jax.evaluation.runner import PLAN, SUITES, prediction_path
+from clara_jax.metrics.cases import Case, Suite
 
 SCRIPT = "<script>alert(1)</script>"
 PLACES = "Oslo Rouen Turin Porto Gdansk Bergen Leeds Ghent".split()

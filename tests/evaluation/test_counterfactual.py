@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from clara_jax.evaluation.answers import cover_match
-from clara_jax.evaluation.cases import Case, Suite
 from clara_jax.evaluation.counterfactual import counterfactual_cases
+from clara_jax.metrics.answers import cover_match
+from clara_jax.metrics.cases import Case, Suite
 
 
 def case(name, question, document, *references, **fields):

@@ -6,16 +6,16 @@ import jax
 import numpy as np
 import pytest
 
-from clara_jax import bundle as bundles
 from clara_jax.api import Clara
-from clara_jax.data import prompts
+from clara_jax.checkpoints import bundle as bundles
 from clara_jax.errors import ClaraError
-from clara_jax.evaluation.cases import Case, Suite
-from clara_jax.evaluation.controls import CONDITIONS, CRAMMED
 from clara_jax.evaluation.cramming import Cramming, cram
 from clara_jax.evaluation.systems import MemoryModel, Settings
+from clara_jax.input_pipeline import prompts
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.method.generator import splice
+from clara_jax.metrics.cases import Case, Suite
+from clara_jax.metrics.controls import CONDITIONS, CRAMMED
 from tests import tiny
 
 TEXTS = [tiny.document(0), " and ".join(tiny.document(i)[:12] for i in (1, 2)), "Oslo"]

@@ -7,8 +7,8 @@ from itertools import product
 import pytest
 
 from clara_jax.errors import ClaraError
-from clara_jax.evaluation.answers import cover_match, exact_match
 from clara_jax.evaluation.needle import FACTS, POSITIONS, date_spellings, needle_cases, number_spellings
+from clara_jax.metrics.answers import cover_match, exact_match
 
 WORDS = (
     "river stone market winter garden castle harbour forest winding silver morning people letter bread evening".split()

@@ -6,8 +6,8 @@ The cases and the scripts' values were written by `tests.evaluation.make_officia
 import numpy as np
 import pytest
 
-from clara_jax.evaluation.answers import HOTPOTQA, RELEASED, SQUAD, cover_match, exact_match, token_f1
-from clara_jax.evaluation.ranking import precision_at, recall_at
+from clara_jax.metrics.answers import HOTPOTQA, RELEASED, SQUAD, cover_match, exact_match, token_f1
+from clara_jax.metrics.ranking import precision_at, recall_at
 from tests.evaluation.make_official_cases import read
 
 CASES = read()

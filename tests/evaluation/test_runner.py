@@ -6,11 +6,11 @@ import json
 import pytest
 
 from clara_jax.errors import ClaraError
-from clara_jax.evaluation.cases import Case, Suite
-from clara_jax.evaluation.controls import CONDITIONS, RANK_CONDITION
 from clara_jax.evaluation.predictions import Prediction, PredictionFile
 from clara_jax.evaluation.runner import PLAN, SystemSpec, claimed, prediction_path, read_suites, run, write_plan
 from clara_jax.evaluation.systems import Settings
+from clara_jax.metrics.cases import Case, Suite
+from clara_jax.metrics.controls import CONDITIONS, RANK_CONDITION
 
 SETTINGS = Settings(k=1)
 CLARA, GOLD = CONDITIONS["clara"], CONDITIONS["gold_memory"]

@@ -5,9 +5,9 @@ import math
 
 import pytest
 
-from clara_jax.evaluation.cases import Case
 from clara_jax.evaluation.predictions import Prediction
 from clara_jax.evaluation.scoring import METRICS, score
+from clara_jax.metrics.cases import Case
 
 QUESTION = Case("q", "question", "How many?", ("a", "b", "c", "d", "e", "f"), ("12", "a dozen"), (1, 4))
 TEXT = "Marie Curie was born in Warsaw in 1867 and got two prizes."

@@ -6,12 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from clara_jax import bundle as bundles
 from clara_jax.api import Clara
+from clara_jax.checkpoints import bundle as bundles
 from clara_jax.data.importers.retrievers import open_retriever
 from clara_jax.errors import ClaraError
-from clara_jax.evaluation.cases import Case, Suite
-from clara_jax.evaluation.controls import CONDITIONS, draws
 from clara_jax.evaluation.systems import (
     MemoryModel,
     Ranker,
@@ -23,6 +21,8 @@ from clara_jax.evaluation.systems import (
 )
 from clara_jax.inference.engine import Result
 from clara_jax.method.clara import ClaraConfig
+from clara_jax.metrics.cases import Case, Suite
+from clara_jax.metrics.controls import CONDITIONS, draws
 from clara_jax.model.sharding import make_mesh
 from tests import tiny
 

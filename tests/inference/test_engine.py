@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from clara_jax import ClaraError
-from clara_jax import bundle as bundles
+from clara_jax.checkpoints import bundle as bundles
 from clara_jax.inference import programs
 from clara_jax.inference import weights as ready
 from clara_jax.inference.decode import Sampling, generate

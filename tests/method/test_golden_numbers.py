@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clara_jax import bundle as bundles
+from clara_jax.checkpoints import bundle as bundles
 from clara_jax.checkpoints.names import export_lora
-from clara_jax.data.batches import Batch
+from clara_jax.input_pipeline.batches import Batch
 from clara_jax.method.compressor import alignment_loss, encode
 from clara_jax.method.generator import splice
 from clara_jax.method.parameters import merge, split, unflatten

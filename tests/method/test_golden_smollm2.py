@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clara_jax import bundle as bundles
-from clara_jax.checkpoints.base import open_base
+from clara_jax.checkpoints import bundle as bundles
+from clara_jax.formats.base import open_base
 from clara_jax.inference.decode import Sampling, generate
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.model.sharding import make_mesh, put_batch

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import transformers
 
-from clara_jax import bundle as bundles
+from clara_jax.checkpoints import bundle as bundles
 from clara_jax.checkpoints.names import load_base
-from clara_jax.checkpoints.safetensors_files import open_tensors
+from clara_jax.formats.safetensors_files import open_tensors
 from clara_jax.inference.decode import Sampling, generate
 from clara_jax.method.clara import ClaraConfig, ClaraModel
 from clara_jax.method.parameters import initialise_adapters

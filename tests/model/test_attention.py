@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from clara_jax.aot import topology
 from clara_jax.errors import ClaraError
 from clara_jax.model.attention import attention, blocks, choose, make_attention_mask
 from clara_jax.model.sharding import make_mesh
 from clara_jax.model.transformer import positions_of
-from clara_jax.planning import topology
-from tests.planning import test_planning as planned
+from tests.aot import test_planning as planned
 
 B, H, C = 4, 4, 16
 GPUS = [device for device in jax.devices() if device.platform == "gpu"]

@@ -5,11 +5,11 @@ import json
 import pytest
 
 from clara_jax.data.builders import build
-from clara_jax.data.corpus.chunks import Chunker
-from clara_jax.data.corpus.counting import count_words
-from clara_jax.data.corpus.documents import CorpusDocument
 from clara_jax.errors import ClaraError
 from clara_jax.retrieval.documents import chunk_document, read
+from clara_jax.text.chunks import Chunker
+from clara_jax.text.counting import count_words
+from clara_jax.text.documents import CorpusDocument
 
 CHUNKER = Chunker(count_words, max_tokens=8)
 

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clara_jax import bundle as bundles
+from clara_jax.base_lm import LEAST_SHARED, BaseLM
+from clara_jax.checkpoints import bundle as bundles
 from clara_jax.errors import ClaraError
 from clara_jax.inference.decode import Sampling
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.model.sharding import put_batch
-from clara_jax.plain import LEAST_SHARED, BaseLM
 from clara_jax.serving.text import text_app
 from tests import tiny
 from tests.serving.fakes import serve

@@ -16,7 +16,7 @@ from clara_jax.synthesis.checks import (
     paraphrase_problem,
     question_problem,
 )
-from clara_jax.synthesis.words import words
+from clara_jax.text.words import words
 from tests.locations import shared_data
 
 LIMITS = CheckLimits()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from clara_jax.errors import ClaraError
 from clara_jax.synthesis.decontamination import NEAR, HeldOutMatch, HeldOutQuestions
-from clara_jax.synthesis.words import jaccard, words
+from clara_jax.text.words import jaccard, words
 from tests.locations import shared_data
 
 ASKED = [

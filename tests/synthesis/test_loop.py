@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from clara_jax.data.records import parse_record
+from clara_jax.input_pipeline.records import parse_record
 from clara_jax.synthesis.decontamination import HeldOutQuestions
 from clara_jax.synthesis.endpoint import Completion, RefusedError
 from clara_jax.synthesis.journal import Journal

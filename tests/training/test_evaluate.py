@@ -8,13 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from clara_jax import bundle as bundles
 from clara_jax.api import Clara
-from clara_jax.data import prompts
-from clara_jax.data.batches import collate, plan_shapes
-from clara_jax.data.encoding import Encoding, Example, encode_records
-from clara_jax.data.records import read_records
+from clara_jax.checkpoints import bundle as bundles
 from clara_jax.inference.decode import Sampling, generate
+from clara_jax.input_pipeline import prompts
+from clara_jax.input_pipeline.batches import collate, plan_shapes
+from clara_jax.input_pipeline.encoding import Encoding, Example, encode_records
+from clara_jax.input_pipeline.records import read_records
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.method.gradient_paths import score_gradients
 from clara_jax.method.parameters import split

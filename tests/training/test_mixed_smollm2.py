@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from clara_jax import bundle as bundles
 from clara_jax.api import Clara
-from clara_jax.data.prompts import question
+from clara_jax.checkpoints import bundle as bundles
 from clara_jax.inference.decode import Sampling
+from clara_jax.input_pipeline.prompts import question
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.model.sharding import make_mesh
 from tests.locations import ROOT

@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from clara_jax import bundle as bundles
-from clara_jax.data.batches import collate, plan_shapes
-from clara_jax.data.encoding import Encoding, encode_records, sizes_of
-from clara_jax.data.packing import collate_packed, pack, plan_row, row_count
-from clara_jax.data.records import read_records
+from clara_jax.checkpoints import bundle as bundles
+from clara_jax.input_pipeline.batches import collate, plan_shapes
+from clara_jax.input_pipeline.encoding import Encoding, encode_records, sizes_of
+from clara_jax.input_pipeline.packing import collate_packed, pack, plan_row, row_count
+from clara_jax.input_pipeline.records import read_records
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.method.parameters import split
 from clara_jax.method.stages import STAGES, Objective, counts

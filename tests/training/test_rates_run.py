@@ -9,8 +9,8 @@ import pytest
 
 from clara_jax import Clara
 from clara_jax.errors import ClaraError
-from clara_jax.library import RagPipeline
 from clara_jax.method.clara import ClaraConfig
+from clara_jax.rag_pipeline import RagPipeline
 from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.training.config import ModelSection, RunConfig, StageConfig
 from clara_jax.training.loop import run

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from clara_jax.data.builders import RecordSource, build
-from clara_jax.data.encoding import sizes_of
-from clara_jax.data.jsonl import Rejects
-from clara_jax.data.mixture import Mixture
-from clara_jax.data.plan import BatchPlan
 from clara_jax.data.synthetic import SyntheticConfig, records, write
-from clara_jax.data.token_cache import TokenCache
 from clara_jax.errors import ClaraError
+from clara_jax.formats.jsonl import Rejects
+from clara_jax.input_pipeline.encoding import sizes_of
+from clara_jax.input_pipeline.mixture import Mixture
+from clara_jax.input_pipeline.sampler import BatchPlan
+from clara_jax.input_pipeline.token_cache import TokenCache
 from clara_jax.training.config import ModelSection, RunConfig, StageConfig
 from clara_jax.training.loop import check_same_data
 from clara_jax.training.stage_data import StageData, StageRecords
@@ -25,7 +25,7 @@ WORLD = SyntheticConfig(train_records=40, eval_records=6, candidates=3)
 class Bundle:
     """What `StageData.encode` asks of one."""
 
-    from clara_jax.data.tokenization import ClaraTokenizer
+    from clara_jax.input_pipeline.tokenization import ClaraTokenizer
 
     tokenizer = ClaraTokenizer(tiny_tokenizer(), doc_max_length=96, memory_tokens=4, max_length=400)
 

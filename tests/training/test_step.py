@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from clara_jax.data.batches import Batch
+from clara_jax.input_pipeline.batches import Batch
 from clara_jax.method.clara import ClaraConfig, ClaraModel
 from clara_jax.method.generator import target_states
 from clara_jax.method.parameters import MAP, declare, split

@@ -6,19 +6,19 @@ import jax
 import numpy as np
 import pytest
 
-from clara_jax import bundle as bundles
-from clara_jax.data.batches import collate, plan_shapes
-from clara_jax.data.encoding import Encoding, encode_records, sizes_of
-from clara_jax.data.records import read_records
-from clara_jax.data.shapes import shapes_for, without_texts
+from clara_jax.checkpoints import bundle as bundles
 from clara_jax.errors import ClaraError
-from clara_jax.inference import memories as inference_memories
+from clara_jax.inference import memory_cache as inference_memories
+from clara_jax.inference import memory_store
+from clara_jax.inference.memory_store import document_keys
+from clara_jax.input_pipeline.batches import collate, plan_shapes
+from clara_jax.input_pipeline.buckets import shapes_for, without_texts
+from clara_jax.input_pipeline.encoding import Encoding, encode_records, sizes_of
+from clara_jax.input_pipeline.records import read_records
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.method.parameters import split
 from clara_jax.method.stages import STAGES, Objective, counts
 from clara_jax.model.sharding import put_batch
-from clara_jax.retrieval import memory_store
-from clara_jax.retrieval.memory_store import document_keys
 from clara_jax.training.config import ModelSection, RunConfig, StageConfig
 from clara_jax.training.loop import run
 from clara_jax.training.metrics import read_metrics

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clara_jax.data.batches import Batch
+from clara_jax.input_pipeline.batches import Batch
 from clara_jax.method.clara import ClaraConfig, ClaraModel
 from clara_jax.method.parameters import declare, split
 from clara_jax.method.stages import STAGES, Objective, counts

@@ -16,10 +16,10 @@ from clara_jax.data.builders.reading import STAGES, ItemReader
 from clara_jax.data.builders.schema import Item
 from clara_jax.data.builders.source import INFO, RecordSource, dataset_directory, read_metadata
 from clara_jax.data.builders.statistics import measure
-from clara_jax.data.corpus.counting import WORDS, open_counter
-from clara_jax.data.jsonl import data_files
 from clara_jax.errors import ClaraError
 from clara_jax.files import replaced_when_whole
+from clara_jax.formats.jsonl import data_files
+from clara_jax.text.counting import WORDS, open_counter
 
 SPLITS = ("train", "eval")
 STATISTICS, PICTURE = "statistics.json", "lengths.png"

@@ -20,8 +20,8 @@ from clara_jax.data.builders.fingerprint import FORMAT, Fingerprint, of_splits
 from clara_jax.data.builders.reading import ItemReader, schema_of
 from clara_jax.data.builders.schema import Item
 from clara_jax.data.builders.shards import ShardWriter
-from clara_jax.data.jsonl import ON_ERROR, Rejects, data_files, is_remote, raw_lines
 from clara_jax.errors import ClaraError
+from clara_jax.formats.jsonl import ON_ERROR, Rejects, data_files, is_remote, raw_lines
 from clara_jax.strict_json import sealed
 
 SHARD_BYTES = 256 * 2**20
@@ -32,7 +32,8 @@ class JsonlDataset(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """A data set made of JSONL files: one item a line, in the order of files and lines.
 
     Args:
-      files: patterns of files (`clara_jax.data.jsonl.data_files`) by split. None for a data set that is there already.
+      files: patterns of files (`clara_jax.formats.jsonl.data_files`) by split. None for a data set that is there
+        already.
       stage: the stage whose records the lines are; by default that of the class.
       on_error: "stop" at the first line that is no item, or "skip" it and write it to ``rejected.jsonl``.
       shard_bytes: size of the items, uncompressed, at which a shard is full.

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from clara_jax.data.jsonl import checked_utf8, json_kind
 from clara_jax.errors import ClaraError
+from clara_jax.formats.jsonl import checked_utf8, json_kind
 
 ID_FIELDS = ("id", "_id")
 TEXT_FIELDS = ("text", "contents", "content", "body")

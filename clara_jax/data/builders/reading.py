@@ -7,10 +7,10 @@ from typing import Any, Generic, cast
 
 from clara_jax.data.builders.passages import parse_passage
 from clara_jax.data.builders.schema import PASSAGE, RECORD, Item, Schema
-from clara_jax.data.jsonl import Rejects, parse_lines
-from clara_jax.data.records import STAGES as RECORD_STAGES
-from clara_jax.data.records import check_file, parse_record
 from clara_jax.errors import ClaraError
+from clara_jax.formats.jsonl import Rejects, parse_lines
+from clara_jax.input_pipeline.records import STAGES as RECORD_STAGES
+from clara_jax.input_pipeline.records import check_file, parse_record
 
 CORPUS = "corpus"
 STAGES = (*RECORD_STAGES, CORPUS)
@@ -28,10 +28,10 @@ def schema_of(stage: str) -> Schema:
 
 
 class ItemReader(Generic[Item]):
-    """Items of files in order, as `clara_jax.data.records.read_records` would give them, one at a time.
+    """Items of files in order, as `clara_jax.input_pipeline.records.read_records` would give them, one at a time.
 
     Args:
-      files: as `clara_jax.data.jsonl.data_files` finds them.
+      files: as `clara_jax.formats.jsonl.data_files` finds them.
       stage: one of `STAGES`.
       rejects: takes the lines that are no items; None: the first one is an error.
 

@@ -17,9 +17,9 @@ import numpy as np
 
 from clara_jax.data.builders.overlap import Overlap, runs
 from clara_jax.data.builders.passages import Passage
-from clara_jax.data.corpus.counting import count_words
-from clara_jax.data.records import Record
+from clara_jax.input_pipeline.records import Record
 from clara_jax.spelling import normal_form
+from clara_jax.text.counting import count_words
 
 Count = Callable[[list[str]], Sequence[int]]  # texts to the length of each
 

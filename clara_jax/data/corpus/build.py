@@ -19,12 +19,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from clara_jax.data.corpus.chunks import Chunker, DocumentChunk
 from clara_jax.data.corpus.duplicates import Duplicates, Signature, require_datasketch, signature
 from clara_jax.data.corpus.files import JSONL, InputFile, find_files
 from clara_jax.data.corpus.readers import json_document, read_file, require
-from clara_jax.data.jsonl import GZIP, ZSTANDARD, raw_lines, write_json_lines
 from clara_jax.errors import ClaraError
+from clara_jax.formats.jsonl import GZIP, ZSTANDARD, raw_lines, write_json_lines
+from clara_jax.text.chunks import Chunker, DocumentChunk
 
 STOP, SKIP = "stop", "skip"
 SLICE = 64  # lines of a JSONL file in a task

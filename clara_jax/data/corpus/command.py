@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 
 from clara_jax.data.corpus.build import SKIP, STOP, build_corpus
-from clara_jax.data.corpus.chunks import SENTENCES, TOKENS, Chunker
-from clara_jax.data.corpus.counting import WORDS, open_counter
 from clara_jax.errors import ClaraError
+from clara_jax.text.chunks import SENTENCES, TOKENS, Chunker
+from clara_jax.text.counting import WORDS, open_counter
 
 OFF = "off"
 

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clara_jax.data.corpus.counting import UNSPACED
 from clara_jax.errors import ClaraError
+from clara_jax.text.counting import UNSPACED
 
 SHINGLE = 5  # words
 PERMUTATIONS = 64

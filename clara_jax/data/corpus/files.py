@@ -9,8 +9,8 @@ import os
 import posixpath
 from collections.abc import Iterable
 
-from clara_jax.data.jsonl import GZIP, ZSTANDARD, data_files, is_remote
 from clara_jax.errors import ClaraError
+from clara_jax.formats.jsonl import GZIP, ZSTANDARD, data_files, is_remote
 from clara_jax.spelling import normal_form
 
 TEXT, MARKDOWN, HTML, PDF, JSONL = "text", "markdown", "html", "pdf", "jsonl"

@@ -14,11 +14,11 @@ from typing import Any
 
 from clara_jax.confined import Confined, ExceededError
 from clara_jax.data.corpus.cleaning import cleaned, one_line
-from clara_jax.data.corpus.documents import CorpusDocument
 from clara_jax.data.corpus.files import HTML, JSONL, MARKDOWN, PDF, TEXT, InputFile, find_files
 from clara_jax.data.corpus.markdown import first_heading, without_front_matter
-from clara_jax.data.jsonl import checked_utf8, decode, json_kind, open_binary, raw_lines, zstd
 from clara_jax.errors import ClaraError
+from clara_jax.formats.jsonl import checked_utf8, decode, json_kind, open_binary, raw_lines, zstd
+from clara_jax.text.documents import CorpusDocument
 
 # Spellings of a JSONL line's fields, the first present one counts: BEIR has "_id", Pyserini "contents".
 ID_FIELDS = ("id", "_id", "docid", "doc_id")

@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 from clara_jax.data.importers.examples import ImportedDocument, ImportedExample, Log
 from clara_jax.data.importers.fields import Fields
-from clara_jax.data.jsonl import GZIP, ZSTANDARD, data_files, decode, raw_lines
 from clara_jax.errors import ClaraError
+from clara_jax.formats.jsonl import GZIP, ZSTANDARD, data_files, decode, raw_lines
 
 HEADER = ["query-id", "corpus-id", "score"]
 NO_RELEVANT = "no relevant document"

@@ -20,7 +20,7 @@ import numpy as np
 
 from clara_jax.data.importers.examples import ImportedExample
 from clara_jax.data.importers.retrievers import Retriever
-from clara_jax.evaluation.answers import normalize
+from clara_jax.metrics.answers import normalize
 
 ORACLE, NORMAL = "oracle", "normal"
 MODES = (ORACLE, NORMAL)

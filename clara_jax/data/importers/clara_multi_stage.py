@@ -1,6 +1,6 @@
 """The published data of CLaRa: records of all stages, and evaluation sets (arXiv 2511.18659).
 
-The data set ``apple/CLaRa_multi_stage`` holds JSONL files in the format of `clara_jax.data.records`:
+The data set ``apple/CLaRa_multi_stage`` holds JSONL files in the format of `clara_jax.input_pipeline.records`:
 
 - pretraining: ``data_type`` ("qa" or "paraphrase"), ``question``, ``answers``, ``docs`` (one document);
 - instruction tuning: ``question``, ``docs``, ``gold_answer``, ``answer``;
@@ -22,9 +22,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from clara_jax.data.importers.examples import Log, content_id
-from clara_jax.data.jsonl import decode, is_remote, raw_lines
-from clara_jax.data.records import STAGES, Record, parse_record
 from clara_jax.errors import ClaraError
+from clara_jax.formats.jsonl import decode, is_remote, raw_lines
+from clara_jax.input_pipeline.records import STAGES, Record, parse_record
 
 # The names of the released code.
 STAGE_NAMES = {
@@ -45,11 +45,11 @@ def patterns(path: str) -> str:
 
 
 def read(paths: Sequence[str], stage: str, log: Log | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the records of a stage, each as an object with the fields of `clara_jax.data.records`.
+    """Yield the records of a stage, each as an object with the fields of `clara_jax.input_pipeline.records`.
 
     Args:
       paths: JSONL files.
-      stage: one of `clara_jax.data.records.STAGES`, or its name in the released code.
+      stage: one of `clara_jax.input_pipeline.records.STAGES`, or its name in the released code.
       log: collects what is left out.
 
     Raises:

@@ -29,8 +29,8 @@ from clara_jax.data.importers.corpus_files import read_corpus
 from clara_jax.data.importers.examples import ImportedDocument, ImportedExample, Log, content_id
 from clara_jax.data.importers.registry import CLARA, IMPORTERS, Importer
 from clara_jax.data.importers.retrievers import check_name, open_retriever
-from clara_jax.data.jsonl import GZIP, ZSTANDARD, data_files, is_remote, write_json_lines
 from clara_jax.errors import ClaraError
+from clara_jax.formats.jsonl import GZIP, ZSTANDARD, data_files, is_remote, write_json_lines
 
 QUESTION_STAGES = ("instruct", "end_to_end", "retrieval")
 CORPUS, QUERIES = "corpus", "queries"

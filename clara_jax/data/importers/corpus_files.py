@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from clara_jax.data.importers.examples import ImportedDocument, Log
 from clara_jax.data.importers.fields import Fields
 from clara_jax.data.importers.reading import each_record
-from clara_jax.data.jsonl import raw_lines
+from clara_jax.formats.jsonl import raw_lines
 
 TEXTS, IDS = ("text", "contents"), ("id", "_id")
 

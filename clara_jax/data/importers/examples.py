@@ -9,8 +9,8 @@ import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from clara_jax.data import titles
 from clara_jax.errors import ClaraError
+from clara_jax.text import titles
 
 SAME_AGAIN = "the same question and answers again"
 UNANSWERABLE = "unanswerable"

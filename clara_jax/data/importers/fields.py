@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from clara_jax.data.jsonl import checked_utf8, json_kind
 from clara_jax.errors import ClaraError
+from clara_jax.formats.jsonl import checked_utf8, json_kind
 
 
 class Fields:

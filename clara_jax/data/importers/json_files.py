@@ -9,8 +9,8 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, NoReturn, TextIO
 
-from clara_jax.data.jsonl import open_binary, zstd
 from clara_jax.errors import ClaraError
+from clara_jax.formats.jsonl import open_binary, zstd
 from clara_jax.strict_json import parse
 
 BLOCK = 1 << 20  # characters read at a time

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from clara_jax.data.importers.examples import UNANSWERABLE, ImportedDocument, ImportedExample, Log, distinct
 from clara_jax.data.importers.fields import Fields
 from clara_jax.data.importers.reading import each_record
-from clara_jax.data.jsonl import raw_lines
+from clara_jax.formats.jsonl import raw_lines
 
 TEST_FILE = "the test files, which hold no answers, cannot be imported"
 

@@ -29,7 +29,7 @@ from collections.abc import Iterator, Sequence
 from clara_jax.data.importers.examples import ImportedDocument, ImportedExample, Log, content_id, distinct
 from clara_jax.data.importers.fields import Fields
 from clara_jax.data.importers.reading import each_record
-from clara_jax.data.jsonl import raw_lines
+from clara_jax.formats.jsonl import raw_lines
 
 
 def read_open(paths: Sequence[str], log: Log | None = None) -> Iterator[ImportedExample]:

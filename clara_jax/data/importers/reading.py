@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from clara_jax.data.importers.examples import Log
 from clara_jax.data.importers.fields import Fields
-from clara_jax.data.jsonl import decode
+from clara_jax.formats.jsonl import decode
 
 Made = TypeVar("Made")
 
@@ -21,7 +21,7 @@ def each_record(
     """Convert the objects in some files, in order.
 
     Args:
-      read: the file's form: `clara_jax.data.jsonl.raw_lines` (an object a line) or `json_files.read_array`.
+      read: the file's form: `clara_jax.formats.jsonl.raw_lines` (an object a line) or `json_files.read_array`.
       paths: of the files.
       make: converts a record; gives None for one that is left out.
       log: collects what is left out; None: the first refused record is an error.

@@ -27,8 +27,8 @@ from clara_jax.data.importers.fields import Fields, checked_list, checked_text
 from clara_jax.data.importers.hotpotqa import example_of
 from clara_jax.data.importers.json_files import read_array
 from clara_jax.data.importers.reading import each_record
-from clara_jax.data.jsonl import raw_lines
 from clara_jax.errors import ClaraError
+from clara_jax.formats.jsonl import raw_lines
 
 
 def read(paths: Sequence[str], log: Log | None = None, aliases: str | None = None) -> Iterator[ImportedExample]:

@@ -3,7 +3,7 @@
 import gzip
 import json
 
-from clara_jax.data.jsonl import zstd
+from clara_jax.formats.jsonl import zstd
 
 QUESTION = {"question": "Wer?", "docs": ["d0", "dß\u2028 1", "d2"], "answer": "Ann", "pos_index": [1]}
 LINES = {

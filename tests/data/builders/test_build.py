@@ -13,9 +13,9 @@ import pytest
 
 from clara_jax.data.builders import RECORD, RecordSource, build, fingerprint, parse_passage
 from clara_jax.data.builders.datasets import DATASETS
-from clara_jax.data.jsonl import read_json_lines
-from clara_jax.data.records import parse_record, read_records
 from clara_jax.errors import ClaraError
+from clara_jax.formats.jsonl import read_json_lines
+from clara_jax.input_pipeline.records import parse_record, read_records
 from tests.data.builders.files import LINES, QUESTION, questions, write
 from tests.locations import ROOT
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from clara_jax.data.builders import RecordSource, build, dataset_directory, read_metadata
-from clara_jax.data.records import read_records
 from clara_jax.errors import ClaraError
+from clara_jax.input_pipeline.records import read_records
 from tests.data.builders.files import QUESTION, questions, write
 
 

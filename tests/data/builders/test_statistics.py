@@ -11,8 +11,8 @@ from clara_jax.data.builders import build
 from clara_jax.data.builders.command import add_arguments, add_statistics_arguments, run, run_statistics
 from clara_jax.data.builders.overlap import RUN, Overlap, runs
 from clara_jax.data.builders.statistics import measure
-from clara_jax.data.records import parse_record
 from clara_jax.errors import ClaraError
+from clara_jax.input_pipeline.records import parse_record
 from tests.data.builders.files import LINES, questions, write
 
 LONG = " ".join(f"w{i}" for i in range(40))

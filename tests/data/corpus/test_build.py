@@ -14,12 +14,12 @@ import pytest
 from clara_jax import command as commands
 from clara_jax.data.corpus import build, command
 from clara_jax.data.corpus.build import build_corpus
-from clara_jax.data.corpus.chunks import Chunker
-from clara_jax.data.corpus.counting import count_words
 from clara_jax.data.corpus.readers import read_documents
-from clara_jax.data.jsonl import read_json_lines
-from clara_jax.data.tokenization import ClaraTokenizer
 from clara_jax.errors import ClaraError
+from clara_jax.formats.jsonl import read_json_lines
+from clara_jax.input_pipeline.tokenization import ClaraTokenizer
+from clara_jax.text.chunks import Chunker
+from clara_jax.text.counting import count_words
 from tests.data import tiny_tokenizer
 from tests.data.corpus import pdf, write
 from tests.locations import ROOT

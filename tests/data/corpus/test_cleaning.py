@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from clara_jax.data.corpus import readers
 from clara_jax.data.corpus.build import build_corpus
-from clara_jax.data.corpus.chunks import Chunker
 from clara_jax.data.corpus.cleaning import cleaned, one_line
-from clara_jax.data.corpus.counting import count_words
 from clara_jax.data.corpus.files import LINKS, find_files
 from clara_jax.data.corpus.markdown import first_heading, without_front_matter
 from clara_jax.data.corpus.readers import read_documents
-from clara_jax.data.corpus.sentences import paragraph_ends
 from clara_jax.errors import ClaraError
+from clara_jax.text.chunks import Chunker
+from clara_jax.text.counting import count_words
+from clara_jax.text.sentences import paragraph_ends
 from tests.data.corpus import pdf, write
 
 ANY = st.text(st.characters(exclude_categories=()), max_size=60)

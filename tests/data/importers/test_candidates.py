@@ -18,7 +18,7 @@ from clara_jax.data.importers.candidates import (
 from clara_jax.data.importers.candidates import _Ranking as Ranking
 from clara_jax.data.importers.examples import ImportedDocument, ImportedExample
 from clara_jax.data.importers.retrievers import BM25, Dense
-from clara_jax.evaluation.answers import normalize
+from clara_jax.metrics.answers import normalize
 from tests.data.importers.embedder import HashingEmbedder
 
 WORDS = ["rome", "oslo", "fountain", "river", "port", "old", "blue", "norway"]

@@ -8,9 +8,9 @@ import pytest
 
 from clara_jax.data.importers.command import NO_ANSWER, add_arguments, run
 from clara_jax.data.importers.registry import IMPORTERS
-from clara_jax.data.jsonl import read_json_lines
-from clara_jax.data.records import parse_record, read_records
 from clara_jax.errors import ClaraError
+from clara_jax.formats.jsonl import read_json_lines
+from clara_jax.input_pipeline.records import parse_record, read_records
 from tests.data.importers import published
 from tests.data.importers.published import write_json, write_lines
 

@@ -6,8 +6,8 @@ import pytest
 
 from clara_jax.data.importers import beir, clara_multi_stage, dpr, hotpotqa, musique, natural_questions, squad, two_wiki
 from clara_jax.data.importers.examples import SAME_AGAIN, UNANSWERABLE, ImportedDocument, Log
-from clara_jax.data.records import parse_record
 from clara_jax.errors import ClaraError
+from clara_jax.input_pipeline.records import parse_record
 from tests.data.importers import published
 from tests.data.importers.published import write_json, write_lines
 

@@ -1,0 +1,1 @@
+"""Ahead-of-time compilation: what a run needs on an accelerator, read off compiled programs without one."""

@@ -1,0 +1,105 @@
+"""Report what a training run needs on TPUs, without one: compiles its real programs for a slice that is not there.
+
+    python -m clara_jax.aot --config configs/mistral7b_end_to_end.py --topology v5e:4x4
+
+--config FILE[:ARG]        a Python file with get_config(arg), as for clara_jax.train
+--config.FIELD=VALUE       overrides a field, e.g. --config.model.remat=full --config.scp.accumulate=2
+--topology CHIP:SHAPE      the chips along each axis: v4:2x2x2, v5e:4x4, v5p:4x4x4, v6e:16x16, tpu7x:2x2x1
+--mesh SIZES               data,model or replica,data,model, instead of the configuration's
+--batch N                  examples of a step, instead of the configuration's; one too small for the mesh is raised to
+                           an example for each part that the mesh splits a batch into
+--programs NAMES           of train,compress,decode those to compile (default: train)
+--text N, --target N       tokens of a prompt besides memories and target, and of a target; documents are full
+--base-config FILE         the config.json of a base model that is not here
+--json FILE                all numbers, as JSON
+
+Nothing of the model's size is allocated; a 7B model takes some minutes and gigabytes to compile. Needs libtpu
+(pip install -r requirements-aot.txt). How to read the table: docs/aot.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from types import SimpleNamespace
+
+from clara_jax import command
+from clara_jax.arguments import parse
+from clara_jax.errors import ClaraError
+
+FLAGS = {"topology": str, "mesh": str, "batch": int, "programs": str, "text": int, "target": int}
+FLAGS |= {"base-config": str, "json": str}
+PROGRAMS = ("train", "compress", "decode")
+
+
+def main() -> None:
+    """Run the command."""
+    if {"--help", "-h", "--helpfull"} & set(sys.argv[1:]):
+        print(__doc__)
+        return
+    arguments = parse(sys.argv, FLAGS)
+    if arguments.config is None or not arguments.topology:
+        missing = "--topology" if arguments.config is not None else "--config"
+        raise ClaraError(f"{missing} is missing, e.g. --config configs/mistral7b_scp.py --topology v5e:4x4")
+    names = (arguments.programs or "train").split(",")
+    if set(names) - set(PROGRAMS):
+        raise ClaraError(f"--programs: {arguments.programs!r} must name some of {', '.join(PROGRAMS)}")
+    # The host computes nothing, and must not initialise its accelerators.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    _plan(arguments, names)
+
+
+def _plan(arguments: SimpleNamespace, names: Sequence[str]) -> None:
+    from clara_jax.aot import lowering, topology
+    from clara_jax.aot.bases import base_config
+    from clara_jax.aot.roofline import report, table
+    from clara_jax.aot.workload import stage_shapes
+    from clara_jax.method.clara import ClaraModel
+    from clara_jax.model.config import ModelConfig
+    from clara_jax.model.precision import resolve as resolve_precision
+    from clara_jax.model.sharding import batch_shards, check_batch, make_mesh
+    from clara_jax.training.config import resolve
+    from clara_jax.training.run_directory import write_json
+
+    if arguments.mesh:
+        try:
+            arguments.config.mesh = tuple(map(int, arguments.mesh.split(",")))
+        except ValueError:
+            rule = "must be whole numbers, data,model or replica,data,model"
+            raise ClaraError(f"--mesh: {arguments.mesh!r} {rule}") from None
+    config = resolve(arguments.config)
+    chip, shape = topology.parse(arguments.topology)
+    base = base_config(config.model.base, arguments.base_config)
+    sizes = ModelConfig.from_hf(base, arguments.base_config or config.model.base)
+    precision = resolve_precision(config.model.precision, "tpu")
+    model = ClaraModel(sizes, config.clara, precision, config.model.remat, config.model.attention)
+    mesh = make_mesh(**config.mesh_sizes, devices=topology.devices(arguments.topology))
+    where = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    print(f"{arguments.topology}: {mesh.size} devices, mesh {where}; {precision}, remat {config.model.remat}")
+    reports = []
+    for stage in config.stages:
+        smallest = batch_shards(mesh) * stage.accumulate
+        batch = arguments.batch or max(stage.batch_size, smallest)
+        if batch != stage.batch_size:
+            print(f"{stage.name}: batch of {batch} instead of {stage.batch_size}")
+        check_batch(batch // stage.accumulate, mesh, "--batch / accumulate")
+        stage = dataclasses.replace(stage, batch_size=batch)
+        shapes = stage_shapes(stage, config.clara, arguments.text, arguments.target)
+        print(f"{stage.name}: {batch} rows in {stage.accumulate} part(s), {shapes}", flush=True)
+        chosen = [lowering.train_step(model, stage, shapes, mesh)] if "train" in names else []
+        if {"compress", "decode"} & set(names):
+            chosen += [one for one in lowering.inference(model, stage, shapes, mesh) if one.name in names]
+        for program in chosen:
+            print(f"{program.name}: compiling", file=sys.stderr, flush=True)
+            reports.append(report(program, chip, shape, mesh))
+            print(f"{program.name}: {reports[-1].compile_seconds} s", file=sys.stderr, flush=True)
+    print(table(reports))
+    if arguments.json:
+        about = {"topology": arguments.topology, "mesh": dict(mesh.shape), "chip": dataclasses.asdict(chip)}
+        write_json(arguments.json, about | {"programs": [one.to_json() for one in reports]})
+
+
+if __name__ == "__main__":
+    command.run(main, compiles=False)

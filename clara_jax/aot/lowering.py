@@ -1,0 +1,105 @@
+"""The programs of a run, lowered for devices that need not be present: no parameters are allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clara_jax.aot import abstract, analytic_comm
+from clara_jax.aot.workload import full_batch
+from clara_jax.inference.decode import Sampling, generate
+from clara_jax.inference.encode import encode_batch
+from clara_jax.input_pipeline.buckets import Shapes
+from clara_jax.method.clara import ClaraModel
+from clara_jax.model.sharding import BATCH, batch_shards
+from clara_jax.training.config import StageConfig
+from clara_jax.training.optimizer import make_optimizer
+from clara_jax.training.step import make_train_step
+from clara_jax.training.throughput import Work, blocks_flops, step_flops, work
+
+STEPS = 1000  # of the learning rate's schedule, which does not change the program's cost
+
+
+class LoweredProgram(NamedTuple):
+    """A lowered program with its analytic costs.
+
+    Attributes:
+      name: of the stage, or "compress" or "decode".
+      lowered: the program.
+      model_flops: of one call, over all devices; of decoding, of one token of every row.
+      sent: analytic bytes that a device receives in one call, by their origin; None where they are not derived.
+      rows: examples, texts or prompts.
+      bytes_read: of decoding, the least bytes that a device reads for one token of every row: the trip count of its
+        loop depends on data, so that the compiled program cannot be counted. None elsewhere.
+    """
+
+    name: str
+    lowered: jax.stages.Lowered
+    model_flops: float
+    sent: dict[str, float] | None
+    rows: int
+    bytes_read: float | None = None
+
+
+def train_step(model: ClaraModel, stage: StageConfig, shapes: Shapes, mesh: jax.sharding.Mesh) -> LoweredProgram:
+    """Lower a stage's real optimizer step, with donated state.
+
+    Raises:
+      ClaraError: the mesh does not divide the batch or a parameter.
+    """
+    trains = stage.subtrees
+    optimizer = make_optimizer(stage, STEPS)
+    state, frozen = abstract.state_and_frozen(abstract.params(model, mesh), trains, optimizer, mesh)
+    rows = stage.batch_size
+    batch = abstract.batch(rows, shapes, model.clara.memory_tokens, stage.ranks, mesh)
+    if stage.memories:
+        batch = abstract.stored(batch, model, mesh)
+    step = make_train_step(model, stage.stage, stage.objective, optimizer, stage.accumulate)
+    assert isinstance(step, jax.stages.Wrapped)  # it is jitted
+    with jax.set_mesh(mesh):
+        lowered = step.lower(state, frozen, batch, abstract.key(mesh))
+    flops = step_flops(model.config, model.clara.lora_rank, stage.kind, trains, full_batch(batch))
+    sent = analytic_comm.step_bytes(model, stage, shapes, rows, mesh)
+    return LoweredProgram(stage.name, lowered, flops, sent, rows)
+
+
+def inference(
+    model: ClaraModel, stage: StageConfig, shapes: Shapes, mesh: jax.sharding.Mesh
+) -> Iterator[LoweredProgram]:
+    """Lower the compression of a batch of full documents, unless they are text, and the decoding of a stage's prompts.
+
+    Decoding has one row for each batch shard of the mesh.
+    """
+    config, rank = model.config, model.clara.lora_rank
+    params = abstract.params(model, mesh)
+
+    def array(dtype: jax.typing.DTypeLike, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(mesh, jax.P(BATCH)))
+
+    if shapes.documents:
+        rows = stage.batch_size // stage.accumulate * shapes.documents
+        length = shapes.encoder_width + model.clara.memory_tokens
+        with jax.set_mesh(mesh):
+            lowered = encode_batch.lower(
+                model, "compressor", params, array(jnp.int32, rows, length), array(bool, rows, length)
+            )
+        one = work(np.ones((1, length), bool), config.sliding_window)
+        flops = blocks_flops(config, rank, Work(rows * one.tokens, rows * one.pairs), False)
+        yield LoweredProgram("compress", lowered, flops, None, rows)
+
+    rows, prompt = batch_shards(mesh), shapes.prompt_length - shapes.target_length
+    memory = None
+    if shapes.documents:
+        memory = array(model.dtype, rows, stage.top_k, model.clara.memory_tokens, config.embed_dim)
+    tokens = (array(jnp.int32, rows, prompt), array(bool, rows, prompt), array(jnp.int32, rows, prompt))
+    sampling = Sampling(stage.answer_tokens)
+    with jax.set_mesh(mesh):
+        lowered = generate.lower(model, params, *tokens, memory, array(jnp.uint32, rows), sampling, (2,))
+    slots = prompt + stage.answer_tokens
+    head_flops = 2 * rows * config.vocab_size * config.embed_dim
+    flops = blocks_flops(config, rank, Work(rows, rows * slots), False) + head_flops
+    yield LoweredProgram("decode", lowered, flops, None, rows, analytic_comm.decode_bytes(model, rows, slots, mesh))

@@ -1,0 +1,73 @@
+"""A role's adapter added to the base's linear maps: kernel + scale · A B."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from clara_jax.method.clara import ClaraModel
+from clara_jax.model.declare import projection_groups
+from clara_jax.model.output_major import OutputMajor
+
+
+def merge(
+    model: ClaraModel,
+    params: Any,
+    role: str,
+    mesh: jax.sharding.Mesh,
+    dtype: jnp.dtype | None = None,
+    output_major: bool = False,
+) -> dict[str, Any]:
+    """Return the base with a role's adapter added to its projections.
+
+    Args:
+      model: backbone and hyperparameters.
+      params: the model's parameters.
+      role: whose adapter.
+      mesh: that the parameters are on.
+      dtype: of the projections; default the base's.
+      output_major: with each kernel's outputs first (`clara_jax.model.output_major`).
+    """
+    base, adapter = params["base"], params["lora"][role]
+    layers = dict(base["layers"])
+    with jax.set_mesh(mesh):
+        for part, groups in projection_groups(model.config).items():
+            layers[part] = dict(layers[part])
+            for group_name, group in groups.items():
+                merged, low = dict(base["layers"][part][group_name]), adapter["layers"][part][group_name]
+                merged["kernel"] = {
+                    name: _merge(
+                        merged["kernel"][name],
+                        low["a"],
+                        low["b"][name],
+                        letters=(linear.input_letters, linear.output_letters),
+                        scale=model.clara.lora_scale,
+                        dtype=dtype,
+                        output_major=output_major,
+                    )
+                    for name, linear in group.items()
+                }
+                layers[part][group_name] = merged
+    return {**base, "layers": layers}
+
+
+@partial(jax.jit, static_argnames=("letters", "scale", "dtype", "output_major"))
+def _merge(
+    kernel: jax.Array,
+    a: jax.Array,
+    b: jax.Array,
+    letters: tuple[str, str],
+    scale: float,
+    dtype: jnp.dtype | None,
+    output_major: bool,
+) -> jax.Array | OutputMajor:
+    """Return kernel + scale · A B of all layers, summed in float32."""
+    ins, outs = letters
+    with jax.default_matmul_precision("highest"):
+        product = jnp.einsum(f"L{ins}R,LR{outs}->L{ins}{outs}", a, b, out_sharding=jax.typeof(kernel).sharding)
+    wide = kernel.astype(jnp.float32) + scale * product
+    merged = wide.astype(dtype or kernel.dtype)
+    return OutputMajor(jnp.einsum(f"L{ins}{outs}->L{outs}{ins}", merged)) if output_major else merged

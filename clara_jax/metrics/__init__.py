@@ -1,0 +1,1 @@
+"""Metrics, one implementation for training, evaluation and benchmarks: answers, ranking, intervals, controls."""

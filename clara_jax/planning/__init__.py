@@ -1,1 +1,0 @@
-"""Planning: what a run needs on an accelerator, computed without one from compiled programs."""

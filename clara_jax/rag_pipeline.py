@@ -1,0 +1,473 @@
+"""Retrieval-augmented generation: a model and a document store answer questions, with their sources.
+
+pipeline = RagPipeline.open("runs/first", "stores/first", create=True)
+pipeline.add([CorpusDocument("normans", "", "The Normans came from ...", "notes.txt")])
+answer = pipeline.answer("Where did the Normans come from?")
+print(answer.text, [(hit.document, hit.score) for hit in answer.context.sources])
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from clara_jax.api import GREEDY, Clara
+from clara_jax.checkpoints import bundle as bundles
+from clara_jax.checkpoints.bundle import Bundle
+from clara_jax.deprecation import renamed_attributes, renamed_field, renamed_method
+from clara_jax.errors import ClaraError
+from clara_jax.inference.decode import Sampling
+from clara_jax.inference.engine import Engine, Request
+from clara_jax.input_pipeline import prompts
+from clara_jax.model.precision import AUTO, resolve
+from clara_jax.model.sharding import make_mesh, platform
+from clara_jax.retrieval import ann
+from clara_jax.retrieval import documents as chunking
+from clara_jax.retrieval.document_store import DocumentStore, StoredDocument
+from clara_jax.retrieval.documents import ChunkedDocument
+from clara_jax.retrieval.encodings import closest_float
+from clara_jax.retrieval.indexing import IndexReport, index
+from clara_jax.retrieval.search import Search
+from clara_jax.text.documents import CorpusDocument
+
+MOST_TURNS = 32  # earlier messages of a conversation that are considered
+CANDIDATES = 20  # of a question by default, as in the paper
+FEWEST_FOR_VECTORS = 50_000  # fewest chunks for which `finish` makes search vectors
+_ALIKE = {"float32", "mixed"}  # interchangeable precisions: the processor decides which of them is faster
+_HOST_SHARE, _DEVICE_SHARE = 1 / 4, 1 / 2  # of memory that the store's memories may take
+
+
+@dataclasses.dataclass(frozen=True)
+class Hit:
+    """A retrieved chunk; ``rank`` counts from 1. See `StoredChunk` and `ScoredId` for the other fields."""
+
+    id: str
+    document: str
+    title: str
+    text: str
+    source: str
+    start: int
+    end: int
+    tokens: int
+    score: float
+    rank: int
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrievedContext:
+    """A question and the chunks that were retrieved for it.
+
+    Attributes:
+      hits: the candidates, best first; the generator reads the first ``selected``.
+      request: for the engine; None where nothing was found or the best score is below the threshold.
+      compress_ratio: tokens of the selected texts over the memory tokens read in their place.
+      milliseconds: the time of encoding the question ("read") and of the search ("search").
+      searched: the search's query text: the question, after earlier messages of the user where there are some.
+      turns: the number of earlier messages that the generator reads.
+    """
+
+    question: str
+    hits: tuple[Hit, ...]
+    selected: int
+    request: Request | None
+    compress_ratio: float
+    milliseconds: dict[str, float]
+    searched: str
+    turns: int = 0
+
+    @property
+    def sources(self) -> tuple[Hit, ...]:
+        """The hits that the generator reads."""
+        return self.hits[: self.selected]
+
+    @property
+    def prompt_tokens(self) -> int:
+        """The length of the prompt, memories included; 0 without one."""
+        return 0 if self.request is None else len(self.request.ids)
+
+
+@dataclasses.dataclass(frozen=True)
+class RagAnswer:
+    """An answer with its context; ``text`` is None where the model abstains, and ``milliseconds`` also has "answer"."""
+
+    text: str | None
+    context: RetrievedContext
+    tokens: tuple[int, ...]
+    log_probability: float
+    milliseconds: dict[str, float]
+
+    asked = renamed_field("RagAnswer.asked", "context")
+
+
+class RagPipeline:
+    """A retrieval-augmented generation pipeline; open one with `RagPipeline.open`.
+
+    Its methods are for one thread at a time.
+
+    Attributes:
+      clara: the model.
+      store: the documents.
+    """
+
+    def __init__(self, clara: Clara, store: DocumentStore, budget: int | None = None):
+        """Join a model and a store of its memories.
+
+        Args:
+          clara: the model.
+          store: made with the same compressor.
+          budget: bytes that the store's memories may take on the devices; default a half of an accelerator's memory, a
+            quarter of a CPU's.
+
+        Raises:
+          ClaraError: the store was made with another compressor.
+        """
+        store.check(clara.bundle.compressor_fingerprint())
+        self.clara, self.store = clara, store
+        self._chunker = chunking.chunker_of(clara.bundle.tokenizer)
+        self._search = Search(store, clara.bundle.mesh, budget or _budget(clara.bundle.mesh))
+
+    @classmethod
+    def open(
+        cls,
+        checkpoint: str | Path,
+        store: str | os.PathLike,
+        *,
+        create: bool = False,
+        encoding: str | None = None,
+        base: str | None = None,
+        precision: str | None = None,
+        mesh: jax.sharding.Mesh | None = None,
+        batch_size: int = 16,
+        weights: str | None = None,
+        rows: int | None = None,
+        budget: int | None = None,
+        rate: int | None = None,
+    ) -> RagPipeline:
+        """Open a model and a store of its memories.
+
+        Args:
+          checkpoint: see `Clara.load`.
+          store: a directory, or the URL of a bucket.
+          create: make the store where there is none.
+          encoding: of memories in a new store, one of `clara_jax.retrieval.encodings.ENCODINGS`; default the float of
+            two bytes that is nearest to the model's precision.
+          precision: see `Clara.load`; default as trained, but of a model that was trained in "float32" or "mixed", on a
+            CPU, the one of the two in which the store's memories are, and for a new store the processor's faster one.
+          base: see `Clara.load`.
+          mesh: see `Clara.load`.
+          batch_size: see `Clara.load`.
+          weights: see `Clara.load`.
+          rows: see `Clara.load`.
+          budget: see `RagPipeline`.
+          rate: see `Clara.load`; default the store's, for a new one as it was trained last.
+
+        Raises:
+          ClaraError: see `Clara.load`, `DocumentStore.open`; a store of another compressor or encoding.
+        """
+        mesh = mesh or make_mesh()
+        there = DocumentStore.open(store) if DocumentStore.exists(store) else None
+
+        def load(precision: str | None) -> Bundle:
+            bundle = bundles.load(checkpoint, mesh, base, precision)
+            return bundle.at_rate(rate or _rate_of(there, bundle))
+
+        bundle = load(precision) if precision else _suited(load, there)
+        clara = Clara(bundle, batch_size, weights, rows)
+        if not create:
+            # Where there is no store, opening raises the error that names it.
+            return cls(clara, DocumentStore.open(store) if there is None else there, budget)
+        chosen = encoding or closest_float(bundle.model.precision)
+        sizes = bundle.model.clara.memory_tokens, bundle.model.config.embed_dim
+        if encoding is None and there is not None:
+            chosen = there.encoding.name
+        made = DocumentStore.open_or_make(store, bundle.compressor_fingerprint(), chosen, *sizes)
+        return cls(clara, made, budget)
+
+    # --- documents ---
+
+    def read(self, inputs: Sequence[str], follow_links: bool = False) -> Iterable[ChunkedDocument]:
+        """Read documents of files, folders and data sets in chunks for this model.
+
+        See `clara_jax.retrieval.documents.read`.
+        """
+        return chunking.read(inputs, self._chunker, follow_links)
+
+    def add(
+        self,
+        documents: Iterable[CorpusDocument | ChunkedDocument],
+        done: Callable[[IndexReport], None] = lambda part: None,
+    ) -> IndexReport:
+        """Index documents: compress what is new or changed, and replace documents whose ids are in the store.
+
+        Args:
+          documents: whole ones, or chunked ones (`read`).
+          done: called with a report of each part after it has been committed.
+
+        Raises:
+          ClaraError: a document without text or with a bad id, or two with one id; the store refuses.
+        """
+        return index(self.store, self.clara.bundle, self.chunk(documents), self.clara.batch_size, done)
+
+    def chunk(self, documents: Iterable[CorpusDocument | ChunkedDocument]) -> Iterable[ChunkedDocument]:
+        """Split documents into chunks for this model.
+
+        Raises:
+          ClaraError: as `add`.
+        """
+        seen: set[str] = set()
+        for document in documents:
+            if isinstance(document, ChunkedDocument):  # `read` has checked these
+                yield document
+                continue
+            chunked = chunking.chunk_document(document, self._chunker)
+            if not chunked.chunks:
+                raise ClaraError(f"document {chunked.id!r}: holds no text")
+            if chunked.id in seen:
+                raise ClaraError(f"document {chunked.id!r} twice; each needs an id of its own")
+            seen.add(chunked.id)
+            yield chunked
+
+    cut = renamed_method("RagPipeline.cut", chunk)
+
+    def finish(self, vectors: bool | None = None) -> None:
+        """Bring the indexes up to date where they lag (`DocumentStore.tidy`), after documents have been added.
+
+        Args:
+          vectors: whether to recompute search vectors; None: where there are none yet and the store is large.
+        """
+        self.store.index_words()
+        if vectors or (vectors is None and len(self.store) >= FEWEST_FOR_VECTORS and self.store.projection() is None):
+            ann.build(self.store)
+        elif self.store.projection() is not None:
+            self.store.index_vectors()
+
+    def delete(self, documents: Sequence[str]) -> int:
+        """Delete documents, and return how many of them were in the store."""
+        return self.store.delete(documents)
+
+    def documents(self, offset: int = 0, limit: int = 100) -> tuple[list[StoredDocument], int]:
+        """Return documents in the order of their ids, and the number of all documents."""
+        return self.store.documents(offset, limit)
+
+    def stats(self) -> dict[str, Any]:
+        """Return the store's statistics; see `DocumentStore.stats`."""
+        return self.store.stats()
+
+    # --- questions ---
+
+    @property
+    def usual_k(self) -> int:
+        """The default number of chunks to answer from; see `Clara.usual_k`."""
+        return self.clara.usual_k
+
+    @property
+    def usual_how(self) -> str:
+        """The default search: "memory" where the model was trained to rank, else "words"."""
+        return "memory" if self.clara.bundle.ranks else "words"
+
+    def search(self, question: str, k: int = 5, how: str | None = None, where: str | None = None) -> list[Hit]:
+        """Return the k best chunks for a question; see `Search`.
+
+        Args:
+          question: the query.
+          k: the number of chunks.
+          how: see `Search`; default `usual_how`.
+          where: see `Search`.
+
+        Raises:
+          ClaraError: no question, an unknown search, a condition that cannot be parsed.
+        """
+        return self._found(question, k, how or self.usual_how, where)[0]
+
+    def ask(
+        self,
+        question: str,
+        *,
+        history: Sequence[tuple[str, str]] = (),
+        k: int | None = None,
+        how: str | None = None,
+        where: str | None = None,
+        expand: int = 0,
+        abstain_below: float | None = None,
+        candidates: int = CANDIDATES,
+        sampling: Sampling = GREEDY,
+        seed: int = 0,
+    ) -> RetrievedContext:
+        """Retrieve the context of a question, and make the engine's request.
+
+        Args:
+          question: the query.
+          history: the conversation before, (role, text) each, with the roles "user" and "assistant": the user's
+            messages are part of the search's query, and the generator reads as many of the last messages as fit.
+          k: the number of chunks that the generator reads; default `usual_k`.
+          how: see `Search`; default `usual_how`.
+          where: see `Search`.
+          expand: the number of best chunks that are also given as text, for names and numbers that a memory has lost.
+          abstain_below: a cosine; the model abstains where the best chunk's is below it.
+          candidates: the number of hits that are returned, k or more.
+          sampling: see `Request`.
+          seed: see `Request`.
+
+        Raises:
+          ClaraError: see `search`; a prompt that is too long for the model.
+        """
+        k, how = self.usual_k if k is None else k, how or self.usual_how
+        if abstain_below is not None and how != "memory":
+            raise ClaraError('abstain_below: is a cosine, and needs how="memory"')
+        if k < 1 or expand < 0:
+            raise ClaraError(f"k is {k}, expand is {expand}; they must be at least 1 and 0")
+        turns = list(history)[-MOST_TURNS:]
+        searched = self._searched(question, turns)
+        with self.store.reading():
+            hits, milliseconds = self._found(searched, max(k, candidates), how, where)
+            selected = hits[:k]
+            memories = self.store.memories([hit.id for hit in selected])
+        read = max(1, len(selected)) * self.store.encoding.shape[0]
+        ratio = sum(hit.tokens for hit in selected) / read
+        found = RetrievedContext(question, tuple(hits), len(selected), None, ratio, milliseconds, searched)
+        if not hits or (abstain_below is not None and hits[0].score < abstain_below):
+            return found
+        beside = [hit.text for hit in selected[:expand]]
+        while True:
+            prompt = prompts.question(question, len(selected), beside=beside, earlier=turns)
+            try:
+                request = self.clara.request(prompt, memories, sampling, seed)
+            except ClaraError:
+                if not turns:
+                    raise
+                turns = turns[1:]  # a long conversation loses its first messages
+            else:
+                return dataclasses.replace(found, request=request, turns=len(turns))
+
+    def _searched(self, question: str, turns: Sequence[tuple[str, str]]) -> str:
+        """Return the question after as many of the user's earlier messages as fit into the query reasoner's input."""
+        parts = [question]
+        for role, text in reversed(turns):
+            if role == "user" and text.strip():
+                if self.clara.bundle.tokenizer.is_cut("\n".join([text, *parts])):
+                    break
+                parts.insert(0, text)
+        return "\n".join(parts)
+
+    def answer(self, question: str, **how: Any) -> RagAnswer:
+        """Answer a question from the store; ``how`` are the options of `ask`."""
+        return self.answers([self.ask(question, **how)])[0]
+
+    def answers(self, asked: Sequence[RetrievedContext]) -> list[RagAnswer]:
+        """Answer questions whose contexts have been retrieved (`ask`), in batches."""
+        results = iter(self.engine.generate([context.request for context in asked if context.request is not None]))
+        answers = []
+        for context in asked:
+            if context.request is None:
+                answers.append(RagAnswer(None, context, (), 0.0, context.milliseconds))
+                continue
+            result = next(results)
+            times = context.milliseconds | {"answer": result.milliseconds["total"]}
+            answers.append(RagAnswer(self.text(result.tokens), context, result.tokens, result.log_probability, times))
+        return answers
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that decodes answers; a server calls its `Engine.step` itself."""
+        return self.clara.engine
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Decode token ids."""
+        return self.clara.bundle.tokenizer.decode(tokens)
+
+    def rank(self, question: str, texts: Sequence[str]) -> list[float]:
+        """Return the cosine of each text with a question; the texts are compressed for this call and not kept.
+
+        Raises:
+          ClaraError: no question; an empty text, or none.
+        """
+        if not question.strip():
+            raise ClaraError("the question is empty")
+        ranking = self.clara.rank([question], self.clara.compress(texts, long="cut"), k=len(texts))
+        scores = np.empty(len(texts))
+        scores[ranking.indices[0]] = ranking.scores[0]
+        return scores.tolist()
+
+    def warm_up(self, max_new_tokens: int = 64) -> None:
+        """Compile the programs of first questions.
+
+        These are short and longer questions, alone, in a batch, and one after another on the same documents or on
+        others.
+        """
+        for question in ("What is it?", f"What is it, {'and what else is it, ' * 4}?"):
+            prompt = prompts.question(question, 5)
+
+            def ask(number: int, prompt: prompts.Prompt = prompt) -> Request:
+                memories = np.full((5, *self.store.encoding.shape), number, self.clara.bundle.model.dtype)
+                return self.clara.request(prompt, memories, Sampling(max_new_tokens))
+
+            self.engine.warm_up(ask)
+        if len(self.store):
+            self.search("What is it?")
+
+    def _found(self, question: str, k: int, how: str, where: str | None) -> tuple[list[Hit], dict[str, float]]:
+        if not question.strip():
+            raise ClaraError("the question is empty")
+        if k < 1:
+            raise ClaraError(f"k is {k}; it must be at least 1")
+        began = time.perf_counter()
+        query = None if how == "words" else self.clara.encode_questions([question])[0]
+        read = time.perf_counter()
+        with self.store.reading():
+            found = self._search(question, query, k, how, where)
+            chunks = self.store.chunks([best.id for best in found])
+        hits = [
+            Hit(**dataclasses.asdict(chunk), score=best.score, rank=rank)
+            for rank, (best, chunk) in enumerate(zip(found, chunks, strict=True), 1)
+        ]
+        return hits, {"read": 1000 * (read - began), "search": 1000 * (time.perf_counter() - read)}
+
+
+def _suited(load: Callable[[str | None], Bundle], store: DocumentStore | None) -> Bundle:
+    """Open a model in the precision that suits a store and the devices.
+
+    A model of one of the precisions `_ALIKE` is opened in that of the store's memories, or for a new store in that for
+    the devices; any other model as it was trained.
+
+    Args:
+      load: opens the model in a precision; None: as it was trained.
+      store: None where there is none yet.
+    """
+    bundle = load(None)
+    trained, usual = bundle.model.precision, resolve(AUTO, platform(bundle.mesh))
+    if not {trained, usual} <= _ALIKE:
+        return bundle
+    wanted = None if store is None else store.fingerprint
+    for name in sorted(_ALIKE, key=lambda name: name != usual):
+        found = bundle if name == trained else load(name)
+        if wanted in (None, found.compressor_fingerprint()):
+            return found
+    return bundle
+
+
+def _rate_of(store: DocumentStore | None, bundle: Bundle) -> int | None:
+    """Return the compress rate of a store's memories; None where there is no store, or the model has only one rate."""
+    clara = bundle.model.clara
+    if clara.different_mem_tokens or store is None:
+        return None
+    count = store.encoding.shape[0]
+    return None if clara.doc_max_length % count else clara.doc_max_length // count
+
+
+def _budget(mesh: jax.sharding.Mesh) -> int:
+    stats = [device.memory_stats() for device in mesh.local_devices]
+    if all(device and "bytes_limit" in device for device in stats):
+        return int(_DEVICE_SHARE * sum(device["bytes_limit"] for device in stats))
+    return int(_HOST_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+__getattr__ = renamed_attributes(
+    __name__, {"Asked": "RetrievedContext", "Library": "RagPipeline", "LibraryAnswer": "RagAnswer"}
+)

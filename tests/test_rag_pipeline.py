@@ -1,0 +1,453 @@
+"""A corpus is compressed once and asked many times: nothing is lost, doubled, or compressed again without need."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import numpy as np
+import pytest
+
+from clara_jax import ask as ask_command
+from clara_jax import compress as compress_command
+from clara_jax.api import Clara
+from clara_jax.checkpoints import bundle as bundles
+from clara_jax.errors import ClaraError
+from clara_jax.method.clara import ClaraConfig
+from clara_jax.model import precision as precisions
+from clara_jax.rag_pipeline import RagPipeline
+from clara_jax.retrieval import document_store, indexing
+from clara_jax.retrieval.document_store import DocumentStore
+from clara_jax.retrieval.indexing import IndexReport
+from clara_jax.text.documents import CorpusDocument
+from tests.drills.test_stores import Bucket
+from tests.locations import ROOT
+from tests.tiny import document, write_base
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, mesh):
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"), mesh)
+
+
+def write_checkpoint(folder, mesh):
+    """A saved model whose adapters do something."""
+    base = write_base(folder / "base")
+    clara = ClaraConfig(doc_max_length=64, compress_rate=8, lora_rank=4, max_length=384)
+    bundle = bundles.from_base(str(base), clara, mesh, "float32")
+    lora = {}
+    for number, (role, adapter) in enumerate(bundle.params["lora"].items()):
+        lora[role] = jax.tree.map(
+            lambda x, n=number: x + 0.02 * np.cos(np.arange(x.size) + n).reshape(x.shape).astype("f4"), adapter
+        )
+    lora = jax.device_put(lora, jax.tree.map(lambda x: x.sharding, bundle.params["lora"]))
+    trained = ("lora/compressor", "lora/generator", "lora/query_reasoner", "tokens/memory")
+    path = folder / "checkpoint"
+    dataclasses.replace(bundle, params=bundle.params | {"lora": lora}, trained=trained).save(path, "end_to_end")
+    return path
+
+
+@pytest.fixture(scope="module")
+def clara(checkpoint, mesh):
+    return Clara.load(checkpoint, mesh=mesh, batch_size=4)
+
+
+def pipeline(clara, path):
+    bundle = clara.bundle
+    sizes = bundle.model.clara.memory_tokens, bundle.model.config.embed_dim
+    return RagPipeline(clara, DocumentStore.open_or_make(path, bundle.compressor_fingerprint(), "float32", *sizes))
+
+
+def texts(*numbers):
+    return [CorpusDocument(f"d{i}", "", document(i), "") for i in numbers]
+
+
+def contents(store):
+    ids, keys = store.index()
+    return {name: (key, memory.tobytes()) for name, key, memory in zip(ids, keys, store.memories(ids), strict=True)}
+
+
+def test_only_what_is_new_or_changed_is_compressed(clara, tmp_path, monkeypatch):
+    own = pipeline(clara, tmp_path / "store")
+    compressed = []
+    monkeypatch.setattr(
+        indexing, "encode_texts", lambda *a, real=indexing.encode_texts: compressed.append(len(a[3])) or real(*a)
+    )
+    assert own.add(texts(1, 2, 3)) == IndexReport(3, 3, 0, 0)
+    before = contents(own.store)
+    # What Clara.compress makes of the same texts.
+    memories = clara.compress([document(i) for i in (1, 2, 3)]).array
+    np.testing.assert_allclose(own.store.memories(["d1#0", "d2#0", "d3#0"]), memories, atol=1e-5)
+    version = own.store.version
+    assert own.add(texts(1, 2, 3)) == IndexReport(3, 0, 3, 0) and own.store.version == version
+    assert own.add([*texts(1), CorpusDocument("d2", "", document(7), "")]) == IndexReport(2, 1, 1, 0)
+    assert contents(own.store)["d1#0"] == before["d1#0"] and contents(own.store)["d2#0"] != before["d2#0"]
+    # A longer document, then a shorter one: what is cut off goes; what moved within it is not compressed again.
+    parts = [document(i) for i in range(20, 28)]
+    long = own.add([CorpusDocument("long", "", "\n\n".join(parts), "")])
+    assert long.compressed > 2
+    ids = [name for name in own.store.index()[0] if name.startswith("long#")]
+    assert len(ids) == long.compressed
+    last = own.store.chunks([f"long#{len(ids) - 1}"])[0].text
+    assert own.add([CorpusDocument("long", "", last, "")]) == IndexReport(1, 0, 1, len(ids) - 1)
+    assert [name for name in own.store.index()[0] if name.startswith("long")] == ["long#0"]
+    assert own.delete(["long", "d1"]) == 2 and set(contents(own.store)) == {"d2#0", "d3#0"}
+    assert compressed.count(0) == 2
+
+
+def test_the_precision_is_that_of_the_memories_else_that_for_the_processor(checkpoint, mesh, tmp_path, monkeypatch):
+    def opened(store, precision=None):
+        return RagPipeline.open(checkpoint, tmp_path / store, create=True, precision=precision, mesh=mesh)
+
+    monkeypatch.setattr(precisions, "has_instructions", lambda: True)
+    opened("mixed")
+    opened("float32", "float32")
+    for there in (True, False):
+        monkeypatch.setattr(precisions, "has_instructions", lambda there=there: there)
+        usual = "mixed" if there else "float32"
+        for store, asked in (("mixed", "mixed"), ("float32", "float32"), (f"new {there}", usual)):
+            bundle = opened(store).clara.bundle
+            assert (store, bundle.model.precision) == (store, asked)
+            kernel = bundle.params["base"]["layers"]["mlp"]["up"]["kernel"]["up"]
+            assert kernel.dtype == bundle.model.base_dtype
+    with pytest.raises(ClaraError, match="holds memories of another compressor"):
+        opened("mixed", "float32")
+
+
+def test_two_documents_with_one_id_in_one_call_are_refused_by_the_reader(clara, tmp_path):
+    own = pipeline(clara, tmp_path / "store")
+    with pytest.raises(ClaraError, match="holds no text"):
+        own.add([CorpusDocument("blank", "", "  ", "")])
+    with pytest.raises(ClaraError, match="'x' twice"):
+        own.add([CorpusDocument("x", "", document(1), ""), CorpusDocument("x", "", document(2), "")])
+    assert len(own.store) == 0
+
+
+def test_another_writer_in_between(clara, tmp_path, monkeypatch):
+    """While one compresses, another puts a longer version of the same document there: in the end it is one of them."""
+    one, other = pipeline(clara, tmp_path / "store"), pipeline(clara, tmp_path / "store")
+    real, calls = indexing.encode_texts, []
+
+    def encode(*arguments):
+        if not calls:
+            calls.append(1)
+            other.add([CorpusDocument("x", "", "\n\n".join(document(i) for i in range(9)), "")])
+        return real(*arguments)
+
+    monkeypatch.setattr(indexing, "encode_texts", encode)
+    one.add([CorpusDocument("x", "", document(1), "")])
+    assert one.store.index()[0] == ["x#0"] and one.store.chunks(["x#0"])[0].text == document(1)
+
+
+@pytest.mark.parametrize("bucket", [False, True])
+def test_two_writers_at_once(clara, tmp_path, monkeypatch, bucket):
+    """Each with a version of its own of some documents: these are the one's or the other's; all others are there. In a
+    bucket no file is locked."""
+    if bucket:
+        monkeypatch.setattr(document_store, "Locks", Bucket)
+    monkeypatch.setattr(indexing._Pace, "chunks", 4)  # commit after commit, in turns
+    monkeypatch.setattr(indexing, "MOST", 4)
+    path = f"file://{tmp_path}/store"
+    one, other = pipeline(clara, path), pipeline(clara, path)
+    mine = {f"d{i}": document(i) for i in range(40)}
+    theirs = {f"d{i}": document(1000 + i) for i in range(20, 60)}
+
+    def fill(own, version):
+        own.add(CorpusDocument(name, "", text, "") for name, text in version.items())
+
+    with ThreadPoolExecutor() as pool:
+        for writer in [pool.submit(fill, one, mine), pool.submit(fill, other, theirs)]:
+            writer.result()
+    store = DocumentStore.open(path)
+    ids = store.index()[0]
+    assert sorted(ids) == sorted(f"{name}#0" for name in mine | theirs)
+    for chunk, memory in zip(store.chunks(ids), store.memories(ids), strict=True):
+        assert chunk.text in (mine.get(chunk.document), theirs.get(chunk.document))
+        np.testing.assert_allclose(memory, clara.compress([chunk.text]).array[0], atol=1e-5)
+
+
+def test_a_store_of_bytes(clara, tmp_path):
+    """int8 memories find and answer as whole ones do, up to their rounding."""
+    whole = pipeline(clara, tmp_path / "whole")
+    bundle = clara.bundle
+    sizes = bundle.model.clara.memory_tokens, bundle.model.config.embed_dim
+    small = DocumentStore.open_or_make(tmp_path / "small", bundle.compressor_fingerprint(), "int8", *sizes)
+    small = RagPipeline(clara, small)
+    for own in (whole, small):
+        own.add(texts(*range(12)))
+    assert small.stats()["memory_bytes"] < 0.3 * whole.stats()["memory_bytes"]
+    exact, rounded = (own.answer("Where was Ada number 0 born?", k=3, candidates=12) for own in (whole, small))
+    scores = {hit.id: hit.score for hit in exact.context.hits}
+    for hit in rounded.context.hits:
+        assert hit.score == pytest.approx(scores[hit.id], abs=0.02)
+    assert rounded.tokens
+
+
+def test_an_answer_is_that_of_the_same_documents(clara, tmp_path):
+    own = pipeline(clara, tmp_path / "store")
+    own.add(texts(*range(12)))
+    question = "Where was Ada number 0 born?"
+    answer = own.answer(question, k=3, candidates=6)
+    direct = clara.answer([question], [[document(i) for i in range(12)]], k=3)[0]
+    assert answer.text == direct.text and answer.tokens == direct.tokens
+    assert [hit.document for hit in answer.context.sources] == [f"d{source.id}" for source in direct.sources]
+    np.testing.assert_allclose(
+        [hit.score for hit in answer.context.sources], [source.score for source in direct.sources], atol=1e-5
+    )
+    assert len(answer.context.hits) == 6 and answer.context.selected == 3
+    assert set(answer.milliseconds) >= {"read", "answer"}
+    assert answer.context.compress_ratio == sum(hit.tokens for hit in answer.context.sources) / (3 * 8)
+    # The text beside the memory changes what is read; a threshold above any cosine ends in no answer.
+    expanded = own.ask(question, k=3, expand=1)
+    assert expanded.prompt_tokens > answer.context.prompt_tokens
+    assert expanded.hits[0].text in own.text(expanded.request.ids)
+    silent = own.answer(question, k=3, abstain_below=1.1)
+    assert silent.text is None and silent.context.request is None and silent.context.hits
+    only = own.answer(question, k=3, where="document = 'd5'").context.hits
+    assert [hit.document for hit in only] == ["d5"]
+    own.finish()
+    assert {hit.document for hit in own.search("painter", k=12, how="words")} == {f"d{i}" for i in range(12)}
+    empty = pipeline(clara, tmp_path / "empty").answer(question)
+    assert empty.text is None and not empty.context.hits
+
+
+def test_what_is_not_said_is_as_the_model_learned(clara, tmp_path):
+    own = pipeline(clara, tmp_path / "store")
+    own.add(texts(*range(12)))
+    own.finish()
+    question = f"What is told of {document(7)[:30]}?"
+    asked = own.ask(question)
+    assert asked.selected == 5 and asked.hits == own.ask(question, how="memory").hits  # no stage says how many it read
+    learned = dataclasses.replace(clara.bundle, trained=("lora/generator",), history=({"stage": "a", "top_k": 2},))
+    other = RagPipeline(Clara(learned, batch_size=4), own.store)
+    asked = other.ask(question)
+    assert asked.selected == 2 and asked.hits == own.ask(question, how="words").hits
+    assert other.search(question, 3) == own.search(question, 3, "words") != own.search(question, 3, "memory")
+    assert other.ask(question, k=3, how="memory").selected == 3
+
+
+def test_a_conversation_is_searched_with_and_read(clara, tmp_path):
+    own = pipeline(clara, tmp_path / "store")
+    own.add(texts(*range(12)))
+    question, history = "Where was he born?", [("user", "Who is Rollo?"), ("assistant", "A painter.")]
+    alone, asked = own.ask(question, k=2), own.ask(question, k=2, history=history)
+    assert (alone.searched, alone.turns) == (question, 0)
+    assert (asked.searched, asked.turns) == (f"Who is Rollo?\n{question}", 2)
+    assert asked.hits == own.ask(asked.searched, k=2).hits and asked.question == question
+    read = own.text(asked.request.ids)
+    assert "\n\nConversation:\nUser: Who is Rollo?\nAssistant: A painter.\n\nQuestion:Where was he born?" in read
+    # What was said first is what a long one loses.
+    long = own.ask(question, k=2, history=[("user", f"What about town {i}?") for i in range(90)])
+    read = own.text(long.request.ids)
+    assert 0 < long.turns < 32 and "about town 89?" in read and "about town 20?" not in read
+    assert long.searched.endswith(f"about town 89?\n{question}") and "about town 20?" not in long.searched
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"k": 0}, "k is 0"),
+        ({"how": "both", "abstain_below": 0.5}, "abstain_below"),
+        ({"how": "guess"}, "how: 'guess'"),
+        ({"where": "colour = 'red'"}, "where"),
+        ({"k": 12, "expand": 12}, "above max_length 384"),
+    ],
+)
+def test_mistakes_are_said_in_words(clara, tmp_path_factory, options, words):
+    own = pipeline(clara, tmp_path_factory.mktemp("store"))
+    own.add(texts(*range(12)))
+    with pytest.raises(ClaraError, match=words):
+        own.ask("Where was Ada number 0 born?", **options)
+    with pytest.raises(ClaraError, match="empty"):
+        own.ask(" ")
+
+
+def test_what_is_usual_follows_the_training(clara, tmp_path):
+    store = pipeline(clara, tmp_path).store
+    own = RagPipeline(Clara(dataclasses.replace(clara.bundle, trained=(), history=())), store)
+    assert (own.usual_k, own.usual_how) == (5, "words"), "nothing says how many, and no stage has learned to rank"
+    history = ({"stage": "instruct", "top_k": 2}, {"stage": "import"})
+    trained = dataclasses.replace(clara.bundle, trained=("lora/query_reasoner",), history=history)
+    own = RagPipeline(Clara(trained), store)
+    assert (own.usual_k, own.usual_how) == (2, "memory")
+
+
+def corpus_file(path, count):
+    path.write_text("".join(json.dumps({"id": f"d{i}", "text": document(i)}) + "\n" for i in range(count)))
+    return path
+
+
+def run_command(module, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+    module.main()
+
+
+def test_the_commands(checkpoint, tmp_path, monkeypatch, capsys):
+    corpus, store = corpus_file(tmp_path / "corpus.jsonl", 40), tmp_path / "store"
+    fill = ("--checkpoint", checkpoint, "--store", store, "--corpus", corpus)
+    run_command(compress_command, monkeypatch, *fill)
+    assert "40 documents, 40 chunks compressed, 0 unchanged, 0 removed" in capsys.readouterr().out
+    run_command(compress_command, monkeypatch, *fill, "--stats", "--index")
+    out = capsys.readouterr().out
+    assert "0 chunks compressed, 40 unchanged" in out and json.loads(out[out.index("{") :])["encoding"] == "float16"
+    assert DocumentStore.open(store).projection() is not None
+    run_command(compress_command, monkeypatch, "--store", store, "--delete", "d3", "nothing", "--verify", "--compact")
+    out = capsys.readouterr().out
+    assert "1 of 2 documents deleted" in out and "39 chunks are as they were written" in out and "compacted" in out
+
+    question = "Where was Ada number 0 born?"
+    asked = ("--checkpoint", checkpoint, "--max-new-tokens", 4, "--k", 2)
+    run_command(ask_command, monkeypatch, question, "--store", store, "--json", *asked)
+    found = json.loads(capsys.readouterr().out)
+    assert found["question"] == question and len(found["candidates"]) == 20 and found["selected"] == 2
+    run_command(ask_command, monkeypatch, question, "--documents", corpus, "--where", "document = 'd7'", *asked)
+    assert "1. " in (out := capsys.readouterr().out) and "d7#0" in out and "tokens" in out
+    behind = (*asked, "--where", "document = 'd7'", "--documents", corpus, question)  # as people write it
+    run_command(ask_command, monkeypatch, *behind)
+    assert capsys.readouterr().out.splitlines()[:-1] == out.splitlines()[:-1]  # the last one has times
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"\n{question}\nWho?\n"))  # one after another, until there are none
+    run_command(ask_command, monkeypatch, "--store", store, "--json", *asked)
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [one["question"] for one in answers] == [question, "Who?"] and answers[0]["answer"] == found["answer"]
+    (tmp_path / "questions.jsonl").write_text('{"question": "Who?"}\n{"question": "Where?"}\n')
+    run_command(
+        ask_command, monkeypatch, "--questions", tmp_path / "questions.jsonl", "--store", store, "--json", *asked
+    )
+    assert [json.loads(line)["question"] for line in capsys.readouterr().out.splitlines()] == ["Who?", "Where?"]
+
+
+@pytest.mark.parametrize(
+    "module, arguments, words",
+    [
+        (compress_command, ["--store", "s"], "nothing to do"),
+        (compress_command, ["--store", "nowhere", "--stats"], "no store is there"),
+        (compress_command, ["--store", "s", "--corpus", "c.jsonl", "--checkpoint", "nowhere"], "no such directory"),
+        (ask_command, ["What?", "--checkpoint", "c"], "either --store or --documents"),
+        (ask_command, ["What?", "--checkpoint", "c", "--store", "s", "--questions", "f"], "either a question"),
+    ],
+)
+def test_mistakes_of_the_commands(module, arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ClaraError, match=words):
+        run_command(module, monkeypatch, *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mistake_in_the_corpus_is_found_before_anything_is_compressed(checkpoint, tmp_path, monkeypatch):
+    corpus = corpus_file(tmp_path / "corpus.jsonl", 100)
+    corpus.write_text(corpus.read_text() + '{"text": 7}\n')
+    with pytest.raises(ClaraError, match=r"corpus.jsonl:101: \"text\""):
+        run_command(
+            compress_command, monkeypatch, "--checkpoint", checkpoint, "--store", tmp_path / "s", "--corpus", corpus
+        )
+    assert len(DocumentStore.open(tmp_path / "s")) == 0
+
+
+def versions(path, version, count=400):
+    """Writes documents of one to three chunks; the next version of each has other chunks, and another number of
+    them. Document -> its text without spaces."""
+    own = []
+    for i in range(count):
+        parts = 1 + 4 * ((i + version) % 3)
+        own.append((f"d{i}", [document(10_000 * version + 9 * i + part) for part in range(parts)]))
+    path.write_text("".join(json.dumps({"id": name, "text": "\n\n".join(parts)}) + "\n" for name, parts in own))
+    return {name: "".join("".join(parts).split()) for name, parts in own}
+
+
+def said(store):
+    """Document -> its chunks' texts in order, without spaces; each chunk stands there once."""
+    ids = store.index()[0]
+    assert len(ids) == len(set(ids))
+    parts = {}
+    for chunk in sorted(store.chunks(ids), key=lambda chunk: chunk.start):
+        parts.setdefault(chunk.document, []).append(chunk.text)
+    return {name: "".join("".join(own).split()) for name, own in parts.items()}
+
+
+def test_a_killed_compression_loses_and_doubles_nothing(checkpoint, tmp_path):
+    killed_compression(checkpoint, tmp_path, kills=1, documents=100)
+
+
+def killed_compression(checkpoint, tmp_path, kills, documents):
+    """Killed at random moments of its work, again and again: first over an empty store, then over one with an older
+    version of every document. Whenever that is, a document is there as it was or as it is."""
+    store, corpus, bar, rng = tmp_path / "store", tmp_path / "corpus.jsonl", tmp_path / "bar", random.Random(kills)
+    command = [sys.executable, "-m", "clara_jax.compress", "--checkpoint", str(checkpoint), "--corpus", str(corpus)]
+    command += ["--encoding", "float32", "--store"]
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
+
+    @contextlib.contextmanager
+    def compressing(place):
+        """From the moment on that documents are compressed."""
+        with (
+            open(bar, "w") as errors,
+            subprocess.Popen([*command, str(place)], stderr=errors, env=environment) as process,
+        ):
+            began = time.monotonic()
+            while "compressing" not in bar.read_text():
+                assert process.poll() is None and time.monotonic() - began < 300
+                time.sleep(0.02)
+            yield process
+
+    valid, hits = [versions(corpus, 0, documents)], 0
+    with compressing(tmp_path / "timed") as process:
+        began = time.monotonic()
+        assert process.wait() == 0
+    seconds = time.monotonic() - began
+    while hits < kills:
+        with compressing(store) as process:
+            time.sleep(rng.uniform(0, seconds))
+            process.kill()
+            hit = process.wait() == -signal.SIGKILL
+        there = said(DocumentStore.open(store))
+        assert all(text in (version[name] for version in valid) for name, text in there.items())
+        hits += hit
+        if not hit:
+            seconds *= 0.8  # it had ended before: the machine is faster now
+        if not hit or hits % 3 == 0:  # else the next one goes on with what was stopped
+            valid.append(versions(corpus, len(valid), documents))
+    for place in (store, tmp_path / "whole"):
+        with compressing(place) as process:
+            assert process.wait() == 0
+    found, expected = DocumentStore.open(store), DocumentStore.open(tmp_path / "whole")
+    assert said(found) == said(expected) == valid[-1]
+    ids = sorted(expected.index()[0])
+    assert sorted(found.index()[0]) == ids and found.chunks(ids) == expected.chunks(ids)
+    np.testing.assert_allclose(found.memories(ids), expected.memories(ids), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_several_processes_fill_one_store(checkpoint, tmp_path):
+    """Two processes of two devices each; what changes between two calls is compressed by both, and written once."""
+    corpus, store = tmp_path / "corpus.jsonl", tmp_path / "store"
+    command = [sys.executable, "-m", "clara_jax.compress", "--checkpoint", str(checkpoint), "--corpus", str(corpus)]
+    command += ["--encoding", "float32", "--store"]
+
+    def run(count, place):
+        launcher = [str(ROOT / "launch/local.sh"), str(count)] if count > 1 else []
+        environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(4 // count)}
+        done = subprocess.run(
+            [*launcher, *command, str(place)], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    versions(corpus, 0)
+    assert run(2, store).count("400 documents") == 1
+    last = versions(corpus, 1)
+    run(2, store)
+    run(1, tmp_path / "alone")
+    found, expected = DocumentStore.open(store), DocumentStore.open(tmp_path / "alone")
+    assert said(found) == said(expected) == last
+    ids = expected.index()[0]
+    assert found.chunks(ids) == expected.chunks(ids)
+    np.testing.assert_allclose(found.memories(ids), expected.memories(ids), atol=1e-5)
+    assert "0 chunks compressed" in run(2, store)

@@ -1,0 +1,25 @@
+"""Passages of a corpus and documents of an import bear their titles in one form."""
+
+import pytest
+
+from clara_jax.data.importers.examples import ImportedDocument
+from clara_jax.text.chunks import Chunker
+from clara_jax.text.counting import count_words
+from clara_jax.text.documents import CorpusDocument
+from clara_jax.text.titles import titled
+
+TEXT = "One two three. Four five six."
+
+
+@pytest.mark.parametrize("limit, line", [(20, "The old ferry"), (8, "The old"), (2, "")])
+def test_an_import_leaves_passages_as_they_are(limit, line):
+    (chunk, *_) = Chunker(count_words, limit)(CorpusDocument("d", "The old ferry", TEXT, "d.txt"))
+    assert chunk.text.removesuffix(chunk.body) == (f"{line}\n" if line else "")
+    full = ImportedDocument(chunk.title, chunk.text).full()
+    assert full == (chunk.text if line else f"The old ferry\n{chunk.text}")
+
+
+def test_a_passage_is_its_title_and_text():
+    (chunk,) = Chunker(count_words, 20)(CorpusDocument("d", "The old ferry", TEXT, "d.txt"))
+    assert chunk.text == titled("The old ferry", TEXT) == ImportedDocument("The old ferry", TEXT).full()
+    assert titled("", TEXT) == TEXT

@@ -45,8 +45,8 @@ from clara_jax.model.config import ModelConfig
 from clara_jax.model.declare import initialise
 from clara_jax.model.sharding import batch_shards, make_mesh, put_batch
 from clara_jax.model.transformer import REMAT_POLICIES
-from clara_jax.training.config import StageConfig
 from clara_jax.training.optimizer import make_optimizer
+from clara_jax.training.stage_config import StageConfig
 from clara_jax.training.step import init_state, make_train_step
 from clara_jax.training.throughput import Work, blocks_flops, peak_flops, step_flops, work
 

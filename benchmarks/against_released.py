@@ -42,8 +42,7 @@ from benchmarks.cores import OtherLoad, pin
 from benchmarks.released_driver import BATCHES, MODEL
 from benchmarks.released_rows import ROWS, BenchmarkRow, Inputs, Ours, questions
 from clara_jax import command
-from clara_jax.checkpoints import bundle as bundles
-from clara_jax.checkpoints import exporting
+from clara_jax.checkpoints import exporting, opening
 from clara_jax.errors import ClaraError
 from clara_jax.files import replaced_when_whole
 from clara_jax.input_pipeline.records import Record, read_records
@@ -310,7 +309,7 @@ def main() -> None:
 
         @functools.cache
         def ours(precision: str) -> Ours:
-            return Ours(bundles.from_base(arguments.base, ClaraConfig(), mesh, precision), inputs)
+            return Ours(opening.from_base(arguments.base, ClaraConfig(), mesh, precision), inputs)
 
         exporting.export_released(ours("float32").bundle, inputs.folder / "checkpoint")
         other = stack.enter_context(ReleasedProcess(arguments, inputs.folder, len(cores)))

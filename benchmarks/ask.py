@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from clara_jax import command
 from clara_jax.api import Clara
-from clara_jax.checkpoints import bundle as bundles
+from clara_jax.checkpoints import opening
 from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.inference.decode import Sampling
 from clara_jax.input_pipeline import prompts
@@ -63,7 +63,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", message="this checkpoint has no trained query reasoner")
     mesh = make_mesh(1, 1, devices=jax.devices()[:1])
     config = ClaraConfig(max_length=4096)
-    bundle = endless(bundles.from_base(arguments.base, config, mesh, arguments.precision))
+    bundle = endless(opening.from_base(arguments.base, config, mesh, arguments.precision))
     clara = Clara(bundle, batch_size=1)
     compressing = Clara(bundle, batch_size=arguments.candidates)
 

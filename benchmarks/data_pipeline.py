@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from clara_jax import command
 from clara_jax.data.builders import RecordSource, build
-from clara_jax.data.synthetic import SyntheticConfig, vocabulary, write
+from clara_jax.data.synthetic import vocabulary, write
+from clara_jax.data.synthetic_world import SyntheticConfig
 from clara_jax.input_pipeline.buckets import shape_ladder
 from clara_jax.input_pipeline.encoding import Encoding
 from clara_jax.input_pipeline.loader import BatchLoader

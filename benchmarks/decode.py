@@ -27,11 +27,11 @@ import numpy as np
 from tqdm import tqdm
 
 from clara_jax import command
-from clara_jax.checkpoints import bundle as bundles
-from clara_jax.checkpoints import exporting
+from clara_jax.checkpoints import exporting, opening
 from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.inference.decode import Sampling
-from clara_jax.inference.engine import Engine, Request
+from clara_jax.inference.engine import Engine
+from clara_jax.inference.requests import Request
 from clara_jax.inference.weights import prepare, size
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.model.precision import has_instructions
@@ -101,7 +101,7 @@ def main() -> None:
     for name, number in (("prompt", 128), ("new-tokens", 64), ("repeats", 5)):
         parser.add_argument(f"--{name}", type=int, default=number)
     arguments = parser.parse_args()
-    bundle = bundles.from_base(
+    bundle = opening.from_base(
         arguments.base, ClaraConfig(), make_mesh(1, 1, devices=jax.devices()[:1]), arguments.precision
     )
     read = {

@@ -35,7 +35,7 @@ from benchmarks.store import World, fill, questions
 from clara_jax import command
 from clara_jax.aot import abstract
 from clara_jax.aot.workload import full_batch, stage_shapes
-from clara_jax.checkpoints import bundle as bundles
+from clara_jax.checkpoints import opening
 from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.errors import ClaraError
 from clara_jax.files import replaced_when_whole
@@ -48,8 +48,8 @@ from clara_jax.model.sharding import make_mesh, put_batch
 from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.encodings import closest_float
 from clara_jax.retrieval.exact_search import ExactSearch
-from clara_jax.training.config import StageConfig
 from clara_jax.training.optimizer import make_optimizer
+from clara_jax.training.stage_config import StageConfig
 from clara_jax.training.step import init_state, make_train_step
 from clara_jax.training.throughput import Work, blocks_flops, step_flops, work
 
@@ -282,7 +282,7 @@ def main() -> None:
             raise ClaraError(f"{path}: there is no folder {path.parent}")
     cores = pin(arguments.cores)
     mesh, results = make_mesh(1, 1, devices=jax.devices()[:1]), []
-    bundle = bundles.from_base(arguments.base, CLARA, mesh, arguments.precision)
+    bundle = opening.from_base(arguments.base, CLARA, mesh, arguments.precision)
     busy = OtherLoad(cores)
     with tempfile.TemporaryDirectory() as folder:
         for case in cases(bundle, arguments, Path(folder)):

@@ -20,6 +20,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 from benchmarks.serving_load import QUEUE, server
 from clara_jax import command
 from clara_jax.data import synthetic
+from clara_jax.data.synthetic_world import SyntheticConfig
 from clara_jax.errors import ClaraError
 from configs import smoke
 
@@ -40,7 +41,7 @@ def main() -> None:
     browser_path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser_path is None:
         raise ClaraError("no Chromium is installed")
-    world = synthetic.SyntheticConfig(**smoke.get_config().to_dict()["synthetic"])
+    world = SyntheticConfig(**smoke.get_config().to_dict()["synthetic"])
     documents = list(synthetic.documents(world, "eval"))[:DOCUMENTS]
     record = synthetic.records(world, "end_to_end", "eval")[0]
     with (

@@ -28,8 +28,8 @@ from clara_jax.rag_pipeline import RagPipeline
 from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.encodings import closest_float
 from clara_jax.text.documents import CorpusDocument
-from clara_jax.training.config import StageConfig
 from clara_jax.training.optimizer import make_optimizer
+from clara_jax.training.stage_config import StageConfig
 from clara_jax.training.step import init_state, make_train_step
 from clara_jax.training.stopping import StopSignal
 from clara_jax.training.stored_memories import open_memories

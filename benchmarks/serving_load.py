@@ -75,9 +75,9 @@ def main() -> None:
 def _fresh(base: str, directory: Path) -> str:
     """Make a checkpoint on a base, in a separate process: this one has clients alone."""
     program = (
-        "import sys; from pathlib import Path; from clara_jax import bundle; "
+        "import sys; from pathlib import Path; from clara_jax.checkpoints import opening; "
         "from clara_jax.method.clara import ClaraConfig; from clara_jax.model.sharding import make_mesh; "
-        "bundle.from_base(sys.argv[1], ClaraConfig(), make_mesh(), 'float32').save(Path(sys.argv[2]), 'scp')"
+        "opening.from_base(sys.argv[1], ClaraConfig(), make_mesh(), 'float32').save(Path(sys.argv[2]), 'scp')"
     )
     subprocess.run([sys.executable, "-c", program, base, str(directory)], check=True)
     return str(directory)

@@ -19,7 +19,7 @@ import jax
 import optax
 
 from clara_jax import command
-from clara_jax.checkpoints import bundle as bundles
+from clara_jax.checkpoints import opening
 from clara_jax.formats.jsonl import data_files
 from clara_jax.input_pipeline.buckets import shape_ladder, without_texts
 from clara_jax.input_pipeline.distinct import document_numbers, planned_counts
@@ -31,7 +31,7 @@ from clara_jax.method.clara import ClaraConfig
 from clara_jax.method.parameters import split
 from clara_jax.method.stages import STAGES
 from clara_jax.model.sharding import batch_shards, make_mesh, put_batch
-from clara_jax.training.config import StageConfig
+from clara_jax.training.stage_config import StageConfig
 from clara_jax.training.step import init_state, make_train_step
 from clara_jax.training.stopping import StopSignal
 from clara_jax.training.stored_memories import open_memories
@@ -51,7 +51,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     mesh = make_mesh(1, 1, devices=jax.devices()[:1])
-    bundle = bundles.from_base(arguments.base, ClaraConfig(), mesh, arguments.precision)
+    bundle = opening.from_base(arguments.base, ClaraConfig(), mesh, arguments.precision)
     tokenizer = bundle.tokenizer
     records = read_records(data_files(arguments.data, "data"), "end_to_end", arguments.records)
     examples = encode_records(records, tokenizer, Encoding("end_to_end", arguments.top_k, arguments.candidates))

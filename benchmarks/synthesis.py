@@ -28,7 +28,8 @@ from tqdm import tqdm
 
 from clara_jax import command
 from clara_jax.errors import ClaraError
-from clara_jax.synthesis.endpoint import CompletionRequest, Endpoint
+from clara_jax.synthesis.completion import CompletionRequest
+from clara_jax.synthesis.endpoint import Endpoint
 from clara_jax.synthesis.journal import Journal
 from clara_jax.synthesis.prompts import PromptTemplates
 from clara_jax.synthesis.replies import SCHEMAS

@@ -34,7 +34,8 @@ import numpy as np
 import optax
 
 from clara_jax import command, huge_pages
-from clara_jax.checkpoints import bundle as bundles
+from clara_jax.checkpoints import opening
+from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.input_pipeline.batches import Batch
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.method.parameters import split
@@ -79,7 +80,7 @@ def product_rate(config: ModelConfig, tokens: int, precision: str, repeats: int)
     return 2 * tokens * block_weights(config) / seconds
 
 
-def make_batch(bundle: bundles.Bundle, rows: int, length: int) -> Batch:
+def make_batch(bundle: Bundle, rows: int, length: int) -> Batch:
     """Return random tokens: one full document and a prompt of ``length`` a row, its second half labelled."""
     rng, clara, tokenizer = np.random.default_rng(0), bundle.model.clara, bundle.tokenizer
     documents = rng.integers(0, tokenizer.vocab_size, (rows, 1, clara.doc_max_length + 3 + clara.memory_tokens))
@@ -131,7 +132,7 @@ def main() -> None:
     with jax.set_mesh(mesh):
         key = jax.random.key(0)
         for precision in arguments.precision:
-            bundle = bundles.from_base("smollm2", ClaraConfig(), mesh, precision)
+            bundle = opening.from_base("smollm2", ClaraConfig(), mesh, precision)
             host = make_batch(bundle, arguments.rows, arguments.prompt)
             tokens = host.tokens
             flops = step_flops(bundle.model.config, bundle.model.clara.lora_rank, "scp", stage.trains, host)

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from clara_jax import moved
 
 if TYPE_CHECKING:
-    from clara_jax.api import Answer, Clara, Memories, Ranking, Source
+    from clara_jax.api import Clara
     from clara_jax.errors import ClaraError
     from clara_jax.rag_pipeline import RagPipeline
+    from clara_jax.results import Answer, Memories, Ranking, Source
 
 moved.install()
 
@@ -31,8 +32,12 @@ def __getattr__(name: str) -> Any:
         from clara_jax.rag_pipeline import RagPipeline
 
         return RagPipeline
-    if name in __all__:
-        from clara_jax import api
+    if name == "Clara":
+        from clara_jax.api import Clara
 
-        return getattr(api, name)
+        return Clara
+    if name in __all__:
+        from clara_jax import results
+
+        return getattr(results, name)
     raise AttributeError(f"module 'clara_jax' has no attribute {name!r}")

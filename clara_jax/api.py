@@ -21,86 +21,23 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from clara_jax.checkpoints import bundle as bundles
+from clara_jax.checkpoints import opening
 from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.deprecation import renamed_method
-from clara_jax.distributed import gather
 from clara_jax.errors import ClaraError
 from clara_jax.inference.decode import Sampling
 from clara_jax.inference.encode import encode_texts
-from clara_jax.inference.engine import Engine, Request, Result
+from clara_jax.inference.engine import Engine
+from clara_jax.inference.ranking import rank_memories
+from clara_jax.inference.requests import Request, Result
 from clara_jax.inference.weights import check as check_weights
 from clara_jax.input_pipeline import prompts
-from clara_jax.method.reranker import EXCLUDED, cosine_scores
 from clara_jax.method.stages import STAGES, inherit
-from clara_jax.model.sharding import divisible, make_mesh, put_batch
+from clara_jax.model.sharding import divisible, make_mesh
+from clara_jax.results import Answer, Memories, Ranking, Source
 
 GREEDY = Sampling()
 LongDocuments = Literal["chunk", "cut"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Memories:
-    """Compressed documents: the output of `Clara.compress`, an input of `rank` and `answer`.
-
-    Attributes:
-      ids: one per memory; a chunk of a long document is called ``<id>#<number>``.
-      array: [n, M, E], the compute dtype.
-      texts: the text that each memory was compressed from.
-      fingerprint: of the model that made them; another model refuses them.
-    """
-
-    ids: tuple[str, ...]
-    array: np.ndarray
-    texts: tuple[str, ...]
-    fingerprint: str
-
-    def __len__(self) -> int:
-        """Return the number of memories."""
-        return len(self.ids)
-
-    def take(self, indices: Sequence[int]) -> Memories:
-        """Return the memories at these positions, in this order."""
-        rows = list(indices)
-        return dataclasses.replace(
-            self, ids=tuple(self.ids[i] for i in rows), array=self.array[rows], texts=tuple(self.texts[i] for i in rows)
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Ranking:
-    """The best candidates of each question, best first.
-
-    Attributes:
-      indices: int [q, k] into the question's candidates; -1 where it has fewer than k.
-      scores: float32 [q, k], cosine; -inf where there is no candidate.
-    """
-
-    indices: np.ndarray
-    scores: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """A document that an answer was generated from.
-
-    ``rank`` counts from 1; ``score`` is None where documents were not ranked.
-    """
-
-    id: str
-    rank: int
-    score: float | None
-    text: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """An answer, its sources, and the log-probability of its tokens under the model."""
-
-    text: str
-    sources: tuple[Source, ...]
-    tokens: tuple[int, ...]
-    log_probability: float
 
 
 class Clara:
@@ -159,9 +96,9 @@ class Clara:
           rate: compress rate, of a model with one memory token for all places; default as it was trained last.
 
         Raises:
-          ClaraError: see `clara_jax.checkpoints.bundle.load`, `Bundle.at_rate`.
+          ClaraError: see `clara_jax.checkpoints.opening.load`, `Bundle.at_rate`.
         """
-        bundle = bundles.load(path, mesh or make_mesh(), base, precision).at_rate(rate)
+        bundle = opening.load(path, mesh or make_mesh(), base, precision).at_rate(rate)
         return cls(bundle, batch_size, weights, rows)
 
     @property
@@ -389,30 +326,8 @@ class Clara:
 
     def _rank(self, questions: list[str], candidates: list[Memories], k: int) -> Ranking:
         queries = self.encode_questions(questions)
-        width = max(1, min(k, max((len(memories) for memories in candidates), default=1)))
-        indices, scores = np.full((len(questions), width), -1), np.full((len(questions), width), -np.inf, np.float32)
-        for start in range(0, len(questions), self.batch_size):
-            batch = candidates[start : start + self.batch_size]
-            block = self._scores(queries[start : start + self.batch_size], batch)
-            order = np.argsort(-block, axis=1, kind="stable")[:, :width]
-            for row, picked in enumerate(order):
-                picked = picked[: len(batch[row])]
-                indices[start + row, : len(picked)] = picked
-                scores[start + row, : len(picked)] = block[row, picked]
-        return Ranking(indices, scores)
-
-    def _scores(self, queries: np.ndarray, candidates: list[Memories]) -> np.ndarray:
-        """Return cosine scores [q, D], far below any cosine where a question has no such candidate."""
-        width = _round_up(max(len(memories) for memories in candidates), 8)
-        documents = np.zeros((self.batch_size, width, *queries.shape[1:]), queries.dtype)
-        for row, memories in enumerate(candidates):
-            documents[row, : len(memories)] = memories.array
-        padded = np.zeros((self.batch_size, *queries.shape[1:]), queries.dtype)
-        padded[: len(queries)] = queries
-        with jax.set_mesh(self.bundle.mesh):
-            scores = gather(_cosine(*put_batch((padded, documents), self.bundle.mesh)))[: len(queries)]
-        valid = np.arange(width) < np.array([[len(memories)] for memories in candidates])
-        return np.where(valid, scores, EXCLUDED)
+        arrays = [memories.array for memories in candidates]
+        return Ranking(*rank_memories(queries, arrays, k, self.batch_size, self.bundle.mesh))
 
     def _encode(self, role: str, sequences: list[list[int]]) -> np.ndarray:
         """Return the memories [n, M, E] of token sequences under one role's adapter."""
@@ -475,13 +390,6 @@ class Clara:
             except ClaraError as error:
                 raise ClaraError(f"prompt {number}: {error}") from None
         return self.engine.generate(requests)
-
-
-_cosine = jax.jit(cosine_scores)
-
-
-def _round_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
 
 
 def _positive(name: str, value: Any) -> None:

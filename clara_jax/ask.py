@@ -18,7 +18,8 @@ from clara_jax.model.precision import CHOICES
 from clara_jax.shipped import DEFAULT
 
 if TYPE_CHECKING:
-    from clara_jax.rag_pipeline import RagAnswer, RagPipeline
+    from clara_jax.rag_pipeline import RagPipeline
+    from clara_jax.results import RagAnswer
 
 EXAMPLES = """examples:
   python -m clara_jax.ask --documents notes/ "Who wrote the minutes?"             the model inside the package

@@ -17,13 +17,14 @@ import jax
 import numpy as np
 
 from clara_jax.api import GREEDY
-from clara_jax.checkpoints import bundle as bundles
+from clara_jax.checkpoints import opening
 from clara_jax.deprecation import renamed_attributes
 from clara_jax.errors import ClaraError
 from clara_jax.formats.base import open_base
 from clara_jax.formats.hf_tokenizers import PreTrainedTokenizerFast
 from clara_jax.inference.decode import Sampling
-from clara_jax.inference.engine import Engine, Request
+from clara_jax.inference.engine import Engine
+from clara_jax.inference.requests import Request
 from clara_jax.inference.weights import check as check_weights
 from clara_jax.input_pipeline.chat_templates import ChatTemplate, ChatTemplateError
 from clara_jax.input_pipeline.tokenization import ClaraTokenizer
@@ -83,14 +84,14 @@ class BaseLM:
           weights: see `Engine`; fresh adapters change nothing, so all but "merged-bfloat16" are the base's weights.
 
         Raises:
-          ClaraError: see `clara_jax.checkpoints.bundle.from_base`; unknown weights.
+          ClaraError: see `clara_jax.checkpoints.opening.from_base`; unknown weights.
         """
         if weights is not None:
             check_weights(weights)
         mesh = mesh or make_mesh()
         opened = open_base(base)
         chats = opened.load_tokenizer()
-        bundle = bundles.from_base(opened.path, _LEAST, mesh, precision or "bfloat16")
+        bundle = opening.from_base(opened.path, _LEAST, mesh, precision or "bfloat16")
         model = _Base(**vars(bundle.model))
         # The bundle is not kept: where the engine has made a copy of the weights, that is the only one.
         rows = divisible(batch_size, mesh)

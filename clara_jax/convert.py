@@ -57,15 +57,14 @@ def main() -> None:
     arguments = parser().parse_args()
     if arguments.command == "export":
         _check(arguments)
-    from clara_jax.checkpoints import bundle as bundles
-    from clara_jax.checkpoints import exporting
+    from clara_jax.checkpoints import exporting, opening
     from clara_jax.model.sharding import make_mesh
 
     output = Path(arguments.output)
     if output.exists():  # refused before anything large is read
         raise ClaraError(f"{output}: is there already; name another folder or remove it")
     source = arguments.checkpoint if arguments.command == "export" else arguments.source
-    bundle = bundles.load(source, make_mesh(), arguments.base, arguments.precision)
+    bundle = opening.load(source, make_mesh(), arguments.base, arguments.precision)
     if arguments.command == "import":
         bundle.save(output, "import")
         print(f"{output}: a checkpoint; python -m clara_jax.ask --checkpoint {output} ... opens it")

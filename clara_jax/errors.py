@@ -1,4 +1,6 @@
-"""The exceptions whose messages are for users."""
+"""The exceptions whose messages are for users, and how users are warned."""
+
+import sys
 
 _LONGEST = 1600  # characters of a message
 
@@ -20,3 +22,8 @@ class ClaraError(Exception):
 
 class ReportedByMainError(ClaraError):
     """A problem that the main process has found and printed; the other processes end with this error."""
+
+
+def warn_line(message: str) -> None:
+    """Print a warning for the user of a command: one line on standard error."""
+    print(f"warning: {' '.join(message.split())}", file=sys.stderr, flush=True)

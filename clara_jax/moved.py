@@ -13,7 +13,7 @@ from collections.abc import Sequence
 # (Folder before, folder now): the modules' names, "old:new" where they changed. "" is the root of the package.
 _MOVED = {
     ("", ""): "library:rag_pipeline plain:base_lm",
-    ("", "checkpoints"): "bundle exporting",
+    ("", "checkpoints"): "bundle:opening exporting",
     ("checkpoints", "formats"): (
         "base gguf_file gguf_header hugging_face json_file safetensors_files torch_file torch_pickle"
     ),

@@ -19,18 +19,21 @@ import jax
 import numpy as np
 
 from clara_jax.api import GREEDY, Clara
-from clara_jax.checkpoints import bundle as bundles
+from clara_jax.checkpoints import opening
 from clara_jax.checkpoints.bundle import Bundle
-from clara_jax.deprecation import renamed_attributes, renamed_field, renamed_method
+from clara_jax.deprecation import renamed_attributes, renamed_method
 from clara_jax.errors import ClaraError
 from clara_jax.inference.decode import Sampling
-from clara_jax.inference.engine import Engine, Request
+from clara_jax.inference.engine import Engine
+from clara_jax.inference.requests import Request
 from clara_jax.input_pipeline import prompts
-from clara_jax.model.precision import AUTO, resolve
-from clara_jax.model.sharding import make_mesh, platform
+from clara_jax.model.sharding import make_mesh
+from clara_jax.results import Hit, RagAnswer, RetrievedContext
 from clara_jax.retrieval import ann
 from clara_jax.retrieval import documents as chunking
-from clara_jax.retrieval.document_store import DocumentStore, StoredDocument
+from clara_jax.retrieval.chunk_reader import StoredDocument
+from clara_jax.retrieval.compatibility import rate_of, suited
+from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.documents import ChunkedDocument
 from clara_jax.retrieval.encodings import closest_float
 from clara_jax.retrieval.indexing import IndexReport, index
@@ -40,70 +43,7 @@ from clara_jax.text.documents import CorpusDocument
 MOST_TURNS = 32  # earlier messages of a conversation that are considered
 CANDIDATES = 20  # of a question by default, as in the paper
 FEWEST_FOR_VECTORS = 50_000  # fewest chunks for which `finish` makes search vectors
-_ALIKE = {"float32", "mixed"}  # interchangeable precisions: the processor decides which of them is faster
 _HOST_SHARE, _DEVICE_SHARE = 1 / 4, 1 / 2  # of memory that the store's memories may take
-
-
-@dataclasses.dataclass(frozen=True)
-class Hit:
-    """A retrieved chunk; ``rank`` counts from 1. See `StoredChunk` and `ScoredId` for the other fields."""
-
-    id: str
-    document: str
-    title: str
-    text: str
-    source: str
-    start: int
-    end: int
-    tokens: int
-    score: float
-    rank: int
-
-
-@dataclasses.dataclass(frozen=True)
-class RetrievedContext:
-    """A question and the chunks that were retrieved for it.
-
-    Attributes:
-      hits: the candidates, best first; the generator reads the first ``selected``.
-      request: for the engine; None where nothing was found or the best score is below the threshold.
-      compress_ratio: tokens of the selected texts over the memory tokens read in their place.
-      milliseconds: the time of encoding the question ("read") and of the search ("search").
-      searched: the search's query text: the question, after earlier messages of the user where there are some.
-      turns: the number of earlier messages that the generator reads.
-    """
-
-    question: str
-    hits: tuple[Hit, ...]
-    selected: int
-    request: Request | None
-    compress_ratio: float
-    milliseconds: dict[str, float]
-    searched: str
-    turns: int = 0
-
-    @property
-    def sources(self) -> tuple[Hit, ...]:
-        """The hits that the generator reads."""
-        return self.hits[: self.selected]
-
-    @property
-    def prompt_tokens(self) -> int:
-        """The length of the prompt, memories included; 0 without one."""
-        return 0 if self.request is None else len(self.request.ids)
-
-
-@dataclasses.dataclass(frozen=True)
-class RagAnswer:
-    """An answer with its context; ``text`` is None where the model abstains, and ``milliseconds`` also has "answer"."""
-
-    text: str | None
-    context: RetrievedContext
-    tokens: tuple[int, ...]
-    log_probability: float
-    milliseconds: dict[str, float]
-
-    asked = renamed_field("RagAnswer.asked", "context")
 
 
 class RagPipeline:
@@ -175,10 +115,10 @@ class RagPipeline:
         there = DocumentStore.open(store) if DocumentStore.exists(store) else None
 
         def load(precision: str | None) -> Bundle:
-            bundle = bundles.load(checkpoint, mesh, base, precision)
-            return bundle.at_rate(rate or _rate_of(there, bundle))
+            bundle = opening.load(checkpoint, mesh, base, precision)
+            return bundle.at_rate(rate or rate_of(there, bundle))
 
-        bundle = load(precision) if precision else _suited(load, there)
+        bundle = load(precision) if precision else suited(load, there)
         clara = Clara(bundle, batch_size, weights, rows)
         if not create:
             # Where there is no store, opening raises the error that names it.
@@ -428,37 +368,6 @@ class RagPipeline:
             for rank, (best, chunk) in enumerate(zip(found, chunks, strict=True), 1)
         ]
         return hits, {"read": 1000 * (read - began), "search": 1000 * (time.perf_counter() - read)}
-
-
-def _suited(load: Callable[[str | None], Bundle], store: DocumentStore | None) -> Bundle:
-    """Open a model in the precision that suits a store and the devices.
-
-    A model of one of the precisions `_ALIKE` is opened in that of the store's memories, or for a new store in that for
-    the devices; any other model as it was trained.
-
-    Args:
-      load: opens the model in a precision; None: as it was trained.
-      store: None where there is none yet.
-    """
-    bundle = load(None)
-    trained, usual = bundle.model.precision, resolve(AUTO, platform(bundle.mesh))
-    if not {trained, usual} <= _ALIKE:
-        return bundle
-    wanted = None if store is None else store.fingerprint
-    for name in sorted(_ALIKE, key=lambda name: name != usual):
-        found = bundle if name == trained else load(name)
-        if wanted in (None, found.compressor_fingerprint()):
-            return found
-    return bundle
-
-
-def _rate_of(store: DocumentStore | None, bundle: Bundle) -> int | None:
-    """Return the compress rate of a store's memories; None where there is no store, or the model has only one rate."""
-    clara = bundle.model.clara
-    if clara.different_mem_tokens or store is None:
-        return None
-    count = store.encoding.shape[0]
-    return None if clara.doc_max_length % count else clara.doc_max_length // count
 
 
 def _budget(mesh: jax.sharding.Mesh) -> int:

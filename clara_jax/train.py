@@ -42,7 +42,7 @@ def main() -> None:
     # After the help, which should not wait for these.
     from clara_jax import distributed
     from clara_jax.formats.json_file import read_object
-    from clara_jax.training.config import from_json, resolve
+    from clara_jax.training.config_parsing import from_json, resolve
     from clara_jax.training.loop import run
     from clara_jax.training.resume import CONFIG
     from clara_jax.training.stopping import Stopped, StoppedAtOnce, StopSignal

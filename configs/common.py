@@ -12,15 +12,16 @@ from typing import Any, Protocol
 
 from ml_collections import ConfigDict, config_dict
 
-from clara_jax.data.synthetic import SyntheticConfig
+from clara_jax.data.synthetic_world import SyntheticConfig
 from clara_jax.errors import ClaraError
 from clara_jax.method.clara import ClaraConfig
-from clara_jax.training.config import ModelSection, RunConfig, ScratchSection, StageConfig
+from clara_jax.training.config import ModelSection, RunConfig, ScratchSection
+from clara_jax.training.stage_config import StageConfig
 
 MISTRAL_7B = "mistralai/Mistral-7B-Instruct-v0.2"
 PHI4_MINI = "microsoft/Phi-4-mini-instruct"
 
-# Table 10 of the paper. The sizes of LoRA, the optimizer and λ are the defaults of `clara_jax.training.config`.
+# Table 10 of the paper. The sizes of LoRA, the optimizer and λ are the defaults of `ClaraConfig` and `StageConfig`.
 COMPRESSION = dict(epochs=1.0, batch_size=128, learning_rate=1e-4, mse_weight=0.1, warmup=0.03, clip_norm=1.0)
 END_TO_END = dict(epochs=1.0, batch_size=32, learning_rate=5e-6, candidates=20, top_k=5, warmup=0.03, clip_norm=1.0)
 END_TO_END |= dict(topk_method="iterative", temperature=0.02)  # Algorithm 1
@@ -75,7 +76,7 @@ def choose(key: str, value: str, choices: Mapping[str, Any]) -> Any:
 
 
 def section(cls: type, **values: Any) -> ConfigDict:
-    """Return a section with every field of a dataclass of `clara_jax.training.config`.
+    """Return a section with every field of a dataclass of the configuration.
 
     A field has its default, or the value that is given. One that may be None becomes a placeholder, so that a flag can
     fill it.

@@ -55,7 +55,7 @@ from clara_jax.model.sharding import make_mesh  # noqa: E402  (after the device 
 
 def pytest_collection_modifyitems(items):
     """Whole commands first, then what trains: the long files should not be what one worker is left with at the end."""
-    long = ("test_resume", "test_train_command", "test_evaluate_command", "test_library", "test_processes")
+    long = ("test_resume", "test_train_command", "test_evaluate_command", "test_rag_pipeline", "test_processes")
     long += ("test_smoke", "training/", "method/")
     items.sort(key=lambda item: next((i for i, name in enumerate(long) if name in item.nodeid), len(long)))
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from clara_jax.checkpoints import bundle as bundles
+from clara_jax.checkpoints import opening
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.model.sharding import make_mesh
 from tests import tiny
@@ -19,7 +19,7 @@ TRAINED = ("lora/compressor", "lora/query_reasoner", "lora/generator", "tokens/m
 def bundle(base, clara=SMALL):
     """On a base model's directory."""
     mesh = make_mesh(1, 1, devices=jax.devices()[:1])
-    fresh = bundles.from_base(str(base), clara, mesh, "float32")
+    fresh = opening.from_base(str(base), clara, mesh, "float32")
     rng = np.random.default_rng(3)
 
     def drawn(leaf):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from clara_jax import Clara, ClaraError
-from clara_jax.checkpoints import bundle as bundles
+from clara_jax.checkpoints import opening
 from clara_jax.method.clara import ClaraConfig
 from tests.tiny import document, write_base
 
@@ -22,7 +22,7 @@ def bundle(tmp_path_factory, mesh):
     """Fresh adapters over a random base; B made non-zero so that the roles differ."""
     base = write_base(tmp_path_factory.mktemp("base"))
     clara = ClaraConfig(doc_max_length=32, compress_rate=8, lora_rank=4, max_length=192)
-    bundle = bundles.from_base(str(base), clara, mesh, "float32")
+    bundle = opening.from_base(str(base), clara, mesh, "float32")
     lora = {}
     for number, (role, adapter) in enumerate(bundle.params["lora"].items()):
         lora[role] = jax.tree.map(

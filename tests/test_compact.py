@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from clara_jax import convert
-from clara_jax.checkpoints import bundle as bundles
-from clara_jax.checkpoints import exporting
+from clara_jax.checkpoints import exporting, opening
 from clara_jax.checkpoints.compact import dequantize, quantize
 from clara_jax.errors import ClaraError
 from clara_jax.method.parameters import flatten
@@ -35,7 +34,7 @@ def adapters(bundle):
 
 def test_float32_comes_back_as_it_was(model, tmp_path):
     exporting.export_compact(model, tmp_path / "m", "float32")
-    found = bundles.load(tmp_path / "m", model.mesh)
+    found = opening.load(tmp_path / "m", model.mesh)
     wanted = flatten(model.params)
     assert flatten(found.params).keys() == wanted.keys()
     for name, leaf in flatten(found.params).items():
@@ -52,7 +51,7 @@ def test_fewer_bytes_hold_nearly_the_same(model, tmp_path, dtype, error, share):
     size = {name: (tmp_path / name / "model.safetensors").stat().st_size for name in ("whole", "m")}
     # Scales, names and vectors take some of what is saved: much in a model as small as this one.
     assert share < size["m"] / size["whole"] < share + 0.25
-    found, wanted = adapters(bundles.load(tmp_path / "m", model.mesh)), adapters(model)
+    found, wanted = adapters(opening.load(tmp_path / "m", model.mesh)), adapters(model)
     for name, leaf in wanted.items():
         assert np.abs(found[name] - leaf).max() <= 1.01 * error * np.abs(leaf).max(), name
     for name in ("scale", "center", "shift"):
@@ -62,7 +61,7 @@ def test_fewer_bytes_hold_nearly_the_same(model, tmp_path, dtype, error, share):
 def test_a_query_reasoner_without_training_is_the_compressor_and_not_stored(model, tmp_path):
     untrained = dataclasses.replace(model, trained=("lora/compressor", "lora/generator", "tokens"))
     exporting.export_compact(untrained, tmp_path / "m", "float32")
-    found = adapters(bundles.load(tmp_path / "m", model.mesh))
+    found = adapters(opening.load(tmp_path / "m", model.mesh))
     exporting.export_compact(model, tmp_path / "all", "float32")
     sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("m", "all")]
     assert sizes[0] < 0.7 * sizes[1]
@@ -100,7 +99,7 @@ def test_a_damaged_copy_is_one_line(model, tmp_path, change, words):
     exporting.export_compact(model, tmp_path / "m")
     change(tmp_path / "m")
     with pytest.raises(ClaraError, match=words) as caught:
-        bundles.load(tmp_path / "m", model.mesh)
+        opening.load(tmp_path / "m", model.mesh)
     assert "\n" not in str(caught.value)
 
 
@@ -116,23 +115,23 @@ def test_a_changed_number_is_not_taken_for_the_model(model, tmp_path):
     file = tmp_path / "m" / "model.json"
     file.write_text(file.read_text().replace('"lora_alpha": 8.0', '"lora_alpha": 9.0'))
     with pytest.raises(ClaraError, match=f"^{file}: was changed since it was written"):
-        bundles.load(tmp_path / "m", model.mesh)
+        opening.load(tmp_path / "m", model.mesh)
     rewrite(tmp_path / "m", clara=dataclasses.asdict(AFFINE) | {"missing_bos": "/mit"})
     with pytest.raises(ClaraError, match=f"^{file}: .*missing_bos is '/mit'"):
-        bundles.load(tmp_path / "m", model.mesh)
+        opening.load(tmp_path / "m", model.mesh)
 
 
 def test_another_base_is_refused(model, tmp_path):
     exporting.export_compact(model, tmp_path / "m")
     other = tiny.write_base(tmp_path / "other", rope_theta=1234.0)
     with pytest.raises(ClaraError, match="was trained on the base .* give the right base"):
-        bundles.load(tmp_path / "m", model.mesh, base=str(other))
+        opening.load(tmp_path / "m", model.mesh, base=str(other))
 
 
 def test_a_base_of_its_own_has_no_compact_form(tmp_path):
     config = json.loads((tiny.write_base(tmp_path / "base") / "config.json").read_text())
     mesh = make_mesh(1, 1, devices=jax.devices()[:1])
-    made = bundles.from_scratch(config, tiny.tokenizer(), exports.SMALL, mesh, "float32")
+    made = opening.from_scratch(config, tiny.tokenizer(), exports.SMALL, mesh, "float32")
     with pytest.raises(ClaraError, match="the base is part of this model"):
         exporting.export_compact(made, tmp_path / "m")
     assert not (tmp_path / "m").exists()
@@ -148,7 +147,7 @@ def test_the_command(model, tmp_path, monkeypatch, capsys):
 
     run("--output", tmp_path / "m")
     assert "compact" in capsys.readouterr().out
-    assert bundles.load(tmp_path / "m", model.mesh).trained == model.trained
+    assert opening.load(tmp_path / "m", model.mesh).trained == model.trained
     with pytest.raises(ClaraError, match="is there already"):
         run("--output", tmp_path / "m")
     arguments[3] = "peft"
@@ -160,8 +159,8 @@ def test_a_checkpoint_with_a_base_of_its_own_knows_the_base_files_end_tokens(tmp
     """The base, whose generation_config.json names them, is not opened again."""
     base = tiny.write_base(tmp_path / "base")
     (base / "generation_config.json").write_text('{"eos_token_id": [2, 7]}')
-    made = bundles.from_base(str(base), AFFINE, make_mesh(1, 1, devices=jax.devices()[:1]), "float32")
+    made = opening.from_base(str(base), AFFINE, make_mesh(1, 1, devices=jax.devices()[:1]), "float32")
     assert 7 in made.end_ids
     for own in ((), ("base",)):
         dataclasses.replace(made, base_overrides=own).save(tmp_path / f"own{len(own)}", "scp")
-        assert bundles.load(tmp_path / f"own{len(own)}", made.mesh).end_ids == made.end_ids
+        assert opening.load(tmp_path / f"own{len(own)}", made.mesh).end_ids == made.end_ids

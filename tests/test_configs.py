@@ -8,8 +8,9 @@ import pytest
 
 from clara_jax.errors import ClaraError
 from clara_jax.formats.jsonl import data_files
-from clara_jax.training.config import entry_kind, from_json, resolve, to_json
+from clara_jax.training.config_parsing import from_json, resolve, to_json
 from clara_jax.training.schedules import scaffold_at
+from clara_jax.training.stage_config import entry_kind
 from tests.locations import ROOT, shared_data
 
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "common"))

@@ -12,8 +12,7 @@ from safetensors.numpy import save_file
 
 from clara_jax import convert
 from clara_jax.api import Clara
-from clara_jax.checkpoints import bundle as bundles
-from clara_jax.checkpoints import exporting
+from clara_jax.checkpoints import exporting, opening
 from clara_jax.checkpoints.names import load_base
 from clara_jax.errors import ClaraError
 from clara_jax.formats import hugging_face
@@ -49,14 +48,14 @@ def other(request, tmp_path_factory):
 
 def test_a_model_comes_back_from_peft_folders_as_it_was(bundle, tmp_path):
     exporting.export_peft(bundle, tmp_path / "peft")
-    same(bundle, bundles.load(tmp_path / "peft", bundle.mesh))
+    same(bundle, opening.load(tmp_path / "peft", bundle.mesh))
 
 
 def test_so_do_other_bases(other, tmp_path):
     exporting.export_peft(other, tmp_path / "peft")
-    same(other, bundles.load(tmp_path / "peft", other.mesh))
+    same(other, opening.load(tmp_path / "peft", other.mesh))
     exporting.export_released(other, tmp_path / "released")
-    same(other, bundles.load(tmp_path / "released", other.mesh, precision="float32"))
+    same(other, opening.load(tmp_path / "released", other.mesh, precision="float32"))
 
 
 def test_a_memory_map_travels_with_peft_folders_and_is_refused_by_name_elsewhere(tmp_path):
@@ -66,7 +65,7 @@ def test_a_memory_map_travels_with_peft_folders_and_is_refused_by_name_elsewhere
     tokens = mapped.params["tokens"] | {"map": vectors}
     mapped = dataclasses.replace(mapped, params={**mapped.params, "tokens": tokens})
     exporting.export_peft(mapped, tmp_path / "peft", dtype="float32")
-    found = bundles.load(tmp_path / "peft", mapped.mesh)
+    found = opening.load(tmp_path / "peft", mapped.mesh)
     same(mapped, found)
     np.testing.assert_array_equal(found.params["tokens"]["map"]["shift"], vectors["shift"])
     with pytest.raises(ClaraError, match='memory_map is "affine".*--format peft'):
@@ -80,12 +79,12 @@ def test_a_memory_map_travels_with_peft_folders_and_is_refused_by_name_elsewhere
     del tensors["memory_map.center"]
     save_file(tensors, tmp_path / "peft/embeddings.safetensors")
     with pytest.raises(ClaraError, match="the memory map's center is missing; it must be a vector of 64"):
-        bundles.load(tmp_path / "peft", mapped.mesh)
+        opening.load(tmp_path / "peft", mapped.mesh)
 
 
 def test_a_model_comes_back_from_the_released_format_as_it_was(bundle, tmp_path):
     exporting.export_released(bundle, tmp_path / "released")
-    loaded = bundles.load(tmp_path / "released", bundle.mesh, precision="float32")
+    loaded = opening.load(tmp_path / "released", bundle.mesh, precision="float32")
     same(bundle, loaded)
     config = json.loads((tmp_path / "released/config.json").read_text())
     assert config["training_stage"] == "stage2" and config["compr_rate"] == 8 and config["lora_r"] == 4
@@ -111,7 +110,7 @@ def same(wanted, found):
 def test_golden_checkpoint_is_written_as_the_released_code_wrote_it(folder, tmp_path):
     own = folder / "clara_checkpoint"
     mesh = make_mesh(1, 1, devices=jax.devices()[:1])
-    exporting.export_released(bundles.load(own, mesh, precision="float32"), tmp_path / "out")
+    exporting.export_released(opening.load(own, mesh, precision="float32"), tmp_path / "out")
     for file in ("adapters.pth", "decoder_first_last_layers.pth"):
         wanted, found = flatten(read_pth(own / file)), flatten(read_pth(tmp_path / "out" / file))
         assert set(found) == set(wanted)
@@ -176,12 +175,12 @@ def test_a_base_from_scratch_travels_along(tmp_path):
     mesh = make_mesh(1, 1, devices=jax.devices()[:1])
     tiny.write_base(tmp_path / "base")
     config = json.loads((tmp_path / "base/config.json").read_text())
-    made = bundles.from_scratch(config, tiny.tokenizer(), exports.SMALL, mesh, "float32")
+    made = opening.from_scratch(config, tiny.tokenizer(), exports.SMALL, mesh, "float32")
     made = dataclasses.replace(made, trained=("base", *exports.TRAINED), history=({"stage": "scp"},))
     for name, export in (("peft", exporting.export_peft), ("released", exporting.export_released)):
         export(made, tmp_path / name)
         (tmp_path / name).rename(tmp_path / f"moved {name}")
-        found = bundles.load(tmp_path / f"moved {name}", mesh, precision="float32")
+        found = opening.load(tmp_path / f"moved {name}", mesh, precision="float32")
         for path, leaf in flatten(made.params).items():
             np.testing.assert_array_equal(np.asarray(flatten(found.params)[path]), np.asarray(leaf), err_msg=path)
 
@@ -280,7 +279,7 @@ def test_the_command(bundle, tmp_path, monkeypatch, capsys):
         run(monkeypatch, "export", "--checkpoint", tmp_path / "run", "--format", form, "--output", tmp_path / form)
         assert f"{form}, " in capsys.readouterr().out
     run(monkeypatch, "import", "--source", tmp_path / "peft", "--output", tmp_path / "back")
-    same(bundle, bundles.load(tmp_path / "back", bundle.mesh))
+    same(bundle, opening.load(tmp_path / "back", bundle.mesh))
 
 
 @pytest.mark.parametrize(
@@ -300,12 +299,12 @@ def test_a_damaged_export_is_refused(bundle, tmp_path):
     exporting.export_peft(bundle, tmp_path / "peft")
     (tmp_path / "peft/export.json").write_text('{"kind": "clara_jax PEFT export"}')
     with pytest.raises(ClaraError, match="export.json: .*is missing"):
-        bundles.load(tmp_path / "peft", bundle.mesh)
+        opening.load(tmp_path / "peft", bundle.mesh)
 
 
 def test_a_model_without_bos_is_not_exported_to_the_released_format(bundle, tmp_path):
     tokenizer = tiny.tokenizer()
     tokenizer.bos_token = None
-    added = bundles._added_tokens(tokenizer, ClaraConfig(doc_max_length=32, compress_rate=8, lora_rank=4))
+    added = opening._added_tokens(tokenizer, ClaraConfig(doc_max_length=32, compress_rate=8, lora_rank=4))
     with pytest.raises(ClaraError, match="no bos token.*--format peft"):
         exporting.export_released(dataclasses.replace(bundle, tokenizer=added), tmp_path / "out")

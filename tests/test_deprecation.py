@@ -10,7 +10,8 @@ import pytest
 import clara_jax
 from clara_jax.api import Clara
 from clara_jax.deprecation import renamed_attributes, renamed_field, renamed_method
-from clara_jax.rag_pipeline import RagAnswer, RagPipeline
+from clara_jax.rag_pipeline import RagPipeline
+from clara_jax.results import RagAnswer
 
 
 @pytest.mark.parametrize(

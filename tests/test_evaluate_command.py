@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from clara_jax import evaluate
-from clara_jax.checkpoints import bundle as bundles
+from clara_jax.checkpoints import opening
 from clara_jax.errors import ClaraError
 from clara_jax.evaluation.predictions import PredictionFile
 from clara_jax.evaluation.runner import read_suites
@@ -33,7 +33,7 @@ def place(tmp_path_factory, mesh):
     folder = tmp_path_factory.mktemp("place")
     base = write_base(folder / "base")
     clara = ClaraConfig(doc_max_length=64, compress_rate=8, lora_rank=4, max_length=512)
-    bundles.from_base(str(base), clara, mesh, "float32").save(folder / "run", "end_to_end")
+    opening.from_base(str(base), clara, mesh, "float32").save(folder / "run", "end_to_end")
     for stage, count in (("stage1_eval", 2), ("stage2_eval", 4)):
         records = [
             {
@@ -51,7 +51,7 @@ def place(tmp_path_factory, mesh):
     changing = ClaraConfig(
         doc_max_length=64, compress_rate=8, lora_rank=4, max_length=512, different_mem_tokens=False, memory_map="affine"
     )
-    bundles.from_base(str(base), changing, mesh, "float32").save(folder / "affine", "instruct")
+    opening.from_base(str(base), changing, mesh, "float32").save(folder / "affine", "instruct")
     asked = [
         {"data_type": "qa", "question": "Where was he born?", "answers": document(i).split()[6], "docs": [document(i)]}
         for i in range(4)

@@ -17,7 +17,7 @@ FLOORS = [
     {"method", "text"},
     {"checkpoints", "data"},
     {"inference"},
-    {"retrieval", "training"},
+    {"results", "retrieval", "training"},
     {"aot", "api"},
     {"analysis", "base_lm", "rag_pipeline", "synthesis"},
     {"evaluation", "serving"},

@@ -21,7 +21,7 @@ from clara_jax.method.clara import ClaraConfig, ClaraModel
 from clara_jax.method.parameters import declare, split, unflatten
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.declare import abstract
-from clara_jax.training.config import resolve
+from clara_jax.training.config_parsing import resolve
 from clara_jax.training.resume import find_start
 from clara_jax.training.stage_data import StageRecords
 from configs import smoke

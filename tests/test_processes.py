@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from clara_jax.checkpoints.run import checkpoints
+from clara_jax.checkpoints.retention import checkpoints
 from clara_jax.training.run_directory import lock
 from tests.locations import ROOT
 from tests.test_resume import CODE, output, rows

@@ -19,7 +19,7 @@ import pytest
 from clara_jax import ask as ask_command
 from clara_jax import compress as compress_command
 from clara_jax.api import Clara
-from clara_jax.checkpoints import bundle as bundles
+from clara_jax.checkpoints import opening
 from clara_jax.errors import ClaraError
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.model import precision as precisions
@@ -42,7 +42,7 @@ def write_checkpoint(folder, mesh):
     """A saved model whose adapters do something."""
     base = write_base(folder / "base")
     clara = ClaraConfig(doc_max_length=64, compress_rate=8, lora_rank=4, max_length=384)
-    bundle = bundles.from_base(str(base), clara, mesh, "float32")
+    bundle = opening.from_base(str(base), clara, mesh, "float32")
     lora = {}
     for number, (role, adapter) in enumerate(bundle.params["lora"].items()):
         lora[role] = jax.tree.map(

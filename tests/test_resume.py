@@ -13,7 +13,8 @@ import jax
 import numpy as np
 import pytest
 
-from clara_jax.checkpoints.run import checkpoints, load_arrays
+from clara_jax.checkpoints.retention import checkpoints
+from clara_jax.checkpoints.run import load_arrays
 from clara_jax.training.metrics import read_metrics
 from tests.commands import run_train
 from tests.locations import ROOT

@@ -92,9 +92,9 @@ def test_a_run_through_all_stages(finished):
 
 def checkpoints(run, mesh):
     """The models that the stages left, in order."""
-    from clara_jax.checkpoints import bundle as bundles
+    from clara_jax.checkpoints import opening
 
-    return [bundles.load(path, mesh) for path in sorted((run / "checkpoints").iterdir())]
+    return [opening.load(path, mesh) for path in sorted((run / "checkpoints").iterdir())]
 
 
 def changed(before, after):

@@ -60,7 +60,7 @@ def _plan(arguments: SimpleNamespace, names: Sequence[str]) -> None:
     from clara_jax.model.config import ModelConfig
     from clara_jax.model.precision import resolve as resolve_precision
     from clara_jax.model.sharding import batch_shards, check_batch, make_mesh
-    from clara_jax.training.config import resolve
+    from clara_jax.training.config_parsing import resolve
     from clara_jax.training.run_directory import write_json
 
     if arguments.mesh:

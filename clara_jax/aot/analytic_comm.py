@@ -39,7 +39,7 @@ from clara_jax.method.clara import ClaraModel
 from clara_jax.method.parameters import declare, flatten, overlap
 from clara_jax.model.declare import Leaf
 from clara_jax.model.sharding import batch_shards, spec
-from clara_jax.training.config import StageConfig
+from clara_jax.training.stage_config import StageConfig
 from clara_jax.training.throughput import block_weights
 
 

@@ -16,8 +16,8 @@ from clara_jax.inference.encode import encode_batch
 from clara_jax.input_pipeline.buckets import Shapes
 from clara_jax.method.clara import ClaraModel
 from clara_jax.model.sharding import BATCH, batch_shards
-from clara_jax.training.config import StageConfig
 from clara_jax.training.optimizer import make_optimizer
+from clara_jax.training.stage_config import StageConfig
 from clara_jax.training.step import make_train_step
 from clara_jax.training.throughput import Work, blocks_flops, step_flops, work
 

@@ -7,11 +7,11 @@ import numpy as np
 from clara_jax.errors import ClaraError
 from clara_jax.input_pipeline.batches import Array, Batch
 from clara_jax.input_pipeline.buckets import Shapes, text_width
+from clara_jax.input_pipeline.document_tokenizer import FRAME
 from clara_jax.input_pipeline.encoding import TEXT as AS_TEXT
 from clara_jax.input_pipeline.records import ONE_DOCUMENT
-from clara_jax.input_pipeline.tokenization import FRAME
 from clara_jax.method.clara import ClaraConfig
-from clara_jax.training.config import StageConfig
+from clara_jax.training.stage_config import StageConfig
 
 # Tokens of a prompt besides its memories, and of its target: a paraphrase is as long as its document, an instruction's
 # answer a paragraph, an answer to a question a sentence.

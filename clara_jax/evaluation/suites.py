@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 
 from clara_jax.data import synthetic
-from clara_jax.data.synthetic import SyntheticConfig
+from clara_jax.data.synthetic_world import SyntheticConfig
 from clara_jax.errors import ClaraError
 from clara_jax.evaluation import needle
 from clara_jax.evaluation.case_files import (

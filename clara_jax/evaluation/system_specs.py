@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 from clara_jax import distributed
 from clara_jax.api import Clara
-from clara_jax.checkpoints import bundle as bundles
+from clara_jax.checkpoints import opening
 from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.data.importers.retrievers import open_retriever
-from clara_jax.data.synthetic import SyntheticConfig
+from clara_jax.data.synthetic_world import SyntheticConfig
 from clara_jax.errors import ClaraError
 from clara_jax.evaluation.cramming import Cramming
 from clara_jax.evaluation.runner import RANK, SystemSpec
@@ -43,7 +43,7 @@ from clara_jax.metrics.controls import (
     TEXT_CONDITIONS,
     Condition,
 )
-from clara_jax.training.config import from_json
+from clara_jax.training.config_parsing import from_json
 from clara_jax.training.resume import CONFIG
 from clara_jax.training.stage_data import SYNTHETIC
 
@@ -86,8 +86,8 @@ class CheckpointOpener:
         """
         if path not in self._newest:
             self._newest.clear()
-            found = bundles.load(path.removeprefix(FRESH), self.mesh, self.base, self.precision)
-            self._newest[path] = bundles.fresh(found, self.seed) if path.startswith(FRESH) else found
+            found = opening.load(path.removeprefix(FRESH), self.mesh, self.base, self.precision)
+            self._newest[path] = opening.fresh(found, self.seed) if path.startswith(FRESH) else found
         found = self._newest[path]
         if rate is None:
             return found

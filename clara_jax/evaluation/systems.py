@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clara_jax.api import Clara, Memories
+from clara_jax.api import Clara
 from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.data.importers.retrievers import Retriever
 from clara_jax.errors import ClaraError
@@ -20,9 +20,10 @@ from clara_jax.evaluation.cramming import Cramming, cram
 from clara_jax.evaluation.predictions import Prediction
 from clara_jax.evaluation.pruning import pruned, surprisals, truncated
 from clara_jax.inference.decode import Sampling
-from clara_jax.inference.engine import Request, Result
+from clara_jax.inference.requests import Request, Result
 from clara_jax.input_pipeline import prompts
-from clara_jax.input_pipeline.tokenization import FRAME, IGNORED
+from clara_jax.input_pipeline.document_tokenizer import FRAME
+from clara_jax.input_pipeline.tokenization import IGNORED
 from clara_jax.metrics.cases import Case, Suite
 from clara_jax.metrics.controls import (
     CRAMMED,
@@ -36,6 +37,7 @@ from clara_jax.metrics.controls import (
     other_cases,
     repeated,
 )
+from clara_jax.results import Memories
 
 
 @dataclasses.dataclass(frozen=True)

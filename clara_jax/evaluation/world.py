@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from clara_jax.data import synthetic
-from clara_jax.data.synthetic import MOST_PHRASINGS, SyntheticConfig
+from clara_jax.data.lexicon import MOST_PHRASINGS
+from clara_jax.data.synthetic_world import SyntheticConfig
 from clara_jax.errors import ClaraError
 from clara_jax.evaluation.case_files import question_case
 from clara_jax.evaluation.counterfactual import counterfactual_cases

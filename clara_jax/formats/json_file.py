@@ -1,7 +1,9 @@
-"""JSON objects from files, with one line of error message for any damage."""
+"""JSON objects from and for files, with one line of error message for any damage."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,3 +30,8 @@ def read_object(path: Path, remedy: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ClaraError(f"{path}: holds no JSON object; {remedy}")
     return value
+
+
+def json_text(value: Mapping[str, Any]) -> str:
+    """Format an object as the text of a JSON file; ValueError for a number that is not finite."""
+    return json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from clara_jax.errors import ClaraError
-from clara_jax.input_pipeline.tokenization import FRAME, ClaraTokenizer
+from clara_jax.input_pipeline.document_tokenizer import FRAME
+from clara_jax.input_pipeline.tokenization import ClaraTokenizer
 
 MULTIPLE = 16
 # A TPU keeps eight rows of an array together. Where texts with their memory tokens are a multiple of it, the rows and

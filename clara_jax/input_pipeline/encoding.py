@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from clara_jax.errors import ClaraError
+from clara_jax.input_pipeline.document_tokenizer import FRAME, SLICE
 from clara_jax.input_pipeline.prompts import Prompt, record_prompt
 from clara_jax.input_pipeline.records import ALL_STAGES, ONE_DOCUMENT, RANKING_STAGES, Record
-from clara_jax.input_pipeline.tokenization import FRAME, IGNORED, SLICE, ClaraTokenizer, EncodedPrompt
+from clara_jax.input_pipeline.tokenization import IGNORED, ClaraTokenizer, EncodedPrompt
 
 # How documents reach the generator: as memories, or as the texts they are (the control of equal data).
 DOCUMENTS = (MEMORY, TEXT) = ("memory", "text")

@@ -24,10 +24,11 @@ import numpy as np
 
 from clara_jax.errors import ClaraError
 from clara_jax.files import file_errors
+from clara_jax.input_pipeline.document_tokenizer import SLICE
 from clara_jax.input_pipeline.encoding import EncodedRecord, Encoder, Encoding, Example, row_of_sizes
 from clara_jax.input_pipeline.prompts import PROMPT_VERSION
 from clara_jax.input_pipeline.records import Record
-from clara_jax.input_pipeline.tokenization import SLICE, ClaraTokenizer
+from clara_jax.input_pipeline.tokenization import ClaraTokenizer
 from clara_jax.strict_json import parse
 
 FORMAT = 2

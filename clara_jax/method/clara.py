@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from clara_jax.errors import ClaraError
-from clara_jax.input_pipeline.tokenization import FRAME
+from clara_jax.input_pipeline.document_tokenizer import FRAME
 from clara_jax.model.attention import IMPLEMENTATIONS
 from clara_jax.model.cache import KVCache
 from clara_jax.model.config import ModelConfig

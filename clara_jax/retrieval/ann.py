@@ -15,6 +15,7 @@ import dataclasses
 
 import numpy as np
 
+from clara_jax.errors import ClaraError
 from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.rows import VECTOR_WIDTH
 
@@ -70,6 +71,8 @@ def build(store: DocumentStore, seed: int = 0) -> None:
     with store.writing():
         with store.reading():
             ids, _ = store.index()
+            if not ids:
+                raise ClaraError(f"{store.location}: is empty; put documents in before search vectors are made")
             sample = np.random.default_rng(seed).permutation(len(ids))[:SAMPLE]
             units = [
                 unit(store.memories([ids[i] for i in rows]))

@@ -13,7 +13,7 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from clara_jax.inference.decode import Sampling
-from clara_jax.inference.engine import Result
+from clara_jax.inference.requests import Result
 from clara_jax.serving import schema
 from clara_jax.serving.clients import ClientGoneError, while_there
 from clara_jax.serving.errors import explained

@@ -11,9 +11,10 @@ from fastapi.responses import HTMLResponse
 from starlette.exceptions import HTTPException
 
 from clara_jax.errors import ClaraError
-from clara_jax.inference.engine import Request as EngineRequest
-from clara_jax.inference.engine import Result
-from clara_jax.rag_pipeline import Hit, RagPipeline, RetrievedContext
+from clara_jax.inference.requests import Request as EngineRequest
+from clara_jax.inference.requests import Result
+from clara_jax.rag_pipeline import RagPipeline
+from clara_jax.results import Hit, RetrievedContext
 from clara_jax.retrieval.documents import ChunkedDocument
 from clara_jax.retrieval.indexing import IndexReport
 from clara_jax.serving import schema

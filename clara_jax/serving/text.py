@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI, Request
 
 from clara_jax.base_lm import BaseLM
-from clara_jax.inference.engine import Request as EngineRequest
+from clara_jax.inference.requests import Request as EngineRequest
 from clara_jax.serving import schema
 from clara_jax.serving.app import Service
 from clara_jax.serving.chat import sampling

@@ -16,7 +16,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from clara_jax.inference.engine import Engine, Request, RequestHandle, Result
+from clara_jax.inference.engine import Engine
+from clara_jax.inference.requests import Request, RequestHandle, Result
 
 logger = logging.getLogger(__name__)
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # decoded from a character that is not complete yet

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import email.utils
-import hashlib
 import json
 import logging
 import re
@@ -31,6 +29,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from clara_jax.errors import ClaraError
 from clara_jax.strict_json import parse
+from clara_jax.synthesis.completion import Completion, CompletionRequest, RefusedError
 from clara_jax.synthesis.rate_limit import RateLimiter
 from clara_jax.synthesis.redaction import basic, redacted, repeats, secrets_of
 
@@ -56,51 +55,6 @@ _UNWANTED = re.compile(
     r"unsupported|not supported|not permitted|extra|unknown|unrecogni[sz]ed|unexpected", re.IGNORECASE
 )
 _MESSAGE_LENGTH = 200  # characters of a server's message
-
-
-@dataclasses.dataclass(frozen=True)
-class CompletionRequest:
-    """A chat completion request.
-
-    Attributes:
-      messages: (role, content) of each.
-      schema: JSON schema of the reply, None for free text.
-      max_tokens: limit on the reply's length.
-      temperature: of sampling.
-      seed: of sampling.
-    """
-
-    messages: tuple[tuple[str, str], ...]
-    schema: Mapping[str, Any] | None
-    max_tokens: int
-    temperature: float
-    seed: int
-
-    def key(self) -> str:
-        """Return a hex digest of the request, the same in every process; the order of a schema's properties counts."""
-        content = [self.messages, self.schema, self.max_tokens, float(self.temperature), self.seed]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-@dataclasses.dataclass(frozen=True)
-class Completion:
-    """A chat completion.
-
-    Attributes:
-      text: empty only where it is cut: all tokens went into reasoning that the server does not show.
-      prompt_tokens: as the server counts; one per four characters where it does not.
-      completion_tokens: likewise.
-      cut: whether it stopped at max_tokens.
-    """
-
-    text: str
-    prompt_tokens: int
-    completion_tokens: int
-    cut: bool
-
-
-class RefusedError(Exception):
-    """A request that the server will never answer, though it answers others; the message is the reason."""
 
 
 class _SchemaRefusedError(RefusedError):

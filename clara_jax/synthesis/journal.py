@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from clara_jax.errors import ClaraError
 from clara_jax.files import locked
-from clara_jax.synthesis.endpoint import Completion
+from clara_jax.synthesis.completion import Completion
 
 FORMAT = "1"
 _TABLES = """

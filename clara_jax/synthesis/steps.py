@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from clara_jax.synthesis import replies
-from clara_jax.synthesis.endpoint import Completion, CompletionRequest, RefusedError
+from clara_jax.synthesis.completion import Completion, CompletionRequest, RefusedError
 from clara_jax.synthesis.journal import Journal
 from clara_jax.synthesis.prompts import PromptTemplates
 from clara_jax.synthesis.settings import SynthesisSettings

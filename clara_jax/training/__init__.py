@@ -1,1 +1,1 @@
-"""Training: a run's configuration (`config`), the optimizer (`optimizer`), metrics (`metrics`), the loop (`loop`)."""
+"""Training: configurations (`config`, `stage_config`), optimizer (`optimizer`), metrics (`metrics`), loop (`loop`)."""

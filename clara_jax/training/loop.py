@@ -23,7 +23,8 @@ from clara_jax.formats.jsonl import Rejects
 from clara_jax.input_pipeline.records import Record
 from clara_jax.method.parameters import split
 from clara_jax.model.sharding import check_batch, make_mesh
-from clara_jax.training.config import RunConfig, to_json
+from clara_jax.training.config import RunConfig
+from clara_jax.training.config_parsing import to_json
 from clara_jax.training.curves import draw
 from clara_jax.training.metrics import MetricWriter, NoMetricWriter, read_metrics
 from clara_jax.training.profile import check_profiler

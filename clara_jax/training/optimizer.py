@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from clara_jax.training.config import StageConfig
+from clara_jax.training.stage_config import StageConfig
 
 
 def learning_rate_schedule(stage: StageConfig, total_steps: int) -> optax.Schedule:

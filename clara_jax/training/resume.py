@@ -11,16 +11,19 @@ from typing import Any, NamedTuple
 
 import jax
 
-from clara_jax.checkpoints import bundle as bundles
+from clara_jax.checkpoints import opening
 from clara_jax.checkpoints.bundle import Bundle
-from clara_jax.checkpoints.run import load_arrays, newest_intact, read_metadata
+from clara_jax.checkpoints.integrity import read_metadata
+from clara_jax.checkpoints.retention import newest_intact
+from clara_jax.checkpoints.run import load_arrays
 from clara_jax.errors import ClaraError
 from clara_jax.formats.json_file import read_object
 from clara_jax.input_pipeline.records import Record
 from clara_jax.input_pipeline.word_level import word_level_tokenizer
 from clara_jax.method.parameters import flatten, unflatten
 from clara_jax.model.precision import AUTO, resolve
-from clara_jax.training.config import SCRATCH, RunConfig, to_json
+from clara_jax.training.config import SCRATCH, RunConfig
+from clara_jax.training.config_parsing import to_json
 from clara_jax.training.schedules import LOG_TEMPERATURE
 
 CONFIG, RUN = "config.json", "run.json"
@@ -99,7 +102,7 @@ def _highest_rung(
     # 2. Its newest intact checkpoint: go on after that step, or with the next stage.
     if newest := newest_intact(workdir):
         _say(config, f"going on from {newest}")
-        bundle = bundles.load(newest, mesh, config.model.base if config.model.base != SCRATCH else None, None, remat)
+        bundle = opening.load(newest, mesh, config.model.base if config.model.base != SCRATCH else None, None, remat)
         position = Position(**read_metadata(newest)["training"])
         if not position.finished:
             return Start(bundle, position, newest)
@@ -107,7 +110,7 @@ def _highest_rung(
     # 3. Another run, or a released checkpoint, that the configuration names.
     if config.initial_checkpoint:
         _say(config, f"opening {config.initial_checkpoint}")
-        bundle = bundles.load(config.initial_checkpoint, mesh, config.model.base or None, precision, remat)
+        bundle = opening.load(config.initial_checkpoint, mesh, config.model.base or None, precision, remat)
         _check_same_sizes(config, bundle)
         return Start(bundle.with_limits(config.clara.max_length, config.clara.lora_dropout), Position())
     # 4. A fresh base with fresh adapters.
@@ -116,11 +119,11 @@ def _highest_rung(
         sizes |= dataclasses.asdict(config.scratch)
         tokenizer = word_level_tokenizer(_texts(records))
         return Start(
-            bundles.from_scratch(sizes, tokenizer, config.clara, mesh, precision, remat, config.seed), Position()
+            opening.from_scratch(sizes, tokenizer, config.clara, mesh, precision, remat, config.seed), Position()
         )
     # 5. A given base with fresh adapters.
     _say(config, f"opening {config.model.base}")
-    bundle = bundles.from_base(config.model.base, config.clara, mesh, precision, remat, config.seed)
+    bundle = opening.from_base(config.model.base, config.clara, mesh, precision, remat, config.seed)
     return Start(bundle, Position())
 
 

@@ -19,9 +19,9 @@ from typing import Any
 import jax
 
 import clara_jax
-from clara_jax.checkpoints.run import json_text, warn_line
-from clara_jax.errors import ClaraError
+from clara_jax.errors import ClaraError, warn_line
 from clara_jax.files import replaced_when_whole
+from clara_jax.formats.json_file import json_text
 from clara_jax.model.sharding import all_devices
 
 LOCK = ".lock"

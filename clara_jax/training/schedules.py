@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from clara_jax.training.config import StageConfig
+from clara_jax.training.stage_config import StageConfig
 
 # Of a stage that trains its temperature: as a logarithm, so that it stays positive and moves by ratios.
 LOG_TEMPERATURE = "ranking/log_temperature"

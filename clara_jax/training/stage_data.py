@@ -30,7 +30,8 @@ from clara_jax.input_pipeline.records import TEXT_STAGES, Record, read_records
 from clara_jax.input_pipeline.token_cache import TokenCache, open_or_make, slices
 from clara_jax.input_pipeline.tokenization import ClaraTokenizer
 from clara_jax.input_pipeline.windows import START, cut_records
-from clara_jax.training.config import QUESTIONS, RunConfig, StageConfig, entry_kind
+from clara_jax.training.config import RunConfig
+from clara_jax.training.stage_config import QUESTIONS, StageConfig, entry_kind
 
 SYNTHETIC = "synthetic:"
 SPLITS = {"train_data": "train", "eval_data": "eval"}  # of a data set that was built, by the field that names it

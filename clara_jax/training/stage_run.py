@@ -15,9 +15,9 @@ import jax
 import numpy as np
 
 from clara_jax.checkpoints.bundle import Bundle
-from clara_jax.checkpoints.run import CheckpointWriter, warn_line
+from clara_jax.checkpoints.run import CheckpointWriter
 from clara_jax.distributed import Agreement, is_main, say
-from clara_jax.errors import ClaraError
+from clara_jax.errors import ClaraError, warn_line
 from clara_jax.input_pipeline.batches import Memories
 from clara_jax.input_pipeline.distinct import document_numbers, planned_counts
 from clara_jax.input_pipeline.loader import BatchLoader

@@ -12,8 +12,8 @@ from clara_jax.distributed import Agreement
 from clara_jax.inference.memory_cache import Parts, complete_store
 from clara_jax.inference.memory_store import MemoryStore
 from clara_jax.input_pipeline.batches import Memories
-from clara_jax.training.config import IN_RUN, StageConfig
 from clara_jax.training.metrics import Progress
+from clara_jax.training.stage_config import IN_RUN, StageConfig
 from clara_jax.training.stopping import Stopped, StopSignal
 
 

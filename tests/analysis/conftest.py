@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from clara_jax import Clara
-from clara_jax.checkpoints import bundle as bundles
+from clara_jax.checkpoints import opening
 from clara_jax.method.clara import ClaraConfig
 from tests.tiny import write_base
 
@@ -16,7 +16,7 @@ SIZES = ClaraConfig(doc_max_length=32, compress_rate=8, lora_rank=4, max_length=
 
 def make_bundle(folder, mesh, **base):
     """Fresh adapters over a random base; B made non-zero so that the roles differ."""
-    bundle = bundles.from_base(str(write_base(folder, **base)), SIZES, mesh, "float32")
+    bundle = opening.from_base(str(write_base(folder, **base)), SIZES, mesh, "float32")
     adapters = bundle.params["lora"]
     lora = {
         role: jax.tree.map(

@@ -17,7 +17,7 @@ from clara_jax.input_pipeline.records import RANKING_STAGES
 from clara_jax.method.clara import ClaraConfig, ClaraModel
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.sharding import make_mesh
-from clara_jax.training.config import StageConfig
+from clara_jax.training.stage_config import StageConfig
 from tests.aot.test_planning import BASE, lower, needs_libtpu
 
 WIDE = BASE | {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 1024, "num_key_value_heads": 4}

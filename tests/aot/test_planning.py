@@ -16,8 +16,8 @@ from clara_jax.method.stages import STAGES, Objective
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.declare import initialise
 from clara_jax.model.sharding import make_mesh
-from clara_jax.training.config import StageConfig
 from clara_jax.training.optimizer import make_optimizer
+from clara_jax.training.stage_config import StageConfig
 from clara_jax.training.step import init_state, make_train_step
 
 BASE = {

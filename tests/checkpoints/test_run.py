@@ -16,19 +16,16 @@ import numpy as np
 import optax
 import pytest
 
-from clara_jax.checkpoints import run
-from clara_jax.checkpoints.run import (
-    CheckpointWriter,
+from clara_jax.checkpoints import retention, run
+from clara_jax.checkpoints.integrity import read_metadata, verify_checkpoint
+from clara_jax.checkpoints.retention import (
     best_checkpoint,
     checkpoint_directory,
     checkpoints,
     latest_checkpoint,
-    load_arrays,
     newest_intact,
-    read_metadata,
-    save_checkpoint,
-    verify_checkpoint,
 )
+from clara_jax.checkpoints.run import CheckpointWriter, load_arrays, save_checkpoint
 from clara_jax.errors import ClaraError
 from tests.locations import ROOT
 
@@ -237,7 +234,7 @@ def test_any_byte_of_the_checksums_matters(saved):
 
 
 def test_unknown_format_version(tmp_path, saved, monkeypatch):
-    monkeypatch.setattr("clara_jax.checkpoints.run.FORMAT_VERSION", 2)
+    monkeypatch.setattr("clara_jax.checkpoints.integrity.FORMAT_VERSION", 2)
     for read in (lambda: load_arrays(saved), lambda: newest_intact(tmp_path), lambda: latest_checkpoint(tmp_path)):
         with pytest.raises(ClaraError, match="format_version is 1, this program reads 2"):
             read()
@@ -464,7 +461,7 @@ def test_metadata_that_json_cannot_hold(tmp_path):
 def test_what_cannot_be_removed_is_said(tmp_path, monkeypatch):
     with CheckpointWriter(tmp_path, keep=1) as writer:
         writer.save(1, "scp", 1, arrays_of(1), {}, wait=True)
-        monkeypatch.setattr(run, "_remove", refuse)
+        monkeypatch.setattr(retention, "_remove", refuse)
         writer.save(1, "scp", 2, arrays_of(2), {})
         with pytest.raises(ClaraError, match="01-scp-00000001: cannot remove this old checkpoint: No space"):
             writer.wait()
@@ -559,7 +556,9 @@ def test_killed_in_any_line(tmp_path, monkeypatch):
 
 SAVE_ON_AND_ON = """
 import sys, numpy as np
-from clara_jax.checkpoints.run import CheckpointWriter, checkpoints, newest_intact, read_metadata
+from clara_jax.checkpoints.integrity import read_metadata
+from clara_jax.checkpoints.retention import checkpoints, newest_intact
+from clara_jax.checkpoints.run import CheckpointWriter
 newest = newest_intact(sys.argv[1])
 step = read_metadata(newest)["step"] if newest else 0
 with CheckpointWriter(sys.argv[1], keep=2, best=None) as writer:

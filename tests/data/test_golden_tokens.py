@@ -10,10 +10,11 @@ from clara_jax.formats.base import open_base
 from clara_jax.input_pipeline import prompts
 from clara_jax.input_pipeline.batches import collate, plan_shapes
 from clara_jax.input_pipeline.buckets import Shapes
+from clara_jax.input_pipeline.document_tokenizer import FRAME
 from clara_jax.input_pipeline.encoding import Encoding, encode_records
 from clara_jax.input_pipeline.prompts import PARAPHRASE_SYSTEM
 from clara_jax.input_pipeline.records import read_records
-from clara_jax.input_pipeline.tokenization import FRAME, ClaraTokenizer
+from clara_jax.input_pipeline.tokenization import ClaraTokenizer
 from tests.locations import golden_folders
 
 FOLDERS = golden_folders()

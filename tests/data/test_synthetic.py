@@ -6,7 +6,8 @@ from collections import Counter, defaultdict
 import pytest
 
 from clara_jax.data import synthetic
-from clara_jax.data.synthetic import SyntheticConfig, asked, documents, record, records, write
+from clara_jax.data.synthetic import asked, documents, record, records, write
+from clara_jax.data.synthetic_world import SyntheticConfig
 from clara_jax.errors import ClaraError
 from clara_jax.input_pipeline.records import STAGES, read_records
 

@@ -11,11 +11,12 @@ import random
 import numpy as np
 import pytest
 
-from clara_jax.checkpoints import bundle as bundles
-from clara_jax.checkpoints import exporting
-from clara_jax.checkpoints.run import checkpoint_directory, save_checkpoint
+from clara_jax.checkpoints import exporting, opening
+from clara_jax.checkpoints.retention import checkpoint_directory
+from clara_jax.checkpoints.run import save_checkpoint
 from clara_jax.data.builders import RecordSource, build
-from clara_jax.data.synthetic import SyntheticConfig, records
+from clara_jax.data.synthetic import records
+from clara_jax.data.synthetic_world import SyntheticConfig
 from clara_jax.errors import ClaraError
 from clara_jax.inference.memory_store import MemoryStore, document_keys
 from clara_jax.input_pipeline.encoding import Encoding
@@ -93,7 +94,7 @@ def test_compact_copies(tmp_path, mesh):
     exporting.export_compact(bundle, tmp_path / "m")
 
     def read():
-        return {name: np.asarray(leaf) for name, leaf in flatten(bundles.load(tmp_path / "m", mesh).params).items()}
+        return {name: np.asarray(leaf) for name, leaf in flatten(opening.load(tmp_path / "m", mesh).params).items()}
 
     def equal(one, other):
         return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)

@@ -16,7 +16,8 @@ import sys
 import numpy as np
 import pytest
 
-from clara_jax.checkpoints.run import checkpoints, verify_checkpoint
+from clara_jax.checkpoints.integrity import verify_checkpoint
+from clara_jax.checkpoints.retention import checkpoints
 from clara_jax.data.builders import RecordSource
 from clara_jax.errors import ClaraError
 from clara_jax.input_pipeline.records import read_records
@@ -24,7 +25,7 @@ from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.verifying import damaged_chunks
 from tests.data.builders.files import questions, write
 from tests.locations import ROOT
-from tests.test_library import said, versions, write_checkpoint
+from tests.test_rag_pipeline import said, versions, write_checkpoint
 from tests.test_resume import CODE, assert_equal_runs, write_place
 
 pytestmark = pytest.mark.drill

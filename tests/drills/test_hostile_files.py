@@ -31,7 +31,8 @@ from clara_jax.input_pipeline.chat_templates import ChatTemplate
 from clara_jax.input_pipeline.records import read_records
 from clara_jax.metrics.answers import token_f1
 from clara_jax.model.config import ModelConfig
-from clara_jax.synthesis.endpoint import Endpoint, RefusedError, _RetryableError
+from clara_jax.synthesis.completion import RefusedError
+from clara_jax.synthesis.endpoint import Endpoint, _RetryableError
 from tests.data import SYSTEM_TEMPLATE, tiny_tokenizer
 from tests.data.corpus import pdf
 from tests.tiny import write_base

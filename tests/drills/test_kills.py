@@ -1,12 +1,12 @@
 """SIGKILL at random moments of training and compression: what comes out equals what was never disturbed.
 
-The fast tests kill once or twice (`tests/test_resume.py`, `tests/test_library.py`); the drills twenty times:
+The fast tests kill once or twice (`tests/test_resume.py`, `tests/test_rag_pipeline.py`); the drills twenty times:
 ``python -m pytest -n 0 -m drill tests/drills/test_kills.py``.
 """
 
 import pytest
 
-from tests.test_library import killed_compression, write_checkpoint
+from tests.test_rag_pipeline import killed_compression, write_checkpoint
 from tests.test_resume import killed_at_random_moments, write_place
 
 

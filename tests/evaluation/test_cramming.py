@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from clara_jax.api import Clara
-from clara_jax.checkpoints import bundle as bundles
+from clara_jax.checkpoints import opening
 from clara_jax.errors import ClaraError
 from clara_jax.evaluation.cramming import Cramming, cram
 from clara_jax.evaluation.systems import MemoryModel, Settings
@@ -28,7 +28,7 @@ def clara(request, tmp_path_factory, mesh):
     config = ClaraConfig(
         doc_max_length=24, compress_rate=4, lora_rank=4, different_mem_tokens=False, memory_map=request.param
     )
-    bundle = bundles.from_base(str(base), config, mesh, "float32")
+    bundle = opening.from_base(str(base), config, mesh, "float32")
     if request.param == "affine":
         rng = np.random.default_rng(1)
         tokens = bundle.params["tokens"]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clara_jax.checkpoints import bundle as bundles
+from clara_jax.checkpoints import opening
 from clara_jax.evaluation.pruning import pruned, surprisals, truncated
 from clara_jax.input_pipeline.tokenization import ClaraTokenizer
 from clara_jax.method.clara import ClaraConfig
@@ -25,7 +25,7 @@ def test_the_least_expected_tokens_are_kept_in_their_order():
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     base = tiny.write_base(tmp_path_factory.mktemp("base"))
-    return bundles.from_base(
+    return opening.from_base(
         str(base), ClaraConfig(doc_max_length=32, compress_rate=8), make_mesh(devices=jax.devices()[:1]), "float32"
     )
 

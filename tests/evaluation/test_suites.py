@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from clara_jax.data.synthetic import SyntheticConfig
+from clara_jax.data.synthetic_world import SyntheticConfig
 from clara_jax.errors import ClaraError
 from clara_jax.evaluation.suites import MODES, NAMES, SETS, open_suites
 from clara_jax.evaluation.world import PARTS

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from clara_jax.api import Clara
-from clara_jax.checkpoints import bundle as bundles
+from clara_jax.checkpoints import opening
 from clara_jax.data.importers.retrievers import open_retriever
 from clara_jax.errors import ClaraError
 from clara_jax.evaluation.systems import (
@@ -19,7 +19,7 @@ from clara_jax.evaluation.systems import (
     retriever_scores,
     without_adapter,
 )
-from clara_jax.inference.engine import Result
+from clara_jax.inference.requests import Result
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.metrics.cases import Case, Suite
 from clara_jax.metrics.controls import CONDITIONS, draws
@@ -44,7 +44,7 @@ TOLD = Suite("told", False, tuple(Case(f"t{i}", "paraphrase", "", (tiny.document
 def clara(tmp_path_factory):
     base = tiny.write_base(tmp_path_factory.mktemp("base"))
     mesh = make_mesh(devices=jax.devices()[:1])
-    bundle = bundles.from_base(str(base), ClaraConfig(doc_max_length=32, compress_rate=8), mesh, "float32")
+    bundle = opening.from_base(str(base), ClaraConfig(doc_max_length=32, compress_rate=8), mesh, "float32")
     rng = np.random.default_rng(0)
     # Fresh adapters change nothing; these make reader and compressor differ, and the generator from the base.
     lora = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(x.dtype), bundle.params["lora"])

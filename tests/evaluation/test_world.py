@@ -5,7 +5,8 @@ from collections import Counter
 
 import pytest
 
-from clara_jax.data.synthetic import SyntheticConfig, vocabulary
+from clara_jax.data.synthetic import vocabulary
+from clara_jax.data.synthetic_world import SyntheticConfig
 from clara_jax.errors import ClaraError
 from clara_jax.evaluation.world import PARTS, usual_parts, world_suite
 

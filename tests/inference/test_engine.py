@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from clara_jax import ClaraError
-from clara_jax.checkpoints import bundle as bundles
+from clara_jax.checkpoints import opening
 from clara_jax.inference import programs
 from clara_jax.inference import weights as ready
 from clara_jax.inference.decode import Sampling, generate
-from clara_jax.inference.engine import Engine, Request, _bucket
+from clara_jax.inference.engine import Engine, _bucket
 from clara_jax.inference.prefix_cache import key, split_at
+from clara_jax.inference.requests import Request
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.model.sharding import make_mesh, put_batch
 from tests.tiny import write_base
@@ -31,7 +32,7 @@ def base(tmp_path_factory):
 def opened(base, mesh, precision="float32"):
     """A generator that is not the base: its adapter's B is not zero."""
     clara = ClaraConfig(doc_max_length=32, compress_rate=8, lora_rank=4, max_length=192)
-    bundle = bundles.from_base(str(base), clara, mesh, precision)
+    bundle = opening.from_base(str(base), clara, mesh, precision)
     lora = jax.tree.map(
         lambda x: jax.device_put(
             np.asarray(x) + 0.05 * np.cos(np.arange(x.size)).reshape(x.shape).astype("f4"), x.sharding

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from clara_jax.data.synthetic import SyntheticConfig, write
+from clara_jax.data.synthetic import write
+from clara_jax.data.synthetic_world import SyntheticConfig
 from clara_jax.input_pipeline.buckets import shape_ladder
 from clara_jax.input_pipeline.distinct import document_numbers, planned_counts
 from clara_jax.input_pipeline.encoding import Encoding, encode_records, sizes_of
@@ -80,7 +81,7 @@ def test_batches_made_ahead_are_those_of_their_steps(directory, case):
 
 def start(directory, case, begin, index, count):
     """A process that prints a line for each step: the step and the examples it has read."""
-    code = "import sys; from tests.data.test_loading import read; read(*sys.argv[1:])"
+    code = "import sys; from tests.input_pipeline.test_loader import read; read(*sys.argv[1:])"
     arguments = [sys.executable, "-c", code, str(directory), case, str(begin), str(index), str(count)]
     return subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 

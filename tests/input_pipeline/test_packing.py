@@ -13,7 +13,7 @@ from clara_jax.input_pipeline.packing import RowCapacity, collate_packed, needs,
 from clara_jax.input_pipeline.records import parse_record
 from clara_jax.input_pipeline.tokenization import IGNORED, ClaraTokenizer
 from tests.data import tiny_tokenizer
-from tests.data.test_shapes import make_sizes
+from tests.input_pipeline.test_buckets import make_sizes
 
 TOKENIZER = ClaraTokenizer(tiny_tokenizer(), doc_max_length=60, memory_tokens=4, max_length=400)
 M = 4

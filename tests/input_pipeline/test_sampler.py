@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from clara_jax.errors import ClaraError
 from clara_jax.input_pipeline.buckets import levels, shape_ladder
 from clara_jax.input_pipeline.sampler import BatchPlan
-from tests.data.test_shapes import TOKENIZER, make_sizes
+from tests.input_pipeline.test_buckets import TOKENIZER, make_sizes
 
 
 def make_plan(examples, batch_size, steps, seed=0, buckets=3):

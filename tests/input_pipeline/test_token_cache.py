@@ -6,11 +6,13 @@ import pickle
 import numpy as np
 import pytest
 
-from clara_jax.data.synthetic import SyntheticConfig, records
+from clara_jax.data.synthetic import records
+from clara_jax.data.synthetic_world import SyntheticConfig
 from clara_jax.errors import ClaraError
+from clara_jax.input_pipeline.document_tokenizer import SLICE
 from clara_jax.input_pipeline.encoding import Encoding, encode_records, sizes_of
 from clara_jax.input_pipeline.token_cache import TokenCache, cache_key, open_or_make, slices
-from clara_jax.input_pipeline.tokenization import SLICE, ClaraTokenizer
+from clara_jax.input_pipeline.tokenization import ClaraTokenizer
 from tests.data import tiny_tokenizer
 
 TOKENIZER = ClaraTokenizer(tiny_tokenizer(), doc_max_length=96, memory_tokens=4, max_length=400)

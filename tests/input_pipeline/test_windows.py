@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from clara_jax import command
 from clara_jax.data import __main__ as data
+from clara_jax.input_pipeline.document_tokenizer import FRAME
 from clara_jax.input_pipeline.records import parse_record, read_records
-from clara_jax.input_pipeline.tokenization import FRAME, ClaraTokenizer
+from clara_jax.input_pipeline.tokenization import ClaraTokenizer
 from clara_jax.input_pipeline.windows import CONTINUATION, cut_records
 from tests import tiny
 

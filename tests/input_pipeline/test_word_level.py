@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from clara_jax.data.synthetic import SyntheticConfig, documents, records, vocabulary
+from clara_jax.data.synthetic import documents, records, vocabulary
+from clara_jax.data.synthetic_world import SyntheticConfig
 from clara_jax.input_pipeline import prompts
 from clara_jax.input_pipeline.tokenization import ClaraTokenizer
 from clara_jax.input_pipeline.word_level import word_level_tokenizer

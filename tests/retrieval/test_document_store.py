@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from clara_jax.errors import ClaraError
 from clara_jax.model.sharding import make_mesh
 from clara_jax.retrieval import ann, exact_search
-from clara_jax.retrieval.document_store import DocumentStore, StoredChunk, StoredDocument
+from clara_jax.retrieval.chunk_reader import StoredDocument
+from clara_jax.retrieval.document_store import DocumentStore, StoredChunk
 from clara_jax.retrieval.encodings import ENCODINGS, MemoryEncoding
 from clara_jax.retrieval.exact_search import ExactSearch
 from clara_jax.retrieval.search import ScoredId, Search, fuse
@@ -171,6 +172,13 @@ def test_equal_scores_are_ordered_by_id(tmp_path, mesh):
         own = chunks(name, 1)
         store.replace(own, [key(own[0], one)], one)
     assert [name for name, _ in ExactSearch(store, mesh, 2**30)(one, 2)[0]] == ["a#0", "m#0"]
+
+
+def test_an_empty_store_has_no_search_vectors(tmp_path):
+    store = make(tmp_path / "store")
+    with pytest.raises(ClaraError, match="store: is empty"):
+        ann.build(store)
+    assert store.projection() is None
 
 
 def test_search_vectors_find_what_the_exact_score_finds(tmp_path, mesh):

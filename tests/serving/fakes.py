@@ -11,9 +11,9 @@ import uvicorn
 
 from clara_jax.api import GREEDY
 from clara_jax.errors import ClaraError
-from clara_jax.inference.engine import Request, Result
-from clara_jax.rag_pipeline import Hit, RetrievedContext
-from clara_jax.retrieval.document_store import StoredDocument
+from clara_jax.inference.requests import Request, Result
+from clara_jax.results import Hit, RetrievedContext
+from clara_jax.retrieval.chunk_reader import StoredDocument
 from clara_jax.retrieval.documents import ChunkedDocument
 from clara_jax.retrieval.indexing import IndexReport
 from clara_jax.serving.guard import RequestLimits

@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 from clara_jax import serve
 from clara_jax.errors import ClaraError
 from clara_jax.inference.programs import prefill_prompts
-from tests.test_library import checkpoint  # noqa: F401  (a fixture)
+from tests.test_rag_pipeline import checkpoint  # noqa: F401  (a fixture)
 from tests.tiny import document, write_base
 
 

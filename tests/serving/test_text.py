@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from clara_jax.base_lm import LEAST_SHARED, BaseLM
-from clara_jax.checkpoints import bundle as bundles
+from clara_jax.checkpoints import opening
 from clara_jax.errors import ClaraError
 from clara_jax.inference.decode import Sampling
 from clara_jax.method.clara import ClaraConfig
@@ -48,7 +48,7 @@ class Uncached:
     """Greedy answers by reading everything anew for each token, without adapters, engine or cache."""
 
     def __init__(self, base, mesh):
-        self.bundle = bundles.from_base(str(base), ClaraConfig(), mesh, "float32")
+        self.bundle = opening.from_base(str(base), ClaraConfig(), mesh, "float32")
 
         @jax.jit
         def scores(ids, mask):

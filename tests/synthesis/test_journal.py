@@ -11,7 +11,7 @@ import time
 import pytest
 
 from clara_jax import ClaraError
-from clara_jax.synthesis.endpoint import Completion, CompletionRequest
+from clara_jax.synthesis.completion import Completion, CompletionRequest
 from clara_jax.synthesis.journal import Dropped, Item, ItemOutcome, Journal, TokenUsage
 from clara_jax.synthesis.steps import StepRunner
 from clara_jax.synthesis.work import work_through

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from clara_jax.input_pipeline.records import parse_record
+from clara_jax.synthesis.completion import Completion, RefusedError
 from clara_jax.synthesis.decontamination import HeldOutQuestions
-from clara_jax.synthesis.endpoint import Completion, RefusedError
 from clara_jax.synthesis.journal import Journal
 from clara_jax.synthesis.loop import Loop
 from clara_jax.synthesis.prompts import PromptTemplates

@@ -9,14 +9,9 @@ from ml_collections import ConfigDict, config_dict
 from clara_jax.errors import ClaraError
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.method.stages import STAGES
-from clara_jax.training.config import (
-    ModelSection,
-    RunConfig,
-    StageConfig,
-    from_json,
-    resolve,
-    to_json,
-)
+from clara_jax.training.config import ModelSection, RunConfig
+from clara_jax.training.config_parsing import from_json, resolve, to_json
+from clara_jax.training.stage_config import StageConfig
 
 
 def stage(**fields):
@@ -140,6 +135,10 @@ def test_refused_by_name(path, value, message):
         (dict(documents="texts"), "documents is 'texts'; it must be one of memory, text"),
         (dict(name="retrieval", documents="text"), "documents is 'text'; retrieval ranks memories"),
         (dict(documents="text", pack=512), "pack is 512; with documents=text there are no documents' tokens to pack"),
+        (
+            dict(name="instruct", trains=("lora/generator",), memories="m"),
+            "memories is 'm'; only end_to_end and retrieval read memories that are kept",
+        ),
         (
             dict(name="end_to_end", documents="text", memories="m"),
             "memories is 'm'; with documents=text nothing reads them",

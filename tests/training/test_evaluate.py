@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from clara_jax.api import Clara
-from clara_jax.checkpoints import bundle as bundles
+from clara_jax.checkpoints import opening
 from clara_jax.inference.decode import Sampling, generate
 from clara_jax.input_pipeline import prompts
 from clara_jax.input_pipeline.batches import collate, plan_shapes
@@ -45,7 +45,7 @@ def one_device():
 @functools.cache
 def make_bundle(directory, mesh):
     """Random adapters: fresh ones do nothing, and all roles would be one."""
-    bundle = bundles.from_base(str(directory / "base"), CLARA, mesh, "float32")
+    bundle = opening.from_base(str(directory / "base"), CLARA, mesh, "float32")
     lora = bundle.params["lora"]
     rng = np.random.default_rng(2)
     noise = jax.tree.map(lambda x: jax.device_put(np.float32(rng.normal(0, 0.3, x.shape)), x.sharding), lora)

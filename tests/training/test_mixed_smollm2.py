@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from clara_jax.api import Clara
-from clara_jax.checkpoints import bundle as bundles
+from clara_jax.checkpoints import opening
 from clara_jax.inference.decode import Sampling
 from clara_jax.input_pipeline.prompts import question
 from clara_jax.method.clara import ClaraConfig
@@ -33,7 +33,7 @@ def both():
     clara = ClaraConfig(doc_max_length=96, lora_rank=16)
     # With "adapter" answers are written in the model's precision; merged copies are float32 on CPUs.
     return [
-        Clara(bundles.from_base("smollm2", clara, mesh, precision), 4, "adapter") for precision in ("float32", "mixed")
+        Clara(opening.from_base("smollm2", clara, mesh, precision), 4, "adapter") for precision in ("float32", "mixed")
     ]
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from clara_jax.training.config import StageConfig
 from clara_jax.training.optimizer import decays, learning_rate_schedule, make_optimizer
+from clara_jax.training.stage_config import StageConfig
 
 
 def stage(**fields):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from clara_jax.checkpoints import bundle as bundles
+from clara_jax.checkpoints import opening
 from clara_jax.input_pipeline.batches import collate, plan_shapes
 from clara_jax.input_pipeline.encoding import Encoding, encode_records, sizes_of
 from clara_jax.input_pipeline.packing import collate_packed, pack, plan_row, row_count
@@ -32,7 +32,7 @@ def directory(tmp_path_factory):
 
 def make_bundle(directory, mesh, dropout):
     clara = ClaraConfig(doc_max_length=32, compress_rate=8, lora_rank=4, lora_dropout=dropout, max_length=256)
-    bundle = bundles.from_base(str(directory / "base"), clara, mesh, "float32")
+    bundle = opening.from_base(str(directory / "base"), clara, mesh, "float32")
     rng = np.random.default_rng(0)
     lora = jax.tree.map(
         lambda x: jax.device_put(np.float32(rng.normal(0, 0.15, x.shape)), x.sharding), bundle.params["lora"]

@@ -12,9 +12,10 @@ from clara_jax.errors import ClaraError
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.rag_pipeline import RagPipeline
 from clara_jax.retrieval.document_store import DocumentStore
-from clara_jax.training.config import ModelSection, RunConfig, StageConfig
+from clara_jax.training.config import ModelSection, RunConfig
 from clara_jax.training.loop import run
 from clara_jax.training.metrics import read_metrics
+from clara_jax.training.stage_config import StageConfig
 from clara_jax.training.stopping import StopSignal
 from tests import tiny
 

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 
 from clara_jax import Clara
-from clara_jax.checkpoints.run import checkpoints, load_arrays, read_metadata
+from clara_jax.checkpoints.integrity import read_metadata
+from clara_jax.checkpoints.retention import checkpoints
+from clara_jax.checkpoints.run import load_arrays
 from clara_jax.errors import ClaraError
 from clara_jax.method.clara import ClaraConfig
-from clara_jax.training.config import ModelSection, RunConfig, StageConfig
+from clara_jax.training.config import ModelSection, RunConfig
 from clara_jax.training.loop import run
 from clara_jax.training.metrics import read_metrics
+from clara_jax.training.stage_config import StageConfig
 from clara_jax.training.stopping import Stopped, StopSignal
 from tests import tiny
 

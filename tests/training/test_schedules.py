@@ -9,8 +9,8 @@ import pytest
 from clara_jax.method.parameters import split
 from clara_jax.method.stages import STAGES, Objective, normalize
 from clara_jax.model.sharding import put_batch
-from clara_jax.training.config import StageConfig
 from clara_jax.training.schedules import LOG_TEMPERATURE, scaffold_at, schedules
+from clara_jax.training.stage_config import StageConfig
 from clara_jax.training.step import init_state, make_train_step
 from tests.training.test_step import make_batch, make_model, make_params
 

@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 
 from clara_jax.data.builders import RecordSource, build
-from clara_jax.data.synthetic import SyntheticConfig, records, write
+from clara_jax.data.synthetic import records, write
+from clara_jax.data.synthetic_world import SyntheticConfig
 from clara_jax.errors import ClaraError
 from clara_jax.formats.jsonl import Rejects
 from clara_jax.input_pipeline.encoding import sizes_of
 from clara_jax.input_pipeline.mixture import Mixture
 from clara_jax.input_pipeline.sampler import BatchPlan
 from clara_jax.input_pipeline.token_cache import TokenCache
-from clara_jax.training.config import ModelSection, RunConfig, StageConfig
+from clara_jax.training.config import ModelSection, RunConfig
 from clara_jax.training.loop import check_same_data
+from clara_jax.training.stage_config import StageConfig
 from clara_jax.training.stage_data import StageData, StageRecords
 from tests.data import tiny_tokenizer
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from clara_jax.checkpoints import bundle as bundles
+from clara_jax.checkpoints import opening
 from clara_jax.errors import ClaraError
 from clara_jax.inference import memory_cache as inference_memories
 from clara_jax.inference import memory_store
@@ -19,9 +19,10 @@ from clara_jax.method.clara import ClaraConfig
 from clara_jax.method.parameters import split
 from clara_jax.method.stages import STAGES, Objective, counts
 from clara_jax.model.sharding import put_batch
-from clara_jax.training.config import ModelSection, RunConfig, StageConfig
+from clara_jax.training.config import ModelSection, RunConfig
 from clara_jax.training.loop import run
 from clara_jax.training.metrics import read_metrics
+from clara_jax.training.stage_config import StageConfig
 from clara_jax.training.step import example_keys, make_loss
 from clara_jax.training.stopping import Stopped, StopSignal
 from clara_jax.training.stored_memories import open_memories
@@ -41,7 +42,7 @@ def directory(tmp_path_factory):
 
 def make_bundle(directory, mesh):
     """Random adapters: fresh ones do nothing, and all roles would be one."""
-    bundle = bundles.from_base(str(directory / "base"), CLARA, mesh, "float32")
+    bundle = opening.from_base(str(directory / "base"), CLARA, mesh, "float32")
     rng = np.random.default_rng(0)
     noise = jax.tree.map(
         lambda x: jax.device_put(np.float32(rng.normal(0, 0.3, x.shape)), x.sharding), bundle.params["lora"]
@@ -185,7 +186,7 @@ def test_a_run_with_memories_is_the_run_that_compresses_in_its_steps(name, direc
             assert stored["tokens"] < plain["tokens"]
     place = tmp_path / "stored" / "memories"
     if name == "retrieval":
-        trained = bundles.load(tmp_path / "stored", mesh=mesh)
+        trained = opening.load(tmp_path / "stored", mesh=mesh)
         assert [own.name for own in place.iterdir()] == [trained.compressor_fingerprint()[:12]]
     else:
         assert not place.exists()

@@ -1,0 +1,63 @@
+"""Ranking of memories: their cosine with the query reasoner's encoding of a question."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from clara_jax.distributed import gather
+from clara_jax.method.reranker import EXCLUDED, cosine_scores
+from clara_jax.model.sharding import put_batch
+
+_cosine = jax.jit(cosine_scores)
+
+
+def rank_memories(
+    queries: np.ndarray, candidates: Sequence[np.ndarray], k: int, batch_size: int, mesh: jax.sharding.Mesh
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rank each question's candidates.
+
+    Args:
+      queries: encodings of questions, [q, M, E].
+      candidates: of each question, memories [n, M, E] of the same dtype.
+      k: the number of candidates to return; fewer where no question has so many.
+      batch_size: questions per device call; the mesh divides it.
+      mesh: the devices.
+
+    Returns:
+      int [q, k] into the question's candidates, best first, -1 where it has fewer; their float32 [q, k] cosines, -inf
+      where there is no candidate.
+    """
+    width = max(1, min(k, max((len(memories) for memories in candidates), default=1)))
+    indices, scores = np.full((len(queries), width), -1), np.full((len(queries), width), -np.inf, np.float32)
+    for start in range(0, len(queries), batch_size):
+        batch = candidates[start : start + batch_size]
+        block = _scores(queries[start : start + batch_size], batch, batch_size, mesh)
+        order = np.argsort(-block, axis=1, kind="stable")[:, :width]
+        for row, picked in enumerate(order):
+            picked = picked[: len(batch[row])]
+            indices[start + row, : len(picked)] = picked
+            scores[start + row, : len(picked)] = block[row, picked]
+    return indices, scores
+
+
+def _scores(
+    queries: np.ndarray, candidates: Sequence[np.ndarray], batch_size: int, mesh: jax.sharding.Mesh
+) -> np.ndarray:
+    """Return cosine scores [q, D], far below any cosine where a question has no such candidate."""
+    width = _round_up(max(len(memories) for memories in candidates), 8)
+    documents = np.zeros((batch_size, width, *queries.shape[1:]), queries.dtype)
+    for row, memories in enumerate(candidates):
+        documents[row, : len(memories)] = memories
+    padded = np.zeros((batch_size, *queries.shape[1:]), queries.dtype)
+    padded[: len(queries)] = queries
+    with jax.set_mesh(mesh):
+        scores = gather(_cosine(*put_batch((padded, documents), mesh)))[: len(queries)]
+    valid = np.arange(width) < np.array([[len(memories)] for memories in candidates])
+    return np.where(valid, scores, EXCLUDED)
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple

@@ -1,0 +1,337 @@
+"""Documents as token ids: the base model's tokenizer with CLaRa's tokens added, and texts in it, whole, cut or split.
+
+Everything here follows the released checkpoint format ("Special tokens", "Inputs"), so that token ids agree with those
+that the released models were trained on.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Self
+
+import numpy as np
+
+from clara_jax.errors import ClaraError
+from clara_jax.formats.hf_tokenizers import AddedToken, PreTrainedTokenizerFast
+from clara_jax.formats.jsonl import checked_utf8
+from clara_jax.input_pipeline.prompts import MARKERS
+
+FRAME = 3  # <ENC>, bos and eos around a document
+SLICE = 1024  # texts tokenized at one time
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+# A word with the white space after it. Scripts without spaces still have their full stops.
+_WORD = re.compile(r"[^\s。！？]*[。！？]+\s*|[^\s。！？]+\s*")
+_SENTENCE_END = re.compile(r"""[.!?…。！？]["'”’»)\]]*\s*$|\n\s*$""")
+
+
+class DocumentTokenizer:
+    """A base model's tokenizer with CLaRa's tokens at its end, for documents and questions.
+
+    Attributes:
+      doc_max_length: longest document, in tokens; a document's input is cut at ``doc_max_length + 3``.
+      memory_tokens: M, memory tokens of a document.
+      vocab_size: number of the base tokenizer's ids, ``len(tokenizer)``; the added ones follow.
+      special_ids: id by name: "<MEM0>" ... or the one "<MEM>", then "<AE>", "<ENC>", "<SEP>".
+      memory_ids: M ids; all the same where the memory tokens are not different.
+      memory_text: the placeholder of a document's memory in a rendered prompt: the M memory tokens and "<SEP>".
+      num_special: number of added ids.
+      total_vocab: ``vocab_size + num_special``.
+      bos_id: None where the tokenizer has none and ``missing_bos`` is "omit".
+      eos_id: ends an answer.
+      pad_id: fills padding, which is never attended: the tokenizer's padding token, else its bos, else its eos.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        doc_max_length: int,
+        memory_tokens: int,
+        different_mem_tokens: bool = True,
+        missing_bos: str = "omit",
+    ):
+        """Add CLaRa's tokens to a copy of a base model's tokenizer.
+
+        Args:
+          tokenizer: a fast tokenizer of transformers; it is copied, never changed.
+          doc_max_length: longest document, in tokens; at least 1.
+          memory_tokens: M, memory tokens of a document; at least 1.
+          different_mem_tokens: M different memory tokens, or one token M times.
+          missing_bos: see `clara_jax.input_pipeline.tokenization.ClaraTokenizer`.
+
+        Raises:
+          ClaraError: no fast tokenizer, no eos, or an added token is in the vocabulary already.
+        """
+        if missing_bos not in ("omit", "memory_token"):
+            raise ClaraError(f'missing_bos: {missing_bos!r} must be "omit" or "memory_token"')
+        if not getattr(tokenizer, "is_fast", False):
+            raise ClaraError("the base model's tokenizer is not a fast one; it needs a tokenizer.json")
+        self.doc_max_length, self.memory_tokens = doc_max_length, memory_tokens
+        self.different_mem_tokens, self.missing_bos = bool(different_mem_tokens), missing_bos
+        self._base = _copy(tokenizer)
+        self._tokenizer = _copy(tokenizer)
+        self._add_tokens()
+        self._choose_ends()
+        self._specials = self._special_pattern()
+
+    def with_memories(self, doc_max_length: int, memory_tokens: int) -> Self:
+        """Return the same tokenizer for documents of another longest length and another number of memory tokens.
+
+        Raises:
+          ClaraError: another number of memory tokens where these are different tokens.
+        """
+        if self.different_mem_tokens and memory_tokens != self.memory_tokens:
+            raise ClaraError(
+                f"{memory_tokens} memory tokens instead of {self.memory_tokens}: they are different tokens; only with "
+                "one token for all places (different_mem_tokens = false) can their number change"
+            )
+        changed = copy.copy(self)
+        changed.doc_max_length, changed.memory_tokens = doc_max_length, memory_tokens
+        changed._memory_names = [self._memory_names[j % len(self._memory_names)] for j in range(memory_tokens)]
+        changed.memory_text = "".join(changed._memory_names) + "<SEP>"
+        changed.memory_ids = tuple(self.special_ids[name] for name in changed._memory_names)
+        return changed
+
+    def offsets(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """Return where each token of each text begins and ends in it, in characters.
+
+        Texts are taken as they are: make them `plain` before.
+        """
+        encode = self._tokenizer.backend_tokenizer.encode_batch
+        return [encoding.offsets for encoding in _encodings(encode, texts)]
+
+    def _add_tokens(self) -> None:
+        names = [f"<MEM{j}>" for j in range(self.memory_tokens)] if self.different_mem_tokens else ["<MEM>"]
+        self._memory_names = names * (self.memory_tokens // len(names))
+        self.memory_text = "".join(self._memory_names) + "<SEP>"
+        names = [*names, *MARKERS]
+        known = self._tokenizer.get_vocab()
+        for name in names:
+            if name in known:
+                raise ClaraError(
+                    f"the base model's tokenizer already has the token {name}; "
+                    "give the base as it was before CLaRa's tokens were added"
+                )
+        self._tokenizer.add_tokens(
+            [AddedToken(name, special=True, normalized=False) for name in names], special_tokens=True
+        )
+        ids = self._tokenizer.convert_tokens_to_ids(names)
+        assert isinstance(ids, list)  # for a list of names
+        # The first id after the base's: len(tokenizer), unless its ids have gaps.
+        self.vocab_size, self.num_special = ids[0], len(ids)
+        self.total_vocab = self.vocab_size + self.num_special
+        if ids != list(range(self.vocab_size, self.total_vocab)) or self.vocab_size <= max(known.values()):
+            raise ClaraError(
+                "the base model's tokenizer does not number added tokens one after the other; repair its tokenizer.json"
+            )
+        self.special_ids: dict[str, int] = dict(zip(names, ids, strict=True))
+        self.memory_ids = tuple(self.special_ids[name] for name in self._memory_names)
+
+    def _choose_ends(self) -> None:
+        tokenizer: Any = self._tokenizer  # it has its special tokens by __getattr__, which gives them no types
+        if self.missing_bos == "memory_token":
+            tokenizer.bos_token = tokenizer.bos_token or self._memory_names[0]
+            tokenizer.eos_token = tokenizer.eos_token or self._memory_names[0]
+        if tokenizer.eos_token is None:
+            raise ClaraError(
+                'the base model\'s tokenizer has no end token; name it as "eos_token" in tokenizer_config.json'
+            )
+        self._bos_token: str | None = tokenizer.bos_token
+        self._eos_token: str = tokenizer.eos_token
+        self.bos_id: int | None = tokenizer.bos_token_id
+        self.eos_id: int = tokenizer.eos_token_id
+        self.pad_id: int = next(x for x in (tokenizer.pad_token_id, self.bos_id, self.eos_id) if x is not None)
+
+    def _special_pattern(self) -> re.Pattern:
+        """Return a pattern that matches every string that the tokenizer would read as a special token."""
+        named = self._tokenizer.special_tokens_map.values()
+        strings = {text for value in named for text in ([value] if isinstance(value, str) else value)}
+        strings |= {token.content for token in self._tokenizer.added_tokens_decoder.values() if token.special}
+        longest_first = sorted((text for text in strings if text.strip()), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)))
+
+    # --- text ---
+
+    def plain(self, text: str) -> str:
+        """Return the text with the strings of special tokens broken up by a space, so that none of it is read as one.
+
+        Raises:
+          ClaraError: half of a surrogate pair, which no tokenizer can read.
+        """
+        checked_utf8(text, "the text", "tokenizing")
+        while True:
+            broken = self._specials.sub(
+                lambda match: f"{match[0][0]} {match[0][1:]}" if len(match[0]) > 1 else " ", text
+            )
+            if broken == text:
+                return text
+            text = broken
+
+    def decode(self, ids: Iterable[int], special: bool = False) -> str:
+        """Return the text of token ids, with or without the special tokens among them.
+
+        Bytes of a character that is not there as a whole, where an answer ends in its middle or tokens were taken out
+        of a text, are left out. U+FFFD, which stands for them elsewhere, stays where the tokens spell it.
+        """
+        ids = list(map(int, ids))
+        text = self._tokenizer.decode(ids, skip_special_tokens=not special)
+        assert isinstance(text, str)  # of one text's ids
+        if _REPLACEMENT in text and not _holds(ids, self._encode([_REPLACEMENT])[0]):
+            text = text.replace(_REPLACEMENT, "")
+        return text
+
+    def whole_characters(self, ids: Sequence[int]) -> list[int]:
+        """Return each token's group, numbered from 0: tokens share one where a character spans them."""
+        groups, held, number = [], [], 0
+        for token in ids:
+            held.append(int(token))
+            groups.append(number)
+            # Characters have up to four bytes; longer groups are of bytes that make none.
+            if len(held) == 4 or "\ufffd" not in self._tokenizer.decode(held):
+                held, number = [], number + 1
+        return groups
+
+    # --- documents and questions ---
+
+    def document_tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of <ENC> + bos + text + eos of each text, not cut, without memory tokens and padding."""
+        start, end = self._document_ends
+        return self._encode([f"{start}{self.plain(text)}{end}" for text in texts])
+
+    @property
+    def _document_ends(self) -> tuple[str, str]:
+        """The text that a document's input begins with, and the text that it ends with."""
+        return f"<ENC>{'' if self.bos_id is None else self._bos_token}", self._eos_token
+
+    def encode_documents(self, texts: Sequence[str], width: int | None = None) -> list[list[int]]:
+        """Return `document_tokens`, cut on the right: a long document keeps its first tokens and loses its eos.
+
+        Args:
+          texts: documents or questions.
+          width: longest result; default ``doc_max_length + 3``.
+        """
+        width = self.doc_max_length + FRAME if width is None else width
+        return [ids[:width] for ids in self.document_tokens(texts)]
+
+    def encode_document(self, text: str, width: int | None = None) -> list[int]:
+        """Return `encode_documents` of one text, a document or a question."""
+        return self.encode_documents([text], width)[0]
+
+    def is_cut(self, text: str) -> bool:
+        """Return whether a text is longer than a document may be: the compressor would not read all of it."""
+        return len(self.document_tokens([text])[0]) > self.doc_max_length + FRAME
+
+    def cut_texts(self, texts: Sequence[str]) -> list[str]:
+        """Return the part of each text that the compressor reads: one that `is_cut` ends with the last token read."""
+        results, width = list(texts), self.doc_max_length + FRAME
+        start, end = self._document_ends
+        for number, ids in enumerate(self.document_tokens(texts)):
+            if len(ids) > width:
+                plain = self.plain(texts[number])
+                whole = self._tokenizer.backend_tokenizer.encode(f"{start}{plain}{end}", add_special_tokens=False)
+                results[number] = plain[: whole.offsets[width - 1][1] - len(start)]
+        return results
+
+    def chunk(self, text: str) -> list[str]:
+        """Split a text into documents that are not cut.
+
+        Chunks end with a sentence where one ends in their second half, else with a word; a word that is too long alone
+        is split between any two characters. Joined, they are the text.
+        """
+        pieces = _words(text)
+        counts = self._count(pieces)
+        capacity = self.doc_max_length + FRAME - len(self.document_tokens([""])[0])
+        chunks, start = [], 0
+        while start < len(pieces):
+            stop = _fill(pieces, counts, start, capacity)
+            # Words were counted within the text; at its borders a chunk may differ from that by a token.
+            while self.is_cut(chunk := "".join(pieces[start:stop])) and stop > start + 1:
+                stop -= 1
+            if stop == start + 1 and len(chunk) > 1 and self.is_cut(chunk):
+                parts = self._split_word(chunk)
+                pieces[start:stop], counts[start:stop] = parts, self._count_each(parts)
+                continue
+            chunks.append(chunk)
+            start = stop
+        return chunks
+
+    def _count(self, pieces: list[str]) -> list[int]:
+        """Count the tokens that begin in each piece when all are read as one text."""
+        if not pieces:
+            return []
+        plain = [self.plain(piece) for piece in pieces]
+        offsets = self._tokenizer.backend_tokenizer.encode("".join(plain), add_special_tokens=False).offsets
+        ends = np.cumsum([len(piece) for piece in plain])
+        owners = np.searchsorted(ends, [start for start, _ in offsets], side="right")
+        return np.bincount(owners, minlength=len(pieces))[: len(pieces)].tolist()
+
+    def _count_each(self, pieces: list[str]) -> list[int]:
+        return [len(ids) for ids in self._encode([self.plain(piece) for piece in pieces])]
+
+    def _split_word(self, word: str) -> list[str]:
+        """Split a word into parts, each as long as fits; only short stretches are tokenized, however long the word."""
+        parts = []
+        while word:
+            fits, size = 1, min(self.doc_max_length, len(word))
+            while size < len(word) and not self.is_cut(word[:size]):
+                fits, size = size, min(2 * size, len(word))
+            if not self.is_cut(word[:size]):
+                fits = size
+            while size - fits > 1:
+                middle = (fits + size) // 2
+                fits, size = (fits, middle) if self.is_cut(word[:middle]) else (middle, size)
+            parts.append(word[:fits])
+            word = word[fits:]
+        return parts
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        encode = self._tokenizer.backend_tokenizer.encode_batch_fast  # which leaves out where tokens stand
+        return [encoding.ids for encoding in _encodings(encode, texts)]
+
+
+def _holds(ids: list[int], part: list[int]) -> bool:
+    """Return whether ids hold others, one after another."""
+    return any(ids[place : place + len(part)] == part for place in range(len(ids) - len(part) + 1))
+
+
+def _encodings(encode: Callable[..., list[Any]], texts: Sequence[str]) -> Iterator[Any]:
+    """Yield the result of a function of the tokenizers package for each text, slice by slice."""
+    for start in range(0, len(texts), SLICE):
+        yield from encode(list(texts[start : start + SLICE]), add_special_tokens=False)
+
+
+def _copy(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Return a copy that neither pads nor cuts by itself."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
+
+
+def _words(text: str) -> list[str]:
+    """Split a text into words, each with the white space after it; the first also with that before it."""
+    lead = len(text) - len(text.lstrip())
+    words = _WORD.findall(text[lead:])
+    if words:
+        words[0] = text[:lead] + words[0]
+    return words or [text] * bool(text)
+
+
+def _fill(pieces: list[str], counts: list[int], start: int, capacity: int) -> int:
+    """Return the end of the chunk from ``start``: at least one piece, at most ``capacity`` tokens if possible."""
+    stop, total = start, 0
+    while stop < len(pieces) and (total + counts[stop] <= capacity or stop == start):
+        total += counts[stop]
+        stop += 1
+    if stop == len(pieces):
+        return stop
+    kept = total
+    for end in range(stop, start, -1):
+        if 2 * kept < total:
+            break
+        if _SENTENCE_END.search(pieces[end - 1]):
+            return end
+        kept -= counts[end - 1]
+    return stop

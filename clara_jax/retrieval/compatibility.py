@@ -1,0 +1,43 @@
+"""Compatibility of a model with a store's memories: the precision and the compress rate in which it is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from clara_jax.checkpoints.bundle import Bundle
+from clara_jax.model.precision import AUTO, resolve
+from clara_jax.model.sharding import platform
+from clara_jax.retrieval.document_store import DocumentStore
+
+_ALIKE = {"float32", "mixed"}  # interchangeable precisions: the processor decides which of them is faster
+
+
+def suited(load: Callable[[str | None], Bundle], store: DocumentStore | None) -> Bundle:
+    """Open a model in the precision that suits a store and the devices.
+
+    A model of one of the precisions `_ALIKE` is opened in that of the store's memories, or for a new store in that for
+    the devices; any other model as it was trained.
+
+    Args:
+      load: opens the model in a precision; None: as it was trained.
+      store: None where there is none yet.
+    """
+    bundle = load(None)
+    trained, usual = bundle.model.precision, resolve(AUTO, platform(bundle.mesh))
+    if not {trained, usual} <= _ALIKE:
+        return bundle
+    wanted = None if store is None else store.fingerprint
+    for name in sorted(_ALIKE, key=lambda name: name != usual):
+        found = bundle if name == trained else load(name)
+        if wanted in (None, found.compressor_fingerprint()):
+            return found
+    return bundle
+
+
+def rate_of(store: DocumentStore | None, bundle: Bundle) -> int | None:
+    """Return the compress rate of a store's memories; None where there is no store, or the model has only one rate."""
+    clara = bundle.model.clara
+    if clara.different_mem_tokens or store is None:
+        return None
+    count = store.encoding.shape[0]
+    return None if clara.doc_max_length % count else clara.doc_max_length // count

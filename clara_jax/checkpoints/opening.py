@@ -32,6 +32,7 @@ from clara_jax.checkpoints.run import load_arrays
 from clara_jax.errors import ClaraError
 from clara_jax.formats.base import BaseModel, end_tokens, open_base
 from clara_jax.formats.hf_tokenizers import PreTrainedTokenizerFast
+from clara_jax.input_pipeline.document_tokenizer import further_special_tokens
 from clara_jax.input_pipeline.prompts import MARKERS, PROMPT_VERSION
 from clara_jax.input_pipeline.tokenization import ClaraTokenizer
 from clara_jax.method.clara import AFFINE, ROLES, ClaraConfig, ClaraModel
@@ -240,7 +241,7 @@ def _load_released(path: Path, mesh: jax.sharding.Mesh, base: str | None, precis
         compress_rate=released.config["compr_rate"],
         lora_rank=released.config["lora_r"],
         different_mem_tokens=bool(released.config.get("different_mem_tokens", True)),
-        missing_bos="memory_token",
+        missing_bos=_released_missing_bos(opened.load_tokenizer()),
     )
     stage = f"released {released.config.get('training_stage', '')}".strip()
     trained = tuple(f"lora/{role}" for role in released.adapters) + ("tokens/memory",)
@@ -258,6 +259,16 @@ def _load_peft(path: Path, mesh: jax.sharding.Mesh, base: str | None, precision:
     tables = {name: tables.get(name) for name in (EMBEDDING, HEAD)}
     parts = _Parts(clara, adapters, tables, tuple(about["trained"]), about["stage"], memory_map)
     return _assemble(path, parts, opened, mesh, precision or about["precision"], remat)
+
+
+def _released_missing_bos(tokenizer: PreTrainedTokenizerFast) -> str:
+    """Return what stands for a missing bos or eos in the released code: the first special token without a role.
+
+    The name of the choice is part of a tokenizer's hash: where both choices give the same tokens it stays what it was
+    before there were two.
+    """
+    complete = tokenizer.bos_token is not None and tokenizer.eos_token is not None
+    return "memory_token" if complete or not further_special_tokens(tokenizer) else "first_special"
 
 
 class _Parts(NamedTuple):

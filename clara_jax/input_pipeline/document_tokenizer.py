@@ -27,6 +27,15 @@ _WORD = re.compile(r"[^\s。！？]*[。！？]+\s*|[^\s。！？]+\s*")
 _SENTENCE_END = re.compile(r"""[.!?…。！？]["'”’»)\]]*\s*$|\n\s*$""")
 
 
+# What stands for a bos or eos that a tokenizer lacks.
+MISSING_BOS = ("omit", "memory_token", "first_special")
+
+
+def further_special_tokens(tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """Return the special tokens of a tokenizer that have no role such as bos, in its order ("additional" ones)."""
+    return [str(token) for token in getattr(tokenizer, "extra_special_tokens", None) or ()]
+
+
 class DocumentTokenizer:
     """A base model's tokenizer with CLaRa's tokens at its end, for documents and questions.
 
@@ -64,8 +73,8 @@ class DocumentTokenizer:
         Raises:
           ClaraError: no fast tokenizer, no eos, or an added token is in the vocabulary already.
         """
-        if missing_bos not in ("omit", "memory_token"):
-            raise ClaraError(f'missing_bos: {missing_bos!r} must be "omit" or "memory_token"')
+        if missing_bos not in MISSING_BOS:
+            raise ClaraError(f"missing_bos: {missing_bos!r} must be one of {', '.join(MISSING_BOS)}")
         if not getattr(tokenizer, "is_fast", False):
             raise ClaraError("the base model's tokenizer is not a fast one; it needs a tokenizer.json")
         self.doc_max_length, self.memory_tokens = doc_max_length, memory_tokens
@@ -131,9 +140,11 @@ class DocumentTokenizer:
 
     def _choose_ends(self) -> None:
         tokenizer: Any = self._tokenizer  # it has its special tokens by __getattr__, which gives them no types
-        if self.missing_bos == "memory_token":
-            tokenizer.bos_token = tokenizer.bos_token or self._memory_names[0]
-            tokenizer.eos_token = tokenizer.eos_token or self._memory_names[0]
+        if self.missing_bos != "omit":
+            further = further_special_tokens(self._base) if self.missing_bos == "first_special" else []
+            stand_in = (*further, self._memory_names[0])[0]
+            tokenizer.bos_token = tokenizer.bos_token or stand_in
+            tokenizer.eos_token = tokenizer.eos_token or stand_in
         if tokenizer.eos_token is None:
             raise ClaraError(
                 'the base model\'s tokenizer has no end token; name it as "eos_token" in tokenizer_config.json'

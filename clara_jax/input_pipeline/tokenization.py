@@ -77,8 +77,8 @@ class ClaraTokenizer(DocumentTokenizer):
           doc_max_length: longest document, in tokens.
           memory_tokens: M, memory tokens of a document.
           different_mem_tokens: M different memory tokens, or one token M times.
-          missing_bos: for a tokenizer without bos or eos: "omit" the bos, or, as the released code, let the first
-            "memory_token" stand in for them.
+          missing_bos: for a tokenizer without bos or eos: "omit" the bos, or let the first "memory_token" stand in for
+            them, or, as the released code, the "first_special" token without a role; where there is none, the same.
           max_length: longest prompt with its target, in tokens.
 
         Raises:
@@ -153,7 +153,7 @@ class ClaraTokenizer(DocumentTokenizer):
     def _memory_index(self, ids: list[int], slots: list[int]) -> tuple[list[int], int]:
         """Return the index of the memory tokens, see `EncodedPrompt`, and the number of slots that are not complete."""
         index, position, length = [-1] * len(ids), 0, self.memory_tokens
-        # Whole blocks are looked for: with missing_bos = "memory_token" a memory token may stand alone, too.
+        # Whole blocks are looked for: where a memory token stands for a missing bos, it stands alone, too.
         block = [*self.memory_ids, self.special_ids["<SEP>"]]
         for done, slot in enumerate(slots):
             while position < len(ids) and ids[position : position + len(block)] != block[: len(ids) - position]:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from clara_jax.errors import ClaraError
-from clara_jax.input_pipeline.document_tokenizer import FRAME
+from clara_jax.input_pipeline.document_tokenizer import FRAME, MISSING_BOS
 from clara_jax.model.attention import IMPLEMENTATIONS
 from clara_jax.model.cache import KVCache
 from clara_jax.model.config import ModelConfig
@@ -42,8 +42,9 @@ class ClaraConfig:
       memory_places: position of the M memory tokens: at the "end" of the text (the paper, released models), or each at
         the end of one of M even "runs" of the text's tokens.
       max_length: longest prompt with its answer, in tokens.
-      missing_bos: for a tokenizer without bos or eos, "omit" it, or do as the released code and take the first
-        "memory_token".
+      missing_bos: for a tokenizer without bos or eos, "omit" it, or let another token stand for it: the first
+        "memory_token"; or, as the released code, the "first_special" token without a role ("additional special tokens",
+        such as Qwen's <|im_start|>), which is the first memory token where the base has none.
     """
 
     doc_max_length: int = 256
@@ -79,8 +80,8 @@ class ClaraConfig:
         for field, names in (("memory_map", MEMORY_MAPS), ("memory_places", MEMORY_PLACES)):
             if getattr(self, field) not in names:
                 raise ClaraError(f"{field} is {getattr(self, field)!r}; it must be one of {', '.join(names)}")
-        if self.missing_bos not in ("omit", "memory_token"):
-            raise ClaraError(f'missing_bos is {self.missing_bos!r}; it must be "omit" or "memory_token"')
+        if self.missing_bos not in MISSING_BOS:
+            raise ClaraError(f"missing_bos is {self.missing_bos!r}; it must be one of {', '.join(MISSING_BOS)}")
 
     @property
     def memory_tokens(self) -> int:

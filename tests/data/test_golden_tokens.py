@@ -38,7 +38,7 @@ def golden(request):
         doc_max_length=config["doc_max_length"],
         memory_tokens=config["doc_max_length"] // config["compr_rate"],
         different_mem_tokens=config["different_mem_tokens"],
-        missing_bos="memory_token",
+        missing_bos="first_special",
         max_length=DECODER_LIMIT,
     )
     return request.param, meta, tokenizer
@@ -130,7 +130,9 @@ def test_golden_texts(golden, reference):
     checked = 0
     for name, ids in names.items():
         if name in info:
-            assert [tokenizer.decode(row, special=True) for row in arrays[ids]] == info[name]
+            # A text that is cut within a character ends with U+FFFD there; `decode` leaves such bytes out.
+            texts = [text.replace("\N{REPLACEMENT CHARACTER}", "") for text in info[name]]
+            assert [tokenizer.decode(row, special=True) for row in arrays[ids]] == texts
             checked += len(info[name])
     assert checked > len(info["batch"])
     padding = tokenizer.decode([tokenizer.pad_id], special=True)

@@ -60,6 +60,14 @@ def test_missing_bos():
     the = omit.encode_document("the")[1]
     assert omit.encode_document("the") == [enc, the, eos]
     assert stand_in.encode_document("the") == [enc, stand_in.memory_ids[0], the, eos]
+    # The released code takes the first special token without a role, where the base has one.
+    base = tiny_tokenizer(bos=None)
+    plain = ClaraTokenizer(base, 16, 4, missing_bos="first_special")
+    assert plain.bos_id == plain.memory_ids[0]
+    base.add_special_tokens({"extra_special_tokens": ["<|tool|>", "<|end|>"]})
+    first = ClaraTokenizer(base, 16, 4, missing_bos="first_special")
+    assert first.decode([first.bos_id], special=True) == "<|tool|>"
+    assert ClaraTokenizer(base, 16, 4, missing_bos="memory_token").bos_id == first.memory_ids[0]
     # A memory token that stands alone, as a bos here, is no memory.
     tokenizer = ClaraTokenizer(tiny_tokenizer(REFUSING_TEMPLATE, bos=None), 16, 4, missing_bos="memory_token")
     encoded = tokenizer.encode_prompt(prompts.question("Who?", 1))

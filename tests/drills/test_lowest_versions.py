@@ -9,11 +9,12 @@ import pytest
 from tests.locations import ROOT
 
 TESTED = [
-    "tests/data/test_chat_templates.py",
-    "tests/data/test_tokenization.py",
+    "tests/input_pipeline/test_chat_templates.py",
+    "tests/input_pipeline/test_tokenization.py",
     "tests/data/corpus",
     "tests/checkpoints",
-    "tests/retrieval/test_memory_store.py",
+    "tests/formats",
+    "tests/inference/test_memory_store.py",
     "tests/retrieval/test_words.py",
 ]
 

@@ -1,0 +1,1 @@
+"""Examples: CLaRa in one file of plain JAX."""

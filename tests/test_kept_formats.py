@@ -43,7 +43,7 @@ def test_a_store_answers_as_it_did(kept, expected, mesh):
     answer = pipeline.answer(asked["question"], k=asked["selected"], sampling=Sampling(max_new_tokens=4))
     assert answer.text == asked["answer"]
     assert answer.log_probability == pytest.approx(asked["log_probability"], abs=1e-3)
-    hits = answer.searched.hits
+    hits = answer.context.hits
     assert [hit.id for hit in hits] == [name for name, _ in asked["candidates"]]
     np.testing.assert_allclose([hit.score for hit in hits], [score for _, score in asked["candidates"]], atol=1e-4)
 

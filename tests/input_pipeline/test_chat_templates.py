@@ -171,11 +171,11 @@ def test_a_function_in_a_process_with_bounds():
     confined = Confined(2**28)
     assert confined.call("math:sqrt", [4], 5) == 2.0
     with pytest.raises(ExceededError, match="1 s"):
-        confined.call("tests.data.test_chat_templates:_spin", [], 1)
+        confined.call("tests.input_pipeline.test_chat_templates:_spin", [], 1)
     with pytest.raises(ExceededError, match="256 MiB"):
         confined.call("builtins:bytearray", [2**31], 5)
     with pytest.raises(ClaraError, match="told"):
-        confined.call("tests.data.test_chat_templates:_refuse", [], 5)
+        confined.call("tests.input_pipeline.test_chat_templates:_refuse", [], 5)
     assert confined.call("math:sqrt", [9], 5) == 3.0
     confined._end()
 

@@ -169,7 +169,7 @@ def test_many_cases_take_little_memory():
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 200 * 100_000 + 5 * 8 * bootstrap.BLOCK + 40 * 100_000
+    assert peak < 200 * 100_000 + 5 * 8 * module.BLOCK + 40 * 100_000
 
 
 SETS, SEEDS = 100, 20

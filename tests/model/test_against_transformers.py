@@ -3,6 +3,7 @@
 Random models of two layers; needs torch, which the package itself does not: `pip install torch`, then `pytest -m slow`.
 """
 
+import dataclasses
 import json
 
 import jax
@@ -59,7 +60,7 @@ CASES = {
 }  # fmt: skip
 ROWS, TOKENS = 160, 150  # the embedding table is padded beyond the tokenizer
 NEW_TOKENS = 20
-SMALL = ClaraConfig(doc_max_length=16, compress_rate=4, lora_rank=2)
+SMALL = ClaraConfig(doc_max_length=16, compress_rate=4, lora_rank=2, max_length=128)
 
 
 def hf_config(model_type, fields):
@@ -202,7 +203,7 @@ def test_padded_tables_and_a_tokenizer_without_bos(tied, missing_bos, tmp_path, 
     theirs = hf_model(hf_config("qwen2", {"vocab_size": size + 37, "tie_word_embeddings": tied}))
     theirs.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    clara = ClaraConfig(doc_max_length=16, compress_rate=4, lora_rank=2, missing_bos=missing_bos)
+    clara = dataclasses.replace(SMALL, missing_bos=missing_bos)
     with jax.set_mesh(mesh):
         bundle = opening.from_base(str(tmp_path), clara, mesh, "float32")
         ours, params = bundle.tokenizer, bundle.params

@@ -23,7 +23,7 @@ def renamed_attributes(module: str, renamed: Mapping[str, str]) -> Callable[[str
     def find(name: str) -> Any:
         if name not in renamed:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        _warn(f"{module}.{name}", f"{module}.{renamed[name]}")
+        warn_renamed(f"{module}.{name}", f"{module}.{renamed[name]}")
         return getattr(sys.modules[module], renamed[name])
 
     return find
@@ -40,7 +40,7 @@ def renamed_method(old: str, method: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(method)
     def warned(*args: P.args, **kwargs: P.kwargs) -> T:
-        _warn(old, new)
+        warn_renamed(old, new)
         return method(*args, **kwargs)
 
     warned.__doc__ = f"Call `{new}`; this is its old name."
@@ -56,12 +56,19 @@ def renamed_field(old: str, new: str) -> property:
     """
 
     def value(self: Any) -> Any:
-        _warn(old, f"{old.rpartition('.')[0]}.{new}")
+        warn_renamed(old, f"{old.rpartition('.')[0]}.{new}")
         return getattr(self, new)
 
     return property(value, doc=f"Return `{new}`; this is its old name.")
 
 
-def _warn(old: str, new: str) -> None:
-    # The third frame is the caller's: after this one and the one that stands for the old name.
-    warnings.warn(f"{old} is now {new}; the old name will go in the next version", DeprecationWarning, stacklevel=3)
+def warn_renamed(old: str, new: str, stacklevel: int = 3) -> None:
+    """Warn that a name has changed.
+
+    Args:
+      old: the name before.
+      new: the name now.
+      stacklevel: frames up to the caller's; by default after this function and the one that stands for the old name.
+    """
+    message = f"{old} is now {new}; the old name will go in the next version"
+    warnings.warn(message, DeprecationWarning, stacklevel=stacklevel)

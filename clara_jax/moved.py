@@ -7,8 +7,9 @@ import importlib.abc
 import importlib.machinery
 import sys
 import types
-import warnings
 from collections.abc import Sequence
+
+from clara_jax.deprecation import warn_renamed
 
 # (Folder before, folder now): the modules' names, "old:new" where they changed. "" is the root of the package.
 _MOVED = {
@@ -67,7 +68,7 @@ class MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         """Import the module under its name now, and let the old name stand for it."""
         old = module.__name__
         new = self._names[old]
-        warnings.warn(f"{old} is now {new}; the old name will go in the next version", DeprecationWarning, stacklevel=2)
+        warn_renamed(old, new)
         sys.modules[old] = importlib.import_module(new)
 
 

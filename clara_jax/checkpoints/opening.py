@@ -236,17 +236,18 @@ def _load_released(path: Path, mesh: jax.sharding.Mesh, base: str | None, precis
     print(LICENCE_NOTE, file=sys.stderr)
     released = read_released(path)
     opened = open_base(base or _released_base(path, released.config))
+    tokenizer = opened.load_tokenizer()
     clara = ClaraConfig(
         doc_max_length=released.config["doc_max_length"],
         compress_rate=released.config["compr_rate"],
         lora_rank=released.config["lora_r"],
         different_mem_tokens=bool(released.config.get("different_mem_tokens", True)),
-        missing_bos=_released_missing_bos(opened.load_tokenizer()),
+        missing_bos=_released_missing_bos(tokenizer),
     )
     stage = f"released {released.config.get('training_stage', '')}".strip()
     trained = tuple(f"lora/{role}" for role in released.adapters) + ("tokens/memory",)
     parts = _Parts(clara, released.adapters, {EMBEDDING: released.embedding, HEAD: released.head}, trained, stage)
-    return _assemble(path, parts, opened, mesh, precision, remat)
+    return _assemble(path, parts, opened, tokenizer, mesh, precision, remat)
 
 
 def _load_peft(path: Path, mesh: jax.sharding.Mesh, base: str | None, precision: str | None, remat: str) -> Bundle:
@@ -258,7 +259,7 @@ def _load_peft(path: Path, mesh: jax.sharding.Mesh, base: str | None, precision:
     memory_map = {name: tables.get(f"{MEMORY_MAP}{name}") for name in names}
     tables = {name: tables.get(name) for name in (EMBEDDING, HEAD)}
     parts = _Parts(clara, adapters, tables, tuple(about["trained"]), about["stage"], memory_map)
-    return _assemble(path, parts, opened, mesh, precision or about["precision"], remat)
+    return _assemble(path, parts, opened, opened.load_tokenizer(), mesh, precision or about["precision"], remat)
 
 
 def _released_missing_bos(tokenizer: PreTrainedTokenizerFast) -> str:
@@ -283,10 +284,16 @@ class _Parts(NamedTuple):
 
 
 def _assemble(
-    path: Path, parts: _Parts, opened: BaseModel, mesh: jax.sharding.Mesh, precision: str, remat: str
+    path: Path,
+    parts: _Parts,
+    opened: BaseModel,
+    base_tokenizer: PreTrainedTokenizerFast,
+    mesh: jax.sharding.Mesh,
+    precision: str,
+    remat: str,
 ) -> Bundle:
     clara = parts.clara
-    tokenizer = _added_tokens(opened.load_tokenizer(), clara)
+    tokenizer = _added_tokens(base_tokenizer, clara)
     config = _model_config(opened, tokenizer.vocab_size)
     model = ClaraModel(config, clara, precision, remat)
     rows = (tokenizer.total_vocab, config.embed_dim)

@@ -35,7 +35,7 @@ from clara_jax.aot.bases import base_config
 from clara_jax.aot.workload import full_batch, stage_shapes
 from clara_jax.inference.decode import Sampling, generate
 from clara_jax.inference.encode import encode_batch
-from clara_jax.input_pipeline.batches import Batch
+from clara_jax.input_pipeline.batches import Batch, PromptBatch, Sequences, StoredMemories, memory_at_end
 from clara_jax.input_pipeline.records import RANKING_STAGES
 from clara_jax.method.clara import ClaraConfig, ClaraModel
 from clara_jax.method.parameters import declare, split
@@ -139,8 +139,9 @@ def _compress(model: ClaraModel, params: Any, mesh, arguments) -> dict[str, Any]
     rows, length = 64 * batch_shards(mesh), model.clara.doc_max_length + 2 + model.clara.memory_tokens
     ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (rows, length)).astype(np.int32)
     with jax.set_mesh(mesh):
-        placed = put_batch((ids, np.ones(ids.shape, bool)), mesh)
-        seconds = _median(lambda: encode_batch(model, "compressor", params, *placed), arguments.repeats)
+        texts = Sequences(ids, np.ones_like(ids), memory_at_end(*ids.shape, model.clara.memory_tokens))
+        placed = put_batch(texts, mesh)
+        seconds = _median(lambda: encode_batch(model, "compressor", params, placed), arguments.repeats)
     done = work(np.ones(ids.shape, bool), model.config.sliding_window)
     flops = blocks_flops(model.config, model.clara.lora_rank, Work(*done), False)
     return {"rows": rows, **_rates(seconds, ids.size, flops, mesh), **_peak_memory()}
@@ -175,20 +176,42 @@ def random_batch(planned: Batch, model: ClaraModel, stage: StageConfig) -> Batch
     """Return full rows of random tokens; memories stand at the beginning of the prompts."""
     rng = np.random.default_rng(0)
 
-    def fill(x: jax.ShapeDtypeStruct | None) -> np.ndarray | None:
-        if x is None:
-            return None
-        if x.dtype == bool:
-            return np.ones(x.shape, bool)
-        return rng.integers(0, model.config.vocab_size, x.shape).astype(x.dtype)
+    def tokens(x: Any) -> np.ndarray:
+        return rng.integers(0, model.config.vocab_size, x.shape).astype(np.int32)
 
-    batch = jax.tree.map(fill, planned)
-    length, read = planned.prompt_ids.shape[1], min(stage.top_k, planned.document_valid.shape[1])
-    places = np.arange(length)
-    index = np.where(places < read * model.clara.memory_tokens, places, -1)
-    memory_index = np.broadcast_to(index, planned.prompt_ids.shape).astype(np.int32)
-    example_ids = np.arange(len(batch.labels), dtype=np.int32)
-    return dataclasses.replace(batch, memory_index=memory_index, example_ids=example_ids)
+    def texts(planned: Any) -> Any:
+        if planned is None:
+            return None
+        ids = tokens(planned.ids)
+        places = np.broadcast_to(
+            memory_at_end(1, ids.shape[-1], model.clara.memory_tokens)[0], planned.memory_positions.shape
+        )
+        return Sequences(ids, np.ones_like(ids), places.astype(np.int32))
+
+    prompt, stored = planned.prompt, planned.documents
+    if isinstance(stored, StoredMemories):
+        shape, dtype = stored.vectors.shape, stored.vectors.dtype
+        documents = StoredMemories(rng.integers(0, model.config.vocab_size, shape).astype(dtype))
+    else:
+        documents = texts(stored)
+    (rows, length), labels = prompt.ids.shape, prompt.labels.shape[1]
+    places, read = np.arange(length, dtype=np.int32), min(stage.top_k, planned.document_valid.shape[1])
+    index = np.where(places < read * model.clara.memory_tokens, places, -1).astype(np.int32)
+    ids = tokens(prompt.ids)
+    return Batch(
+        documents=documents,
+        document_valid=np.ones(planned.document_valid.shape, bool),
+        query=texts(planned.query),
+        prompt=PromptBatch(
+            ids,
+            np.ones_like(ids),
+            np.tile(index, (rows, 1)),
+            tokens(prompt.labels),
+            np.tile(places[-labels:], (rows, 1)),
+        ),
+        positives=None if planned.positives is None else np.ones(planned.positives.shape, bool),
+        example_ids=np.arange(rows, dtype=np.int32)[:, None],
+    )
 
 
 def _median(function: Callable[[], jax.Array], repeats: int, profile: str | None = None) -> float:

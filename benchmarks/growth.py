@@ -40,6 +40,7 @@ from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.errors import ClaraError
 from clara_jax.files import replaced_when_whole
 from clara_jax.inference.encode import encode_batch
+from clara_jax.input_pipeline.batches import Sequences, StoredMemories, memory_at_end
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.method.parameters import split
 from clara_jax.method.stages import STAGES
@@ -101,11 +102,12 @@ def compressing(bundle: Bundle, panel: str, axis: str, sizes: Sequence[int], sha
         rows, length = shape(size)
         ids = rng.integers(0, model.config.vocab_size, (rows, length + CLARA.memory_tokens)).astype(np.int32)
         ids[:, length:] = bundle.tokenizer.memory_ids
-        mask = np.ones(ids.shape, bool)
+        mask = np.ones(ids.shape, np.int32)
         done = Work(*work(mask, model.config.sliding_window))
         must.append(blocks_flops(model.config, CLARA.lora_rank, done, False))
-        placed = put_batch((ids, mask), bundle.mesh)
-        calls.append(partial(encode_batch, model, "compressor", bundle.params, *placed))
+        texts = Sequences(ids, mask, memory_at_end(*ids.shape, CLARA.memory_tokens))
+        placed = put_batch(texts, bundle.mesh)
+        calls.append(partial(encode_batch, model, "compressor", bundle.params, placed))
     return GrowthCase(panel, "compression", axis, sizes, must, calls)
 
 
@@ -123,8 +125,8 @@ def training(bundle: Bundle, sizes: Sequence[int], stored: bool) -> GrowthCase:
         if stored:
             values = np.random.default_rng(0).normal(size=(1, size, *memory))
             memories = jnp.asarray(values, model.dtype)
-            batch = dataclasses.replace(batch, document_ids=None, document_mask=None, memories=memories)
-            counted = dataclasses.replace(counted, document_ids=None, document_mask=None)
+            batch = dataclasses.replace(batch, documents=StoredMemories(memories))
+            counted = dataclasses.replace(counted, documents=None)
         optimizer = make_optimizer(stage, 1)
         trained, frozen = split(bundle.params, STAGES[name].trains)
         step = make_train_step(model, STAGES[name], stage.objective, optimizer)

@@ -75,7 +75,7 @@ def main() -> None:
     for length in arguments.pack:
         row = plan_row(sizes, memory, length)
         loader = BatchLoader(plan, examples, sizes, tokenizer, row)
-        rows = [len(loader.batch(step).prompt_ids) for step in range(steps)]
+        rows = [len(loader.batch(step).prompt.ids) for step in range(steps)]
         computed = sum(rows) * (row.documents + row.prompts)
         real = sum(int(np.sum(np.take(used, plan.rows(step)))) for step in range(steps))
         counts = f"{len(set(rows))} ({min(rows)}-{max(rows)} rows)"

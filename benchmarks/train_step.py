@@ -36,7 +36,7 @@ import optax
 from clara_jax import command, huge_pages
 from clara_jax.checkpoints import opening
 from clara_jax.checkpoints.bundle import Bundle
-from clara_jax.input_pipeline.batches import Batch
+from clara_jax.input_pipeline.batches import Batch, PromptBatch, Sequences, memory_at_end
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.method.parameters import split
 from clara_jax.method.stages import STAGES, Objective
@@ -88,18 +88,15 @@ def make_batch(bundle: Bundle, rows: int, length: int) -> Batch:
     prompts = rng.integers(0, tokenizer.vocab_size, (rows, length)).astype(np.int32)
     index = np.full((rows, length), -1, np.int32)
     index[:, 8 : 8 + clara.memory_tokens] = np.arange(clara.memory_tokens)
+    labels, places = prompts[:, length // 2 :], np.arange(length // 2, length, dtype=np.int32)
+    ends = memory_at_end(rows, documents.shape[-1], clara.memory_tokens)[:, None]
     return Batch(
-        document_ids=documents.astype(np.int32),
-        document_mask=np.ones(documents.shape, bool),
+        documents=Sequences(documents.astype(np.int32), np.ones(documents.shape, np.int32), ends),
         document_valid=np.ones((rows, 1), bool),
-        query_ids=None,
-        query_mask=None,
-        prompt_ids=prompts,
-        prompt_mask=np.ones(prompts.shape, bool),
-        memory_index=index,
-        labels=prompts[:, length // 2 :],
+        query=None,
+        prompt=PromptBatch(prompts, np.ones_like(prompts), index, labels, np.tile(places, (rows, 1))),
         positives=None,
-        example_ids=np.arange(rows, dtype=np.int32),
+        example_ids=np.arange(rows, dtype=np.int32)[:, None],
     )
 
 

@@ -17,6 +17,7 @@ from sklearn.manifold import TSNE
 from clara_jax.analysis.section import BLUE, ORANGE, draw, embed, legend, percent, section
 from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.inference.encode import encode_texts
+from clara_jax.input_pipeline.batches import Sequences
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.compressor import Encoded, encode
 
@@ -39,13 +40,13 @@ def document_states(bundle: Bundle, documents: Sequence[str], batch_size: int) -
     ids = bundle.tokenizer.encode_documents(documents)
     arguments = ids, bundle.tokenizer, bundle.mesh, batch_size, _encode
     for places, encoded in encode_texts(bundle.model, bundle.params, "compressor", *arguments):
-        memories[places], texts[places] = encoded.memory, encoded.text_mean
+        memories[places], texts[places] = encoded.memory[:, 0], encoded.text_mean[:, 0]
     return memories, texts
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _encode(model: ClaraModel, role: str, params: Any, ids: jax.Array, mask: jax.Array) -> Encoded:
-    return encode(model, params, role, ids, mask)
+def _encode(model: ClaraModel, role: str, params: Any, texts: Sequences) -> Encoded:
+    return encode(model, params, role, texts)
 
 
 def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:

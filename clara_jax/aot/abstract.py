@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from clara_jax.input_pipeline.batches import Batch
+from clara_jax.input_pipeline.batches import Batch, PromptBatch, Sequences, StoredMemories
 from clara_jax.input_pipeline.buckets import Shapes
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.parameters import declare, split
@@ -63,20 +63,18 @@ def batch(rows: int, shapes: Shapes, memory_tokens: int, ranks: bool, mesh: jax.
     def array(dtype: Any, *shape: int) -> Any:  # a ShapeDtypeStruct where Batch holds an array
         return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=jax.NamedSharding(mesh, jax.P(BATCH)))
 
-    document, compressed = (shapes.documents, shapes.encoder_width + memory_tokens), shapes.documents > 0
-    query = shapes.query_width + memory_tokens
+    def texts(width: int, *leading: int) -> Sequences:
+        tokens = array(jnp.int32, *leading, width + memory_tokens)
+        return Sequences(tokens, tokens, array(jnp.int32, *leading, 1, memory_tokens))
+
+    prompt, target = (array(jnp.int32, length) for length in (shapes.prompt_length, shapes.target_length))
     return Batch(
-        document_ids=array(jnp.int32, *document) if compressed else None,
-        document_mask=array(bool, *document) if compressed else None,
+        documents=texts(shapes.encoder_width, shapes.documents) if shapes.documents else None,
         document_valid=array(bool, shapes.documents),
-        query_ids=array(jnp.int32, query) if ranks else None,
-        query_mask=array(bool, query) if ranks else None,
-        prompt_ids=array(jnp.int32, shapes.prompt_length),
-        prompt_mask=array(bool, shapes.prompt_length),
-        memory_index=array(jnp.int32, shapes.prompt_length),
-        labels=array(jnp.int32, shapes.target_length),
+        query=texts(shapes.query_width) if ranks else None,
+        prompt=PromptBatch(prompt, prompt, prompt, target, target),
         positives=array(bool, shapes.documents) if ranks else None,
-        example_ids=array(jnp.int32),
+        example_ids=array(jnp.int32, 1),
     )
 
 
@@ -85,4 +83,4 @@ def stored(batch: Batch, model: ClaraModel, mesh: jax.sharding.Mesh) -> Batch:
     shape = *batch.document_valid.shape, model.clara.memory_tokens, model.config.embed_dim
     sharding = jax.NamedSharding(mesh, jax.P(BATCH))
     memories: Any = jax.ShapeDtypeStruct(shape, model.dtype, sharding=sharding)  # in the place of an array, as above
-    return dataclasses.replace(batch, document_ids=None, document_mask=None, memories=memories)
+    return dataclasses.replace(batch, documents=StoredMemories(memories))

@@ -13,6 +13,7 @@ from clara_jax.aot import abstract, analytic_comm
 from clara_jax.aot.workload import full_batch
 from clara_jax.inference.decode import Sampling, generate
 from clara_jax.inference.encode import encode_batch
+from clara_jax.input_pipeline.batches import Sequences
 from clara_jax.input_pipeline.buckets import Shapes
 from clara_jax.method.clara import ClaraModel
 from clara_jax.model.sharding import BATCH, batch_shards
@@ -84,9 +85,8 @@ def inference(
         rows = stage.batch_size // stage.accumulate * shapes.documents
         length = shapes.encoder_width + model.clara.memory_tokens
         with jax.set_mesh(mesh):
-            lowered = encode_batch.lower(
-                model, "compressor", params, array(jnp.int32, rows, length), array(bool, rows, length)
-            )
+            tokens, memory = array(jnp.int32, rows, length), array(jnp.int32, rows, 1, model.clara.memory_tokens)
+            lowered = encode_batch.lower(model, "compressor", params, Sequences(tokens, tokens, memory))
         one = work(np.ones((1, length), bool), config.sliding_window)
         flops = blocks_flops(config, rank, Work(rows * one.tokens, rows * one.pairs), False)
         yield LoweredProgram("compress", lowered, flops, None, rows)

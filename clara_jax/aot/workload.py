@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 
 from clara_jax.errors import ClaraError
-from clara_jax.input_pipeline.batches import Array, Batch
+from clara_jax.input_pipeline.batches import Batch
 from clara_jax.input_pipeline.buckets import Shapes, text_width
 from clara_jax.input_pipeline.document_tokenizer import FRAME
 from clara_jax.input_pipeline.encoding import TEXT as AS_TEXT
@@ -59,23 +60,4 @@ def stage_shapes(stage: StageConfig, clara: ClaraConfig, text: int | None = None
 
 def full_batch(batch: Batch) -> Batch:
     """Return a host batch with the shapes of an abstract one and without padding, for throughput accounting."""
-
-    def ones(x: Array) -> np.ndarray:
-        return np.ones(x.shape, bool)
-
-    def zeros(x: Array) -> np.ndarray:
-        return np.zeros(x.shape, np.int32)
-
-    return Batch(
-        document_ids=None,
-        document_mask=None if batch.document_mask is None else ones(batch.document_mask),
-        document_valid=ones(batch.document_valid),
-        query_ids=None,
-        query_mask=None if batch.query_mask is None else ones(batch.query_mask),
-        prompt_ids=zeros(batch.prompt_ids),
-        prompt_mask=ones(batch.prompt_mask),
-        memory_index=zeros(batch.memory_index),
-        labels=zeros(batch.labels),
-        positives=None,
-        example_ids=zeros(batch.example_ids),
-    )
+    return jax.tree.map(lambda x: np.ones(x.shape, x.dtype), batch)

@@ -13,7 +13,7 @@ from clara_jax.data.builders.source import RecordSource
 from clara_jax.errors import ClaraError
 from clara_jax.formats.base import open_base
 from clara_jax.formats.jsonl import data_files
-from clara_jax.input_pipeline.batches import Batch, collate, plan_shapes
+from clara_jax.input_pipeline.batches import Batch, Sequences, collate, plan_shapes
 from clara_jax.input_pipeline.encoding import Encoding, encode_records
 from clara_jax.input_pipeline.records import ALL_STAGES, Record, read_records
 from clara_jax.input_pipeline.tokenization import IGNORED, ClaraTokenizer
@@ -63,25 +63,28 @@ def lines(batch: Batch, tokenizer: ClaraTokenizer, row: int = 0) -> list[str]:
     stands in double angle brackets.
     """
     result = []
-    assert batch.document_ids is not None and batch.document_mask is not None  # a batch with documents as tokens
-    for number, (ids, mask) in enumerate(zip(batch.document_ids[row], batch.document_mask[row], strict=True), 1):
+    assert isinstance(batch.documents, Sequences)  # a batch with documents as tokens
+    rows = zip(batch.documents.ids[row], batch.documents.segment_ids[row], strict=True)
+    for number, (ids, segment_ids) in enumerate(rows, 1):
+        mask = segment_ids != 0
         if mask.any():
             positive = " (positive)" if batch.positives is not None and batch.positives[row, number - 1] else ""
             result.append(f"\ndocument {number}{positive}, {mask.sum()} tokens: {_text(ids[mask], tokenizer)}")
-    ranks = batch.query_ids is not None
-    if batch.query_ids is not None and batch.query_mask is not None:
-        mask = batch.query_mask[row]
-        result.append(f"\nquestion, {mask.sum()} tokens: {_text(batch.query_ids[row][mask], tokenizer)}")
-    attended, learned = batch.prompt_mask[row], np.zeros(len(batch.prompt_ids[row]), bool)
-    learned[-len(batch.labels[row]) :] = batch.labels[row] != IGNORED
-    slots = np.where(batch.memory_index[row] >= 0, batch.memory_index[row] // tokenizer.memory_tokens, -1)
+    ranks = batch.query is not None
+    if batch.query is not None:
+        mask = batch.query.segment_ids[row] != 0
+        result.append(f"\nquestion, {mask.sum()} tokens: {_text(batch.query.ids[row][mask], tokenizer)}")
+    prompt = jax.tree.map(lambda x: x[row], batch.prompt)
+    attended, learned = prompt.segment_ids != 0, np.zeros(len(prompt.ids), bool)
+    learned[prompt.label_positions[prompt.labels != IGNORED]] = True
+    slots = np.where(prompt.memory_index >= 0, prompt.memory_index // tokenizer.memory_tokens, -1)
     runs = itertools.groupby(np.flatnonzero(attended), key=lambda t: (int(slots[t]), bool(learned[t])))
     text = ""
     for (slot, is_learned), places in runs:
         if slot >= 0:
             text += f"[memory of {'the document ranked' if ranks else 'document'} {slot + 1}]"
             continue
-        part = tokenizer.decode(batch.prompt_ids[row][list(places)], special=True)
+        part = tokenizer.decode(prompt.ids[list(places)], special=True)
         text += f"{LEARNED[0]}{part}{LEARNED[1]}" if is_learned else part
     result.append(f"\nprompt, {attended.sum()} tokens, {learned.sum()} with loss: {text}")
     return result

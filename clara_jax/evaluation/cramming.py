@@ -23,7 +23,7 @@ from clara_jax import distributed
 from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.distributed import gather
 from clara_jax.errors import ClaraError
-from clara_jax.input_pipeline.batches import Batch, collate, plan_shapes
+from clara_jax.input_pipeline.batches import Batch, StoredMemories, collate, plan_shapes
 from clara_jax.input_pipeline.encoding import Encoding, encode_records
 from clara_jax.input_pipeline.records import Record
 from clara_jax.method.clara import ClaraModel
@@ -93,13 +93,13 @@ def cram(bundle: Bundle, cramming: Cramming, texts: Sequence[str], memories: np.
 @partial(jax.jit, static_argnums=(0, 1))
 def _optimise(model: ClaraModel, cramming: Cramming, params: Any, batch: Batch) -> jax.Array:
     """Return the optimised memories, float32 [B, M, E]; rows do not depend on each other."""
-    assert batch.memories is not None  # `cram` collates with memories
-    started = jnp.asarray(batch.memories)[:, 0]
-    weights = label_weights(batch)  # each text counts as much as any other, so rows are optimised alike
+    assert isinstance(batch.documents, StoredMemories)  # `cram` collates with memories
+    started = jnp.asarray(batch.documents.vectors)[:, 0]
+    weights = label_weights(batch.prompt)  # each text counts as much as any other, so rows are optimised alike
 
     def loss(memories: jax.Array) -> jax.Array:
-        states = target_states(model, params, batch, memories[:, None])
-        return language_model_loss(model, params, states, jnp.asarray(batch.labels), weights)[0]
+        states = target_states(model, params, batch.prompt, memories[:, None])
+        return language_model_loss(model, params, states, jnp.asarray(batch.prompt.labels), weights)[0]
 
     scale = jnp.sqrt(jnp.mean(jnp.square(started), axis=(1, 2), keepdims=True))
     optimizer = optax.adam(optax.cosine_decay_schedule(cramming.learning_rate, cramming.steps))

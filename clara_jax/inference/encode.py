@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from clara_jax.distributed import gather
-from clara_jax.input_pipeline.batches import with_memory
+from clara_jax.input_pipeline.batches import Sequences, with_memory
 from clara_jax.input_pipeline.tokenization import ClaraTokenizer
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.compressor import encode
@@ -20,9 +20,9 @@ LENGTH_MULTIPLE = 32  # lengths are rounded up to it, so that few shapes are com
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def encode_batch(model: ClaraModel, role: str, params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
-    """Return memories [N, M, E] of N texts followed by memory tokens, see `clara_jax.method.compressor.encode`."""
-    return encode(model, params, role, ids, mask).memory
+def encode_batch(model: ClaraModel, role: str, params: Any, texts: Sequences) -> jax.Array:
+    """Return memories [N, M, E] of N rows of one text, see `clara_jax.method.compressor.encode`."""
+    return encode(model, params, role, texts).memory[:, 0]
 
 
 def encode_texts(
@@ -61,9 +61,9 @@ def encode_texts(
         while count < len(places):
             count *= 2
         rows = [np.asarray(texts[i], np.int32) for i in places] + [None] * (min(count, batch_size) - len(places))
-        arrays = with_memory(rows, length, tokenizer)
+        padded = with_memory(rows, length, tokenizer)
         with jax.set_mesh(mesh):
-            encoded = program(model, role, params, *put_batch(arrays, mesh))
+            encoded = program(model, role, params, put_batch(padded, mesh))
         if pending is not None:
             yield _on_host(*pending)
         pending = places, encoded

@@ -1,7 +1,7 @@
-"""Examples as fixed-size batches, padded on the left.
+"""Examples as fixed-size batches.
 
-Shapes: B rows, D documents of a row, M memory tokens, T positions of a prompt, A positions at its right end that hold
-every target. What shapes there are, and which examples a batch holds, is planned elsewhere (`shapes`, `plan`).
+Shapes: B rows, S sequences of a row, D documents of a row, M memory tokens, T positions of a prompt, A labels. What
+shapes there are, and which examples a batch holds, is planned elsewhere (`buckets`, `sampler`).
 """
 
 from __future__ import annotations
@@ -20,71 +20,116 @@ from clara_jax.input_pipeline.tokenization import IGNORED, ClaraTokenizer
 
 Array = np.ndarray | jax.Array
 # Token ids of N documents, None for an absent one -> their memories [N, M, E], zero for an absent one.
-Memories = Callable[[Sequence[np.ndarray | None]], np.ndarray]
+MemoryReader = Callable[[Sequence[np.ndarray | None]], np.ndarray]
+
+
+@flax.struct.dataclass
+class Sequences:
+    """Rows of texts to encode, each text followed by the M memory tokens.
+
+    A row holds S texts one after another, of which none attends to another, or a single one, padded on the left.
+    Leading axes (N) may be several: [B, D] for D rows of each example.
+
+    Attributes:
+      ids: int32 [N, T], the memory tokens among them.
+      segment_ids: int32 [N, T], the number of the text that a token belongs to, from 1; 0 where nothing is attended.
+      memory_positions: int32 [N, S, M], where each text's memory tokens stand; -1 for an absent text in a row of
+        several.
+    """
+
+    ids: Array
+    segment_ids: Array
+    memory_positions: Array
+
+
+@flax.struct.dataclass
+class DistinctSequences:
+    """The documents of a batch, each distinct one once, because the compressor is frozen.
+
+    Attributes:
+      texts: [N, T], rows of one document each.
+      index: int32 [B, D], which of the N documents stands at a place, 0 where none does.
+    """
+
+    texts: Sequences
+    index: Array
+
+
+@flax.struct.dataclass
+class StoredMemories:
+    """Documents that were compressed before.
+
+    Attributes:
+      vectors: compute dtype [B, D, M, E].
+    """
+
+    vectors: Array
+
+
+@flax.struct.dataclass
+class PromptBatch:
+    """The generator's prompts with their targets: one in each row, padded on the left, or several (packed).
+
+    Attributes:
+      ids: int32 [B, T].
+      segment_ids: int32 [B, T], the number of the prompt that a token belongs to, from 1; 0 where nothing is attended.
+      memory_index: int32 [B, T], which of the row's memory vectors stands at a position: slot · M + j; -1 at text.
+      labels: int32 [B, A], -100 where there is no loss.
+      label_positions: int32 [B, A], where the labels stand in ``ids``.
+    """
+
+    ids: Array
+    segment_ids: Array
+    memory_index: Array
+    labels: Array
+    label_positions: Array
 
 
 @flax.struct.dataclass
 class Batch:
     """A batch of a training step.
 
-    Te = encoder width + M, Tq = query width + M. Where documents are text in the prompt, D is 0.
-
-    A packed batch (`clara_jax.input_pipeline.packing`) holds up to S examples in each row, of one document each: one
-    sequence of documents, D = 1, and one of prompts. Its masks are int32, the number of the example in the
-    row, from 1, and 0 where nothing is attended.
+    A packed batch (`clara_jax.input_pipeline.packing`) holds up to S examples of one document each in a row; any other
+    one, S = 1.
 
     Attributes:
-      document_ids: int32 [B, D, Te], ending with the M memory tokens; with a ``document_index`` [N, Te], each distinct
-        document of the batch once. None where ``memories`` stands in their place, or D is 0.
-      document_mask: bool, of the same shape, attended positions, memory tokens among them; False where a document is
-        absent. None where ``document_ids`` is.
-      document_valid: bool [B, D] (packed: [B, S]), which documents are present.
-      query_ids: int32 [B, Tq], ending with the M memory tokens; None where nothing is ranked.
-      query_mask: bool [B, Tq]; None where nothing is ranked.
-      prompt_ids: int32 [B, T].
-      prompt_mask: bool [B, T].
-      memory_index: int32 [B, T], which of the row's memory vectors stands at a position: slot · M + j; -1 at text.
-      labels: int32 [B, A] of the last A positions of ``prompt_ids`` (packed: of ``targets_at``), -100 where there is no
-        loss.
+      documents: tokens, [B, D] rows of one text or [B, 1] rows of S; each distinct document once; memories; or None
+        where documents are text in the prompts.
+      document_valid: bool [B, D] (packed: [B, S]), which documents are present. D is 0 where they are text.
+      query: rows [B] of one question each; None where nothing is ranked.
+      prompt: what the generator reads.
       positives: bool [B, D]; None where nothing is ranked.
-      example_ids: int32 [B] (packed: [B, S]), places of the rows in the dataset; -1 for rows that only fill the batch.
-        Those have no label, no document, and nothing attended.
-      memory_at: int32 [B, S, M], where each document's memory tokens stand, -1 for absent ones; None unless packed.
-      targets_at: int32 [B, A], positions of the labels; None unless packed.
-      memories: compute dtype [B, D, M, E], of documents that were compressed before; else None.
-      document_index: int32 [B, D], which of the N distinct documents stands at a place, 0 where none does; or None.
+      example_ids: int32 [B, S], places of the examples in the dataset; -1 for those that only fill the batch. They have
+        no label, no document, and nothing attended.
     """
 
-    document_ids: Array | None
-    document_mask: Array | None
+    documents: Sequences | DistinctSequences | StoredMemories | None
     document_valid: Array
-    query_ids: Array | None
-    query_mask: Array | None
-    prompt_ids: Array
-    prompt_mask: Array
-    memory_index: Array
-    labels: Array
+    query: Sequences | None
+    prompt: PromptBatch
     positives: Array | None
     example_ids: Array
-    memory_at: Array | None = None
-    targets_at: Array | None = None
-    memories: Array | None = None
-    document_index: Array | None = None
+
+    @property
+    def texts(self) -> Sequences | None:
+        """The documents as tokens, in whatever order; None where there are none to compress."""
+        if isinstance(self.documents, DistinctSequences):
+            return self.documents.texts
+        return self.documents if isinstance(self.documents, Sequences) else None
 
     @property
     def tokens(self) -> int:
         """The number of attended positions of all texts and prompts; of host arrays, since reading a device's waits."""
-        return sum(int((mask != 0).sum()) for mask in self._masks)
+        return sum(int((segment_ids != 0).sum()) for segment_ids in self._segment_ids)
 
     @property
     def padding(self) -> float:
         """The share of positions that are padding."""
-        return 1 - self.tokens / sum(mask.size for mask in self._masks)
+        return 1 - self.tokens / sum(segment_ids.size for segment_ids in self._segment_ids)
 
     @property
-    def _masks(self) -> list[Array]:
-        masks = (self.document_mask, self.query_mask, self.prompt_mask)
-        return [mask for mask in masks if mask is not None]
+    def _segment_ids(self) -> list[Array]:
+        return [part.segment_ids for part in (self.texts, self.query, self.prompt) if part is not None]
 
 
 def plan_shapes(
@@ -99,7 +144,7 @@ def collate(
     shapes: Shapes,
     tokenizer: ClaraTokenizer,
     batch_size: int | None = None,
-    memories: Memories | None = None,
+    memories: MemoryReader | None = None,
     distinct: int | None = None,
 ) -> Batch:
     """Collate examples of one stage into a `Batch` of numpy arrays.
@@ -125,21 +170,21 @@ def collate(
     # Every document slot of every row is one line of a flat array, and so is every question.
     texts = [ids for example in examples for ids in (*example.documents, *[None] * (count - len(example.documents)))]
     texts += [None] * (rows * count - len(texts))
-    document_ids = document_mask = compressed = index = None
-    if memories is None and count and distinct is not None:
+    documents = query = positives = None
+    if memories is not None:
+        vectors = memories(texts)
+        documents = StoredMemories(vectors.reshape(rows, count, *vectors.shape[1:]))
+    elif count and distinct is not None:
         different, index = _distinct(texts, distinct)
-        index = index.reshape(rows, count)
-        document_ids, document_mask = with_memory(different, shapes.encoder_width, tokenizer)
-    elif memories is None and count:
+        documents = DistinctSequences(
+            with_memory(different, shapes.encoder_width, tokenizer), index.reshape(rows, count)
+        )
+    elif count:
         flat = with_memory(texts, shapes.encoder_width, tokenizer)
-        document_ids, document_mask = (lines.reshape(rows, count, -1) for lines in flat)
-    elif memories is not None:
-        flat_memories = memories(texts)
-        compressed = flat_memories.reshape(rows, count, *flat_memories.shape[1:])
-    query_ids = query_mask = positives = None
+        documents = jax.tree.map(lambda lines: lines.reshape(rows, count, *lines.shape[1:]), flat)
     if examples[0].query is not None:
         queries = [example.query for example in examples] + [None] * (rows - len(examples))
-        query_ids, query_mask = with_memory(queries, shapes.query_width, tokenizer)
+        query = with_memory(queries, shapes.query_width, tokenizer)
     if examples[0].positives is not None:
         positives = np.zeros((rows, count), bool)
         for row, example in enumerate(examples):
@@ -150,36 +195,38 @@ def collate(
         return _left_padded([getattr(example, name) for example in examples], rows, shapes.prompt_length, fill)
 
     lengths = np.array([len(example.prompt_ids) for example in examples] + [0] * (rows - len(examples)))
-    return Batch(
-        document_ids=document_ids,
-        document_mask=document_mask,
-        document_valid=np.array([text is not None for text in texts], bool).reshape(rows, count),
-        query_ids=query_ids,
-        query_mask=query_mask,
-        prompt_ids=lines("prompt_ids", pad),
-        prompt_mask=np.arange(shapes.prompt_length) >= shapes.prompt_length - lengths[:, None],
+    places = np.arange(shapes.prompt_length, dtype=np.int32)
+    targets = slice(shapes.prompt_length - shapes.target_length, None)
+    prompt = PromptBatch(
+        ids=lines("prompt_ids", pad),
+        segment_ids=(places >= shapes.prompt_length - lengths[:, None]).astype(np.int32),
         memory_index=lines("memory_index", -1),
-        labels=np.ascontiguousarray(lines("labels", IGNORED)[:, -shapes.target_length :]),
+        labels=np.ascontiguousarray(lines("labels", IGNORED)[:, targets]),
+        label_positions=np.tile(places[targets], (rows, 1)),
+    )
+    return Batch(
+        documents=documents,
+        document_valid=np.array([text is not None for text in texts], bool).reshape(rows, count),
+        query=query,
+        prompt=prompt,
         positives=positives,
-        example_ids=np.array([example.index for example in examples] + [-1] * (rows - len(examples)), np.int32),
-        memories=compressed,
-        document_index=index,
+        example_ids=np.array([[example.index] for example in examples] + [[-1]] * (rows - len(examples)), np.int32),
     )
 
 
-def with_memory(
-    texts: Sequence[np.ndarray | None], width: int, tokenizer: ClaraTokenizer
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pad texts on the left to ``width`` and append the memory tokens.
-
-    Returns:
-      ids, int32 [N, width + M]; the attended positions, bool of the same shape: none of an absent text.
-    """
+def with_memory(texts: Sequence[np.ndarray | None], width: int, tokenizer: ClaraTokenizer) -> Sequences:
+    """Pad N texts on the left to ``width`` and append the memory tokens; nothing of an absent text is attended."""
     memory = np.array(tokenizer.memory_ids, np.int32)
     padded = _left_padded(texts, len(texts), width, tokenizer.pad_id)
     ids = np.concatenate([padded, np.tile(memory, (len(texts), 1))], axis=1)
     lengths = np.array([0 if text is None else len(text) + len(memory) for text in texts])
-    return ids, np.arange(ids.shape[1]) >= ids.shape[1] - lengths[:, None]
+    attended = np.arange(ids.shape[1]) >= ids.shape[1] - lengths[:, None]
+    return Sequences(ids, attended.astype(np.int32), memory_at_end(len(texts), ids.shape[1], len(memory)))
+
+
+def memory_at_end(rows: int, length: int, memory_tokens: int) -> np.ndarray:
+    """Return `Sequences.memory_positions` of rows of ``length`` tokens that each end with their memory tokens."""
+    return np.tile(np.arange(length - memory_tokens, length, dtype=np.int32), (rows, 1, 1))
 
 
 def _distinct(texts: Sequence[np.ndarray | None], count: int) -> tuple[list[np.ndarray | None], np.ndarray]:

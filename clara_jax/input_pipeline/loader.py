@@ -8,7 +8,7 @@ import grain
 import jax
 import numpy as np
 
-from clara_jax.input_pipeline.batches import Batch, Memories, collate
+from clara_jax.input_pipeline.batches import Batch, MemoryReader, collate
 from clara_jax.input_pipeline.buckets import Shapes
 from clara_jax.input_pipeline.encoding import Example
 from clara_jax.input_pipeline.packing import RowCapacity, collate_packed, needs, pack, row_count
@@ -48,7 +48,7 @@ class BatchLoader:
         row: RowCapacity | None = None,
         row_multiple: int = 1,
         local_rows: Callable[[int], np.ndarray] = np.arange,
-        memories: Memories | None = None,
+        memories: MemoryReader | None = None,
         distinct: Mapping[Shapes, int] | None = None,
         further_rates: Sequence[Rate] = (),
     ):

@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
 from clara_jax.errors import ClaraError
-from clara_jax.input_pipeline.batches import Batch
+from clara_jax.input_pipeline.batches import Batch, PromptBatch, Sequences
 from clara_jax.input_pipeline.buckets import MULTIPLE, Shapes
 from clara_jax.input_pipeline.encoding import Example
 from clara_jax.input_pipeline.tokenization import IGNORED, ClaraTokenizer
@@ -124,44 +125,37 @@ def collate_packed(rows: Sequence[Sequence[Example]], count: int, row: RowCapaci
     length = len(memory)
     document_ids = np.full((count, row.documents), tokenizer.pad_id, np.int32)
     prompt_ids = np.full((count, row.prompts), tokenizer.pad_id, np.int32)
-    document_mask, prompt_mask = np.zeros_like(document_ids), np.zeros_like(prompt_ids)
-    memory_index = np.full_like(prompt_ids, -1)
+    texts = Sequences(document_ids, np.zeros_like(document_ids), np.full((count, row.examples, length), -1, np.int32))
     labels = np.full((count, row.targets), IGNORED, np.int32)
-    targets_at = np.zeros_like(labels)
-    memory_at = np.full((count, row.examples, length), -1, np.int32)
+    prompts = PromptBatch(
+        prompt_ids, np.zeros_like(prompt_ids), np.full_like(prompt_ids, -1), labels, np.zeros_like(labels)
+    )
     example_ids = np.full((count, row.examples), -1, np.int32)
     for b, examples in enumerate(rows):
         document, prompt, target = 0, 0, 0  # where the next begins
         for s, example in enumerate(examples):
             (text,) = example.documents
             after = document + len(text) + length
-            document_ids[b, document:after] = np.concatenate([text, memory])
-            document_mask[b, document:after] = s + 1
-            memory_at[b, s] = np.arange(after - length, after)
+            texts.ids[b, document:after] = np.concatenate([text, memory])
+            texts.segment_ids[b, document:after] = s + 1
+            texts.memory_positions[b, s] = np.arange(after - length, after)
             document = after
 
             after = prompt + len(example.prompt_ids)
-            prompt_ids[b, prompt:after] = example.prompt_ids
-            prompt_mask[b, prompt:after] = s + 1
+            prompts.ids[b, prompt:after] = example.prompt_ids
+            prompts.segment_ids[b, prompt:after] = s + 1
             index = example.memory_index
-            memory_index[b, prompt:after] = np.where(index >= 0, s * length + index, -1)
+            prompts.memory_index[b, prompt:after] = np.where(index >= 0, s * length + index, -1)
             labelled = np.flatnonzero(example.labels != IGNORED)
             labels[b, target : target + len(labelled)] = example.labels[labelled]
-            targets_at[b, target : target + len(labelled)] = prompt + labelled
+            prompts.label_positions[b, target : target + len(labelled)] = prompt + labelled
             prompt, target = after, target + len(labelled)
             example_ids[b, s] = example.index
     return Batch(
-        document_ids=document_ids[:, None],
-        document_mask=document_mask[:, None],
+        documents=jax.tree.map(lambda x: x[:, None], texts),
         document_valid=example_ids >= 0,
-        query_ids=None,
-        query_mask=None,
-        prompt_ids=prompt_ids,
-        prompt_mask=prompt_mask,
-        memory_index=memory_index,
-        labels=labels,
+        query=None,
+        prompt=prompts,
         positives=None,
         example_ids=example_ids,
-        memory_at=memory_at,
-        targets_at=targets_at,
     )

@@ -206,20 +206,16 @@ class ClaraModel:
         """Return float32 logits of the vocabulary and of the added tokens for states [B, T, E]."""
         return self._apply(params, None, states, method="unembed")
 
-    def dropout(self, keys: jax.Array | None, mask: Array) -> Dropout | None:
+    def dropout(self, keys: jax.Array | None, segment_ids: Array) -> Dropout | None:
         """Return the dropout of a batch; None without keys or at rate 0.
 
         Args:
-          keys: PRNG keys [B], or [B, S] where the mask numbers a row's S sequences.
-          mask: [B, T], see `Transformer.__call__`.
+          keys: PRNG keys [B, S], of a row's S sequences.
+          segment_ids: int32 [B, T], the number of a token's sequence, from 1; 0 for padding.
         """
         if keys is None or self.clara.lora_dropout == 0:
             return None
-        if keys.ndim == 2:
-            data = jnp.take_along_axis(jax.random.key_data(keys), jnp.maximum(mask - 1, 0)[..., None], axis=1)
-            keys_of_tokens: jax.Array = jax.random.wrap_key_data(data, impl=jax.random.key_impl(keys))
-            return Dropout(keys_of_tokens, positions_of(mask), self.clara.lora_dropout)
-        return Dropout(keys, positions_of(mask), self.clara.lora_dropout)
+        return Dropout(keys, jnp.asarray(segment_ids), positions_of(segment_ids), self.clara.lora_dropout)
 
     def _apply(self, params: Any, role: str | None, *args, **options) -> Any:
         variables = {"params": params["base"], "tokens": params["tokens"]}

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from clara_jax.input_pipeline.batches import Batch
+from clara_jax.input_pipeline.batches import PromptBatch
 from clara_jax.method.clara import ClaraModel
 from clara_jax.model.lora import Dropout
 from clara_jax.model.sharding import Array, reshape_rows
@@ -37,9 +37,9 @@ def splice(model: ClaraModel, params: Any, ids: Array, memory_index: Array, memo
 def target_states(
     model: ClaraModel,
     params: Any,
-    batch: Batch,
+    prompt: PromptBatch,
     memories: Array | None,
-    mask: Array | None = None,
+    segment_ids: Array | None = None,
     dropout: Dropout | None = None,
 ) -> jax.Array:
     """Return the generator's last-layer states that predict the targets: at the positions before the labels'.
@@ -47,18 +47,15 @@ def target_states(
     Args:
       model: backbone and hyperparameters.
       params: the model's parameters.
-      batch: prompts and labels.
+      prompt: prompts with their targets.
       memories: [B, K, M, E] or None, as of `splice`.
-      mask: bool [B, T], attended positions; None for the batch's ``prompt_mask``.
+      segment_ids: int32 [B, T], in place of the prompts', where some of their tokens are not to be attended.
       dropout: for the adapter's inputs, in training.
 
     Returns:
       [B, A, E].
     """
-    x = splice(model, params, batch.prompt_ids, batch.memory_index, memories)
-    mask = batch.prompt_mask if mask is None else mask
-    states, _ = model.forward(params, "generator", x, mask, dropout=dropout)
-    if batch.targets_at is not None:
-        return jnp.take_along_axis(states, jnp.maximum(batch.targets_at - 1, 0)[..., None], axis=1)
-    length, targets = states.shape[1], batch.labels.shape[1]
-    return states[:, length - targets - 1 : length - 1]
+    x = splice(model, params, prompt.ids, prompt.memory_index, memories)
+    segment_ids = prompt.segment_ids if segment_ids is None else segment_ids
+    states, _ = model.forward(params, "generator", x, segment_ids, dropout=dropout)
+    return jnp.take_along_axis(states, jnp.maximum(prompt.label_positions - 1, 0)[..., None], axis=1)

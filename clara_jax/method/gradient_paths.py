@@ -66,8 +66,8 @@ def gradient_terms(model: ClaraModel, params: Any, batch: Batch, objective: Obje
     candidates, and "gradient_cosine" between the two, over those questions where neither is zero.
     """
     paths = score_gradients(model, params, batch, objective)
-    labelled = jnp.any(batch.labels != IGNORED, axis=-1)
-    asked = (batch.example_ids >= 0) & jnp.any(batch.document_valid, axis=-1) & labelled
+    labelled = jnp.any(batch.prompt.labels != IGNORED, axis=-1)
+    asked = (batch.example_ids[:, 0] >= 0) & jnp.any(batch.document_valid, axis=-1) & labelled
     first, second = (jnp.linalg.norm(path, axis=-1) for path in paths)
     both = asked & (first > 0) & (second > 0)
     directions = (path / jnp.where(both, norm, 1)[:, None] for path, norm in zip(paths, (first, second), strict=True))

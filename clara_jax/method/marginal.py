@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from clara_jax.input_pipeline.batches import Batch
+from clara_jax.input_pipeline.batches import PromptBatch
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.cross_entropy import target_log_likelihoods
 from clara_jax.method.generator import target_states
@@ -39,7 +39,7 @@ def marginal_loss(scores: jax.Array, valid: Array, log_likelihoods: jax.Array, t
     return jnp.where(jnp.any(valid, axis=-1), -jax.nn.logsumexp(joint, axis=-1), 0)
 
 
-def document_log_likelihoods(model: ClaraModel, params: Any, batch: Batch, memories: jax.Array) -> jax.Array:
+def document_log_likelihoods(model: ClaraModel, params: Any, prompt: PromptBatch, memories: jax.Array) -> jax.Array:
     """Return log p(y|x, d) given each selected document alone: the others' memories are masked in the prompt.
 
     It takes K forward passes of the generator, one after the other, without dropout and without a backward pass: each
@@ -48,7 +48,7 @@ def document_log_likelihoods(model: ClaraModel, params: Any, batch: Batch, memor
     Args:
       model: backbone and hyperparameters.
       params: the model's parameters.
-      batch: not packed.
+      prompt: rows of one prompt each.
       memories: [B, K, M, E].
 
     Returns:
@@ -56,11 +56,11 @@ def document_log_likelihoods(model: ClaraModel, params: Any, batch: Batch, memor
     """
     params, memories = jax.lax.stop_gradient((params, memories))
     _, ranks, tokens, _ = memories.shape
-    rank = jnp.where(batch.memory_index < 0, -1, batch.memory_index // tokens)
+    rank = jnp.where(prompt.memory_index < 0, -1, prompt.memory_index // tokens)
 
     def given_only(j: jax.Array) -> jax.Array:
-        mask = batch.prompt_mask & ((rank < 0) | (rank == j))
-        states = target_states(model, params, batch, memories, mask)
-        return target_log_likelihoods(model, params, states, batch.labels)
+        segment_ids = jnp.where((rank < 0) | (rank == j), prompt.segment_ids, 0)
+        states = target_states(model, params, prompt, memories, segment_ids)
+        return target_log_likelihoods(model, params, states, prompt.labels)
 
     return jax.lax.map(given_only, jnp.arange(ranks)).T

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from clara_jax.errors import ClaraError
-from clara_jax.input_pipeline.batches import Batch
+from clara_jax.input_pipeline.batches import Batch, DistinctSequences, PromptBatch, Sequences, StoredMemories
 from clara_jax.input_pipeline.tokenization import IGNORED
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.compressor import Encoded, alignment_loss, calibrated_map, encode, pool_runs, read
@@ -25,7 +25,7 @@ from clara_jax.method.marginal import document_log_likelihoods, marginal_loss
 from clara_jax.method.parameters import MAP, flatten, overlap, unflatten
 from clara_jax.method.reranker import contrastive_loss, cosine_scores
 from clara_jax.method.topk import DEGENERATE, METHODS, degenerate, select
-from clara_jax.model.sharding import Array, join_rows, microbatches, split_rows
+from clara_jax.model.sharding import Array, join_rows, microbatches, reshape_rows, split_rows
 
 NORMALIZATIONS = ("none", "standard")
 CE_OVER = (TOKENS, RECORDS) = ("tokens", "records")
@@ -72,7 +72,7 @@ class Stage:
       reference_name: its name in the released code; "" for a stage that is not in it.
       trains: paths of the subtrees it trains by default.
       starts_from: subtree -> subtree it is copied from, unless an earlier stage has trained it.
-      loss: (model, params, batch, objective, keys [B] or None) -> sums of its terms.
+      loss: (model, params, batch, objective, keys [B, S] or None) -> sums of its terms.
       weights: objective -> weight of each term in the loss; other terms are only reported.
     """
 
@@ -90,14 +90,14 @@ def counts(batch: Batch, ce_over: str = TOKENS) -> Terms:
     It is the number of labelled tokens (for "ce" with ``ce_over`` "records" that of records), of documents, of
     questions with a positive document, or of questions.
     """
-    labelled = jnp.sum(batch.labels != IGNORED)
+    labelled = jnp.sum(batch.prompt.labels != IGNORED)
     numbers = {"ce": labelled, "accuracy": labelled, "mse": jnp.sum(batch.document_valid)}
     if ce_over == RECORDS:
-        numbers["ce"] = jnp.sum(label_weights(batch))
+        numbers["ce"] = jnp.sum(label_weights(batch.prompt))
     if batch.positives is not None:
         numbers["contrastive"] = numbers["recall"] = jnp.sum(jnp.any(batch.positives & batch.document_valid, axis=-1))
-    if batch.query_ids is not None:
-        real = batch.example_ids >= 0
+    if batch.query is not None:
+        real = batch.example_ids[:, 0] >= 0
         numbers["marginal"] = jnp.sum(real & jnp.any(batch.document_valid, axis=-1))
         numbers |= dict.fromkeys(DEGENERATE, jnp.sum(real))
     return {name: number.astype(jnp.float32) for name, number in numbers.items()}
@@ -125,14 +125,15 @@ def scp_loss(model: ClaraModel, params: Any, batch: Batch, objective: Objective,
 
     Salient compressor pretraining has one document per row; instruction tuning has several.
     """
-    documents = _encode_documents(model, params, batch, keys, objective.scaffold)
+    assert isinstance(batch.documents, Sequences)  # only stages with a frozen compressor have others
+    documents = encode_documents(model, params, batch.documents, keys, objective.scaffold)
     mse = jnp.sum(alignment_loss(documents, batch.document_valid, objective.mse_reduction))
-    return _answer(model, params, batch, documents.memory, keys, objective.ce_over) | {"mse": mse}
+    return _answer(model, params, batch.prompt, documents.memory, keys, objective.ce_over) | {"mse": mse}
 
 
 def text_loss(model: ClaraModel, params: Any, batch: Batch, objective: Objective, keys: jax.Array | None) -> Terms:
     """Return the terms of L = L_CE over prompts with documents as plain text: the baseline without compression."""
-    return _answer(model, params, batch, None, keys, objective.ce_over)
+    return _answer(model, params, batch.prompt, None, keys, objective.ce_over)
 
 
 def end_to_end_loss(
@@ -172,7 +173,7 @@ def answer_from_best(
         scores, objective.top_k, objective.topk_method, objective.temperature, batch.document_valid, _fold(keys, 2)
     )
     selected = jnp.einsum("BKD,BDME->BKME", selection.astype(documents.dtype), documents)
-    return _answer(model, params, batch, selected, keys, objective.ce_over), selected, indices
+    return _answer(model, params, batch.prompt, selected, keys, objective.ce_over), selected, indices
 
 
 def probability_loss(
@@ -185,7 +186,7 @@ def probability_loss(
     indices: jax.Array,
 ) -> jax.Array:
     """Return `marginal_loss` of scores [B, D], over the selected documents of `answer_from_best`; float32 [B]."""
-    likelihoods = document_log_likelihoods(model, params, batch, selected)
+    likelihoods = document_log_likelihoods(model, params, batch.prompt, selected)
     chosen, exist = (jnp.take_along_axis(x, indices, axis=1) for x in (scores, batch.document_valid))
     return marginal_loss(chosen, exist, likelihoods, objective.temperature)
 
@@ -204,22 +205,21 @@ def retrieval_loss(model: ClaraModel, params: Any, batch: Batch, objective: Obje
 def compress_distinct(model: ClaraModel, params: Any, batch: Batch, parts: int = 1) -> Batch:
     """Return the batch with memories in place of its distinct documents, each compressed once.
 
-    There is neither gradient nor dropout. A batch without ``document_index`` is returned as it is.
+    There is neither gradient nor dropout. A batch of other documents is returned as it is.
 
     Args:
       model: backbone and hyperparameters.
       params: the model's parameters.
-      batch: with a ``document_index`` or not.
+      batch: of any documents.
       parts: number of parts that are compressed one after the other, so that memory suffices for a microbatch each.
     """
-    if batch.document_index is None:
+    if not isinstance(batch.documents, DistinctSequences):
         return batch
-    assert batch.document_ids is not None and batch.document_mask is not None  # what the index counts
 
-    def compress(texts: tuple[Array, Array]) -> jax.Array:
-        return encode(model, params, "compressor", *texts).memory
+    def compress(texts: Sequences) -> jax.Array:
+        return encode(model, params, "compressor", texts).memory[:, 0]
 
-    texts = batch.document_ids, batch.document_mask  # [N, Te]
+    texts, index = batch.documents.texts, batch.documents.index
     if parts == 1:
         memory = compress(texts)
     else:
@@ -227,23 +227,24 @@ def compress_distinct(model: ClaraModel, params: Any, batch: Batch, parts: int =
         memory = join_rows(jnp.moveaxis(by_part, 0, 1))
     # A row's documents may have been compressed on any device.
     whole = jax.reshard(jax.lax.stop_gradient(memory), jax.P(*(None for _ in memory.shape)))
-    rows = jax.P(jax.typeof(batch.document_index).sharding.spec[0], *(None for _ in memory.shape))
-    placed = whole.at[batch.document_index].get(out_sharding=rows)
-    memories = jnp.where(batch.document_valid[..., None, None], placed, 0)
-    return dataclasses.replace(batch, document_ids=None, document_mask=None, document_index=None, memories=memories)
+    rows = jax.P(jax.typeof(index).sharding.spec[0], *(None for _ in memory.shape))
+    placed = whole.at[index].get(out_sharding=rows)
+    vectors = jnp.where(batch.document_valid[..., None, None], placed, 0)
+    return dataclasses.replace(batch, documents=StoredMemories(vectors))
 
 
 def rank_documents(
     model: ClaraModel, params: Any, batch: Batch, keys: jax.Array | None
 ) -> tuple[jax.Array, Array, jax.Array]:
     """Return cosine scores [B, D], document memories [B, D, M, E] without gradient, and query memory [B, M, E]."""
-    assert batch.query_ids is not None and batch.query_mask is not None  # batches of stages that rank have questions
-    query_ids, query_mask = batch.query_ids, batch.query_mask
-    batch = compress_distinct(model, params, batch)
-    documents = batch.memories
-    if documents is None:
-        documents = jax.lax.stop_gradient(_encode_documents(model, params, batch, None).memory)
-    query = encode(model, params, "query_reasoner", query_ids, query_mask, _fold(keys, 1)).memory
+    assert batch.query is not None  # batches of stages that rank have questions
+    found = compress_distinct(model, params, batch).documents
+    if isinstance(found, StoredMemories):
+        documents = found.vectors
+    else:
+        assert isinstance(found, Sequences)
+        documents = jax.lax.stop_gradient(encode_documents(model, params, found).memory)
+    query = encode(model, params, "query_reasoner", batch.query, _fold(keys, 1)).memory[:, 0]
     return cosine_scores(query, documents), documents, query
 
 
@@ -267,66 +268,62 @@ def recall(indices: jax.Array, positives: Array) -> jax.Array:
     return found / jnp.maximum(total, 1).astype(jnp.float32)
 
 
-def _encode_documents(
-    model: ClaraModel, params: Any, batch: Batch, keys: jax.Array | None, scaffold: float | jax.Array = 0.0
+def encode_documents(
+    model: ClaraModel,
+    params: Any,
+    documents: Sequences,
+    keys: jax.Array | None = None,
+    scaffold: float | jax.Array = 0.0,
 ) -> Encoded:
-    """Encode each row's documents: memory [B, D, M, E], mean text state [B, D, E]."""
-    assert batch.document_ids is not None and batch.document_mask is not None  # else there are memories in their place
-    if batch.memory_at is not None:  # a row's documents are one sequence
-        ids, mask = batch.document_ids[:, 0], batch.document_mask[:, 0]
-        return encode(model, params, "compressor", ids, mask, _fold(keys, 2), batch.memory_at, scaffold)
-    # All documents of all rows are one flat batch of B · D texts.
-    count = batch.document_ids.shape[1]
-    flat_keys = None
+    """Encode [B, D] rows of S documents: memory [B, D · S, M, E], mean states [B, D · S, E]; keys [B, S]."""
+    count = documents.ids.shape[1]
     if keys is not None:
         # Numbers are folded in one by one: JAX does not fold a vector of them into the split keys of a single row.
-        flat_keys = join_rows(jnp.stack([_fold(keys, 2 + number) for number in range(count)], axis=1))
-    ids, mask = join_rows(batch.document_ids), join_rows(batch.document_mask)
-    flat = encode(model, params, "compressor", ids, mask, flat_keys, scaffold=scaffold)
-    return jax.tree.map(lambda x: split_rows(x, count), flat)
+        keys = join_rows(jnp.stack([_fold(keys, 2 + number) for number in range(count)], axis=1))
+    flat = encode(model, params, "compressor", jax.tree.map(join_rows, documents), keys, scaffold)
+    return jax.tree.map(lambda x: reshape_rows(split_rows(x, count), -1, *x.shape[2:]), flat)
 
 
 def calibrate(model: ClaraModel, params: Any, batch: Batch, strength: float) -> dict[str, jax.Array]:
     """Return initial values of the memory map for the documents of a batch, see `calibrated_map`."""
-    assert batch.document_ids is not None and batch.document_mask is not None  # stages that train the map have texts
-    ids, mask = join_rows(batch.document_ids), join_rows(batch.document_mask)
-    x, encoded = read(model, params, "compressor", ids, mask, None, batch.memory_at)
-    memory = encoded.memory
-    pooled = pool_runs(x, mask, model.clara.memory_tokens, batch.memory_at)
-    if batch.memory_at is not None:
-        memory, pooled = join_rows(memory), (join_rows(pooled[0]), join_rows(pooled[1]))
-    return calibrated_map(memory, pooled, join_rows(batch.document_valid), strength)
+    assert isinstance(batch.documents, Sequences)  # stages that train the map have texts
+    texts = jax.tree.map(join_rows, batch.documents)
+    x, encoded = read(model, params, "compressor", texts, None)
+    valid = reshape_rows(batch.document_valid, batch.documents.ids.shape[1], -1)  # [B, D, S]
+    return calibrated_map(encoded.memory, pool_runs(x, texts), join_rows(valid), strength)
 
 
-def label_weights(batch: Batch) -> jax.Array:
+def label_weights(prompt: PromptBatch) -> jax.Array:
     """Return weights float32 [B, A]: one over the number of labels of the label's record, 0 where there is no label.
 
     Their sum is the number of records that have labels, and a weighted sum over labels is a sum over records of their
     means.
     """
-    labelled = batch.labels != IGNORED
-    if batch.targets_at is None:
-        number = jnp.sum(labelled, axis=1, keepdims=True)
-    else:  # several records in a row: the prompt's mask numbers them from 1
-        record = jnp.take_along_axis(batch.prompt_mask, batch.targets_at, axis=1)
-        number = jnp.sum((record[:, :, None] == record[:, None, :]) & labelled[:, None, :], axis=-1)
+    labelled = prompt.labels != IGNORED
+    record = jnp.take_along_axis(prompt.segment_ids, prompt.label_positions, axis=1)
+    number = jnp.sum((record[:, :, None] == record[:, None, :]) & labelled[:, None, :], axis=-1)
     return labelled / jnp.maximum(number, 1).astype(jnp.float32)
 
 
 def _answer(
-    model: ClaraModel, params: Any, batch: Batch, memories: jax.Array | None, keys: jax.Array | None, ce_over: str
+    model: ClaraModel,
+    params: Any,
+    prompt: PromptBatch,
+    memories: jax.Array | None,
+    keys: jax.Array | None,
+    ce_over: str,
 ) -> Terms:
-    dropout = model.dropout(_fold(keys, 0), batch.prompt_mask)
-    before = target_states(model, params, batch, memories, dropout=dropout)
-    weights = label_weights(batch) if ce_over == RECORDS else None
-    ce, correct = language_model_loss(model, params, before, batch.labels, weights)
+    dropout = model.dropout(_fold(keys, 0), prompt.segment_ids)
+    before = target_states(model, params, prompt, memories, dropout=dropout)
+    weights = label_weights(prompt) if ce_over == RECORDS else None
+    ce, correct = language_model_loss(model, params, before, prompt.labels, weights)
     return {"ce": ce, "accuracy": correct}
 
 
 def _degenerate(scores: jax.Array, batch: Batch, objective: Objective) -> Terms:
     """Count the rows that could not be ranked properly, see `degenerate`; padding rows are left out."""
     found = degenerate(scores, objective.top_k, batch.document_valid)
-    return {name: jnp.sum(rows & (batch.example_ids >= 0), dtype=jnp.float32) for name, rows in found.items()}
+    return {name: jnp.sum(rows & (batch.example_ids[:, 0] >= 0), dtype=jnp.float32) for name, rows in found.items()}
 
 
 @overload

@@ -21,24 +21,28 @@ class Dropout:
     """Dropout on the adapters' inputs with masks that depend on example and token, never on where it is computed.
 
     A key is folded per layer and projection, then per token position counted from the first attended token; so a batch
-    that is sharded, accumulated, padded otherwise or resumed sees the same masks.
+    that is sharded, accumulated, padded or packed otherwise, or resumed sees the same masks.
     """
 
-    keys: jax.Array  # typed PRNG keys, one per example and step: [B], or of each token [B, T]
+    keys: jax.Array  # typed PRNG keys [B, S], one per example and step
+    segment_ids: jax.Array  # int32 [B, T], the number of a token's sequence in its row, from 1; 0 for padding
     positions: jax.Array  # int32 [B, T]
     rate: float = flax.struct.field(pytree_node=False)
 
     def __call__(self, x: jax.Array, site: jax.Array) -> jax.Array:
         """Drop entries of x [B, T, ...] and scale the rest by 1 / (1 - rate); ``site`` numbers layer and group."""
-        by_row = self.keys.ndim == 1
-        fold_site = jax.vmap(jax.random.fold_in, (0, None))
-        keys = (fold_site if by_row else jax.vmap(fold_site, (0, None)))(self.keys, site)
-        keys = jax.vmap(jax.vmap(jax.random.fold_in, (None if by_row else 0, 0)))(keys, self.positions)
-        seeds = jax.vmap(jax.vmap(jax.random.bits))(keys)  # uint32 [B, T]
+        keys = jax.random.key_data(jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(self.keys, site))
+        keys = jnp.take_along_axis(keys, jnp.maximum(self.segment_ids - 1, 0)[..., None], axis=1)  # of tokens
+        keys = jax.random.wrap_key_data(keys, impl=jax.random.key_impl(self.keys))
+        seeds = jax.vmap(jax.vmap(_seed))(keys, self.positions)  # uint32 [B, T]
         channels = jnp.arange(math.prod(x.shape[2:]), dtype=jnp.uint32).reshape(x.shape[2:])
         draw = mix(seeds.reshape(*seeds.shape, *[1] * channels.ndim) + channels * jnp.uint32(0x9E3779B9))
         keep = draw >= jnp.uint32(self.rate * 2**32)
         return jnp.where(keep, x / (1 - self.rate), 0).astype(x.dtype)
+
+
+def _seed(key: jax.Array, position: jax.Array) -> jax.Array:
+    return jax.random.bits(jax.random.fold_in(key, position))
 
 
 def mix(x: jax.Array) -> jax.Array:

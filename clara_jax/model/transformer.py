@@ -270,7 +270,7 @@ class Transformer(nn.Module):
         positions = positions_of(mask) + before  # [B, T]
         seen = (mask != 0)[:, None, :]
         if mask.dtype != bool:
-            seen &= mask[:, :, None] == mask[:, None, :]
+            seen = seen & (mask[:, :, None] == mask[:, None, :])
         attended = jnp.sum(seen, axis=-1, dtype=jnp.int32) + before  # [B, T], or [B, 1] where a row is one sequence
         heads = (self.config.head_dim, self.operands or self.dtype)
         parts = [(part.slots, part.lengths) for part in caches]

@@ -19,20 +19,19 @@ import numpy as np
 
 from clara_jax.distributed import gather
 from clara_jax.inference.decode import Generated, Sampling, generate
-from clara_jax.input_pipeline.batches import Array, Batch, Memories, collate, plan_shapes
+from clara_jax.input_pipeline.batches import Array, Batch, MemoryReader, PromptBatch, Sequences, collate, plan_shapes
 from clara_jax.input_pipeline.distinct import most_distinct
 from clara_jax.input_pipeline.encoding import TEXT, Encoding, Example, record_prompts
 from clara_jax.input_pipeline.records import Record
 from clara_jax.input_pipeline.tokenization import ClaraTokenizer
 from clara_jax.method.clara import ClaraModel
-from clara_jax.method.compressor import encode
 from clara_jax.method.parameters import merge
-from clara_jax.method.stages import Objective, Stage, Terms, objective_value, rank_documents
+from clara_jax.method.stages import Objective, Stage, Terms, encode_documents, objective_value, rank_documents
 from clara_jax.method.topk import select
 from clara_jax.metrics.answers import exact_match, token_f1
 from clara_jax.metrics.controls import disjoint_others, repeated
 from clara_jax.metrics.ranking import DEPTHS, recall_at
-from clara_jax.model.sharding import divisible, join_rows, put_batch, split_rows
+from clara_jax.model.sharding import divisible, put_batch
 from clara_jax.training.step import Leaves, compiled_programs, make_eval_step, make_gradient_step
 
 REAL, NO_MEMORY, OTHER_MEMORY = "", "_no_memory", "_other_memory"  # cases, and what ends the names of their values
@@ -65,7 +64,7 @@ class Evaluation:
         end_ids: tuple[int, ...],
         controls: bool = True,
         gradients: bool = False,
-        memories: Memories | None = None,
+        memories: MemoryReader | None = None,
     ):
         """Prepare the batches and the jitted functions.
 
@@ -105,9 +104,10 @@ class Evaluation:
         self._select = jax.jit(_selector(model, encoding.ranks, objective))
         sampling = Sampling(max_new_tokens)
 
-        def answer(trained: Leaves, frozen: Leaves, prompt: tuple[jax.Array, ...], memories: jax.Array | None):
-            seeds = jnp.zeros(len(prompt[0]), jnp.uint32)  # greedy: never drawn from
-            return generate(model, merge(trained, frozen), *prompt, memories, seeds, sampling, end_ids)
+        def answer(trained: Leaves, frozen: Leaves, prompt: PromptBatch, memories: jax.Array | None):
+            seeds = jnp.zeros(len(prompt.ids), jnp.uint32)  # greedy: never drawn from
+            tokens = jnp.asarray(prompt.ids), prompt.segment_ids != 0, jnp.asarray(prompt.memory_index)
+            return generate(model, merge(trained, frozen), *tokens, memories, seeds, sampling, end_ids)
 
         self._generate = jax.jit(answer)
 
@@ -236,15 +236,14 @@ class _HeldOut:
         kept: memories of many candidates take much room.
       measured: whether it counts for the loss.
       ranked: whether it counts for recall.
-      prompts: by case, ids, mask and memory index [B, T] of the prompts without their targets; empty where nothing is
-        answered.
+      prompts: by case, the prompts without their targets; empty where nothing is answered.
       golds: the references of its first rows, those that are answered.
     """
 
     cases: Mapping[str, Callable[[], Batch]]
     measured: bool
     ranked: bool
-    prompts: Mapping[str, tuple[Array, ...]]
+    prompts: Mapping[str, PromptBatch]
     golds: Sequence[Sequence[str]]
 
 
@@ -257,7 +256,7 @@ def _prepare(
     loss_batches: int | None,
     answered: int,
     controls: bool,
-    memories: Memories | None,
+    memories: MemoryReader | None,
     mesh: jax.sharding.Mesh,
 ) -> list[_HeldOut]:
     starts = range(0, len(examples), size)
@@ -295,7 +294,7 @@ def _prepare(
                 cases=cases,
                 measured=number < measured,
                 ranked=number < measured and used[0].positives is not None,
-                prompts={case: (p.prompt_ids, p.prompt_mask, p.memory_index) for case, p in asked_cases.items()},
+                prompts={case: batch.prompt for case, batch in asked_cases.items()},
                 golds=[record.gold_answers for record in records[rows][: len(asked[rows])]],
             )
         )
@@ -344,7 +343,8 @@ def _make_without_memory(make: Callable[[], Batch]) -> Batch:
 
 def _without_memory(batch: Batch) -> Batch:
     """Return the batch with the memories masked: no attention to them, and positions do not count them."""
-    return dataclasses.replace(batch, prompt_mask=batch.prompt_mask & (batch.memory_index < 0))
+    segment_ids = np.where(batch.prompt.memory_index < 0, batch.prompt.segment_ids, 0)
+    return dataclasses.replace(batch, prompt=dataclasses.replace(batch.prompt, segment_ids=segment_ids))
 
 
 def _selector(
@@ -361,12 +361,9 @@ def _selector(
         return scores, jnp.einsum("BKD,BDME->BKME", chosen.astype(documents.dtype), documents)
 
     def compress(trained: Leaves, frozen: Leaves, batch: Batch, numbers: Terms):
-        document_ids, document_mask = batch.document_ids, batch.document_mask
-        assert document_ids is not None and document_mask is not None  # only ranking stages have stored memories
-        ids, mask = join_rows(document_ids), join_rows(document_mask)
+        assert isinstance(batch.documents, Sequences)  # only ranking stages have stored memories
         scaffold = numbers.get("scaffold", objective.scaffold)
-        memory = encode(model, merge(trained, frozen), "compressor", ids, mask, scaffold=scaffold).memory
-        return None, split_rows(memory, document_ids.shape[1])
+        return None, encode_documents(model, merge(trained, frozen), batch.documents, scaffold=scaffold).memory
 
     return rank if ranks else compress
 

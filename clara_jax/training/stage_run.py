@@ -18,7 +18,7 @@ from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.checkpoints.run import CheckpointWriter
 from clara_jax.distributed import Agreement, is_main, say
 from clara_jax.errors import ClaraError, warn_line
-from clara_jax.input_pipeline.batches import Memories
+from clara_jax.input_pipeline.batches import MemoryReader
 from clara_jax.input_pipeline.distinct import document_numbers, planned_counts
 from clara_jax.input_pipeline.loader import BatchLoader
 from clara_jax.input_pipeline.rates import make_rate, with_fewer
@@ -150,7 +150,7 @@ class StageRun:
         """Return a scalar on every device."""
         return jax.device_put(value, jax.NamedSharding(self.bundle.mesh, jax.P()))
 
-    def _evaluations(self, memories: Memories | None) -> dict[str, Evaluation]:
+    def _evaluations(self, memories: MemoryReader | None) -> dict[str, Evaluation]:
         """Make the evaluations of the held-out records, by the prefix of the names of their values.
 
         Records of each kind of text (to write out, or to continue) are measured apart from the others; so is each rate.

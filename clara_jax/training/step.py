@@ -158,10 +158,8 @@ def _learned(trained: Leaves) -> Terms:
 
 
 def example_keys(key: jax.Array, example_ids: Array) -> jax.Array:
-    """Return a PRNG key for each example; shaped as ``example_ids``, [B], or [B, S] where a row holds several."""
-    fold = jax.random.fold_in
-    for _ in example_ids.shape:
-        fold = jax.vmap(fold, (None, 0))
+    """Return a PRNG key for each example, shaped as ``example_ids``: [B, S]."""
+    fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (None, 0))
     return fold(key, example_ids)
 
 

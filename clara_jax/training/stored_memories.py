@@ -11,7 +11,7 @@ from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.distributed import Agreement
 from clara_jax.inference.memory_cache import Parts, complete_store
 from clara_jax.inference.memory_store import MemoryStore
-from clara_jax.input_pipeline.batches import Memories
+from clara_jax.input_pipeline.batches import MemoryReader
 from clara_jax.training.metrics import Progress
 from clara_jax.training.stage_config import IN_RUN, StageConfig
 from clara_jax.training.stopping import Stopped, StopSignal
@@ -24,7 +24,7 @@ def open_memories(
     stop: StopSignal,
     progress: bool = False,
     workdir: Path | None = None,
-) -> Memories:
+) -> MemoryReader:
     """Open the stage's store of memories, after adding the memories of documents that it lacks.
 
     Args:

@@ -35,7 +35,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from clara_jax.input_pipeline.batches import Array, Batch
+from clara_jax.input_pipeline.batches import Array, Batch, PromptBatch, Sequences
 from clara_jax.input_pipeline.tokenization import IGNORED
 from clara_jax.method.parameters import overlap
 from clara_jax.model.config import ModelConfig
@@ -158,22 +158,22 @@ def step_flops(config: ModelConfig, rank: int, stage: str, trains: Sequence[str]
     def is_trained(*subtrees: str) -> bool:
         return any(overlap(name, subtree) for name in trains for subtree in subtrees)
 
-    def texts(mask: Array | None, role: str, flows_back: bool) -> int:
-        if mask is None:
+    def passes(rows: Sequences | PromptBatch | None, role: str, flows_back: bool) -> int:
+        if rows is None:
             return 0
         trained = [name for name in ("base", "lora") if is_trained({"base": "base/layers"}.get(name, f"lora/{role}"))]
-        return blocks_flops(config, rank, work(mask, config.sliding_window), flows_back, trained)
+        return blocks_flops(config, rank, work(rows.segment_ids, config.sliding_window), flows_back, trained)
 
     # A gradient comes to a text's end in any case; it goes back through the text where something on the way is trained.
     ranks = stage in ("end_to_end", "retrieval")
     inputs = ("base", "tokens/memory")
     back = not ranks and is_trained("lora/compressor", *inputs)
-    total = texts(batch.document_mask, "compressor", back)
+    total = passes(batch.texts, "compressor", back)
     if ranks:
         query_back = is_trained("lora/query_reasoner", *inputs)
-        total += texts(batch.query_mask, "query_reasoner", query_back)
+        total += passes(batch.query, "query_reasoner", query_back)
     if stage != "retrieval":
-        total += texts(batch.prompt_mask, "generator", True)
+        total += passes(batch.prompt, "generator", True)
         table = "base/embed" if config.tied else "base/lm_head"
-        total += head_flops(config, int((batch.labels != IGNORED).sum()), is_trained(table))
+        total += head_flops(config, int((batch.prompt.labels != IGNORED).sum()), is_trained(table))
     return total

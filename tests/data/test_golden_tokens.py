@@ -94,32 +94,32 @@ def test_golden_stage_tokens(golden, reference, tmp_path, monkeypatch):
     )
     batch = collate(examples, shapes, tokenizer)
 
-    np.testing.assert_array_equal(batch.document_ids.reshape(rows * per_row, -1), arrays["enc_input_ids"])
-    np.testing.assert_array_equal(batch.document_mask.reshape(rows * per_row, -1), arrays["enc_attention_mask"])
-    np.testing.assert_array_equal(batch.prompt_ids, arrays["dec_input_ids"])
-    np.testing.assert_array_equal(batch.prompt_mask, arrays["dec_attention_mask"])
-    np.testing.assert_array_equal(batch.labels, arrays["labels"][:, 1:])
+    np.testing.assert_array_equal(batch.documents.ids.reshape(rows * per_row, -1), arrays["enc_input_ids"])
+    np.testing.assert_array_equal(batch.documents.segment_ids.reshape(rows * per_row, -1), arrays["enc_attention_mask"])
+    np.testing.assert_array_equal(batch.prompt.ids, arrays["dec_input_ids"])
+    np.testing.assert_array_equal(batch.prompt.segment_ids, arrays["dec_attention_mask"])
+    np.testing.assert_array_equal(batch.prompt.labels, arrays["labels"][:, 1:])
     assert np.all(arrays["labels"][:, 0] == -100)
     assert batch.document_valid.all()
     if "query_input_ids" in arrays:
         assert shapes.query_width == DECODER_LIMIT + FRAME
-        np.testing.assert_array_equal(batch.query_ids, arrays["query_input_ids"])
-        np.testing.assert_array_equal(batch.query_mask, arrays["query_attention_mask"])
+        np.testing.assert_array_equal(batch.query.ids, arrays["query_input_ids"])
+        np.testing.assert_array_equal(batch.query.segment_ids, arrays["query_attention_mask"])
         assert [list(np.flatnonzero(row)) for row in batch.positives] == [r["pos_index"] for r in info["batch"]]
     else:
-        assert batch.query_ids is None and batch.query_mask is None and batch.positives is None
+        assert batch.query is batch.positives is None
 
     # The memories stand where the memory tokens do, slot after slot.
     slots = min(info["generation_top_k"], per_row)
     expected = np.arange(slots * tokenizer.memory_tokens)
-    for index, ids in zip(batch.memory_index, batch.prompt_ids, strict=True):
+    for index, ids in zip(batch.prompt.memory_index, batch.prompt.ids, strict=True):
         np.testing.assert_array_equal(index[index >= 0], expected)
         np.testing.assert_array_equal(ids[index >= 0], np.tile(tokenizer.memory_ids, slots))
 
     # Smaller shapes hold the same tokens.
     small = collate(examples, plan_shapes(examples, tokenizer, multiple=1), tokenizer)
-    assert small.prompt_ids.shape == arrays["dec_input_ids"].shape
-    np.testing.assert_array_equal(small.labels, arrays["labels"][:, -small.labels.shape[1] :])
+    assert small.prompt.ids.shape == arrays["dec_input_ids"].shape
+    np.testing.assert_array_equal(small.prompt.labels, arrays["labels"][:, -small.prompt.labels.shape[1] :])
 
 
 @pytest.mark.parametrize("reference", STAGES)

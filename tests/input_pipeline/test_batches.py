@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from clara_jax.errors import ClaraError
-from clara_jax.input_pipeline.batches import Batch, collate, plan_shapes
+from clara_jax.input_pipeline.batches import collate, plan_shapes
 from clara_jax.input_pipeline.buckets import Shapes, text_width
 from clara_jax.input_pipeline.encoding import Encoding, encode_records
 from clara_jax.input_pipeline.records import parse_record, read_records
@@ -35,8 +35,8 @@ def make(stage, k=2, candidates=3, records=RECORDS, progress=None, **options):
     return encode_records(records, TOKENIZER, Encoding(stage, k, candidates, **options), progress)
 
 
-def text(ids, mask):
-    return TOKENIZER.decode(ids[mask], special=True)
+def text(ids, segment_ids):
+    return TOKENIZER.decode(ids[segment_ids == 1], special=True)
 
 
 def test_end_to_end_batch():
@@ -44,52 +44,53 @@ def test_end_to_end_batch():
     shapes = plan_shapes(examples, TOKENIZER)
     batch = collate(examples, shapes, TOKENIZER, batch_size=4)
     memory = "<MEM0><MEM1><MEM2><MEM3>"
-    assert batch.document_ids.shape == (4, 3, shapes.encoder_width + M)
+    assert batch.documents.ids.shape == (4, 3, shapes.encoder_width + M)
     np.testing.assert_array_equal(batch.document_valid, [[1, 1, 1], [1, 0, 0], [1, 1, 0], [0, 0, 0]])
     for row, record in enumerate(RECORDS):
         for d, document in enumerate(record.documents):
             expected = f"<ENC><|im_start|>{document}<|im_end|>{memory}"
-            assert text(batch.document_ids[row, d], batch.document_mask[row, d]) == expected
+            assert text(batch.documents.ids[row, d], batch.documents.segment_ids[row, d]) == expected
         expected = f"<ENC><|im_start|>{record.questions[0]}<|im_end|>{memory}"
-        assert text(batch.query_ids[row], batch.query_mask[row]) == expected
-        prompt = text(batch.prompt_ids[row], batch.prompt_mask[row])
+        assert text(batch.query.ids[row], batch.query.segment_ids[row]) == expected
+        prompt = text(batch.prompt.ids[row], batch.prompt.segment_ids[row])
         assert prompt.count("<SEP>") == min(2, len(record.documents))
         assert prompt.endswith(f"assistant\n{record.answers[0]}<|im_end|>\n")
-        labels = batch.labels[row]
+        labels = batch.prompt.labels[row]
         assert TOKENIZER.decode(labels[labels != -100], special=True) == f"{record.answers[0]}<|im_end|>\n"
-        aligned = batch.prompt_ids[row, -len(labels) :]
+        aligned = batch.prompt.ids[row, -len(labels) :]
         np.testing.assert_array_equal(labels[labels != -100], aligned[labels != -100])
-        index = batch.memory_index[row]
+        index = batch.prompt.memory_index[row]
         np.testing.assert_array_equal(index[index >= 0], np.arange(M * min(2, len(record.documents))))
-        assert np.isin(batch.prompt_ids[row][index >= 0], TOKENIZER.memory_ids).all()
-        assert not (index[~batch.prompt_mask[row]] >= 0).any()
+        assert np.isin(batch.prompt.ids[row][index >= 0], TOKENIZER.memory_ids).all()
+        assert not (index[batch.prompt.segment_ids[row] == 0] >= 0).any()
     np.testing.assert_array_equal(batch.positives, [[0, 1, 0], [0, 0, 0], [1, 1, 0], [0, 0, 0]])
-    np.testing.assert_array_equal(batch.example_ids, [0, 1, 2, -1])
+    np.testing.assert_array_equal(batch.example_ids, [[0], [1], [2], [-1]])
     # An absent document, and all of a row that only fills the batch, attends to nothing and is learned by nobody.
-    assert not batch.document_mask[~batch.document_valid].any()
-    assert not batch.prompt_mask[3].any() and not batch.query_mask[3].any()
-    assert (batch.labels[3] == -100).all() and (batch.memory_index[3] == -1).all()
-    # Padding is on the left: masks never fall.
-    for mask in (batch.document_mask, batch.query_mask, batch.prompt_mask):
-        assert not (mask[..., :-1] & ~mask[..., 1:]).any()
-    assert batch.memory_at is batch.targets_at is None  # not packed
-    dtypes = {name: x.dtype for name in Batch.__dataclass_fields__ if (x := getattr(batch, name)) is not None}
-    assert all(
-        dtypes[name] == np.bool_
-        for name in ("document_mask", "document_valid", "query_mask", "prompt_mask", "positives")
-    )
-    assert all(dtypes[name] == np.int32 for name in dtypes if name.endswith(("ids", "index", "labels")))
+    assert not batch.documents.segment_ids[~batch.document_valid].any()
+    assert not batch.prompt.segment_ids[3].any() and not batch.query.segment_ids[3].any()
+    assert (batch.prompt.labels[3] == -100).all() and (batch.prompt.memory_index[3] == -1).all()
+    # Padding is on the left: once a token is attended, all behind it are.
+    for rows in (batch.documents, batch.query, batch.prompt):
+        assert set(np.unique(rows.segment_ids)) == {0, 1} and (np.diff(rows.segment_ids, axis=-1) >= 0).all()
+    for rows in (batch.documents, batch.query):
+        ends = np.take_along_axis(rows.ids, rows.memory_positions[..., 0, :], axis=-1)
+        np.testing.assert_array_equal(ends, np.broadcast_to(TOKENIZER.memory_ids, ends.shape))
+    at = np.take_along_axis(batch.prompt.ids, batch.prompt.label_positions, axis=1)
+    np.testing.assert_array_equal(at[batch.prompt.labels != -100], batch.prompt.labels[batch.prompt.labels != -100])
+    assert {leaf.dtype for leaf in (batch.document_valid, batch.positives)} == {np.dtype(bool)}
+    integers = jax.tree.leaves((batch.documents, batch.query, batch.prompt, batch.example_ids))
+    assert {leaf.dtype for leaf in integers} == {np.dtype(np.int32)}
 
 
 def test_batch_is_a_tree_of_arrays():
     leaves = jax.tree.leaves(collate(make("end_to_end"), plan_shapes(make("end_to_end"), TOKENIZER), TOKENIZER))
-    assert len(leaves) == 11 and all(isinstance(leaf, np.ndarray) for leaf in leaves)
+    assert len(leaves) == 14 and all(isinstance(leaf, np.ndarray) for leaf in leaves)
 
 
 def test_instruct_and_scp_batches_have_no_query():
     examples = make("instruct")
     batch = collate(examples, plan_shapes(examples, TOKENIZER), TOKENIZER)
-    assert batch.query_ids is None and batch.query_mask is None and batch.positives is None
+    assert batch.query is batch.positives is None
     np.testing.assert_array_equal(batch.document_valid, [[1, 1], [1, 0], [1, 1]])
     scp = [
         parse_record({"data_type": "qa", "question": ["A?", "B?"], "answers": ["a", "b"], "docs": ["d"]}, "scp", "f:1"),
@@ -98,9 +99,9 @@ def test_instruct_and_scp_batches_have_no_query():
     examples = make("scp", k=5, records=scp)
     batch = collate(examples, plan_shapes(examples, TOKENIZER), TOKENIZER)
     assert batch.document_valid.shape == (2, 1)
-    assert (np.sum(batch.memory_index >= 0, axis=1) == M).all()
+    assert (np.sum(batch.prompt.memory_index >= 0, axis=1) == M).all()
     assert "Question: A?\nAnswer: a\nQuestion: B?\nAnswer: b<|im_end|>" in text(
-        batch.prompt_ids[0], batch.prompt_mask[0]
+        batch.prompt.ids[0], batch.prompt.segment_ids[0]
     )
 
 
@@ -129,11 +130,13 @@ def test_documents_as_text():
     shapes = plan_shapes(examples, TOKENIZER)
     batch = collate(examples, shapes, TOKENIZER, batch_size=3)
     assert (shapes.documents, shapes.encoder_width, shapes.query_width) == (0, 0, 0)
-    assert batch.document_ids is batch.document_mask is batch.query_ids is batch.positives is batch.memories is None
+    assert batch.documents is batch.query is batch.positives is None
     assert batch.document_valid.shape == (3, 0) and batch.document_valid.dtype == bool
-    assert (batch.memory_index == -1).all() and batch.tokens == sum(len(example.prompt_ids) for example in examples)
+    assert (batch.prompt.memory_index == -1).all() and batch.tokens == sum(
+        len(example.prompt_ids) for example in examples
+    )
     for row, (record, texts) in enumerate(zip(records, [["d" * 33, "two", "the three"], ["five"]], strict=True)):
-        shown = text(batch.prompt_ids[row], batch.prompt_mask[row])
+        shown = text(batch.prompt.ids[row], batch.prompt.segment_ids[row])
         assert f"Background:\n{chr(10).join(texts)}\n\nQuestion:{record.questions[0]}<|im_end|>" in shown
         assert shown.endswith(f"assistant\n{record.answers[0]}<|im_end|>\n") and "<MEM" not in shown
 

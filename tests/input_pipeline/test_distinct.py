@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -78,14 +79,14 @@ def test_a_batch_of_distinct_documents_holds_what_the_plain_one_holds():
     shapes = plan_shapes(examples, TOKENIZER)
     plain, once = collate(examples, shapes, TOKENIZER, 8), collate(examples, shapes, TOKENIZER, 8, distinct=7)
     valid = plain.document_valid
-    assert once.document_ids.shape == (7, shapes.encoder_width + TOKENIZER.memory_tokens)
-    assert once.document_index.shape == valid.shape and once.document_index.dtype == np.int32
-    np.testing.assert_array_equal(once.document_ids[once.document_index][valid], plain.document_ids[valid])
-    np.testing.assert_array_equal(once.document_mask[once.document_index][valid], plain.document_mask[valid])
-    assert (once.document_index[~valid] == 0).all() and not once.document_mask[6].any()  # six documents, seven places
-    for field in dataclasses.fields(plain):
-        if field.name not in ("document_ids", "document_mask", "document_index"):
-            np.testing.assert_array_equal(getattr(plain, field.name), getattr(once, field.name), err_msg=field.name)
+    texts, index = once.documents.texts, once.documents.index
+    assert texts.ids.shape == (7, shapes.encoder_width + TOKENIZER.memory_tokens)
+    assert index.shape == valid.shape and index.dtype == np.int32
+    for name, placed in vars(plain.documents).items():
+        np.testing.assert_array_equal(getattr(texts, name)[index][valid], placed[valid], err_msg=name)
+    assert (index[~valid] == 0).all() and not texts.segment_ids[6].any()  # six documents, seven places
+    others = (dataclasses.replace(batch, documents=None) for batch in (plain, once))
+    jax.tree.map(np.testing.assert_array_equal, *others)
     assert once.tokens < plain.tokens
     with pytest.raises(ClaraError, match="6 distinct documents do not fit into a batch of 5"):
         collate(examples, shapes, TOKENIZER, distinct=5)

@@ -66,7 +66,7 @@ def test_the_parts_of_processes_make_up_the_whole(directory, case):
                 joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
                 jax.tree.map(np.testing.assert_array_equal, joined, batch)
             assert sorted(i for part in parts for i in ids(part)) == sorted(ids(batch))
-            assert len({jax.tree.map(np.shape, part).prompt_ids for part in parts}) == 1
+            assert len({jax.tree.map(np.shape, part).prompt.ids for part in parts}) == 1
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -67,20 +67,23 @@ def test_a_packed_batch_holds_its_examples():
     row = plan_row(sizes_of(examples), M, 80)
     rows = pack(sizes_of(examples), M, row)
     batch = collate_packed([[examples[i] for i in places] for places in rows], len(rows) + 1, row, TOKENIZER)
-    assert 1 < len(rows) < len(examples) and batch.document_ids.shape == (len(rows) + 1, 1, row.documents)
+    documents, prompts = batch.documents, batch.prompt
+    assert 1 < len(rows) < len(examples) and documents.ids.shape == (len(rows) + 1, 1, row.documents)
     for b, places in enumerate(rows):
         assert batch.example_ids[b].tolist() == places + [-1] * (row.examples - len(places))
         for s, place in enumerate(places):
             example = examples[place]
-            ids = batch.document_ids[b, 0][batch.document_mask[b, 0] == s + 1]
+            ids = documents.ids[b, 0][documents.segment_ids[b, 0] == s + 1]
             np.testing.assert_array_equal(ids, [*example.documents[0], *TOKENIZER.memory_ids])
-            np.testing.assert_array_equal(batch.document_ids[b, 0][batch.memory_at[b, s]], TOKENIZER.memory_ids)
-            own = batch.prompt_mask[b] == s + 1
-            np.testing.assert_array_equal(batch.prompt_ids[b][own], example.prompt_ids)
-            index = batch.memory_index[b][own]
+            at = documents.memory_positions[b, 0, s]
+            np.testing.assert_array_equal(documents.ids[b, 0][at], TOKENIZER.memory_ids)
+            in_prompt = prompts.segment_ids[b] == s + 1
+            np.testing.assert_array_equal(prompts.ids[b][in_prompt], example.prompt_ids)
+            index = prompts.memory_index[b][in_prompt]
             np.testing.assert_array_equal(index[index >= 0], s * M + np.arange(M))
-            learned = own[batch.targets_at[b]] & (batch.labels[b] != IGNORED)
-            np.testing.assert_array_equal(batch.labels[b][learned], example.labels[example.labels != IGNORED])
-            np.testing.assert_array_equal(batch.prompt_ids[b][batch.targets_at[b]][learned], batch.labels[b][learned])
-    assert not batch.document_mask[-1].any() and not batch.document_valid[-1].any()
-    assert (batch.labels[-1] == IGNORED).all()
+            learned = in_prompt[prompts.label_positions[b]] & (prompts.labels[b] != IGNORED)
+            labels = prompts.labels[b][learned]
+            np.testing.assert_array_equal(labels, example.labels[example.labels != IGNORED])
+            np.testing.assert_array_equal(prompts.ids[b][prompts.label_positions[b]][learned], labels)
+    assert not documents.segment_ids[-1].any() and not batch.document_valid[-1].any()
+    assert (prompts.labels[-1] == IGNORED).all()

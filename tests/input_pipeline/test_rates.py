@@ -61,10 +61,10 @@ def test_batches_have_the_shapes_and_tokens_of_their_rate(tokenizer, buckets):
     for step in range(12):
         batch, memory_tokens = loader.batch(step), counts[loader.rate(step)]
         documents = batch.document_valid.sum(axis=1)
-        assert (batch.memory_index.max(axis=1) + 1).tolist() == (documents * memory_tokens).tolist()
-        memory = np.isin(batch.document_ids, tokenizer.memory_ids) & batch.document_mask
+        assert (batch.prompt.memory_index.max(axis=1) + 1).tolist() == (documents * memory_tokens).tolist()
+        memory = np.isin(batch.documents.ids, tokenizer.memory_ids) & (batch.documents.segment_ids == 1)
         assert (memory.sum(axis=2) == batch.document_valid * memory_tokens).all()
         assert np.array_equal(memory[:, :, -memory_tokens:].any(axis=2), batch.document_valid)
-        assert batch.prompt_ids.shape[1] <= ladder[loader.plan.level(step)].prompt_length
+        assert batch.prompt.ids.shape[1] <= ladder[loader.plan.level(step)].prompt_length
         if memory_tokens == 2:
-            assert batch.prompt_ids.shape[1] < ladder[-1].prompt_length
+            assert batch.prompt.ids.shape[1] < ladder[-1].prompt_length

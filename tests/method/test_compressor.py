@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from clara_jax.input_pipeline.batches import Sequences, memory_at_end
 from clara_jax.method.clara import ClaraConfig, ClaraModel
 from clara_jax.method.compressor import calibrated_map, encode, map_memory, pool_runs
 from clara_jax.method.parameters import declare
@@ -47,14 +48,18 @@ def texts(lengths, width):
 
 
 def packed(ids, mask):
-    """The same texts one after another in a single row: ids, mask and where the memory tokens stand."""
+    """The same texts one after another in a single row."""
     row, numbers, at, place = [], [], [], 0
     for number, (own, attended) in enumerate(zip(ids, mask, strict=True), 1):
         row += own[attended].tolist()
         numbers += [number] * int(attended.sum())
         place += int(attended.sum())
         at.append(range(place - M, place))
-    return np.array([row], np.int32), np.array([numbers], np.int32), np.array([at], np.int32)
+    return Sequences(np.array([row], np.int32), np.array([numbers], np.int32), np.array([at], np.int32))
+
+
+def padded(ids, mask):
+    return Sequences(ids, mask.astype(np.int32), memory_at_end(*ids.shape, M))
 
 
 def runs(x, mask):
@@ -78,10 +83,10 @@ def test_runs_are_the_means_of_their_tokens(mesh):
     mask[-1] = False  # an absent text
     x = np.random.default_rng(1).normal(size=(*ids.shape, 8)).astype(np.float32)
     with jax.set_mesh(mesh):
-        pooled, found = pool_runs(jnp.asarray(x), jnp.asarray(mask), M)
+        pooled, found = pool_runs(jnp.asarray(x), jax.tree.map(jnp.asarray, padded(ids, mask)))
     expected, exists = runs(x, mask)
-    np.testing.assert_allclose(pooled, expected, atol=1e-6)
-    np.testing.assert_array_equal(found, exists)
+    np.testing.assert_allclose(pooled[:, 0], expected, atol=1e-6)
+    np.testing.assert_array_equal(found[:, 0], exists)
     assert not found[3].all() and not found[4].any()
 
 
@@ -90,13 +95,11 @@ def test_texts_that_share_a_row_have_the_same_memories(mesh, memory_places):
     model = make_model(memory_places=memory_places)
     params = make_params(model, mesh)
     ids, mask = texts([9, 7, 4], 9)
-    row, numbers, at = packed(ids, mask)
     with jax.set_mesh(mesh):
-        alone = encode(model, params, "compressor", *put_batch((ids, mask), mesh), scaffold=0.7)
-        row, numbers, at = put_batch((row, numbers, at), mesh)
-        shared = encode(model, params, "compressor", row, numbers, None, at, 0.7)
+        alone = encode(model, params, "compressor", put_batch(padded(ids, mask), mesh), scaffold=0.7)
+        shared = encode(model, params, "compressor", put_batch(packed(ids, mask), mesh), scaffold=0.7)
     for one, other in zip(alone, shared, strict=True):
-        np.testing.assert_allclose(other[0], one, atol=2e-5)
+        np.testing.assert_allclose(other[0], one[:, 0], atol=2e-5)
 
 
 def test_each_memory_token_is_read_after_its_run(mesh):
@@ -105,7 +108,7 @@ def test_each_memory_token_is_read_after_its_run(mesh):
     params = make_params(model, mesh)
     ids, mask = texts([9, 7, 3, 2], 9)
     with jax.set_mesh(mesh):
-        found = encode(model, params, "compressor", *put_batch((ids, mask), mesh))
+        found = encode(model, params, "compressor", put_batch(padded(ids, mask), mesh))
     written, stand = np.zeros_like(ids), np.zeros((len(ids), M), int)
     attended = np.zeros_like(mask)
     for row in range(len(ids)):
@@ -120,11 +123,11 @@ def test_each_memory_token_is_read_after_its_run(mesh):
         x = model.embed(params, put_batch(written, mesh))
         states, _ = model.forward(params, "compressor", x, put_batch(attended, mesh))
     expected = np.take_along_axis(np.asarray(states), stand[..., None], axis=1)
-    np.testing.assert_allclose(found.memory, expected, atol=2e-5)
-    np.testing.assert_allclose(found.memory_mean, expected.mean(axis=1), atol=2e-5)
+    np.testing.assert_allclose(found.memory[:, 0], expected, atol=2e-5)
+    np.testing.assert_allclose(found.memory_mean[:, 0], expected.mean(axis=1), atol=2e-5)
     text = [np.setdiff1d(np.flatnonzero(attended[row]), stand[row]) for row in range(len(ids))]
     means = [np.asarray(states)[row, places].mean(axis=0) for row, places in enumerate(text)]
-    np.testing.assert_allclose(found.text_mean, means, atol=2e-5)
+    np.testing.assert_allclose(found.text_mean[:, 0], means, atol=2e-5)
 
 
 def test_the_equation(mesh):
@@ -146,12 +149,12 @@ def test_a_fresh_map_changes_nothing(mesh):
     affine, state = make_model(), make_model("state")
     params = make_params(affine, mesh)
     plain = params | {"tokens": {name: leaf for name, leaf in params["tokens"].items() if name != "map"}}
-    ids, mask = put_batch(texts([9, 5], 9), mesh)
+    given = put_batch(padded(*texts([9, 5], 9)), mesh)
     with jax.set_mesh(mesh):
-        expected = encode(state, plain, "compressor", ids, mask)
-        mapped = encode(affine, params, "compressor", ids, mask)
-        zero = encode(affine, params, "compressor", ids, mask, scaffold=jnp.float32(0))
-        one = encode(affine, params, "compressor", ids, mask, scaffold=1.0)
+        expected = encode(state, plain, "compressor", given)
+        mapped = encode(affine, params, "compressor", given)
+        zero = encode(affine, params, "compressor", given, scaffold=jnp.float32(0))
+        one = encode(affine, params, "compressor", given, scaffold=1.0)
     for other in (mapped, zero):
         np.testing.assert_allclose(other.memory, expected.memory, atol=1e-6)
         np.testing.assert_allclose(other.memory_mean, expected.memory_mean, atol=1e-6)
@@ -163,11 +166,11 @@ def test_a_fresh_map_changes_nothing(mesh):
 def test_where_the_map_starts(strength):
     """Memories then lie where pooled embeddings do, with a share of their spread; absent texts and empty runs aside."""
     rng = np.random.default_rng(3)
-    h = 5 + 3 * rng.normal(size=(50, M, 6)).astype(np.float32) * np.arange(1, 7, dtype=np.float32)
-    pool = 0.2 + 0.1 * rng.normal(size=(50, M, 6)).astype(np.float32)
-    found, valid = rng.random((50, M, 1)) < 0.8, rng.random(50) < 0.8
+    h = 5 + 3 * rng.normal(size=(50, 1, M, 6)).astype(np.float32) * np.arange(1, 7, dtype=np.float32)
+    pool = 0.2 + 0.1 * rng.normal(size=(50, 1, M, 6)).astype(np.float32)
+    found, valid = rng.random((50, 1, M, 1)) < 0.8, rng.random((50, 1)) < 0.8
     h[~valid], pool[~valid] = 1e3, 1e3
-    counted = found[..., 0] & valid[:, None]
+    counted = found[..., 0] & valid[..., None]
     memory = map_memory(calibrated_map(h, (pool, found), valid, strength), h)[counted]
     np.testing.assert_allclose(np.mean(memory, axis=0), np.mean(pool[counted], axis=0), atol=1e-4)
     np.testing.assert_allclose(np.std(memory, axis=0), strength * np.std(pool[counted], axis=0), rtol=1e-3)

@@ -10,11 +10,11 @@ import pytest
 
 from clara_jax.checkpoints import opening
 from clara_jax.checkpoints.names import export_lora
-from clara_jax.input_pipeline.batches import Batch
-from clara_jax.method.compressor import alignment_loss, encode
+from clara_jax.input_pipeline.batches import Batch, PromptBatch, Sequences, memory_at_end
+from clara_jax.method.compressor import alignment_loss
 from clara_jax.method.generator import splice
 from clara_jax.method.parameters import merge, split, unflatten
-from clara_jax.method.stages import STAGES, Objective, counts, objective_value, rank_documents
+from clara_jax.method.stages import STAGES, Objective, counts, encode_documents, objective_value, rank_documents
 from clara_jax.method.topk import select
 from clara_jax.model.sharding import make_mesh
 from clara_jax.model.transformer import join_logits
@@ -44,31 +44,31 @@ def golden_batch(info, arrays, bundle):
     rows = len(info["batch"])
     ids, mask = arrays["enc_input_ids"], arrays["enc_attention_mask"].astype(bool)
     prompt_ids = arrays["dec_input_ids"].astype(np.int32)
-    prompt_mask = arrays["dec_attention_mask"].astype(bool)
-    is_memory = np.isin(prompt_ids, bundle.tokenizer.memory_ids) & prompt_mask
+    attended = arrays["dec_attention_mask"].astype(np.int32)
+    is_memory = np.isin(prompt_ids, bundle.tokenizer.memory_ids) & (attended == 1)
     positives = None
     if "pos_index" in info["batch"][0]:
         positives = np.zeros((rows, len(ids) // rows), bool)
         for row, record in enumerate(info["batch"]):
             positives[row, record["pos_index"]] = True
-    query = {"query_ids": None, "query_mask": None}
+
+    def texts(ids, mask):
+        ends = memory_at_end(*ids.shape, bundle.tokenizer.memory_tokens)
+        return Sequences(ids.astype(np.int32), mask.astype(np.int32), ends)
+
+    query = None
     if "query_input_ids" in arrays:
-        query = {
-            "query_ids": arrays["query_input_ids"].astype(np.int32),
-            "query_mask": arrays["query_attention_mask"].astype(bool),
-        }
-    labels = arrays["labels"].astype(np.int32)
+        query = texts(arrays["query_input_ids"], arrays["query_attention_mask"])
+    index = np.where(is_memory, np.cumsum(is_memory, axis=1) - 1, -1).astype(np.int32)
+    labels = arrays["labels"].astype(np.int32)[:, 1:]
+    places = np.tile(np.arange(1, labels.shape[1] + 1, dtype=np.int32), (rows, 1))
     return Batch(
-        document_ids=ids.reshape(rows, -1, ids.shape[1]).astype(np.int32),
-        document_mask=mask.reshape(rows, -1, ids.shape[1]),
+        documents=jax.tree.map(lambda x: x.reshape(rows, -1, *x.shape[1:]), texts(ids, mask)),
         document_valid=np.ones((rows, len(ids) // rows), bool),
-        prompt_ids=prompt_ids,
-        prompt_mask=prompt_mask,
-        memory_index=np.where(is_memory, np.cumsum(is_memory, axis=1) - 1, -1).astype(np.int32),
-        labels=labels[:, 1:],
+        query=query,
+        prompt=PromptBatch(prompt_ids, attended, index, labels, places),
         positives=positives,
-        example_ids=np.arange(rows, dtype=np.int32),
-        **query,
+        example_ids=np.arange(rows, dtype=np.int32)[:, None],
     )
 
 
@@ -126,13 +126,12 @@ def check_gradients(model, grads, arrays):
 @partial(jax.jit, static_argnums=(0, 3))
 def outputs(model, params, batch, objective, ranking):
     """What the golden files show of a forward pass."""
-    rows, count, length = batch.document_ids.shape
-    shown = {}
+    rows, shown = len(batch.documents.ids), {}
     if ranking is None:
-        mask = batch.document_mask.reshape(-1, length)
-        encoded = encode(model, params, "compressor", batch.document_ids.reshape(-1, length), mask)
-        shown["memory"], shown["mse_loss"] = encoded.memory, jnp.mean(alignment_loss(encoded, mask.any(axis=1)))
-        selected = encoded.memory.reshape(rows, count, *encoded.memory.shape[1:])
+        encoded = encode_documents(model, params, batch.documents)
+        selected = encoded.memory
+        shown["memory"] = selected.reshape(-1, *selected.shape[2:])
+        shown["mse_loss"] = jnp.mean(alignment_loss(encoded, batch.document_valid))
     else:
         shown["scores"], documents, query = rank_documents(model, params, batch, None)
         shown["query"] = query.reshape(rows, -1)
@@ -140,8 +139,8 @@ def outputs(model, params, batch, objective, ranking):
             shown["scores"], objective.top_k, objective.topk_method, objective.temperature
         )
         selected = jnp.einsum("BKD,BDME->BKME", selection, documents)
-    x = splice(model, params, batch.prompt_ids, batch.memory_index, selected)
-    states, _ = model.forward(params, "generator", x, batch.prompt_mask)
+    x = splice(model, params, batch.prompt.ids, batch.prompt.memory_index, selected)
+    states, _ = model.forward(params, "generator", x, batch.prompt.segment_ids)
     return shown | {"logits": join_logits(*model.logits(params, states))}
 
 
@@ -156,5 +155,6 @@ def check_outputs(model, params, batch, objective, arrays):
             np.testing.assert_array_equal(value, expected)
             continue
         if name == "logits":  # what stands at padding is nobody's business
-            value, expected = value[batch.prompt_mask], expected[batch.prompt_mask]
+            attended = batch.prompt.segment_ids == 1
+            value, expected = value[attended], expected[attended]
         np.testing.assert_allclose(value, expected, rtol=0, atol=1e-5 if name == "mse_loss" else 1e-4, err_msg=name)

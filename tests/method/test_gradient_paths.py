@@ -33,10 +33,10 @@ def found(mesh, objective=OBJECTIVE):
         selected = jnp.where(there, jnp.take_along_axis(documents, order[..., None, None], axis=1), 0)
 
         def loss(selected):
-            states = target_states(model, params, batch, selected)
-            return language_model_loss(model, params, states, batch.labels)[0]
+            states = target_states(model, params, batch.prompt, selected)
+            return language_model_loss(model, params, states, batch.prompt.labels)[0]
 
-        likelihoods = document_log_likelihoods(model, params, batch, selected)
+        likelihoods = document_log_likelihoods(model, params, batch.prompt, selected)
         facts = (scores, batch.document_valid, order, documents, likelihoods, jax.grad(loss)(selected))
         return score_gradients(model, params, batch, objective), facts
 
@@ -93,7 +93,7 @@ def test_both_paths_are_the_formulas(mesh, normalization):
 def test_means_are_over_questions_that_have_the_gradient(mesh):
     (probability, representation), (_, valid, *_) = found(mesh)
     batch = make_batch(make_model())
-    batch.labels[2] = -100
+    batch.prompt.labels[2] = -100
     batch.example_ids[3] = -1
     sums, counts = terms(mesh, batch, OBJECTIVE)
     asked = np.delete(np.arange(8), [2, 3])
@@ -113,7 +113,7 @@ def test_means_are_over_questions_that_have_the_gradient(mesh):
 def test_one_document_has_no_probability_path(mesh):
     """p(d|x) = 1 whatever its score."""
     batch, tokens = make_batch(make_model()), make_model().clara.memory_tokens
-    batch.memory_index[batch.memory_index >= tokens] = -1
+    batch.prompt.memory_index[batch.prompt.memory_index >= tokens] = -1
     sums, counts = terms(mesh, batch, dataclasses.replace(OBJECTIVE, top_k=1))
     assert sums["gradient_probability"] == 0 and counts["gradient_probability"] == 8
     assert sums["gradient_representation"] > 0 and counts["gradient_cosine"] == 0

@@ -1,10 +1,12 @@
 """Losses and metrics against their formulas, written out in numpy."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from clara_jax.errors import ClaraError
+from clara_jax.input_pipeline.batches import Sequences, memory_at_end
 from clara_jax.method.compressor import alignment_loss, read_states
 from clara_jax.method.reranker import contrastive_loss, cosine_scores
 from clara_jax.method.stages import Objective, recall
@@ -12,16 +14,19 @@ from clara_jax.method.stages import Objective, recall
 RNG = np.random.default_rng(0)
 
 
-def test_alignment_loss_in_both_conventions():
+def test_alignment_loss_in_both_conventions(mesh):
     states = RNG.normal(size=(3, 9, 8)).astype(np.float32)
     mask = np.ones((3, 9), bool)
     mask[1, :4] = False
     mask[2] = False  # an absent document
-    encoded, valid = read_states(jnp.asarray(states), jnp.asarray(mask), 2), mask.any(axis=1)
-    np.testing.assert_array_equal(encoded.memory, states[:, -2:])
+    texts = Sequences(np.zeros(mask.shape, np.int32), mask.astype(np.int32), memory_at_end(3, 9, 2))
+    with jax.set_mesh(mesh):
+        encoded = read_states(jnp.asarray(states), jax.tree.map(jnp.asarray, texts))
+    valid = mask.any(axis=1)[:, None]
+    np.testing.assert_array_equal(encoded.memory[:, 0], states[:, -2:])
     squared = [np.sum((states[i, :-2][mask[i, :-2]].mean(0) - states[i, -2:].mean(0)) ** 2) for i in (0, 1)]
-    np.testing.assert_allclose(alignment_loss(encoded, valid, "sum"), [*squared, 0], rtol=1e-5)
-    np.testing.assert_allclose(alignment_loss(encoded, valid, "mean"), np.array([*squared, 0]) / 8, rtol=1e-5)
+    np.testing.assert_allclose(alignment_loss(encoded, valid, "sum")[:, 0], [*squared, 0], rtol=1e-5)
+    np.testing.assert_allclose(alignment_loss(encoded, valid, "mean")[:, 0], np.array([*squared, 0]) / 8, rtol=1e-5)
     with pytest.raises(ClaraError, match="mse_reduction"):
         Objective(mse_reduction="median")
 

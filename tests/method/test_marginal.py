@@ -49,16 +49,17 @@ def test_likelihoods_are_those_of_one_document_alone(mesh):
     tokens = model.clara.memory_tokens
     memories = jax.random.normal(jax.random.key(1), (8, 2, tokens, 32))
     with jax.set_mesh(mesh):
-        found = document_log_likelihoods(model, params, batch, memories)
+        found = document_log_likelihoods(model, params, batch.prompt, memories)
         assert found.shape == (8, 2)
         for j in range(2):
-            own = (batch.memory_index < 0) | (batch.memory_index // tokens == j)
-            alone = batch.replace(prompt_mask=batch.prompt_mask & own)
+            prompt = batch.prompt
+            its = (prompt.memory_index < 0) | (prompt.memory_index // tokens == j)
+            alone = prompt.replace(segment_ids=np.where(its, prompt.segment_ids, 0))
             other = memories.at[:, 1 - j].set(7.0)  # what the other holds does not matter
             states = target_states(model, params, alone, other)
-            np.testing.assert_allclose(target_log_likelihoods(model, params, states, batch.labels), found[:, j], 1e-5)
+            np.testing.assert_allclose(target_log_likelihoods(model, params, states, prompt.labels), found[:, j], 1e-5)
             # And of a row, it is the loss with the sign changed.
-            loss, _ = language_model_loss(model, params, states[:1], batch.labels[:1])
+            loss, _ = language_model_loss(model, params, states[:1], prompt.labels[:1])
             np.testing.assert_allclose(loss, -found[0, j], rtol=1e-5)
-        moved = document_log_likelihoods(model, params, batch, memories[:, ::-1])
+        moved = document_log_likelihoods(model, params, batch.prompt, memories[:, ::-1])
     assert np.abs(found - moved).max() > 1e-3, "memories matter"

@@ -8,9 +8,9 @@ from clara_jax.model.lora import Dropout
 
 
 def kept(rate, shape=(6, 40), channels=(24, 8), site=3, seed=0, positions=None):
-    keys = jax.random.split(jax.random.key(seed), shape[0])
+    keys = jax.random.split(jax.random.key(seed), (shape[0], 1))
     positions = jnp.broadcast_to(jnp.arange(shape[1]), shape) if positions is None else positions
-    return np.asarray(Dropout(keys, positions, rate)(jnp.ones((*shape, *channels)), site))
+    return np.asarray(Dropout(keys, jnp.ones(shape, jnp.int32), positions, rate)(jnp.ones((*shape, *channels)), site))
 
 
 def test_rate_and_scale():

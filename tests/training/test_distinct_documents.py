@@ -1,12 +1,11 @@
 """A batch that holds each distinct document once makes the steps that a batch with a document in each place makes."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import optax
 import pytest
 
+from clara_jax.input_pipeline.batches import DistinctSequences
 from clara_jax.method.parameters import split
 from clara_jax.method.stages import STAGES, compress_distinct
 from clara_jax.model.sharding import put_batch
@@ -17,10 +16,10 @@ from tests.training.test_step import OBJECTIVE, make_batch, make_model, make_par
 def repeated_documents(model, seed):
     """A batch in which rows share documents, with absent places that hold something else."""
     batch = make_batch(model, seed=seed)
-    ids, mask = batch.document_ids.copy(), batch.document_mask.copy()
-    ids[2:, 0], mask[2:, 0] = ids[:1, 0], mask[:1, 0]
-    ids[5, 1], mask[5, 1] = ids[1, 0], mask[1, 0] & batch.document_valid[5, 1]
-    return batch.replace(document_ids=ids, document_mask=mask)
+    ids, segment_ids = batch.documents.ids.copy(), batch.documents.segment_ids.copy()
+    ids[2:, 0], segment_ids[2:, 0] = ids[:1, 0], segment_ids[:1, 0]
+    ids[5, 1], segment_ids[5, 1] = ids[1, 0], segment_ids[1, 0] * batch.document_valid[5, 1]
+    return batch.replace(documents=batch.documents.replace(ids=ids, segment_ids=segment_ids))
 
 
 def each_once(batch, count):
@@ -28,16 +27,15 @@ def each_once(batch, count):
     known = {}
     index = np.zeros(batch.document_valid.shape, np.int32)
     for place in zip(*np.nonzero(batch.document_valid), strict=True):
-        key = (batch.document_ids[place].tobytes(), batch.document_mask[place].tobytes())
+        key = (batch.documents.ids[place].tobytes(), batch.documents.segment_ids[place].tobytes())
         index[place] = known.setdefault(key, (len(known), *place))[0]
     assert len(known) < batch.document_valid.sum()
-    ids, mask = (
-        np.zeros((count, batch.document_ids.shape[2]), np.int32),
-        np.zeros((count, batch.document_ids.shape[2]), bool),
-    )
+    first = batch.documents.replace(segment_ids=np.zeros_like(batch.documents.segment_ids))
+    texts = jax.tree.map(lambda x: np.repeat(x[:1, 0], count, axis=0), first)
     for number, *place in known.values():
-        ids[number], mask[number] = batch.document_ids[tuple(place)], batch.document_mask[tuple(place)]
-    return batch.replace(document_ids=ids, document_mask=mask, document_index=index)
+        texts.ids[number] = batch.documents.ids[tuple(place)]
+        texts.segment_ids[number] = batch.documents.segment_ids[tuple(place)]
+    return batch.replace(documents=DistinctSequences(texts, index))
 
 
 def steps(stage, model, mesh, accumulate, batches):
@@ -84,12 +82,9 @@ def test_every_document_stands_in_its_places(parts, mesh222):
     with jax.set_mesh(mesh222):
         compress = jax.jit(lambda params, batch: compress_distinct(model, params, batch, parts))
         done = jax.device_get(compress(make_params(model, mesh222), put_batch(batch, mesh222)))
-    assert done.document_ids is done.document_mask is done.document_index is None
-    assert not done.memories[~batch.document_valid].any() and done.memories[batch.document_valid].any(axis=(1, 2)).all()
-    for number in np.unique(batch.document_index[batch.document_valid]):
-        places = done.memories[(batch.document_index == number) & batch.document_valid]
+    vectors, index = done.documents.vectors, batch.documents.index
+    assert not vectors[~batch.document_valid].any() and vectors[batch.document_valid].any(axis=(1, 2)).all()
+    for number in np.unique(index[batch.document_valid]):
+        places = vectors[(index == number) & batch.document_valid]
         np.testing.assert_array_equal(places, np.broadcast_to(places[:1], places.shape))
-    plain = dataclasses.replace(
-        batch, document_ids=None, document_mask=None, document_index=None, memories=done.memories
-    )
-    assert compress_distinct(model, None, plain) is plain
+    assert compress_distinct(model, None, done) is done

@@ -73,7 +73,7 @@ def test_memories_are_near_those_of_float32(mesh):
     with jax.set_mesh(mesh):
         for model in models("llama"):
             run = jax.jit(encode, static_argnums=(0, 2))
-            memory = run(model, parameters(model, mesh), "compressor", batch.query_ids, batch.query_mask, None).memory
+            memory = run(model, parameters(model, mesh), "compressor", batch.query, None).memory
             assert memory.dtype == jnp.float32
             found.append(np.asarray(memory, np.float64))
     one, other = found
@@ -105,10 +105,10 @@ def test_eight_devices_equal_one(mesh, mesh222):
     ],
 )
 def test_every_product_is_of_two_bfloat16_with_a_float32_sum(name, architecture, trains, mesh):
-    """Forward and backward. Those of the adapters' rank and of the few added tokens are float32, and so are scores."""
+    """Forward and backward. Those of the adapters' rank and of the few added tokens are float32, as are scores and means."""
     model = models(architecture)[1]
     batch = put_batch(make_batch(model), mesh)
-    added, documents = MEMORY + 3, batch.document_ids.shape[1]
+    added, documents = MEMORY + 3, batch.documents.ids.shape[1]
     with jax.set_mesh(mesh):
         params = abstract(declare(model.config, model.clara, model.base_dtype), mesh)  # traced, not computed
         function, arguments = gradient_of(model, STAGES[name], trains, params, batch)

@@ -94,14 +94,17 @@ def test_no_example_sees_another(directory, mesh):
     """Another neighbour in the row changes neither the loss nor a gradient of what stays."""
     bundle = make_bundle(directory, mesh, 0.0)
     _, packed = make_batches(directory, bundle)
-    labels = packed.labels.copy()
-    first = packed.prompt_mask[np.arange(len(labels))[:, None], packed.targets_at] == 1
+    labels = packed.prompt.labels.copy()
+    first = np.take_along_axis(packed.prompt.segment_ids, packed.prompt.label_positions, axis=1) == 1
     labels[~first] = -100  # only each row's first example is learned
     valid = packed.document_valid & (np.arange(packed.document_valid.shape[1]) == 0)
-    own = packed.replace(labels=labels, document_valid=valid)
-    others = np.where(packed.document_mask > 1, (packed.document_ids + 7) % 100, packed.document_ids)
-    prompts = np.where(packed.prompt_mask > 1, (packed.prompt_ids + 7) % 100, packed.prompt_ids)
+    own = packed.replace(prompt=packed.prompt.replace(labels=labels), document_valid=valid)
+
+    def changed(rows):
+        return rows.replace(ids=np.where(rows.segment_ids > 1, (rows.ids + 7) % 100, rows.ids))
+
+    neighbours = own.replace(documents=changed(own.documents), prompt=changed(own.prompt))
     ((loss, _), gradient) = value_and_gradient(bundle, own)
-    ((other, _), other_gradient) = value_and_gradient(bundle, own.replace(document_ids=others, prompt_ids=prompts))
+    ((other, _), other_gradient) = value_and_gradient(bundle, neighbours)
     assert loss == other and loss > 0
     jax.tree.map(np.testing.assert_array_equal, gradient, other_gradient)

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from clara_jax.input_pipeline.batches import Batch
+from clara_jax.input_pipeline.batches import Batch, PromptBatch, Sequences
 from clara_jax.method.clara import ClaraConfig, ClaraModel
 from clara_jax.method.generator import target_states
 from clara_jax.method.parameters import MAP, declare, split
@@ -73,15 +73,16 @@ def make_batch(model, rows=8, documents=3, seed=0, pad=0):
 
     def encoder(shape, width):
         ids, mask = texts(shape, width)
-        return (
-            np.concatenate([ids, np.broadcast_to(memory_ids, (*shape, count))], -1).astype(np.int32),
-            np.concatenate([mask, np.ones((*shape, count), bool)], -1),
-        )
+        ids = np.concatenate([ids, np.broadcast_to(memory_ids, (*shape, count))], -1)
+        mask = np.concatenate([mask, np.ones((*shape, count), bool)], -1)
+        ends = np.broadcast_to(np.arange(ids.shape[-1] - count, ids.shape[-1]), (*shape, 1, count))
+        return Sequences(as_int(ids), as_int(mask), as_int(ends))
 
-    document_ids, document_mask = encoder((rows, documents), 9)
+    as_int = lambda x: x.astype(np.int32)  # noqa: E731
+    candidates = encoder((rows, documents), 9)
     valid = np.arange(documents) < rng.integers(1, documents + 1, (rows, 1))
-    document_mask &= valid[..., None]
-    query_ids, query_mask = encoder((rows,), 6)
+    candidates = candidates.replace(segment_ids=candidates.segment_ids * valid[..., None])
+    query = encoder((rows,), 6)
     prompt_ids, prompt_mask = texts((rows,), 20)
     prompt_mask[:, -16:] = True
     index = np.full(prompt_ids.shape, -1)
@@ -94,20 +95,20 @@ def make_batch(model, rows=8, documents=3, seed=0, pad=0):
     positives = np.zeros((rows, documents), bool)
     positives[np.arange(rows), rng.integers(0, valid.sum(1))] = True
     positives[0] = False
-    as_int = lambda x: x.astype(np.int32)  # noqa: E731
+    places = np.tile(np.arange(prompt_ids.shape[1] - 6, prompt_ids.shape[1]), (rows, 1))
     return Batch(
-        document_ids=document_ids,
-        document_mask=document_mask,
+        documents=candidates,
         document_valid=valid,
-        query_ids=query_ids,
-        query_mask=query_mask,
-        prompt_ids=as_int(prompt_ids),
-        prompt_mask=prompt_mask,
-        memory_index=as_int(index),
-        labels=as_int(labels),
+        query=query,
+        prompt=PromptBatch(*map(as_int, (prompt_ids, prompt_mask, index, labels, places))),
         positives=positives,
-        example_ids=as_int(np.arange(rows) + 5),
+        example_ids=as_int(np.arange(rows)[:, None] + 5),
     )
+
+
+def with_prompt(batch, **fields):
+    """The batch with other arrays in its prompts."""
+    return dataclasses.replace(batch, prompt=dataclasses.replace(batch.prompt, **fields))
 
 
 @functools.cache
@@ -234,10 +235,10 @@ def test_accumulation_equals_the_whole_batch_and_frozen_leaves_stay_out(stage, p
 def test_a_step_over_texts(several, mesh, mesh222):
     """Nothing but prompts: one device and eight, the whole batch and its parts make the same steps; the loss falls."""
     model, stage, losses = make_model(dropout=0.2), as_text(STAGES["instruct"]), {}
-    none = dict.fromkeys(("document_ids", "document_mask", "query_ids", "query_mask", "positives"))
     batch = make_batch(model)
-    index = np.full_like(batch.memory_index, -1)
-    batch = dataclasses.replace(batch, **none, document_valid=batch.document_valid[:, :0], memory_index=index)
+    batch = with_prompt(batch, memory_index=np.full_like(batch.prompt.memory_index, -1))
+    none = dict.fromkeys(("documents", "query", "positives"))
+    batch = dataclasses.replace(batch, **none, document_valid=batch.document_valid[:, :0])
     for devices, accumulate in ((1, 1), *several):
         where = {1: mesh, 8: mesh222}[devices]
         trained, frozen = split(make_params(model, where), stage.trains)
@@ -261,14 +262,14 @@ def test_texts_are_worth_what_a_prompt_with_their_embeddings_as_memories_is(mesh
     """Memories that are the embeddings of the tokens that stand there are text."""
     model, batch = make_model(), make_batch(make_model(), documents=1)
     params = make_params(model, mesh)
-    text = dataclasses.replace(batch, memory_index=np.full_like(batch.memory_index, -1))
+    text = with_prompt(batch, memory_index=np.full_like(batch.prompt.memory_index, -1))
     with jax.set_mesh(mesh):
         placed = put_batch((batch, text), mesh)
-        rows, count = len(batch.prompt_ids), model.clara.memory_tokens
-        at = np.argsort(batch.memory_index < 0, axis=1, kind="stable")[:, :count]
-        vectors = model.embed(params, jnp.asarray(np.take_along_axis(batch.prompt_ids, at, axis=1)))
-        of_memories = target_states(model, params, placed[0], vectors.reshape(rows, 1, count, -1))
-        np.testing.assert_array_equal(of_memories, target_states(model, params, placed[1], None))
+        rows, count = len(batch.prompt.ids), model.clara.memory_tokens
+        at = np.argsort(batch.prompt.memory_index < 0, axis=1, kind="stable")[:, :count]
+        vectors = model.embed(params, jnp.asarray(np.take_along_axis(batch.prompt.ids, at, axis=1)))
+        of_memories = target_states(model, params, placed[0].prompt, vectors.reshape(rows, 1, count, -1))
+        np.testing.assert_array_equal(of_memories, target_states(model, params, placed[1].prompt, None))
 
 
 SPLITS = [(devices, accumulate) for devices in (1, 8) for accumulate in (1, 2, 4)] + [(1, 32)]
@@ -344,11 +345,12 @@ def test_documents_that_are_absent_count_for_nothing(mesh):
     """Other tokens in absent documents leave loss and gradients exactly as they are."""
     model = make_model()
     batch = make_batch(model)
-    other = np.where(batch.document_valid[..., None], batch.document_ids, 7).astype(np.int32)
+    ids = np.where(batch.document_valid[..., None], batch.documents.ids, 7).astype(np.int32)
+    other = dataclasses.replace(batch, documents=dataclasses.replace(batch.documents, ids=ids))
     for stage in STAGES:
         assert_same(
             loss_and_gradients(stage, model, batch, mesh),
-            loss_and_gradients(stage, model, dataclasses.replace(batch, document_ids=other), mesh),
+            loss_and_gradients(stage, model, other, mesh),
         )
 
 
@@ -359,7 +361,7 @@ def test_a_batch_of_one_row(stage, mesh):
     alone = make_batch(model, rows=1)  # three documents
     alone = dataclasses.replace(alone, positives=alone.document_valid)
     two = jax.tree.map(lambda x: np.concatenate([x, np.zeros_like(x)]), alone)
-    two.labels[1], two.example_ids[1] = -100, -1
+    two.prompt.labels[1], two.example_ids[1] = -100, -1
     assert_same(loss_and_gradients(stage, model, alone, mesh), loss_and_gradients(stage, model, two, mesh))
 
 

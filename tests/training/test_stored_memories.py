@@ -11,7 +11,7 @@ from clara_jax.errors import ClaraError
 from clara_jax.inference import memory_cache as inference_memories
 from clara_jax.inference import memory_store
 from clara_jax.inference.memory_store import document_keys
-from clara_jax.input_pipeline.batches import collate, plan_shapes
+from clara_jax.input_pipeline.batches import StoredMemories, collate, plan_shapes
 from clara_jax.input_pipeline.buckets import shapes_for, without_texts
 from clara_jax.input_pipeline.encoding import Encoding, encode_records, sizes_of
 from clara_jax.input_pipeline.records import read_records
@@ -101,8 +101,8 @@ def test_losses_and_gradients_are_those_of_compressing_in_the_step(directory, tm
     plain = collate(examples, shapes, bundle.tokenizer, COUNT)
     narrow = shapes_for(without_texts(sizes_of(examples)), bundle.tokenizer)
     stored = collate(examples, narrow, bundle.tokenizer, COUNT, memories)
-    assert stored.document_ids is None and narrow.encoder_width == 0
-    assert stored.tokens == plain.tokens - plain.document_mask.sum()
+    assert isinstance(stored.documents, StoredMemories) and narrow.encoder_width == 0
+    assert stored.tokens == plain.tokens - plain.documents.segment_ids.sum()
     ((loss, terms), gradient), (other, found) = (value_and_gradient(bundle, stage, b) for b in (plain, stored))
     assert other[0] == pytest.approx(loss, rel=1e-5)
     for name, value in terms.items():

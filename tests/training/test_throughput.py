@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clara_jax.input_pipeline.batches import Batch
+from clara_jax.input_pipeline.batches import Batch, PromptBatch, Sequences, StoredMemories, memory_at_end
 from clara_jax.method.clara import ClaraConfig, ClaraModel
 from clara_jax.method.parameters import declare, split
 from clara_jax.method.stages import STAGES, Objective, counts
@@ -47,18 +47,19 @@ def make_batch(rows, documents, document, query, prompt, labels, memory_tokens=4
 
     index = np.full((rows, prompt), -1, np.int32)
     index[:, 1 : 1 + memory_tokens] = np.arange(memory_tokens)
+
+    def texts(*shape):
+        ends = np.broadcast_to(memory_at_end(1, shape[-1], memory_tokens)[0], (*shape[:-1], 1, memory_tokens))
+        return Sequences(ids(*shape), np.ones(shape, np.int32), ends)
+
+    places = np.tile(np.arange(prompt - labels, prompt, dtype=np.int32), (rows, 1))
     return Batch(
-        document_ids=ids(rows, documents, document),
-        document_mask=np.ones((rows, documents, document), bool),
+        documents=texts(rows, documents, document),
         document_valid=np.ones((rows, documents), bool),
-        query_ids=ids(rows, query),
-        query_mask=np.ones((rows, query), bool),
-        prompt_ids=ids(rows, prompt),
-        prompt_mask=np.ones((rows, prompt), bool),
-        memory_index=index,
-        labels=ids(rows, labels),
+        query=texts(rows, query),
+        prompt=PromptBatch(ids(rows, prompt), np.ones((rows, prompt), np.int32), index, ids(rows, labels), places),
         positives=np.eye(documents, dtype=bool)[np.zeros(rows, int)],
-        example_ids=np.arange(rows, dtype=np.int32),
+        example_ids=np.arange(rows, dtype=np.int32)[:, None],
     )
 
 
@@ -120,18 +121,18 @@ def test_a_step_by_hand():
         forward(*document) + lora(*question) + frozen(*prompt) + 2 * head
     )
     assert flops("retrieval") == forward(*document) + lora(*question)
-    kept = dataclasses.replace(batch, document_ids=None, document_mask=None, memories=np.zeros((1, 2, 4, 8)))
+    kept = dataclasses.replace(batch, documents=StoredMemories(np.zeros((1, 2, 4, 8))))
     assert flops("end_to_end", own=kept) == lora(*question) + lora(*prompt) + 2 * head
-    text = dataclasses.replace(batch, document_ids=None, document_mask=None, query_ids=None, query_mask=None)
+    text = dataclasses.replace(batch, documents=None, query=None)
     assert flops("end_to_end", ("lora/generator",), text) == lora(*prompt) + 2 * head
 
 
 def test_padding_is_not_counted():
     config, batch = make_config(), make_batch(2, 2, 6, 5, 9, 3)
     short = make_batch(1, 2, 6, 5, 9, 3)
-    for name in ("document_mask", "query_mask", "prompt_mask"):
-        getattr(batch, name)[1] = False
-    batch.labels[1] = -100
+    for part in (batch.documents, batch.query, batch.prompt):
+        part.segment_ids[1] = 0
+    batch.prompt.labels[1] = -100
     for stage, own in STAGES.items():
         assert step_flops(config, 2, stage, own.trains, batch) == step_flops(config, 2, stage, own.trains, short)
 
@@ -200,7 +201,7 @@ def test_xla_counts_the_same(stage, trains, mesh, monkeypatch):
     model = ClaraModel(config, clara, "float32", attention="xla")
     batch = make_batch(2, 2, 64, 32, 96, 32, vocabulary=512)
     if stage == "scp":
-        batch = dataclasses.replace(batch, query_ids=None, query_mask=None, positives=None)
+        batch = dataclasses.replace(batch, query=None, positives=None)
     trains = trains or STAGES[stage].trains
     params = initialise(declare(config, clara, jnp.float32), jax.random.key(0), mesh)
     gradient = jax.value_and_grad(make_loss(model, STAGES[stage], Objective(top_k=1)), has_aux=True)
@@ -215,5 +216,5 @@ def test_xla_counts_the_same(stage, trains, mesh, monkeypatch):
     monkeypatch.setattr(throughput, "work", all_pairs)
     expected = step_flops(config, clara.lora_rank, stage, trains, batch)
     if stage != "retrieval":  # the logits are made again in the backward pass
-        expected += 2 * 512 * 256 * batch.labels.size
+        expected += 2 * 512 * 256 * batch.prompt.labels.size
     assert counted == pytest.approx(expected, rel=0.025)

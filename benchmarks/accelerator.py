@@ -139,7 +139,7 @@ def _compress(model: ClaraModel, params: Any, mesh, arguments) -> dict[str, Any]
     rows, length = 64 * batch_shards(mesh), model.clara.doc_max_length + 2 + model.clara.memory_tokens
     ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (rows, length)).astype(np.int32)
     with jax.set_mesh(mesh):
-        texts = Sequences(ids, np.ones_like(ids), memory_at_end(*ids.shape, model.clara.memory_tokens))
+        texts = Sequences(ids, np.ones_like(ids), memory_at_end(ids.shape, model.clara.memory_tokens))
         placed = put_batch(texts, mesh)
         seconds = _median(lambda: encode_batch(model, "compressor", params, placed), arguments.repeats)
     done = work(np.ones(ids.shape, bool), model.config.sliding_window)
@@ -183,10 +183,7 @@ def random_batch(planned: Batch, model: ClaraModel, stage: StageConfig) -> Batch
         if planned is None:
             return None
         ids = tokens(planned.ids)
-        places = np.broadcast_to(
-            memory_at_end(1, ids.shape[-1], model.clara.memory_tokens)[0], planned.memory_positions.shape
-        )
-        return Sequences(ids, np.ones_like(ids), places.astype(np.int32))
+        return Sequences(ids, np.ones_like(ids), memory_at_end(ids.shape, model.clara.memory_tokens))
 
     prompt, stored = planned.prompt, planned.documents
     if isinstance(stored, StoredMemories):

@@ -105,7 +105,7 @@ def compressing(bundle: Bundle, panel: str, axis: str, sizes: Sequence[int], sha
         mask = np.ones(ids.shape, np.int32)
         done = Work(*work(mask, model.config.sliding_window))
         must.append(blocks_flops(model.config, CLARA.lora_rank, done, False))
-        texts = Sequences(ids, mask, memory_at_end(*ids.shape, CLARA.memory_tokens))
+        texts = Sequences(ids, mask, memory_at_end(ids.shape, CLARA.memory_tokens))
         placed = put_batch(texts, bundle.mesh)
         calls.append(partial(encode_batch, model, "compressor", bundle.params, placed))
     return GrowthCase(panel, "compression", axis, sizes, must, calls)

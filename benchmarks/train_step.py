@@ -89,7 +89,7 @@ def make_batch(bundle: Bundle, rows: int, length: int) -> Batch:
     index = np.full((rows, length), -1, np.int32)
     index[:, 8 : 8 + clara.memory_tokens] = np.arange(clara.memory_tokens)
     labels, places = prompts[:, length // 2 :], np.arange(length // 2, length, dtype=np.int32)
-    ends = memory_at_end(rows, documents.shape[-1], clara.memory_tokens)[:, None]
+    ends = memory_at_end(documents.shape, clara.memory_tokens)
     return Batch(
         documents=Sequences(documents.astype(np.int32), np.ones(documents.shape, np.int32), ends),
         document_valid=np.ones((rows, 1), bool),

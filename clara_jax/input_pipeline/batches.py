@@ -221,12 +221,13 @@ def with_memory(texts: Sequence[np.ndarray | None], width: int, tokenizer: Clara
     ids = np.concatenate([padded, np.tile(memory, (len(texts), 1))], axis=1)
     lengths = np.array([0 if text is None else len(text) + len(memory) for text in texts])
     attended = np.arange(ids.shape[1]) >= ids.shape[1] - lengths[:, None]
-    return Sequences(ids, attended.astype(np.int32), memory_at_end(len(texts), ids.shape[1], len(memory)))
+    return Sequences(ids, attended.astype(np.int32), memory_at_end(ids.shape, len(memory)))
 
 
-def memory_at_end(rows: int, length: int, memory_tokens: int) -> np.ndarray:
-    """Return `Sequences.memory_positions` of rows of ``length`` tokens that each end with their memory tokens."""
-    return np.tile(np.arange(length - memory_tokens, length, dtype=np.int32), (rows, 1, 1))
+def memory_at_end(shape: Sequence[int], memory_tokens: int) -> np.ndarray:
+    """Return `Sequences.memory_positions` for ids of a shape [..., T] whose rows hold one text: int32 [..., 1, M]."""
+    *rows, length = shape
+    return np.tile(np.arange(length - memory_tokens, length, dtype=np.int32), (*rows, 1, 1))
 
 
 def _distinct(texts: Sequence[np.ndarray | None], count: int) -> tuple[list[np.ndarray | None], np.ndarray]:

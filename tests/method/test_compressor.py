@@ -59,7 +59,7 @@ def packed(ids, mask):
 
 
 def padded(ids, mask):
-    return Sequences(ids, mask.astype(np.int32), memory_at_end(*ids.shape, M))
+    return Sequences(ids, mask.astype(np.int32), memory_at_end(ids.shape, M))
 
 
 def runs(x, mask):

@@ -53,7 +53,7 @@ def golden_batch(info, arrays, bundle):
             positives[row, record["pos_index"]] = True
 
     def texts(ids, mask):
-        ends = memory_at_end(*ids.shape, bundle.tokenizer.memory_tokens)
+        ends = memory_at_end(ids.shape, bundle.tokenizer.memory_tokens)
         return Sequences(ids.astype(np.int32), mask.astype(np.int32), ends)
 
     query = None

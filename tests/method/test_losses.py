@@ -19,7 +19,7 @@ def test_alignment_loss_in_both_conventions(mesh):
     mask = np.ones((3, 9), bool)
     mask[1, :4] = False
     mask[2] = False  # an absent document
-    texts = Sequences(np.zeros(mask.shape, np.int32), mask.astype(np.int32), memory_at_end(3, 9, 2))
+    texts = Sequences(np.zeros(mask.shape, np.int32), mask.astype(np.int32), memory_at_end(mask.shape, 2))
     with jax.set_mesh(mesh):
         encoded = read_states(jnp.asarray(states), jax.tree.map(jnp.asarray, texts))
     valid = mask.any(axis=1)[:, None]

@@ -105,7 +105,7 @@ def test_eight_devices_equal_one(mesh, mesh222):
     ],
 )
 def test_every_product_is_of_two_bfloat16_with_a_float32_sum(name, architecture, trains, mesh):
-    """Forward and backward. Those of the adapters' rank and of the few added tokens are float32, as are scores and means."""
+    """Forward and backward. Those of the adapters' rank, of the few added tokens, scores and means are float32."""
     model = models(architecture)[1]
     batch = put_batch(make_batch(model), mesh)
     added, documents = MEMORY + 3, batch.documents.ids.shape[1]

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from clara_jax.input_pipeline.batches import Batch, PromptBatch, Sequences
+from clara_jax.input_pipeline.batches import Batch, PromptBatch, Sequences, memory_at_end
 from clara_jax.method.clara import ClaraConfig, ClaraModel
 from clara_jax.method.generator import target_states
 from clara_jax.method.parameters import MAP, declare, split
@@ -75,8 +75,7 @@ def make_batch(model, rows=8, documents=3, seed=0, pad=0):
         ids, mask = texts(shape, width)
         ids = np.concatenate([ids, np.broadcast_to(memory_ids, (*shape, count))], -1)
         mask = np.concatenate([mask, np.ones((*shape, count), bool)], -1)
-        ends = np.broadcast_to(np.arange(ids.shape[-1] - count, ids.shape[-1]), (*shape, 1, count))
-        return Sequences(as_int(ids), as_int(mask), as_int(ends))
+        return Sequences(as_int(ids), as_int(mask), memory_at_end(ids.shape, count))
 
     as_int = lambda x: x.astype(np.int32)  # noqa: E731
     candidates = encoder((rows, documents), 9)

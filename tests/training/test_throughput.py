@@ -49,8 +49,7 @@ def make_batch(rows, documents, document, query, prompt, labels, memory_tokens=4
     index[:, 1 : 1 + memory_tokens] = np.arange(memory_tokens)
 
     def texts(*shape):
-        ends = np.broadcast_to(memory_at_end(1, shape[-1], memory_tokens)[0], (*shape[:-1], 1, memory_tokens))
-        return Sequences(ids(*shape), np.ones(shape, np.int32), ends)
+        return Sequences(ids(*shape), np.ones(shape, np.int32), memory_at_end(shape, memory_tokens))
 
     places = np.tile(np.arange(prompt - labels, prompt, dtype=np.int32), (rows, 1))
     return Batch(

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from clara_jax import command
 from clara_jax.errors import ClaraError
 from clara_jax.files import replaced_when_whole
-from clara_jax.method.topk import METHODS, select
+from clara_jax.method.estimators.methods import METHODS, select
 
 BASELINE, TEMPERATURE = "iterative", 0.05
 PICTURED, OTHERS, RANKS = (0.02, 0.1, 0.3), (0.2, 0.0, -0.2), 2

@@ -25,7 +25,7 @@ from clara_jax import command
 from clara_jax.errors import ClaraError
 from clara_jax.files import replaced_when_whole
 from clara_jax.formats.json_file import read_object
-from clara_jax.method.topk import METHODS
+from clara_jax.method.estimators.methods import METHODS
 from clara_jax.training.metrics import read_metrics
 from clara_jax.training.resume import RUN
 

@@ -31,6 +31,8 @@ _MOVED = {
     ),
     ("evaluation", "metrics"): "answers cases intervals:bootstrap overlap:rouge ranking ways:controls",
     ("inference", "inference"): "memories:memory_cache prefixes:prefix_cache",
+    ("method", "method.appendix"): "gradient_paths marginal",
+    ("method", "method.estimators"): "lapsum transport",
     ("retrieval", "inference"): "memory_store",
     ("retrieval", "retrieval"): "exact:exact_search filling:indexing first_pass:ann",
     ("synthesis", "synthesis"): "asking:steps expected:answer_type leaks:decontamination pace:rate_limit",

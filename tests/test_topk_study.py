@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import topk_study
 from clara_jax.errors import ClaraError
-from clara_jax.method.topk import METHODS
+from clara_jax.method.estimators.methods import METHODS
 from clara_jax.training.config_parsing import resolve
 from configs import topk_study as config
 

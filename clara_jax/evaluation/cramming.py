@@ -28,8 +28,7 @@ from clara_jax.input_pipeline.encoding import Encoding, encode_records
 from clara_jax.input_pipeline.records import Record
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.cross_entropy import language_model_loss
-from clara_jax.method.generator import target_states
-from clara_jax.method.stages import label_weights
+from clara_jax.method.generator import label_weights, target_states
 from clara_jax.model.sharding import put_batch
 
 

@@ -1,4 +1,10 @@
-"""The generator: memories take the place of text in its prompt (section 2.2, 3)."""
+"""The generator: memories take the place of text in its prompt, and the answer's tokens are its loss (sections 2.2, 3).
+
+    L_CE = -Σ_t log p(a_t | I, M_1, ..., M_k, a_<t)
+
+over the tokens a_t of the target, with the instruction I and the memories M. It is averaged over the labelled tokens of
+a batch (the paper), or over the means of its records.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +14,53 @@ import jax
 import jax.numpy as jnp
 
 from clara_jax.input_pipeline.batches import PromptBatch
+from clara_jax.input_pipeline.tokenization import IGNORED
 from clara_jax.method.clara import ClaraModel
+from clara_jax.method.cross_entropy import language_model_loss
 from clara_jax.model.lora import Dropout
 from clara_jax.model.sharding import Array, reshape_rows
+
+CE_OVER = (TOKENS, RECORDS) = ("tokens", "records")
+
+
+def answer_terms(
+    model: ClaraModel,
+    params: Any,
+    prompt: PromptBatch,
+    memories: Array | None,
+    keys: jax.Array | None = None,
+    ce_over: str = TOKENS,
+) -> dict[str, jax.Array]:
+    """Return L_CE of the prompts' targets given the memories, as sums over the batch: float32 [].
+
+    Args:
+      model: backbone and hyperparameters.
+      params: the model's parameters.
+      prompt: prompts with their targets.
+      memories: [B, K, M, E], in rank order; None where all is text.
+      keys: PRNG keys [B, S], for dropout; None without.
+      ce_over: "tokens" counts each label alike; "records" each record, by `label_weights`.
+
+    Returns:
+      "ce", the sum of the (weighted) losses; "accuracy", the number of labels that greedy decoding gets right.
+    """
+    dropout = model.dropout(keys, prompt.segment_ids)
+    states = target_states(model, params, prompt, memories, dropout=dropout)
+    weights = label_weights(prompt) if ce_over == RECORDS else None
+    ce, correct = language_model_loss(model, params, states, prompt.labels, weights)
+    return {"ce": ce, "accuracy": correct}
+
+
+def label_weights(prompt: PromptBatch) -> jax.Array:
+    """Return weights float32 [B, A]: one over the number of labels of the label's record, 0 where there is no label.
+
+    Their sum is the number of records that have labels, and a weighted sum over labels is a sum over records of their
+    means.
+    """
+    labelled = prompt.labels != IGNORED
+    record = jnp.take_along_axis(prompt.segment_ids, prompt.label_positions, axis=1)
+    number = jnp.sum((record[:, :, None] == record[:, None, :]) & labelled[:, None, :], axis=-1)
+    return labelled / jnp.maximum(number, 1).astype(jnp.float32)
 
 
 def splice(model: ClaraModel, params: Any, ids: Array, memory_index: Array, memories: Array | None) -> jax.Array:

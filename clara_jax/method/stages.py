@@ -15,20 +15,22 @@ import jax
 import jax.numpy as jnp
 
 from clara_jax.errors import ClaraError
-from clara_jax.input_pipeline.batches import Batch, DistinctSequences, PromptBatch, Sequences, StoredMemories
+from clara_jax.input_pipeline.batches import Batch, DistinctSequences, Sequences, StoredMemories
 from clara_jax.input_pipeline.tokenization import IGNORED
+from clara_jax.method.appendix.marginal import document_log_likelihoods, marginal_loss
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.compressor import Encoded, alignment_loss, calibrated_map, encode, pool_runs, read
-from clara_jax.method.cross_entropy import language_model_loss
-from clara_jax.method.generator import target_states
-from clara_jax.method.marginal import document_log_likelihoods, marginal_loss
+from clara_jax.method.estimators.methods import METHODS, select
+from clara_jax.method.generator import CE_OVER, RECORDS, TOKENS, answer_terms, label_weights
 from clara_jax.method.parameters import MAP, flatten, overlap, unflatten
 from clara_jax.method.reranker import contrastive_loss, cosine_scores
-from clara_jax.method.topk import DEGENERATE, METHODS, degenerate, select
+from clara_jax.method.topk import DEGENERATE, degenerate
 from clara_jax.model.sharding import Array, join_rows, microbatches, reshape_rows, split_rows
 
 NORMALIZATIONS = ("none", "standard")
-CE_OVER = (TOKENS, RECORDS) = ("tokens", "records")
+# What is folded into an example's key, by what draws from it: document d has DOCUMENTS + d. Documents and the noise of
+# the top-k share a number, as no stage has both.
+PROMPT, QUERY, DOCUMENTS, NOISE = 0, 1, 2, 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Objective:
     temperature: float | jax.Array = 0.02  # τ
     topk_method: str = "iterative"  # whose gradient replaces that of the choice, one of `METHODS`
     score_normalization: str = "none"  # or "standard": to mean 0 and deviation 1 over a question's candidates
-    marginal_weight: float = 0.0  # of the probability path, see `clara_jax.method.marginal`
+    marginal_weight: float = 0.0  # of the probability path, see `clara_jax.method.appendix.marginal`
 
     def __post_init__(self):
         if self.mse_reduction not in ("mean", "sum"):
@@ -128,12 +130,14 @@ def scp_loss(model: ClaraModel, params: Any, batch: Batch, objective: Objective,
     assert isinstance(batch.documents, Sequences)  # only stages with a frozen compressor have others
     documents = encode_documents(model, params, batch.documents, keys, objective.scaffold)
     mse = jnp.sum(alignment_loss(documents, batch.document_valid, objective.mse_reduction))
-    return _answer(model, params, batch.prompt, documents.memory, keys, objective.ce_over) | {"mse": mse}
+    return answer_terms(model, params, batch.prompt, documents.memory, _fold(keys, PROMPT), objective.ce_over) | {
+        "mse": mse
+    }
 
 
 def text_loss(model: ClaraModel, params: Any, batch: Batch, objective: Objective, keys: jax.Array | None) -> Terms:
     """Return the terms of L = L_CE over prompts with documents as plain text: the baseline without compression."""
-    return _answer(model, params, batch.prompt, None, keys, objective.ce_over)
+    return answer_terms(model, params, batch.prompt, None, _fold(keys, PROMPT), objective.ce_over)
 
 
 def end_to_end_loss(
@@ -169,11 +173,13 @@ def answer_from_best(
     Returns:
       the sums "ce" and "accuracy"; memories of the selected documents [B, K, M, E]; their indices int32 [B, K].
     """
+    noise = None if keys is None else _fold(keys, NOISE)[:, 0]
     selection, indices = select(
-        scores, objective.top_k, objective.topk_method, objective.temperature, batch.document_valid, _fold(keys, 2)
+        scores, objective.top_k, objective.topk_method, objective.temperature, batch.document_valid, noise
     )
     selected = jnp.einsum("BKD,BDME->BKME", selection.astype(documents.dtype), documents)
-    return _answer(model, params, batch.prompt, selected, keys, objective.ce_over), selected, indices
+    terms = answer_terms(model, params, batch.prompt, selected, _fold(keys, PROMPT), objective.ce_over)
+    return terms, selected, indices
 
 
 def probability_loss(
@@ -244,7 +250,7 @@ def rank_documents(
     else:
         assert isinstance(found, Sequences)
         documents = jax.lax.stop_gradient(encode_documents(model, params, found).memory)
-    query = encode(model, params, "query_reasoner", batch.query, _fold(keys, 1)).memory[:, 0]
+    query = encode(model, params, "query_reasoner", batch.query, _fold(keys, QUERY)).memory[:, 0]
     return cosine_scores(query, documents), documents, query
 
 
@@ -279,7 +285,7 @@ def encode_documents(
     count = documents.ids.shape[1]
     if keys is not None:
         # Numbers are folded in one by one: JAX does not fold a vector of them into the split keys of a single row.
-        keys = join_rows(jnp.stack([_fold(keys, 2 + number) for number in range(count)], axis=1))
+        keys = join_rows(jnp.stack([_fold(keys, DOCUMENTS + number) for number in range(count)], axis=1))
     flat = encode(model, params, "compressor", jax.tree.map(join_rows, documents), keys, scaffold)
     return jax.tree.map(lambda x: reshape_rows(split_rows(x, count), -1, *x.shape[2:]), flat)
 
@@ -291,33 +297,6 @@ def calibrate(model: ClaraModel, params: Any, batch: Batch, strength: float) -> 
     x, encoded = read(model, params, "compressor", texts, None)
     valid = reshape_rows(batch.document_valid, batch.documents.ids.shape[1], -1)  # [B, D, S]
     return calibrated_map(encoded.memory, pool_runs(x, texts), join_rows(valid), strength)
-
-
-def label_weights(prompt: PromptBatch) -> jax.Array:
-    """Return weights float32 [B, A]: one over the number of labels of the label's record, 0 where there is no label.
-
-    Their sum is the number of records that have labels, and a weighted sum over labels is a sum over records of their
-    means.
-    """
-    labelled = prompt.labels != IGNORED
-    record = jnp.take_along_axis(prompt.segment_ids, prompt.label_positions, axis=1)
-    number = jnp.sum((record[:, :, None] == record[:, None, :]) & labelled[:, None, :], axis=-1)
-    return labelled / jnp.maximum(number, 1).astype(jnp.float32)
-
-
-def _answer(
-    model: ClaraModel,
-    params: Any,
-    prompt: PromptBatch,
-    memories: jax.Array | None,
-    keys: jax.Array | None,
-    ce_over: str,
-) -> Terms:
-    dropout = model.dropout(_fold(keys, 0), prompt.segment_ids)
-    before = target_states(model, params, prompt, memories, dropout=dropout)
-    weights = label_weights(prompt) if ce_over == RECORDS else None
-    ce, correct = language_model_loss(model, params, before, prompt.labels, weights)
-    return {"ce": ce, "accuracy": correct}
 
 
 def _degenerate(scores: jax.Array, batch: Batch, objective: Objective) -> Terms:

@@ -2,7 +2,7 @@
 
 All functions take the same arrays, one row a question:
 
-  scores: [B, D]. Among equal scores the lower index comes first, as in `clara_jax.method.topk.select`.
+  scores: [B, D]. Among equal scores the lower index comes first, as in `clara_jax.method.estimators.methods.select`.
   valid: bool [B, D], which candidates exist; absent ones take no place in the order.
   positives: bool [B, D], which of them are relevant; absent ones do not count.
   k: at least 1; may be above D.

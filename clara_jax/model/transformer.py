@@ -21,7 +21,7 @@ from jax.ad_checkpoint import checkpoint_name
 from clara_jax.model.attention import AttentionMask, attention, make_attention_mask
 from clara_jax.model.cache import KVCache
 from clara_jax.model.config import ModelConfig
-from clara_jax.model.declare import ProjectionGroup, projection_groups
+from clara_jax.model.declare import ProjectionGroup, declare_base, initialise, projection_groups
 from clara_jax.model.lora import Dropout, LoRALinear
 from clara_jax.model.output_major import OutputMajor, stored_product
 from clara_jax.model.products import product
@@ -166,6 +166,17 @@ class Transformer(nn.Module):
     operands: Any = None
     remat: str = "none"
     attention: str = "auto"
+
+    def init(self, key: jax.Array, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+        """Return fresh values of the parameters that `clara_jax.model.declare` declares: ``{"params": ...}``.
+
+        In place of flax's, which would trace a call to find them.
+
+        Args:
+          key: a PRNG key; each leaf depends on it, its path and its shape alone.
+          mesh: on which they are made.
+        """
+        return {"params": initialise(declare_base(self.config, self.dtype), key, mesh)}
 
     def embed(self, ids: jax.Array) -> jax.Array:
         """Return embeddings [B, T, E] of int32 [B, T]; ids from V on are rows of the ``tokens`` collection."""

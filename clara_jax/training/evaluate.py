@@ -25,9 +25,9 @@ from clara_jax.input_pipeline.encoding import TEXT, Encoding, Example, record_pr
 from clara_jax.input_pipeline.records import Record
 from clara_jax.input_pipeline.tokenization import ClaraTokenizer
 from clara_jax.method.clara import ClaraModel
+from clara_jax.method.estimators.methods import select
 from clara_jax.method.parameters import merge
 from clara_jax.method.stages import Objective, Stage, Terms, encode_documents, objective_value, rank_documents
-from clara_jax.method.topk import select
 from clara_jax.metrics.answers import exact_match, token_f1
 from clara_jax.metrics.controls import disjoint_others, repeated
 from clara_jax.metrics.ranking import DEPTHS, recall_at
@@ -84,7 +84,8 @@ class Evaluation:
           end_ids: tokens that end an answer.
           controls: measure the controls as well. *Another document's memory* is left out if an example shares
             documents with every other one.
-          gradients: measure those of the two paths of `clara_jax.method.gradient_paths`, too; of end_to_end alone.
+          gradients: measure those of the two paths of `clara_jax.method.appendix.gradient_paths`, too; of end_to_end
+            alone.
           memories: of the documents, where they were compressed before.
         """
         if len(examples) != len(records):

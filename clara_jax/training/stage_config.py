@@ -9,9 +9,10 @@ from clara_jax.errors import ClaraError
 from clara_jax.input_pipeline.encoding import DOCUMENTS, MEMORY, TEXT
 from clara_jax.input_pipeline.records import ONE_DOCUMENT, RANKING_STAGES, TEXT_STAGES
 from clara_jax.input_pipeline.windows import CROPS, START
+from clara_jax.method.estimators.methods import METHODS
+from clara_jax.method.generator import CE_OVER, TOKENS
 from clara_jax.method.parameters import COMPRESSOR, overlap
-from clara_jax.method.stages import CE_OVER, NORMALIZATIONS, STAGES, TOKENS, Objective, Stage, as_text
-from clara_jax.method.topk import METHODS
+from clara_jax.method.stages import NORMALIZATIONS, STAGES, Objective, Stage, as_text
 from clara_jax.training.config_checks import nearest, one_of, require
 
 SCHEDULES = ("cosine", "constant", "cosine_with_minimum")
@@ -89,8 +90,8 @@ class StageConfig:
       learn_temperature: train τ, too, from ``temperature`` on.
       score_normalization: "none", or "standard": scores of a question's candidates are brought to mean 0 and standard
         deviation 1 before they are divided by τ.
-      topk_method: whose gradient stands in for that of the choice, one of `clara_jax.method.topk.METHODS`; the paper's
-        is "iterative".
+      topk_method: whose gradient stands in for that of the choice, one of
+        `clara_jax.method.estimators.methods.METHODS`; the paper's is "iterative".
       marginal_weight: of the loss -log Σ_d p(d|x) p(y|x, d) over the selected documents, which gives the ranking the
         gradient that the straight-through estimator drops; ``top_k`` more forward passes of the generator. 0 is off.
       buckets: shapes of batches, at most: examples of about one size share a batch, and the step is compiled for each
@@ -112,7 +113,7 @@ class StageConfig:
       answer_tokens: longest such answer.
       eval_controls: evaluate without memory and with another document's memory as well, where there are memories.
       eval_gradients: evaluate the norms of the two gradients that the scores of end_to_end have, too, and the cosine
-        between them (see `clara_jax.method.gradient_paths`); costs a step, and ``top_k`` forward passes more.
+        between them (see `clara_jax.method.appendix.gradient_paths`); costs a step, and ``top_k`` forward passes more.
       save_every: steps between checkpoints, besides those that `RunConfig.save_minutes` asks for and the stage's last.
       log_every: steps between lines of metrics.
       trains: the subtrees of the parameters that are trained, e.g. "lora/generator"; None takes the stage's list.

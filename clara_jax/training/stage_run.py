@@ -24,8 +24,9 @@ from clara_jax.input_pipeline.loader import BatchLoader
 from clara_jax.input_pipeline.rates import make_rate, with_fewer
 from clara_jax.input_pipeline.records import TEXT_STAGES
 from clara_jax.input_pipeline.sampler import BatchPlan
+from clara_jax.method.generator import TOKENS
 from clara_jax.method.parameters import MAP, flatten, merge, split, unflatten
-from clara_jax.method.stages import TOKENS, Terms, calibrate, inherit
+from clara_jax.method.stages import Terms, calibrate, inherit
 from clara_jax.method.topk import DEGENERATE
 from clara_jax.model.sharding import batch_shards, local_parts, local_rows, put_rows
 from clara_jax.training.config import RunConfig

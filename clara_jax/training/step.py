@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import optax
 
 from clara_jax.input_pipeline.batches import Array, Batch
+from clara_jax.method.appendix.gradient_paths import gradient_terms
 from clara_jax.method.clara import ClaraModel
-from clara_jax.method.gradient_paths import gradient_terms
 from clara_jax.method.parameters import merge
 from clara_jax.method.stages import Objective, Stage, Terms, compress_distinct, counts, objective_value
 from clara_jax.model.sharding import microbatches

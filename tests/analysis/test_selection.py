@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clara_jax.analysis import selection
-from clara_jax.method.topk import select
+from clara_jax.method.estimators.methods import select
 
 RNG = np.random.default_rng(0)
 

@@ -12,10 +12,10 @@ from clara_jax.checkpoints import opening
 from clara_jax.checkpoints.names import export_lora
 from clara_jax.input_pipeline.batches import Batch, PromptBatch, Sequences, memory_at_end
 from clara_jax.method.compressor import alignment_loss
+from clara_jax.method.estimators.methods import select
 from clara_jax.method.generator import splice
 from clara_jax.method.parameters import merge, split, unflatten
 from clara_jax.method.stages import STAGES, Objective, counts, encode_documents, objective_value, rank_documents
-from clara_jax.method.topk import select
 from clara_jax.model.sharding import make_mesh
 from clara_jax.model.transformer import join_logits
 from tests.locations import golden_folders

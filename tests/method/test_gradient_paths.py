@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from clara_jax.method.appendix.gradient_paths import gradient_terms, score_gradients
+from clara_jax.method.appendix.marginal import document_log_likelihoods
 from clara_jax.method.cross_entropy import language_model_loss
 from clara_jax.method.generator import target_states
-from clara_jax.method.gradient_paths import gradient_terms, score_gradients
-from clara_jax.method.marginal import document_log_likelihoods
 from clara_jax.method.stages import Objective, normalize, rank_documents
 from clara_jax.method.topk import EPSILON
 from tests.training.test_step import make_batch, make_model, make_params

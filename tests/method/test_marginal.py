@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from clara_jax.method.appendix.marginal import document_log_likelihoods, marginal_loss
 from clara_jax.method.cross_entropy import language_model_loss, target_log_likelihoods
 from clara_jax.method.generator import target_states
-from clara_jax.method.marginal import document_log_likelihoods, marginal_loss
 from tests.training.test_step import make_batch, make_model, make_params
 
 TEMPERATURE = 0.3

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clara_jax.method.topk import EPSILON, METHODS, degenerate, lapsum_mask, select
+from clara_jax.method.estimators.lapsum import lapsum_mask
+from clara_jax.method.estimators.methods import METHODS, select
+from clara_jax.method.topk import EPSILON, algorithm_1, degenerate
 from tests.locations import golden_folders
 
 FOLDERS = golden_folders()
@@ -35,6 +37,26 @@ def weights_and_gradient(scores, cotangent, k, method, temperature, mask=None, k
 def soft_weights(scores, k, method, temperature):
     """One program for all temperatures."""
     return select(scores, k, method, temperature, hard=False)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_algorithm_1_as_printed_and_as_one_softmax(temperature):
+    """The loop over ranks and the batched form have equal choices, values and gradients."""
+    scores = jnp.asarray(np.random.default_rng(4).uniform(-1, 1, (1, 9)), jnp.float32)
+    cotangent = np.random.default_rng(5).normal(size=(1, 4, 9)).astype(np.float32)
+    weights, indices, gradient, by_temperature = weights_and_gradient(
+        scores, cotangent, 4, "iterative", jnp.float32(temperature)
+    )
+
+    def printed(scores, temperature):
+        z = algorithm_1(scores, 4, temperature)
+        return jnp.sum(z * cotangent[0]), z
+
+    (of_scores, of_temperature), z = jax.grad(printed, (0, 1), has_aux=True)(scores[0], jnp.float32(temperature))
+    np.testing.assert_array_equal(np.argmax(z, axis=-1), indices[0])
+    np.testing.assert_allclose(z, weights[0], atol=1e-6)
+    np.testing.assert_allclose(of_scores, gradient[0], rtol=1e-4, atol=1e-4 * np.abs(gradient).max())
+    np.testing.assert_allclose(of_temperature, by_temperature, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("folder", FOLDERS or [None], ids=lambda folder: folder.name if folder else "absent")

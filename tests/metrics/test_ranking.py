@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import ndcg_score
 
-from clara_jax.method.topk import select
+from clara_jax.method.estimators.methods import select
 from clara_jax.metrics.ranking import ndcg_at, precision_at, recall_at, reciprocal_rank
 
 

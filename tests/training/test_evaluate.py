@@ -15,8 +15,8 @@ from clara_jax.input_pipeline import prompts
 from clara_jax.input_pipeline.batches import collate, plan_shapes
 from clara_jax.input_pipeline.encoding import Encoding, Example, encode_records
 from clara_jax.input_pipeline.records import read_records
+from clara_jax.method.appendix.gradient_paths import score_gradients
 from clara_jax.method.clara import ClaraConfig
-from clara_jax.method.gradient_paths import score_gradients
 from clara_jax.method.parameters import split
 from clara_jax.method.stages import STAGES, Objective, as_text
 from clara_jax.model.sharding import make_mesh, put_batch

@@ -5,19 +5,15 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from clara_jax.method.topk import masked_softmax
+
 ITERATIONS = 50  # a few suffice; each costs as much as a softmax over K + 1 ranks for each document
-
-
-def masked_softmax(logits: jax.Array, allowed: jax.Array) -> jax.Array:
-    """Return the softmax over the allowed entries of the last axis; zeros where none is allowed."""
-    top = jnp.max(jnp.where(allowed, logits, -jnp.inf), axis=-1, keepdims=True)
-    shifted = jnp.where(allowed, logits - jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0)), 0)
-    weights = jnp.where(allowed, jnp.exp(shifted), 0)
-    return weights / jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), 1e-30)
 
 
 def transport_plan(s: jax.Array, indices: jax.Array, taken: jax.Array, allowed: jax.Array) -> jax.Array:
     """Return p [K, D], the ranks' columns of the entropic transport plan from documents to ranks (Xie et al. 2020).
+
+    It is a `clara_jax.method.topk.SoftChoice`.
 
     Each document has a mass of 1. A rank takes 1, the rest n - K. Rank j lies at K + 1 - j on the line and the rest at
     0; moving from s to y costs (s - y)² / 2, so that changing places with the next rank costs the difference of the

@@ -5,9 +5,9 @@ With p(y|x) = Σ_d p(d|x) p(y|x, d) and L = -log p(y|x),
     ∂L/∂s_d = -1/p(y|x) { p(d|x) [p(y|x, d) - p(y|x)] / τ      (I) the probability path
                           + Σ_j p(j|x) ∂p(y|x, j)/∂s_d }       (II) the representation path
 
-(I) is the gradient of `clara_jax.method.marginal.marginal_loss`. (II) is the gradient used in training: that of the
-answer's likelihood given all selected memories together, through the straight-through estimator. Scores are those that
-the temperature divides, normalized where the stage normalizes them.
+(I) is the gradient of `clara_jax.method.appendix.marginal.marginal_loss`. (II) is the gradient used in training: that
+of the answer's likelihood given all selected memories together, through the straight-through estimator. Scores are
+those that the temperature divides, normalized where the stage normalizes them.
 """
 
 from __future__ import annotations

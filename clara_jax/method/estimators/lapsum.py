@@ -5,6 +5,31 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from clara_jax.method.topk import usable_scores
+from clara_jax.model.sharding import Array
+
+
+def lapsum(s: jax.Array, indices: jax.Array, taken: jax.Array, allowed: jax.Array) -> jax.Array:
+    """Return p [K, D], the soft mask at each rank's document; arguments as of `clara_jax.method.topk.SoftChoice`."""
+    return taken * laplace_mask(s, jnp.any(allowed, axis=0), len(indices))
+
+
+def lapsum_mask(scores: jax.Array, k: int, temperature: float | jax.Array, mask: Array | None = None) -> jax.Array:
+    """Return LapSum's soft mask of the k best documents, whatever their rank.
+
+    Args:
+      scores: [B, D] of any dtype. A NaN counts as absent.
+      k: ranks.
+      temperature: τ, above 0, in the unit of the scores.
+      mask: bool [B, D], which candidates exist.
+
+    Returns:
+      q float32 [B, D]; a row sums to k, or to the number of its candidates where they are fewer.
+    """
+    scores, mask = usable_scores(scores, k, mask)
+    s = jnp.where(mask, scores.astype(jnp.float32) / temperature, 0)
+    return jax.vmap(laplace_mask, (0, 0, None))(s, mask, k)
+
 
 def laplace_mask(s: jax.Array, mask: jax.Array, k: int) -> jax.Array:
     """Return LaplaceCDF(s - b), whose sum over the candidates is k; [D] for scores [D]."""

@@ -7,12 +7,15 @@ from glob import glob
 
 import jax
 import jaxlib
+import jaxtyping
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from clara_jax import compile_cache
 from clara_jax.aot.topology import ABSENT
 
+# Before these modules are imported: shapes and dtypes in their signatures are checked whenever they are called.
+jaxtyping.install_import_hook("clara_jax.method", "beartype.beartype")
 jax.config.update("jax_num_cpu_devices", 8)
 # Tests compile much and run little. So do the processes that they start. `optimized` is for what needs the rest.
 UNOPTIMIZED = "JAX_DISABLE_MOST_OPTIMIZATIONS"

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Float32, Int32, Key, ScalarLike
 
 from clara_jax.input_pipeline.batches import Sequences
 from clara_jax.method.clara import END, ClaraModel
@@ -33,9 +34,9 @@ from clara_jax.model.transformer import positions_of
 class Encoded(NamedTuple):
     """Output of the compressor or the query reasoner for N rows of S texts (S = 1 where rows are not packed)."""
 
-    memory: jax.Array  # [N, S, M, E], the memories
-    text_mean: jax.Array  # float32 [N, S, E], the mean last-layer state at the text's tokens; 0 without any
-    memory_mean: jax.Array  # float32 [N, S, E], the mean last-layer state at the memory tokens
+    memory: Float[jax.Array, "N S M E"]  # the memories
+    text_mean: Float32[jax.Array, "N S E"]  # the mean last-layer state at the text's tokens; 0 without any
+    memory_mean: Float32[jax.Array, "N S E"]  # the mean last-layer state at the memory tokens
 
 
 def encode(
@@ -43,8 +44,8 @@ def encode(
     params: Any,
     role: str,
     texts: Sequences,
-    keys: jax.Array | None = None,
-    scaffold: float | jax.Array = 0.0,
+    keys: Key[jax.Array, "N S"] | None = None,
+    scaffold: ScalarLike = 0.0,
 ) -> Encoded:
     """Encode texts, each followed by the M memory tokens.
 
@@ -67,8 +68,8 @@ def encode(
 
 
 def read(
-    model: ClaraModel, params: Any, role: str, texts: Sequences, keys: jax.Array | None
-) -> tuple[jax.Array, Encoded]:
+    model: ClaraModel, params: Any, role: str, texts: Sequences, keys: Key[jax.Array, "N S"] | None
+) -> tuple[Float[jax.Array, "N T E"], Encoded]:
     """Return the texts' embeddings [N, T, E] and their encoding before any memory map; arguments as of `encode`."""
     x, segment_ids = model.embed(params, texts.ids), texts.segment_ids
     if model.clara.memory_places == END:
@@ -80,7 +81,7 @@ def read(
     return x, read_states(jnp.take_along_axis(states, jnp.argsort(order, axis=1)[..., None], axis=1), texts)
 
 
-def read_states(states: jax.Array, texts: Sequences) -> Encoded:
+def read_states(states: Float[Array, "N T E"], texts: Sequences) -> Encoded:
     """Return memories and means of the texts' last-layer states [N, T, E]."""
     at = texts.memory_positions
     memory = jnp.take_along_axis(states, reshape_rows(at, -1)[..., None], axis=1)
@@ -92,11 +93,11 @@ def read_states(states: jax.Array, texts: Sequences) -> Encoded:
 
 
 def map_memory(
-    parameters: Mapping[str, jax.Array],
-    states: jax.Array,
-    pooled: tuple[jax.Array, jax.Array] | None = None,
-    scaffold: float | jax.Array = 0.0,
-) -> jax.Array:
+    parameters: Mapping[str, Float[Array, " E"]],
+    states: Float[Array, "... M E"],
+    pooled: tuple[Float[Array, "... M E"], Bool[Array, "... M 1"]] | None = None,
+    scaffold: ScalarLike = 0.0,
+) -> Float32[jax.Array, "... M E"]:
     """Compute m_j = s ⊙ (h_j - c) + b + β (pool_j - b), in float32.
 
     Args:
@@ -113,7 +114,9 @@ def map_memory(
     return memory + scaffold * jnp.where(found, pool - shift, 0)
 
 
-def pool_runs(x: jax.Array, texts: Sequences) -> tuple[jax.Array, jax.Array]:
+def pool_runs(
+    x: Float[Array, "N T E"], texts: Sequences
+) -> tuple[Float32[jax.Array, "N S M E"], Bool[jax.Array, "N S M 1"]]:
     """Return the mean input embedding of each of the M even runs of a text's tokens.
 
     Args:
@@ -131,7 +134,7 @@ def pool_runs(x: jax.Array, texts: Sequences) -> tuple[jax.Array, jax.Array]:
     return reshape_rows(total / jnp.maximum(count, 1), *shape, -1), reshape_rows(count > 0, *shape, 1)
 
 
-def runs(texts: Sequences) -> tuple[jax.Array, jax.Array]:
+def runs(texts: Sequences) -> tuple[Int32[jax.Array, "N T"], Bool[jax.Array, "N T"]]:
     """Return the run of each of a text's tokens: of n tokens, token p belongs to run p M // n.
 
     Returns:
@@ -146,7 +149,7 @@ def runs(texts: Sequences) -> tuple[jax.Array, jax.Array]:
     return sequence * memory_tokens + within, jnp.any(member, axis=-1)
 
 
-def order_by_runs(texts: Sequences) -> jax.Array:
+def order_by_runs(texts: Sequences) -> Int32[jax.Array, "N T"]:
     """Return the order in which each memory token follows its run: int32 [N, T], the position each token comes from.
 
     Padding comes last.
@@ -160,8 +163,11 @@ def order_by_runs(texts: Sequences) -> jax.Array:
 
 
 def calibrated_map(
-    states: jax.Array, pooled: tuple[jax.Array, jax.Array], valid: Array, strength: float
-) -> dict[str, jax.Array]:
+    states: Float[Array, "N S M E"],
+    pooled: tuple[Float[Array, "N S M E"], Bool[Array, "N S M 1"]],
+    valid: Bool[Array, "N S"],
+    strength: float,
+) -> dict[str, Float32[jax.Array, " E"]]:
     """Return initial values of a memory map, with which memories have the mean and spread of pooled input embeddings.
 
     Args:
@@ -188,7 +194,7 @@ def calibrated_map(
     return {"scale": strength * target / jnp.maximum(spread, 1e-6), "center": center, "shift": shift}
 
 
-def alignment_loss(encoded: Encoded, valid: Array, reduction: str = "mean") -> jax.Array:
+def alignment_loss(encoded: Encoded, valid: Bool[Array, "B D"], reduction: str = "mean") -> Float32[jax.Array, "B D"]:
     """Return L_MSE of each document: squared distance between mean text state and mean memory state (section 2.2).
 
     Both are means of last-layer states, before any memory map.
@@ -206,7 +212,7 @@ def alignment_loss(encoded: Encoded, valid: Array, reduction: str = "mean") -> j
     return jnp.where(valid, distance, 0)
 
 
-def _members(texts: Sequences) -> jax.Array:
+def _members(texts: Sequences) -> Bool[jax.Array, "N T S"]:
     """Return which token belongs to which of a row's texts, memory tokens to none; bool [N, T, S]."""
     places, numbers = jnp.arange(texts.ids.shape[1]), jnp.arange(1, texts.memory_positions.shape[1] + 1)
     is_memory = jnp.any(reshape_rows(texts.memory_positions, -1)[..., None] == places, axis=1)

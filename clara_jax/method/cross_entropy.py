@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Float, Float32, Int32
 
 from clara_jax.input_pipeline.tokenization import IGNORED
 from clara_jax.method.clara import ClaraModel
@@ -15,12 +16,18 @@ from clara_jax.model.sharding import Array, reshape_rows
 
 LOGITS_BYTES = 2**28  # limit of a device's float32 logits in memory at one time
 
-Sums = tuple[jax.Array, jax.Array]  # the loss, and the number of tokens that greedy decoding gets right; float32 []
+Sums = tuple[
+    Float32[jax.Array, ""], Float32[jax.Array, ""]
+]  # the loss, and the number of tokens that greedy decoding gets right; float32 []
 Chunk = tuple[jax.Array, jax.Array, jax.Array | None]  # states, labels and weights of some positions
 
 
 def language_model_loss(
-    model: ClaraModel, params: Any, states: jax.Array, labels: Array, weights: jax.Array | None = None
+    model: ClaraModel,
+    params: Any,
+    states: Float[Array, "B A E"],
+    labels: Int32[Array, "B A"],
+    weights: Float32[Array, "B A"] | None = None,
 ) -> Sums:
     """Return L_CE = -Σ_t w_t log p(a_t | I, M, a_<t), summed over all labelled tokens (section 2.2).
 
@@ -37,7 +44,9 @@ def language_model_loss(
     return _loss(model, _head(model, params), states, labels, weights)
 
 
-def token_log_likelihoods(model: ClaraModel, params: Any, states: jax.Array, labels: Array) -> jax.Array:
+def token_log_likelihoods(
+    model: ClaraModel, params: Any, states: Float[jax.Array, "B A E"], labels: Int32[Array, "B A"]
+) -> Float32[jax.Array, "B A"]:
     """Return log p(a_t | I, M, a_<t) of each labelled token, 0 elsewhere; float32 [B, A].
 
     Arguments as of `language_model_loss`. Do not differentiate it: its backward pass would recompute the logits of all
@@ -53,7 +62,9 @@ def token_log_likelihoods(model: ClaraModel, params: Any, states: jax.Array, lab
     return reshape_rows(chunks.swapaxes(0, 1), -1)[:, : labels.shape[1]]
 
 
-def target_log_likelihoods(model: ClaraModel, params: Any, states: jax.Array, labels: Array) -> jax.Array:
+def target_log_likelihoods(
+    model: ClaraModel, params: Any, states: Float[jax.Array, "B A E"], labels: Int32[Array, "B A"]
+) -> Float32[jax.Array, " B"]:
     """Return log p(a | I, M) of each row's targets, the sum of `token_log_likelihoods`; float32 [B]."""
     return jnp.sum(token_log_likelihoods(model, params, states, labels), axis=1)
 

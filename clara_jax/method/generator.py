@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32, Int32, Key
 
 from clara_jax.input_pipeline.batches import PromptBatch
 from clara_jax.input_pipeline.tokenization import IGNORED
@@ -27,10 +28,10 @@ def answer_terms(
     model: ClaraModel,
     params: Any,
     prompt: PromptBatch,
-    memories: Array | None,
-    keys: jax.Array | None = None,
+    memories: Float[Array, "B K M E"] | None,
+    keys: Key[jax.Array, "B S"] | None = None,
     ce_over: str = TOKENS,
-) -> dict[str, jax.Array]:
+) -> dict[str, Float32[jax.Array, ""]]:
     """Return L_CE of the prompts' targets given the memories, as sums over the batch: float32 [].
 
     Args:
@@ -51,7 +52,7 @@ def answer_terms(
     return {"ce": ce, "accuracy": correct}
 
 
-def label_weights(prompt: PromptBatch) -> jax.Array:
+def label_weights(prompt: PromptBatch) -> Float32[jax.Array, "B A"]:
     """Return weights float32 [B, A]: one over the number of labels of the label's record, 0 where there is no label.
 
     Their sum is the number of records that have labels, and a weighted sum over labels is a sum over records of their
@@ -63,7 +64,13 @@ def label_weights(prompt: PromptBatch) -> jax.Array:
     return labelled / jnp.maximum(number, 1).astype(jnp.float32)
 
 
-def splice(model: ClaraModel, params: Any, ids: Array, memory_index: Array, memories: Array | None) -> jax.Array:
+def splice(
+    model: ClaraModel,
+    params: Any,
+    ids: Int32[Array, "B T"],
+    memory_index: Int32[Array, "B T"],
+    memories: Float[Array, "B K M E"] | None,
+) -> Float[jax.Array, "B T E"]:
     """Return prompt embeddings with memories in place: T = [I; M_1; ...; M_k] (section 2.2).
 
     Args:
@@ -88,10 +95,10 @@ def target_states(
     model: ClaraModel,
     params: Any,
     prompt: PromptBatch,
-    memories: Array | None,
-    segment_ids: Array | None = None,
+    memories: Float[Array, "B K M E"] | None,
+    segment_ids: Int32[Array, "B T"] | None = None,
     dropout: Dropout | None = None,
-) -> jax.Array:
+) -> Float[jax.Array, "B A E"]:
     """Return the generator's last-layer states that predict the targets: at the positions before the labels'.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Float32, ScalarLike
 
 from clara_jax.model.sharding import Array
 
@@ -11,7 +12,7 @@ from clara_jax.model.sharding import Array
 EXCLUDED = -1e9
 
 
-def cosine_scores(query: jax.Array, documents: Array) -> jax.Array:
+def cosine_scores(query: Float[Array, "B M E"], documents: Float[Array, "B D M E"]) -> Float32[jax.Array, "B D"]:
     """Return s_i = cos(q, M_i) of flattened memories (equation of s_i in section 3), in float32.
 
     Args:
@@ -27,7 +28,9 @@ def cosine_scores(query: jax.Array, documents: Array) -> jax.Array:
     return dot / jnp.maximum(norms, 1e-8)
 
 
-def contrastive_loss(scores: jax.Array, positives: Array, valid: Array, temperature: float | jax.Array) -> jax.Array:
+def contrastive_loss(
+    scores: Float[Array, "B D"], positives: Bool[Array, "B D"], valid: Bool[Array, "B D"], temperature: ScalarLike
+) -> Float32[jax.Array, " B"]:
     """Return -(logsumexp over the positives - logsumexp over all candidates) of s / τ, per row.
 
     Args:

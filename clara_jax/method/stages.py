@@ -13,6 +13,7 @@ from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Float32, Int32, Key, ScalarLike
 
 from clara_jax.errors import ClaraError
 from clara_jax.input_pipeline.batches import Batch, DistinctSequences, Sequences, StoredMemories
@@ -164,10 +165,10 @@ def answer_from_best(
     params: Any,
     batch: Batch,
     objective: Objective,
-    scores: jax.Array,
-    documents: Array,
-    keys: jax.Array | None,
-) -> tuple[Terms, jax.Array, jax.Array]:
+    scores: Float32[jax.Array, "B D"],
+    documents: Float[Array, "B D M E"],
+    keys: Key[jax.Array, "B S"] | None,
+) -> tuple[Terms, Float[jax.Array, "B K M E"], Int32[jax.Array, "B K"]]:
     """Return L_CE as a function of the scores [B, D], through the straight-through choice among memories [B, D, M, E].
 
     Returns:
@@ -187,10 +188,10 @@ def probability_loss(
     params: Any,
     batch: Batch,
     objective: Objective,
-    scores: jax.Array,
-    selected: jax.Array,
-    indices: jax.Array,
-) -> jax.Array:
+    scores: Float32[jax.Array, "B D"],
+    selected: Float[jax.Array, "B K M E"],
+    indices: Int32[jax.Array, "B K"],
+) -> Float32[jax.Array, " B"]:
     """Return `marginal_loss` of scores [B, D], over the selected documents of `answer_from_best`; float32 [B]."""
     likelihoods = document_log_likelihoods(model, params, batch.prompt, selected)
     chosen, exist = (jnp.take_along_axis(x, indices, axis=1) for x in (scores, batch.document_valid))
@@ -240,8 +241,8 @@ def compress_distinct(model: ClaraModel, params: Any, batch: Batch, parts: int =
 
 
 def rank_documents(
-    model: ClaraModel, params: Any, batch: Batch, keys: jax.Array | None
-) -> tuple[jax.Array, Array, jax.Array]:
+    model: ClaraModel, params: Any, batch: Batch, keys: Key[jax.Array, "B S"] | None
+) -> tuple[Float32[jax.Array, "B D"], Float[Array, "B D M E"], Float[jax.Array, "B M E"]]:
     """Return cosine scores [B, D], document memories [B, D, M, E] without gradient, and query memory [B, M, E]."""
     assert batch.query is not None  # batches of stages that rank have questions
     found = compress_distinct(model, params, batch).documents
@@ -254,7 +255,9 @@ def rank_documents(
     return cosine_scores(query, documents), documents, query
 
 
-def normalize(scores: jax.Array, valid: Array, normalization: str) -> jax.Array:
+def normalize(
+    scores: Float32[jax.Array, "B D"], valid: Bool[Array, "B D"], normalization: str
+) -> Float32[jax.Array, "B D"]:
     """Return the scores [B, D] that the temperature divides.
 
     "standard" gives them mean 0 and standard deviation 1 over a row's candidates, so that a temperature means the same
@@ -267,7 +270,7 @@ def normalize(scores: jax.Array, valid: Array, normalization: str) -> jax.Array:
     return centred * jax.lax.rsqrt(jnp.sum(centred**2, axis=-1, keepdims=True) / count + 1e-12)
 
 
-def recall(indices: jax.Array, positives: Array) -> jax.Array:
+def recall(indices: Int32[jax.Array, "B K"], positives: Bool[Array, "B D"]) -> Float32[jax.Array, " B"]:
     """Return Recall@k, the fraction of a row's positives among the indices [B, K]; float32 [B], 0 without positives."""
     chosen = jnp.any(indices[..., None] == jnp.arange(positives.shape[-1], dtype=indices.dtype), axis=1)
     found, total = jnp.sum(chosen & positives, axis=-1), jnp.sum(positives, axis=-1)
@@ -278,8 +281,8 @@ def encode_documents(
     model: ClaraModel,
     params: Any,
     documents: Sequences,
-    keys: jax.Array | None = None,
-    scaffold: float | jax.Array = 0.0,
+    keys: Key[jax.Array, "B S"] | None = None,
+    scaffold: ScalarLike = 0.0,
 ) -> Encoded:
     """Encode [B, D] rows of S documents: memory [B, D · S, M, E], mean states [B, D · S, E]; keys [B, S]."""
     count = documents.ids.shape[1]

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Float32, Int32, ScalarLike
 
 from clara_jax.model.sharding import Array
 
@@ -23,7 +24,7 @@ EPSILON = 1e-8  # ε, inside the logarithm that excludes documents of earlier ra
 SoftChoice = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
-def algorithm_1(scores: jax.Array, k: int, temperature: float | jax.Array) -> jax.Array:
+def algorithm_1(scores: Float[jax.Array, " D"], k: int, temperature: ScalarLike) -> Float32[jax.Array, "K D"]:
     """Return Z of Algorithm 1 as printed, for one row of scores [D], all of which exist: float32 [K, D].
 
     It is here to be read and to be compared with; `straight_through` computes the same.
@@ -38,7 +39,12 @@ def algorithm_1(scores: jax.Array, k: int, temperature: float | jax.Array) -> ja
     return jnp.stack(rows)
 
 
-def iterative(s: jax.Array, indices: jax.Array, taken: jax.Array, allowed: jax.Array) -> jax.Array:
+def iterative(
+    s: Float32[jax.Array, " D"],
+    indices: Int32[jax.Array, " K"],
+    taken: Float32[jax.Array, "K D"],
+    allowed: Bool[jax.Array, "K D"],
+) -> Float32[jax.Array, "K D"]:
     """Return the p_j of Algorithm 1, all ranks at once; a `SoftChoice`."""
     # The logarithm is 0 or log ε; written as in the formula, XLA would fold 1 and ε, lose ε, and take log 0.
     before = jnp.cumsum(taken, axis=0) - taken
@@ -46,8 +52,12 @@ def iterative(s: jax.Array, indices: jax.Array, taken: jax.Array, allowed: jax.A
 
 
 def straight_through(
-    s: jax.Array, k: int, mask: Array, soft_choice: SoftChoice = iterative, hard: bool = True
-) -> tuple[jax.Array, jax.Array]:
+    s: Float32[jax.Array, "B D"],
+    k: int,
+    mask: Bool[Array, "B D"],
+    soft_choice: SoftChoice = iterative,
+    hard: bool = True,
+) -> tuple[Float32[jax.Array, "B K D"], Int32[jax.Array, "B K"]]:
     """Return Z = hard + p - stop_gradient(p) for the k best of each row.
 
     Args:
@@ -69,7 +79,9 @@ def straight_through(
     return (taken + (p - jax.lax.stop_gradient(p)) if hard else p), indices
 
 
-def masked_softmax(logits: jax.Array, allowed: jax.Array) -> jax.Array:
+def masked_softmax(
+    logits: Float32[jax.Array, "*rows D"], allowed: Bool[jax.Array, "*rows D"]
+) -> Float32[jax.Array, "*rows D"]:
     """Return the softmax over the allowed entries of the last axis; zeros where none is allowed."""
     top = jnp.max(jnp.where(allowed, logits, -jnp.inf), axis=-1, keepdims=True)
     shifted = jnp.where(allowed, logits - jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0)), 0)

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float32
 
 from clara_jax.input_pipeline.batches import Batch
 from clara_jax.input_pipeline.tokenization import IGNORED
@@ -30,7 +31,9 @@ from clara_jax.method.stages import (
 )
 
 
-def score_gradients(model: ClaraModel, params: Any, batch: Batch, objective: Objective) -> tuple[jax.Array, jax.Array]:
+def score_gradients(
+    model: ClaraModel, params: Any, batch: Batch, objective: Objective
+) -> tuple[Float32[jax.Array, "B D"], Float32[jax.Array, "B D"]]:
     """Return ∂L/∂s of each question through (I) and through (II), without dropout; L sums over the answer's tokens.
 
     Besides the ranking this costs a forward and a backward pass of the generator, and ``top_k`` forward passes.

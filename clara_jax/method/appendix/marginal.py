@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Float32, ScalarLike
 
 from clara_jax.input_pipeline.batches import PromptBatch
 from clara_jax.method.clara import ClaraModel
@@ -22,7 +23,12 @@ from clara_jax.method.generator import target_states
 from clara_jax.model.sharding import Array
 
 
-def marginal_loss(scores: jax.Array, valid: Array, log_likelihoods: jax.Array, temperature: Any) -> jax.Array:
+def marginal_loss(
+    scores: Float32[Array, "B K"],
+    valid: Bool[Array, "B K"],
+    log_likelihoods: Float[Array, "B K"],
+    temperature: ScalarLike,
+) -> Float32[jax.Array, " B"]:
     """Return -log Σ_d p(d|x) p(y|x, d), p(d|x) = softmax(s / τ) over the selected documents (appendix A).
 
     Args:
@@ -39,7 +45,9 @@ def marginal_loss(scores: jax.Array, valid: Array, log_likelihoods: jax.Array, t
     return jnp.where(jnp.any(valid, axis=-1), -jax.nn.logsumexp(joint, axis=-1), 0)
 
 
-def document_log_likelihoods(model: ClaraModel, params: Any, prompt: PromptBatch, memories: jax.Array) -> jax.Array:
+def document_log_likelihoods(
+    model: ClaraModel, params: Any, prompt: PromptBatch, memories: Float[jax.Array, "B K M E"]
+) -> Float32[jax.Array, "B K"]:
     """Return log p(y|x, d) given each selected document alone: the others' memories are masked in the prompt.
 
     It takes K forward passes of the generator, one after the other, without dropout and without a backward pass: each

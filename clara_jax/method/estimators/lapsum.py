@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Float32, Int32, ScalarLike
 
 from clara_jax.method.topk import usable_scores
 from clara_jax.model.sharding import Array
 
 
-def lapsum(s: jax.Array, indices: jax.Array, taken: jax.Array, allowed: jax.Array) -> jax.Array:
+def lapsum(
+    s: Float32[jax.Array, " D"],
+    indices: Int32[jax.Array, " K"],
+    taken: Float32[jax.Array, "K D"],
+    allowed: Bool[jax.Array, "K D"],
+) -> Float32[jax.Array, "K D"]:
     """Return p [K, D], the soft mask at each rank's document; arguments as of `clara_jax.method.topk.SoftChoice`."""
     return taken * laplace_mask(s, jnp.any(allowed, axis=0), len(indices))
 
 
-def lapsum_mask(scores: jax.Array, k: int, temperature: float | jax.Array, mask: Array | None = None) -> jax.Array:
+def lapsum_mask(
+    scores: Float[jax.Array, "B D"], k: int, temperature: ScalarLike, mask: Bool[Array, "B D"] | None = None
+) -> Float32[jax.Array, "B D"]:
     """Return LapSum's soft mask of the k best documents, whatever their rank.
 
     Args:
@@ -31,7 +39,7 @@ def lapsum_mask(scores: jax.Array, k: int, temperature: float | jax.Array, mask:
     return jax.vmap(laplace_mask, (0, 0, None))(s, mask, k)
 
 
-def laplace_mask(s: jax.Array, mask: jax.Array, k: int) -> jax.Array:
+def laplace_mask(s: Float32[jax.Array, " D"], mask: Bool[jax.Array, " D"], k: int) -> Float32[jax.Array, " D"]:
     """Return LaplaceCDF(s - b), whose sum over the candidates is k; [D] for scores [D]."""
     fixed, n = jax.lax.stop_gradient(s), jnp.sum(mask)
     b = _border(fixed, mask, jnp.minimum(k, n - 0.5))
@@ -47,7 +55,7 @@ def laplace_mask(s: jax.Array, mask: jax.Array, k: int) -> jax.Array:
     return jnp.where(n <= k, mask.astype(s.dtype), of(b, s))
 
 
-def _border(s: jax.Array, mask: jax.Array, k: jax.Array) -> jax.Array:
+def _border(s: Float32[jax.Array, " D"], mask: Bool[jax.Array, " D"], k: jax.Array) -> Float32[jax.Array, ""]:
     """Return b in closed form.
 
     Between the q-th and the next score, Σ LaplaceCDF is q - U e^b / 2 + V e^-b / 2, with U the sum of e^-s over the q

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Float32, Int32, Key, ScalarLike
 
 from clara_jax.method.estimators.lapsum import lapsum
 from clara_jax.method.estimators.sorting import neuralsort, softsort
@@ -37,14 +38,14 @@ METHODS: dict[str, SoftChoice] = {
 
 
 def select(
-    scores: jax.Array,
+    scores: Float[Array, "B D"],
     k: int,
     method: str,
-    temperature: float | jax.Array,
-    mask: Array | None = None,
-    key: jax.Array | None = None,
+    temperature: ScalarLike,
+    mask: Bool[Array, "B D"] | None = None,
+    key: Key[jax.Array, " B"] | None = None,
     hard: bool = True,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float32[jax.Array, "B K D"], Int32[jax.Array, "B K"]]:
     """Select the k best candidates of each row, one per rank; differentiable in the scores and the temperature.
 
     Args:

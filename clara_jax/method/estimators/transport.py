@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float32, Int32
 
 from clara_jax.method.topk import masked_softmax
 
 ITERATIONS = 50  # a few suffice; each costs as much as a softmax over K + 1 ranks for each document
 
 
-def transport_plan(s: jax.Array, indices: jax.Array, taken: jax.Array, allowed: jax.Array) -> jax.Array:
+def transport_plan(
+    s: Float32[jax.Array, " D"],
+    indices: Int32[jax.Array, " K"],
+    taken: Float32[jax.Array, "K D"],
+    allowed: Bool[jax.Array, "K D"],
+) -> Float32[jax.Array, "K D"]:
     """Return p [K, D], the ranks' columns of the entropic transport plan from documents to ranks (Xie et al. 2020).
 
     It is a `clara_jax.method.topk.SoftChoice`.
@@ -64,6 +70,6 @@ def transport_plan(s: jax.Array, indices: jax.Array, taken: jax.Array, allowed: 
     return jnp.where(allowed, plan(v, s)[:, :-1].T, 0)
 
 
-def _append(x: jax.Array, last: jax.Array) -> jax.Array:
+def _append(x: Float32[jax.Array, " K"], last: Float32[jax.Array, ""]) -> Float32[jax.Array, " K+1"]:
     """Append a number like `jnp.append`, which fails for rows that are mapped and split over devices (jax 0.10)."""
     return jnp.where(jnp.arange(len(x) + 1) < len(x), jnp.pad(x, (0, 1)), last)

@@ -27,8 +27,10 @@ _MOVED = {
     ("data", "text"): "facts titles",
     ("data.corpus", "text"): "chunks counting documents sentences",
     ("evaluation", "evaluation"): (
-        "contestants:systems entries:system_specs measures:aggregate outcomes:predictions page:html_page "
-        "plots:html_plots tables:html_tables wording:formatting"
+        "aggregate:scoring assemble:report console:tables contestants:systems counterfactual:altered_documents "
+        "cramming:baselines entries:system_specs formatting:tables html_tables:tables measures:scoring "
+        "needle:altered_documents outcomes:predictions page:html_page plots:html_plots pruning:baselines "
+        "wording:tables world:suites"
     ),
     ("evaluation", "metrics"): "answers cases intervals:bootstrap overlap:rouge ranking ways:controls",
     ("inference", "inference"): "memories:memory_cache prefixes:prefix_cache",

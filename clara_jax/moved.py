@@ -36,7 +36,11 @@ _MOVED = {
     ("inference", "inference"): "memories:memory_cache prefixes:prefix_cache",
     ("retrieval", "inference"): "memory_store",
     ("retrieval", "retrieval"): "exact:exact_search filling:indexing first_pass:ann",
-    ("synthesis", "synthesis"): "asking:steps expected:answer_type leaks:decontamination pace:rate_limit",
+    ("synthesis", "synthesis"): (
+        "answer_type:checks asking:runner decontamination:duplicates distillation:recipes expected:checks "
+        "items:recipes leaks:duplicates loop:recipes output:journal pace:endpoint rate_limit:endpoint "
+        "redaction:completion review:quality settings:runner statistics:quality steps:runner work:runner"
+    ),
     ("synthesis", "text"): "words",
 }
 

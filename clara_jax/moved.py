@@ -15,6 +15,7 @@ from clara_jax.deprecation import warn_renamed
 _MOVED = {
     ("", ""): "library:rag_pipeline plain:base_lm",
     ("", "checkpoints"): "bundle:opening exporting",
+    ("analysis", "analysis"): "analysis:inside_report",
     ("aot", "aot"): "abstract:workload analytic_comm:lowering bases:workload chips:topology collectives:hlo_cost",
     ("checkpoints", "formats"): (
         "base gguf_file gguf_header hugging_face json_file safetensors_files torch_file torch_pickle"

@@ -21,7 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 from clara_jax import distributed
-from clara_jax.analysis.analysis import analyze
+from clara_jax.analysis.inside_report import analyze
 from clara_jax.errors import ClaraError
 from clara_jax.evaluation.predictions import Prediction, PredictionFile
 from clara_jax.evaluation.systems import MemoryModel, Settings, System

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import product
+from itertools import islice, product
 from random import Random
 from typing import NamedTuple, TypeVar
 
@@ -259,14 +259,7 @@ def counterfactual_cases(cases: Sequence[Case], seed: int, limit: int | None = N
             pools.setdefault(value.kind, []).append(value.text)
     pools = {kind: sorted(set(pool)) for kind, pool in pools.items()}  # whatever the order of the cases
     changed = (_changed(case, pools[value.kind], seed) for case, value in zip(cases, values, strict=True) if value)
-    return tuple(_first((case for case in changed if case is not None), limit))
-
-
-def _first(cases: Iterator[Case], limit: int | None) -> Iterator[Case]:
-    for number, case in enumerate(cases):
-        if number == limit:
-            return
-        yield case
+    return tuple(islice((case for case in changed if case is not None), limit))
 
 
 def _value(case: Case) -> _Value | None:

@@ -20,9 +20,8 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from clara_jax import distributed
 from clara_jax.checkpoints.bundle import Bundle
-from clara_jax.distributed import gather
+from clara_jax.distributed import gather, is_main
 from clara_jax.errors import ClaraError
 from clara_jax.inference.encode import LENGTH_MULTIPLE
 from clara_jax.input_pipeline.batches import Batch, collate, plan_shapes
@@ -143,8 +142,7 @@ def cram(bundle: Bundle, cramming: Cramming, texts: Sequence[str], memories: np.
     examples = encode_records(records, bundle.tokenizer, Encoding("autoencode", 1))
     order = sorted(range(len(texts)), key=lambda i: -len(examples[i].prompt_ids))
     found = np.empty_like(memories)
-    shown = distributed.is_main()
-    with tqdm(total=len(texts), unit=" documents", desc="cramming", leave=False, disable=not shown) as bar:
+    with tqdm(total=len(texts), unit=" documents", desc="cramming", leave=False, disable=not is_main()) as bar:
         for start in range(0, len(order), batch_size):
             places = order[start : start + batch_size]
             rows = [examples[i] for i in places]

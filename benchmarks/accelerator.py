@@ -30,9 +30,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from clara_jax import command
-from clara_jax.aot import abstract, analytic_comm
-from clara_jax.aot.bases import base_config
-from clara_jax.aot.workload import full_batch, stage_shapes
+from clara_jax.aot import workload
+from clara_jax.aot.lowering import decode_bytes
+from clara_jax.aot.workload import base_config, full_batch, stage_shapes
 from clara_jax.inference.decode import Sampling, generate
 from clara_jax.inference.encode import encode_batch
 from clara_jax.input_pipeline.batches import Batch, PromptBatch, Sequences, StoredMemories, memory_at_end
@@ -118,7 +118,7 @@ def _train(name: str, model: ClaraModel, params: Any, mesh, arguments, profile: 
     trained, frozen = split(params, STAGES[name].trains)
     optimizer = make_optimizer(stage, 1000)
     step = make_train_step(model, STAGES[name], stage.objective, optimizer)
-    planned = abstract.batch(rows, shapes, model.clara.memory_tokens, ranks, mesh)
+    planned = workload.batch(rows, shapes, model.clara.memory_tokens, ranks, mesh)
     batch = random_batch(planned, model, stage)
     key = jax.device_put(jax.random.key(0), jax.NamedSharding(mesh, jax.P()))
     with jax.set_mesh(mesh):
@@ -131,7 +131,8 @@ def _train(name: str, model: ClaraModel, params: Any, mesh, arguments, profile: 
 
         seconds = _median(once, arguments.repeats, profile)
     flops = step_flops(model.config, model.clara.lora_rank, name, STAGES[name].trains, full_batch(planned))
-    tokens = sum(one.tokens for one in analytic_comm.passes(model, stage, shapes, rows))
+    prompt = None if name == "retrieval" else planned.prompt_mask  # retrieval generates nothing
+    tokens = sum(mask.size for mask in (planned.document_mask, planned.query_mask, prompt) if mask is not None)
     return {"rows": rows, "tokens": tokens, **_rates(seconds, tokens, flops, mesh), **_peak_memory()}
 
 
@@ -168,7 +169,7 @@ def _decode(model: ClaraModel, params: Any, mesh, arguments, batch: int) -> dict
     kind = jax.devices()[0].device_kind
     bandwidth = next((value for known, value in BANDWIDTHS.items() if kind.startswith(known)), None)
     if bandwidth:
-        row["of bandwidth"] = analytic_comm.decode_bytes(model, rows, length + NEW_TOKENS, mesh) / seconds / bandwidth
+        row["of bandwidth"] = decode_bytes(model, rows, length + NEW_TOKENS, mesh) / seconds / bandwidth
     return row
 
 

@@ -33,7 +33,7 @@ from benchmarks.accelerator import random_batch
 from benchmarks.cores import OtherLoad, pin
 from benchmarks.store import World, fill, questions
 from clara_jax import command
-from clara_jax.aot import abstract
+from clara_jax.aot import workload
 from clara_jax.aot.workload import full_batch, stage_shapes
 from clara_jax.checkpoints import opening
 from clara_jax.checkpoints.bundle import Bundle
@@ -120,7 +120,7 @@ def training(bundle: Bundle, sizes: Sequence[int], stored: bool) -> GrowthCase:
         shapes = stage_shapes(stage, CLARA)
         shapes = dataclasses.replace(shapes, encoder_width=LENGTH, query_width=32)
         shapes = dataclasses.replace(shapes, prompt_length=192, target_length=16)
-        planned = abstract.batch(1, shapes, CLARA.memory_tokens, True, bundle.mesh)
+        planned = workload.batch(1, shapes, CLARA.memory_tokens, True, bundle.mesh)
         batch, counted = random_batch(planned, model, stage), full_batch(planned)
         if stored:
             values = np.random.default_rng(0).normal(size=(1, size, *memory))

@@ -33,8 +33,7 @@ from clara_jax.synthesis.endpoint import Endpoint
 from clara_jax.synthesis.journal import Journal
 from clara_jax.synthesis.prompts import PromptTemplates
 from clara_jax.synthesis.replies import SCHEMAS
-from clara_jax.synthesis.settings import SynthesisSettings
-from clara_jax.synthesis.steps import StepRunner
+from clara_jax.synthesis.runner import StepRunner, SynthesisSettings
 
 STEP = "simple_questions"
 QUESTIONS = [f"What stands on hill {number} above the old town?" for number in range(5)]

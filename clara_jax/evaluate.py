@@ -108,10 +108,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from clara_jax import distributed
 
     distributed.initialise(arguments.coordinator, arguments.processes, arguments.process)
-    from clara_jax.evaluation import assemble, console, html_page, runner, system_specs
-    from clara_jax.evaluation.cramming import Cramming
+    from clara_jax.evaluation import html_page, report, runner, system_specs
+    from clara_jax.evaluation.baselines import Cramming
     from clara_jax.evaluation.suites import open_suites
     from clara_jax.evaluation.systems import Settings
+    from clara_jax.evaluation.tables import summary
     from clara_jax.model.sharding import make_mesh
 
     # Expected of checkpoints named fresh:PATH.
@@ -148,12 +149,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         distributed.on_main(runner.write_plan, directory, systems, suites, settings)
         runner.run(systems, suites, settings, directory, 2 * arguments.batch_size, arguments.timed)
         if arguments.inside:
-            assemble.look_inside(systems, suites, settings, directory, arguments.inside)
+            runner.look_inside(systems, suites, settings, directory, arguments.inside)
 
         def conclude() -> None:
-            report = assemble.report_of(directory, arguments.resamples, settings.seed)
-            html_page.write(report, directory)
-            print(console.summary(report))
+            made = report.report_of(directory, arguments.resamples, settings.seed)
+            html_page.write(made, directory)
+            print(summary(made))
             print(f"{directory / 'report.html'}, {directory / 'report.json'}")
 
         distributed.on_main(conclude)

@@ -15,6 +15,8 @@ from clara_jax.deprecation import warn_renamed
 _MOVED = {
     ("", ""): "library:rag_pipeline plain:base_lm",
     ("", "checkpoints"): "bundle:opening exporting",
+    ("analysis", "analysis"): "analysis:inside_report",
+    ("aot", "aot"): "abstract:workload analytic_comm:lowering bases:workload chips:topology collectives:hlo_cost",
     ("checkpoints", "formats"): (
         "base gguf_file gguf_header hugging_face json_file safetensors_files torch_file torch_pickle"
     ),
@@ -26,8 +28,10 @@ _MOVED = {
     ("data", "text"): "facts titles",
     ("data.corpus", "text"): "chunks counting documents sentences",
     ("evaluation", "evaluation"): (
-        "contestants:systems entries:system_specs measures:aggregate outcomes:predictions page:html_page "
-        "plots:html_plots tables:html_tables wording:formatting"
+        "aggregate:scoring assemble:report console:tables contestants:systems counterfactual:altered_documents "
+        "cramming:baselines entries:system_specs formatting:tables html_tables:tables measures:scoring "
+        "needle:altered_documents outcomes:predictions page:html_page plots:html_plots pruning:baselines "
+        "wording:tables world:suites"
     ),
     ("evaluation", "metrics"): "answers cases intervals:bootstrap overlap:rouge ranking ways:controls",
     ("inference", "inference"): "memories:memory_cache prefixes:prefix_cache",
@@ -35,7 +39,11 @@ _MOVED = {
     ("method", "method.estimators"): "lapsum transport",
     ("retrieval", "inference"): "memory_store",
     ("retrieval", "retrieval"): "exact:exact_search filling:indexing first_pass:ann",
-    ("synthesis", "synthesis"): "asking:steps expected:answer_type leaks:decontamination pace:rate_limit",
+    ("synthesis", "synthesis"): (
+        "answer_type:checks asking:runner decontamination:duplicates distillation:recipes expected:checks "
+        "items:recipes leaks:duplicates loop:recipes output:journal pace:endpoint rate_limit:endpoint "
+        "redaction:completion review:quality settings:runner statistics:quality steps:runner work:runner"
+    ),
     ("synthesis", "text"): "words",
 }
 

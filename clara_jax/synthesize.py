@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def _documents(argv: list[str]) -> None:
-    from clara_jax.synthesis.settings import KINDS, SynthesisSettings
+    from clara_jax.synthesis.runner import KINDS, SynthesisSettings
 
     parser = _parser("", __doc__, EXAMPLES)
     add, usual = parser.add_argument, SynthesisSettings()
@@ -70,9 +70,8 @@ def _documents(argv: list[str]) -> None:
     )
     add("--held-out", nargs="+", default=[], metavar="FILE", help="evaluation records: what they ask is not asked")
     arguments = parser.parse_args(argv)
-    from clara_jax.synthesis.decontamination import HeldOutQuestions
-    from clara_jax.synthesis.items import document_items
-    from clara_jax.synthesis.loop import Loop
+    from clara_jax.synthesis.duplicates import HeldOutQuestions
+    from clara_jax.synthesis.recipes import Loop, document_items
 
     further = {name: getattr(arguments, name) for name in ("rounds", "keep_uncovered", "verdicts")}
     settings = _settings(arguments, kinds=tuple(arguments.kinds), **further)
@@ -93,7 +92,7 @@ def _documents(argv: list[str]) -> None:
 
 
 def _answers(argv: list[str]) -> None:
-    from clara_jax.synthesis.settings import SynthesisSettings
+    from clara_jax.synthesis.runner import SynthesisSettings
 
     parser = _parser(
         " answers",
@@ -113,7 +112,7 @@ def _answers(argv: list[str]) -> None:
     arguments = parser.parse_args(argv)
     if arguments.k is not None and arguments.k < 1:
         raise ClaraError(f"--k: {arguments.k} must be at least 1")
-    from clara_jax.synthesis.distillation import Teacher, distilled, record_items
+    from clara_jax.synthesis.recipes import Teacher, distilled, record_items
 
     _complete(
         arguments,
@@ -132,14 +131,14 @@ def _statistics(argv: list[str]) -> None:
     add("--page", type=Path, metavar="FILE.html", help="also as a page")
     _add_prices(parser)
     arguments = parser.parse_args(argv)
-    from clara_jax.synthesis import statistics
-    from clara_jax.synthesis.steps import Budget
+    from clara_jax.synthesis import quality
+    from clara_jax.synthesis.runner import Budget
 
     journal = _open(arguments.journal)
-    report = statistics.tables(journal, Budget(prices=tuple(arguments.prices)))
-    print(statistics.text(report) or "nothing has been asked yet")
+    report = quality.tables(journal, Budget(prices=tuple(arguments.prices)))
+    print(quality.text(report) or "nothing has been asked yet")
     if arguments.page:
-        statistics.write_page(report, f"Synthesis: {arguments.journal.name}", arguments.page)
+        quality.write_page(report, f"Synthesis: {arguments.journal.name}", arguments.page)
 
 
 def _review(argv: list[str]) -> None:
@@ -153,15 +152,15 @@ def _review(argv: list[str]) -> None:
     arguments = parser.parse_args(argv)
     if arguments.count < 1:
         raise ClaraError(f"--count: {arguments.count} must be at least 1")
-    from clara_jax.synthesis import review
+    from clara_jax.synthesis import quality
 
     journal, who = _open(arguments.journal), arguments.reviewer or getpass.getuser()
-    shown = review.sample(journal, arguments.count, arguments.seed, who, arguments.kind)
+    shown = quality.sample(journal, arguments.count, arguments.seed, who, arguments.kind)
     if not shown:
         print("nothing is left to look at")
     else:
-        review.review(journal, shown, who, input, print)
-    print(review.summary(journal))
+        quality.review(journal, shown, who, input, print)
+    print(quality.review_summary(journal))
 
 
 def _parser(name: str, description: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
@@ -220,7 +219,7 @@ def _add_prices(parser: argparse.ArgumentParser) -> None:
 
 
 def _settings(arguments: argparse.Namespace, **further: Any) -> Any:
-    from clara_jax.synthesis.settings import SynthesisSettings
+    from clara_jax.synthesis.runner import SynthesisSettings
 
     common = {name: getattr(arguments, name) for name in ("temperature", "max_tokens", "seed")}
     return SynthesisSettings(**common, **further)
@@ -235,13 +234,11 @@ def _complete(
     record_of: Callable,
 ) -> None:
     """Process all items, write the output, and print a summary."""
-    from clara_jax.synthesis import output
-    from clara_jax.synthesis import work as working
     from clara_jax.synthesis.checks import CheckLimits
     from clara_jax.synthesis.endpoint import Endpoint
-    from clara_jax.synthesis.journal import Journal
+    from clara_jax.synthesis.journal import Journal, rejected_file, write_output
     from clara_jax.synthesis.prompts import PromptTemplates
-    from clara_jax.synthesis.steps import Budget, StepRunner
+    from clara_jax.synthesis.runner import Budget, StepRunner, run
 
     budget = Budget(arguments.budget_tokens, arguments.budget_cost, tuple(arguments.prices))
     if budget.cost is not None and not any(budget.prices):
@@ -266,8 +263,8 @@ def _complete(
     for reason in arguments.again:
         journal.again(reason)
     runner = StepRunner(endpoint.ask, journal, prompts, settings, budget)
-    ended = working.run(journal, endpoint, runner, work(runner), arguments.concurrency)
-    written = output.write(journal, arguments.output, record_of)
+    ended = run(journal, endpoint, runner, work(runner), arguments.concurrency)
+    written = write_output(journal, arguments.output, record_of)
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in written.records.items()) or "no records"
     from_journal = f"{runner.remembered:,} known from {path.name}"
     print(f"{arguments.output}: {kinds}; {runner.requests:,} requests sent, {from_journal}")
@@ -276,7 +273,7 @@ def _complete(
         print(f"the server: sent again: {causes}; {endpoint.waited:,.0f} s waited for it, all requests together")
     if written.rejected:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(written.rejected.items()))
-        print(f"{output.rejected_file(arguments.output)}: rejected: {reasons}")
+        print(f"{rejected_file(arguments.output)}: rejected: {reasons}")
     if ended != "done":
         print(f"{ended}: {journal.left():,} of {total:,} items are left; the same command goes on", file=sys.stderr)
         sys.exit(UNFINISHED)

@@ -15,7 +15,7 @@ import pytest
 from clara_jax import synthesize
 from clara_jax.input_pipeline.records import read_records
 from clara_jax.synthesis import endpoint
-from clara_jax.synthesis.settings import SynthesisSettings
+from clara_jax.synthesis.runner import SynthesisSettings
 from tests.locations import ROOT
 from tests.synthesis import model
 from tests.synthesis.scripted import Misbehaviour, Scripted, fails, raw, says

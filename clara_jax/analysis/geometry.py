@@ -1,6 +1,6 @@
 """Geometry of memories: their distance from the states of their text, from each other, and their spread in a document.
 
-The loss L_MSE (section 2.2) is to bring memories close to the states of their text; the paper shows it in a t-SNE plot.
+The loss L_MSE (section 2.2) is to bring memories close to the states of their text.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 
 from clara_jax.analysis.section import BLUE, ORANGE, draw, embed, legend, percent, section
 from clara_jax.checkpoints.bundle import Bundle
@@ -22,7 +21,6 @@ from clara_jax.method.clara import ClaraModel
 from clara_jax.method.compressor import Encoded, encode
 
 LEAST = 3  # documents, for which the statistics are defined
-PERPLEXITY = 30.0  # of t-SNE, lower where points are few
 DIRECTIONS = (2, 10)
 
 
@@ -106,7 +104,7 @@ def geometry_section(memories: np.ndarray, texts: np.ndarray, seed: int) -> dict
     Args:
       memories: [n, M, E], n at least `LEAST`.
       texts: mean states of their texts, [n, E].
-      seed: of t-SNE and of the random control.
+      seed: of the random control.
     """
     memories, texts = memories.astype(np.float64), texts.astype(np.float64)
     count, tokens, _ = memories.shape
@@ -153,29 +151,21 @@ def geometry_section(memories: np.ndarray, texts: np.ndarray, seed: int) -> dict
         f"({percent(1 / count)} by chance). Memories of two documents have a cosine of {between[0].mean():.3f} on "
         f"average, with a standard deviation of {between[0].std():.3f}: the smaller it is, the more alike all memories "
         f"are to the ranking. The {tokens} memory vectors of a document use an effective rank of {ranks[0]:.2f} of at "
-        f"most {tokens}. The picture shows both kinds of means, in the two directions of most variance and by t-SNE."
+        f"most {tokens}. The picture shows both kinds of means in the two directions of most variance."
     )
-    picture = _picture(means, texts, seed)
+    picture = _picture(means, texts)
     return section("Geometry of memories", text, ["measure", "value", "beside it", "which is"], rows, picture)
 
 
-def _picture(means: np.ndarray, texts: np.ndarray, seed: int) -> str:
-    points, count = np.concatenate([means, texts]), len(means)
-    perplexity = min(PERPLEXITY, (len(points) - 1) / 3)
-    places = {
-        "PCA": PCA(2, random_state=seed).fit_transform(points),
-        # The Barnes-Hut approximation pays for thousands of points, and is slower with hundreds.
-        "t-SNE": TSNE(perplexity=perplexity, init="pca", method="exact", random_state=seed).fit_transform(points),
-    }
-    figure, axes = draw(2)
-    for panel, (title, at) in zip(axes, places.items(), strict=True):
-        for first, colour, label in ((0, BLUE, "memory"), (count, ORANGE, "text")):
-            points = at[first : first + count]
-            panel.scatter(points[:, 0], points[:, 1], s=9, color=colour, alpha=0.7, linewidths=0, label=label)
-        panel.set_title(title)
-        panel.set_xticks([])
-        panel.set_yticks([])
-    legend(axes[0])
+def _picture(means: np.ndarray, texts: np.ndarray) -> str:
+    at, count = PCA(2, svd_solver="full").fit_transform(np.concatenate([means, texts])), len(means)
+    figure, (panel,) = draw(1)
+    for points, colour, label in ((at[:count], BLUE, "memory"), (at[count:], ORANGE, "text")):
+        panel.scatter(points[:, 0], points[:, 1], s=9, color=colour, alpha=0.7, linewidths=0, label=label)
+    panel.set_title("PCA")
+    panel.set_xticks([])
+    panel.set_yticks([])
+    legend(panel)
     return embed(figure)
 
 

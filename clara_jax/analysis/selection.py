@@ -65,14 +65,6 @@ def gaps(scores: Sequence[np.ndarray], k: int) -> dict[int, np.ndarray]:
     return {**at, 0: np.concatenate(steps)}
 
 
-def changed_forms(questions: Sequence[str]) -> dict[str, list[str]]:
-    """Return questions with small changes of form, by the change; those that it does not concern stay as they are."""
-    return {
-        "the question in lower case": [question.lower() for question in questions],
-        "the question without its question mark": [question.rstrip("? \t") or question for question in questions],
-    }
-
-
 def gaps_section(found: Mapping[int, np.ndarray], k: int) -> dict[str, Any]:
     """Return the section of a report on `gaps`."""
     labels = {place: f"s({place}) - s({place + 1})" if place else "all neighbours (control)" for place in found}
@@ -97,20 +89,12 @@ def gaps_section(found: Mapping[int, np.ndarray], k: int) -> dict[str, Any]:
     return section("Gaps between scores", text, columns, rows, embed(figure))
 
 
-def stability(
-    queries: np.ndarray,
-    documents: Sequence[np.ndarray],
-    forms: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    k: int,
-    seed: int,
-) -> dict[str, np.ndarray]:
+def stability(queries: np.ndarray, documents: Sequence[np.ndarray], k: int, seed: int) -> dict[str, np.ndarray]:
     """Return `overlaps` by the change, float [q] or several draws [draws, q].
 
     Args:
       queries: [q, M, E].
       documents: [D, M, E] of each question, D above k.
-      forms: questions with small changes of form, by the change: their queries [q, M, E], and bool [q], which of them
-        differ at all; the others are left out.
       k: the number of documents that are selected.
       seed: of all random draws.
     """
@@ -129,8 +113,6 @@ def stability(
         f"memories stored as {name}": overlaps(scores, score(queries, stored(documents, name)), k) for name in ENCODINGS
     }
     found[UNSELECTED] = overlaps(scores, fewer, k)
-    for name, (others, changed) in forms.items():
-        found[name] = overlaps(scores, score(others, documents), k)[changed]
     found[NOISY] = drawn(lambda values: values + rng.normal(0, NOISE, len(values)))
     if len(queries) > 1:
         found[OTHER_QUESTION] = overlaps(scores, score(np.roll(queries, 1, axis=0), documents), k)
@@ -140,7 +122,7 @@ def stability(
 
 def stability_section(found: Mapping[str, np.ndarray], k: int) -> dict[str, Any]:
     """Return the section of a report on `stability`."""
-    changes = {name: float(np.mean(values < 1)) for name, values in found.items() if values.size}
+    changes = {name: float(np.mean(values < 1)) for name, values in found.items()}
     rows = [[name, found[name].shape[-1], share, found[name].mean()] for name, share in changes.items()]
     text = (
         f"Of questions with more than {k} candidates, how often the set of the best {k} becomes another one when one "

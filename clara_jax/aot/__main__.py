@@ -53,9 +53,8 @@ def main() -> None:
 
 def _plan(arguments: SimpleNamespace, names: Sequence[str]) -> None:
     from clara_jax.aot import lowering, topology
-    from clara_jax.aot.bases import base_config
     from clara_jax.aot.roofline import report, table
-    from clara_jax.aot.workload import stage_shapes
+    from clara_jax.aot.workload import base_config, stage_shapes
     from clara_jax.method.clara import ClaraModel
     from clara_jax.model.config import ModelConfig
     from clara_jax.model.precision import resolve as resolve_precision

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -9,8 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clara_jax.aot import abstract, analytic_comm
-from clara_jax.aot.workload import full_batch
+from clara_jax.aot import workload
 from clara_jax.inference.decode import Sampling, generate
 from clara_jax.inference.encode import encode_batch
 from clara_jax.input_pipeline.batches import Sequences
@@ -20,7 +20,7 @@ from clara_jax.model.sharding import BATCH, batch_shards
 from clara_jax.training.optimizer import make_optimizer
 from clara_jax.training.stage_config import StageConfig
 from clara_jax.training.step import make_train_step
-from clara_jax.training.throughput import Work, blocks_flops, step_flops, work
+from clara_jax.training.throughput import Work, block_weights, blocks_flops, step_flops, work
 
 STEPS = 1000  # of the learning rate's schedule, which does not change the program's cost
 
@@ -32,7 +32,6 @@ class LoweredProgram(NamedTuple):
       name: of the stage, or "compress" or "decode".
       lowered: the program.
       model_flops: of one call, over all devices; of decoding, of one token of every row.
-      sent: analytic bytes that a device receives in one call, by their origin; None where they are not derived.
       rows: examples, texts or prompts.
       bytes_read: of decoding, the least bytes that a device reads for one token of every row: the trip count of its
         loop depends on data, so that the compiled program cannot be counted. None elsewhere.
@@ -41,7 +40,6 @@ class LoweredProgram(NamedTuple):
     name: str
     lowered: jax.stages.Lowered
     model_flops: float
-    sent: dict[str, float] | None
     rows: int
     bytes_read: float | None = None
 
@@ -54,18 +52,17 @@ def train_step(model: ClaraModel, stage: StageConfig, shapes: Shapes, mesh: jax.
     """
     trains = stage.subtrees
     optimizer = make_optimizer(stage, STEPS)
-    state, frozen = abstract.state_and_frozen(abstract.params(model, mesh), trains, optimizer, mesh)
+    state, frozen = workload.state_and_frozen(workload.params(model, mesh), trains, optimizer, mesh)
     rows = stage.batch_size
-    batch = abstract.batch(rows, shapes, model.clara.memory_tokens, stage.ranks, mesh)
+    batch = workload.batch(rows, shapes, model.clara.memory_tokens, stage.ranks, mesh)
     if stage.memories:
-        batch = abstract.stored(batch, model, mesh)
+        batch = workload.stored(batch, model, mesh)
     step = make_train_step(model, stage.stage, stage.objective, optimizer, stage.accumulate)
     assert isinstance(step, jax.stages.Wrapped)  # it is jitted
     with jax.set_mesh(mesh):
-        lowered = step.lower(state, frozen, batch, abstract.key(mesh))
-    flops = step_flops(model.config, model.clara.lora_rank, stage.kind, trains, full_batch(batch))
-    sent = analytic_comm.step_bytes(model, stage, shapes, rows, mesh)
-    return LoweredProgram(stage.name, lowered, flops, sent, rows)
+        lowered = step.lower(state, frozen, batch, workload.key(mesh))
+    flops = step_flops(model.config, model.clara.lora_rank, stage.kind, trains, workload.full_batch(batch))
+    return LoweredProgram(stage.name, lowered, flops, rows)
 
 
 def inference(
@@ -76,7 +73,7 @@ def inference(
     Decoding has one row for each batch shard of the mesh.
     """
     config, rank = model.config, model.clara.lora_rank
-    params = abstract.params(model, mesh)
+    params = workload.params(model, mesh)
 
     def array(dtype: jax.typing.DTypeLike, *shape: int) -> Any:  # a ShapeDtypeStruct in the place of an array
         return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(mesh, jax.P(BATCH)))
@@ -89,7 +86,7 @@ def inference(
             lowered = encode_batch.lower(model, "compressor", params, Sequences(tokens, tokens, memory))
         one = work(np.ones((1, length), bool), config.sliding_window)
         flops = blocks_flops(config, rank, Work(rows * one.tokens, rows * one.pairs), False)
-        yield LoweredProgram("compress", lowered, flops, None, rows)
+        yield LoweredProgram("compress", lowered, flops, rows)
 
     rows, prompt = batch_shards(mesh), shapes.prompt_length - shapes.target_length
     memory = None
@@ -102,4 +99,13 @@ def inference(
     slots = prompt + stage.answer_tokens
     head_flops = 2 * rows * config.vocab_size * config.embed_dim
     flops = blocks_flops(config, rank, Work(rows, rows * slots), False) + head_flops
-    yield LoweredProgram("decode", lowered, flops, None, rows, analytic_comm.decode_bytes(model, rows, slots, mesh))
+    yield LoweredProgram("decode", lowered, flops, rows, decode_bytes(model, rows, slots, mesh))
+
+
+def decode_bytes(model: ClaraModel, rows: int, slots: int, mesh: jax.sharding.Mesh) -> float:
+    """Return the bytes that a device reads for one token of every row: kernels, LM head, keys and values."""
+    config, width = model.config, model.dtype.itemsize
+    weights = config.layers * block_weights(config) + config.vocab_size * config.embed_dim
+    kernels = weights * width / mesh.shape["model"]
+    cache = 2 * config.layers * math.ceil(rows / batch_shards(mesh)) * slots * config.kv_heads * config.head_dim
+    return kernels + cache * width

@@ -18,10 +18,9 @@ from typing import Any
 import jax
 
 from clara_jax.aot import hlo_cost
-from clara_jax.aot.chips import Chip
-from clara_jax.aot.collectives import collectives, totals
 from clara_jax.aot.hlo import HloModule
 from clara_jax.aot.lowering import LoweredProgram
+from clara_jax.aot.topology import Chip
 
 GIB = 2**30
 
@@ -59,7 +58,6 @@ class Report:
       flops: of all matrix products that run. None, like the next two, where the program cannot be counted.
       traffic: bytes from and to HBM.
       collectives: bytes that reach the device, by kind.
-      sent: the same derived analytically, by origin; None where it is not.
       bounds: lower bounds in seconds, by resource: "compute", "memory", "interconnect".
       compile_seconds: of compilation.
     """
@@ -74,7 +72,6 @@ class Report:
     flops: float | None
     traffic: float | None
     collectives: Mapping[str, float] | None
-    sent: Mapping[str, float] | None
     bounds: Mapping[str, float]
     compile_seconds: float
 
@@ -147,7 +144,7 @@ def analyze(
     elif compiled.text:
         module = HloModule.parse(compiled.text)
         flops, traffic = hlo_cost.flops(module), hlo_cost.traffic(module)
-        received = totals(collectives(module, mesh.size))
+        received = hlo_cost.totals(hlo_cost.collectives(module, mesh.size))
         interconnect = sum(received.values()) / (chip.bandwidth_in(shape) / chip.devices)
         bounds = {"compute": flops / peak, "memory": traffic / bandwidth, "interconnect": interconnect}
     return Report(
@@ -161,14 +158,13 @@ def analyze(
         flops=flops,
         traffic=traffic,
         collectives=received,
-        sent=program.sent,
         bounds=bounds,
         compile_seconds=round(compiled.seconds, 1),
     )
 
 
 HEAD = ("program", "rows", "GiB: arguments", "outputs", "temporaries", "program", "of HBM", "TFLOP: model", "executed")
-HEAD += ("GB: HBM", "collectives", "counted", "ms: compute", "HBM", "interconnect", "bound by", "MFU ceiling")
+HEAD += ("GB: HBM", "collectives", "ms: compute", "HBM", "interconnect", "bound by", "MFU ceiling")
 
 
 def table(reports: Iterable[Report]) -> str:
@@ -184,7 +180,7 @@ def _row(report: Report) -> list[str]:
 
     memory = report.memory or dict.fromkeys(("arguments", "outputs", "temporaries", "program"))
     share = "**does not fit**" if report.total_memory is None else f"{report.total_memory / report.hbm:.0%}"
-    gathered, counted = (None if x is None else sum(x.values()) for x in (report.collectives, report.sent))
+    received = None if report.collectives is None else sum(report.collectives.values())
     return [
         report.program,
         str(report.rows),
@@ -193,8 +189,7 @@ def _row(report: Report) -> list[str]:
         number(report.model_flops, 1e12, 2),
         number(report.flops, 1e12, 2),
         number(report.traffic, 1e9, 0),
-        number(gathered, 1e9, 2),
-        number(counted, 1e9, 2),
+        number(received, 1e9, 2),
         *(number(report.bounds.get(kind), 1e-3, 1) for kind in ("compute", "memory", "interconnect")),
         "" if report.binds is None else {"memory": "HBM"}.get(report.binds, report.binds),
         "" if report.mfu_ceiling is None else f"{report.mfu_ceiling:.0%}",

@@ -7,13 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clara_jax.evaluation.aggregate import Aggregator, plain
-from clara_jax.evaluation.console import table
-from clara_jax.evaluation.formatting import amount, chance, change, interval
 from clara_jax.evaluation.predictions import Prediction
 from clara_jax.evaluation.report import condition_of, in_order, model_of
 from clara_jax.evaluation.runner import PLAN, read_predictions, read_suites
-from clara_jax.evaluation.scoring import METRICS
+from clara_jax.evaluation.scoring import METRICS, Aggregator, plain
+from clara_jax.evaluation.tables import aligned, amount, chance, change, interval
 from clara_jax.formats.json_file import read_object
 from clara_jax.metrics.bootstrap import Bootstrap
 from clara_jax.metrics.cases import Suite
@@ -84,7 +82,7 @@ def text(comparison: Mapping[str, Any], metrics: Sequence[str] = SHOWN) -> str:
     if rows:
         bounds = f"{100 * comparison['level']:g}% interval"
         head = ["", "metric", "cases", "a", "b", "b - a", bounds, "p", "p (Holm)"]
-        parts.append(table(head, [_line(row) for row in rows]))
+        parts.append(aligned(head, [_line(row) for row in rows]))
         count = max(row["comparisons"] for row in rows)
         parts.append(f"p (Holm) allows for all comparisons of a metric, {count} at most.")
     parts += comparison["notes"]

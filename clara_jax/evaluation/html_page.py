@@ -13,14 +13,13 @@ from markupsafe import Markup, escape
 
 from clara_jax import pages
 from clara_jax.errors import ClaraError
-from clara_jax.evaluation import html_plots, html_tables
-from clara_jax.evaluation.formatting import NOTHING, amount, interval, titled
+from clara_jax.evaluation import html_plots, tables
+from clara_jax.evaluation.report import MISUSES
+from clara_jax.evaluation.tables import NOTHING, Report, amount, interval, titled
 from clara_jax.files import replaced_when_whole
 
 REPORT, PAGE = "report.json", "report.html"
-MISUSES = {"no_memory": "without memories", "other_memory": "with another case's"}
 KINDS = {"question": "questions", "paraphrase": "documents to paraphrase", "autoencode": "windows to write out"}
-Report = Mapping[str, Any]  # see `clara_jax.evaluation.report.build`
 
 
 def write(report: Report, directory: str | os.PathLike) -> None:
@@ -58,7 +57,7 @@ def render(report: Report) -> str:
         about=_about(report),
         level=f"{100 * report['level']:g}%" if report["level"] else "no",
         memory=[_memory(report, model) for model in models],
-        overview=html_tables.overview(report),
+        overview=tables.overview(report),
         suites=[_suite(report, suite, f"suite-{number}") for number, suite in enumerate(suites)],
         inside=[
             _inside(section, f"inside-{number}") for number, section in enumerate(report.get("inside", {}).values())
@@ -87,8 +86,8 @@ def _memory(report: Report, model: str) -> dict[str, Any]:
     rows = []
     for found in verdict["suites"]:
         unit = report["metrics"][found["metric"]]["unit"]
-        beats = [html_tables.lead(found["beats"].get(condition), unit) for condition in MISUSES]
-        cells = [html_tables.cell(found["clara"], unit), *beats]
+        beats = [tables.lead(found["beats"].get(condition), unit) for condition in MISUSES]
+        cells = [tables.cell(found["clara"], unit), *beats]
         name = f"{found['suite']}: {titled(report['metrics'][found['metric']])}"
         rows.append({"name": name, "control": False, "description": "", "cells": cells})
     columns = ["with its memories", *(f"better than {what}" for what in MISUSES.values())]
@@ -109,17 +108,17 @@ def _suite(report: Report, suite: Mapping[str, Any], name: str) -> dict[str, Any
         "tables": [
             table
             for table in (
-                html_tables.normalised(report, suite),
-                html_tables.followed(suite),
-                html_tables.differences(report, suite),
-                *(html_tables.family(report, suite, title) for title in html_tables.QUALITY),
+                tables.normalised(report, suite),
+                tables.followed(suite),
+                tables.differences(report, suite),
+                *(tables.family(report, suite, title) for title in tables.QUALITY),
             )
             if table
         ],
-        "costs": [table for title in html_tables.COST if (table := html_tables.family(report, suite, title))],
+        "costs": [table for title in tables.COST if (table := tables.family(report, suite, title))],
         "charts": [chart for chart in (_curves(report, suite), _rates(report, suite)) if chart],
-        "tags": html_tables.by_tag(report, suite),
-        "heats": html_tables.heats(report, suite),
+        "tags": tables.by_tag(report, suite),
+        "heats": tables.heats(report, suite),
         "examples": _examples(report, suite),
     }
 
@@ -134,7 +133,7 @@ def _strips(report: Report, suite: Mapping[str, Any]) -> list[dict[str, Any]]:
             continue
         low, high = (found["mean"] if found[end] is None else found[end] for end in ("low", "high"))
         rows.append(
-            html_tables.named(system)
+            tables.named(system)
             | {
                 "strip": Markup(html_plots.strip(found["mean"], low, high, (0.0, 1.0), system["control"])),
                 "text": amount(found["mean"], unit),
@@ -203,8 +202,7 @@ def _example(
         "title": example["question"] or f"Case {example['case']}",
         "references": "; ".join(example["references"]),
         "answers": [
-            html_tables.named(systems[answer["system"]])
-            | {"text": answer["answer"], "value": amount(answer[main], unit)}
+            tables.named(systems[answer["system"]]) | {"text": answer["answer"], "value": amount(answer[main], unit)}
             for answer in example["answers"]
         ],
         "sources": [_source(source) for source in example["sources"]],
@@ -228,7 +226,7 @@ def _inside(section: Mapping[str, Any], name: str) -> dict[str, Any]:
                 "name": _text(row[0]),
                 "control": False,
                 "description": "",
-                "cells": [html_tables.plain_cell(_text(cell), "words" if _is_words(cell) else "") for cell in row[1:]],
+                "cells": [tables.plain_cell(_text(cell), "words" if _is_words(cell) else "") for cell in row[1:]],
             }
             for row in table["rows"]
         ]

@@ -8,21 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from clara_jax.evaluation.aggregate import MAIN, Aggregator, plain
 from clara_jax.evaluation.predictions import Prediction
-from clara_jax.evaluation.scoring import METRICS
+from clara_jax.evaluation.runner import INSIDE, PLAN, read_predictions, read_suites
+from clara_jax.evaluation.scoring import MAIN, METRICS, Aggregator, plain
+from clara_jax.formats.json_file import read_object
 from clara_jax.metrics.bootstrap import Bootstrap
 from clara_jax.metrics.cases import Case, Suite
 from clara_jax.metrics.controls import CONDITIONS, ON_MEMORIES, gold
+from clara_jax.training.run_directory import environment
 
 FORMAT = 1
 CLARA = "clara"  # the condition that all others of a model are compared with
 NONE = "no_memory"
-MISUSES = (NONE, "other_memory")  # controls that a model which reads its memories must beat
+# Controls that a model which reads its memories must beat, and what they read in their place.
+MISUSES = {NONE: "without memories", "other_memory": "with another case's"}
 # Metrics whose differences are reported: each takes a bootstrap, and `compare` has them all.
 COMPARED = (
     *("exact_match", "f1", "cover_match", "followed", "tokens_right", "windows_right"),
@@ -87,6 +91,31 @@ def build(
         "suites": parts,
         "uses_memory": _uses_memory(parts),
     }
+
+
+def report_of(directory: Path, resamples: int, seed: int) -> dict[str, Any]:
+    """Return the report on everything in a directory.
+
+    Args:
+      directory: where `runner.run` has written.
+      resamples: draws of the bootstrap.
+      seed: of the bootstrap.
+
+    Raises:
+      ClaraError: a file in it is damaged.
+    """
+    plan = read_object(directory / PLAN, "name a directory that evaluate has made")
+    suites, systems = read_suites(directory), plan["systems"]
+    predictions = {suite.name: read_predictions(directory, suite.name, systems) for suite in suites}
+    report = build(plan | {"environment": environment()}, suites, predictions, seed, resamples=resamples)
+    inside = {}
+    for model in plan["models"]:
+        path = directory / INSIDE / f"{model}.json"
+        if path.exists():
+            sections = read_object(path, "remove it and give the command again")["sections"]
+            for name, section in sections.items():
+                inside[f"{model}/{name}"] = {**section, "title": f"{model}: {section['title']}"}
+    return report | {"inside": inside}
 
 
 def model_of(system: str) -> str:

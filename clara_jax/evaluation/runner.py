@@ -21,9 +21,10 @@ from typing import Any
 from tqdm import tqdm
 
 from clara_jax import distributed
+from clara_jax.analysis.inside_report import analyze
 from clara_jax.errors import ClaraError
 from clara_jax.evaluation.predictions import Prediction, PredictionFile
-from clara_jax.evaluation.systems import Settings, System
+from clara_jax.evaluation.systems import MemoryModel, Settings, System
 from clara_jax.files import locked, replaced_when_whole
 from clara_jax.formats.json_file import read_object
 from clara_jax.metrics.cases import Case, Suite
@@ -216,6 +217,28 @@ def run(
             del system
 
 
+def look_inside(
+    specs: Sequence[SystemSpec], suites: Sequence[Suite], settings: Settings, directory: Path, limit: int
+) -> None:
+    """Analyze the internals of each model that answers from memories, where that was not done yet for these suites.
+
+    Args:
+      specs: the systems; those that do not answer from memories are skipped.
+      suites: where cases and documents are taken from.
+      settings: k and the seed.
+      directory: of the report.
+      limit: the number of cases that are analyzed.
+    """
+    asked = {"limit": limit, "suites": {suite.name: suite.digest() for suite in suites}}
+    for spec in specs:
+        path = directory / INSIDE / f"{spec.name}.json"
+        if spec.remembers and distributed.on_main(_looked_at, str(path)) != asked:
+            model = spec.open()
+            assert isinstance(model, MemoryModel)
+            sections = analyze(model.clara, suites, limit, settings.seed, settings.k, model.read_memories)
+            distributed.on_main(_write_analysis, path, {"asked": asked, "sections": sections})
+
+
 def _systems(specs: Sequence[SystemSpec], suites: Sequence[Suite]) -> Iterator[tuple[SystemSpec, Suite, Condition]]:
     return ((spec, suite, condition) for spec in specs for suite in suites for condition in spec.conditions)
 
@@ -235,3 +258,13 @@ def _work(
 
 def _done(path: str) -> list[str]:
     return list(PredictionFile(path).predictions) if Path(path).exists() else []
+
+
+def _looked_at(path: str) -> Any:
+    return read_object(Path(path), "remove it")["asked"] if Path(path).exists() else None
+
+
+def _write_analysis(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with replaced_when_whole(path) as temporary:
+        temporary.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,26 +1,31 @@
-"""Evaluation suites by name (docs/evaluation_suites.md)."""
+"""Evaluation suites by name (docs/evaluation_suites.md): of files, of released sets, of the synthetic world.
+
+Suites of the synthetic world are for models that were trained on it, about entities that no training record has.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
 from clara_jax.data import synthetic
+from clara_jax.data.lexicon import MOST_PHRASINGS
 from clara_jax.data.synthetic_world import SyntheticConfig
 from clara_jax.errors import ClaraError
-from clara_jax.evaluation import needle
+from clara_jax.evaluation.altered_documents import NEEDLE_WORDS, counterfactual_cases, needle_cases
 from clara_jax.evaluation.case_files import (
     paraphrase_cases,
+    question_case,
     question_cases,
     read_documents,
     scp_cases,
     window_cases,
 )
-from clara_jax.evaluation.counterfactual import counterfactual_cases
-from clara_jax.evaluation.world import PARTS, usual_parts, world_suite
 from clara_jax.formats.jsonl import is_remote
+from clara_jax.input_pipeline.records import Record
 from clara_jax.metrics.cases import Case, Suite
 
 SETS = ("nq", "hotpotqa", "musique", "2wiki", "squad")
@@ -28,6 +33,77 @@ MODES = {"normal": "eval_processed_no_pos.jsonl", "oracle": "eval_processed_with
 FOLDERS = {"compressor": "stage1_eval", "end_to_end": "stage2_eval"}
 LEAST_WORDS = 60  # of a needle's document: shorter ones rarely have enough sentences
 LEAST_WINDOW = 2  # words
+SPLIT = "eval"  # of the synthetic world
+
+
+def _world_end_to_end(world: SyntheticConfig, count: int) -> tuple[Case, ...]:
+    return _world_questions(world, "end_to_end", count)
+
+
+def _world_documents(world: SyntheticConfig, count: int) -> tuple[Case, ...]:
+    return _world_questions(world, "instruct", count)
+
+
+def _world_needle(world: SyntheticConfig, count: int) -> tuple[Case, ...]:
+    cases: list[Case] = []
+    for questions in synthetic.asked(world, SPLIT):
+        if cases and len(cases) + len(questions) > count:
+            break
+        for one in questions:
+            tags = {"position": f"{one.place + 1} of {one.places}", "fact": one.fact}
+            name = f"{one.document.id}, {one.fact}"
+            cases.append(Case(name, "question", one.question, (one.document.text,), (one.answer,), (0,), tags))
+    return tuple(cases)
+
+
+def _world_counterfactual(world: SyntheticConfig, count: int) -> tuple[Case, ...]:
+    cases = counterfactual_cases(_world_needle(world, world.eval_records), world.seed, count)
+    if not cases:
+        raise ClaraError("world/counterfactual: there are too few documents for one's answer to stand in another's")
+    return cases
+
+
+def _world_paraphrase(world: SyntheticConfig, count: int) -> tuple[Case, ...]:
+    records = _world_paraphrases(world)[:count]
+    if not records:
+        raise ClaraError(
+            f"world/paraphrase: the world has no paraphrases (synthetic.paraphrase_share is {world.paraphrase_share})"
+        )
+    return tuple(Case(record.qid, "paraphrase", "", record.documents, record.gold_answers) for record in records)
+
+
+def _world_hard(world: SyntheticConfig, count: int) -> tuple[Case, ...]:
+    return _world_questions(dataclasses.replace(world, hard_share=1.0), "end_to_end", count)
+
+
+def _world_other_words(world: SyntheticConfig, count: int) -> tuple[Case, ...]:
+    if world.phrasings == MOST_PHRASINGS:
+        raise ClaraError(
+            f"world/other_words: the model was trained on all {MOST_PHRASINGS} phrasings; there are no other words"
+        )
+    return _world_questions(dataclasses.replace(world, phrasings=MOST_PHRASINGS), "instruct", count)
+
+
+def _world_questions(world: SyntheticConfig, stage: str, count: int) -> tuple[Case, ...]:
+    records = (synthetic.record(world, stage, SPLIT, index) for index in range(count))
+    return tuple(question_case(record, record.qid) for record in records)
+
+
+def _world_paraphrases(world: SyntheticConfig) -> list[Record]:
+    return [record for record in synthetic.records(world, "scp", SPLIT) if record.kind == "paraphrase"]
+
+
+# What makes a part, and whether its documents are ranked.
+PARTS: Mapping[str, tuple[Callable[[SyntheticConfig, int], tuple[Case, ...]], bool]] = {
+    "end_to_end": (_world_end_to_end, True),
+    "documents": (_world_documents, False),
+    "needle": (_world_needle, False),
+    "counterfactual": (_world_counterfactual, False),
+    "paraphrase": (_world_paraphrase, False),
+    "hard": (_world_hard, True),
+    "other_words": (_world_other_words, False),
+}
+USUAL = ("end_to_end", "documents", "needle")
 
 # The reader of a file by kind, and whether its documents are ranked.
 _FILES: dict[str, tuple[Callable[[str, int | None], tuple[Case, ...]], bool]] = {
@@ -49,7 +125,7 @@ _FORMS = {
     "autoencode[/WORDS]:FILE": "documents to be written out, or windows of WORDS words of them; the same files",
     "counterfactual[/KIND]:FILE": f"the same as KIND:FILE, with the answers in the documents replaced by others; KIND: "
     f"{', '.join(_CHANGED)} (scp)",
-    "needle[/WORDS][:FILE]": f"an invented fact in a document, by position and kind; documents of {needle.WORDS} or "
+    "needle[/WORDS][:FILE]": f"an invented fact in a document, by position and kind; documents of {NEEDLE_WORDS} or "
     "WORDS words, from the compressor sets, from FILE, or from the synthetic world",
     "world[/PART]": f"the synthetic world that the model was trained on; PART: {', '.join(PARTS)}",
 }
@@ -108,11 +184,11 @@ def _open(name: str, data: str | None, limit: int | None, world: SyntheticConfig
             raise ClaraError(f"{name}: {path} has no question whose answer another one's could take the place of")
         yield Suite("/".join([kind, *parts, _short(path)]), ranked, cases)
     elif kind == "needle" and len(parts) <= 1 and bool(colon) == bool(file):
-        words = _words(name, parts[0], LEAST_WORDS) if parts else needle.WORDS
+        words = _words(name, parts[0], LEAST_WORDS) if parts else NEEDLE_WORDS
         path = _find(name, file, data) if file else None
         documents = read_documents(path) if path else _fillers(name, data, world, words)
         title = "/".join(["needle", *parts, *([_short(path)] if path else [])])
-        yield Suite(title, False, needle.needle_cases(documents, seed, limit, words))
+        yield Suite(title, False, needle_cases(documents, seed, limit, words))
     elif kind == "world" and not colon and (not parts or (len(parts) == 1 and parts[0] in PARTS)):
         if world is None:
             raise ClaraError(f"{name}: this model was not trained on a synthetic world; name other suites")
@@ -174,7 +250,7 @@ def _words(name: str, part: str, least: int) -> int:
 def _fillers(name: str, data: str | None, world: SyntheticConfig | None, words: int) -> Iterator[str]:
     """Yield documents for needles: of the compressor sets that are there, else of the world, several in one."""
     if data is None and world is not None:
-        return _joined((document.text for document in synthetic.documents(world, "eval")), words)
+        return _joined((document.text for document in synthetic.documents(world, SPLIT)), words)
     suites = _released(name, "compressor", (), data, None)
     return (document for suite in suites for case in suite.cases for document in case.documents)
 
@@ -187,3 +263,24 @@ def _joined(texts: Iterable[str], words: int) -> Iterator[str]:
         if len(joined.split()) >= words:
             yield joined
             joined = ""
+
+
+def world_suite(part: str, world: SyntheticConfig, limit: int | None = None) -> Suite:
+    """Return the suite of one of `PARTS`, named "world/<part>".
+
+    Args:
+      part: a key of `PARTS`.
+      world: the synthetic world the model was trained on.
+      limit: cases at most, ``eval_records`` without; of the needles, whole rounds of balanced questions, at least one.
+
+    Raises:
+      ClaraError: the world has none of this part.
+    """
+    make, ranked = PARTS[part]
+    count = world.eval_records if limit is None else min(limit, world.eval_records)
+    return Suite(f"world/{part}", ranked, make(world, count))
+
+
+def usual_parts(world: SyntheticConfig) -> list[str]:
+    """Return the parts that resemble the training data; paraphrases only where that has some."""
+    return [*USUAL, "paraphrase"] if _world_paraphrases(world) else [*USUAL]

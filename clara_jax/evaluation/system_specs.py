@@ -19,7 +19,7 @@ from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.data.importers.retrievers import open_retriever
 from clara_jax.data.synthetic_world import SyntheticConfig
 from clara_jax.errors import ClaraError
-from clara_jax.evaluation.cramming import Cramming
+from clara_jax.evaluation.baselines import Cramming
 from clara_jax.evaluation.runner import RANK, SystemSpec
 from clara_jax.evaluation.systems import (
     MemoryModel,

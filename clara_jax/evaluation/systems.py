@@ -16,9 +16,8 @@ from clara_jax.api import Clara
 from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.data.importers.retrievers import Retriever
 from clara_jax.errors import ClaraError
-from clara_jax.evaluation.cramming import Cramming, cram
+from clara_jax.evaluation.baselines import Cramming, cram, pruned, surprisals, truncated
 from clara_jax.evaluation.predictions import Prediction
-from clara_jax.evaluation.pruning import pruned, surprisals, truncated
 from clara_jax.inference.decode import Sampling
 from clara_jax.inference.requests import Request, Result
 from clara_jax.input_pipeline import prompts

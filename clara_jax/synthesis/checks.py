@@ -19,11 +19,9 @@ from collections.abc import Iterable, Sequence, Set
 from decimal import Decimal
 from typing import NamedTuple
 
-from clara_jax.synthesis.answer_type import missed_answer_type
 from clara_jax.text import facts
-from clara_jax.text.words import in_a_row, jaccard, without_spaces, words, written_words
+from clara_jax.text.words import in_a_row, without_spaces, words
 
-SAME_QUESTION = 0.8  # Jaccard similarity of the sets of words
 STEM = 5  # letters of a word that are compared: endings differ between a document and texts about it
 RUN = 4  # consecutive words that a copy has in common with its original
 NAMED = 8  # words or numbers that a problem lists at most
@@ -55,7 +53,7 @@ _TELLS = frozenset(
 _ASKS_WITHOUT_SPACES = re.compile(
     "[谁誰哪几幾吗嗎呢何请請]|什么|什麼|多少|怎|列出|说出|か。?$|どこ|いつ|なぜ|どう|どの|ใคร|อะไร|ไหน|เมื่อ|ทำไม|อย่างไร|กี่"
 )
-_YES_NO = re.compile(
+YES_NO = re.compile(
     r"(?:yes|no|ja|nein|nee|nej|oui|non|sí|sì|sim|não|да|нет|tak|nie|evet|hayır|نعم|لا|हाँ|नहीं|是|是的|不是|否|对|不对|はい|いいえ|예|네|아니요)"
     r"""\s*(?:$|[,;:!。，、！—"»”]|\.(?!\s*\d)|\s[-–])""",  # not "No. 5", not "No Man's Land"
     re.IGNORECASE,
@@ -82,6 +80,33 @@ _REFUSAL = re.compile(
 _DIGITS = re.compile(r"(?<!\w)\d{1,3}(?:[.,'’\u00a0\u2009\u202f]\d{3})+(?!\d)|\d+")
 _SHORT_SCALE = re.compile(r"\d\s?(?:k|m|mn|bn|tn)\b", re.IGNORECASE)  # £5bn: to `facts` it is 5
 _DOT_WITHIN_NAME = re.compile(r"(?<=\w)\.")
+# What the first words of an English question ask for.
+_PREPOSITIONS = (
+    r"^\W*(?:(?:in|on|at|by|since|until|from|during|for|to|about|around|over|under|above|within|with|of|after|before|up"
+    r"|than|more|less)\s)*"
+)
+_ASKS_QUANTITY = re.compile(
+    rf"{_PREPOSITIONS}(?:(?:what|which)\s(?:year|date|number|percentage|age|century|decade)\b"
+    r"|how\s(?:many|tall|old|high|deep|wide|heavy|long|far)\b"
+    r"|when\s(?:did|was|were|is|are|does|do|will|had|has|have)\b)",  # not "When rocks melt, what ..."
+    re.IGNORECASE,
+)
+_ASKS_NO_QUANTITY = re.compile(
+    rf"{_PREPOSITIONS}(?:who|whom|whose|where|why)\b(?!.*\b(?:when|rank(?:s|ed)?|place|year|many|percent|proportion)\b)",
+    re.IGNORECASE,
+)
+_QUANTITY_WORDS = frozenset(
+    """once twice thrice half halves third thirds quarter quarters dozen dozens couple pair several hundreds thousands
+    millions billions many few most all none majority minority some both single double triple no zero every daily weekly
+    monthly yearly annually significant larger smaller
+    before after prior during until till since while when as at if upon under following second seconds minute minutes
+    hour hours day days week weeks month months year years decade decades century centuries age ages spring summer
+    autumn fall winter january february march april may june july august september october november december monday
+    tuesday wednesday thursday friday saturday sunday morning noon afternoon evening night midnight dawn dusk today
+    yesterday tomorrow now early late mid middle beginning end era period war reign time life always never permanently
+    indefinitely forever""".split()
+)
+_NUMBER = re.compile(r"\d+(?:st|nd|rd|th|s)?")
 
 
 class Problem(NamedTuple):
@@ -207,7 +232,7 @@ def pair_problem(
     """Return the first problem of an answer, None where it passes.
 
     Kinds: "empty_answer", "long_answer", "answer_residue", "yes_no", "answer_in_question", "wrong_kind" (see
-    `clara_jax.synthesis.answer_type`), "refusal", "unknown_number", "unsupported_answer".
+    `missed_answer_type`), "refusal", "unknown_number", "unsupported_answer".
 
     An answer that is a phrase of the document is supported. Otherwise the document must have its numbers, and the
     share `CheckLimits.support` of its words that are not in the question.
@@ -227,7 +252,7 @@ def pair_problem(
         return Problem("long_answer", f"{len(found)} words, more than {limits.answer_words}")
     if residue := _residue(document, answer):
         return Problem("answer_residue", f"{residue!r} in {_line(answer)}")
-    if decided := _YES_NO.match(answer.strip()):
+    if decided := YES_NO.match(answer.strip()):
         if complex:
             return Problem("yes_no", f"a complex question is answered by {_line(decided[0])}")
         answer = answer.strip()[decided.end() :]
@@ -255,25 +280,23 @@ def pair_problem(
     return None
 
 
-def duplicate(question: str, answer: str, earlier: Sequence[tuple[str, str]]) -> int | None:
-    """Return the index of the first earlier (question, answer) that asks the same of the same document, else None.
+def missed_answer_type(question: str, answer: Iterable[str], numbers: bool) -> str | None:
+    """Return the type of answer that a question asks for, in a few words, where the answer is not of it; else None.
 
-    Two questions ask the same if their words are the same in the same order, whatever the answers; or if their sets of
-    words are nearly the same (Jaccard similarity `SAME_QUESTION`) and one answer is part of the other and is not yes or
-    no, unless each has a capitalized word or a number that the other lacks: then they ask about two things. By the
-    second rule 43 of the pairs are duplicates, about three quarters of them rightly; from 0.7 to 0.8 half would be.
+    Types are a quantity or time, and a person or place; the question's first words ask for one. Set on the published
+    sample of CLaRa's data: of its 7,861 pairs none is refused; of the answers to other questions on the same document,
+    which the document supports as well, 6%, and 42% where the question asks for a quantity or a time. Of the 28,572
+    pairs that people wrote for SQuAD's training set it refuses 0.1%.
+
+    Args:
+      question: English text.
+      answer: words of the answer, see `clara_jax.text.words`.
+      numbers: whether the answer has numbers, in digits or words.
     """
-    asked, answered = words(question), in_a_row(words(answer))
-    open_ended = _YES_NO.match(answer.strip()) is None
-    for index, (other, other_answer) in enumerate(earlier):
-        found = words(other)
-        if found == asked:
-            return index
-        near = open_ended and jaccard(set(asked), set(found)) >= SAME_QUESTION
-        if near and not _about_others(question, other):
-            other_answered = in_a_row(words(other_answer))
-            if answered in other_answered or other_answered in answered:
-                return index
+    if _ASKS_QUANTITY.match(question) and not numbers and _QUANTITY_WORDS.isdisjoint(answer):
+        return "a quantity or a time"
+    if _ASKS_NO_QUANTITY.match(question) and all(map(_NUMBER.fullmatch, answer)):
+        return "more than a number"
     return None
 
 
@@ -369,15 +392,6 @@ def _says(asked: Sequence[str], found: Sequence[str]) -> bool:
     if any(map(without_spaces, found)):
         return in_a_row(found) in in_a_row(asked)
     return set(asked).issuperset(found)
-
-
-def _about_others(question: str, other: str) -> bool:
-    """Return whether each question has a capitalized word or a number that the other lacks."""
-    a, b = (
-        {word for word in written_words(text)[1:] if word[0].isupper() or word[0].isdigit()}
-        for text in (question, other)
-    )
-    return bool(a - b and b - a)
 
 
 def _copied(original: Sequence[str], found: Sequence[str]) -> float:

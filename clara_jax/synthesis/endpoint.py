@@ -14,9 +14,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import email.utils
-import json
 import logging
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -25,18 +25,27 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 import aiohttp
 import openai
+from aiolimiter import AsyncLimiter
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential, wait_random
 
 from clara_jax.errors import ClaraError
 from clara_jax.strict_json import parse
-from clara_jax.synthesis.completion import Completion, CompletionRequest, RefusedError
-from clara_jax.synthesis.rate_limit import RateLimiter
-from clara_jax.synthesis.redaction import basic, redacted, repeats, secrets_of
+from clara_jax.synthesis.completion import (
+    Completion,
+    CompletionRequest,
+    RefusedError,
+    basic,
+    error_message,
+    estimated_tokens,
+    redacted,
+    repeats,
+    secrets_of,
+    text_of,
+)
 
 Structured = Literal["schema", "object", "none"]
 STRUCTURED: tuple[Structured, ...] = ("schema", "object", "none")
 MOST_TOKENS = 2_000_000  # a request may have used beyond those of its text: reasoning is not shown
-CHARACTERS_PER_TOKEN = 4  # where the server does not count
 REST = 5.0  # seconds that all requests wait where a busy server does not say how long
 LONGEST_REST = 600.0  # seconds; where a server asks for more, the user may start again later
 
@@ -74,6 +83,43 @@ class _RetryableError(Exception):
     def __init__(self, cause: str, detail: str, busy: bool = False, after: float | None = None):
         super().__init__(detail)
         self.cause, self.detail, self.busy, self.after = cause, detail, busy, after
+
+
+class RateLimiter:
+    """A limiter of requests and tokens per minute, first come, first served.
+
+    In any span of time each rate may be exceeded by what it allows in one second; so may the server's window of a
+    minute, by a 60th.
+
+    Attributes:
+      waited: seconds that all requests together have waited.
+    """
+
+    def __init__(self, requests_per_minute: float | None = None, tokens_per_minute: float | None = None):
+        self._requests, self._tokens = _limiter(requests_per_minute), _limiter(tokens_per_minute)
+        self._paused_until = 0.0
+        self._order = asyncio.Lock()
+        self.waited = 0.0
+
+    def pause(self, seconds: float) -> None:
+        """Let no request go for so long."""
+        self._paused_until = max(self._paused_until, time.monotonic() + seconds)
+
+    async def acquire(self, tokens: int) -> None:
+        """Wait until a request of so many tokens may be sent."""
+        began = time.monotonic()
+        async with self._order:
+            if self._requests is not None:
+                await self._requests.acquire()
+            # A request may have more tokens than a second allows: they are acquired in parts.
+            remaining = float(tokens)
+            while self._tokens is not None and remaining > 0:
+                part = min(remaining, self._tokens.max_rate)
+                await self._tokens.acquire(part)
+                remaining -= part
+            while (left := self._paused_until - time.monotonic()) > 0:
+                await asyncio.sleep(left)
+        self.waited += time.monotonic() - began
 
 
 class Endpoint:
@@ -249,7 +295,7 @@ class Endpoint:
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         elif structured == "object":
             body["response_format"] = {"type": "json_object"}
-        prompt_tokens = sum(_tokens(content) for _, content in request.messages)
+        prompt_tokens = sum(estimated_tokens(content) for _, content in request.messages)
         async with self._slots:
             await self._rate_limiter.acquire(prompt_tokens + request.max_tokens)
             before_attempt()
@@ -276,7 +322,7 @@ class Endpoint:
         return reply
 
     def _by_status(self, error: openai.APIStatusError, structured: Structured) -> Exception:
-        status, words = error.status_code, self._shown(_message(error.body)) or "no reason"
+        status, words = error.status_code, self._shown(error_message(error.body)) or "no reason"
         detail = f"the server says {status}: {words}"
         if status in (401, 403):
             return ClaraError(f"{self._url}: the key is missing, wrong, or not for this model; {detail}")
@@ -307,9 +353,9 @@ class Endpoint:
         with contextlib.suppress(AttributeError, IndexError, KeyError, TypeError):
             choice = body["choices"][0]
             message, reason = choice["message"], choice.get("finish_reason")
-            text, refusal, usage = _content(message.get("content")), message.get("refusal"), body.get("usage")
+            text, refusal, usage = text_of(message.get("content")), message.get("refusal"), body.get("usage")
         if not isinstance(text, str):
-            detail = _message(body) if isinstance(body, Mapping) else content.decode(errors="replace")
+            detail = error_message(body) if isinstance(body, Mapping) else content.decode(errors="replace")
             raise _RetryableError("not_a_completion", f"no chat completion: {self._shown(detail) or 'nothing'}")
         if reason == "content_filter" or (refusal and not text):
             raise RefusedError(f"the server's filter: {self._shown(str(refusal or reason))}")
@@ -319,7 +365,7 @@ class Endpoint:
         usage = usage if isinstance(usage, Mapping) else {}
         if not text.strip() and not cut:
             raise _RetryableError(_EMPTY, "an answer without text")
-        completion_tokens = _tokens(text)
+        completion_tokens = estimated_tokens(text)
         # A server's count is ignored where no request can have used that many.
         most = MOST_TOKENS + 4 * (prompt_tokens + completion_tokens)
 
@@ -338,6 +384,14 @@ class Endpoint:
         clean = "".join(c if c.isprintable() else " " for c in redacted(words, *self._secrets))
         line = " ".join(clean.split())
         return line if len(line) <= _MESSAGE_LENGTH else f"{line[: _MESSAGE_LENGTH - 1]}…"
+
+
+def _limiter(per_minute: float | None) -> AsyncLimiter | None:
+    """Return a limiter whose burst is what one second allows, and at least 1."""
+    if per_minute is None:
+        return None
+    burst = max(1.0, per_minute / 60)
+    return AsyncLimiter(burst, burst / per_minute * 60)
 
 
 def _failure(state: RetryCallState) -> _RetryableError:
@@ -364,34 +418,6 @@ def _unwanted(error: openai.APIStatusError, words: str) -> str | None:
     if error.param in _OPTIONS:
         return error.param
     return next((name for name in _OPTIONS if re.search(rf"\b{name}\b", words)), None)
-
-
-def _content(content: Any) -> str | None:
-    """Return the text of a message's content, None where it is neither a string nor a list of parts.
-
-    Of parts, as in OpenAI's and Mistral's interfaces, those of text count; halves of surrogate pairs become U+FFFD.
-    """
-    if content is None:
-        return ""
-    if isinstance(content, list):
-        parts = [part if isinstance(part, Mapping) else {"type": "text", "text": part} for part in content]
-        texts = [part.get("text") for part in parts if part.get("type") in (None, "text", "output_text")]
-        texts = [text.get("value") if isinstance(text, Mapping) else text for text in texts]  # OpenAI's assistants
-        content = "".join(text for text in texts if isinstance(text, str))
-    if not isinstance(content, str):
-        return None
-    return content.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _tokens(text: str) -> int:
-    return -(-len(text) // CHARACTERS_PER_TOKEN)
-
-
-def _message(body: Any) -> str:
-    """Return the message in an error's body, in any server's format."""
-    while isinstance(body, Mapping) and body:
-        body = next((body[name] for name in ("error", "message", "detail") if body.get(name)), json.dumps(body))
-    return body if isinstance(body, str) else json.dumps(body)
 
 
 def _seconds(retry_after: str) -> float | None:

@@ -1,10 +1,12 @@
-"""The journal of a synthesis: requests, replies and outcomes in one SQLite file, which survives a kill at any moment.
+"""The journal of a synthesis: requests, replies and outcomes in one SQLite file, from which the output is written.
+
+It survives a kill at any moment:
 
     settings   what every outcome depends on; another run with others is refused
     items      documents or records to work on, and which worker has each
     replies    every answered request by its content, so that it is sent only once
     outcomes   the result of an item, by kind: a record, or the reason why there is none
-    verdicts   judgements of reviewers (`clara_jax.synthesis.review`)
+    verdicts   judgements of reviewers (`clara_jax.synthesis.quality`)
 
 An item that was not finished is started again and replayed from its replies, without requests. So a killed process
 loses only the requests in flight. A worker holds a lock on a file beside the journal for as long as it lives: the
@@ -15,14 +17,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from clara_jax.errors import ClaraError
 from clara_jax.files import locked
+from clara_jax.formats.jsonl import write_json_lines
 from clara_jax.synthesis.completion import Completion
 
 FORMAT = "1"
@@ -57,6 +62,11 @@ class Item:
     id: str
     digest: str
     content: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, id: str, content: Mapping[str, Any]) -> Item:
+        """Return the item of a content, with its digest."""
+        return cls(id, hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32], content)
 
 
 class Dropped(NamedTuple):
@@ -313,3 +323,43 @@ class Journal:
             self._db.execute("ROLLBACK")
             raise
         self._db.execute("COMMIT")
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputCounts:
+    """The number of records of each kind, and of rejected outcomes for each reason."""
+
+    records: Mapping[str, int]
+    rejected: Mapping[str, int]
+
+
+def rejected_file(output: Path) -> Path:
+    """Return the file beside the records that lists what was rejected: ``NAME.aside.jsonl``."""
+    name = output.name.partition(".jsonl")
+    return output.with_name(f"{name[0]}.aside{name[1]}{name[2]}")
+
+
+def write_output(
+    journal: Journal, output: Path, record_of: Callable[[Item, ItemOutcome], Mapping[str, Any]]
+) -> OutputCounts:
+    """Write the records of all finished items, in the order of the items, and beside them what was rejected.
+
+    The same outcomes give the same bytes. Where it fails, both files stay as they were.
+
+    Args:
+      journal: whose outcomes are written.
+      output: the file of the records.
+      record_of: makes the line of an outcome that has a record.
+    """
+    records, rejected = Counter[str](), Counter[str]()
+    with contextlib.ExitStack() as stack:
+        put = stack.enter_context(write_json_lines(output))
+        put_rejected = stack.enter_context(write_json_lines(rejected_file(output)))
+        for item, outcome in journal.outcomes():
+            if outcome.record is not None:
+                put(dict(record_of(item, outcome)))
+                records[outcome.kind] += 1
+            else:
+                put_rejected({"id": item.id, "kind": outcome.kind, "reason": outcome.reason, "detail": outcome.detail})
+                rejected[outcome.reason or ""] += 1
+    return OutputCounts(records, rejected)

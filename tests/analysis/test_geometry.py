@@ -67,5 +67,5 @@ def test_the_section(count):
     assert rows["effective rank of a document's 4 memory vectors"][0] > 3
     json.dumps(found, allow_nan=False)
     head, _, picture = found["picture"].partition(",")
-    assert head == "data:image/svg+xml;base64" and b"t-SNE" in base64.b64decode(picture)
+    assert head == "data:image/svg+xml;base64" and b"PCA" in base64.b64decode(picture)
     assert geometry.geometry_section(memories, texts, 0) == found

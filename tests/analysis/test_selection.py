@@ -59,19 +59,14 @@ def test_what_changes_a_selection_and_what_does_not():
     queries = np.stack([QUERY, QUERY[:, ::-1], QUERY])
     # The second question asks for the other axis: its order is the reverse.
     documents = [at(0.9, 0.6, 0.3), at(0.9, 0.6, 0.3), at(0.9, 0.8999, 0.3, 0.2)]
-    turned = np.stack([QUERY, QUERY, QUERY[:, ::-1]])
-    forms = {"turned": (turned, np.array([True, True, False])), "unchanged": (queries, np.zeros(3, bool))}
-    found = selection.stability(queries, documents, forms, 1, 0)
+    found = selection.stability(queries, documents, 1, 0)
     np.testing.assert_array_equal(found["memories stored as int8"][:2], 1)
     np.testing.assert_array_equal(found[selection.UNSELECTED], 1)
-    np.testing.assert_array_equal(found["turned"], [1, 0])
-    assert not len(found["unchanged"])
     noisy = found[selection.NOISY]
     assert noisy.shape == (selection.DRAWS, 3) and (noisy[:, :2] == 1).all() and 0 < noisy[:, 2].mean() < 1
     np.testing.assert_array_equal(found[selection.OTHER_QUESTION], [1, 0, 0])
     assert 0 < found[selection.RANDOM].mean() < 1
     rows = {row[0]: row[1:] for row in selection.stability_section(found, 1)["table"]["rows"]}
-    assert rows["turned"] == [2, 0.5, 0.5] and "unchanged" not in rows
     assert rows[selection.UNSELECTED] == [3, 0, 1]
 
 
@@ -94,15 +89,6 @@ def test_int8_changes_what_lies_closer_than_it_can_tell():
 def test_random_overlap_is_k_of_d():
     documents = [RNG.normal(size=(20, 1, 3)).astype(np.float32) for _ in range(30)]
     queries = RNG.normal(size=(30, 1, 3)).astype(np.float32)
-    found = selection.stability(queries, documents, {}, 5, 0)
+    found = selection.stability(queries, documents, 5, 0)
     assert found[selection.RANDOM].mean() == pytest.approx(0.25, abs=0.03)
     np.testing.assert_array_equal(found[selection.UNSELECTED], 1)
-
-
-def test_changed_forms():
-    questions = ["Who is Ada?", "name a town", "WHO?? ", "?"]
-    forms = selection.changed_forms(questions)
-    assert list(forms.values()) == [
-        ["who is ada?", "name a town", "who?? ", "?"],
-        ["Who is Ada", "name a town", "WHO", "?"],
-    ]

@@ -6,9 +6,8 @@ import math
 import pytest
 
 from clara_jax.aot import topology
-from clara_jax.aot.analytic_comm import passes, step_bytes
-from clara_jax.aot.collectives import collectives, totals
 from clara_jax.aot.hlo import HloModule
+from clara_jax.aot.hlo_cost import collectives, totals
 from clara_jax.aot.lowering import inference, train_step
 from clara_jax.aot.workload import stage_shapes
 from clara_jax.errors import ClaraError
@@ -18,6 +17,7 @@ from clara_jax.method.clara import ClaraConfig, ClaraModel
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.sharding import make_mesh
 from clara_jax.training.stage_config import StageConfig
+from tests.aot.analytic_comm import passes, step_bytes
 from tests.aot.test_planning import BASE, lower, needs_libtpu
 
 WIDE = BASE | {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 1024, "num_key_value_heads": 4}

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from clara_jax.aot import hlo_cost, topology
-from clara_jax.aot.collectives import collectives, totals
 from clara_jax.aot.hlo import HloModule
+from clara_jax.aot.hlo_cost import collectives, totals
 from clara_jax.model.sharding import make_mesh
 from tests.aot.test_planning import lower, needs_libtpu
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from clara_jax.aot import abstract, topology
+from clara_jax.aot import topology, workload
 from clara_jax.errors import ClaraError
 from clara_jax.input_pipeline.buckets import Shapes
 from clara_jax.method.clara import ClaraConfig, ClaraModel
@@ -36,11 +36,11 @@ needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, re
 
 def lower(stage, mesh, model=MODEL, shapes=SHAPES, rows=8):
     optimizer = make_optimizer(StageConfig(stage, ("unread",), steps=10, batch_size=8), 10)
-    state, frozen = abstract.state_and_frozen(abstract.params(model, mesh), STAGES[stage].trains, optimizer, mesh)
-    batch = abstract.batch(rows, shapes, model.clara.memory_tokens, stage in ("end_to_end", "retrieval"), mesh)
+    state, frozen = workload.state_and_frozen(workload.params(model, mesh), STAGES[stage].trains, optimizer, mesh)
+    batch = workload.batch(rows, shapes, model.clara.memory_tokens, stage in ("end_to_end", "retrieval"), mesh)
     step = make_train_step(model, STAGES[stage], Objective(top_k=2), optimizer)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        return step.lower(state, frozen, batch, abstract.key(mesh))
+        return step.lower(state, frozen, batch, workload.key(mesh))
 
 
 def test_the_abstract_state_is_shaped_and_placed_as_the_real_one():
@@ -50,7 +50,7 @@ def test_the_abstract_state_is_shaped_and_placed_as_the_real_one():
     params = initialise(declare(MODEL.config, MODEL.clara, MODEL.dtype), jax.random.key(0), mesh)
     with jax.set_mesh(mesh):
         real = init_state(split(params, trains)[0], optimizer)
-    planned, _ = abstract.state_and_frozen(abstract.params(MODEL, mesh), trains, optimizer, mesh)
+    planned, _ = workload.state_and_frozen(workload.params(MODEL, mesh), trains, optimizer, mesh)
     assert jax.tree.structure(real) == jax.tree.structure(planned)
     for one, other in zip(jax.tree.leaves(real), jax.tree.leaves(planned), strict=True):
         assert (one.shape, one.dtype) == (other.shape, other.dtype)
@@ -107,9 +107,9 @@ def test_a_mesh_that_does_not_match_the_topology():
 
 def test_a_batch_that_the_mesh_does_not_divide():
     with pytest.raises(ClaraError, match="batch_size: 6 is not divisible"):
-        abstract.batch(6, SHAPES, 4, False, make_mesh(4, 2))
+        workload.batch(6, SHAPES, 4, False, make_mesh(4, 2))
 
 
 def test_a_bfloat16_base_is_planned_as_one():
-    tree = abstract.params(MODEL, make_mesh(8, 1))
+    tree = workload.params(MODEL, make_mesh(8, 1))
     assert tree["base"]["embed"]["table"].dtype == jnp.bfloat16

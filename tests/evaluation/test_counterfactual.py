@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from clara_jax.evaluation.counterfactual import counterfactual_cases
+from clara_jax.evaluation.altered_documents import counterfactual_cases
 from clara_jax.metrics.answers import cover_match
 from clara_jax.metrics.cases import Case, Suite
 

@@ -9,7 +9,7 @@ import pytest
 from clara_jax.api import Clara
 from clara_jax.checkpoints import opening
 from clara_jax.errors import ClaraError
-from clara_jax.evaluation.cramming import Cramming, cram
+from clara_jax.evaluation.baselines import Cramming, cram
 from clara_jax.evaluation.systems import MemoryModel, Settings
 from clara_jax.input_pipeline import prompts
 from clara_jax.method.clara import ClaraConfig

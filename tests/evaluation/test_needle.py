@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 
 from clara_jax.errors import ClaraError
-from clara_jax.evaluation.needle import FACTS, POSITIONS, date_spellings, needle_cases, number_spellings
+from clara_jax.evaluation.altered_documents import FACTS, POSITIONS, date_spellings, needle_cases, number_spellings
 from clara_jax.metrics.answers import cover_match, exact_match
 
 WORDS = (

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clara_jax.checkpoints import opening
-from clara_jax.evaluation.pruning import pruned, surprisals, truncated
+from clara_jax.evaluation.baselines import pruned, surprisals, truncated
 from clara_jax.input_pipeline.tokenization import ClaraTokenizer
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.model.sharding import make_mesh

@@ -7,9 +7,9 @@ import math
 import pytest
 
 from clara_jax.errors import ClaraError
-from clara_jax.evaluation.console import summary
 from clara_jax.evaluation.predictions import Prediction
 from clara_jax.evaluation.report import build, in_order, is_control, teachers
+from clara_jax.evaluation.tables import summary
 from clara_jax.metrics.cases import Case, Suite
 from tests.evaluation import made_up
 

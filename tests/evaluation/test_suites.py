@@ -8,8 +8,7 @@ import pytest
 
 from clara_jax.data.synthetic_world import SyntheticConfig
 from clara_jax.errors import ClaraError
-from clara_jax.evaluation.suites import MODES, NAMES, SETS, open_suites
-from clara_jax.evaluation.world import PARTS
+from clara_jax.evaluation.suites import MODES, NAMES, PARTS, SETS, open_suites
 from tests.evaluation.test_needle import DOCUMENTS
 from tests.locations import shared_data
 

@@ -8,7 +8,7 @@ import pytest
 from clara_jax.data.synthetic import vocabulary
 from clara_jax.data.synthetic_world import SyntheticConfig
 from clara_jax.errors import ClaraError
-from clara_jax.evaluation.world import PARTS, usual_parts, world_suite
+from clara_jax.evaluation.suites import PARTS, usual_parts, world_suite
 
 WORLD = SyntheticConfig(
     name_words=12, train_partners=8, eval_partners=4, eval_records=60, phrasings=1, paraphrase_share=0.0, candidates=5

@@ -4,8 +4,7 @@ from itertools import groupby
 
 import pytest
 
-from clara_jax.synthesis.answer_type import missed_answer_type
-from clara_jax.synthesis.checks import CheckLimits, DocumentText, pair_problem
+from clara_jax.synthesis.checks import CheckLimits, DocumentText, missed_answer_type, pair_problem
 from clara_jax.text.words import words
 
 TIME, MORE = "a quantity or a time", "more than a number"

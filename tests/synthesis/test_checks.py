@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from clara_jax.synthesis.checks import (
     CheckLimits,
     DocumentText,
-    duplicate,
     pair_problem,
     paraphrase_problem,
     question_problem,
@@ -169,38 +168,6 @@ def test_problems_name_the_words():
     assert (lost.kind, lost.text) == ("lost_number", "the paraphrase has not 2.5, 21, 1874")
 
 
-EARLIER = [
-    ("Who built the old mill near the town of Ostrow?", "Hanna Velde"),
-    ("When was the church of Ostrow in Lirna built by the monks?", "1874"),
-]
-
-
-@pytest.mark.parametrize(
-    "question, answer, expected",
-    [
-        ("who built the old mill near the town of Ostrow", "Pieter Holm", 0),  # whatever the answer
-        ("Who was it who built the old mill near the town of Ostrow?", "It was Hanna Velde.", 0),
-        ("Who was it who built the old mill near the town of Ostrow?", "Pieter Holm", None),
-        ("Who built the old mill near the town of Sorn?", "Hanna Velde", None),  # another town
-        ("When was the church of Ostrow in Lirna built by the monks there?", "in 1874", 1),
-        ("Who sold the mill?", "Hanna Velde", None),
-        ("磨坊是谁建的？", "韩娜", None),
-    ],
-)
-def test_duplicates(question, answer, expected):
-    assert duplicate(question, answer, EARLIER) == expected
-
-
-def test_yes_tells_nothing_about_what_was_asked():
-    earlier = [("Is there a stone bridge over the river near the mill?", "Yes.")]
-    assert duplicate("Is there a wooden bridge over the river near the mill?", "Yes.", earlier) is None
-    assert duplicate("Is there a stone bridge over the river near the mill", "Yes.", earlier) == 0
-
-
-def test_the_first_of_several_duplicates():
-    assert duplicate("磨坊是谁建的", "韩娜", [("谁?", "x"), ("磨坊是谁建的？", "y"), ("磨坊是谁建的。", "韩娜")]) == 1
-
-
 TOLD = (
     "On the Lirna's left bank Hanna Velde put up the Ostrow mill in 1874. It was twice destroyed by fire. The Sorn"
     " Museum, its owner from May 12, 1931, has 21 looms on show in it. Whoever comes pays £2.5 million per year."
@@ -267,11 +234,6 @@ def test_a_text_is_a_copy_of_itself(text):
     expected = "copy" if words(text) else "empty_paraphrase"
     for language in ("en", "de"):
         assert paraphrase_problem(DocumentText(text, language), text, LIMITS).kind == expected
-
-
-@given(st.text(max_size=100), st.text(max_size=100))
-def test_a_pair_duplicates_itself(question, answer):
-    assert duplicate(question, answer, [(question, answer)]) == 0
 
 
 @given(st.text(max_size=200))

@@ -17,9 +17,8 @@ from tenacity import wait_none
 
 from clara_jax.errors import ClaraError
 from clara_jax.synthesis import endpoint as module
-from clara_jax.synthesis.completion import Completion, CompletionRequest, RefusedError
+from clara_jax.synthesis.completion import Completion, CompletionRequest, RefusedError, redacted
 from clara_jax.synthesis.endpoint import Endpoint
-from clara_jax.synthesis.redaction import redacted
 from tests.synthesis.scripted import Misbehaviour, Scripted, fails, raw, says
 
 SCHEMA = {"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}

@@ -13,8 +13,7 @@ import pytest
 from clara_jax import ClaraError
 from clara_jax.synthesis.completion import Completion, CompletionRequest
 from clara_jax.synthesis.journal import Dropped, Item, ItemOutcome, Journal, TokenUsage
-from clara_jax.synthesis.steps import StepRunner
-from clara_jax.synthesis.work import work_through
+from clara_jax.synthesis.runner import StepRunner, work_through
 from tests.locations import ROOT
 
 ITEMS = [Item(f"d{number}", f"digest {number}", {"text": f"text {number}"}) for number in range(5)]

@@ -7,12 +7,11 @@ import pytest
 
 from clara_jax.input_pipeline.records import parse_record
 from clara_jax.synthesis.completion import Completion, RefusedError
-from clara_jax.synthesis.decontamination import HeldOutQuestions
+from clara_jax.synthesis.duplicates import HeldOutQuestions
 from clara_jax.synthesis.journal import Journal
-from clara_jax.synthesis.loop import Loop
 from clara_jax.synthesis.prompts import PromptTemplates
-from clara_jax.synthesis.settings import SynthesisSettings
-from clara_jax.synthesis.steps import Budget, OverBudgetError, StepRunner
+from clara_jax.synthesis.recipes import Loop
+from clara_jax.synthesis.runner import Budget, OverBudgetError, StepRunner, SynthesisSettings
 from tests.synthesis import model
 
 TEXT = model.document(0)

@@ -1,4 +1,4 @@
-"""All analyses of a model's internals, as sections of a report."""
+"""The part of a report that is called "inside": all analyses of a model's internals, on cases that suites have."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def analyze(
       suites: questions are taken from those that are ranked, or where there are none, from all; documents from the
         questions, or where there are none, from those that are paraphrased.
       limit: the number of questions, and of documents, at least 1. Slow analyses use fewer.
-      seed: of all random draws: cases, documents of controls, noise, t-SNE.
+      seed: of all random draws: cases, documents of controls, noise.
       k: documents that the generator reads of ranked ones.
       read: memories [N, M, E] of N documents' token ids, where they were made before. By default the questions'
         documents are compressed here, which takes longer than all else together.
@@ -57,7 +57,7 @@ def analyze(
         scores = selection.score(queries, memories)
         sections |= _attention(clara, ranked, cases, memories, scores, k, seed)
         if ranked:
-            sections |= _selection(clara, cases, queries, memories, k, seed)
+            sections |= _selection(queries, memories, k, seed)
     return sections
 
 
@@ -167,20 +167,13 @@ def _attention(
     return {"attention": attention_to_memory.attention_section(shares, control, right, seed)}
 
 
-def _selection(
-    clara: Clara, cases: Sequence[Case], queries: np.ndarray, memories: Sequence[np.ndarray], k: int, seed: int
-) -> dict[str, dict[str, Any]]:
+def _selection(queries: np.ndarray, memories: Sequence[np.ndarray], k: int, seed: int) -> dict[str, dict[str, Any]]:
     """Return the sections of the selection; questions with k candidates or fewer are left out."""
     enough = [number for number, candidates in enumerate(memories) if len(candidates) > k]
     if not enough:
         return {}
-    questions, queries = [cases[i].question for i in enough], queries[enough]
-    memories = [memories[i] for i in enough]
-    forms = {}
-    for name, changed in selection.changed_forms(questions).items():
-        differs = np.array([a != b for a, b in zip(questions, changed, strict=True)])
-        forms[name] = clara.encode_questions(changed), differs
-    found = selection.stability(queries, memories, forms, k, seed)
+    queries, memories = queries[enough], [memories[i] for i in enough]
+    found = selection.stability(queries, memories, k, seed)
     return {
         "gaps": selection.gaps_section(selection.gaps(selection.score(queries, memories), k), k),
         "selection": selection.stability_section(found, k),

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from clara_jax.analysis.analysis import analyze, pick_cases, pick_documents
+from clara_jax.analysis.inside_report import analyze, pick_cases, pick_documents
 from clara_jax.errors import ClaraError
 from clara_jax.metrics.cases import Case, Suite
 from tests.tiny import document

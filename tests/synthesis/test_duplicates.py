@@ -1,4 +1,4 @@
-"""Questions of evaluations are found, as brute force finds them."""
+"""Questions that repeat others are found: of evaluations, as brute force finds them, and of the same document."""
 
 import json
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clara_jax.errors import ClaraError
-from clara_jax.synthesis.decontamination import NEAR, HeldOutMatch, HeldOutQuestions
+from clara_jax.synthesis.duplicates import NEAR, HeldOutMatch, HeldOutQuestions, duplicate
 from clara_jax.text.words import jaccard, words
 from tests.locations import shared_data
 
@@ -102,3 +102,40 @@ def test_real_questions_of_other_articles():
     lines = (folder / "questions.train.idx.jsonl").read_text(encoding="utf-8").splitlines()
     found = [match for line in lines if (match := held_out.find(json.loads(line)["question"]))]
     assert len(found) == 1 and found[0].similarity < 0.84
+
+
+EARLIER = [
+    ("Who built the old mill near the town of Ostrow?", "Hanna Velde"),
+    ("When was the church of Ostrow in Lirna built by the monks?", "1874"),
+]
+
+
+@pytest.mark.parametrize(
+    "question, answer, expected",
+    [
+        ("who built the old mill near the town of Ostrow", "Pieter Holm", 0),  # whatever the answer
+        ("Who was it who built the old mill near the town of Ostrow?", "It was Hanna Velde.", 0),
+        ("Who was it who built the old mill near the town of Ostrow?", "Pieter Holm", None),
+        ("Who built the old mill near the town of Sorn?", "Hanna Velde", None),  # another town
+        ("When was the church of Ostrow in Lirna built by the monks there?", "in 1874", 1),
+        ("Who sold the mill?", "Hanna Velde", None),
+        ("磨坊是谁建的？", "韩娜", None),
+    ],
+)
+def test_duplicates(question, answer, expected):
+    assert duplicate(question, answer, EARLIER) == expected
+
+
+def test_yes_tells_nothing_about_what_was_asked():
+    earlier = [("Is there a stone bridge over the river near the mill?", "Yes.")]
+    assert duplicate("Is there a wooden bridge over the river near the mill?", "Yes.", earlier) is None
+    assert duplicate("Is there a stone bridge over the river near the mill", "Yes.", earlier) == 0
+
+
+def test_the_first_of_several_duplicates():
+    assert duplicate("磨坊是谁建的", "韩娜", [("谁?", "x"), ("磨坊是谁建的？", "y"), ("磨坊是谁建的。", "韩娜")]) == 1
+
+
+@given(st.text(max_size=100), st.text(max_size=100))
+def test_a_pair_duplicates_itself(question, answer):
+    assert duplicate(question, answer, [(question, answer)]) == 0

@@ -1,20 +1,75 @@
-"""Run one step of the synthesis: ask the model and parse its reply, or take the reply from the journal."""
+"""Run a synthesis: its settings, one step (from the journal, where it was asked before), a worker for all items."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Awaitable, Callable
-from typing import Any
+import signal
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
+from tqdm import tqdm
+
+from clara_jax.errors import ClaraError
 from clara_jax.synthesis import replies
 from clara_jax.synthesis.completion import Completion, CompletionRequest, RefusedError
-from clara_jax.synthesis.journal import Journal
+from clara_jax.synthesis.journal import Item, ItemOutcome, Journal
 from clara_jax.synthesis.prompts import PromptTemplates
-from clara_jax.synthesis.settings import SynthesisSettings
+
+if TYPE_CHECKING:
+    from clara_jax.synthesis.endpoint import Endpoint  # whose client takes a second to import
+
+Kind = Literal["simple", "complex", "paraphrase"]
+KINDS: tuple[Kind, ...] = ("simple", "complex", "paraphrase")
+
+Work = Callable[[Item], Awaitable[Sequence[ItemOutcome]]]
 
 # Sampled at temperature 0 on the first attempt.
 _DETERMINISTIC = frozenset({"answer", "validate_answer", "validate_paraphrase", "teacher"})
+_LOOK_AGAIN = 0.5  # seconds, while other workers have the last items
+
+
+@dataclasses.dataclass(frozen=True)
+class SynthesisSettings:
+    """The settings of a synthesis; all of them are stored in the journal, because outcomes depend on them.
+
+    Attributes:
+      kinds: kinds of records made of a document.
+      rounds: limit on rounds of questions, or of paraphrases, the first included (paper, section 2.1: up to ten).
+      keep_uncovered: whether pairs make a record even if the document is not covered after the last round; the paper
+        drops it.
+      verdicts: whether the model judges what has passed the checks. Off for models too small to judge.
+      tries: how often a request is sent whose reply cannot be parsed.
+      temperature: of questions, paraphrases, and repeated requests. Answers and verdicts are sampled at 0.
+      max_tokens: longest reply.
+      most_questions: number of questions used of one reply.
+      seed: of all sampling.
+      document_words: shortest and longest document that is processed; in scripts without spaces, characters.
+    """
+
+    kinds: tuple[Kind, ...] = KINDS
+    rounds: int = 10
+    keep_uncovered: bool = False
+    verdicts: bool = True
+    tries: int = 3
+    temperature: float = 0.7
+    max_tokens: int = 1024
+    most_questions: int = 30
+    seed: int = 0
+    document_words: tuple[int, int] = (8, 2000)
+
+    def __post_init__(self):
+        for name in self.kinds:
+            if name not in KINDS:
+                raise ClaraError(f"kinds: {name!r} must be one of {', '.join(KINDS)}")
+        if not self.kinds or len(set(self.kinds)) < len(self.kinds):
+            raise ClaraError("kinds: name each once, and at least one")
+        for name in ("rounds", "tries", "max_tokens", "most_questions"):
+            if getattr(self, name) < 1:
+                raise ClaraError(f"{name}: {getattr(self, name)} must be at least 1")
+        if not 0 <= self.temperature <= 2:
+            raise ClaraError(f"temperature: {self.temperature} must be from 0 to 2")
 
 
 class RejectedError(Exception):
@@ -158,3 +213,96 @@ class StepRunner:
     def _within_budget(self) -> None:
         if self.budget.spent(self.prompt_tokens, self.completion_tokens):
             raise OverBudgetError
+
+
+async def work_through(
+    journal: Journal,
+    work: Work,
+    concurrency: int,
+    done: Callable[[Sequence[ItemOutcome]], None] = lambda outcomes: None,
+) -> None:
+    """Process items until every one is done, those of other workers included.
+
+    An exception of ``work`` cancels the other items and is raised; unfinished items are free again then.
+
+    Args:
+      journal: whose items are processed.
+      work: makes the outcomes of an item.
+      concurrency: limit on items in progress.
+      done: called with the outcomes of each item.
+    """
+    with journal.worker() as worker:
+        tasks: set[asyncio.Task[None]] = set()
+
+        async def one(item: Item) -> None:
+            outcomes = await work(item)
+            journal.finish(item, outcomes)
+            done(outcomes)
+
+        try:
+            while True:
+                tasks |= {asyncio.ensure_future(one(item)) for item in journal.claim(worker, concurrency - len(tasks))}
+                if tasks:
+                    ended, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                    # Check all before one of them raises: several may have failed at once.
+                    failed = [task for task in ended if task.cancelled() or task.exception() is not None]
+                    for task in failed:
+                        task.result()
+                elif journal.left():
+                    journal.release_dead()
+                    await asyncio.sleep(_LOOK_AGAIN)
+                else:
+                    return
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            journal.release(worker)
+
+
+def run(
+    journal: Journal, endpoint: Endpoint, runner: StepRunner, work: Work, concurrency: int
+) -> Literal["done", "stopped", "over budget"]:
+    """Process the journal's items with a progress bar; Ctrl-C and SIGTERM stop it.
+
+    Args:
+      journal: whose items are processed.
+      endpoint: closed at the end.
+      runner: closed at the end.
+      work: makes the outcomes of an item.
+      concurrency: limit on items in progress.
+
+    Raises:
+      ClaraError: no request can succeed; all answers so far are in the journal.
+    """
+    left = journal.left()
+
+    async def whole() -> None:
+        loop, main_task = asyncio.get_running_loop(), asyncio.current_task()
+        assert main_task is not None, "a coroutine of asyncio.run is a task"
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, main_task.cancel)
+        came = Counter[str]()
+
+        def done(outcomes: Sequence[ItemOutcome]) -> None:
+            for outcome in outcomes:
+                came["records" if outcome.record is not None else "rejected"] += 1
+            cost = runner.budget.price(runner.prompt_tokens, runner.completion_tokens)
+            tokens = runner.prompt_tokens + runner.completion_tokens
+            bar.set_postfix(came | {"tokens": f"{tokens:,}"} | ({"cost": f"{cost:.2f}"} if cost else {}), refresh=False)
+            bar.update()
+
+        try:
+            with tqdm(total=left, unit="item", mininterval=0.5) as bar:
+                await work_through(journal, work, concurrency, done)
+        finally:
+            await runner.close()
+            await endpoint.close()
+
+    try:
+        asyncio.run(whole())
+    except OverBudgetError:
+        return "over budget"
+    except asyncio.CancelledError:
+        return "stopped"
+    return "done"

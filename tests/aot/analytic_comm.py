@@ -40,7 +40,6 @@ from clara_jax.method.parameters import declare, flatten, overlap
 from clara_jax.model.declare import Leaf
 from clara_jax.model.sharding import batch_shards, spec
 from clara_jax.training.stage_config import StageConfig
-from clara_jax.training.throughput import block_weights
 
 
 class Pass(NamedTuple):
@@ -144,12 +143,3 @@ def _split(leaf: Leaf, mesh: jax.sharding.Mesh) -> bool:
 def _others(parts: int) -> float:
     """Return the share of a whole that lies on other devices."""
     return (parts - 1) / parts
-
-
-def decode_bytes(model: ClaraModel, rows: int, slots: int, mesh: jax.sharding.Mesh) -> float:
-    """Return the bytes that a device reads for one token of every row: kernels, LM head, keys and values."""
-    config, width = model.config, model.dtype.itemsize
-    weights = config.layers * block_weights(config) + config.vocab_size * config.embed_dim
-    kernels = weights * width / mesh.shape["model"]
-    cache = 2 * config.layers * math.ceil(rows / batch_shards(mesh)) * slots * config.kv_heads * config.head_dim
-    return kernels + cache * width

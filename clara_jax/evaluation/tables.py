@@ -1,11 +1,10 @@
-"""Tables of the HTML page: rows of systems, cells of numbers with their intervals."""
+"""Tables of a report: numbers as text, cells and rows of the HTML page, aligned columns of the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from clara_jax.evaluation.formatting import NOTHING, amount, chance, change, interval, titled
 from clara_jax.metrics.controls import CONDITIONS
 
 QUALITY = {  # a table each: prefixes of its metrics
@@ -24,7 +23,49 @@ COST = {
 }
 ORACLES = ("text_oracle", "crammed")  # never marked best: given the right documents, or optimised for each document
 UNDEFINED = "text is no better"
+IN_SUMMARY = (  # metrics that an evaluation prints at its end
+    *("f1", "exact_match", "cover_match", "followed", "tokens_right", "windows_right", "rougeL", "names_kept"),
+    *("numbers_kept", "recall@1", "recall@3", "recall@5", "effective_rate"),
+)
+SIGNS = {"share": "%", "ms": "ms", "times": "×", "tokens": "", "bytes": "B"}
+NOTHING = "–"
 Report = Mapping[str, Any]  # see `clara_jax.evaluation.report.build`; of its "suites", one
+
+
+def amount(value: float | None, unit: str) -> str:
+    """Return a number as text without its unit, shares in percent; "–" where there is none."""
+    if value is None:
+        return NOTHING
+    if unit == "share":
+        return _minus(f"{100 * value:.1f}")
+    return _minus(f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}")
+
+
+def interval(statistic: Mapping[str, Any], unit: str) -> str:
+    """Return the bounds of an interval as text; empty where there is none."""
+    if statistic["low"] is None:
+        return ""
+    low, high = amount(statistic["low"], unit), amount(statistic["high"], unit)
+    return f"{low} to {high}" if statistic["low"] < 0 else f"{low}–{high}"
+
+
+def change(difference: Mapping[str, Any], unit: str) -> str:
+    """Return a difference as text with its plus or minus."""
+    value = amount(difference["mean"], unit)
+    return f"+{value}" if difference["mean"] > 0 else value
+
+
+def chance(p: float | None) -> str:
+    """Return a p-value as text."""
+    if p is None:
+        return NOTHING
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def titled(metric: Mapping[str, Any]) -> str:
+    """Return a metric's title and unit, short enough for the head of a column."""
+    sign = SIGNS[metric["unit"]]
+    return metric["title"].partition(":")[0] + (f" ({sign})" if sign else "")
 
 
 def overview(report: Report) -> dict[str, Any] | None:
@@ -119,12 +160,6 @@ def followed(suite: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"title": title, "corner": "system", "columns": columns, "rows": rows} if rows else None
 
 
-def _normalised_cell(share: Mapping[str, Any] | None) -> dict[str, str]:
-    if share is not None and share["mean"] is None:
-        return plain_cell(UNDEFINED, "words")
-    return cell(share, "share")
-
-
 def by_tag(report: Report, suite: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return a table for each tag with the main metric of all systems."""
     main, unit = suite["main"], report["metrics"][suite["main"]]["unit"]
@@ -207,6 +242,45 @@ def lead(difference: Mapping[str, Any] | None, unit: str, tested: bool = False) 
     return {"text": change(difference, unit), "interval": bounds, "mark": mark}
 
 
+def summary(report: Report) -> str:
+    """Return the results of all systems as text, suite by suite, with intervals, and whether memories are used."""
+    parts = []
+    for suite in report["suites"]:
+        metrics = [name for name in IN_SUMMARY if any(name in system["metrics"] for system in suite["systems"])]
+        head = ["", *(titled(report["metrics"][name]) for name in metrics)]
+        rows = [
+            [
+                ("  " if system["control"] else "") + system["name"],
+                *(_summary_cell(report, system, name) for name in metrics),
+            ]
+            for system in suite["systems"]
+        ]
+        lines = [f"{suite['name']}: {suite['cases']} cases", aligned(head, rows), *_beside_text(report, suite)]
+        parts.append("\n".join(lines))
+    verdicts = [f"{model}: {verdict['says']}" for model, verdict in report["uses_memory"].items()]
+    if verdicts:
+        parts.append("Is the memory used?\n" + "\n".join(verdicts))
+    return "\n\n".join(parts)
+
+
+def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as aligned columns of text, the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in [head, *rows]
+    )
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−") if float(text.replace(",", "")) else text.lstrip("-")
+
+
+def _normalised_cell(share: Mapping[str, Any] | None) -> dict[str, str]:
+    if share is not None and share["mean"] is None:
+        return plain_cell(UNDEFINED, "words")
+    return cell(share, "share")
+
+
 def _best(report: Report, suite: Mapping[str, Any], metric: str) -> set[str]:
     """Return the systems with the best mean, without controls and oracles."""
     higher = report["metrics"][metric]["higher_is_better"]
@@ -219,3 +293,33 @@ def _best(report: Report, suite: Mapping[str, Any], metric: str) -> set[str]:
         return set()
     best = max(values.values()) if higher else min(values.values())
     return {name for name, value in values.items() if value == best}
+
+
+def _beside_text(report: Report, suite: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for each share of the text models' results that systems, without controls, reach from memories."""
+    for system in suite["systems"]:
+        if system["control"]:
+            continue
+        for normalised in system["normalised"]:
+            share = normalised["metrics"].get(suite["main"])
+            if share:
+                title = titled(report["metrics"][suite["main"]])
+                what = f"{system['name']}: normalised {title} of {normalised['to']}: "
+                yield what + (
+                    _with_interval(share, "share") if share["mean"] is not None else f"not defined, {UNDEFINED}"
+                )
+        for followed in system["followed_with"]:
+            yield (
+                f"{system['name']}: follows of the changed documents that {followed['to']} follows (%): "
+                + _with_interval(followed["share"], "share")
+            )
+
+
+def _summary_cell(report: Report, system: Mapping[str, Any], name: str) -> str:
+    found, unit = system["metrics"].get(name), report["metrics"][name]["unit"]
+    return "" if found is None else _with_interval(found, unit)
+
+
+def _with_interval(found: Mapping[str, Any], unit: str) -> str:
+    bounds = interval(found, unit)
+    return amount(found["mean"], unit) + (f" [{bounds}]" if bounds else "")

@@ -1,4 +1,7 @@
-"""The synthesis of one document (paper, section 2.1 and appendix B): ask, answer, verify, repeat until it is covered.
+"""Recipes, which make records of items: of a document (the paper's loop), of a question (a teacher's answer).
+
+The loop is that of the paper's section 2.1 and appendix B: ask, answer, verify, repeat until the document is covered.
+In answer distillation the target of a question becomes the answer of a teacher that reads the texts of its documents.
 
 Nothing of a model's reply has an effect but what `replies.parse` reads in it: questions, an answer, a verdict. A
 document that contains instructions can spoil only its own pairs, which are then dropped or rejected.
@@ -8,24 +11,39 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from clara_jax.data.corpus.readers import read_documents
+from clara_jax.formats.jsonl import read_json_lines
+from clara_jax.input_pipeline.records import ANSWER_FIELDS, REFERENCE_FIELDS, Record, parse_record
 from clara_jax.synthesis.checks import (
     CheckLimits,
     DocumentText,
     Problem,
-    duplicate,
     pair_problem,
     paraphrase_problem,
     question_problem,
 )
-from clara_jax.synthesis.decontamination import HeldOutQuestions
-from clara_jax.synthesis.journal import Dropped, ItemOutcome
-from clara_jax.synthesis.settings import Kind
-from clara_jax.synthesis.steps import RejectedError, StepRunner
+from clara_jax.synthesis.duplicates import HeldOutQuestions, duplicate
+from clara_jax.synthesis.journal import Dropped, Item, ItemOutcome
+from clara_jax.synthesis.runner import Kind, RejectedError, StepRunner
+from clara_jax.text.titles import titled
+
+KIND = "answer"
 
 _Result = TypeVar("_Result")
+
+
+def document_items(inputs: Sequence[str], follow_links: bool = False) -> Iterator[Item]:
+    """Yield the documents of files and folders, see `clara_jax.data.corpus.readers`; the text is below its title.
+
+    Raises:
+      ClaraError: a file that cannot be read, a line that is no document.
+    """
+    for document in read_documents(inputs, follow_links):
+        yield Item.of(document.id, {"text": titled(document.title, document.text)})
 
 
 class Pair(NamedTuple):
@@ -170,6 +188,61 @@ class Loop:
         return ItemOutcome(kind, None, last.reason, f"after {turn + 1} rounds: {last.detail}", turn + 1, dropped)
 
 
+def record_items(paths: Sequence[str]) -> Iterator[Item]:
+    """Yield the records of the stage instruct (or end_to_end), each a question over documents; answers may be missing.
+
+    Raises:
+      ClaraError: a file that cannot be read, a line that is no such record.
+    """
+    for path in paths:
+        for where, fields in read_json_lines(path):
+            parse_record(fields, "instruct", where, answered=False)
+            yield Item.of(f"{Path(path).name}:{where.rpartition(':')[2]}", fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A model that answers questions from raw documents.
+
+    Attributes:
+      ask: runs the step "teacher".
+      limits: the thresholds of the checks of its answers.
+      k: number of documents that it reads, the first ones of the record; None for all.
+    """
+
+    ask: StepRunner
+    limits: CheckLimits = CheckLimits()
+    k: int | None = None
+
+    async def __call__(self, item: Item) -> list[ItemOutcome]:
+        """Return the teacher's answer as the only outcome, or the reason why there is none to train on."""
+        record = _record(item)
+        documents, (question,) = record.documents[: self.k], record.questions
+        detected = self.ask.prompts.detect_language(text := "\n\n".join(documents))
+        language = self.ask.prompts.language_for(detected)
+        try:
+            answer = await self.ask(item.id, "teacher", language, documents=documents, question=question)
+        except RejectedError as rejected:
+            return [ItemOutcome(KIND, None, rejected.reason, rejected.detail)]
+        if answer is None:
+            return [ItemOutcome(KIND, None, "not_in_documents", "the teacher finds no answer")]
+        problem = pair_problem(DocumentText(text, detected), question, answer, self.limits)
+        if problem is not None:
+            return [ItemOutcome(KIND, None, problem.kind, problem.text, dropped=[Dropped(*problem, question, answer)])]
+        return [ItemOutcome(KIND, {"question": [question], "answers": [answer], "docs": list(documents)})]
+
+
+def distilled(item: Item, outcome: ItemOutcome) -> dict[str, Any]:
+    """Return the item's record with the teacher's answer as its target; its former answer becomes a reference."""
+    fields: Mapping[str, Any] = item.content
+    gold = _record(item).gold_answers
+    kept = {name: value for name, value in fields.items() if name not in ANSWER_FIELDS or name in REFERENCE_FIELDS}
+    if gold and not any(fields.get(name) for name in REFERENCE_FIELDS):
+        kept["gold_answer"] = list(gold)
+    assert outcome.record is not None, "write_output calls this for outcomes that have a record"
+    return kept | {"answer": outcome.record["answers"][0]}
+
+
 async def _gather_or_cancel(coroutines: Sequence[Coroutine[Any, Any, _Result]]) -> list[_Result]:
     """Return the results in order; where one coroutine fails, cancel the others."""
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
@@ -180,3 +253,7 @@ async def _gather_or_cancel(coroutines: Sequence[Coroutine[Any, Any, _Result]]) 
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
+
+
+def _record(item: Item) -> Record:
+    return parse_record(item.content, "instruct", item.id, answered=False)

@@ -1,10 +1,15 @@
-"""Statistics of a journal: pairs per document, rounds, dropped and rejected outcomes, lengths, tokens, cost."""
+"""The quality of a journal's records: statistics, and a manual review of a sample, whose verdicts the journal stores.
+
+Statistics are of pairs per document, rounds, dropped and rejected outcomes, lengths, tokens, cost.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+import random
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +17,10 @@ import numpy as np
 from clara_jax import pages
 from clara_jax.files import replaced_when_whole
 from clara_jax.synthesis.journal import ItemOutcome, Journal
-from clara_jax.synthesis.steps import Budget
+from clara_jax.synthesis.runner import Budget
 from clara_jax.text.words import words
+
+HELP = "y good, n bad (words after it are a note: n wrong year), Enter skips, q ends"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +90,95 @@ def write_page(report: Sequence[ReportTable], title: str, path: Path) -> None:
         temporary.write_text(page, "utf-8")
 
 
+@dataclasses.dataclass(frozen=True)
+class ReviewEntry:
+    """A pair, or a paraphrase, to be judged.
+
+    Attributes:
+      item: id of the item.
+      kind: of the record.
+      number: of the pair within the record; 0 for a paraphrase.
+      document: the record's documents.
+      question: "" for a paraphrase.
+      answer: the answer, or the paraphrase.
+    """
+
+    item: str
+    kind: str
+    number: int
+    document: str
+    question: str
+    answer: str
+
+
+def sample(journal: Journal, count: int, seed: int, reviewer: str, kind: str | None = None) -> list[ReviewEntry]:
+    """Draw pairs that the reviewer has not judged, uniformly from all of one kind, or of all kinds."""
+    judged = {(item, its_kind, number) for item, its_kind, number, who, _, _ in journal.verdicts() if who == reviewer}
+    drawn, rng, seen = [], random.Random(seed), 0
+    for shown in _entries(journal):
+        if (shown.item, shown.kind, shown.number) in judged or kind not in (None, shown.kind):
+            continue
+        seen += 1  # reservoir: a journal may have millions
+        if len(drawn) < count:
+            drawn.append(shown)
+        elif (at := rng.randrange(seen)) < count:
+            drawn[at] = shown
+    rng.shuffle(drawn)
+    return drawn
+
+
+def review(journal: Journal, shown: list[ReviewEntry], reviewer: str, read: Callable[[str], str], say: Callable) -> int:
+    """Show each entry and store its verdict.
+
+    Args:
+      journal: where verdicts are stored.
+      shown: the entries.
+      reviewer: name of the person.
+      read: reads a line after showing a prompt; EOFError ends the review, as "q" does.
+      say: prints a text.
+
+    Returns:
+      The number of entries that were judged.
+    """
+    judged = 0
+    say(HELP)
+    for place, entry in enumerate(shown, 1):
+        say(f"\n--- {place} of {len(shown)}: {entry.item}, {entry.kind} ---\n{entry.document}\n")
+        say(f"Q: {entry.question}\nA: {entry.answer}" if entry.question else f"Paraphrase: {entry.answer}")
+        while True:
+            try:
+                word, _, note = read("good? ").strip().partition(" ")
+            except EOFError:
+                word, note = "q", ""
+            if word in ("y", "n"):
+                journal.judge(entry.item, entry.kind, entry.number, reviewer, word == "y", note.strip())
+                judged += 1
+            if word in ("y", "n", "", "q"):
+                break
+            say(HELP)
+        if word == "q":
+            break
+    return judged
+
+
+def review_summary(journal: Journal) -> str:
+    """Describe the share of good entries by kind, with Wilson's 95% interval, one line for each."""
+    lines = []
+    for kind, counts in _judged(journal).items():
+        good, count = counts[True], counts.total()
+        low, high = wilson(good, count)
+        lines.append(f"{kind}: {good} of {count} good, {good / count:.0%} ({low:.0%} to {high:.0%})")
+    return "\n".join(lines) or "nothing has been judged"
+
+
+def wilson(good: int, count: int, z: float = 1.96) -> tuple[float, float]:
+    """Return Wilson's interval of a share (Wilson 1927)."""
+    share, spread = good / count, z * z / count
+    middle = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
+    return middle - half, middle + half
+
+
 class _Kind:
     """Counts of the outcomes of one kind."""
 
@@ -143,8 +239,23 @@ def _spent(journal: Journal, budget: Budget) -> ReportTable:
 
 
 def _verdicts(journal: Journal) -> ReportTable:
+    rows = [(kind, f"{counts[True]:,}", f"{counts[False]:,}") for kind, counts in _judged(journal).items()]
+    return ReportTable("Manual review", ("kind", "good", "bad"), tuple(rows))
+
+
+def _judged(journal: Journal) -> dict[str, Counter[bool]]:
+    """Return how many records reviewers found good and bad, by kind, in the order of the kinds' names."""
     counted: dict[str, Counter[bool]] = defaultdict(Counter)
     for _, kind, _, _, good, _ in journal.verdicts():
         counted[kind][good] += 1
-    rows = [(kind, f"{counts[True]:,}", f"{counts[False]:,}") for kind, counts in sorted(counted.items())]
-    return ReportTable("Manual review", ("kind", "good", "bad"), tuple(rows))
+    return dict(sorted(counted.items()))
+
+
+def _entries(journal: Journal) -> Iterator[ReviewEntry]:
+    for item, outcome in journal.outcomes():
+        record = outcome.record
+        if record is None:
+            continue
+        for number, answer in enumerate(record["answers"]):
+            question = record["question"][number] if record["question"] else ""
+            yield ReviewEntry(item.id, outcome.kind, number, "\n\n".join(record["docs"]), question, answer)

@@ -21,6 +21,8 @@ from clara_jax.method.clara import ClaraConfig, ClaraModel
 from clara_jax.method.parameters import declare, split, unflatten
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.declare import abstract
+from clara_jax.text.chunks import chunker_of
+from clara_jax.text.documents import CorpusDocument
 from clara_jax.training.config_parsing import resolve
 from clara_jax.training.resume import find_start
 from clara_jax.training.stage_data import StageRecords
@@ -70,14 +72,14 @@ def digest(value) -> str:
 
 def facts(tokenizer: ClaraTokenizer) -> dict[str, str]:
     """The hashes of all that a model reads."""
-    encoded = tokenizer.encode_prompts(PROMPTS)
+    encoded, chunker = tokenizer.encode_prompts(PROMPTS), chunker_of(tokenizer)
     return {
         "hash": tokenizer.tokenizer_hash()[:24],
         "ids": digest([prompt.ids for prompt in encoded]),
         "labels": digest([prompt.labels for prompt in encoded]),
         "memory_index": digest([prompt.memory_index for prompt in encoded]),
         "documents": digest(tokenizer.encode_documents(TEXTS)),
-        "chunks": digest([tokenizer.chunk(text * 40) for text in TEXTS]),
+        "chunks": digest([[chunk.text for chunk in chunker(CorpusDocument("d", "", text * 40, ""))] for text in TEXTS]),
         "rendered": digest([tokenizer.render(prompt) for prompt in PROMPTS]),
     }
 

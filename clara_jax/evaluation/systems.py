@@ -22,7 +22,6 @@ from clara_jax.evaluation.pruning import pruned, surprisals, truncated
 from clara_jax.inference.decode import Sampling
 from clara_jax.inference.requests import Request, Result
 from clara_jax.input_pipeline import prompts
-from clara_jax.input_pipeline.document_tokenizer import FRAME
 from clara_jax.input_pipeline.tokenization import IGNORED
 from clara_jax.metrics.cases import Case, Suite
 from clara_jax.metrics.controls import (
@@ -192,7 +191,7 @@ class _Answering:
     def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Return tokens of texts without frame, as far as the compressor reads them."""
         before = self._frame - 1  # all of the frame but the end token
-        limit = self.tokenizer.doc_max_length + FRAME - before
+        limit = self.tokenizer.document_width - before
         return [ids[before:-1][:limit] for ids in (self.tokenizer.document_tokens(texts) if texts else [])]
 
 

@@ -13,10 +13,8 @@ from clara_jax.data.corpus.files import JSONL, find_files
 from clara_jax.data.corpus.readers import json_document, read_file
 from clara_jax.errors import ClaraError
 from clara_jax.formats.jsonl import decode, is_remote, raw_lines
-from clara_jax.input_pipeline.tokenization import ClaraTokenizer
 from clara_jax.retrieval.rows import StoredChunk
 from clara_jax.text.chunks import Chunker
-from clara_jax.text.counting import TokenCounter
 from clara_jax.text.documents import CorpusDocument
 
 LONGEST_ID = 512  # characters
@@ -27,11 +25,6 @@ class ChunkedDocument(NamedTuple):
 
     id: str
     chunks: tuple[StoredChunk, ...]
-
-
-def chunker_of(tokenizer: ClaraTokenizer) -> Chunker:
-    """Return a chunker whose chunks this model's compressor reads whole."""
-    return Chunker(TokenCounter(tokenizer), tokenizer.doc_max_length)
 
 
 def chunk_document(document: CorpusDocument, chunker: Chunker) -> ChunkedDocument:

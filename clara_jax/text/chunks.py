@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from clara_jax.errors import ClaraError
-from clara_jax.text.counting import CountTokens
+from clara_jax.text.counting import CountTokens, TokenCounter
 from clara_jax.text.documents import CorpusDocument
 from clara_jax.text.sentences import check_language, paragraph_ends, sentence_ends
 from clara_jax.text.titles import title_line
+
+if TYPE_CHECKING:
+    from clara_jax.input_pipeline.tokenization import ClaraTokenizer
 
 LONGEST_TITLE = 1 / 4  # of a chunk; a longer title loses its last words
 SENTENCES, TOKENS = "sentences", "tokens"
@@ -135,6 +138,15 @@ class Chunker:
         while words and self.count([title_line(" ".join(words))])[0] > self.max_tokens * LONGEST_TITLE:
             words.pop()
         return title_line(" ".join(words))
+
+
+def chunker_of(tokenizer: ClaraTokenizer) -> Chunker:
+    """Return the chunker of a model, whose chunks the compressor reads whole: of at most ``doc_max_length`` tokens.
+
+    The Python API and stores cut documents with it, and the corpus command with an equal one where it is given the
+    model's tokenizer and ``doc_max_length``: the same text has the same chunks everywhere.
+    """
+    return Chunker(TokenCounter(tokenizer), tokenizer.doc_max_length)
 
 
 class _Cut:

@@ -16,9 +16,10 @@ from clara_jax.errors import ClaraError
 from clara_jax.evaluation import html_plots, html_tables
 from clara_jax.evaluation.formatting import NOTHING, amount, interval, titled
 from clara_jax.files import replaced_when_whole
+from clara_jax.metrics.controls import NO_MEMORY, OTHER_MEMORY
 
 REPORT, PAGE = "report.json", "report.html"
-MISUSES = {"no_memory": "without memories", "other_memory": "with another case's"}
+MISUSES = {NO_MEMORY: "without memories", OTHER_MEMORY: "with another case's"}
 KINDS = {"question": "questions", "paraphrase": "documents to paraphrase", "autoencode": "windows to write out"}
 Report = Mapping[str, Any]  # see `clara_jax.evaluation.report.build`
 

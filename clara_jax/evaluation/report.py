@@ -17,12 +17,12 @@ from clara_jax.evaluation.predictions import Prediction
 from clara_jax.evaluation.scoring import METRICS
 from clara_jax.metrics.bootstrap import Bootstrap
 from clara_jax.metrics.cases import Case, Suite
-from clara_jax.metrics.controls import CONDITIONS, ON_MEMORIES, gold
+from clara_jax.metrics.controls import CONDITIONS, NO_MEMORY, ON_MEMORIES, OTHER_MEMORY, gold
 
 FORMAT = 1
 CLARA = "clara"  # the condition that all others of a model are compared with
-NONE = "no_memory"
-MISUSES = (NONE, "other_memory")  # controls that a model which reads its memories must beat
+NONE = NO_MEMORY
+MISUSES = (NONE, OTHER_MEMORY)  # controls that a model which reads its memories must beat
 # Metrics whose differences are reported: each takes a bootstrap, and `compare` has them all.
 COMPARED = (
     *("exact_match", "f1", "cover_match", "followed", "tokens_right", "windows_right"),

@@ -14,6 +14,7 @@ from clara_jax.deprecation import warn_renamed
 # (Folder before, folder now): the modules' names, "old:new" where they changed. "" is the root of the package.
 _MOVED = {
     ("", ""): "library:rag_pipeline plain:base_lm",
+    ("aot", ""): "chips",
     ("", "checkpoints"): "bundle:opening exporting",
     ("checkpoints", "formats"): (
         "base gguf_file gguf_header hugging_face json_file safetensors_files torch_file torch_pickle"

@@ -18,10 +18,10 @@ from typing import Any
 import jax
 
 from clara_jax.aot import hlo_cost
-from clara_jax.aot.chips import Chip
 from clara_jax.aot.collectives import collectives, totals
 from clara_jax.aot.hlo import HloModule
 from clara_jax.aot.lowering import LoweredProgram
+from clara_jax.chips import Chip
 
 GIB = 2**30
 

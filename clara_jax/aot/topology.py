@@ -7,7 +7,7 @@ import os
 import re
 
 from clara_jax import tpu_flags
-from clara_jax.aot.chips import CHIPS, Chip
+from clara_jax.chips import CHIPS, Chip
 from clara_jax.errors import ClaraError
 
 # For libtpu without a TPU: no query of the metadata server, no warnings about that, and several processes may compile

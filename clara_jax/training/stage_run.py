@@ -16,6 +16,7 @@ import numpy as np
 
 from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.checkpoints.run import CheckpointWriter
+from clara_jax.chips import peak_flops
 from clara_jax.distributed import Agreement, is_main, say
 from clara_jax.errors import ClaraError, warn_line
 from clara_jax.input_pipeline.batches import Memories
@@ -41,7 +42,7 @@ from clara_jax.training.stage_data import StageData
 from clara_jax.training.step import compiled_programs, init_state, make_train_step
 from clara_jax.training.stopping import Stopped, StopSignal
 from clara_jax.training.stored_memories import open_memories
-from clara_jax.training.throughput import peak_flops, step_flops
+from clara_jax.training.throughput import step_flops
 
 START_STRENGTH = 0.02  # of the states in a memory that starts on a scaffold
 

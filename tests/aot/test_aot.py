@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from clara_jax.aot import __main__ as aot
-from clara_jax.aot.chips import CHIPS
 from clara_jax.aot.roofline import GIB
+from clara_jax.chips import CHIPS
 from clara_jax.errors import ClaraError
 from tests.aot.test_analytic_comm import WIDE
 from tests.aot.test_planning import needs_libtpu

@@ -1,4 +1,4 @@
-"""Peak figures of TPU chips, as published by Google."""
+"""Peak figures of accelerators, as published: of TPU chips all that a plan needs, of GPUs the FLOP/s."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ class Chip:
       ports: links to neighbours; two along each axis of the torus.
       wraps: an axis whose length is a multiple of this closes to a ring.
       source: the public page the figures are from.
+      kinds: how JAX calls its devices; the beginnings of ``device_kind``.
       devices: JAX devices of a chip.
       mode: libtpu's chip configuration; with "megacore" a v4's two cores are one device.
     """
@@ -30,6 +31,7 @@ class Chip:
     ports: int
     wraps: int
     source: str
+    kinds: tuple[str, ...]
     devices: int = 1
     mode: str = "default"
 
@@ -50,10 +52,30 @@ _DOCS = "https://cloud.google.com/tpu/docs/"
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", 32 * 2**30, 275e12, 1.2e12, 300e9, 6, 4, _DOCS + "v4", mode="megacore"),
-        Chip("v5e", 16 * 2**30, 197e12, 0.81e12, 200e9, 4, 16, _DOCS + "v5e"),
-        Chip("v5p", 95 * 2**30, 459e12, 2.765e12, 600e9, 6, 4, _DOCS + "v5p"),
-        Chip("v6e", 32 * 2**30, 918e12, 1.6e12, 400e9, 4, 16, _DOCS + "v6e"),
-        Chip("tpu7x", 192 * 2**30, 2307e12, 7.4e12, 600e9, 6, 4, _DOCS + "tpu7x", devices=2),
+        Chip("v4", 32 * 2**30, 275e12, 1.2e12, 300e9, 6, 4, _DOCS + "v4", ("TPU v4",), mode="megacore"),
+        Chip("v5e", 16 * 2**30, 197e12, 0.81e12, 200e9, 4, 16, _DOCS + "v5e", ("TPU v5 lite", "TPU v5e")),
+        Chip("v5p", 95 * 2**30, 459e12, 2.765e12, 600e9, 6, 4, _DOCS + "v5p", ("TPU v5", "TPU v5p")),
+        Chip("v6e", 32 * 2**30, 918e12, 1.6e12, 400e9, 4, 16, _DOCS + "v6e", ("TPU v6 lite", "TPU v6e")),
+        Chip("tpu7x", 192 * 2**30, 2307e12, 7.4e12, 600e9, 6, 4, _DOCS + "tpu7x", ("TPU7x",), devices=2),
     )
 }
+
+# Dense bfloat16 FLOP/s of GPUs by the beginning of their kind, from NVIDIA's data sheets, without sparsity.
+_GPUS = {
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,  # SXM
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA H200 NVL": 835e12,
+}
+_PEAKS: dict[str, float | None] = {kind: chip.flops / chip.devices for chip in CHIPS.values() for kind in chip.kinds}
+_PEAKS |= _GPUS | {"TPU v4 lite": None}  # an inference chip, of which no figure is at hand
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Return the dense bfloat16 FLOP/s of a JAX device, by its ``device_kind``; None for CPUs and unknown ones.
+
+    A run in float32 is measured against the same peak, and cannot come near it.
+    """
+    return _PEAKS.get(max((kind for kind in _PEAKS if device_kind.startswith(kind)), key=len, default=""))

@@ -151,6 +151,8 @@ class StoreChatRequest(ChatRequest):
 class Chunk(Hit):
     """A retrieved chunk; ``score`` is a cosine, BM25, or the sum of reciprocal ranks, by ``how``."""
 
+    __pydantic_config__ = ConfigDict(extra="ignore")  # else that of the model it stands in
+
 
 class Found(BaseModel):
     """The retrieval results of an answer.

@@ -177,7 +177,8 @@ def test_a_very_long_word_is_divided_in_linear_time():
         return [len(text) for text in texts]
 
     word = "x" * 200_000
-    assert {chunk.end - chunk.start for chunk in Chunker(count, 64)(document(word))} == {64}
+    sizes = [chunk.end - chunk.start for chunk in Chunker(count, 64)(document(word))]
+    assert max(sizes) == 64 and sum(sizes) == len(word)
     assert sum(calls) < 40 * len(word)  # the whole of it for every chunk would be 3000 times
 
 

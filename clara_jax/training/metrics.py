@@ -209,7 +209,7 @@ def device_memory() -> dict[str, float]:
     It is "host_peak_gib", the most this process has held, but on Windows; and, where the platform reports them (GPU,
     TPU), "device_peak_gib" and "device_in_use_gib" of the fullest local device.
     """
-    memory = {}
+    memory: dict[str, float] = {}
     if sys.platform != "win32":
         unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
         memory["host_peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

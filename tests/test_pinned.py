@@ -1,7 +1,8 @@
 """What models that exist were made with does not change: token ids, prompts, hashes and fingerprints, pinned.
 
 A checkpoint refuses another tokenizer hash, stores and reports refuse another fingerprint, and a run goes on bit for
-bit only over the same ids. The values were computed before the readers were made stricter.
+bit only over the same ids. The values were computed before the readers were made stricter; chunks are
+those of stores.
 """
 
 import dataclasses
@@ -48,7 +49,7 @@ SMOLLM2 = {
     "labels": "155c235a8389a7c66dab50e7",
     "memory_index": "57789aba092aaf09db4d8a9d",
     "documents": "3e8e14333612b37d035b16b7",
-    "chunks": "97c4fbdd64485a913672b08e",
+    "chunks": "f47ce5b9d45395cb4414d613",
     "rendered": "8c5fbc3bff5b3bece09bcc01",
     "config": "db4ebd84554632b5212c3689",
     "weights": "8fc1a99cfbc33ca465818499",

@@ -33,6 +33,7 @@ from clara_jax import command
 from clara_jax.aot import workload
 from clara_jax.aot.lowering import decode_bytes
 from clara_jax.aot.workload import base_config, full_batch, stage_shapes
+from clara_jax.chips import peak_flops
 from clara_jax.inference.decode import Sampling, generate
 from clara_jax.inference.encode import encode_batch
 from clara_jax.input_pipeline.batches import Batch, PromptBatch, Sequences, StoredMemories, memory_at_end
@@ -48,7 +49,7 @@ from clara_jax.model.transformer import REMAT_POLICIES
 from clara_jax.training.optimizer import make_optimizer
 from clara_jax.training.stage_config import StageConfig
 from clara_jax.training.step import init_state, make_train_step
-from clara_jax.training.throughput import Work, blocks_flops, peak_flops, step_flops, work
+from clara_jax.training.throughput import Work, blocks_flops, step_flops, work
 
 NEW_TOKENS = 64
 # Bytes/s of a device's memory, by the beginning of its kind (the makers' data sheets).

@@ -28,8 +28,9 @@ from clara_jax import command
 from clara_jax.errors import ClaraError
 from clara_jax.model.sharding import make_mesh
 from clara_jax.retrieval import ann
-from clara_jax.retrieval.document_store import DocumentStore, StoredChunk
+from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.search import Search
+from clara_jax.text.documents import Chunk
 
 DIRECTIONS, MEAN_SHARE, FALL, RESIDUAL, NOISE = 128, 0.7, 0.7, 0.2, 0.3
 TOGETHER, CHUNKS_OF_A_DOCUMENT = 1000, 10
@@ -75,11 +76,11 @@ def questions(store: DocumentStore, count: int) -> tuple[np.ndarray, list[str]]:
     return store.memories(asked).astype(np.float32) + NOISE * moved, texts
 
 
-def _chunk(number: int) -> StoredChunk:
+def _chunk(number: int) -> Chunk:
     rng = np.random.default_rng((3, number))
     text = " ".join(f"word{i}" for i in (rng.pareto(1.0, 60) * 5).astype(int) % 20_000)
     document, part = divmod(number, CHUNKS_OF_A_DOCUMENT)
-    return StoredChunk(f"d{document}#{part}", f"d{document}", "", text, "", -1, -1, 60)
+    return Chunk(f"d{document}#{part}", f"d{document}", "", text, "", -1, -1, 60)
 
 
 def measure(name: str, ask: Callable[[int], list[str]], questions: int) -> list[list[str]]:

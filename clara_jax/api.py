@@ -35,6 +35,8 @@ from clara_jax.input_pipeline import prompts
 from clara_jax.method.stages import STAGES, inherit
 from clara_jax.model.sharding import divisible, make_mesh
 from clara_jax.results import Answer, Memories, Ranking, Source
+from clara_jax.text.chunks import chunker_of
+from clara_jax.text.documents import CorpusDocument
 
 GREEDY = Sampling()
 LongDocuments = Literal["chunk", "cut"]
@@ -277,9 +279,10 @@ class Clara:
                 )
             return documents, names
         texts, chunk_names = [], []
-        for name, text in zip(names, documents, strict=True):
-            chunks = tokenizer.chunk(text)
-            texts += chunks
+        chunker = chunker_of(tokenizer)
+        for number, (name, text) in enumerate(zip(names, documents, strict=True)):
+            chunks = chunker(CorpusDocument(name, "", text, f"documents[{number}]"))
+            texts += [chunk.text for chunk in chunks]
             chunk_names += [name] if len(chunks) == 1 else [f"{name}#{number}" for number in range(len(chunks))]
         return texts, chunk_names
 

@@ -1,34 +1,46 @@
-"""Command lines that name a configuration: ``--config FILE[:ARG] --config.FIELD=VALUE``, and other flags."""
+"""Command lines that name a configuration: ``--config FILE[:ARG] --config.FIELD=VALUE``, and other options."""
 
 from __future__ import annotations
 
+import argparse
 import re
 import traceback
-from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
+from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 from ml_collections.config_flags import config_path
 
+from clara_jax import command
 from clara_jax.errors import ClaraError
 
 
-def parse(argv: Sequence[str], other_flags: Mapping[str, type]) -> SimpleNamespace:
-    """Return the flags by name, with underscores; ``config`` is a ConfigDict. Flags that are not given are None.
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """Return the options by name; ``config`` is a ConfigDict, or None where none is named.
+
+    Fields of the configuration are overridden by absl's flags, which ml_collections makes of them; the other options
+    are the parser's.
 
     Args:
+      parser: of the command, with its options beside ``--config``, which is added.
       argv: the command line, the program's name first.
-      other_flags: name -> type (str or int) of the command's flags beside ``--config``.
 
     Raises:
       ClaraError: every way of getting the command line wrong, in one line.
     """
+    command.add_option(parser, "--config")
+    # For the help alone; the name holds a dot, so that it meets no field.
+    parser.add_argument("--config.FIELD", metavar="VALUE", dest="config.field", help="in place of the file's value")
+    arguments, rest = parser.parse_known_args(argv[1:])
+    named = [] if arguments.config is None else [f"--config={arguments.config}"]
+    arguments.config = _config([argv[0], *named, *rest])
+    return arguments
+
+
+def _config(argv: Sequence[str]) -> Any:
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, "Configuration file.", flag_values=values, lock_config=True)
-    for name, kind in other_flags.items():
-        define = {str: flags.DEFINE_string, int: flags.DEFINE_integer}[kind]
-        define(name, None, "See the command's --help.", flag_values=values)
     try:
         rest = values(list(argv))
     except ClaraError:
@@ -48,4 +60,4 @@ def parse(argv: Sequence[str], other_flags: Mapping[str, type]) -> SimpleNamespa
         raise ClaraError(f"--config: {type(error).__name__}: {error}") from None
     if len(rest) > 1:
         raise ClaraError(f"unexpected argument {rest[1]!r}; see --help")
-    return SimpleNamespace(**{name.replace("-", "_"): values[name].value for name in ("config", *other_flags)})
+    return values["config"].value

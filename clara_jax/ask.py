@@ -33,20 +33,15 @@ SHOWN = 160  # characters of a source's text
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m clara_jax.ask",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
+    parser = command.make_parser("ask", __doc__, EXAMPLES)
+    add, option = parser.add_argument, command.add_option
     add("question", nargs="?", help="without one, and without --questions, they are asked for one after another")
     command.add_checkpoint_option(parser, DEFAULT)
-    add("--store", metavar="DIR", help="what python -m clara_jax.compress has made")
+    option(parser, "--store", "python -m clara_jax.compress makes one")
     add("--documents", nargs="+", metavar="PATH", help="instead of a store: files and folders, compressed first")
     add("--questions", metavar="FILE", help="a question a line, or .jsonl with the field question")
-    add("--k", type=int, metavar="N", help="chunks that the answer is given from (default: as the model was trained)")
-    add("--candidates", type=int, default=20, metavar="N", help="chunks that are looked at and counted in JSON (20)")
+    option(parser, "--k", "default: as the model was trained")
+    option(parser, "--candidates", "20; JSON lists them", default=20)
     add(
         "--how",
         choices=("memory", "words", "both"),
@@ -55,19 +50,14 @@ def parser() -> argparse.ArgumentParser:
     add("--where", metavar="CONDITION", help="that chunks must meet, e.g. \"document = 'notes/a.md'\"")
     add("--expand", type=int, default=0, metavar="N", help="give the best N chunks as text, too: for names and numbers")
     add("--abstain-below", type=float, metavar="COSINE", help="answer nothing where the best score is below")
-    add("--max-new-tokens", type=int, default=64, metavar="N", help="longest answer (64)")
-    add("--temperature", type=float, default=0.0, help="0 (default) takes the likeliest token")
-    add("--top-p", type=float, default=1.0, help="of the likeliest tokens with so much probability (1)")
-    add("--seed", type=int, default=0)
-    add("--json", action="store_true", help="one JSON object a question instead of text")
-    add("--base", metavar="NAME", help="where the base model lies, if not where the checkpoint says")
-    add(
-        "--weights",
-        metavar="NAME",
-        help="adapter, merged, merged-bfloat16 or merged-float32: see docs/inference.md (default: what is "
-        "fastest and fits)",
-    )
-    add("--precision", choices=CHOICES, help="default: by the store, else by the processor")
+    option(parser, "--max-new-tokens", "64", default=64)
+    option(parser, "--temperature", "0", default=0.0)
+    option(parser, "--top-p", "1", default=1.0)
+    option(parser, "--seed")
+    option(parser, "--json", "one object a question")
+    option(parser, "--base")
+    option(parser, "--weights", "default: what is fastest and fits into memory")
+    option(parser, "--precision", "default: by the store, else by the processor", choices=CHOICES)
     command.add_compile_option(parser)
     return parser
 

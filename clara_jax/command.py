@@ -1,4 +1,8 @@
-"""The entry point that all commands share: a user's mistake is one line on standard error and exit code 2."""
+"""The entry point, the parser and the common options of all commands.
+
+A user's mistake is one line on standard error and exit code 2. An option that several commands have is declared here,
+so that it has one name, one meaning and one help text.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,11 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from clara_jax import compile_cache, tpu_flags
-from clara_jax.errors import ClaraError, ReportedByMainError
+from clara_jax.errors import ClaraError, ReportedByMainError, warn_line
 from clara_jax.shipped import DEFAULT
 
 NO_COMPILE_CACHE = "--no-compile-cache"
@@ -77,6 +82,98 @@ def run(main: Callable[[], None], compiles: bool = True) -> None:
         _end(1)
 
 
+# What an option means, wherever it stands; commands add what its default is.
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "--base": dict(metavar="NAME", help="where the base model lies, if not where the checkpoint says"),
+    "--batch-size": dict(type=int, metavar="N", help="texts, or answers, of a device call"),
+    "--candidates": dict(type=int, metavar="N", help="documents or chunks that the choice is made from"),
+    "--checkpoint": dict(metavar="DIR", help="a training run, one of its checkpoints, or a released one"),
+    "--compress-rate": dict(type=int, metavar="N", help="tokens of a document for each memory vector"),
+    "--config": dict(metavar="FILE[:ARG]", help="a Python file with get_config(arg); its docstring lists arguments"),
+    "--doc-max-length": dict(type=int, metavar="N", help="longest document, in tokens"),
+    "--follow-links": dict(action="store_true", help="read what links in folders lead to outside of them, too"),
+    "--json": dict(action="store_true", help="print JSON instead of text"),
+    "--k": dict(type=int, metavar="N", help="documents or chunks that the answer is given from"),
+    "--limit": dict(type=int, metavar="N", help="take the first N alone"),
+    "--max-new-tokens": dict(type=int, metavar="N", help="longest answer, in tokens"),
+    "--output": dict(metavar="FILE", help="what is written"),
+    "--precision": dict(help="of the computation"),
+    "--seed": dict(type=int, default=0, metavar="N", help="of all that is drawn at random (0)"),
+    "--store": dict(metavar="DIR", help="the store of documents: a directory or a bucket (gs://..., s3://...)"),
+    "--temperature": dict(type=float, metavar="T", help="of sampling; 0 takes the likeliest token"),
+    "--tokenizer": dict(metavar="NAME", help="a base model (smollm2, a directory, a .gguf file)"),
+    "--top-p": dict(type=float, metavar="P", help="sample from the likeliest tokens with so much probability"),
+    "--weights": dict(metavar="NAME", help="adapter, merged, merged-bfloat16 or merged-float32: see docs/inference.md"),
+    "--workdir": dict(metavar="DIR", help="the run directory"),
+}
+_SHORT = {"--k": "-k"}
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the command line."""
+        raise ClaraError(f"{message}; see {self.prog} --help")
+
+
+class _Renamed(argparse.Action):
+    """An option under its old name: it warns, and stores as the new one does."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, new: str = "", **kwargs: Any):
+        super().__init__(option_strings, dest, **kwargs)
+        self.new = new
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None):
+        warn_line(f"{option_string} is now {self.new}; the old name will go in the next version")
+        setattr(namespace, self.dest, values)
+
+
+def make_parser(name: str, description: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of ``python -m clara_jax.<name>``, which raises `ClaraError` where it refuses a command line.
+
+    Args:
+      name: the command, and its subcommand where it has one: "evaluate compare".
+      description: printed as it is where it has several lines.
+      epilog: after the options, printed as it is.
+    """
+    as_it_is = epilog is not None or "\n" in (description or "")
+    return _Parser(
+        prog=f"python -m clara_jax.{name}",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter if as_it_is else argparse.HelpFormatter,
+    )
+
+
+def add_option(parser: argparse.ArgumentParser, name: str, note: str = "", **changes: Any) -> None:
+    """Add an option that several commands have.
+
+    Args:
+      parser: of the command.
+      name: of the option, one of `_OPTIONS`.
+      note: what the command adds to its help, e.g. the default.
+      changes: of the arguments of ``add_argument``, e.g. ``required``.
+    """
+    fields = _OPTIONS[name] | changes
+    help_text = f"{fields.pop('help')} ({note})" if note else fields.pop("help")
+    parser.add_argument(*filter(None, [_SHORT.get(name), name]), help=help_text, **fields)
+
+
+def add_renamed_option(parser: argparse.ArgumentParser, old: str, new: str, **fields: Any) -> None:
+    """Let an option be given by its old name for one version more; it warns, and the help does not show it.
+
+    Args:
+      parser: that has the new one.
+      old: the name before.
+      new: the name now.
+      fields: ``nargs`` and ``type`` of the new one.
+    """
+    dest = new.removeprefix("--").replace("-", "_")
+    fields = {"action": _Renamed, "new": new, "dest": dest, "default": argparse.SUPPRESS, **fields}
+    parser.add_argument(old, help=argparse.SUPPRESS, **fields)
+
+
 def add_compile_option(parser: argparse.ArgumentParser) -> None:
     """Add to ``--help`` the flag that `run` removes from the arguments."""
     parser.add_argument(
@@ -86,12 +183,7 @@ def add_compile_option(parser: argparse.ArgumentParser) -> None:
 
 def add_checkpoint_option(parser: argparse.ArgumentParser, default: str | None = None) -> None:
     """Add ``--checkpoint``, the model that a command opens; the one inside the package where none is named."""
-    parser.add_argument(
-        "--checkpoint",
-        default=default,
-        metavar="DIR",
-        help=f"a training run, one of its checkpoints, or a released one (default: {DEFAULT}, which is in the package)",
-    )
+    add_option(parser, "--checkpoint", f"default: {DEFAULT}, which is in the package", default=default)
 
 
 def _check_directory() -> None:

@@ -25,14 +25,9 @@ replaced; chunks that are as they were are not compressed again. Stopped or kill
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m clara_jax.compress",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--store", required=True, metavar="DIR", help="the store: a directory or a bucket (gs://..., s3://...)")
+    parser = command.make_parser("compress", __doc__, EXAMPLES)
+    add, option = parser.add_argument, command.add_option
+    option(parser, "--store", "made where there is none", required=True)
     command.add_checkpoint_option(parser, DEFAULT)
     add(
         "--corpus",
@@ -41,17 +36,18 @@ def parser() -> argparse.ArgumentParser:
         help="folders and files of .txt, .md, .html, .pdf and .jsonl, a corpus of python -m clara_jax.data corpus, or "
         "the directory of a data set that was built of one",
     )
-    add("--follow-links", action="store_true", help="read what links in folders of --corpus lead to outside of them")
+    option(parser, "--follow-links")
     add("--delete", nargs="+", metavar="ID", help="take documents out of the store")
     add("--stats", action="store_true", help="print what the store holds, as JSON")
     add("--verify", action="store_true", help="read all of the store, and name the chunks that are damaged")
     add("--compact", action="store_true", help="join the store's small files and remove what only old versions need")
     add("--index", action="store_true", help="make search vectors anew, for stores too large for the devices")
     add("--encoding", choices=ENCODINGS, help="of memories in a new store (default: two bytes, by the precision)")
-    add("--rate", type=int, metavar="R", help="tokens for each memory, where the model was trained for several")
-    add("--batch-size", type=int, default=32, metavar="N", help="chunks of a device call (32)")
-    add("--base", metavar="NAME", help="where the base model lies, if not where the checkpoint says")
-    add("--precision", choices=CHOICES, help="default: by the store, else by the processor")
+    option(parser, "--compress-rate", "where the model was trained for several")
+    command.add_renamed_option(parser, "--rate", "--compress-rate", type=int)
+    option(parser, "--batch-size", "32", default=32)
+    option(parser, "--base")
+    option(parser, "--precision", "default: by the store, else by the processor", choices=CHOICES)
     command.add_process_options(parser)
     command.add_compile_option(parser)
     return parser
@@ -111,7 +107,7 @@ def _compress(arguments: argparse.Namespace) -> None:
         base=arguments.base,
         precision=arguments.precision,
         batch_size=arguments.batch_size,
-        rate=arguments.rate,
+        rate=arguments.compress_rate,
     )
     if arguments.corpus:
         given = arguments.corpus, arguments.follow_links

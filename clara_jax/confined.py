@@ -13,7 +13,6 @@ import importlib
 import json
 import os
 import pickle
-import resource
 import select
 import signal
 import struct
@@ -26,6 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from clara_jax.errors import ClaraError
+
+if sys.platform != "win32":
+    import resource
 
 GIB = 2**30
 _START = 120.0  # seconds that the process may take to import what a call needs, on a busy machine
@@ -86,6 +88,11 @@ class Confined:
         return reply["value"]
 
     def _running(self) -> subprocess.Popen:
+        if sys.platform == "win32":
+            raise ClaraError(
+                "Windows cannot bound the memory and time of a process that reads others' files and templates; use its "
+                "subsystem for Linux"
+            )
         if self._process is None or self._owner != os.getpid() or self._process.poll() is not None:
             root = str(Path(__file__).resolve().parent.parent)
             paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]

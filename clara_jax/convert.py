@@ -24,16 +24,11 @@ What is written is read back and compared before it gets its name. How other pro
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m clara_jax.convert",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.make_parser("convert", __doc__, EXAMPLES)
     commands = parser.add_subparsers(dest="command", required=True)
     export = commands.add_parser("export", help="write a model for other programs")
     add = export.add_argument
-    add("--checkpoint", required=True, metavar="DIR", help="a training run, one of its checkpoints, or a released one")
+    command.add_option(export, "--checkpoint", required=True)
     add("--format", required=True, choices=("peft", "released", "merged", "compact"))
     add("--role", help="of a merged model: compressor, query_reasoner or generator (generator)")
     add(
@@ -45,9 +40,9 @@ def parser() -> argparse.ArgumentParser:
     imported = commands.add_parser("import", help="make a checkpoint of what other programs wrote")
     imported.add_argument("--source", required=True, metavar="DIR", help="a released checkpoint, or PEFT folders")
     for one in (export, imported):
-        one.add_argument("--output", required=True, metavar="DIR", help="must not be there yet")
-        one.add_argument("--base", metavar="NAME", help="where the base model lies, if not where the checkpoint says")
-        one.add_argument("--precision", choices=CHOICES, help="default: as trained")
+        command.add_option(one, "--output", "a folder that is not there yet", required=True, metavar="DIR")
+        command.add_option(one, "--base")
+        command.add_option(one, "--precision", "default: as trained", choices=CHOICES)
         command.add_compile_option(one)
     return parser
 

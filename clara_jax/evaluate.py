@@ -36,39 +36,23 @@ def parser() -> argparse.ArgumentParser:
     from clara_jax.metrics.controls import CONDITIONS
 
     conditions = "\n".join(f"  {condition.name:17} {condition.description}" for condition in CONDITIONS.values())
-    parser = argparse.ArgumentParser(
-        prog="python -m clara_jax.evaluate",
-        description=__doc__,
-        epilog=f"{EXAMPLES}\n\nsuites:\n{NAMES}\n\nways:\n{conditions}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--checkpoint", nargs="+", required=True, metavar="[NAME=]PATH", help="models that answer from memories")
-    add("--text-checkpoint", nargs="+", default=[], metavar="[NAME=]PATH", help="models that were trained on text")
+    epilog = f"{EXAMPLES}\n\nsuites:\n{NAMES}\n\nconditions:\n{conditions}"
+    parser = command.make_parser("evaluate", __doc__, epilog)
+    add, option = parser.add_argument, command.add_option
+    option(parser, "--checkpoint", "models that answer from memories", nargs="+", required=True, metavar="[NAME=]DIR")
+    add("--text-checkpoint", nargs="+", default=[], metavar="[NAME=]DIR", help="models that were trained on text")
     add("--report", required=True, type=Path, metavar="DIR", help="predictions, report.json and report.html")
     add("--suite", nargs="+", metavar="NAME", help="see below; default world, or compressor and end_to_end with --data")
     add("--data", metavar="DIR", help="the folder of the released evaluation data")
-    add("--limit", type=int, metavar="N", help="the first N cases of each suite (all)")
-    add("--ways", nargs="+", metavar="NAME", help="of the ways below (all); none: rank alone")
+    option(parser, "--limit", "cases of each suite; default: all")
+    add("--condition", nargs="+", metavar="NAME", help="of the conditions below (all); none: rank alone")
+    command.add_renamed_option(parser, "--ways", "--condition", nargs="+")
     add("--retriever", nargs="+", default=[], metavar="NAME", help="besides bm25: minilm, dense:MODEL")
-    add(
-        "--k", type=int, metavar="N", help="documents that are read of ranked ones (as the first one was trained, or 5)"
-    )
-    add(
-        "--max-new-tokens",
-        type=int,
-        default=32,
-        metavar="N",
-        help="longest answer (32); paraphrases four times as long",
-    )
-    add(
-        "--rates",
-        nargs="+",
-        type=int,
-        default=[],
-        metavar="N",
-        help="ask checkpoints with one memory token for all places at these compress rates as well, as NAME@N",
-    )
+    option(parser, "--k", "of ranked ones; default: as the first one was trained, or 5")
+    option(parser, "--max-new-tokens", "32; paraphrases four times as long", default=32)
+    note = "also asks checkpoints with one memory token for all places at these, as NAME@N"
+    option(parser, "--compress-rate", note, nargs="+", default=[])
+    command.add_renamed_option(parser, "--rates", "--compress-rate", nargs="+", type=int)
     add("--cram", type=int, default=0, metavar="N", help="ask the first N cases of a suite from crammed memories (0)")
     add("--cram-steps", type=int, default=CRAM_STEPS, metavar="N", help=f"of a document's memories ({CRAM_STEPS})")
     add(
@@ -80,11 +64,11 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--timed", type=int, default=4, metavar="N", help="cases asked alone for their times, of one suite a kind (4)")
     add("--inside", type=int, default=64, metavar="N", help="cases that are looked inside (64); 0: none")
-    add("--seed", type=int, default=0, help="of what is drawn: needles, controls, resamples")
+    option(parser, "--seed")
     add("--resamples", type=int, default=RESAMPLES, metavar="N", help=f"of the bootstrap ({RESAMPLES:,})")
-    add("--batch-size", type=int, default=16, metavar="N", help="documents, or answers, of a device call (16)")
-    add("--base", metavar="NAME", help="where the base model lies, if not where the checkpoint says")
-    add("--precision", choices=CHOICES, help="default: as trained")
+    option(parser, "--batch-size", "16", default=16)
+    option(parser, "--base")
+    option(parser, "--precision", "default: as trained", choices=CHOICES)
     command.add_process_options(parser)
     command.add_compile_option(parser)
     return parser
@@ -103,8 +87,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise ClaraError(f"--{name.replace('_', '-')}: {value} must be at least {least}")
-    if CRAMMED in (arguments.ways or ()) and not arguments.cram:
-        raise ClaraError(f"--ways {CRAMMED}: say how many cases of each suite are to be answered so, --cram N")
+    if CRAMMED in (arguments.condition or ()) and not arguments.cram:
+        raise ClaraError(f"--condition {CRAMMED}: say how many cases of each suite are to be answered so, --cram N")
     from clara_jax import distributed
 
     distributed.initialise(arguments.coordinator, arguments.processes, arguments.process)
@@ -135,13 +119,13 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     def memory_spec(name: str, path: str, rate: int | None) -> runner.SystemSpec:
         return system_specs.memory_spec(
-            name, path, opener, suites, settings, arguments.ways, cramming, arguments.cram, rate
+            name, path, opener, suites, settings, arguments.condition, cramming, arguments.cram, rate
         )
 
     systems = [
-        *(memory_spec(*model, rate) for model in models for rate in (None, *dict.fromkeys(arguments.rates))),
-        system_specs.text_spec(system_specs.BASE, models[0][1], opener, settings, arguments.ways, adapter=False),
-        *(system_specs.text_spec(*model, opener, settings, arguments.ways) for model in texts),
+        *(memory_spec(*model, rate) for model in models for rate in (None, *dict.fromkeys(arguments.compress_rate))),
+        system_specs.text_spec(system_specs.BASE, models[0][1], opener, settings, arguments.condition, adapter=False),
+        *(system_specs.text_spec(*model, opener, settings, arguments.condition) for model in texts),
         *system_specs.ranker_specs(arguments.retriever, settings),
     ]
     with contextlib.ExitStack() as stack:
@@ -169,11 +153,11 @@ def _usual_suites(data: str | None, world: bool) -> list[str]:
 
 
 def _compare(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m clara_jax.evaluate compare",
-        description="Compares two reports case by case: what the second has more than the first, and how sure that is.",
+    parser = command.make_parser(
+        "evaluate compare",
+        "Compares two reports case by case: what the second has more than the first, and how sure that is.",
     )
-    add = parser.add_argument
+    add, option = parser.add_argument, command.add_option
     add("first", type=Path, metavar="DIR")
     add("second", type=Path, metavar="DIR")
     add(
@@ -182,8 +166,8 @@ def _compare(argv: list[str]) -> None:
         metavar="A=B",
         help="a system of the first report and one of the second (the same names)",
     )
-    add("--json", action="store_true", help="all of it as JSON instead of a table")
-    add("--seed", type=int, default=0, help="of the resamples")
+    option(parser, "--json")
+    option(parser, "--seed")
     add("--resamples", type=int, default=RESAMPLES, metavar="N", help=f"of the bootstrap ({RESAMPLES:,})")
     arguments = parser.parse_args(argv)
     from clara_jax.evaluation import compare

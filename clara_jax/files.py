@@ -1,4 +1,4 @@
-"""Atomic writes of files and folders, and locks between processes."""
+"""Atomic writes of files and folders."""
 
 from __future__ import annotations
 
@@ -93,43 +93,6 @@ def folder_when_whole(path: str | os.PathLike) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-
-
-@contextlib.contextmanager
-def locked(path: str | os.PathLike, busy: str | None, shared: bool = False) -> Iterator[None]:
-    """Hold the kernel's lock on a file within the block, so that other processes are kept out.
-
-    The file is made where it is missing and stays; the lock ends with its process. On file systems without locks
-    nothing is locked.
-
-    Args:
-      path: the lock file.
-      busy: the error message where another process has the lock; None to wait for it.
-      shared: whether any number of sharing processes may hold it at once, to the exclusion of others; nothing is locked
-        where the file is missing on a read-only file system.
-
-    Raises:
-      ClaraError: another process has the lock, and ``busy`` is given.
-    """
-    import fcntl  # not on Windows, where the rest of this module works
-
-    try:
-        file = os.open(path, os.O_CREAT | (os.O_RDONLY if shared else os.O_WRONLY), 0o666)
-    except OSError:
-        if not shared:
-            raise
-        yield
-        return
-    try:
-        try:
-            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (fcntl.LOCK_NB if busy else 0))
-        except BlockingIOError:
-            raise ClaraError(busy or f"{path}: another process holds this lock") from None
-        except OSError:
-            pass
-        yield
-    finally:
-        os.close(file)
 
 
 def user_cache() -> Path:

@@ -14,9 +14,11 @@ from clara_jax.deprecation import warn_renamed
 # (Folder before, folder now): the modules' names, "old:new" where they changed. "" is the root of the package.
 _MOVED = {
     ("", ""): "library:rag_pipeline plain:base_lm",
+    ("aot", ""): "chips",
     ("", "checkpoints"): "bundle:opening exporting",
     ("analysis", "analysis"): "analysis:inside_report",
-    ("aot", "aot"): "abstract:workload analytic_comm:lowering bases:workload chips:topology collectives:hlo_cost",
+    ("aot", ""): "chips",
+    ("aot", "aot"): "abstract:workload analytic_comm:lowering bases:workload collectives:hlo_cost",
     ("checkpoints", "formats"): (
         "base gguf_file gguf_header hugging_face json_file safetensors_files torch_file torch_pickle"
     ),

@@ -38,6 +38,7 @@ from clara_jax.retrieval.documents import ChunkedDocument
 from clara_jax.retrieval.encodings import closest_float
 from clara_jax.retrieval.indexing import IndexReport, index
 from clara_jax.retrieval.search import Search
+from clara_jax.text.chunks import chunker_of
 from clara_jax.text.documents import CorpusDocument
 
 MOST_TURNS = 32  # earlier messages of a conversation that are considered
@@ -70,7 +71,7 @@ class RagPipeline:
         """
         store.check(clara.bundle.compressor_fingerprint())
         self.clara, self.store = clara, store
-        self._chunker = chunking.chunker_of(clara.bundle.tokenizer)
+        self._chunker = chunker_of(clara.bundle.tokenizer)
         self._search = Search(store, clara.bundle.mesh, budget or _budget(clara.bundle.mesh))
 
     @classmethod

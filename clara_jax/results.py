@@ -9,6 +9,7 @@ import numpy as np
 
 from clara_jax.deprecation import renamed_field
 from clara_jax.inference.requests import Request
+from clara_jax.text.documents import Chunk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,17 +77,9 @@ class Answer:
 
 
 @dataclasses.dataclass(frozen=True)
-class Hit:
-    """A retrieved chunk; ``rank`` counts from 1. See `StoredChunk` and `ScoredId` for the other fields."""
+class Hit(Chunk):
+    """A retrieved chunk; ``score`` is a cosine, BM25, or the sum of reciprocal ranks, and ``rank`` counts from 1."""
 
-    id: str
-    document: str
-    title: str
-    text: str
-    source: str
-    start: int
-    end: int
-    tokens: int
     score: float
     rank: int
 

@@ -35,15 +35,10 @@ requests, finishes what it has begun, and tells the rest that it ends. docs/serv
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m clara_jax.serve",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
+    parser = command.make_parser("serve", __doc__, EXAMPLES)
+    add, option = parser.add_argument, command.add_option
     command.add_checkpoint_option(parser)
-    add("--store", metavar="DIR", help="the documents; made where there is none")
+    option(parser, "--store", "made where there is none")
     add("--text", metavar="BASE", help="instead of both: smollm2, a Hugging Face folder or name, or a GGUF file")
     add("--host", default="127.0.0.1", help="address to listen at (127.0.0.1: this machine alone)")
     add("--port", type=int, default=8000, help="(8000); 0 takes a free one")
@@ -54,9 +49,9 @@ def parser() -> argparse.ArgumentParser:
     add("--body-seconds", type=float, default=20, metavar="S", help="until a request has arrived (20)")
     add("--request-seconds", type=float, default=300, metavar="S", help="until it is answered (300)")
     add("--drain-seconds", type=float, default=25, metavar="S", help="for what is under way when the server ends (25)")
-    add("--weights", metavar="NAME", help="adapter, merged, merged-...: see docs/inference.md (default: what fits)")
-    add("--base", metavar="NAME", help="where the base model lies, if not where the checkpoint says")
-    add("--precision", choices=CHOICES, help="default: by the store, else by the processor; of a base bfloat16")
+    option(parser, "--weights", "default: what is fastest and fits into memory")
+    option(parser, "--base")
+    option(parser, "--precision", "default: by the store, else by the processor; of a base bfloat16", choices=CHOICES)
     add("--no-warm-up", action="store_true", help="listen at once; the first questions wait for the compiler")
     command.add_compile_option(parser)
     return parser

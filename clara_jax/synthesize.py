@@ -51,7 +51,7 @@ def _documents(argv: list[str]) -> None:
         metavar="PATH",
         help="files or folders: JSONL, text, Markdown, HTML, PDF",
     )
-    add("--follow-links", action="store_true", help="read what links in a folder lead to outside of it")
+    command.add_option(parser, "--follow-links")
     _add_common(parser, usual)
     add("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="what is made of each document (all)")
     add(
@@ -107,7 +107,7 @@ def _answers(argv: list[str]) -> None:
         metavar="FILE",
         help="records of the stage instruct or end_to_end (JSONL)",
     )
-    add("--k", type=int, metavar="N", help="documents that are read, the first ones of the record (all)")
+    command.add_option(parser, "--k", "the first ones of the record; default: all")
     _add_common(parser, SynthesisSettings())
     arguments = parser.parse_args(argv)
     if arguments.k is not None and arguments.k < 1:
@@ -147,7 +147,7 @@ def _review(argv: list[str]) -> None:
     add("journal", type=Path, metavar="JOURNAL")
     add("--count", type=int, default=20, metavar="N", help="pairs or paraphrases (20)")
     add("--kind", help="of this kind alone")
-    add("--seed", type=int, default=0, help="of the sample")
+    command.add_option(parser, "--seed")
     add("--reviewer", default=None, metavar="NAME", help="(the user's name)")
     arguments = parser.parse_args(argv)
     if arguments.count < 1:
@@ -164,17 +164,13 @@ def _review(argv: list[str]) -> None:
 
 
 def _parser(name: str, description: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
-        prog=f"python -m clara_jax.synthesize{name}",
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter if epilog else argparse.HelpFormatter,
-    )
+    return command.make_parser(f"synthesize{name}", description, epilog)
 
 
 def _add_common(parser: argparse.ArgumentParser, usual: Any) -> None:
     add = parser.add_argument
-    add("--output", type=Path, required=True, metavar="FILE.jsonl", help="records; rejected items are listed beside it")
+    note = "records; rejected items are listed beside it"
+    command.add_option(parser, "--output", note, type=Path, required=True, metavar="FILE.jsonl")
     add(
         "--endpoint", required=True, metavar="URL", help="of an OpenAI-compatible server, e.g. http://localhost:8000/v1"
     )
@@ -198,14 +194,9 @@ def _add_common(parser: argparse.ArgumentParser, usual: Any) -> None:
         help="how JSON is asked for (auto: what the server can)",
     )
     add("--prompts", metavar="FILE.toml", help="instead of our own prompts")
-    add(
-        "--temperature",
-        type=float,
-        default=usual.temperature,
-        help=f"of questions and paraphrases ({usual.temperature})",
-    )
+    command.add_option(parser, "--temperature", f"{usual.temperature:g}", default=usual.temperature)
     add("--max-tokens", type=int, default=usual.max_tokens, metavar="N", help=f"longest reply ({usual.max_tokens})")
-    add("--seed", type=int, default=usual.seed)
+    command.add_option(parser, "--seed", default=usual.seed)
     add("--again", nargs="+", default=[], metavar="REASON", help="try once more what was rejected for it, e.g. refused")
     add("--budget-tokens", type=int, metavar="N", help="stop when so many were spent, all runs together")
     add("--budget-cost", type=float, metavar="COST", help="the same in the unit of --prices")

@@ -2,21 +2,16 @@
 
     python -m clara_jax.train --config configs/smollm2.py:size=tiny --workdir runs/first
 
---config FILE[:ARG]        a Python file with get_config(arg); its docstring lists the arguments
---config.FIELD=VALUE       overrides a field, e.g. --config.scp.learning_rate=3e-4 --config.mesh=4,2 --config.seed=1
---workdir DIR              the run directory (default runs/<date>-<time>): config.json, run.json, metrics.jsonl,
-                           tensorboard/, curves.png, checkpoints/
---coordinator HOST:PORT --processes N --process I
-                           this is process I of N that train together; the same in the environment as CLARA_COORDINATOR,
-                           CLARA_PROCESSES, CLARA_PROCESS. On Cloud TPU, GKE and under Slurm they are found.
---no-compile-cache         compile everything anew; neither load nor keep compiled programs
-
-A run that was stopped or killed goes on with the same command, or with --workdir DIR alone; SIGTERM and Ctrl-C save
-first. A checkpoint, or the whole run directory, opens with clara_jax.Clara.load(DIR).
+The overrides of fields look like --config.scp.learning_rate=3e-4 --config.mesh=4,2 --config.seed=1. A run that was
+stopped or killed goes on with the same command, or with --workdir DIR alone; SIGTERM and Ctrl-C save first. Processes
+that train together may also be named in the environment, as CLARA_COORDINATOR, CLARA_PROCESSES and CLARA_PROCESS; on
+Cloud TPU, GKE and under Slurm they are found. A checkpoint, or the whole run directory, opens with
+clara_jax.Clara.load(DIR).
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
 import time
@@ -31,14 +26,20 @@ if TYPE_CHECKING:
     from clara_jax.training.config import RunConfig
     from clara_jax.training.loop import RunResult
 
-FLAGS = {"workdir": str, "coordinator": str, "processes": int, "process": int}
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line, but for the configuration."""
+    parser = command.make_parser("train", __doc__)
+    contents = "config.json, run.json, metrics.jsonl, tensorboard/, curves.png, checkpoints/"
+    command.add_option(parser, "--workdir", f"{contents}; default: runs/<date>-<time>")
+    command.add_process_options(parser)
+    command.add_compile_option(parser)
+    return parser
 
 
 def main() -> None:
     """Run the command."""
-    if {"--help", "-h", "--helpfull"} & set(sys.argv[1:]):
-        print(__doc__)
-        return
+    arguments = parse(parser(), sys.argv)
     # After the help, which should not wait for these.
     from clara_jax import distributed
     from clara_jax.formats.json_file import read_object
@@ -47,7 +48,6 @@ def main() -> None:
     from clara_jax.training.resume import CONFIG
     from clara_jax.training.stopping import Stopped, StoppedAtOnce, StopSignal
 
-    arguments = parse(sys.argv, FLAGS)
     config, workdir = arguments.config, arguments.workdir
     if config is None and not workdir:
         raise ClaraError("--config is missing; name a file, e.g. --config configs/smollm2.py")

@@ -22,6 +22,8 @@ from clara_jax.results import RagAnswer
         ("clara_jax.rag_pipeline", "Asked", "RetrievedContext"),
         ("clara_jax.base_lm", "Plain", "BaseLM"),
         ("clara_jax.text.documents", "Document", "CorpusDocument"),
+        ("clara_jax.retrieval.rows", "StoredChunk", "Chunk"),
+        ("clara_jax.retrieval.document_store", "StoredChunk", "Chunk"),
     ],
 )
 def test_an_old_class_name_is_the_new_class(module, old, new):

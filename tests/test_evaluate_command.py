@@ -127,8 +127,19 @@ def test_what_memories_are_worth_beside_text_at_several_rates(place, monkeypatch
     report = place / "affine_report"
     suites = ("autoencode/6:asked.jsonl", "counterfactual:asked.jsonl", "scp:asked.jsonl")
     named = ("evaluate", "--checkpoint", f"map={place}/affine", "--report", str(report), "--data", f"{place}/data")
-    conditions = ("--ways", "clara", "no_memory", "crammed", "text_oracle", "--timed", "0", "--inside", "0", *OPTIONS)
-    crammed = ("--cram", "2", "--cram-steps", "3", "--rates", "4")
+    conditions = (
+        "--condition",
+        "clara",
+        "no_memory",
+        "crammed",
+        "text_oracle",
+        "--timed",
+        "0",
+        "--inside",
+        "0",
+        *OPTIONS,
+    )
+    crammed = ("--cram", "2", "--cram-steps", "3", "--compress-rate", "4")
     printed = call(monkeypatch, [*named, "--suite", *suites, *conditions, *crammed])
     found = json.loads((report / "report.json").read_text())
     windows, changed, asked = ({system["name"]: system for system in suite["systems"]} for suite in found["suites"])
@@ -169,7 +180,7 @@ def test_a_second_call_asks_nothing_and_a_further_suite_is_added(place, whole, m
             "0",
             "--suite",
             "documents:eval/stage1_eval/nq/eval_processed_with_pos.jsonl",
-            "--ways",
+            "--condition",
             "no_memory",
         ),
     )
@@ -253,10 +264,13 @@ def test_compared_with_itself_nothing_differs(whole, monkeypatch):
         (["--limit", "0"], "--limit: 0 must be at least 1"),
         (["--suite", "nothing"], "nothing"),
         (["--suite", "questions:absent.jsonl"], "absent.jsonl"),
-        (["--ways", "clara", "wrong"], "--ways: 'wrong' is unknown"),
-        (["--ways", "crammed"], "--ways crammed: say how many cases of each suite are to be answered so, --cram N"),
+        (["--condition", "clara", "wrong"], "--condition: 'wrong' is unknown"),
+        (
+            ["--condition", "crammed"],
+            "--condition crammed: say how many cases of each suite",
+        ),
         (["--cram", "1", "--cram-steps", "0"], "crammed memories: 0 steps"),
-        (["--rates", "4"], "--rates: .*run: .*different tokens"),
+        (["--compress-rate", "4"], "--compress-rate: .*run: .*different tokens"),
         (["--retriever", "bm26"], "--retriever: 'bm26' is unknown"),
         (["--checkpoint", "a=x", "a=y"], "two checkpoints have one name"),
         (["--checkpoint", "base=x"], "the name 'base' is not possible"),

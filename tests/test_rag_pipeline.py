@@ -20,6 +20,7 @@ from clara_jax import ask as ask_command
 from clara_jax import compress as compress_command
 from clara_jax.api import Clara
 from clara_jax.checkpoints import opening
+from clara_jax.data import __main__ as data_command
 from clara_jax.errors import ClaraError
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.model import precision as precisions
@@ -30,7 +31,7 @@ from clara_jax.retrieval.indexing import IndexReport
 from clara_jax.text.documents import CorpusDocument
 from tests.drills.test_stores import Bucket
 from tests.locations import ROOT
-from tests.tiny import document, write_base
+from tests.tiny import document, tokenizer, write_base
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +102,40 @@ def test_only_what_is_new_or_changed_is_compressed(clara, tmp_path, monkeypatch)
     assert [name for name in own.store.index()[0] if name.startswith("long")] == ["long#0"]
     assert own.delete(["long", "d1"]) == 2 and set(contents(own.store)) == {"d2#0", "d3#0"}
     assert compressed.count(0) == 2
+
+
+@pytest.mark.parametrize("missing_bos", ["omit", "memory_token"])
+def test_a_text_has_the_same_chunks_keys_and_memories_everywhere(tmp_path, mesh, monkeypatch, missing_bos):
+    """The Python API, a store, and the corpus command, whose lines a store then reads; with a bos and without."""
+    folder = write_base(tmp_path / "base")
+    without = tokenizer()
+    without.bos_token = None
+    without.save_pretrained(folder)
+    config = ClaraConfig(doc_max_length=16, compress_rate=8, lora_rank=4, max_length=384, missing_bos=missing_bos)
+    clara = Clara(opening.from_base(str(folder), config, mesh, "float32"), batch_size=4)
+    assert (clara.bundle.tokenizer.bos_id is None) == (missing_bos == "omit")
+    # At the limit and beyond, with blanks around, in paragraphs, and with a word that is too long alone.
+    written = [" ".join("xyz" * 9)[: 2 * length - 1] for length in (15, 16, 17, 18, 19)]
+    written += [f"  {document(1)}\n", "\n\n".join(map(document, range(4))), "x" * 90]
+    documents = [CorpusDocument(f"d{i}", "", text, "") for i, text in enumerate(written)]
+
+    memories = clara.compress(written, [one.id for one in documents])
+    whole = pipeline(clara, tmp_path / "whole")
+    whole.add(documents)
+    lines = tmp_path / "documents.jsonl"
+    lines.write_text("".join(json.dumps({"id": one.id, "text": one.text}) + "\n" for one in documents))
+    clara.bundle.tokenizer.save(tmp_path / "tokenizer")
+    options = ("--tokenizer", tmp_path / "tokenizer", "--max-tokens", 16, "--near-duplicates", "off")
+    given = ("--input", lines, "--output", tmp_path / "corpus.jsonl", *options)
+    run_command(data_command, monkeypatch, "corpus", *given)
+    cut = pipeline(clara, tmp_path / "cut")
+    cut.add(cut.read([str(tmp_path / "corpus.jsonl")]))
+
+    ids = [name if "#" in name else f"{name}#0" for name in memories.ids]
+    assert len(ids) > len(documents) + 5 and max(chunk.tokens for chunk in whole.store.chunks(ids)) == 16
+    assert contents(whole.store) == contents(cut.store) and set(contents(cut.store)) == set(ids)
+    assert [chunk.text for chunk in whole.store.chunks(ids)] == list(memories.texts)
+    np.testing.assert_allclose(whole.store.memories(ids), memories.array, atol=1e-5)
 
 
 def test_the_precision_is_that_of_the_memories_else_that_for_the_processor(checkpoint, mesh, tmp_path, monkeypatch):

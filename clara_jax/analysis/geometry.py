@@ -19,6 +19,7 @@ from clara_jax.inference.encode import encode_texts
 from clara_jax.input_pipeline.batches import Sequences
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.compressor import Encoded, encode
+from clara_jax.metrics.cosine import cosines
 
 LEAST = 3  # documents, for which the statistics are defined
 DIRECTIONS = (2, 10)
@@ -50,11 +51,6 @@ def _encode(model: ClaraModel, role: str, params: Any, texts: Sequences) -> Enco
 def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return Euclidean distances between all a [n, E] and all b [m, E]: [n, m]."""
     return np.sqrt(np.maximum(np.sum(a * a, 1)[:, None] + np.sum(b * b, 1) - 2 * a @ b.T, 0))
-
-
-def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return cosines between all a [n, E] and all b [m, E]: [n, m]."""
-    return _units(a) @ _units(b).T
 
 
 def on_and_off_diagonal(matrix: np.ndarray) -> tuple[float, float]:
@@ -167,7 +163,3 @@ def _picture(means: np.ndarray, texts: np.ndarray) -> str:
     panel.set_yticks([])
     legend(panel)
     return embed(figure)
-
-
-def _units(x: np.ndarray) -> np.ndarray:
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)

@@ -9,6 +9,7 @@ import numpy as np
 
 from clara_jax.analysis.section import BLUE, GREY, ORANGE, draw, embed, legend, percent, section
 from clara_jax.method.reranker import cosine_scores
+from clara_jax.metrics.controls import half_away
 from clara_jax.retrieval.encodings import MemoryEncoding
 
 ENCODINGS = ("float16", "int8")
@@ -115,7 +116,7 @@ def stability(queries: np.ndarray, documents: Sequence[np.ndarray], k: int, seed
     found[UNSELECTED] = overlaps(scores, fewer, k)
     found[NOISY] = drawn(lambda values: values + rng.normal(0, NOISE, len(values)))
     if len(queries) > 1:
-        found[OTHER_QUESTION] = overlaps(scores, score(np.roll(queries, 1, axis=0), documents), k)
+        found[OTHER_QUESTION] = overlaps(scores, score(queries[half_away(len(queries))], documents), k)
     found[RANDOM] = drawn(lambda values: rng.random(len(values)))
     return found
 

@@ -2,44 +2,46 @@
 
     python -m clara_jax.aot --config configs/mistral7b_end_to_end.py --topology v5e:4x4
 
---config FILE[:ARG]        a Python file with get_config(arg), as for clara_jax.train
---config.FIELD=VALUE       overrides a field, e.g. --config.model.remat=full --config.scp.accumulate=2
---topology CHIP:SHAPE      the chips along each axis: v4:2x2x2, v5e:4x4, v5p:4x4x4, v6e:16x16, tpu7x:2x2x1
---mesh SIZES               data,model or replica,data,model, instead of the configuration's
---batch N                  examples of a step, instead of the configuration's; one too small for the mesh is raised to
-                           an example for each part that the mesh splits a batch into
---programs NAMES           of train,compress,decode those to compile (default: train)
---text N, --target N       tokens of a prompt besides memories and target, and of a target; documents are full
---base-config FILE         the config.json of a base model that is not here
---json FILE                all numbers, as JSON
-
 Nothing of the model's size is allocated; a 7B model takes some minutes and gigabytes to compile. Needs libtpu
 (pip install -r requirements-aot.txt). How to read the table: docs/aot.md.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 import sys
 from collections.abc import Sequence
-from types import SimpleNamespace
 
 from clara_jax import command
 from clara_jax.arguments import parse
 from clara_jax.errors import ClaraError
 
-FLAGS = {"topology": str, "mesh": str, "batch": int, "programs": str, "text": int, "target": int}
-FLAGS |= {"base-config": str, "json": str}
 PROGRAMS = ("train", "compress", "decode")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line, but for the configuration."""
+    parser = command.make_parser("aot", __doc__)
+    add = parser.add_argument
+    add("--topology", metavar="CHIP:SHAPE", help="chips along each axis: v4:2x2x2, v5e:4x4, v5p:4x4x4, tpu7x:2x2x1")
+    add("--mesh", metavar="SIZES", help="data,model or replica,data,model, instead of the configuration's")
+    add(
+        "--batch", type=int, metavar="N", help="examples of a step, instead of the configuration's; at least one a part"
+    )
+    add("--programs", metavar="NAMES", help=f"those to compile, of {','.join(PROGRAMS)} (train)")
+    add("--text", type=int, metavar="N", help="tokens of a prompt besides memories and target; documents are full")
+    add("--target", type=int, metavar="N", help="tokens of a target")
+    add("--base-config", metavar="FILE", help="the config.json of a base model that is not here")
+    command.add_option(parser, "--output", "all numbers, as JSON")
+    command.add_renamed_option(parser, "--json", "--output")
+    return parser
 
 
 def main() -> None:
     """Run the command."""
-    if {"--help", "-h", "--helpfull"} & set(sys.argv[1:]):
-        print(__doc__)
-        return
-    arguments = parse(sys.argv, FLAGS)
+    arguments = parse(parser(), sys.argv)
     if arguments.config is None or not arguments.topology:
         missing = "--topology" if arguments.config is not None else "--config"
         raise ClaraError(f"{missing} is missing, e.g. --config configs/mistral7b_scp.py --topology v5e:4x4")
@@ -51,7 +53,7 @@ def main() -> None:
     _plan(arguments, names)
 
 
-def _plan(arguments: SimpleNamespace, names: Sequence[str]) -> None:
+def _plan(arguments: argparse.Namespace, names: Sequence[str]) -> None:
     from clara_jax.aot import lowering, topology
     from clara_jax.aot.roofline import report, table
     from clara_jax.aot.workload import base_config, stage_shapes
@@ -95,9 +97,9 @@ def _plan(arguments: SimpleNamespace, names: Sequence[str]) -> None:
             reports.append(report(program, chip, shape, mesh))
             print(f"{program.name}: {reports[-1].compile_seconds} s", file=sys.stderr, flush=True)
     print(table(reports))
-    if arguments.json:
+    if arguments.output:
         about = {"topology": arguments.topology, "mesh": dict(mesh.shape), "chip": dataclasses.asdict(chip)}
-        write_json(arguments.json, about | {"programs": [one.to_json() for one in reports]})
+        write_json(arguments.output, about | {"programs": [one.to_json() for one in reports]})
 
 
 if __name__ == "__main__":

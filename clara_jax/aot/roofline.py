@@ -20,7 +20,7 @@ import jax
 from clara_jax.aot import hlo_cost
 from clara_jax.aot.hlo import HloModule
 from clara_jax.aot.lowering import LoweredProgram
-from clara_jax.aot.topology import Chip
+from clara_jax.chips import Chip
 
 GIB = 2**30
 

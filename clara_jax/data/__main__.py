@@ -12,8 +12,6 @@ Each has a --help.
 
 from __future__ import annotations
 
-import argparse
-
 from clara_jax import command
 from clara_jax.data import inspection, windows_command
 from clara_jax.data.builders import command as builders
@@ -32,9 +30,7 @@ COMMANDS = {
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m clara_jax.data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.make_parser("data", __doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (add_arguments, run, description) in COMMANDS.items():
         subparser = commands.add_parser(name, help=description, description=description)

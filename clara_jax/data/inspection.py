@@ -9,6 +9,7 @@ import os
 import jax
 import numpy as np
 
+from clara_jax import command
 from clara_jax.data.builders.source import RecordSource
 from clara_jax.errors import ClaraError
 from clara_jax.formats.base import open_base
@@ -23,15 +24,17 @@ LEARNED = ("\N{LEFT DOUBLE ANGLE BRACKET}", "\N{RIGHT DOUBLE ANGLE BRACKET}")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``inspect``."""
+    option = command.add_option
     parser.add_argument("stage", choices=ALL_STAGES)
     parser.add_argument("data", help="a JSONL file, or a data set's directory (its training records)")
     parser.add_argument("--number", type=int, default=0, metavar="N", help="which record, counted from 0 (default 0)")
-    parser.add_argument("--tokenizer", default="smollm2", metavar="NAME", help="a base model (default smollm2)")
-    parser.add_argument("--doc-max-length", type=int, default=256, metavar="N", help="tokens (default 256)")
-    parser.add_argument("--compress-rate", type=int, default=16, metavar="N", help="(default 16)")
+    option(parser, "--tokenizer", "smollm2", default="smollm2")
+    option(parser, "--doc-max-length", "256", default=256)
+    option(parser, "--compress-rate", "16", default=16)
     parser.add_argument("--max-length", type=int, default=1024, metavar="N", help="of a prompt (default 1024)")
-    parser.add_argument("--top-k", type=int, default=5, metavar="K", help="documents in the prompt (default 5)")
-    parser.add_argument("--candidates", type=int, metavar="N", help="of end_to_end and retrieval (default all)")
+    option(parser, "--k", "5", default=5)
+    command.add_renamed_option(parser, "--top-k", "--k", type=int)
+    option(parser, "--candidates", "of end_to_end and retrieval; default: all")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -48,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
         max_length=arguments.max_length,
     )
     record = _record(arguments.data, arguments.stage, arguments.number)
-    encoding = Encoding(arguments.stage, arguments.top_k, arguments.candidates)
+    encoding = Encoding(arguments.stage, arguments.k, arguments.candidates)
     (example,) = encode_records([record], tokenizer, encoding)
     batch = collate([example], plan_shapes([example], tokenizer, multiple=1), tokenizer)
     named = "" if record.qid == record.where else f" ({record.qid})"

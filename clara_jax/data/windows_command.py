@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
+from clara_jax import command
 from clara_jax.errors import ClaraError
 from clara_jax.files import replaced_when_whole
 from clara_jax.formats.base import open_base
@@ -17,12 +18,12 @@ from clara_jax.input_pipeline.windows import START, cut_records
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``passages``."""
     parser.add_argument("files", nargs="+", metavar="FILE", help='JSONL with a passage in "text"; .gz, .zst, globs')
-    parser.add_argument("--output", required=True, metavar="FILE.jsonl")
+    command.add_option(parser, "--output", "records", required=True, metavar="FILE.jsonl")
     parser.add_argument("--kind", choices=TEXT_STAGES, default=TEXT_STAGES[0], help="(default %(default)s)")
     parser.add_argument("--tokens", type=int, default=64, metavar="N", help="of a window (default 64)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of where windows begin (default 0)")
-    parser.add_argument("--limit", type=int, metavar="N", help="read no more passages than this (default all)")
-    parser.add_argument("--tokenizer", default="smollm2", metavar="NAME", help="a base model (default smollm2)")
+    command.add_option(parser, "--seed")
+    command.add_option(parser, "--limit", "of the passages; default: all")
+    command.add_option(parser, "--tokenizer", "smollm2", default="smollm2")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -19,14 +19,14 @@ from clara_jax.evaluation.scoring import MAIN, METRICS, Aggregator, plain
 from clara_jax.formats.json_file import read_object
 from clara_jax.metrics.bootstrap import Bootstrap
 from clara_jax.metrics.cases import Case, Suite
-from clara_jax.metrics.controls import CONDITIONS, ON_MEMORIES, gold
+from clara_jax.metrics.controls import CONDITIONS, NO_MEMORY, ON_MEMORIES, OTHER_MEMORY, gold
 from clara_jax.training.run_directory import environment
 
 FORMAT = 1
 CLARA = "clara"  # the condition that all others of a model are compared with
-NONE = "no_memory"
+NONE = NO_MEMORY
 # Controls that a model which reads its memories must beat, and what they read in their place.
-MISUSES = {NONE: "without memories", "other_memory": "with another case's"}
+MISUSES = {NO_MEMORY: "without memories", OTHER_MEMORY: "with another case's"}
 # Metrics whose differences are reported: each takes a bootstrap, and `compare` has them all.
 COMPARED = (
     *("exact_match", "f1", "cover_match", "followed", "tokens_right", "windows_right"),

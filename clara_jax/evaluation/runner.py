@@ -25,8 +25,9 @@ from clara_jax.analysis.inside_report import analyze
 from clara_jax.errors import ClaraError
 from clara_jax.evaluation.predictions import Prediction, PredictionFile
 from clara_jax.evaluation.systems import MemoryModel, Settings, System
-from clara_jax.files import locked, replaced_when_whole
+from clara_jax.files import replaced_when_whole
 from clara_jax.formats.json_file import read_object
+from clara_jax.locks import locked
 from clara_jax.metrics.cases import Case, Suite
 from clara_jax.metrics.controls import ON_MEMORIES, Condition, cases_of
 from clara_jax.strict_json import parse

@@ -94,7 +94,7 @@ class CheckpointOpener:
         try:
             return found.with_memories(found.model.clara.doc_max_length, rate)
         except ClaraError as error:
-            raise ClaraError(f"--rates: {path}: {error}") from None
+            raise ClaraError(f"--compress-rate: {path}: {error}") from None
 
     def clara(self, bundle: Bundle, new_tokens: int) -> Clara:
         """Return a model whose prompts may be as long as its base allows.
@@ -142,7 +142,7 @@ def chosen(conditions: Sequence[Condition], names: Sequence[str] | None) -> tupl
     """
     for name in names or ():
         if name not in CONDITIONS:
-            raise ClaraError(f"--ways: {name!r} is unknown; there are: {', '.join(CONDITIONS)}")
+            raise ClaraError(f"--condition: {name!r} is unknown; there are: {', '.join(CONDITIONS)}")
     return tuple(condition for condition in conditions if names is None or condition.name in names)
 
 

@@ -21,20 +21,27 @@ from clara_jax.evaluation.predictions import Prediction
 from clara_jax.inference.decode import Sampling
 from clara_jax.inference.requests import Request, Result
 from clara_jax.input_pipeline import prompts
-from clara_jax.input_pipeline.document_tokenizer import FRAME
 from clara_jax.input_pipeline.tokenization import IGNORED
 from clara_jax.metrics.cases import Case, Suite
 from clara_jax.metrics.controls import (
     CRAMMED,
     MEMORY_CONDITIONS,
+    NO_MEMORY,
+    OTHER_MEMORY,
     PRUNED_RATE,
+    RANDOM_SELECTION,
     RANK_CONDITION,
+    SHUFFLED,
+    SHUFFLED_WITHIN,
     TEXT_CONDITIONS,
     Condition,
     draws,
     gold,
     other_cases,
+    random_selection,
     repeated,
+    shuffled,
+    shuffled_within,
 )
 from clara_jax.results import Memories
 
@@ -191,7 +198,7 @@ class _Answering:
     def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Return tokens of texts without frame, as far as the compressor reads them."""
         before = self._frame - 1  # all of the frame but the end token
-        limit = self.tokenizer.doc_max_length + FRAME - before
+        limit = self.tokenizer.document_width - before
         return [ids[before:-1][:limit] for ids in (self.tokenizer.document_tokens(texts) if texts else [])]
 
 
@@ -222,7 +229,7 @@ class MemoryModel(_Answering):
     def given(self, condition: Condition, suite: Suite, cases: Sequence[Case]) -> Iterator[_Given]:
         """Yield the generator's input for each case."""
         documents = [case.documents for case in cases]
-        if condition.name == "other_memory":
+        if condition.name == OTHER_MEMORY:
             if suite.name not in self._others:
                 self._others[suite.name] = other_cases(suite)
             others = self._others[suite.name]
@@ -236,27 +243,19 @@ class MemoryModel(_Answering):
         if condition.name == CRAMMED.name:
             arrays = self._cram(texts, arrays)
         for case, array, shown, rows, ranking in zip(cases, arrays, texts, chosen, rankings, strict=True):
-            array = self._shuffled(condition, case, array)
+            if condition.name in (SHUFFLED, SHUFFLED_WITHIN):
+                change = shuffled if condition.name == SHUFFLED else shuffled_within
+                array = change(array, draws(case, self.settings.seed))
             request = self.request(suite, case, len(rows), array)
             window = self.window(case) if case.kind == "autoencode" else None
             taken, kept = (array.shape[1],) * len(array), array.nbytes
-            if condition.name == "no_memory":
+            if condition.name == NO_MEMORY:
                 yield _Given(_without_memory(request), (), (), 0, window=window)
-            elif condition.name == "other_memory":
+            elif condition.name == OTHER_MEMORY:
                 yield _Given(request, shown, taken, kept, window=window)
             else:
                 ranks = ranking if condition.name == "clara" and ranking is not None else (None, None)
                 yield _Given(request, shown, taken, kept, rows, *ranks, window=window)
-
-    def _shuffled(self, condition: Condition, case: Case, memories: np.ndarray) -> np.ndarray:
-        """Return memories [K, M, E], shuffled under the two controls of order."""
-        rng = draws(case, self.settings.seed)
-        if condition.name == "shuffled_memory":
-            vectors = memories.shape[0] * memories.shape[1]
-            return memories.reshape(vectors, -1)[rng.permutation(vectors)].reshape(memories.shape)
-        if condition.name == "shuffled_within":
-            return np.stack([memory[rng.permutation(len(memory))] for memory in memories])
-        return memories
 
     def _cram(self, texts: Sequence[Sequence[str]], memories: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Return memories [K, M, E] of each case's texts, optimised from those that the compressor has made."""
@@ -272,9 +271,8 @@ class MemoryModel(_Answering):
     def _chosen(self, condition: Condition, suite: Suite, case: Case, order: tuple[int, ...] | None) -> tuple[int, ...]:
         if condition.name == "gold_memory":
             return gold(case)
-        if condition.name == "random_selection":
-            drawn = draws(case, self.settings.seed).permutation(len(case.documents))
-            return tuple(drawn[: self.settings.k].tolist())
+        if condition.name == RANDOM_SELECTION:
+            return random_selection(case, self.settings.k, self.settings.seed)
         return tuple(range(len(case.documents))) if order is None else order[: self.settings.k]
 
     def _rankings(

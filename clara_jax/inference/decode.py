@@ -1,7 +1,8 @@
-"""Prefill and decoding: one pass over the prompts, then a jitted loop that samples one token of each row at a time.
+"""Prefill and decoding: one pass over the prompts, then a loop that samples one token of each row at a time.
 
-Rows are independent: length, sampling and random draws are per row, so an answer does not depend on the batch that it
-is decoded in.
+`generate` makes one program of both for a batch that begins and ends together; `clara_jax.inference.programs` makes
+several of the same functions, for rows that come and go. Rows are independent: length, sampling and random draws are
+per row, so an answer does not depend on the batch that it is decoded in.
 """
 
 from __future__ import annotations
@@ -148,6 +149,7 @@ def role_of(params: Any) -> str | None:
     return "generator" if "generator" in params["lora"] else None
 
 
+@partial(jax.jit, static_argnames=("model",))
 def prefill(
     model: ClaraModel,
     params: Any,

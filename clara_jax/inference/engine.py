@@ -21,7 +21,7 @@ from clara_jax.distributed import gather
 from clara_jax.errors import ClaraError
 from clara_jax.inference import programs
 from clara_jax.inference import weights as ready
-from clara_jax.inference.decode import DecodeState, Mode
+from clara_jax.inference.decode import DecodeState, Mode, prefill
 from clara_jax.inference.prefix_cache import PrefixCache, key, split_at
 from clara_jax.inference.requests import Request, RequestHandle, Result
 from clara_jax.method.clara import ClaraModel
@@ -206,7 +206,7 @@ class Engine:
         with jax.set_mesh(self._mesh):
             prompts, sampling = self._prompts(padded)
             prefixes = (programs.stack(self._model, [self.prefix_cache[one.key] for one in padded]),) if hit else ()
-            states, kv = programs.prefill_prompts(self._model, self._params, prompts, prefixes)
+            states, kv = prefill(self._model, self._params, *prompts, prefixes)
             self._cache, state = programs.insert(
                 self._model,
                 self._params,

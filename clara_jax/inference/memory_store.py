@@ -17,7 +17,7 @@ import numpy as np
 import tensorstore
 
 from clara_jax.errors import ClaraError
-from clara_jax.files import locked
+from clara_jax.locks import locked
 
 ROWS = 256  # documents of a block, which is one file; each can be read alone
 FORMAT = 1

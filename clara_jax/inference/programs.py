@@ -1,4 +1,4 @@
-"""The engine's jitted programs: prefill, insertion of prompts into the KV cache, and decoding of all rows."""
+"""The engine's jitted programs beside `prefill`: insertion of prompts into the KV cache, and decoding of all rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from clara_jax.inference.decode import DecodeState, Mode, decode, initial_state, prefill, sample_next
+from clara_jax.inference.decode import DecodeState, Mode, decode, initial_state, sample_next
 from clara_jax.method.clara import ClaraModel
 from clara_jax.model.cache import KVCache, kv_cache_spec
 from clara_jax.model.sharding import BATCH
@@ -45,21 +45,6 @@ class SamplingArrays(NamedTuple):
     seed: jax.Array
 
 
-@partial(jax.jit, static_argnames=("model",))
-def prefill_prompts(
-    model: ClaraModel, params: Any, prompts: Prompts, prefixes: tuple[KVCache, ...]
-) -> tuple[jax.Array, KVCache]:
-    """Return the states of the prompts' last tokens, [P, 1, E], and the prompts' keys and values, P rows.
-
-    Args:
-      model: backbone and hyperparameters.
-      params: the model's parameters.
-      prompts: without their cached prefixes.
-      prefixes: empty, or the cached prefixes of the prompts, P rows.
-    """
-    return prefill(model, params, prompts.ids, prompts.mask, prompts.memory_index, prompts.memories, prefixes)
-
-
 @partial(jax.jit, static_argnames=("model", "mode", "end_ids"), donate_argnames=("cache", "state"))
 def insert(
     model: ClaraModel,
@@ -75,7 +60,7 @@ def insert(
 ) -> tuple[KVCache, DecodeState]:
     """Sample the first tokens of prefilled prompts, and insert the prompts into rows of the batch.
 
-    It is separate from `prefill_prompts` because it depends on the size of the cache, and contains no block of the
+    It is separate from `prefill` because it depends on the size of the cache, and contains no block of the
     model: compiling it takes a fraction of the time.
 
     Args:

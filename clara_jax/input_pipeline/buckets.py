@@ -76,7 +76,7 @@ def shapes_for(sizes: np.ndarray, tokenizer: ClaraTokenizer, multiple: int = MUL
     prompt_length = max(prompt, min(_up(prompt, multiple), tokenizer.max_length))
     return Shapes(
         documents=max(most, documents),
-        encoder_width=width(document, tokenizer.doc_max_length + FRAME) if document else 0,
+        encoder_width=width(document, tokenizer.document_width) if document else 0,
         query_width=width(query, tokenizer.max_length + FRAME) if query else 0,
         prompt_length=prompt_length,
         target_length=min(max(_up(target, multiple), 1), prompt_length - 1),

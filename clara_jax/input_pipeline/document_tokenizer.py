@@ -1,4 +1,4 @@
-"""Documents as token ids: the base model's tokenizer with CLaRa's tokens added, and texts in it, whole, cut or split.
+"""Documents as token ids: the base model's tokenizer with CLaRa's tokens added, and texts in it, whole or cut.
 
 Everything here follows the released checkpoint format ("Special tokens", "Inputs"), so that token ids agree with those
 that the released models were trained on.
@@ -11,8 +11,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self
 
-import numpy as np
-
 from clara_jax.errors import ClaraError
 from clara_jax.formats.hf_tokenizers import AddedToken, PreTrainedTokenizerFast
 from clara_jax.formats.jsonl import checked_utf8
@@ -21,11 +19,6 @@ from clara_jax.input_pipeline.prompts import MARKERS
 FRAME = 3  # <ENC>, bos and eos around a document
 SLICE = 1024  # texts tokenized at one time
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-
-# A word with the white space after it. Scripts without spaces still have their full stops.
-_WORD = re.compile(r"[^\s。！？]*[。！？]+\s*|[^\s。！？]+\s*")
-_SENTENCE_END = re.compile(r"""[.!?…。！？]["'”’»)\]]*\s*$|\n\s*$""")
-
 
 # What stands for a bos or eos that a tokenizer lacks.
 MISSING_BOS = ("omit", "memory_token", "first_special")
@@ -216,6 +209,11 @@ class DocumentTokenizer:
         """The text that a document's input begins with, and the text that it ends with."""
         return f"<ENC>{'' if self.bos_id is None else self._bos_token}", self._eos_token
 
+    @property
+    def document_width(self) -> int:
+        """The longest input of a document, its frame included: what is longer `is_cut`."""
+        return self.doc_max_length + FRAME
+
     def encode_documents(self, texts: Sequence[str], width: int | None = None) -> list[list[int]]:
         """Return `document_tokens`, cut on the right: a long document keeps its first tokens and loses its eos.
 
@@ -223,7 +221,7 @@ class DocumentTokenizer:
           texts: documents or questions.
           width: longest result; default ``doc_max_length + 3``.
         """
-        width = self.doc_max_length + FRAME if width is None else width
+        width = self.document_width if width is None else width
         return [ids[:width] for ids in self.document_tokens(texts)]
 
     def encode_document(self, text: str, width: int | None = None) -> list[int]:
@@ -232,11 +230,11 @@ class DocumentTokenizer:
 
     def is_cut(self, text: str) -> bool:
         """Return whether a text is longer than a document may be: the compressor would not read all of it."""
-        return len(self.document_tokens([text])[0]) > self.doc_max_length + FRAME
+        return len(self.document_tokens([text])[0]) > self.document_width
 
     def cut_texts(self, texts: Sequence[str]) -> list[str]:
         """Return the part of each text that the compressor reads: one that `is_cut` ends with the last token read."""
-        results, width = list(texts), self.doc_max_length + FRAME
+        results, width = list(texts), self.document_width
         start, end = self._document_ends
         for number, ids in enumerate(self.document_tokens(texts)):
             if len(ids) > width:
@@ -244,58 +242,6 @@ class DocumentTokenizer:
                 whole = self._tokenizer.backend_tokenizer.encode(f"{start}{plain}{end}", add_special_tokens=False)
                 results[number] = plain[: whole.offsets[width - 1][1] - len(start)]
         return results
-
-    def chunk(self, text: str) -> list[str]:
-        """Split a text into documents that are not cut.
-
-        Chunks end with a sentence where one ends in their second half, else with a word; a word that is too long alone
-        is split between any two characters. Joined, they are the text.
-        """
-        pieces = _words(text)
-        counts = self._count(pieces)
-        capacity = self.doc_max_length + FRAME - len(self.document_tokens([""])[0])
-        chunks, start = [], 0
-        while start < len(pieces):
-            stop = _fill(pieces, counts, start, capacity)
-            # Words were counted within the text; at its borders a chunk may differ from that by a token.
-            while self.is_cut(chunk := "".join(pieces[start:stop])) and stop > start + 1:
-                stop -= 1
-            if stop == start + 1 and len(chunk) > 1 and self.is_cut(chunk):
-                parts = self._split_word(chunk)
-                pieces[start:stop], counts[start:stop] = parts, self._count_each(parts)
-                continue
-            chunks.append(chunk)
-            start = stop
-        return chunks
-
-    def _count(self, pieces: list[str]) -> list[int]:
-        """Count the tokens that begin in each piece when all are read as one text."""
-        if not pieces:
-            return []
-        plain = [self.plain(piece) for piece in pieces]
-        offsets = self._tokenizer.backend_tokenizer.encode("".join(plain), add_special_tokens=False).offsets
-        ends = np.cumsum([len(piece) for piece in plain])
-        owners = np.searchsorted(ends, [start for start, _ in offsets], side="right")
-        return np.bincount(owners, minlength=len(pieces))[: len(pieces)].tolist()
-
-    def _count_each(self, pieces: list[str]) -> list[int]:
-        return [len(ids) for ids in self._encode([self.plain(piece) for piece in pieces])]
-
-    def _split_word(self, word: str) -> list[str]:
-        """Split a word into parts, each as long as fits; only short stretches are tokenized, however long the word."""
-        parts = []
-        while word:
-            fits, size = 1, min(self.doc_max_length, len(word))
-            while size < len(word) and not self.is_cut(word[:size]):
-                fits, size = size, min(2 * size, len(word))
-            if not self.is_cut(word[:size]):
-                fits = size
-            while size - fits > 1:
-                middle = (fits + size) // 2
-                fits, size = (fits, middle) if self.is_cut(word[:middle]) else (middle, size)
-            parts.append(word[:fits])
-            word = word[fits:]
-        return parts
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         encode = self._tokenizer.backend_tokenizer.encode_batch_fast  # which leaves out where tokens stand
@@ -319,30 +265,3 @@ def _copy(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     return tokenizer
-
-
-def _words(text: str) -> list[str]:
-    """Split a text into words, each with the white space after it; the first also with that before it."""
-    lead = len(text) - len(text.lstrip())
-    words = _WORD.findall(text[lead:])
-    if words:
-        words[0] = text[:lead] + words[0]
-    return words or [text] * bool(text)
-
-
-def _fill(pieces: list[str], counts: list[int], start: int, capacity: int) -> int:
-    """Return the end of the chunk from ``start``: at least one piece, at most ``capacity`` tokens if possible."""
-    stop, total = start, 0
-    while stop < len(pieces) and (total + counts[stop] <= capacity or stop == start):
-        total += counts[stop]
-        stop += 1
-    if stop == len(pieces):
-        return stop
-    kept = total
-    for end in range(stop, start, -1):
-        if 2 * kept < total:
-            break
-        if _SENTENCE_END.search(pieces[end - 1]):
-            return end
-        kept -= counts[end - 1]
-    return stop

@@ -158,7 +158,7 @@ class Encoder:
         records = [_select_documents(record, encoding.limit, encoding.keep_positives) for record in records]
         new: list[str] = []
         numbers = [tuple(self._number(text, new) for text in record.documents) for record in records]
-        documents, cut = self._texts(new, self.tokenizer.doc_max_length + FRAME)
+        documents, cut = self._texts(new, self.tokenizer.document_width)
         self.cut_documents += cut
         if encoding.documents == TEXT:
             documents, numbers = [], [()] * len(records)

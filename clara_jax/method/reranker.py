@@ -25,7 +25,12 @@ def cosine_scores(query: Float[Array, "B M E"], documents: Float[Array, "B D M E
     query, documents = query.astype(jnp.float32), documents.astype(jnp.float32)
     dot = jnp.einsum("BME,BDME->BD", query, documents, precision="highest")
     norms = _norm(query, (1, 2))[:, None] * _norm(documents, (2, 3))
-    return dot / jnp.maximum(norms, 1e-8)
+    return cosine(dot, norms)
+
+
+def cosine(products: jax.Array, lengths: jax.Array) -> jax.Array:
+    """Return inner products over the products of both vectors' lengths, of equal shapes; 0 where a vector is 0."""
+    return products / jnp.maximum(lengths, 1e-8)
 
 
 def contrastive_loss(

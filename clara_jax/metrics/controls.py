@@ -17,6 +17,10 @@ from clara_jax.metrics.cases import Case, Suite
 
 Document = TypeVar("Document")
 
+NO_MEMORY, OTHER_MEMORY = "no_memory", "other_memory"
+SHUFFLED, SHUFFLED_WITHIN, RANDOM_SELECTION = "shuffled_memory", "shuffled_within", "random_selection"
+# What training measures beside a held-out value, and its words for it.
+HELD_OUT_CONTROLS = {NO_MEMORY: "no memory", OTHER_MEMORY: "another's memory"}
 PRUNED_RATE = 4  # tokens of a text for each that pruning keeps
 
 
@@ -78,14 +82,12 @@ def _ranks(suite: Suite, case: Case, k: int) -> bool:
 
 MEMORY_CONDITIONS = (
     Condition("clara", "memories of the documents that the query reasoner puts first, or of all", False, _always),
-    Condition("no_memory", "the same prompt, the memories cut out", True, _always),
-    Condition("other_memory", "memories of another case's documents", True, _always),
-    Condition("shuffled_memory", "the same memory vectors in random order", True, _always),
-    Condition(
-        "shuffled_within", "the same memory vectors, those of each document in random order", True, _reads_several
-    ),
+    Condition(NO_MEMORY, "the same prompt, the memories cut out", True, _always),
+    Condition(OTHER_MEMORY, "memories of another case's documents", True, _always),
+    Condition(SHUFFLED, "the same memory vectors in random order", True, _always),
+    Condition(SHUFFLED_WITHIN, "the same memory vectors, those of each document in random order", True, _reads_several),
     Condition("gold_memory", "memories of the right documents alone", True, _knows_better),
-    Condition("random_selection", "memories of random candidates", True, _leaves_some),
+    Condition(RANDOM_SELECTION, "memories of random candidates", True, _leaves_some),
 )
 CRAMMED = Condition("crammed", "memories that were optimised for their document, an upper bound", False, _always)
 TEXT_CONDITIONS = (
@@ -112,7 +114,7 @@ CONDITIONS = {
 
 def cases_of(condition: Condition, suite: Suite, k: int) -> list[Case]:
     """Return the suite's cases that a condition applies to."""
-    others = other_cases(suite) if condition.name == "other_memory" else None
+    others = other_cases(suite) if condition.name == OTHER_MEMORY else None
     fitting = [case for case in suite.cases if condition.fits(suite, case, k) and (others is None or case.id in others)]
     return fitting[: condition.first]
 
@@ -129,14 +131,21 @@ def other_cases(suite: Suite) -> Mapping[str, Case]:
 def disjoint_others(contents: Sequence[frozenset]) -> list[int | None]:
     """Return for each set of documents the index of another one that shares none with it; None where all do.
 
-    The search begins half of the list away and goes on cyclically: neighbours in a data set are often of one article,
-    or two windows of one paragraph, and no control for each other.
+    The search begins `half_away` and goes on cyclically.
     """
     count, found = len(contents), []
-    for number, documents in enumerate(contents):
-        away = ((number + count // 2 + i) % count for i in range(count))
+    for number, (documents, start) in enumerate(zip(contents, half_away(count), strict=True)):
+        away = ((start + i) % count for i in range(count))
         found.append(next((i for i in away if i != number and contents[i].isdisjoint(documents)), None))
     return found
+
+
+def half_away(count: int) -> list[int]:
+    """Return for each of a list's items the index of the one half of the list away, cyclically.
+
+    Neighbours in a data set are often of one article, or two windows of one paragraph, and no control for each other.
+    """
+    return [(number + count // 2) % count for number in range(count)]
 
 
 def draws(case: Case, seed: int) -> np.random.Generator:
@@ -147,3 +156,19 @@ def draws(case: Case, seed: int) -> np.random.Generator:
 def repeated(documents: Sequence[Document], count: int) -> tuple[Document, ...]:
     """Return ``count`` documents, repeating them cyclically where they are too few."""
     return tuple(documents[i % len(documents)] for i in range(count))
+
+
+def shuffled(memories: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return memories [K, M, E] with all of their vectors in random order."""
+    vectors = memories.shape[0] * memories.shape[1]
+    return memories.reshape(vectors, -1)[rng.permutation(vectors)].reshape(memories.shape)
+
+
+def shuffled_within(memories: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return memories [K, M, E], K at least 1, with the vectors of each in random order."""
+    return np.stack([memory[rng.permutation(len(memory))] for memory in memories])
+
+
+def random_selection(case: Case, k: int, seed: int) -> tuple[int, ...]:
+    """Return the indices of k of the case's documents, or of all, at random; see `draws`."""
+    return tuple(draws(case, seed).permutation(len(case.documents))[:k].tolist())

@@ -16,6 +16,7 @@ import dataclasses
 import numpy as np
 
 from clara_jax.errors import ClaraError
+from clara_jax.metrics.cosine import unit_vectors
 from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.rows import VECTOR_WIDTH
 
@@ -94,5 +95,4 @@ def build(store: DocumentStore, seed: int = 0) -> None:
 
 def unit(memories: np.ndarray) -> np.ndarray:
     """Flatten memories and scale them to length one, float32 [n, M·E]."""
-    flat = memories.reshape(len(memories), -1).astype(np.float32)
-    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-8)
+    return unit_vectors(memories.reshape(len(memories), -1).astype(np.float32))

@@ -16,8 +16,9 @@ import pyarrow as pa
 from clara_jax.errors import ClaraError
 from clara_jax.retrieval.conditions import compiled
 from clara_jax.retrieval.encodings import MemoryEncoding
-from clara_jax.retrieval.rows import FACTS, StoredChunk, among, as_bytes, as_chunk, damaged_memories
+from clara_jax.retrieval.rows import among, as_bytes, as_chunk, damaged_memories
 from clara_jax.retrieval.table import StoreError, Table, errors
+from clara_jax.text.documents import CHUNK_FIELDS, Chunk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,13 +73,13 @@ class ChunkReader:
         rows = self._rows(None, ["id", "key"])
         return rows["id"].to_pylist(), rows["key"].to_pylist()
 
-    def chunks(self, ids: Sequence[str]) -> list[StoredChunk]:
+    def chunks(self, ids: Sequence[str]) -> list[Chunk]:
         """Return chunks by id, in the order of the ids.
 
         Raises:
           ClaraError: one of them is not there, or is damaged.
         """
-        found: dict[str, StoredChunk] = {}
+        found: dict[str, Chunk] = {}
         for chunk, _, whole in self._chunks(among("id", ids)) if ids else ():
             if not whole:
                 raise self._damaged([chunk.id])
@@ -86,12 +87,12 @@ class ChunkReader:
         self._check_there(ids, found)
         return [found[name] for name in ids]
 
-    def known(self, documents: Sequence[str]) -> dict[str, dict[str, tuple[StoredChunk, bytes]]]:
+    def known(self, documents: Sequence[str]) -> dict[str, dict[str, tuple[Chunk, bytes]]]:
         """Return the chunks of some documents, as document -> chunk id -> (chunk, key).
 
         Documents that are not in the store are left out. The key of a damaged chunk is empty, and so equals no other.
         """
-        found: dict[str, dict[str, tuple[StoredChunk, bytes]]] = {}
+        found: dict[str, dict[str, tuple[Chunk, bytes]]] = {}
         if documents:
             for chunk, key, whole in self._chunks(among("document", documents)):
                 found.setdefault(chunk.document, {})[chunk.id] = chunk, key if whole else b""
@@ -167,9 +168,9 @@ class ChunkReader:
                 if batch.num_rows:
                     yield pa.Table.from_batches([batch])
 
-    def _chunks(self, condition: str) -> Iterator[tuple[StoredChunk, bytes, bool]]:
+    def _chunks(self, condition: str) -> Iterator[tuple[Chunk, bytes, bool]]:
         """Yield chunks with their keys, and whether their checksums hold."""
-        rows = self._rows(condition, [*FACTS, "key", "facts_checksum"])
+        rows = self._rows(condition, [*CHUNK_FIELDS, "key", "facts_checksum"])
         return map(as_chunk, rows.to_pylist())
 
     def _whole_memories(self, rows: pa.Table) -> tuple[list[str], np.ndarray]:

@@ -17,13 +17,15 @@ import pyarrow as pa
 from lancedb.index import FTS, IvfSq
 from lancedb.query import MatchQuery
 
+from clara_jax.deprecation import renamed_attributes
 from clara_jax.errors import ClaraError
 from clara_jax.retrieval.chunk_reader import ChunkReader
 from clara_jax.retrieval.conditions import compiled
 from clara_jax.retrieval.encodings import MemoryEncoding
-from clara_jax.retrieval.rows import ABOUT, StoredChunk, among, as_bytes, as_rows, binary, schema, vector_array
+from clara_jax.retrieval.rows import ABOUT, among, as_bytes, as_rows, binary, schema, vector_array
 from clara_jax.retrieval.table import Locks, Table, connect, errors, names
 from clara_jax.retrieval.words import asked
+from clara_jax.text.documents import Chunk
 
 FORMAT = 2
 _CHUNKS, _PROJECTION = "chunks", "projection"
@@ -140,7 +142,7 @@ class DocumentStore(ChunkReader):
 
     def replace(
         self,
-        chunks: Sequence[StoredChunk],
+        chunks: Sequence[Chunk],
         keys: Sequence[bytes],
         memories: np.ndarray,
         kept: Sequence[str] = (),
@@ -298,3 +300,6 @@ def _index_is_stale(table: Any) -> bool:
 
 def _where(search: Any, condition: str | None) -> Any:
     return search if condition is None else search.where(compiled(condition))
+
+
+__getattr__ = renamed_attributes(__name__, {"StoredChunk": "Chunk"})

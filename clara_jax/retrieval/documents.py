@@ -13,11 +13,8 @@ from clara_jax.data.corpus.files import JSONL, find_files
 from clara_jax.data.corpus.readers import json_document, read_file
 from clara_jax.errors import ClaraError
 from clara_jax.formats.jsonl import decode, is_remote, raw_lines
-from clara_jax.input_pipeline.tokenization import ClaraTokenizer
-from clara_jax.retrieval.rows import StoredChunk
 from clara_jax.text.chunks import Chunker
-from clara_jax.text.counting import TokenCounter
-from clara_jax.text.documents import CorpusDocument
+from clara_jax.text.documents import Chunk, CorpusDocument
 
 LONGEST_ID = 512  # characters
 
@@ -26,12 +23,7 @@ class ChunkedDocument(NamedTuple):
     """A document's id and its chunks, in order."""
 
     id: str
-    chunks: tuple[StoredChunk, ...]
-
-
-def chunker_of(tokenizer: ClaraTokenizer) -> Chunker:
-    """Return a chunker whose chunks this model's compressor reads whole."""
-    return Chunker(TokenCounter(tokenizer), tokenizer.doc_max_length)
+    chunks: tuple[Chunk, ...]
 
 
 def chunk_document(document: CorpusDocument, chunker: Chunker) -> ChunkedDocument:
@@ -40,10 +32,8 @@ def chunk_document(document: CorpusDocument, chunker: Chunker) -> ChunkedDocumen
     Raises:
       ClaraError: an id that is empty, too long or holds control characters.
     """
-    chunks = (
-        StoredChunk(x.id, x.document, x.title, x.text, x.source, x.start, x.end, x.tokens) for x in chunker(document)
-    )
-    return ChunkedDocument(_checked(document.id, document.source), tuple(chunks))
+    chunks = tuple(chunk.stored for chunk in chunker(document))
+    return ChunkedDocument(_checked(document.id, document.source), chunks)
 
 
 def read(inputs: Sequence[str], chunker: Chunker, follow_links: bool = False) -> Iterator[ChunkedDocument]:
@@ -126,7 +116,7 @@ def _joined(passages: Iterable[Passage], chunker: Chunker) -> Iterator[ChunkedDo
                 )
         document = _checked(first.document or first.id, first.where)
         chunks = (
-            StoredChunk(x.id, document, x.title, x.text, x.source, x.start, x.end, n)
+            Chunk(x.id, document, x.title, x.text, x.source, x.start, x.end, n)
             for x, n in zip(parts, counts, strict=True)
         )
         yield ChunkedDocument(document, tuple(chunks))

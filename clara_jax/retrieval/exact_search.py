@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from clara_jax.method.reranker import cosine
 from clara_jax.model.sharding import BATCH, batch_shards
 from clara_jax.retrieval.document_store import DocumentStore
 
@@ -177,7 +178,7 @@ def _best(
     def best_of_shard(queries, rows, norms, usable):
         dot = jnp.einsum("QX,RX->QR", queries, rows.astype(jnp.float32), precision="highest")
         lengths = jnp.linalg.norm(queries, axis=1, keepdims=True) * norms
-        scores = jnp.where(usable, dot / jnp.maximum(lengths, 1e-8), -jnp.inf)
+        scores = jnp.where(usable, cosine(dot, lengths), -jnp.inf)
         best, places = jax.lax.top_k(scores, k)
         return best, places + jax.lax.axis_index(BATCH) * len(rows)
 

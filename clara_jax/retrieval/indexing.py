@@ -16,7 +16,7 @@ from clara_jax.inference.memory_store import document_key
 from clara_jax.retrieval.ann import Projection
 from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.documents import ChunkedDocument
-from clara_jax.retrieval.rows import StoredChunk
+from clara_jax.text.documents import Chunk
 
 SAVE_SECONDS = 20.0  # of work between commits, at most about as much is lost by a kill
 FEWEST, MOST = 32, 8192  # chunks of a commit
@@ -122,7 +122,7 @@ def _put(store: DocumentStore, bundle: Bundle, documents: list[ChunkedDocument],
 def _write(
     store: DocumentStore,
     documents: list[ChunkedDocument],
-    chunks: list[StoredChunk],
+    chunks: list[Chunk],
     keys: list[bytes],
     memories: np.ndarray,
     plan: _Plan,
@@ -168,9 +168,7 @@ class _Plan:
     removed: int
 
 
-def _plan(
-    store: DocumentStore, documents: list[ChunkedDocument], chunks: list[StoredChunk], keys: list[bytes]
-) -> _Plan:
+def _plan(store: DocumentStore, documents: list[ChunkedDocument], chunks: list[Chunk], keys: list[bytes]) -> _Plan:
     known = store.known([document.id for document in documents])
     by_content = {key: name for stored in known.values() for name, (_, key) in stored.items()}
     plan: dict[str, Any] = {"compress": [], "reuse": {}, "keep": []}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,37 +10,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from clara_jax.deprecation import renamed_attributes
 from clara_jax.retrieval.words import indexed
+from clara_jax.text.documents import CHUNK_FIELDS, Chunk
 
 VECTOR_WIDTH = 256  # of search vectors, see `clara_jax.retrieval.ann`
 KEY_BYTES = 16
 ABOUT = b"clara_jax"  # the key of our entry in the table's metadata
-FACTS = ("id", "document", "title", "text", "source", "start", "end", "tokens")
-
-
-@dataclasses.dataclass(frozen=True)
-class StoredChunk:
-    """A chunk of a store.
-
-    Attributes:
-      id: unique in the store.
-      document: the id of the document it was cut from.
-      title: of the document.
-      text: the compressed text.
-      source: of the document, e.g. a file.
-      start: the first character in the document; -1 where unknown.
-      end: the end in the document; -1 where unknown.
-      tokens: the number of tokens of the text.
-    """
-
-    id: str
-    document: str
-    title: str
-    text: str
-    source: str
-    start: int
-    end: int
-    tokens: int
 
 
 def schema(memory_bytes: int, about: Mapping[str, Any]) -> pa.Schema:
@@ -52,7 +27,7 @@ def schema(memory_bytes: int, about: Mapping[str, Any]) -> pa.Schema:
       about: the store's properties, for the table's metadata.
     """
     whole, text = pa.int64(), pa.string()
-    types = dict(zip(FACTS, (text, text, text, text, text, whole, whole, whole), strict=True))
+    types = dict(zip(CHUNK_FIELDS, (text, text, text, text, text, whole, whole, whole), strict=True))
     types |= {"words": text, "key": pa.binary(KEY_BYTES), "memory": pa.binary(memory_bytes)}
     types |= {"facts_checksum": pa.uint32(), "memory_checksum": pa.uint32()}
     fields = [pa.field(name, kind, False) for name, kind in types.items()]
@@ -61,7 +36,7 @@ def schema(memory_bytes: int, about: Mapping[str, Any]) -> pa.Schema:
 
 
 def as_rows(
-    chunks: Sequence[StoredChunk], keys: Sequence[bytes], memories: np.ndarray, vectors: np.ndarray | None
+    chunks: Sequence[Chunk], keys: Sequence[bytes], memories: np.ndarray, vectors: np.ndarray | None
 ) -> pa.Table:
     """Return chunks as rows to be written, with their words for the full-text index and their checksums.
 
@@ -72,7 +47,7 @@ def as_rows(
       vectors: float32 [n, 256], or None.
     """
     stored = schema(memories.shape[1], {}).remove_metadata()
-    columns = [pa.array([getattr(chunk, name) for chunk in chunks], stored.field(name).type) for name in FACTS]
+    columns = [pa.array([getattr(chunk, name) for chunk in chunks], stored.field(name).type) for name in CHUNK_FIELDS]
     columns.append(pa.array([indexed(chunk.text) for chunk in chunks], pa.string()))
     columns += [binary(np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), KEY_BYTES)), binary(memories)]
     sums = [facts_checksum(chunk, key) for chunk, key in zip(chunks, keys, strict=True)]
@@ -83,16 +58,20 @@ def as_rows(
     return pa.table(columns, schema=stored)
 
 
-def as_chunk(row: dict[str, Any]) -> tuple[StoredChunk, bytes, bool]:
-    """Return the chunk and the key of a row of `FACTS`, "key" and "facts_checksum", and whether the checksum holds."""
+def as_chunk(row: dict[str, Any]) -> tuple[Chunk, bytes, bool]:
+    """Return the chunk and the key of a row, and whether its checksum holds.
+
+    Args:
+      row: the columns `CHUNK_FIELDS`, "key" and "facts_checksum".
+    """
     key, checksum = row.pop("key"), row.pop("facts_checksum")
-    chunk = StoredChunk(**row)
+    chunk = Chunk(**row)
     return chunk, key, facts_checksum(chunk, key) == checksum
 
 
-def facts_checksum(chunk: StoredChunk, key: bytes) -> int:
+def facts_checksum(chunk: Chunk, key: bytes) -> int:
     """Return the CRC-32 of a chunk's fields and key."""
-    parts = "\0".join(str(getattr(chunk, name)) for name in FACTS)
+    parts = "\0".join(str(getattr(chunk, name)) for name in CHUNK_FIELDS)
     return zlib.crc32(key, zlib.crc32(parts.encode("utf-8", "surrogatepass")))
 
 
@@ -137,3 +116,6 @@ def among(column: str, values: Sequence[str]) -> str:
     """Return the SQL condition that a column is one of some texts."""
     texts = ", ".join("'" + value.replace("'", "''") + "'" for value in values)
     return f"{column} IN ({texts})"
+
+
+__getattr__ = renamed_attributes(__name__, {"StoredChunk": "Chunk"})

@@ -18,7 +18,7 @@ import lancedb  # noqa: E402
 import tenacity  # noqa: E402
 
 from clara_jax.errors import ClaraError  # noqa: E402
-from clara_jax.files import locked  # noqa: E402
+from clara_jax.locks import locked  # noqa: E402
 
 T = TypeVar("T")
 INDEX_CACHE, METADATA_CACHE = 128 << 20, 32 << 20  # bytes that a connection keeps of indexes and of files' metadata

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from clara_jax.retrieval.document_store import DocumentStore
-from clara_jax.retrieval.rows import FACTS, as_bytes, as_chunk, damaged_memories
+from clara_jax.retrieval.rows import as_bytes, as_chunk, damaged_memories
 from clara_jax.retrieval.words import indexed
+from clara_jax.text.documents import CHUNK_FIELDS
 
 _READ_ROWS = 1024  # chunks of a read
 
@@ -19,7 +20,7 @@ def damaged_chunks(store: DocumentStore) -> list[str]:
     """
     damaged: list[str] = []
     seen: set[str] = set()
-    for rows in store.rows([*FACTS, "words", "key", "memory", "facts_checksum", "memory_checksum"], _READ_ROWS):
+    for rows in store.rows([*CHUNK_FIELDS, "words", "key", "memory", "facts_checksum", "memory_checksum"], _READ_ROWS):
         sums = rows["memory_checksum"].to_pylist()
         found = set(damaged_memories(rows["id"].to_pylist(), as_bytes(rows["memory"]), sums))
         for row in rows.drop_columns(["memory", "memory_checksum"]).to_pylist():

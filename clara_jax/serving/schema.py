@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 from pydantic_core import PydanticCustomError
 
 from clara_jax.rag_pipeline import CANDIDATES
+from clara_jax.results import Hit
 from clara_jax.retrieval.documents import LONGEST_ID
 
 LONGEST_ANSWER, MOST_CHUNKS, LONGEST_QUESTION = 4096, 100, 20_000
@@ -145,19 +147,11 @@ class StoreChatRequest(ChatRequest):
     )
 
 
-class Chunk(BaseModel):
+@dataclasses.dataclass(frozen=True)
+class Chunk(Hit):
     """A retrieved chunk; ``score`` is a cosine, BM25, or the sum of reciprocal ranks, by ``how``."""
 
-    id: str
-    document: str
-    title: str
-    text: str
-    source: str
-    start: int
-    end: int
-    tokens: int
-    score: float
-    rank: int
+    __pydantic_config__ = ConfigDict(extra="ignore")  # else that of the model it stands in
 
 
 class Found(BaseModel):

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clara_jax.errors import ClaraError
-from clara_jax.files import locked
 from clara_jax.formats.jsonl import write_json_lines
+from clara_jax.locks import locked
 from clara_jax.synthesis.completion import Completion
 
 FORMAT = "1"

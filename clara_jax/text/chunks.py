@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from clara_jax.errors import ClaraError
-from clara_jax.text.counting import CountTokens
-from clara_jax.text.documents import CorpusDocument
+from clara_jax.text.counting import CountTokens, TokenCounter
+from clara_jax.text.documents import CHUNK_FIELDS, Chunk, CorpusDocument
 from clara_jax.text.sentences import check_language, paragraph_ends, sentence_ends
 from clara_jax.text.titles import title_line
+
+if TYPE_CHECKING:
+    from clara_jax.input_pipeline.tokenization import ClaraTokenizer
 
 LONGEST_TITLE = 1 / 4  # of a chunk; a longer title loses its last words
 SENTENCES, TOKENS = "sentences", "tokens"
@@ -21,34 +24,27 @@ _WORD = re.compile(r"\S+")
 
 
 @dataclasses.dataclass(frozen=True)
-class DocumentChunk:
-    """A stretch of a document, one line of the corpus.
+class DocumentChunk(Chunk):
+    """A chunk as the chunker makes it, one line of the corpus.
 
     Attributes:
       id: "<document's id>#<number>", numbers from 0.
-      document: the document's id.
-      title: the document's, whole.
-      text: what is compressed: the title line, where there is one, and ``document.text[start:end]``.
-      source: the document's.
-      start, end: offsets into the document's text.
+      text: the title line, where there is one, and ``document.text[start:end]``.
+      tokens: not written to the corpus.
       page: on which the chunk begins, from 1; None where the document has no pages.
-      tokens: length of ``text``; not written.
     """
 
-    id: str
-    document: str
-    title: str
-    text: str
-    source: str
-    start: int
-    end: int
     page: int | None
-    tokens: int
 
     @property
     def body(self) -> str:
         """The text without the title line: ``document.text[start:end]``."""
         return self.text[len(self.text) - (self.end - self.start) :]
+
+    @property
+    def stored(self) -> Chunk:
+        """The chunk as a store keeps it, without its page."""
+        return Chunk(*(getattr(self, name) for name in CHUNK_FIELDS))
 
     def fields(self) -> dict[str, Any]:
         """Return the JSON object of the corpus file."""
@@ -123,8 +119,8 @@ class Chunker:
                     document.source,
                     start,
                     end,
-                    document.page(start),
                     tokens,
+                    document.page(start),
                 )
             )
         return chunks
@@ -135,6 +131,15 @@ class Chunker:
         while words and self.count([title_line(" ".join(words))])[0] > self.max_tokens * LONGEST_TITLE:
             words.pop()
         return title_line(" ".join(words))
+
+
+def chunker_of(tokenizer: ClaraTokenizer) -> Chunker:
+    """Return the chunker of a model, whose chunks the compressor reads whole: of at most ``doc_max_length`` tokens.
+
+    The Python API and stores cut documents with it, and the corpus command with an equal one where it is given the
+    model's tokenizer and ``doc_max_length``: the same text has the same chunks everywhere.
+    """
+    return Chunker(TokenCounter(tokenizer), tokenizer.doc_max_length)
 
 
 class _Cut:

@@ -1,4 +1,4 @@
-"""Documents as they are read from files, before they are chunked."""
+"""Documents as they are read from files, and the chunks that they become."""
 
 from __future__ import annotations
 
@@ -34,5 +34,32 @@ class CorpusDocument:
         """Return the page, counted from 1, of the character at an offset; None where there are no pages."""
         return bisect.bisect_right(self.pages, offset) if self.pages else None
 
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """A chunk of a document: a row of a store and, with a score and a rank, what is found (`clara_jax.results.Hit`).
+
+    Attributes:
+      id: unique in a store or a corpus.
+      document: the id of the document it was cut from.
+      title: of the document.
+      text: what is compressed.
+      source: of the document, e.g. a file.
+      start: the first character in the document; -1 where unknown.
+      end: the end in the document; -1 where unknown.
+      tokens: the length of ``text``.
+    """
+
+    id: str
+    document: str
+    title: str
+    text: str
+    source: str
+    start: int
+    end: int
+    tokens: int
+
+
+CHUNK_FIELDS = tuple(field.name for field in dataclasses.fields(Chunk))
 
 __getattr__ = renamed_attributes(__name__, {"Document": "CorpusDocument"})

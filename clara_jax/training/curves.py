@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from clara_jax.files import replaced_when_whole
+from clara_jax.metrics.controls import HELD_OUT_CONTROLS
 
 # Okabe and Ito's colours, which people with any kind of colour vision can tell apart.
 BLUE, ORANGE, GREEN, VERMILION, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
-CASES = {"": "-", "_no_memory": ":", "_other_memory": "--"}  # a value and its controls, by line style
-LABELS = {"": "", "_no_memory": ", no memory", "_other_memory": ", another's memory"}
+# Of a value and its controls.
+LABELS = {"": ""} | {f"_{name}": f", {label}" for name, label in HELD_OUT_CONTROLS.items()}
+CASES = dict(zip(LABELS, ("-", ":", "--"), strict=True))  # line styles
 SMOOTHED = 0.1  # share of a stage's rows over which the training loss is smoothed
 MetricRows = Sequence[Mapping[str, Any]]
 

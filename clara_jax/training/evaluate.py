@@ -29,12 +29,13 @@ from clara_jax.method.estimators.methods import select
 from clara_jax.method.parameters import merge
 from clara_jax.method.stages import Objective, Stage, Terms, encode_documents, objective_value, rank_documents
 from clara_jax.metrics.answers import exact_match, token_f1
-from clara_jax.metrics.controls import disjoint_others, repeated
+from clara_jax.metrics.controls import HELD_OUT_CONTROLS, disjoint_others, repeated
 from clara_jax.metrics.ranking import DEPTHS, recall_at
 from clara_jax.model.sharding import divisible, put_batch
 from clara_jax.training.step import Leaves, compiled_programs, make_eval_step, make_gradient_step
 
-REAL, NO_MEMORY, OTHER_MEMORY = "", "_no_memory", "_other_memory"  # cases, and what ends the names of their values
+# Cases, and what ends the names of their values.
+REAL, NO_MEMORY, OTHER_MEMORY = "", *(f"_{name}" for name in HELD_OUT_CONTROLS)
 
 
 class Evaluation:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import resource
 import sys
 import time
 from collections import deque
@@ -18,6 +17,9 @@ import jax
 from tqdm import tqdm
 
 from clara_jax.errors import ClaraError
+
+if sys.platform != "win32":
+    import resource
 
 
 class MetricWriter:
@@ -204,11 +206,13 @@ def _number(value: Any) -> Any:
 def device_memory() -> dict[str, float]:
     """Return the memory in use, in GiB.
 
-    It is "host_peak_gib", the most this process has held; and, where the platform reports them (GPU, TPU),
-    "device_peak_gib" and "device_in_use_gib" of the fullest local device.
+    It is "host_peak_gib", the most this process has held, but on Windows; and, where the platform reports them (GPU,
+    TPU), "device_peak_gib" and "device_in_use_gib" of the fullest local device.
     """
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
-    memory = {"host_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}
+    memory: dict[str, float] = {}
+    if sys.platform != "win32":
+        unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+        memory["host_peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     for name, key in (("device_peak_gib", "peak_bytes_in_use"), ("device_in_use_gib", "bytes_in_use")):
         known = [device[key] for device in stats if key in device]

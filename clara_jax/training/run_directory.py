@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import importlib.metadata
 import os
 import platform
@@ -22,6 +21,7 @@ import clara_jax
 from clara_jax.errors import ClaraError, warn_line
 from clara_jax.files import replaced_when_whole
 from clara_jax.formats.json_file import json_text
+from clara_jax.locks import locked
 from clara_jax.model.sharding import all_devices
 
 LOCK = ".lock"
@@ -33,26 +33,39 @@ _GIT_SECONDS = 10
 def lock(run_dir: str | Path) -> Iterator[None]:
     """Lock the run directory for this process, which makes it first where it is missing.
 
-    The kernel holds the lock on ``<run>/.lock`` and gives it back when the process ends, however it ends; that the file
-    is there means nothing. Where the file system has no locks, a warning is all there is.
+    The lock is on ``<run>/.lock``, which names its holder. Where the file system has no locks, a warning is all there
+    is.
 
     Raises:
       ClaraError: another process has it; the directory cannot be made.
     """
     run_dir = Path(run_dir)
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        handle = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise ClaraError(f"{run_dir}: cannot be a run directory: {error.strerror}; choose another --workdir") from error
-    try:
-        _acquire(run_dir, handle)
-        yield
-    finally:
-        # Closing alone would not do: a forked child shares the open file, and with it the lock.
+    path = run_dir / LOCK
+
+    def busy() -> str:
+        holder = ""
         with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_UN)
-        os.close(handle)
+            holder = path.read_text(encoding="utf-8", errors="replace").strip()
+        return (
+            f"{run_dir}: another process ({holder or 'just started'}) trains in this directory; wait for it or choose "
+            "another --workdir"
+        )
+
+    def unsupported(error: OSError) -> None:
+        warn_line(f"{run_dir}: cannot be locked ({error.strerror}); see to it that no other process trains there")
+
+    with contextlib.ExitStack() as stack:
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(path, busy, unsupported=unsupported))
+        except OSError as error:
+            raise ClaraError(
+                f"{run_dir}: cannot be a run directory: {error.strerror}; choose another --workdir"
+            ) from error
+        # The holder is named only for the message of a refused process: a full disk is no reason to fail here.
+        with contextlib.suppress(OSError):
+            path.write_text(f"pid {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+        yield
 
 
 def environment() -> dict[str, Any]:
@@ -87,23 +100,6 @@ def write_json(path: str | Path, value: Mapping[str, Any]) -> None:
     text = json_text(value)
     with replaced_when_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def _acquire(run_dir: Path, handle: int) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = os.pread(handle, 200, 0).decode(errors="replace").strip()
-        raise ClaraError(
-            f"{run_dir}: another process ({holder or 'just started'}) trains in this directory; wait for it or choose "
-            "another --workdir"
-        ) from error
-    except OSError as error:
-        warn_line(f"{run_dir}: cannot be locked ({error.strerror}); see to it that no other process trains there")
-    # The holder is named only for the message of a refused process: a full disk is no reason to fail here.
-    with contextlib.suppress(OSError):
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
 
 def _version(package: str) -> str | None:

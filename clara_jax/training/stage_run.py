@@ -16,6 +16,7 @@ import numpy as np
 
 from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.checkpoints.run import CheckpointWriter
+from clara_jax.chips import peak_flops
 from clara_jax.distributed import Agreement, is_main, say
 from clara_jax.errors import ClaraError, warn_line
 from clara_jax.input_pipeline.batches import MemoryReader
@@ -28,6 +29,7 @@ from clara_jax.method.generator import TOKENS
 from clara_jax.method.parameters import MAP, flatten, merge, split, unflatten
 from clara_jax.method.stages import Terms, calibrate, inherit
 from clara_jax.method.topk import DEGENERATE
+from clara_jax.metrics.controls import HELD_OUT_CONTROLS
 from clara_jax.model.sharding import batch_shards, local_parts, local_rows, put_rows
 from clara_jax.training.config import RunConfig
 from clara_jax.training.evaluate import Evaluation
@@ -41,10 +43,9 @@ from clara_jax.training.stage_data import StageData
 from clara_jax.training.step import compiled_programs, init_state, make_train_step
 from clara_jax.training.stopping import Stopped, StopSignal
 from clara_jax.training.stored_memories import open_memories
-from clara_jax.training.throughput import peak_flops, step_flops
+from clara_jax.training.throughput import step_flops
 
 START_STRENGTH = 0.02  # of the states in a memory that starts on a scaffold
-CONTROLS = {"no_memory": "no memory", "other_memory": "another's memory"}
 
 
 class StageRun:
@@ -369,10 +370,12 @@ def describe(values: Mapping[str, float]) -> str:
     """Return held-out values in one line, each with its controls."""
     parts = []
     for name, value in values.items():
-        if name.endswith(tuple(CONTROLS)) or (name in DEGENERATE and not value):
+        if name.endswith(tuple(HELD_OUT_CONTROLS)) or (name in DEGENERATE and not value):
             continue
         controls = [
-            f"{label} {values[f'{name}_{end}']:.4f}" for end, label in CONTROLS.items() if f"{name}_{end}" in values
+            f"{label} {values[f'{name}_{end}']:.4f}"
+            for end, label in HELD_OUT_CONTROLS.items()
+            if f"{name}_{end}" in values
         ]
         parts.append(f"{name} {value:.4f}" + (f" ({', '.join(controls)})" if controls else ""))
     return ", ".join(parts)

@@ -1,4 +1,4 @@
-"""Throughput accounting: the floating-point operations of a training step, and the peak rates of devices.
+"""Throughput accounting: the floating-point operations of a training step.
 
 Model FLOPs are those that the mathematics needs, whatever the program does. A multiply-add is two. Counted are attended
 tokens alone (padding is wasted), and nothing that rematerialization or the chunked loss compute a second time. For a
@@ -40,34 +40,6 @@ from clara_jax.input_pipeline.tokenization import IGNORED
 from clara_jax.method.parameters import overlap
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.declare import Projection, projection_groups
-
-# Dense bfloat16 FLOP/s of one JAX device, by the beginning of its kind; the first that fits is taken. From the makers'
-# data sheets (cloud.google.com/tpu/docs: v4, v5e, v5p, v6e, tpu7x; NVIDIA's A100, H100, H200, without sparsity).
-PEAKS = (
-    ("TPU v4 lite", None),  # an inference chip, of which no figure is at hand
-    ("TPU v4", 275e12),
-    ("TPU v5 lite", 197e12),  # v5e
-    ("TPU v5e", 197e12),
-    ("TPU v5p", 459e12),
-    ("TPU v5", 459e12),  # what JAX calls v5p
-    ("TPU v6 lite", 918e12),  # v6e
-    ("TPU v6e", 918e12),
-    ("TPU7x", 2307e12 / 2),  # a chip is two devices
-    ("NVIDIA A100", 312e12),
-    ("NVIDIA H100 PCIe", 756e12),
-    ("NVIDIA H100 NVL", 835e12),
-    ("NVIDIA H100", 989e12),  # SXM
-    ("NVIDIA H200 NVL", 835e12),
-    ("NVIDIA H200", 989e12),
-)
-
-
-def peak_flops(device_kind: str) -> float | None:
-    """Return the dense bfloat16 FLOP/s of a device, by its ``device_kind``; None for CPUs and unknown ones.
-
-    A run in float32 is measured against the same peak, and cannot come near it.
-    """
-    return next((peak for kind, peak in PEAKS if device_kind.startswith(kind)), None)
 
 
 class Work(NamedTuple):

@@ -21,10 +21,9 @@ def test_effective_rank():
     assert geometry.effective_rank(np.zeros((4, 9))) == 0
 
 
-def test_distances_and_cosines():
+def test_distances():
     a, b = np.array([[3.0, 0], [0, 4]]), np.array([[0.0, 4], [0, -4], [3, 0]])
     np.testing.assert_allclose(geometry.distances(a, b), [[5, 5, 0], [0, 8, 5]])
-    np.testing.assert_allclose(geometry.cosines(a, b), [[0, 0, 1], [1, -1, 0]])
     assert geometry.on_and_off_diagonal(np.array([[1.0, 2, 3], [4, 5, 6], [7, 8, 9]])) == (5, 5)
     assert geometry.on_and_off_diagonal(np.array([[1.0, 6], [2, 3]])) == (2, 4)
 

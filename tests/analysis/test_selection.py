@@ -64,7 +64,7 @@ def test_what_changes_a_selection_and_what_does_not():
     np.testing.assert_array_equal(found[selection.UNSELECTED], 1)
     noisy = found[selection.NOISY]
     assert noisy.shape == (selection.DRAWS, 3) and (noisy[:, :2] == 1).all() and 0 < noisy[:, 2].mean() < 1
-    np.testing.assert_array_equal(found[selection.OTHER_QUESTION], [1, 0, 0])
+    np.testing.assert_array_equal(found[selection.OTHER_QUESTION], [0, 0, 1])
     assert 0 < found[selection.RANDOM].mean() < 1
     rows = {row[0]: row[1:] for row in selection.stability_section(found, 1)["table"]["rows"]}
     assert rows[selection.UNSELECTED] == [3, 0, 1]

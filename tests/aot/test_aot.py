@@ -10,7 +10,7 @@ import pytest
 from clara_jax.aot import __main__ as aot
 from clara_jax.aot import lowering
 from clara_jax.aot.roofline import GIB
-from clara_jax.aot.topology import CHIPS
+from clara_jax.chips import CHIPS
 from clara_jax.errors import ClaraError
 from tests.aot.analytic_comm import step_bytes
 from tests.aot.test_analytic_comm import WIDE
@@ -42,7 +42,7 @@ def small(monkeypatch, folder, *arguments):
     (folder / "config.json").write_text(json.dumps(WIDE))
     sizes = [f"--config.clara.{field}" for field in ("doc_max_length=16", "compress_rate=4", "lora_rank=4")]
     sizes += [f"--base-config={folder / 'config.json'}", "--batch=8", "--text=12", "--target=8"]
-    run(monkeypatch, *sizes, "--config.model.remat=full", f"--json={folder / 'plan.json'}", *arguments)
+    run(monkeypatch, *sizes, "--config.model.remat=full", f"--output={folder / 'plan.json'}", *arguments)
     return json.loads((folder / "plan.json").read_text())
 
 
@@ -130,7 +130,7 @@ RUNS = [(topology, stage) for topology in SLICES for stage in ("scp", "instruct"
 def test_mistral_7b(monkeypatch, tmp_path, topology, stage, counted):
     """The paper's batches where they have a row for each device, else so many; minutes and gigabytes each."""
     written = tmp_path / "plan.json"
-    arguments = (f"--topology={topology}", "--config.model.remat=full", f"--json={written}")
+    arguments = (f"--topology={topology}", "--config.model.remat=full", f"--output={written}")
     run(monkeypatch, *arguments, config=f"configs/mistral7b_{stage}.py")
     (own,) = json.loads(written.read_text())["programs"]
     assert own["fits"]

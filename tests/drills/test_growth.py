@@ -10,8 +10,8 @@ import pytest
 
 from clara_jax.retrieval import table
 from clara_jax.retrieval.document_store import DocumentStore
-from clara_jax.retrieval.rows import StoredChunk
 from clara_jax.retrieval.table import COMMITS
+from clara_jax.text.documents import Chunk
 
 M, E = 4, 64
 
@@ -29,7 +29,7 @@ def resident():
 def add(store, number, documents):
     """A version of one of some documents, as POST /v1/documents does; then a question."""
     name = f"d{number % documents}"
-    chunk = StoredChunk(f"{name}#0", name, "", f"Note {number} of a town.", "", 0, 9, 9)
+    chunk = Chunk(f"{name}#0", name, "", f"Note {number} of a town.", "", 0, 9, 9)
     store.replace([chunk], [number.to_bytes(16, "big")], np.full((1, M, E), number % 9, np.float32))
     store.index_words()
     assert store.words(f"note {number}", 1)[0][0] == f"{name}#0" and len(store.memories([f"{name}#0"])) == 1

@@ -14,8 +14,8 @@ import pytest
 from clara_jax.errors import ClaraError
 from clara_jax.retrieval import document_store, table
 from clara_jax.retrieval.document_store import DocumentStore
-from clara_jax.retrieval.rows import StoredChunk
 from clara_jax.retrieval.verifying import damaged_chunks
+from clara_jax.text.documents import Chunk
 
 M, E = 2, 8
 
@@ -45,7 +45,7 @@ def make(location):
 def version(document, number, chunks):
     """A document's chunks; text, memory and key all tell the version."""
     own = [
-        StoredChunk(f"{document}#{i}", document, "", f"version {number} of {document}, {chunks} in all", "", i, i, 5)
+        Chunk(f"{document}#{i}", document, "", f"version {number} of {document}, {chunks} in all", "", i, i, 5)
         for i in range(chunks)
     ]
     memories = np.stack([memory_of(chunk) for chunk in own])

@@ -13,7 +13,7 @@ from clara_jax import ClaraError
 from clara_jax.checkpoints import opening
 from clara_jax.inference import programs
 from clara_jax.inference import weights as ready
-from clara_jax.inference.decode import Sampling, generate
+from clara_jax.inference.decode import Sampling, generate, prefill
 from clara_jax.inference.engine import Engine, _bucket
 from clara_jax.inference.prefix_cache import key, split_at
 from clara_jax.inference.requests import Request
@@ -317,7 +317,7 @@ def test_bfloat16_is_read_as_it_is(bundle, rows, usual_code):
 
 def test_few_programs_for_a_mixed_load(bundle):
     """Other lengths, memories, numbers of requests and times of coming: the programs are those of a few sizes."""
-    functions = programs.prefill_prompts, programs.insert, programs.advance, programs.resize
+    functions = prefill, programs.insert, programs.advance, programs.resize
 
     def compiled():
         return np.array([function._cache_size() for function in functions])
@@ -348,7 +348,7 @@ def test_a_warm_engine_compiles_nothing(bundle):
 
     engine.warm_up(ask)
     assert not engine.busy and not engine.waiting and not len(engine.prefix_cache) and not engine.prefix_cache.hits
-    functions = programs.prefill_prompts, programs.insert, programs.advance, programs.resize, programs.first_slots
+    functions = prefill, programs.insert, programs.advance, programs.resize, programs.first_slots
     before = [function._cache_size() for function in functions]
     engine.generate([ask(7)])
     engine.generate([ask(7), ask(8), ask(9), ask(8), ask(10)])

@@ -14,6 +14,8 @@ from clara_jax.input_pipeline import chat_templates
 from clara_jax.input_pipeline.chat_templates import ChatTemplate, ChatTemplateError
 from clara_jax.input_pipeline.prompts import Memory, Prompt
 from clara_jax.input_pipeline.tokenization import ClaraTokenizer
+from clara_jax.text.chunks import chunker_of
+from clara_jax.text.documents import CorpusDocument
 from tests.data import REFUSING_TEMPLATE, SYSTEM_TEMPLATE, tiny_tokenizer
 from tests.tiny import CHAT_TEMPLATE, SPACED_TEMPLATE, tokenizer
 
@@ -203,7 +205,7 @@ def test_half_a_surrogate_pair_is_refused_wherever_text_comes_in():
     half = "half \ud83d"
     for call in (
         lambda: clara.encode_documents([half]),
-        lambda: clara.chunk(half),
+        lambda: chunker_of(clara)(CorpusDocument("d", "", half, "")),
         lambda: clara.cut_texts([half]),
         lambda: clara.is_cut(half),
         lambda: clara.encode_prompt(Prompt(half, ("x",))),

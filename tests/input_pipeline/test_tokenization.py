@@ -205,36 +205,6 @@ def test_harmless_text_stays_as_it_is():
     assert TOKENIZER.plain("a<SEP>b<|im_end|>") == "a< SEP>b< |im_end|>"
 
 
-@given(TEXTS)
-@settings(max_examples=200, deadline=None)
-def test_chunks_keep_every_character_and_fit(text):
-    chunks = TOKENIZER.chunk(text)
-    assert "".join(chunks) == text
-    assert not any(TOKENIZER.is_cut(chunk) for chunk in chunks)
-    if text and not TOKENIZER.is_cut(text):
-        assert chunks == [text]
-
-
-def test_chunks_end_with_sentences_or_words():
-    assert TOKENIZER.chunk("") == []
-    assert TOKENIZER.chunk("One two. Three four. Five.") == ["One two. ", "Three four. ", "Five."]
-    # No sentence ends in the second half: the chunk ends with a word.
-    assert TOKENIZER.chunk("A. bcd efg hij klm nop") == ["A. bcd efg hij ", "klm nop"]
-    parts = TOKENIZER.chunk("w " + "x" * 40 + " y")
-    assert parts == ["w ", "x" * 16, "x" * 16, "x" * 8 + " y"]
-    assert TOKENIZER.chunk("日本。" * 4) == ["日本。"] * 4
-
-
-def test_a_very_long_word_is_chunked_in_linear_time():
-    word = "x" * 200_000
-    calls = []
-    tokenizer = ClaraTokenizer(tiny_tokenizer(), 64, 4)
-    encode = tokenizer._encode
-    tokenizer._encode = lambda texts: calls.append(sum(map(len, texts))) or encode(texts)
-    assert [len(chunk) for chunk in tokenizer.chunk(word)] == [64] * (len(word) // 64)
-    assert sum(calls) < 40 * len(word)  # the whole of it for every chunk would be 3000 times
-
-
 def test_save_and_load(tmp_path):
     tokenizer = ClaraTokenizer(
         tiny_tokenizer(bos=None), 32, 2, different_mem_tokens=False, missing_bos="memory_token", max_length=99

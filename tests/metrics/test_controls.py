@@ -15,7 +15,10 @@ from clara_jax.metrics.controls import (
     draws,
     gold,
     other_cases,
+    random_selection,
     repeated,
+    shuffled,
+    shuffled_within,
 )
 
 
@@ -94,3 +97,21 @@ def test_documents_are_repeated_or_cut():
 @pytest.mark.parametrize("condition", [*MEMORY_CONDITIONS, CRAMMED, *TEXT_CONDITIONS])
 def test_only_memory_conditions_are_controls(condition):
     assert condition.control == (condition in MEMORY_CONDITIONS and condition.name != "clara")
+
+
+def test_shuffled_memories_are_the_same_vectors():
+    memories = np.arange(4 * 8 * 3).reshape(4, 8, 3)
+    whole, within = (change(memories, np.random.default_rng(0)) for change in (shuffled, shuffled_within))
+    for found in (whole, within):
+        assert found.shape == memories.shape and not (found == memories).all()
+        assert {tuple(vector) for vector in found.reshape(-1, 3)} == {
+            tuple(vector) for vector in memories.reshape(-1, 3)
+        }
+    assert [set(memory.ravel()) for memory in within] == [set(memory.ravel()) for memory in memories]
+    assert [set(memory.ravel()) for memory in whole] != [set(memory.ravel()) for memory in memories]
+
+
+def test_a_random_selection_is_of_distinct_documents():
+    many = case("a", "abcdefgh")
+    assert len(set(random_selection(many, 3, 0))) == 3 and random_selection(many, 3, 0) == random_selection(many, 3, 0)
+    assert sorted(random_selection(many, 9, 0)) == list(range(8))

@@ -8,11 +8,10 @@ from hypothesis import strategies as st
 from clara_jax.errors import ClaraError
 from clara_jax.retrieval.conditions import COLUMNS, compiled
 from clara_jax.retrieval.document_store import DocumentStore
-from clara_jax.retrieval.rows import FACTS, StoredChunk
+from clara_jax.text.documents import CHUNK_FIELDS, Chunk
 
 CHUNKS = [
-    StoredChunk(f"d{i}#0", f"d{i}", "it's" * (i % 2), f"text_{i} 100%", 'Ünder \\ "', 10 * i, 10 * i + i, i)
-    for i in range(8)
+    Chunk(f"d{i}#0", f"d{i}", "it's" * (i % 2), f"text_{i} 100%", 'Ünder \\ "', 10 * i, 10 * i + i, i) for i in range(8)
 ]
 TEXTS = [name for name, kind in COLUMNS.items() if kind is str]
 NUMBERS = [name for name, kind in COLUMNS.items() if kind is int]
@@ -102,7 +101,7 @@ def test_conditions_of_every_kind(store, condition, numbers):
 
 
 def test_all_columns_of_a_chunk_are_declared():
-    assert tuple(COLUMNS) == FACTS
+    assert tuple(COLUMNS) == CHUNK_FIELDS
 
 
 BAD = [

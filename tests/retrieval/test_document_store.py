@@ -12,10 +12,11 @@ from clara_jax.errors import ClaraError
 from clara_jax.model.sharding import make_mesh
 from clara_jax.retrieval import ann, exact_search
 from clara_jax.retrieval.chunk_reader import StoredDocument
-from clara_jax.retrieval.document_store import DocumentStore, StoredChunk
+from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.encodings import ENCODINGS, MemoryEncoding
 from clara_jax.retrieval.exact_search import ExactSearch
 from clara_jax.retrieval.search import ScoredId, Search, fuse
+from clara_jax.text.documents import Chunk
 
 M, E = 4, 24
 RNG = np.random.default_rng(0)
@@ -23,7 +24,7 @@ RNG = np.random.default_rng(0)
 
 def chunks(document, count, words="about"):
     return [
-        StoredChunk(f"{document}#{i}", document, "a title", f"{words} {i} of {document}", "a file", i, i + 1, 7)
+        Chunk(f"{document}#{i}", document, "a title", f"{words} {i} of {document}", "a file", i, i + 1, 7)
         for i in range(count)
     ]
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clara_jax.retrieval.document_store import DocumentStore
-from clara_jax.retrieval.rows import StoredChunk
 from clara_jax.retrieval.words import LONGEST, asked, indexed
+from clara_jax.text.documents import Chunk
 
 TEXTS = {
     "zh": "北京是中华人民共和国的首都，位于华北平原的北部。",
@@ -34,7 +34,7 @@ TEXTS = {
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     own = DocumentStore.open_or_make(tmp_path_factory.mktemp("words") / "store", "f" * 64, "float32", 1, 2)
-    chunks = [StoredChunk(name, name, "", text, "", 0, 1, 9) for name, text in TEXTS.items()]
+    chunks = [Chunk(name, name, "", text, "", 0, 1, 9) for name, text in TEXTS.items()]
     half = len(chunks) // 2
     for part in (chunks[:half], chunks[half:]):  # what is in the index, and what is not yet
         own.replace(part, [bytes(16)] * len(part), np.ones((len(part), 1, 2), np.float32))

@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 
 from clara_jax import serve
 from clara_jax.errors import ClaraError
-from clara_jax.inference.programs import prefill_prompts
+from clara_jax.inference.decode import prefill
 from tests.test_rag_pipeline import checkpoint  # noqa: F401  (a fixture)
 from tests.tiny import document, write_base
 
@@ -134,12 +134,12 @@ def test_a_base_is_served_ready_to_answer(tmp_path, monkeypatch, capsys):
     app, worker = served
     rows = jax.device_count()  # the next number that they divide
     assert worker.rows == rows and f"tiny, weights merged, {rows} rows" in capsys.readouterr().out
-    before = prefill_prompts._cache_size()
+    before = prefill._cache_size()
     with TestClient(app, base_url="http://127.0.0.1") as client:
         chat = {"messages": [{"role": "user", "content": "What is it?"}], "max_tokens": 64}
         assert client.post("/v1/chat/completions", json=chat).json()["model"] == "tiny"
         assert client.get("/").status_code == 404
-    assert prefill_prompts._cache_size() == before > 0
+    assert prefill._cache_size() == before > 0
     worker.end()
 
 

@@ -1,10 +1,14 @@
 """Whatever the schema allows, and much that it does not, gets an answer that the schema describes."""
 
+import dataclasses
+import typing
+
 import hypothesis
 import pytest
 import schemathesis
 from schemathesis.specs.openapi import checks
 
+from clara_jax.results import Hit
 from clara_jax.serving.guard import RequestLimits
 from clara_jax.serving.store import store_app
 from clara_jax.serving.text import text_app
@@ -33,6 +37,16 @@ def ended():
     yield
     for worker in workers:
         worker.end()
+
+
+def test_a_chunk_on_the_wire_has_the_fields_of_a_hit():
+    components = store_app(workers[0], RequestLimits()).openapi()["components"]["schemas"]
+    types = {str: "string", int: "integer", float: "number"}
+    chunk = components["Chunk"]
+    fields = {name: types[kind] for name, kind in typing.get_type_hints(Hit).items()}
+    assert {name: field["type"] for name, field in chunk["properties"].items()} == fields
+    assert chunk["required"] == list(chunk["properties"]) == [field.name for field in dataclasses.fields(Hit)]
+    assert chunk["type"] == "object" and "additionalProperties" not in chunk
 
 
 @store.parametrize()

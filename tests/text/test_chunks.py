@@ -169,6 +169,19 @@ def test_a_limit_below_one_character():
         Chunker(BYTES, 2)(document("ab 東"))
 
 
+def test_a_very_long_word_is_divided_in_linear_time():
+    calls = []
+
+    def count(texts):
+        calls.append(sum(map(len, texts)))
+        return [len(text) for text in texts]
+
+    word = "x" * 200_000
+    sizes = [chunk.end - chunk.start for chunk in Chunker(count, 64)(document(word))]
+    assert max(sizes) == 64 and sum(sizes) == len(word)
+    assert sum(calls) < 40 * len(word)  # the whole of it for every chunk would be 3000 times
+
+
 # --- for any text ---
 
 WORDS = st.sampled_from(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from clara_jax.chips import peak_flops
 from clara_jax.input_pipeline.batches import Batch, PromptBatch, Sequences, StoredMemories, memory_at_end
 from clara_jax.method.clara import ClaraConfig, ClaraModel
 from clara_jax.method.parameters import declare, split
@@ -16,7 +17,7 @@ from clara_jax.model.declare import initialise
 from clara_jax.model.sharding import put_batch
 from clara_jax.training import throughput
 from clara_jax.training.step import make_loss
-from clara_jax.training.throughput import Work, adapter_weights, block_weights, blocks_flops, peak_flops, step_flops
+from clara_jax.training.throughput import Work, adapter_weights, block_weights, blocks_flops, step_flops
 
 TINY = {
     "model_type": "llama",
@@ -174,6 +175,8 @@ def test_mistral_7b_is_4n_per_token():
         ("NVIDIA H100 80GB HBM3", 989e12),
         ("NVIDIA H100 PCIe", 756e12),
         ("NVIDIA H200", 989e12),
+        ("NVIDIA H200 NVL", 835e12),
+        ("TPU v4 lite", None),
         ("cpu", None),
         ("TPU v99", None),
         ("NVIDIA GeForce RTX 4090", None),

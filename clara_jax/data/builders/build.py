@@ -13,8 +13,9 @@ from clara_jax.data.builders.datasets import DATASETS, REJECTED, SHARD_BYTES
 from clara_jax.data.builders.reading import schema_of
 from clara_jax.data.builders.source import INFO, read_metadata
 from clara_jax.errors import ClaraError
-from clara_jax.files import locked, sync
+from clara_jax.files import sync
 from clara_jax.formats.jsonl import data_files
+from clara_jax.locks import locked
 
 LOCK, STAGING, PREVIOUS = ".lock", ".building", "previous"  # beside the data set's directory; within the second
 

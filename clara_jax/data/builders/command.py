@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from clara_jax import command
 from clara_jax.data.builders import report
 from clara_jax.data.builders.build import build
 from clara_jax.data.builders.datasets import ON_ERROR
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``build``."""
     parser.add_argument("stage", choices=STAGES, help="as what lines are read; retrieval is stored as clara_end_to_end")
     _add_files(parser, "JSONL files (plain, .gz, .zst; patterns; local or gs://...)")
-    parser.add_argument("--output", required=True, metavar="DIR", help="the data set will be DIR/clara_STAGE/VERSION")
+    command.add_option(parser, "--output", "the data set, in DIR/clara_STAGE/VERSION", required=True, metavar="DIR")
     parser.add_argument(
         "--on-error",
         choices=ON_ERROR,
@@ -51,17 +52,13 @@ def add_statistics_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("stage", nargs="?", choices=STAGES, help="as what lines of JSONL files are read")
     parser.add_argument("--data", metavar="DIR", help="a data set that was built, in place of files and a stage")
     _add_files(parser, "JSONL files")
-    parser.add_argument(
-        "--tokenizer",
-        default=WORDS,
-        metavar="NAME",
-        help="lengths in tokens of this base model: smollm2, a directory, a .gguf file, a checkpoint's tokenizer; or "
-        "words (default words)",
-    )
-    parser.add_argument("--doc-max-length", type=int, default=256, metavar="N", help="tokens (default 256)")
-    parser.add_argument("--compress-rate", type=int, default=16, metavar="N", help="nominal (default 16)")
-    parser.add_argument("--limit", type=int, metavar="N", help="look at the first N records of each split")
-    parser.add_argument("--output", metavar="DIR", help=f"write {STATISTICS} and {PICTURE} there")
+    option = command.add_option
+    note = f'or a checkpoint\'s "tokenizer" folder; default: {WORDS}, which are counted in place of tokens'
+    option(parser, "--tokenizer", note, default=WORDS)
+    option(parser, "--doc-max-length", "256", default=256)
+    option(parser, "--compress-rate", "16", default=16)
+    option(parser, "--limit", "of the records of each split; default: all")
+    option(parser, "--output", f"{STATISTICS} and {PICTURE} in this folder", metavar="DIR")
 
 
 def run_statistics(arguments: argparse.Namespace) -> None:

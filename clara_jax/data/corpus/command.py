@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from clara_jax import command
 from clara_jax.data.corpus.build import SKIP, STOP, build_corpus
 from clara_jax.errors import ClaraError
 from clara_jax.text.chunks import SENTENCES, TOKENS, Chunker
@@ -20,19 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add = parser.add_argument
     add("--input", nargs="+", required=True, metavar="PATH", help="folders (searched to any depth), files or patterns")
-    add(
-        "--follow-links",
-        action="store_true",
-        help="read what links in a folder, or found by a pattern, lead to outside of it (passed over by default)",
-    )
-    add("--output", required=True, metavar="FILE", help="corpus.jsonl; with .gz or .zst after it, it is compressed")
-    add(
-        "--tokenizer",
-        default=WORDS,
-        metavar="NAME",
-        help='what counts tokens: the base model (smollm2, a directory, a .gguf file), a checkpoint\'s "tokenizer" '
-        f'folder, or "{WORDS}" (default)',
-    )
+    command.add_option(parser, "--follow-links")
+    command.add_option(parser, "--output", "corpus.jsonl; with .gz or .zst after it, it is compressed", required=True)
+    note = f'or a checkpoint\'s "tokenizer" folder; default: {WORDS}, which are counted in place of tokens'
+    command.add_option(parser, "--tokenizer", note, default=WORDS)
     add("--max-tokens", type=int, default=256, metavar="N", help="longest chunk: the model's doc_max_length (256)")
     add("--overlap", type=int, default=0, metavar="N", help="how much of a chunk the next one repeats (0)")
     add("--overlap-unit", choices=(SENTENCES, TOKENS), default=SENTENCES, help=f"what --overlap counts ({SENTENCES})")

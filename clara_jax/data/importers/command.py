@@ -13,6 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from clara_jax import command
 from clara_jax.data.importers import clara_multi_stage
 from clara_jax.data.importers.candidates import (
     MODES,
@@ -50,13 +51,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "name", choices=[*IMPORTERS, CLARA], metavar="NAME", help=f"{names}, {CLARA} (the published data of CLaRa)"
     )
     parser.add_argument("--input", nargs="+", required=True, metavar="FILE", help="files as published; patterns")
-    parser.add_argument("--output", required=True, metavar="FILE", help="OUT.jsonl, OUT.jsonl.gz or OUT.jsonl.zst")
+    command.add_option(parser, "--output", "OUT.jsonl, OUT.jsonl.gz or OUT.jsonl.zst", required=True)
     parser.add_argument(
         "--stage",
         help=f"{', '.join(QUESTION_STAGES)}: records; {CORPUS}: all documents; {QUERIES}: the questions with ids of "
         f"gold documents; with {CLARA} also scp (default: end_to_end, for beir retrieval)",
     )
-    parser.add_argument("--candidates", type=int, metavar="N", help="documents a record (default: 20, for instruct 5)")
+    command.add_option(parser, "--candidates", "of a record; default: 20, for instruct 5")
     parser.add_argument(
         "--retriever", metavar="NAME", help="bm25 (default), minilm, or dense:MODEL of sentence-transformers"
     )
@@ -71,8 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-titles", action="store_true", help="documents without the line with their title")
     parser.add_argument("--aliases", metavar="FILE", help="2wiki: id_aliases.json, for more accepted answers")
-    parser.add_argument("--seed", type=int, default=0, help="of the shuffling (default: 0)")
-    parser.add_argument("--limit", type=int, metavar="N", help="read the first N questions only")
+    command.add_option(parser, "--seed")
+    command.add_option(parser, "--limit", "of the questions; default: all")
     parser.add_argument(
         "--on-error",
         choices=("stop", "skip"),

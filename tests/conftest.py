@@ -3,6 +3,7 @@
 import gc
 import mmap
 import os
+import tarfile
 from glob import glob
 
 import jax
@@ -13,10 +14,12 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from clara_jax import compile_cache
 from clara_jax.aot.topology import ABSENT
+from tests.locations import ROOT
 
 # Before these modules are imported: shapes and dtypes in their signatures are checked whenever they are called.
 jaxtyping.install_import_hook("clara_jax.method", "beartype.beartype")
 jax.config.update("jax_num_cpu_devices", 8)
+KEPT = ROOT / "tests" / "kept" / "2026_11.tar.gz"
 # Tests compile much and run little. So do the processes that they start. `optimized` is for what needs the rest.
 UNOPTIMIZED = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 os.environ.setdefault(UNOPTIMIZED, "1")
@@ -86,6 +89,15 @@ def _forget_programs():
     yield
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """Files that an earlier version wrote, unpacked; what they name by a path is found from their folder."""
+    with tarfile.open(KEPT) as archive:
+        archive.extractall(tmp_path, filter="data")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

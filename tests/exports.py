@@ -7,8 +7,10 @@ import jax
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from clara_jax.checkpoints import opening
+from clara_jax.checkpoints import names, opening
 from clara_jax.method.clara import ClaraConfig
+from clara_jax.method.parameters import flatten, unflatten
+from clara_jax.model.declare import abstract, declare_base
 from clara_jax.model.sharding import make_mesh
 from tests import tiny
 
@@ -28,6 +30,12 @@ def bundle(base, clara=SMALL):
     lora = jax.tree.map(drawn, fresh.params["lora"])
     params = {**fresh.params, "lora": lora}
     return dataclasses.replace(fresh, params=params, trained=TRAINED, history=({"stage": "end_to_end"},))
+
+
+def load_base(config, dtype, mesh, tensors):
+    """A whole base, as a nested dict."""
+    leaves = flatten({"base": abstract(declare_base(config, dtype), mesh)})
+    return unflatten(names.load_base(config, leaves, tensors, "base"))["base"]
 
 
 def write_fused_base(folder):

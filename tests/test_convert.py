@@ -12,8 +12,7 @@ from safetensors.numpy import save_file
 
 from clara_jax import convert
 from clara_jax.api import Clara
-from clara_jax.checkpoints import exporting, opening
-from clara_jax.checkpoints.names import load_base
+from clara_jax.checkpoints import exporting, opening, released
 from clara_jax.errors import ClaraError
 from clara_jax.formats import hugging_face
 from clara_jax.formats.base import open_base
@@ -143,7 +142,7 @@ def test_a_merged_model_is_a_base_with_a_tokenizer_of_its_own(bundle, tmp_path):
     opened = open_base(str(tmp_path / "merged"))
     config = ModelConfig.from_hf(opened.config)
     assert config == dataclasses.replace(bundle.model.config, vocab_size=bundle.tokenizer.total_vocab)
-    base = load_base(config, opened.tensors, "bfloat16", bundle.mesh)
+    base = exports.load_base(config, "bfloat16", bundle.mesh, opened.tensors)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(base)} == {"bfloat16"}
     tokenizer = opened.load_tokenizer()
     assert tokenizer.convert_tokens_to_ids("<SEP>") == bundle.tokenizer.special_ids["<SEP>"]
@@ -262,7 +261,7 @@ def test_an_interrupt_leaves_nothing(bundle, tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(exporting, "read_released", stop)
+    monkeypatch.setattr(released, "tensors", stop)
     with pytest.raises(KeyboardInterrupt):
         exporting.export_released(bundle, tmp_path / "out")
     assert not list(tmp_path.iterdir())

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import tarfile
 
 import jax
 import numpy as np
@@ -12,18 +11,6 @@ from clara_jax import Clara, RagPipeline
 from clara_jax.inference.decode import Sampling
 from clara_jax.training.metrics import read_metrics
 from tests.commands import run_train
-from tests.locations import ROOT
-
-KEPT = ROOT / "tests" / "kept" / "2026_11.tar.gz"
-
-
-@pytest.fixture
-def kept(tmp_path, monkeypatch):
-    """Unpack the files; what they name by a path is found from their folder."""
-    with tarfile.open(KEPT) as archive:
-        archive.extractall(tmp_path, filter="data")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture

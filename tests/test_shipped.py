@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from clara_jax import Clara
-from clara_jax.checkpoints.compact import read_compact
+from clara_jax.checkpoints import compact
 from clara_jax.formats.base import open_base
 from clara_jax.inference.decode import Sampling
 from clara_jax.input_pipeline import prompts
@@ -44,16 +44,15 @@ def test_it_is_a_part_of_the_package_and_its_licence_of_the_metadata():
 
 
 def test_its_files_are_whole():
-    about, leaves = read_compact(FOLDER)
-    assert all(np.isfinite(leaf).all() for leaf in leaves.values())
-    assert about["base"]["name"] == "smollm2" and about["clara"]["memory_map"] == "affine"
-    assert {"lora/compressor", "lora/generator", "tokens/map", "tokens/memory"} <= set(about["trained"])
+    about = compact.describe(FOLDER)
+    assert all(np.isfinite(leaf).all() for _, leaf in compact.tensors(about))
+    assert about.base["name"] == "smollm2" and about.clara["memory_map"] == "affine"
+    assert {"lora/compressor", "lora/generator", "tokens/map", "tokens/memory"} <= set(about.trained)
 
 
 @needs_base
 def test_its_base_is_the_one_in_the_requirements():
-    about, _ = read_compact(FOLDER)
-    assert open_base("smollm2").content_hash == about["base"]["hash"]
+    assert open_base("smollm2").content_hash == compact.describe(FOLDER).base["hash"]
 
 
 @needs_base

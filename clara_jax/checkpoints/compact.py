@@ -10,22 +10,25 @@ snapshots of a run that are kept.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
+from clara_jax.checkpoints.description import Description
 from clara_jax.errors import ClaraError
 from clara_jax.formats.hugging_face import write_json
 from clara_jax.formats.json_file import read_object
-from clara_jax.formats.safetensors_files import open_tensors
+from clara_jax.formats.safetensors_files import map_tensors
+from clara_jax.model.sharding import place
 from clara_jax.strict_json import sealed, unsealed
 
 KIND = "clara_jax compact model"
-ABOUT, WEIGHTS = "model.json", "model.safetensors"
+FILES = (ABOUT, WEIGHTS) = ("model.json", "model.safetensors")  # a directory that holds them is such a checkpoint
 DTYPES = ("float32", "bfloat16", "int8")
 SCALE = ".scale"  # suffix of the name of an int8 tensor's scales
 _FIELDS = {
@@ -39,11 +42,6 @@ _FIELDS = {
     "trained": list,
 }
 _REMEDY = "give the folder that python -m clara_jax.convert export --format compact made"
-
-
-def is_compact(path: Path) -> bool:
-    """Return whether a directory looks like what `write_compact` makes."""
-    return (path / ABOUT).is_file() and (path / WEIGHTS).is_file()
 
 
 def write_compact(directory: Path, about: Mapping[str, Any], leaves: Mapping[str, np.ndarray], dtype: str) -> None:
@@ -69,8 +67,8 @@ def write_compact(directory: Path, about: Mapping[str, Any], leaves: Mapping[str
     write_json(directory / ABOUT, sealed(description))
 
 
-def read_compact(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Read what `write_compact` wrote: the description, and float32 leaves by path.
+def describe(directory: Path) -> Description:
+    """Return the description that `write_compact` wrote.
 
     Raises:
       ClaraError: a file that is missing, damaged or of another kind.
@@ -88,16 +86,55 @@ def read_compact(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]
             raise ClaraError(f'{directory / ABOUT}: "base" has no "{name}"; {_REMEDY}')
     if _sha256(directory / WEIGHTS) != about["sha256"]:
         raise ClaraError(f"{directory / WEIGHTS}: does not match its checksum in {ABOUT}; fetch the folder again")
-    tensors = open_tensors(directory / WEIGHTS)
-    leaves = {}
-    for name in tensors:
-        if name.endswith(SCALE):
-            continue
-        leaf = tensors[name]
-        leaves[name] = (
-            dequantize(leaf, tensors[name + SCALE]) if name + SCALE in tensors else np.asarray(leaf, np.float32)
-        )
-    return about, leaves
+    return Description(
+        path=directory,
+        source=directory / ABOUT,
+        clara=about["clara"],
+        base=about["base"],
+        precision=about["precision"],
+        history=tuple(about["history"]),
+        trained=tuple(about["trained"]),
+        prompt_version=about["prompt_version"],
+        tokenizer_hash=about["tokenizer"],
+    )
+
+
+def load(about: Description, leaves: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """Load the stored leaves, each onto its devices.
+
+    Args:
+      about: see `describe`.
+      leaves: all that such a checkpoint may hold, by path, each with its sharding.
+
+    Raises:
+      ClaraError: a damaged file; a leaf of another shape, or one that the model does not have.
+    """
+    arrays = {}
+    for name, leaf in tensors(about):
+        if name not in leaves:
+            raise ClaraError(f"{about.path}: holds {name!r}, which this model does not have")
+        if leaf.shape != leaves[name].shape:
+            raise ClaraError(
+                f"{about.path}: {name} is of the shape {list(leaf.shape)}, and must be {list(leaves[name].shape)}"
+            )
+        arrays[name] = place(leaf, leaves[name].sharding)
+    for name, wanted in leaves.items():
+        if name not in arrays and not name.startswith("lora/query_reasoner/"):
+            raise ClaraError(f"{about.path}: {name} is missing, and must be {list(wanted.shape)}")
+    return arrays
+
+
+def tensors(about: Description) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield float32 leaves with their paths, as `write_compact` was given them, up to rounding.
+
+    Raises:
+      ClaraError: a file that is missing or damaged.
+    """
+    stored = map_tensors(about.path / WEIGHTS)
+    for name, leaf in stored.items():
+        if not name.endswith(SCALE):
+            scales = stored.get(name + SCALE)
+            yield name, np.asarray(leaf, np.float32) if scales is None else dequantize(leaf, scales)
 
 
 def quantize(leaf: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

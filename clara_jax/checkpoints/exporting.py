@@ -13,11 +13,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from clara_jax.checkpoints import compact
+from clara_jax.checkpoints import compact, peft_folders, released
 from clara_jax.checkpoints.bundle import Bundle
-from clara_jax.checkpoints.names import EMBEDDING, HEAD, export_base, export_lora, lora_modules
-from clara_jax.checkpoints.peft_folders import MEMORY_MAP, TABLES, read_peft, write_peft
-from clara_jax.checkpoints.released import STAGES, read_released, write_released
+from clara_jax.checkpoints.names import EMBEDDING, HEAD, MEMORY_MAP, export_base, export_lora, lora_modules
+from clara_jax.checkpoints.peft_folders import TABLES
 from clara_jax.distributed import gather
 from clara_jax.errors import ClaraError
 from clara_jax.files import folder_when_whole
@@ -66,11 +65,10 @@ def export_peft(bundle: Bundle, directory: str | Path, dtype: str = "float32", b
             "lora_dropout": clara.lora_dropout,
             "target_modules": lora_modules(bundle.model.config),
         }
-        write_peft(folder, about, adapters, tables, name, lora)
+        peft_folders.write_peft(folder, about, adapters, tables, name, lora)
         bundle.tokenizer.save_hugging_face(folder / "tokenizer", added=True)
-        _, found, found_tables = read_peft(folder)
-        _compare(directory, adapters, found)
-        _compare(directory, {TABLES: tables}, {TABLES: found_tables})
+        found, found_tables = peft_folders.tensors(peft_folders.describe(folder))
+        _compare(directory, adapters | {TABLES: tables}, found | {TABLES: found_tables})
 
 
 def export_released(
@@ -121,13 +119,11 @@ def export_released(
             "different_mem_tokens": clara.different_mem_tokens,
             "generation_top_k": 5,
             "max_new_tokens": 128,
-            "training_stage": STAGES.get(stage, stage if stage in STAGES.values() else "stage1"),
+            "training_stage": released.STAGES.get(stage, stage if stage in released.STAGES.values() else "stage1"),
         }
-        write_released(folder, config, adapters, tables)
-        found = read_released(folder)
-        _compare(directory, adapters, found.adapters)
-        read = {EMBEDDING: found.embedding} | ({} if found.head is None else {HEAD: found.head})
-        _compare(directory, {"tables": tables}, {"tables": read})
+        released.write_released(folder, config, adapters, tables)
+        found, found_tables = released.tensors(released.describe(folder))
+        _compare(directory, adapters | {"tables": tables}, found | {"tables": found_tables})
 
 
 def export_merged(bundle: Bundle, directory: str | Path, role: str = "generator", dtype: str | None = None) -> None:
@@ -185,7 +181,7 @@ def export_compact(bundle: Bundle, directory: str | Path, dtype: str = "bfloat16
     }
     with folder_when_whole(directory) as folder:
         compact.write_compact(folder, about, leaves, dtype)
-        _, found = compact.read_compact(folder)
+        found = dict(compact.tensors(compact.describe(folder)))
         for name, leaf in leaves.items():
             _check_rounding(directory, name, leaf, found.get(name), dtype)
 

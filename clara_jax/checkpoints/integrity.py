@@ -33,7 +33,30 @@ def read_metadata(directory: str | Path) -> dict[str, Any]:
       ClaraError: no checkpoint, a file missing or damaged, an unknown format version.
     """
     directory = Path(directory)
+    return _read_metadata(directory, _checksums(directory))
+
+
+def verify_checkpoint(directory: str | Path) -> None:
+    """Compare every file with its checksum.
+
+    Raises:
+      ClaraError: the first file that is missing, cut short or changed.
+    """
+    directory = Path(directory)
     sums = _checksums(directory)
+    _read_metadata(directory, sums)
+    _in_threads(lambda item: _verify(directory, *item), sums.items())
+
+
+def write_checksums(directory: Path) -> None:
+    """Write the checksums of all files that lie in a directory."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    names = [path.relative_to(directory).as_posix() for path in files]
+    sums = dict(zip(names, _in_threads(_digest, files), strict=True))
+    (directory / CHECKSUMS).write_text(json_text(sums), encoding="utf-8")
+
+
+def _read_metadata(directory: Path, sums: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     if METADATA not in sums:
         raise ClaraError(f"{directory / CHECKSUMS}: has no entry for {METADATA}; restore the checkpoint from a copy")
     _verify(directory, METADATA, sums[METADATA])
@@ -45,25 +68,6 @@ def read_metadata(directory: str | Path) -> dict[str, Any]:
             "use the version of clara_jax that wrote it"
         )
     return metadata
-
-
-def verify_checkpoint(directory: str | Path) -> None:
-    """Compare every file with its checksum.
-
-    Raises:
-      ClaraError: the first file that is missing, cut short or changed.
-    """
-    directory = Path(directory)
-    read_metadata(directory)
-    _in_threads(lambda item: _verify(directory, *item), _checksums(directory).items())
-
-
-def write_checksums(directory: Path) -> None:
-    """Write the checksums of all files that lie in a directory."""
-    files = sorted(path for path in directory.rglob("*") if path.is_file())
-    names = [path.relative_to(directory).as_posix() for path in files]
-    sums = dict(zip(names, _in_threads(_digest, files), strict=True))
-    (directory / CHECKSUMS).write_text(json_text(sums), encoding="utf-8")
 
 
 def _digest(path: Path) -> dict[str, Any]:

@@ -14,55 +14,54 @@ import reprlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from clara_jax.checkpoints import compact, peft_folders, released, run
 from clara_jax.checkpoints.bundle import Bundle
-from clara_jax.checkpoints.compact import is_compact, read_compact
-from clara_jax.checkpoints.integrity import read_metadata
-from clara_jax.checkpoints.names import BASE_HINT, EMBEDDING, HEAD, load_base, load_lora
-from clara_jax.checkpoints.peft_folders import MEMORY_MAP, is_peft, read_peft
-from clara_jax.checkpoints.released import LICENCE_NOTE, is_released, read_released
-from clara_jax.checkpoints.retention import latest_checkpoint
-from clara_jax.checkpoints.run import load_arrays
+from clara_jax.checkpoints.description import Description
+from clara_jax.checkpoints.names import BASE_HINT, load_base
 from clara_jax.errors import ClaraError
-from clara_jax.formats.base import BaseModel, end_tokens, open_base
+from clara_jax.formats.base import BaseModel, open_base
 from clara_jax.formats.hf_tokenizers import PreTrainedTokenizerFast
 from clara_jax.input_pipeline.document_tokenizer import further_special_tokens
-from clara_jax.input_pipeline.prompts import MARKERS, PROMPT_VERSION
+from clara_jax.input_pipeline.prompts import PROMPT_VERSION
 from clara_jax.input_pipeline.tokenization import ClaraTokenizer
-from clara_jax.method.clara import AFFINE, ROLES, ClaraConfig, ClaraModel
+from clara_jax.method.clara import ROLES, ClaraConfig, ClaraModel
 from clara_jax.method.parameters import declare, flatten, initialise_adapters, split, unflatten
 from clara_jax.model.config import ModelConfig
-from clara_jax.model.declare import abstract, declare_affine, declare_base, initialise, shardings
-from clara_jax.model.precision import PRECISIONS, resolve
-from clara_jax.model.sharding import place, platform
+from clara_jax.model.declare import abstract, initialise
+from clara_jax.model.precision import resolve
+from clara_jax.model.sharding import platform
 from clara_jax.shipped import folder_of
+
+# Each is a module with FILES, ``describe`` and ``load``; the first one is taken whose files are all there.
+FORMATS = (compact, released, peft_folders, run)
 
 
 def from_base(
-    base: str,
+    base: str | BaseModel,
     clara: ClaraConfig,
     mesh: jax.sharding.Mesh,
     precision: str = "bfloat16",
     remat: str = "none",
     seed: int = 0,
 ) -> Bundle:
-    """Make fresh adapters on a base given by name (see `open_base`).
+    """Make fresh adapters on a base given by name, or opened (see `open_base`).
 
     Raises:
       ClaraError: a base that cannot be opened, has no chat template, or does not fit the mesh.
     """
-    opened = open_base(base)
+    opened = base if isinstance(base, BaseModel) else open_base(base)
     tokenizer = _added_tokens(opened.load_tokenizer(), clara)
-    precision = resolve(precision, platform(mesh))
-    model = ClaraModel(_model_config(opened, tokenizer.vocab_size), clara, precision, remat)
-    weights = load_base(model.config, opened.tensors, model.base_dtype, mesh, opened.path)
-    params = initialise_adapters(model.config, clara, weights, jax.random.key(seed), mesh)
+    config = _model_config(opened.config, f"{opened.path}: config.json", tokenizer)
+    model = ClaraModel(config, clara, resolve(precision, platform(mesh)), remat)
+    declared = declare(config, clara, model.base_dtype)
+    leaves = flatten({"base": abstract(declared["base"], mesh)})
+    weights = unflatten(load_base(config, leaves, opened.tensors, opened.path))["base"]
+    params = initialise_adapters(declared, weights, jax.random.key(seed), mesh)
     return Bundle(model, params, tokenizer, mesh, _reference(opened), further_ends=opened.end_ids)
 
 
@@ -94,8 +93,8 @@ def from_scratch(
     precision = resolve(precision, platform(mesh))
     model = ClaraModel(ModelConfig.from_hf(config, "the base from scratch"), clara, precision, remat)
     base_key, key = jax.random.split(jax.random.key(seed))
-    base = initialise(declare_base(model.config, model.base_dtype), base_key, mesh)
-    params = initialise_adapters(model.config, clara, base, key, mesh)
+    declared = declare(model.config, clara, model.base_dtype)
+    params = initialise_adapters(declared, initialise(declared["base"], base_key, mesh), key, mesh)
     digest = hashlib.sha256(json.dumps([config, seed], sort_keys=True).encode()).hexdigest()
     return Bundle(model, params, added, mesh, {"name": "scratch", "hash": digest, "config": config}, ("base",))
 
@@ -107,10 +106,10 @@ def fresh(bundle: Bundle, seed: int = 0) -> Bundle:
     """
     model = bundle.model
     base_key, key = jax.random.split(jax.random.key(seed))
-    base = bundle.params["base"]
+    declared, base = declare(model.config, model.clara, model.base_dtype), bundle.params["base"]
     if "base" in bundle.base_overrides:
-        base = initialise(declare_base(model.config, model.base_dtype), base_key, bundle.mesh)
-    params = initialise_adapters(model.config, model.clara, base, key, bundle.mesh)
+        base = initialise(declared["base"], base_key, bundle.mesh)
+    params = initialise_adapters(declared, base, key, bundle.mesh)
     return dataclasses.replace(bundle, params=params, trained=(), history=())
 
 
@@ -137,129 +136,102 @@ def load(
     """
     if not isinstance(path, str | os.PathLike):
         raise ClaraError(f"{path!r} is no path; give that of a directory")
-    path, precision = folder_of(path) or Path(path), precision and resolve(precision, platform(mesh))
+    path = folder_of(path) or Path(path)
     if not os.path.isdir(path):  # also False of a string that cannot be a path
         raise ClaraError(
             f"{path}: no such directory; give a training run, one of its checkpoints, or a released CLaRa checkpoint"
         )
-    if is_compact(path):
-        return _load_compact(path, mesh, base, precision, remat)
-    if is_released(path):
-        return _load_released(path, mesh, base, precision or "bfloat16", remat)
-    if is_peft(path):
-        return _load_peft(path, mesh, base, precision, remat)
-    return _load_run(path, mesh, base, precision, remat)
+    form = next(form for form in FORMATS if all((path / name).is_file() for name in form.FILES))
 
-
-def _load_run(path: Path, mesh: jax.sharding.Mesh, base: str | None, precision: str | None, remat: str) -> Bundle:
-    if not (path / "clara.json").is_file():
-        path = latest_checkpoint(path)
-    metadata = read_metadata(path)
-    _check_prompts(path, metadata)
-    clara = _clara_config(metadata["clara"], path / "clara.json")
-    tokenizer = ClaraTokenizer.load(path / "tokenizer")
-    reference, overrides = dict(metadata["base"]), tuple(metadata["own"])
-    config = dataclasses.replace(
-        ModelConfig.from_hf(reference["config"], str(path / "clara.json")), vocab_size=tokenizer.vocab_size
-    )
-    model = ClaraModel(config, clara, precision or metadata["precision"], remat)
-    declared = declare(config, clara, jnp.dtype(PRECISIONS[metadata["precision"]].stored))
-    stored, _ = split(abstract(declared, mesh), ("lora", "tokens", *overrides))
-    # Other arrays, such as a training run's optimizer state, are not read.
-    only = ("lora", "tokens", *({"base"} if overrides else ()))
-    arrays = flatten(load_arrays(path, unflatten(stored), only))
-    arrays = {
-        name: leaf.astype(model.base_dtype) if name.startswith("base/") else leaf for name, leaf in arrays.items()
-    }
-    ends = end_tokens(metadata.get("ends"), f'{path / "clara.json"}: "ends"')
-    if "base" not in overrides:
-        opened = _open_same_base(path, base, reference)
-        ends = opened.end_ids
-        weights = load_base(config, opened.tensors, model.base_dtype, mesh, opened.path)
-        arrays = flatten({"base": weights}) | arrays
-    trained, history = tuple(metadata["trained"]), tuple(metadata["history"])
-    return Bundle(model, unflatten(arrays), tokenizer, mesh, reference, overrides, trained, history, ends)
-
-
-def _load_compact(path: Path, mesh: jax.sharding.Mesh, base: str | None, precision: str | None, remat: str) -> Bundle:
-    about, leaves = read_compact(path)
-    _check_prompts(path, about)
-    opened = _open_same_base(path, base, about["base"])
-    clara = _clara_config(about["clara"], path / "model.json")
-    tokenizer = _added_tokens(opened.load_tokenizer(), clara)
-    if tokenizer.tokenizer_hash() != about["tokenizer"]:
-        raise ClaraError(f"{path}: was trained with another tokenizer than that of {opened.path} (its hash differs)")
-    config = _model_config(opened, tokenizer.vocab_size)
-    model = ClaraModel(config, clara, precision or resolve(about["precision"], platform(mesh)), remat)
-    tree = declare(config, clara, model.base_dtype)
-    declared, _ = split(tree, ("lora", "tokens"))
-    placed = flatten(shardings(tree, mesh))
-    # A query reasoner that no stage has trained equals the compressor, and is not stored.
-    stored = {name: leaves.pop(name, None) for name in declared}
-    for name in stored:
-        if stored[name] is None and name.startswith("lora/query_reasoner/"):
-            stored[name] = stored[name.replace("query_reasoner", "compressor")]
-    complete: dict[str, np.ndarray] = {}
-    for name, leaf in stored.items():
-        if leaf is None or leaf.shape != declared[name].shape:
-            found = "missing" if leaf is None else f"of the shape {list(leaf.shape)}"
-            raise ClaraError(f"{path}: {name} is {found}, and must be {list(declared[name].shape)}")
-        complete[name] = leaf
-    if leaves:
-        raise ClaraError(f"{path}: holds {next(iter(leaves))!r}, which this model does not have")
-    weights = load_base(config, opened.tensors, model.base_dtype, mesh, opened.path)
-    params = unflatten({name: place(leaf, placed[name]) for name, leaf in complete.items()}) | {"base": weights}
-    trained, history = tuple(about["trained"]), tuple(about["history"])
-    return Bundle(model, params, tokenizer, mesh, dict(about["base"]), (), trained, history, opened.end_ids)
-
-
-def _check_prompts(path: Path, metadata: Mapping[str, Any]) -> None:
-    if metadata["prompt_version"] != PROMPT_VERSION:
+    # What the checkpoint says of its model, and the base that it was made on.
+    about = form.describe(path)
+    if about.note:
+        print(about.note, file=sys.stderr)
+    if about.prompt_version != PROMPT_VERSION:
         raise ClaraError(
-            f"{path}: was trained with prompts of version {metadata['prompt_version']}, this program has "
+            f"{about.path}: was trained with prompts of version {about.prompt_version}, this program has "
             f"{PROMPT_VERSION}"
         )
+    opened = None if "base" in about.overrides else _open_base_of(about, base)
+    if opened is not None and "hash" not in about.base:
+        about = dataclasses.replace(about, base=_reference(opened))
+    clara, tokenizer = _numbers_and_tokenizer(about, opened)
+    if opened is None:
+        config = _model_config(about.base["config"], str(about.source), tokenizer)
+    else:
+        config = _model_config(opened.config, f"{opened.path}: config.json", tokenizer)
+    model = ClaraModel(config, clara, resolve(precision or about.precision, platform(mesh)), remat)
+
+    # Its parameters, declared once: those that the checkpoint holds, and the others, which are the base's.
+    overrides = tuple(name for name in about.overrides if not (config.tied and name == "base/lm_head"))
+    declared = abstract(declare(config, clara, model.base_dtype), mesh)
+    stored, rest = split(declared, ("lora", "tokens", *overrides))
+    arrays = form.load(about, stored)
+    trained = about.trained
+    if trained is None:
+        roles = (role for role in ROLES if any(name.startswith(f"lora/{role}/") for name in arrays))
+        trained = (*(f"lora/{role}" for role in roles), "tokens/memory")
+    # A query reasoner that no stage has trained equals the compressor, and need not be stored.
+    for name in [name for name in stored if name not in arrays]:
+        arrays[name] = jnp.copy(arrays[name.replace("query_reasoner", "compressor")])
+    if opened is not None:
+        arrays |= load_base(config, rest, opened.tensors, opened.path)
+    ends = about.further_ends if opened is None else opened.end_ids
+    return Bundle(model, unflatten(arrays), tokenizer, mesh, dict(about.base), overrides, trained, about.history, ends)
 
 
-def _open_same_base(path: Path, base: str | None, reference: Mapping[str, Any]) -> BaseModel:
-    """Open a checkpoint's base, or the one given in its place, which must have the same content."""
-    opened = open_base(base or reference["name"])
-    if opened.content_hash != reference["hash"]:
+def _open_base_of(about: Description, base: str | None) -> BaseModel:
+    """Open a checkpoint's base: the one given, or the one that it names, by a Hub id or a folder, perhaps within it.
+
+    Raises:
+      ClaraError: none is named; it cannot be opened; it has another content than the checkpoint says.
+    """
+    name = base or about.base["name"]
+    if not isinstance(name, str) or not name:
+        raise ClaraError(f'{about.source}: "{about.base_field}" names no base; give one {BASE_HINT}')
+    if not base and os.path.isdir(about.path / name):
+        name = str((about.path / name).resolve())
+    elif not base and os.path.isabs(name) and not os.path.exists(name):
         raise ClaraError(
-            f"{path}: was trained on the base {reference['name']} with hash {reference['hash'][:12]}, but "
+            f'{about.source}: "{about.base_field}" {reprlib.repr(name)} does not exist here; name the base {BASE_HINT}'
+        )
+    opened = open_base(name)
+    if "hash" in about.base and opened.content_hash != about.base["hash"]:
+        raise ClaraError(
+            f"{about.path}: was trained on the base {about.base['name']} with hash {about.base['hash'][:12]}, but "
             f"{opened.path} has {opened.content_hash[:12]}; give the right base {BASE_HINT}"
         )
     return opened
 
 
-def _load_released(path: Path, mesh: jax.sharding.Mesh, base: str | None, precision: str, remat: str) -> Bundle:
-    print(LICENCE_NOTE, file=sys.stderr)
-    released = read_released(path)
-    opened = open_base(base or _released_base(path, released.config))
-    tokenizer = opened.load_tokenizer()
-    clara = ClaraConfig(
-        doc_max_length=released.config["doc_max_length"],
-        compress_rate=released.config["compr_rate"],
-        lora_rank=released.config["lora_r"],
-        different_mem_tokens=bool(released.config.get("different_mem_tokens", True)),
-        missing_bos=_released_missing_bos(tokenizer),
-    )
-    stage = f"released {released.config.get('training_stage', '')}".strip()
-    trained = tuple(f"lora/{role}" for role in released.adapters) + ("tokens/memory",)
-    parts = _Parts(clara, released.adapters, {EMBEDDING: released.embedding, HEAD: released.head}, trained, stage)
-    return _assemble(path, parts, opened, tokenizer, mesh, precision, remat)
+def _numbers_and_tokenizer(about: Description, opened: BaseModel | None) -> tuple[ClaraConfig, ClaraTokenizer]:
+    """Return the method's numbers and the tokenizer, which is stored or the base's with the added tokens.
 
-
-def _load_peft(path: Path, mesh: jax.sharding.Mesh, base: str | None, precision: str | None, remat: str) -> Bundle:
-    about, adapters, tables = read_peft(path)
-    name = about["base"]
-    opened = open_base(base or (str(path / name) if os.path.isdir(path / name) else name))
-    clara = _clara_config(about["clara"], path / "export.json")
-    names = declare_affine(0) if clara.memory_map == AFFINE else ()
-    memory_map = {name: tables.get(f"{MEMORY_MAP}{name}") for name in names}
-    tables = {name: tables.get(name) for name in (EMBEDDING, HEAD)}
-    parts = _Parts(clara, adapters, tables, tuple(about["trained"]), about["stage"], memory_map)
-    return _assemble(path, parts, opened, opened.load_tokenizer(), mesh, precision or about["precision"], remat)
+    Raises:
+      ClaraError: numbers that are none; a tokenizer that is damaged, or another than that of the training.
+    """
+    fields, base_tokenizer = about.clara, None
+    if about.tokenizer is None:
+        assert opened is not None  # a checkpoint with a base of its own has the tokenizer, too
+        base_tokenizer = opened.load_tokenizer()
+        if about.released_bos:
+            fields = {**fields, "missing_bos": _released_missing_bos(base_tokenizer)}
+    try:
+        clara = ClaraConfig(**fields)
+    except ClaraError as error:
+        raise ClaraError(f'{about.source}: "clara": {error}') from None
+    except TypeError as error:
+        raise ClaraError(f'{about.source}: "clara" does not hold the method\'s numbers ({error})') from None
+    if base_tokenizer is None:
+        assert about.tokenizer is not None
+        return clara, ClaraTokenizer.load(about.tokenizer)
+    tokenizer = _added_tokens(base_tokenizer, clara)
+    if about.tokenizer_hash not in (None, tokenizer.tokenizer_hash()):
+        assert opened is not None
+        raise ClaraError(
+            f"{about.path}: was trained with another tokenizer than that of {opened.path} (its hash differs)"
+        )
+    return clara, tokenizer
 
 
 def _released_missing_bos(tokenizer: PreTrainedTokenizerFast) -> str:
@@ -272,126 +244,6 @@ def _released_missing_bos(tokenizer: PreTrainedTokenizerFast) -> str:
     return "memory_token" if complete or not further_special_tokens(tokenizer) else "first_special"
 
 
-class _Parts(NamedTuple):
-    """The contents of a checkpoint of another format: adapters as PEFT tensors by role, whole embedding tables."""
-
-    clara: ClaraConfig
-    adapters: Mapping[str, Mapping[str, np.ndarray]]
-    tables: Mapping[str, np.ndarray | None]
-    trained: tuple[str, ...]
-    stage: str
-    memory_map: Mapping[str, np.ndarray | None] = MappingProxyType({})
-
-
-def _assemble(
-    path: Path,
-    parts: _Parts,
-    opened: BaseModel,
-    base_tokenizer: PreTrainedTokenizerFast,
-    mesh: jax.sharding.Mesh,
-    precision: str,
-    remat: str,
-) -> Bundle:
-    clara = parts.clara
-    tokenizer = _added_tokens(base_tokenizer, clara)
-    config = _model_config(opened, tokenizer.vocab_size)
-    model = ClaraModel(config, clara, precision, remat)
-    rows = (tokenizer.total_vocab, config.embed_dim)
-    for name, table in parts.tables.items():
-        if table is None and (name == EMBEDDING or not config.tied):
-            raise ClaraError(f"{path}: {name!r} is missing among its tables")
-        if table is not None and table.shape != rows:
-            raise ClaraError(
-                f"{path}: {name!r} has the shape {list(table.shape)} where the base {opened.name} with its special "
-                f"tokens needs {list(rows)}; "
-                f"give the right base {BASE_HINT}"
-            )
-    weights = load_base(config, _Overlay(opened.tensors, parts.tables), model.base_dtype, mesh, opened.path)
-    placed = shardings(declare(config, clara, model.base_dtype), mesh)
-    lora = {
-        role: load_lora(config, clara.lora_rank, parts.adapters[role], mesh, f"{path}: {role}")
-        for role in ROLES
-        if role in parts.adapters
-    }
-    for role in ("compressor", "generator"):
-        if role not in lora:
-            raise ClaraError(f"{path}: the adapter of the {role} is missing; a CLaRa checkpoint needs it")
-    # Checkpoints before the end-to-end stage have no query reasoner: it starts as the compressor.
-    if "query_reasoner" not in lora:
-        lora["query_reasoner"] = jax.tree.map(jnp.copy, lora["compressor"])
-    memory = list(dict.fromkeys(tokenizer.memory_ids))
-    markers = [tokenizer.special_ids[name] for name in MARKERS]
-    embedding, head = parts.tables[EMBEDDING], parts.tables[HEAD]
-    assert embedding is not None  # refused above
-    added = {"memory": embedding[memory], "markers": embedding[markers]}
-    if not config.tied:
-        assert head is not None  # refused above
-        added["output"] = head[memory + markers]
-    tokens: dict[str, Any] = {
-        name: place(np.asarray(rows, np.float32), placed["tokens"][name]) for name, rows in added.items()
-    }
-    if parts.memory_map:
-        tokens["map"] = _memory_map(path, parts.memory_map, placed["tokens"]["map"], config.embed_dim)
-    overrides = ("base/embed",) if config.tied else ("base/embed", "base/lm_head")
-    params = {"base": weights, "lora": lora, "tokens": tokens}
-    history = ({"stage": parts.stage},)
-    return Bundle(model, params, tokenizer, mesh, _reference(opened), overrides, parts.trained, history, opened.end_ids)
-
-
-def _memory_map(
-    path: Path, vectors: Mapping[str, np.ndarray | None], placed: Mapping[str, jax.NamedSharding], width: int
-) -> dict[str, jax.Array]:
-    for name, vector in vectors.items():
-        if vector is None or vector.shape != (width,):
-            found = "is missing" if vector is None else f"has the shape {list(vector.shape)}"
-            raise ClaraError(f"{path}: the memory map's {name} {found}; it must be a vector of {width}")
-    return {name: place(np.asarray(vector, np.float32), placed[name]) for name, vector in vectors.items()}
-
-
-class _Overlay(Mapping[str, np.ndarray]):
-    """Tensors of which some are replaced."""
-
-    def __init__(self, below: Mapping[str, np.ndarray], above: Mapping[str, np.ndarray | None]):
-        self.below, self.above = below, {name: array for name, array in above.items() if array is not None}
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self.above[name] if name in self.above else self.below[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.above or name in self.below
-
-    def __iter__(self):
-        return iter({**dict.fromkeys(self.below), **self.above})
-
-    def __len__(self) -> int:
-        return len(set(self.below) | set(self.above))
-
-
-def _released_base(path: Path, config: Mapping[str, Any]) -> str:
-    """Return the base that a released checkpoint names: a Hub id, or a folder relative to the checkpoint."""
-    name = config.get("decoder_model_name")
-    if not isinstance(name, str) or not name:
-        raise ClaraError(f'{path / "config.json"}: "decoder_model_name" names no base; give one {BASE_HINT}')
-    if os.path.isdir(path / name):
-        return str((path / name).resolve())
-    if Path(name).is_absolute():
-        raise ClaraError(
-            f'{path / "config.json"}: "decoder_model_name" {reprlib.repr(name)} does not exist here; name the '
-            f"base {BASE_HINT}"
-        )
-    return name
-
-
-def _clara_config(fields: Any, path: Path) -> ClaraConfig:
-    """Check and return the method's numbers of a file."""
-    try:
-        return ClaraConfig(**fields)
-    except ClaraError as error:
-        raise ClaraError(f'{path}: "clara": {error}') from None
-    except TypeError as error:
-        raise ClaraError(f'{path}: "clara" does not hold the method\'s numbers ({error})') from None
-
-
 def _reference(opened: BaseModel) -> dict[str, Any]:
     # A local path is made absolute, to be valid from any working directory.
     local = Path(os.path.expanduser(opened.name))
@@ -399,15 +251,24 @@ def _reference(opened: BaseModel) -> dict[str, Any]:
     return {"name": name, "hash": opened.content_hash, "config": dict(opened.config)}
 
 
-def _model_config(opened: BaseModel, vocab_size: int) -> ModelConfig:
-    """Return the base's configuration; its tables may be padded beyond the tokenizer, never shorter."""
-    config = ModelConfig.from_hf(opened.config, f"{opened.path}: config.json")
-    if vocab_size > config.vocab_size:
+def _model_config(fields: Mapping[str, Any], source: str, tokenizer: ClaraTokenizer) -> ModelConfig:
+    """Return the base's configuration; its tables may be padded beyond the tokenizer, never shorter.
+
+    Args:
+      fields: content of ``config.json``.
+      source: prefix of error messages.
+      tokenizer: the base's, with the added tokens.
+
+    Raises:
+      ClaraError: a field that is not supported; a tokenizer with more tokens than the table has rows.
+    """
+    config = ModelConfig.from_hf(fields, source)
+    if tokenizer.vocab_size > config.vocab_size:
         raise ClaraError(
-            f"{opened.path}: the tokenizer has {vocab_size} tokens, the embedding table only {config.vocab_size} "
+            f"{source}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding table only {config.vocab_size} "
             "rows; they do not belong together"
         )
-    return dataclasses.replace(config, vocab_size=vocab_size)
+    return dataclasses.replace(config, vocab_size=tokenizer.vocab_size)
 
 
 def _added_tokens(tokenizer: PreTrainedTokenizerFast, clara: ClaraConfig) -> ClaraTokenizer:

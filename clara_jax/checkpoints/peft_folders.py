@@ -15,25 +15,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
+import jax
 import numpy as np
 from safetensors.numpy import save_file
 
+from clara_jax.checkpoints.description import Description
+from clara_jax.checkpoints.names import BASE_TABLES, EMBEDDING, HEAD, load_adapters
 from clara_jax.errors import ClaraError
 from clara_jax.formats.hugging_face import write_json
 from clara_jax.formats.json_file import read_object
-from clara_jax.formats.safetensors_files import open_tensors
+from clara_jax.formats.safetensors_files import map_tensors
 
 KIND = "clara_jax PEFT export"
-ABOUT, TABLES = "export.json", "embeddings.safetensors"
+FILES = (ABOUT, TABLES) = ("export.json", "embeddings.safetensors")  # a directory that holds them is such an export
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-MEMORY_MAP = "memory_map."  # prefix of the names of its vectors
 _PREFIX = "base_model.model."
-_TABLE_NAMES = {"model.embed_tokens.weight", "lm_head.weight"}
-
-
-def is_peft(path: Path) -> bool:
-    """Return whether a directory looks like an export of `write_peft`."""
-    return (path / ABOUT).is_file() and (path / TABLES).is_file()
+_REMEDY = "give the folder that python -m clara_jax.convert export --format peft made"
 
 
 def write_peft(
@@ -74,33 +71,27 @@ def write_peft(
     write_json(directory / ABOUT, {"kind": KIND, **about})
 
 
-def read_peft(
-    directory: Path,
-) -> tuple[dict[str, Any], dict[str, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]:
-    """Read what `write_peft` wrote: the description, adapters by role, and tables.
+def describe(directory: Path) -> Description:
+    """Return the description that `write_peft` wrote, with the scale that the adapters' configurations have.
 
     Raises:
       ClaraError: a file that is missing, damaged or of another kind.
     """
-    remedy = "give the folder that python -m clara_jax.convert export --format peft made"
-    about = read_object(directory / ABOUT, remedy)
+    about = read_object(directory / ABOUT, _REMEDY)
     if about.get("kind") != KIND:
-        raise ClaraError(f'{directory / ABOUT}: "kind" {about.get("kind")!r} is not {KIND!r}; {remedy}')
+        raise ClaraError(f'{directory / ABOUT}: "kind" {about.get("kind")!r} is not {KIND!r}; {_REMEDY}')
     for name in ("base", "clara", "precision", "stage", "trained"):
         if name not in about:
-            raise ClaraError(f'{directory / ABOUT}: "{name}" is missing; {remedy}')
-    if not isinstance(about["clara"], dict):
-        raise ClaraError(f'{directory / ABOUT}: "clara" holds no numbers; {remedy}')
+            raise ClaraError(f'{directory / ABOUT}: "{name}" is missing; {_REMEDY}')
+    clara = about["clara"]
+    if not isinstance(clara, dict):
+        raise ClaraError(f'{directory / ABOUT}: "clara" holds no numbers; {_REMEDY}')
     if not isinstance(about["base"], str) or not isinstance(about["trained"], list):
-        raise ClaraError(f'{directory / ABOUT}: "base" is no name, or "trained" no list; {remedy}')
-    roles = [path.parent.name for path in sorted(directory.glob(f"*/{CONFIG}"))]
-    tables, adapters, scales = open_tensors(directory / TABLES), {}, {}
-    for role in roles:
-        path = directory / role / CONFIG
-        scales[role] = _scale(path, read_object(path, remedy), about["clara"].get("lora_rank"))
-        tensors = open_tensors(directory / role / WEIGHTS)
-        named = {name.removeprefix(_PREFIX): tensors[name] for name in tensors}
-        adapters[role] = _without_tables(directory / role / WEIGHTS, named, tables)
+        raise ClaraError(f'{directory / ABOUT}: "base" is no name, or "trained" no list; {_REMEDY}')
+    scales = {
+        path.parent.name: _scale(path, read_object(path, _REMEDY), clara.get("lora_rank"))
+        for path in sorted(directory.glob(f"*/{CONFIG}"))
+    }
     if scales:
         role, scale = next(iter(scales.items()))
         for other, value in scales.items():
@@ -109,10 +100,38 @@ def read_peft(
                     f'{directory / other / CONFIG}: "lora_alpha" scales the adapter by {value:g}, that of {role} is '
                     f"scaled by {scale:g}; one model has one scale: multiply lora_B by the ratio, set lora_alpha back"
                 )
-        alpha, rank = about["clara"].get("lora_alpha"), about["clara"]["lora_rank"]
+        alpha, rank = clara.get("lora_alpha"), clara["lora_rank"]
         if not _is_number(alpha) or not math.isclose(alpha, scale * rank, rel_tol=1e-6):
-            about["clara"] = about["clara"] | {"lora_alpha": scale * rank}
-    return about, adapters, tables
+            clara = clara | {"lora_alpha": scale * rank}
+    return Description(
+        path=directory,
+        source=directory / ABOUT,
+        clara=clara,
+        base={"name": about["base"]},
+        precision=about["precision"],
+        history=({"stage": about["stage"]},),
+        trained=tuple(about["trained"]),
+        overrides=BASE_TABLES,
+    )
+
+
+def load(about: Description, leaves: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """Load the export's leaves, each onto its devices; see `clara_jax.checkpoints.names.load_adapters`."""
+    return load_adapters(leaves, *tensors(about), about.path, about.base["name"])
+
+
+def tensors(about: Description) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    """Return what `write_peft` wrote: adapters by role, and tables.
+
+    Raises:
+      ClaraError: a file that is missing or damaged; an adapter with other tables.
+    """
+    tables, adapters = map_tensors(about.path / TABLES), {}
+    for path in sorted(about.path.glob(f"*/{CONFIG}")):
+        weights = path.with_name(WEIGHTS)
+        named = {name.removeprefix(_PREFIX): array for name, array in map_tensors(weights).items()}
+        adapters[path.parent.name] = _without_tables(weights, named, tables)
+    return adapters, tables
 
 
 # Values that change nothing about what is computed from r, lora_alpha and the tensors; which modules have adapters is
@@ -167,10 +186,10 @@ def _without_tables(
     Raises:
       ClaraError: they differ from the export's shared tables.
     """
-    for name in state.keys() & _TABLE_NAMES:
+    for name in state.keys() & {EMBEDDING, HEAD}:
         if name not in tables or not np.array_equal(state[name], tables[name]):
             raise ClaraError(
                 f"{path}: tensor {name!r} is not the table in {TABLES}; the three roles share one: write the right "
                 "table there, and save the adapter with save_embedding_layers=False"
             )
-    return {name: array for name, array in state.items() if name not in _TABLE_NAMES}
+    return {name: array for name, array in state.items() if name not in (EMBEDDING, HEAD)}

@@ -5,15 +5,16 @@ Pickles are never executed.
 
 from __future__ import annotations
 
-import dataclasses
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from clara_jax.checkpoints.names import check_floating
+from clara_jax.checkpoints.description import Description
+from clara_jax.checkpoints.names import BASE_TABLES, EMBEDDING, HEAD, check_floating, load_adapters
 from clara_jax.errors import ClaraError
 from clara_jax.formats.hugging_face import write_json
 from clara_jax.formats.json_file import read_object
@@ -22,7 +23,8 @@ from clara_jax.formats.torch_pickle import read_pth
 
 ROLES = {"encoder_adapter": "compressor", "query_reasoner_adapter": "query_reasoner", "decoder_adapter": "generator"}
 LARGEST = 2**20  # of a length or a rank
-TABLES = ("embed_tokens.weight", "lm_head.weight")
+FILES = ("adapters.pth",)  # a directory that holds it is such a checkpoint
+_ENDINGS = ("embed_tokens.weight", "lm_head.weight")  # of the names of the tables, in any wrapper
 STAGES = {"scp": "stage1", "instruct": "stage1_2", "retrieval": "stage2_pretrain_retrieval", "end_to_end": "stage2"}
 # Fields about parts of the released code that its published models do not use.
 _UNUSED = {
@@ -49,27 +51,11 @@ _UNUSED = {
 LICENCE_NOTE = "Note: the weights of the released CLaRa checkpoints are for research only (Apple AMLR licence)."
 
 
-@dataclasses.dataclass(frozen=True)
-class Released:
-    """A released checkpoint: its configuration, adapters by role as PEFT tensors, and whole embedding tables."""
-
-    path: Path
-    config: dict[str, Any]
-    adapters: dict[str, dict[str, np.ndarray]]
-    embedding: np.ndarray  # [V + added, E]
-    head: np.ndarray | None  # [V + added, E]; None where tied
-
-
-def is_released(path: Path) -> bool:
-    """Return whether a directory looks like a released checkpoint."""
-    return (path / "adapters.pth").is_file()
-
-
-def read_released(path: Path) -> Released:
-    """Read a checkpoint directory.
+def describe(path: Path) -> Description:
+    """Return the description of a checkpoint directory.
 
     Raises:
-      ClaraError: missing or malformed files, an adapter that is absent, a pickle with anything but tensors.
+      ClaraError: a missing or malformed configuration.
     """
     config = read_object(path / "config.json", "give the directory of a released CLaRa checkpoint")
     if config.get("model_type") != "CLaRa":
@@ -88,6 +74,37 @@ def read_released(path: Path) -> Released:
         raise ClaraError(
             f'{path / "config.json"}: "sep" {config["sep"]!r} is not supported; prompts have <SEP> between memories'
         )
+    return Description(
+        path=path,
+        source=path / "config.json",
+        clara={
+            "doc_max_length": config["doc_max_length"],
+            "compress_rate": config["compr_rate"],
+            "lora_rank": config["lora_r"],
+            "different_mem_tokens": bool(config.get("different_mem_tokens", True)),
+        },
+        base={"name": config.get("decoder_model_name")},
+        precision="bfloat16",
+        history=({"stage": f"released {config.get('training_stage', '')}".strip()},),
+        overrides=BASE_TABLES,
+        base_field="decoder_model_name",
+        released_bos=True,
+        note=LICENCE_NOTE,
+    )
+
+
+def load(about: Description, leaves: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """Load the checkpoint's leaves, each onto its devices; see `clara_jax.checkpoints.names.load_adapters`."""
+    return load_adapters(leaves, *tensors(about), about.path, about.base["name"])
+
+
+def tensors(about: Description) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    """Return adapters by role as PEFT tensors, and whole embedding tables [V + added, E], mapped from their files.
+
+    Raises:
+      ClaraError: missing or malformed files, an adapter that is absent, a pickle with anything but tensors.
+    """
+    path = about.path
     raw = read_pth(path / "adapters.pth")
     for name, state in raw.items():
         if not isinstance(name, str) or not isinstance(state, dict):
@@ -98,18 +115,22 @@ def read_released(path: Path) -> Released:
         raise ClaraError(f"{path / 'adapters.pth'}: unknown adapter {unknown[0]!r}; known: {', '.join(ROLES)}")
     # PEFT repeats the resized tables in every adapter.
     adapters = {
-        ROLES[role]: {name: array for name, array in state.items() if not name.endswith(TABLES)}
+        ROLES[role]: {name: array for name, array in state.items() if not name.endswith(_ENDINGS)}
         for role, state in raw.items()
     }
     for name in ("encoder_adapter", "decoder_adapter"):
         if ROLES[name] not in adapters:
             raise ClaraError(f"{path / 'adapters.pth'}: adapter {name!r} is missing; a CLaRa checkpoint needs it")
-    tables = read_pth(path / "decoder_first_last_layers.pth")
-    _check_state(path / "decoder_first_last_layers.pth", tables)
-    embedding = _table(tables, TABLES[0])
-    if embedding is None:
-        raise ClaraError(f'{path / "decoder_first_last_layers.pth"}: "model.embed_tokens.weight" is missing')
-    return Released(path, config, adapters, embedding, _table(tables, TABLES[1]))
+    stored = read_pth(path / "decoder_first_last_layers.pth")
+    _check_state(path / "decoder_first_last_layers.pth", stored)
+    tables = {}
+    for name, ending in zip((EMBEDDING, HEAD), _ENDINGS, strict=True):
+        found = [array for stored_as, array in stored.items() if stored_as.endswith(ending)]
+        if found:
+            tables[name] = found[0]
+    if EMBEDDING not in tables:
+        raise ClaraError(f'{path / "decoder_first_last_layers.pth"}: "{EMBEDDING}" is missing')
+    return adapters, tables
 
 
 def write_released(
@@ -118,7 +139,7 @@ def write_released(
     adapters: Mapping[str, Mapping[str, np.ndarray]],
     tables: Mapping[str, np.ndarray],
 ) -> None:
-    """Write a checkpoint directory; the inverse of `read_released`.
+    """Write a checkpoint directory; the inverse of `describe` and `tensors`.
 
     Args:
       directory: an existing, empty folder.
@@ -141,8 +162,4 @@ def _check_state(path: Path, state: dict) -> None:
     for name, array in state.items():
         if not isinstance(name, str) or not isinstance(array, np.ndarray):
             raise ClaraError(f"{path}: {reprlib.repr(name)} is a {type(array).__name__}, not a tensor by name")
-        check_floating(array, name, str(path))
-
-
-def _table(tables: dict[str, Any], ending: str) -> np.ndarray | None:
-    return next((np.asarray(array) for name, array in tables.items() if name.endswith(ending)), None)
+    check_floating(state, str(path))

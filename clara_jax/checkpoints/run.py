@@ -23,23 +23,36 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from clara_jax import distributed
-from clara_jax.checkpoints.integrity import FORMAT_VERSION, METADATA, verify_checkpoint, write_checksums
+from clara_jax.checkpoints.description import Description
+from clara_jax.checkpoints.integrity import (
+    FORMAT_VERSION,
+    METADATA,
+    read_metadata,
+    verify_checkpoint,
+    write_checksums,
+)
 from clara_jax.checkpoints.retention import (
     PARTIAL,
     REPLACED,
     checkpoint_directory,
     clear_unfinished,
     hidden,
+    latest_checkpoint,
     thin_out,
 )
 from clara_jax.errors import ClaraError, warn_line
 from clara_jax.files import file_errors, sync
+from clara_jax.formats.base import end_tokens
 from clara_jax.formats.json_file import json_text
+from clara_jax.method.parameters import flatten, unflatten
+from clara_jax.model.precision import PRECISIONS
 
 ARRAYS = "arrays"
+FILES = ()  # any directory may be one, or a run's
 
 Tree = Mapping[str, Any]
 
@@ -166,6 +179,52 @@ class CheckpointWriter:
             self.wait()
         finally:
             self._executor.shutdown()
+
+
+def describe(path: Path) -> Description:
+    """Return the description of a checkpoint, or of a run's newest intact one.
+
+    Raises:
+      ClaraError: no checkpoint there, or a damaged one.
+    """
+    if not (path / METADATA).is_file():
+        path = latest_checkpoint(path)
+    metadata = read_metadata(path)
+    return Description(
+        path=path,
+        source=path / METADATA,
+        clara=metadata["clara"],
+        base=metadata["base"],
+        precision=metadata["precision"],
+        history=tuple(metadata["history"]),
+        trained=tuple(metadata["trained"]),
+        overrides=tuple(metadata["own"]),
+        prompt_version=metadata["prompt_version"],
+        tokenizer=path / "tokenizer",
+        further_ends=end_tokens(metadata.get("ends"), f'{path / METADATA}: "ends"'),
+    )
+
+
+def load(about: Description, leaves: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """Load the model's leaves, each process its shards; others, such as the optimizer's state, are not read.
+
+    Args:
+      about: see `describe`.
+      leaves: those that the checkpoint holds, by path, each with its sharding.
+
+    Raises:
+      ClaraError: see `load_arrays`.
+    """
+    stored = jnp.dtype(PRECISIONS[about.precision].stored)  # the base's dtype, which may be another one now
+    targets = {
+        name: jax.ShapeDtypeStruct(
+            leaf.shape, stored if name.startswith("base/") else leaf.dtype, sharding=leaf.sharding
+        )
+        for name, leaf in leaves.items()
+    }
+    only = tuple(dict.fromkeys(name.partition("/")[0] for name in leaves))
+    arrays = flatten(load_arrays(about.path, unflatten(targets), only))
+    return {name: array.astype(leaves[name].dtype) for name, array in arrays.items()}
 
 
 def load_arrays(

@@ -89,6 +89,16 @@ def open_tensors(path: str | os.PathLike) -> Mapping[str, np.ndarray]:
     return _Tensors({name: shards[shard][name] for name, shard in names.items()})
 
 
+def map_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Map all tensors at once, as `open_tensors` does one by one: for adapters, which are small beside a base.
+
+    Raises:
+      ClaraError: as ``open_tensors``; a tensor of a dtype that is not supported.
+    """
+    tensors = open_tensors(path)
+    return {name: tensors[name] for name in tensors}
+
+
 def _weight_map(index: Path) -> dict[str, str]:
     try:
         weight_map = parse(index.read_text(encoding="utf-8"))["weight_map"]

@@ -33,21 +33,24 @@ def declare(config: ModelConfig, clara: ClaraConfig, base_dtype: Any = jnp.bfloa
         tokens |= {"map": declare_affine(config.embed_dim)}
     return {
         "base": declare_base(config, base_dtype),
-        "lora": {role: declare_lora(config, clara.lora_rank) for role in ROLES},
+        "lora": dict.fromkeys(ROLES, declare_lora(config, clara.lora_rank)),
         "tokens": tokens,
     }
 
 
-def initialise_adapters(
-    config: ModelConfig, clara: ClaraConfig, base: Params, key: jax.Array, mesh: jax.sharding.Mesh
-) -> Params:
+def initialise_adapters(declared: Params, base: Params, key: jax.Array, mesh: jax.sharding.Mesh) -> Params:
     """Return parameters with fresh adapters and added rows on a given base.
 
     The query reasoner starts as the compressor. Added rows are drawn around the mean of the base's table with its
     standard deviation per channel, so that a new token resembles those of the base.
+
+    Args:
+      declared: see `declare`.
+      base: its parameters.
+      key: PRNG key of the initial values.
+      mesh: where they are made.
     """
-    tree = declare(config, clara)
-    fresh = initialise({"lora": tree["lora"], "tokens": tree["tokens"]}, key, mesh)
+    fresh = initialise({"lora": declared["lora"], "tokens": declared["tokens"]}, key, mesh)
     fresh["lora"]["query_reasoner"] = jax.tree.map(jnp.copy, fresh["lora"]["compressor"])
 
     @jax.jit

@@ -1,7 +1,7 @@
 """One declaration per parameter, from which its shape, dtype, initial value and sharding all derive.
 
 A declaration tree is a nested dict of :class:`Leaf`. `abstract` gives restore targets and shapes for ahead-of-time
-compilation, `shardings` the placement, `initialise` the values. No other place in the package defines a parameter's
+compilation, each with its placement, `initialise` the values. No other place in the package defines a parameter's
 shape.
 
 Layers are stacked: every leaf under ``layers`` has a leading axis L over which the backbone scans.
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from clara_jax.model.config import ModelConfig
-from clara_jax.model.sharding import spec
+from clara_jax.model.sharding import shardings
 
 Tree = Mapping[str, Any]
 
@@ -194,20 +194,16 @@ def map_leaves(function: Callable[[str, Leaf], Any], tree: Tree, path: str = "")
     }
 
 
-def shardings(tree: Tree, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """Return the sharding of every leaf.
+def abstract(tree: Tree, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """Return a `jax.ShapeDtypeStruct` with a sharding for every leaf: restore targets, shapes for compilation.
 
     Raises:
       ClaraError: a mesh that does not divide a leaf's axis, by name.
     """
-    return map_leaves(lambda path, leaf: jax.NamedSharding(mesh, spec(leaf.shape, leaf.axes, mesh, path)), tree)
-
-
-def abstract(tree: Tree, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """Return a `jax.ShapeDtypeStruct` with a sharding for every leaf: restore targets, shapes for compilation."""
-    placed = shardings(tree, mesh)
-    shapes = map_leaves(lambda _, leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
-    return jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placed)
+    axes: dict[str, Any] = {}
+    map_leaves(lambda path, leaf: axes.update({path: (leaf.shape, leaf.axes)}), tree)
+    placed = shardings(axes, mesh)
+    return map_leaves(lambda path, leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed[path]), tree)
 
 
 def initialise(tree: Tree, key: jax.Array, mesh: jax.sharding.Mesh) -> dict[str, Any]:
@@ -220,7 +216,7 @@ def initialise(tree: Tree, key: jax.Array, mesh: jax.sharding.Mesh) -> dict[str,
     generator = jax.random.key_impl(key)
     with jax.set_mesh(mesh):
         return jax.tree.map(
-            lambda leaf, placed, data: _maker(leaf, placed, generator)(data), tree, shardings(tree, mesh), keys
+            lambda leaf, like, data: _maker(leaf, like.sharding, generator)(data), tree, abstract(tree, mesh), keys
         )
 
 

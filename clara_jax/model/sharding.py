@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -150,6 +150,21 @@ def spec(
             name = None
         names.append(name)
     return jax.P(*names)
+
+
+def shardings(
+    axes: Mapping[str, tuple[tuple[int, ...], tuple[str | None, ...]]], mesh: jax.sharding.Mesh
+) -> dict[str, jax.NamedSharding]:
+    """Return the sharding of each of several arrays.
+
+    Args:
+      axes: shape and logical axes by the array's name.
+      mesh: with the axes `AXES`.
+
+    Raises:
+      ClaraError: see `spec`.
+    """
+    return {name: jax.NamedSharding(mesh, spec(*array, mesh, name)) for name, array in axes.items()}
 
 
 def check_batch(batch_size: int, mesh: jax.sharding.Mesh, field: str = "batch_size") -> None:

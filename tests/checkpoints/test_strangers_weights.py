@@ -13,7 +13,6 @@ from safetensors.numpy import load_file, save_file
 
 import tests.tiny as tiny
 from clara_jax.checkpoints import peft_folders
-from clara_jax.checkpoints.names import load_base
 from clara_jax.errors import ClaraError
 from clara_jax.formats.base import end_tokens, open_base
 from clara_jax.formats.gguf_file import GGUFFile
@@ -21,6 +20,7 @@ from clara_jax.formats.safetensors_files import open_tensors
 from clara_jax.method.clara import ClaraConfig, ClaraModel
 from clara_jax.model.config import ModelConfig
 from clara_jax.strict_json import parse
+from tests.exports import load_base
 
 DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "I8", "uint8": "U8"}
 DTYPES |= {"int32": "I32", "bool": "BOOL", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
@@ -49,7 +49,7 @@ def opened(base, mesh, change):
     config = ModelConfig.from_hf(json.loads((base / "config.json").read_text()))
     path = base / "changed.safetensors"
     write(path, change(load_file(base / "model.safetensors")))
-    return load_base(config, open_tensors(path), np.float32, mesh, "base")
+    return load_base(config, np.float32, mesh, open_tensors(path))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -149,7 +149,7 @@ def test_absurd_sizes_are_refused_before_memory_is_asked_for(field, size):
 def test_sizes_that_the_files_do_not_have(base, mesh, fields):
     config = ModelConfig.from_hf(json.loads((base / "config.json").read_text()) | fields)
     with pytest.raises(ClaraError, match="is missing|has the shape"):
-        load_base(config, open_base(str(base)).tensors, np.float32, mesh, "base")
+        load_base(config, np.float32, mesh, open_base(str(base)).tensors)
 
 
 @pytest.mark.parametrize(

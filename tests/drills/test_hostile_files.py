@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from clara_jax.checkpoints import peft_folders
-from clara_jax.checkpoints.released import read_released
+from clara_jax.checkpoints import peft_folders, released
 from clara_jax.data.corpus.readers import read_documents
 from clara_jax.data.importers import hotpotqa, squad
 from clara_jax.data.importers.examples import Log
@@ -121,7 +120,7 @@ def _released(path):
         json.dumps({"model_type": "CLaRa", "doc_max_length": 16, "compr_rate": 4, "lora_r": 4})
     )
     path.replace(path.parent / "adapters.pth")
-    read_released(path.parent)
+    released.tensors(released.describe(path.parent))
 
 
 def _safetensors_read(path):

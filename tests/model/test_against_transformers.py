@@ -13,15 +13,15 @@ import pytest
 import transformers
 
 from clara_jax.checkpoints import opening
-from clara_jax.checkpoints.names import load_base
 from clara_jax.formats.safetensors_files import open_tensors
 from clara_jax.inference.decode import Sampling, generate
 from clara_jax.method.clara import ClaraConfig, ClaraModel
-from clara_jax.method.parameters import initialise_adapters
+from clara_jax.method.parameters import declare, initialise_adapters
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.sharding import put_batch
 from clara_jax.model.transformer import join_logits
 from tests import tiny
+from tests.exports import load_base
 
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("optimized")]
@@ -118,8 +118,8 @@ def case(request, tmp_path_factory, mesh):
     config = ModelConfig.from_hf({**written, "vocab_size": TOKENS})
     ours = ClaraModel(config, SMALL, "float32")
     with jax.set_mesh(mesh):
-        base = load_base(config, open_tensors(folder), jnp.float32, mesh)
-        params = initialise_adapters(config, SMALL, base, jax.random.key(0), mesh)
+        base = load_base(config, jnp.float32, mesh, open_tensors(folder))
+        params = initialise_adapters(declare(config, SMALL), base, jax.random.key(0), mesh)
         # Added tokens get the logit 0, so that greedy decoding never chooses them.
         params["tokens"] = jax.tree.map(jnp.zeros_like, params["tokens"])
         yield theirs, ours, params

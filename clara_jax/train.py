@@ -3,7 +3,7 @@
     python -m clara_jax.train --config configs/smollm2.py:size=tiny --workdir runs/first
 
 --config FILE[:ARG]        a Python file with get_config(arg); its docstring lists the arguments
---config.FIELD=VALUE       overrides a field, e.g. --config.scp.learning_rate=3e-4 --config.mesh=4,2 --config.seed=1
+--config.FIELD=VALUE       overrides a field, e.g. --config.scp.optimizer.learning_rate=3e-4 --config.mesh=4,2
 --workdir DIR              the run directory (default runs/<date>-<time>): config.json, run.json, metrics.jsonl,
                            tensorboard/, curves.png, checkpoints/
 --coordinator HOST:PORT --processes N --process I
@@ -93,13 +93,14 @@ def _show(result: RunResult, config: RunConfig) -> None:
     from clara_jax.input_pipeline.encoding import TEXT
 
     stage = config.stages[-1]
-    asked = [record for record in result.held_out if record.kind == "question"][: config.show]
-    if not asked or stage.documents == TEXT:
+    asked = [record for record in result.held_out if record.kind == "question"][: config.reporting.show]
+    if not asked or stage.data.documents == TEXT:
         return
-    documents = [record.documents[: stage.candidates if stage.ranks else stage.top_k] for record in asked]
+    topk = stage.topk
+    documents = [record.documents[: topk.candidates if stage.ranks else topk.k] for record in asked]
     questions = [record.questions[0] for record in asked]
     answers = Clara(result.bundle).answer(
-        questions, documents, k=stage.top_k if stage.ranks else None, max_new_tokens=stage.answer_tokens
+        questions, documents, k=topk.k if stage.ranks else None, max_new_tokens=stage.evaluation.answer_tokens
     )
     for record, answer in zip(asked, answers, strict=True):
         say(f"\nQuestion: {record.questions[0]}\nAnswer:   {answer.text}   (reference: {record.gold_answers[0]})")

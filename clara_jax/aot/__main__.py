@@ -3,7 +3,7 @@
     python -m clara_jax.aot --config configs/mistral7b_end_to_end.py --topology v5e:4x4
 
 --config FILE[:ARG]        a Python file with get_config(arg), as for clara_jax.train
---config.FIELD=VALUE       overrides a field, e.g. --config.model.remat=full --config.scp.accumulate=2
+--config.FIELD=VALUE       overrides a field, e.g. --config.model.remat=full --config.scp.optimizer.accumulate=2
 --topology CHIP:SHAPE      the chips along each axis: v4:2x2x2, v5e:4x4, v5p:4x4x4, v6e:16x16, tpu7x:2x2x1
 --mesh SIZES               data,model or replica,data,model, instead of the configuration's
 --batch N                  examples of a step, instead of the configuration's; one too small for the mesh is raised to
@@ -80,14 +80,15 @@ def _plan(arguments: SimpleNamespace, names: Sequence[str]) -> None:
     print(f"{arguments.topology}: {mesh.size} devices, mesh {where}; {precision}, remat {config.model.remat}")
     reports = []
     for stage in config.stages:
-        smallest = batch_shards(mesh) * stage.accumulate
-        batch = arguments.batch or max(stage.batch_size, smallest)
-        if batch != stage.batch_size:
-            print(f"{stage.name}: batch of {batch} instead of {stage.batch_size}")
-        check_batch(batch // stage.accumulate, mesh, "--batch / accumulate")
-        stage = dataclasses.replace(stage, batch_size=batch)
+        optimizer = stage.optimizer
+        smallest = batch_shards(mesh) * optimizer.accumulate
+        batch = arguments.batch or max(optimizer.batch_size, smallest)
+        if batch != optimizer.batch_size:
+            print(f"{stage.name}: batch of {batch} instead of {optimizer.batch_size}")
+        check_batch(batch // optimizer.accumulate, mesh, "--batch / accumulate")
+        stage = dataclasses.replace(stage, optimizer=dataclasses.replace(optimizer, batch_size=batch))
         shapes = stage_shapes(stage, config.clara, arguments.text, arguments.target)
-        print(f"{stage.name}: {batch} rows in {stage.accumulate} part(s), {shapes}", flush=True)
+        print(f"{stage.name}: {batch} rows in {optimizer.accumulate} part(s), {shapes}", flush=True)
         chosen = [lowering.train_step(model, stage, shapes, mesh)] if "train" in names else []
         if {"compress", "decode"} & set(names):
             chosen += [one for one in lowering.inference(model, stage, shapes, mesh) if one.name in names]

@@ -47,7 +47,7 @@ from clara_jax.model.declare import initialise
 from clara_jax.model.sharding import batch_shards, make_mesh, put_batch
 from clara_jax.model.transformer import REMAT_POLICIES
 from clara_jax.training.optimizer import make_optimizer
-from clara_jax.training.stage_config import StageConfig
+from clara_jax.training.stage_config import DataConfig, OptimizerConfig, StageConfig, TopKConfig
 from clara_jax.training.step import init_state, make_train_step
 from clara_jax.training.throughput import Work, blocks_flops, step_flops, work
 
@@ -109,16 +109,17 @@ def _cases(
 def _train(name: str, model: ClaraModel, params: Any, mesh, arguments, profile: str | None) -> dict[str, Any]:
     ranks = name in RANKING_STAGES
     rows = max(arguments.rows // 4 if ranks else arguments.rows, batch_shards(mesh))
-    read = min(StageConfig.top_k, arguments.candidates) if ranks else StageConfig.top_k
-    stage = StageConfig(name, ("unread",), steps=1000, batch_size=rows, top_k=read, candidates=arguments.candidates)
+    topk = TopKConfig(candidates=arguments.candidates)
+    topk = dataclasses.replace(topk, k=min(topk.k, topk.candidates) if ranks else topk.k)
+    stage = StageConfig(name, DataConfig(("unread",)), OptimizerConfig(steps=1000, batch_size=rows), topk=topk)
     shapes = stage_shapes(stage, model.clara)
     if not ranks:  # what the documents leave of the example's tokens is the prompt's, half of it the target's
         prompt = arguments.tokens - shapes.documents * (shapes.encoder_width + model.clara.memory_tokens)
         shapes = dataclasses.replace(shapes, prompt_length=max(prompt, shapes.prompt_length))
         shapes = dataclasses.replace(shapes, target_length=shapes.prompt_length // 2)
     trained, frozen = split(params, STAGES[name].trains)
-    optimizer = make_optimizer(stage, 1000)
-    step = make_train_step(model, STAGES[name], stage.objective, optimizer)
+    optimizer = make_optimizer(stage.optimizer, 1000)
+    step = make_train_step(model, STAGES[name], stage.hyperparameters, optimizer)
     planned = workload.batch(rows, shapes, model.clara.memory_tokens, ranks, mesh)
     batch = random_batch(planned, model, stage)
     key = jax.device_put(jax.random.key(0), jax.NamedSharding(mesh, jax.P()))
@@ -194,7 +195,7 @@ def random_batch(planned: Batch, model: ClaraModel, stage: StageConfig) -> Batch
     else:
         documents = texts(stored)
     (rows, length), labels = prompt.ids.shape, prompt.labels.shape[1]
-    places, read = np.arange(length, dtype=np.int32), min(stage.top_k, planned.document_valid.shape[1])
+    places, read = np.arange(length, dtype=np.int32), min(stage.topk.k, planned.document_valid.shape[1])
     index = np.where(places < read * model.clara.memory_tokens, places, -1).astype(np.int32)
     ids = tokens(prompt.ids)
     return Batch(

@@ -50,7 +50,7 @@ from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.encodings import closest_float
 from clara_jax.retrieval.exact_search import ExactSearch
 from clara_jax.training.optimizer import make_optimizer
-from clara_jax.training.stage_config import StageConfig
+from clara_jax.training.stage_config import DataConfig, OptimizerConfig, StageConfig, TopKConfig
 from clara_jax.training.step import init_state, make_train_step
 from clara_jax.training.throughput import Work, blocks_flops, step_flops, work
 
@@ -116,7 +116,12 @@ def training(bundle: Bundle, sizes: Sequence[int], stored: bool) -> GrowthCase:
     model, name, must, calls = bundle.model, "end_to_end", [], []
     memory = (CLARA.memory_tokens, model.config.embed_dim)
     for size in sizes:
-        stage = StageConfig(name, ("unread",), steps=1, batch_size=1, candidates=size, top_k=min(5, *sizes))
+        stage = StageConfig(
+            name,
+            DataConfig(("unread",)),
+            OptimizerConfig(steps=1, batch_size=1),
+            topk=TopKConfig(candidates=size, k=min(5, *sizes)),
+        )
         shapes = stage_shapes(stage, CLARA)
         shapes = dataclasses.replace(shapes, encoder_width=LENGTH, query_width=32)
         shapes = dataclasses.replace(shapes, prompt_length=192, target_length=16)
@@ -127,9 +132,9 @@ def training(bundle: Bundle, sizes: Sequence[int], stored: bool) -> GrowthCase:
             memories = jnp.asarray(values, model.dtype)
             batch = dataclasses.replace(batch, documents=StoredMemories(memories))
             counted = dataclasses.replace(counted, documents=None)
-        optimizer = make_optimizer(stage, 1)
+        optimizer = make_optimizer(stage.optimizer, 1)
         trained, frozen = split(bundle.params, STAGES[name].trains)
-        step = make_train_step(model, STAGES[name], stage.objective, optimizer)
+        step = make_train_step(model, STAGES[name], stage.hyperparameters, optimizer)
         must.append(step_flops(model.config, CLARA.lora_rank, name, STAGES[name].trains, counted))
         calls.append(_RepeatedStep(step, init_state(trained, optimizer), frozen, put_batch(batch, bundle.mesh)))
     line = "memories stored" if stored else "candidates compressed"

@@ -30,7 +30,7 @@ from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.encodings import closest_float
 from clara_jax.text.documents import CorpusDocument
 from clara_jax.training.optimizer import make_optimizer
-from clara_jax.training.stage_config import StageConfig
+from clara_jax.training.stage_config import DataConfig, OptimizerConfig, StageConfig, TopKConfig
 from clara_jax.training.step import init_state, make_train_step
 from clara_jax.training.stopping import StopSignal
 from clara_jax.training.stored_memories import open_memories
@@ -128,24 +128,23 @@ class Ours:
         tokenizer, memories, steps = bundle.tokenizer, None, 1
         stage = StageConfig(
             name=name,
-            train_data=(records[0].where,),
-            steps=steps,
-            batch_size=len(records),
-            top_k=arguments.k,
-            candidates=arguments.candidates,
-            memories=str(self._folder / "memories") if name == "end_to_end" else "",
+            data=DataConfig(
+                (records[0].where,), memories=str(self._folder / "memories") if name == "end_to_end" else ""
+            ),
+            optimizer=OptimizerConfig(steps=steps, batch_size=len(records)),
+            topk=TopKConfig(k=arguments.k, candidates=arguments.candidates),
         )
-        examples = encode_records(records, tokenizer, Encoding(name, stage.top_k, stage.candidates))
+        examples = encode_records(records, tokenizer, Encoding(name, stage.topk.k, stage.topk.candidates))
         sizes = sizes_of(examples)
-        if stage.memories:
+        if stage.data.memories:
             documents = [ids for example in examples for ids in example.documents]
             memories, sizes = open_memories(stage, bundle, documents, StopSignal()), without_texts(sizes)
-        plan = BatchPlan(sizes, shape_ladder(sizes, tokenizer, 1), stage.batch_size, steps)
+        plan = BatchPlan(sizes, shape_ladder(sizes, tokenizer, 1), stage.optimizer.batch_size, steps)
         loader = BatchLoader(plan, examples, sizes, tokenizer, memories=memories)
         params = inherit(stage.stage, bundle.params, bundle.trained)
         trained, frozen = split(params, stage.stage.trains)
-        optimizer = make_optimizer(stage, steps)
-        step = make_train_step(bundle.model, stage.stage, stage.objective, optimizer)
+        optimizer = make_optimizer(stage.optimizer, steps)
+        step = make_train_step(bundle.model, stage.stage, stage.hyperparameters, optimizer)
 
         def run() -> Result:
             with jax.set_mesh(bundle.mesh):

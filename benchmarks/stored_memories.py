@@ -31,7 +31,7 @@ from clara_jax.method.clara import ClaraConfig
 from clara_jax.method.parameters import split
 from clara_jax.method.stages import STAGES
 from clara_jax.model.sharding import batch_shards, make_mesh, put_batch
-from clara_jax.training.stage_config import StageConfig
+from clara_jax.training.stage_config import DataConfig, OptimizerConfig, StageConfig, TopKConfig
 from clara_jax.training.step import init_state, make_train_step
 from clara_jax.training.stopping import StopSignal
 from clara_jax.training.stored_memories import open_memories
@@ -62,30 +62,27 @@ def main() -> None:
         steps = arguments.repeats + 1
         config = StageConfig(
             name="end_to_end",
-            train_data=tuple(arguments.data),
-            steps=steps,
-            batch_size=arguments.batch_size,
-            top_k=arguments.top_k,
-            candidates=arguments.candidates,
-            memories=folder,
+            data=DataConfig(tuple(arguments.data), memories=folder),
+            optimizer=OptimizerConfig(steps=steps, batch_size=arguments.batch_size),
+            topk=TopKConfig(k=arguments.top_k, candidates=arguments.candidates),
         )
         start = time.monotonic()
         memories = open_memories(config, bundle, documents, StopSignal(), progress=True)
         compressing = time.monotonic() - start
-        step = make_train_step(bundle.model, stage, config.objective, optimizer)
+        step = make_train_step(bundle.model, stage, config.hyperparameters, optimizer)
         key = jax.random.key(0)
         loaders, states, times = {}, {}, {}
         variants = {"each in its place": None, "each distinct one once": None, "stored": memories}
         shapes = None  # of the last variant
         for name, given in variants.items():
             sizes = sizes_of(examples) if given is None else without_texts(sizes_of(examples))
-            plan = BatchPlan(sizes, shape_ladder(sizes, tokenizer, 1), config.batch_size, steps)
+            plan = BatchPlan(sizes, shape_ladder(sizes, tokenizer, 1), arguments.batch_size, steps)
             shapes = plan.ladder[-1]
             once = name == "each distinct one once"
             distinct = planned_counts(plan, document_numbers(examples), batch_shards(mesh)) if once else None
             loaders[name] = BatchLoader(plan, examples, sizes, tokenizer, memories=given, distinct=distinct)
             if distinct:
-                places = config.batch_size * config.candidates
+                places = arguments.batch_size * arguments.candidates
                 print(f"{max(distinct.values())} of the {places} documents of a batch are distinct")
             states[name], times[name] = init_state(trained, optimizer), []
         for number in range(steps):
@@ -99,7 +96,7 @@ def main() -> None:
     medians = {name: statistics.median(values) for name, values in times.items()}
     first = next(iter(medians.values()))
     device = jax.devices()[0].device_kind
-    print(f"{device}, {config.batch_size} questions of {config.candidates} candidates; {shapes}")
+    print(f"{device}, {arguments.batch_size} questions of {arguments.candidates} candidates; {shapes}")
     print("| documents | median s of a step | ratio |\n|---|---|---|")
     for name, median in medians.items():
         print(f"| {name} | {median:.3f} | {first / median:.1f} |")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 import re
-import traceback
 from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
-from ml_collections.config_flags import config_path
+from ml_collections import ConfigDict, config_flags
 
 from clara_jax import command
 from clara_jax.errors import ClaraError
+
+_OVERRIDE = re.compile(r"(--?(?:no)?config\.)([^=[]+)(.*)", re.DOTALL)
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
@@ -21,6 +21,9 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
 
     Fields of the configuration are overridden by absl's flags, which ml_collections makes of them; the other options
     are the parser's.
+
+    Fields that the file or a flag gives by an old name (`clara_jax.training.old_names`) are in their groups, with a
+    warning each.
 
     Args:
       parser: of the command, with its options beside ``--config``, which is added.
@@ -39,8 +42,15 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
 
 
 def _config(argv: Sequence[str]) -> Any:
+    from clara_jax.training.old_names import path_of  # not for --help, which should not wait for JAX
+
+    argv = [_OVERRIDE.sub(lambda found: f"{found[1]}{path_of(found[2])}{found[3]}", part) for part in argv]
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "Configuration file.", flag_values=values, lock_config=True)
+    config_flags.DEFINE_config_file(
+        "config", None, "Configuration file.", flag_values=values, lock_config=True, sys_argv=argv
+    )
+    overrides = [found[2] for found in map(_OVERRIDE.fullmatch, argv) if found]
+    values["config"].parser = _GroupedParser(values["config"].parser, overrides)
     try:
         rest = values(list(argv))
     except ClaraError:
@@ -49,15 +59,63 @@ def _config(argv: Sequence[str]) -> Any:
         raise ClaraError(
             f"--config: {error.filename or error} does not exist; name a file, e.g. --config configs/smollm2.py"
         ) from None
-    except (AttributeError, KeyError) as error:
-        if not any(frame.filename == config_path.__file__ for frame in traceback.extract_tb(error.__traceback__)):
-            raise ClaraError(f"--config: {type(error).__name__}: {error}") from None  # in the file
-        field, meant = re.findall(r"\w+", str(error))[0], re.search(r'mean "(\w+)"', str(error))
-        raise ClaraError(
-            f"--config: this configuration has no field {field}" + (f"; did you mean {meant[1]}?" if meant else "")
-        ) from None
     except Exception as error:  # absl and ml_collections raise what they like; a configuration file is a program
         raise ClaraError(f"--config: {type(error).__name__}: {error}") from None
     if len(rest) > 1:
         raise ClaraError(f"unexpected argument {rest[1]!r}; see --help")
     return values["config"].value
+
+
+class _GroupedParser(flags.ArgumentParser):
+    """A parser of configuration files that brings their fields into groups, before flags change them."""
+
+    def __init__(self, parser: flags.ArgumentParser, overrides: Sequence[str]):
+        self._parser, self._overrides = parser, overrides
+
+    def parse(self, argument: str) -> Any:
+        """Return the configuration of a file.
+
+        Raises:
+          ClaraError: it has not a field that a flag names.
+        """
+        from clara_jax.training.old_names import run_in_groups
+
+        config = self._parser.parse(argument)
+        if isinstance(config, ConfigDict):
+            config = ConfigDict(run_in_groups(_plain(config)))
+            for override in self._overrides:
+                _check_field(config, override)
+            config.lock()
+        return config
+
+
+def _plain(config: ConfigDict) -> dict[str, Any]:
+    """Return a ConfigDict as dicts, with its placeholders."""
+    items = config.items(preserve_field_references=True)
+    return {name: _plain(value) if isinstance(value, ConfigDict) else value for name, value in items}
+
+
+def _check_field(config: ConfigDict, path: str) -> None:
+    """Check that a configuration has the field that a flag names."""
+    from clara_jax.training.config_checks import nearest_field
+
+    node, names = config, path.split(".")
+    for number, name in enumerate(names):
+        if not isinstance(node, ConfigDict) or name not in node:
+            near = ""
+            if isinstance(node, ConfigDict):
+                within = config[names[0]] if number else config
+                near = nearest_field(name, node, _paths(within), names[0] if number else "")
+            raise ClaraError(f"--config.{path}: this configuration has no field {'.'.join(names[: number + 1])}{near}")
+        node = node[name]
+
+
+def _paths(section: ConfigDict) -> dict[str, str]:
+    """Return the paths of all fields below a section by their last names."""
+    found = {}
+    for name in section:
+        if isinstance(section[name], ConfigDict):
+            found |= {last: f"{name}.{path}" for last, path in _paths(section[name]).items()}
+        else:
+            found[name] = name
+    return found

@@ -14,7 +14,6 @@ from clara_jax.deprecation import warn_renamed
 # (Folder before, folder now): the modules' names, "old:new" where they changed. "" is the root of the package.
 _MOVED = {
     ("", ""): "library:rag_pipeline plain:base_lm",
-    ("aot", ""): "chips",
     ("", "checkpoints"): "bundle:opening exporting",
     ("analysis", "analysis"): "analysis:inside_report",
     ("aot", ""): "chips",

@@ -2,9 +2,9 @@
 
     python -m clara_jax.train --config configs/smollm2.py:size=tiny --workdir runs/first
 
-The overrides of fields look like --config.scp.learning_rate=3e-4 --config.mesh=4,2 --config.seed=1. A run that was
-stopped or killed goes on with the same command, or with --workdir DIR alone; SIGTERM and Ctrl-C save first. Processes
-that train together may also be named in the environment, as CLARA_COORDINATOR, CLARA_PROCESSES and CLARA_PROCESS; on
+The overrides of fields look like --config.scp.optimizer.learning_rate=3e-4 --config.mesh=4,2 --config.seed=1. A run
+that was stopped or killed goes on with the same command, or with --workdir DIR alone; SIGTERM and Ctrl-C save first.
+Processes that train together may also be named in the environment, as CLARA_COORDINATOR, CLARA_PROCESSES and CLARA_PROCESS; on
 Cloud TPU, GKE and under Slurm they are found. A checkpoint, or the whole run directory, opens with
 clara_jax.Clara.load(DIR).
 """
@@ -93,13 +93,14 @@ def _show(result: RunResult, config: RunConfig) -> None:
     from clara_jax.input_pipeline.encoding import TEXT
 
     stage = config.stages[-1]
-    asked = [record for record in result.held_out if record.kind == "question"][: config.show]
-    if not asked or stage.documents == TEXT:
+    asked = [record for record in result.held_out if record.kind == "question"][: config.reporting.show]
+    if not asked or stage.data.documents == TEXT:
         return
-    documents = [record.documents[: stage.candidates if stage.ranks else stage.top_k] for record in asked]
+    topk = stage.topk
+    documents = [record.documents[: topk.candidates if stage.ranks else topk.k] for record in asked]
     questions = [record.questions[0] for record in asked]
     answers = Clara(result.bundle).answer(
-        questions, documents, k=stage.top_k if stage.ranks else None, max_new_tokens=stage.answer_tokens
+        questions, documents, k=topk.k if stage.ranks else None, max_new_tokens=stage.evaluation.answer_tokens
     )
     for record, answer in zip(asked, answers, strict=True):
         say(f"\nQuestion: {record.questions[0]}\nAnswer:   {answer.text}   (reference: {record.gold_answers[0]})")

@@ -7,28 +7,31 @@ import difflib
 import os
 import typing
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, Protocol
 
 from ml_collections import ConfigDict, config_dict
 
-from clara_jax.data.synthetic_world import SyntheticConfig
 from clara_jax.errors import ClaraError
-from clara_jax.method.clara import ClaraConfig
-from clara_jax.training.config import ModelSection, RunConfig, ScratchSection
+from clara_jax.training.config import RunConfig
+from clara_jax.training.old_names import RUN_NAMES, STAGE_NAMES, in_groups
 from clara_jax.training.stage_config import StageConfig
 
 MISTRAL_7B = "mistralai/Mistral-7B-Instruct-v0.2"
 PHI4_MINI = "microsoft/Phi-4-mini-instruct"
 
 # Table 10 of the paper. The sizes of LoRA, the optimizer and λ are the defaults of `ClaraConfig` and `StageConfig`.
-COMPRESSION = dict(epochs=1.0, batch_size=128, learning_rate=1e-4, mse_weight=0.1, warmup=0.03, clip_norm=1.0)
-END_TO_END = dict(epochs=1.0, batch_size=32, learning_rate=5e-6, candidates=20, top_k=5, warmup=0.03, clip_norm=1.0)
-END_TO_END |= dict(topk_method="iterative", temperature=0.02)  # Algorithm 1
+COMPRESSION = dict(
+    optimizer=dict(epochs=1.0, batch_size=128, learning_rate=1e-4, warmup=0.03, clip_norm=1.0),
+    objective=dict(mse_weight=0.1),
+)
+END_TO_END = dict(
+    optimizer=dict(epochs=1.0, batch_size=32, learning_rate=5e-6, warmup=0.03, clip_norm=1.0),
+    topk=dict(candidates=20, k=5, method="iterative", temperature=0.02),  # Algorithm 1
+)
 
 # Our configs choose by the relaxed sort: of all estimators it has answers as good as any and the better ranking after
 # the first place (docs/topk.md, "Which one is best").
-RELAXED_SORT = dict(topk_method="neuralsort", temperature=0.1)
+RELAXED_SORT = dict(method="neuralsort", temperature=0.1)  # of the group topk
 
 
 class Arguments(Protocol):
@@ -75,19 +78,31 @@ def choose(key: str, value: str, choices: Mapping[str, Any]) -> Any:
     return choices[value]
 
 
+def merged(*sections: Mapping[str, Any]) -> dict[str, Any]:
+    """Return sections as one, their groups field by field; of what several give the last counts."""
+    result: dict[str, Any] = {}
+    for section in sections:
+        for name, value in section.items():
+            result[name] = merged(result.get(name, {}), value) if isinstance(value, Mapping) else value
+    return result
+
+
 def section(cls: type, **values: Any) -> ConfigDict:
-    """Return a section with every field of a dataclass of the configuration.
+    """Return a section with every field of a dataclass of the configuration, and with its groups.
 
     A field has its default, or the value that is given. One that may be None becomes a placeholder, so that a flag can
     fill it.
     """
     hints, result = typing.get_type_hints(cls), ConfigDict()
     for field in dataclasses.fields(cls):
-        if field.name in ("name", "stages") or dataclasses.is_dataclass(hints[field.name]):  # separate sections
+        if field.name in ("name", "stages"):  # separate
+            continue
+        if dataclasses.is_dataclass(hint := hints[field.name]) and isinstance(hint, type):
+            result[field.name] = section(hint, **values.pop(field.name, {}))
             continue
         value = values.pop(field.name, field.default)
-        kinds = [kind for kind in typing.get_args(hints[field.name]) if kind is not type(None)]
-        if type(None) in typing.get_args(hints[field.name]):
+        kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+        if type(None) in typing.get_args(hint):
             result[field.name] = config_dict.placeholder(typing.get_origin(kinds[0]) or kinds[0])
         if value is not None:
             result[field.name] = value
@@ -98,22 +113,19 @@ def section(cls: type, **values: Any) -> ConfigDict:
     return result
 
 
-def run(
-    stages: Mapping[str, Mapping[str, Any]],
-    *,
-    model: Mapping,
-    clara: Mapping,
-    scratch: Mapping = MappingProxyType({}),
-    synthetic: Mapping = MappingProxyType({}),
-    **values: Any,
-) -> ConfigDict:
-    """Return a whole config: stages by name, in order, each with the fields that differ from the defaults."""
-    config = section(RunConfig, **values)
+def run(stages: Mapping[str, Mapping[str, Any]], **values: Any) -> ConfigDict:
+    """Return a whole config.
+
+    Args:
+      stages: by name, in order, each with the fields that differ from the defaults, in their groups.
+      values: fields of the run, and its sections: model, clara, ...
+
+    Old names of fields get a warning.
+    """
+    config = section(RunConfig, **in_groups(values, RUN_NAMES, "config"))
     config.stages = tuple(stages)
-    config.model, config.clara = section(ModelSection, **model), section(ClaraConfig, **clara)
-    config.scratch, config.synthetic = section(ScratchSection, **scratch), section(SyntheticConfig, **synthetic)
     for name, fields in stages.items():
-        config[name] = section(StageConfig, **fields)
+        config[name] = section(StageConfig, **in_groups(fields, STAGE_NAMES, f"config.{name}"))
     return config
 
 
@@ -130,7 +142,7 @@ def paper(stage: str, arg: str | None, base: str) -> ConfigDict:
 
     - ``rate``: the compress rate (16); the paper has 4, 16, 32, 64, 128 and 256;
     - ``data``: the directory of the stage's training file (data); held-out files are named by
-      ``--config.<stage>.eval_data``;
+      ``--config.<stage>.evaluation.data``;
     - ``base``: another path or name of the base model (default: the paper's, or what ``start`` was trained on);
     - ``start``: the run directory or checkpoint to start from, as instruct and end_to_end do;
     - ``schedule``, for end_to_end: the paper's "cosine" (default) or the released scripts' "constant".
@@ -144,12 +156,16 @@ def paper(stage: str, arg: str | None, base: str) -> ConfigDict:
         instruct="stage1_2_instruction.train.jsonl",
         end_to_end="stage2_end_to_end.train.jsonl",
     )
-    fields: dict[str, Any] = dict(END_TO_END if stage == "end_to_end" else COMPRESSION)
-    fields["schedule"] = choose("schedule", args.get("schedule", "cosine"), dict(cosine="cosine", constant="constant"))
-    # What the paper leaves open: batches of few shapes, so that less of a step is padding (docs/results.md). Packing
-    # would do better in scp where there are several rows for each device: that depends on the mesh.
-    fields["buckets"] = 4
-    fields["train_data"] = (os.path.join(args.data, train[stage]),)
+    schedule = choose("schedule", args.get("schedule", "cosine"), dict(cosine="cosine", constant="constant"))
+    fields = merged(
+        END_TO_END if stage == "end_to_end" else COMPRESSION,
+        dict(
+            optimizer=dict(schedule=schedule),
+            # What the paper leaves open: batches of few shapes, so that less of a step is padding (docs/results.md).
+            # Packing would do better in scp where there are several rows for each device: that depends on the mesh.
+            data=dict(train=(os.path.join(args.data, train[stage]),), buckets=4),
+        ),
+    )
     return run(
         {stage: fields},
         model=dict(base=args.base or ("" if args.start else base), precision="bfloat16", remat="dots"),

@@ -23,18 +23,23 @@ def get_config(arg=None):
     args = common.parse_arg(arg, steps=12, base="smollm2")
 
     def stage(name, **fields):
-        files = {
-            key: (os.path.join(DATA, f"{name}.{part}.jsonl"),)
-            for key, part in (("train_data", "train"), ("eval_data", "dev"))
-        }
-        return dict(steps=args.steps, batch_size=4, warmup=0.1, eval_answers=8, answer_tokens=12) | files | fields
+        train, held_out = ((os.path.join(DATA, f"{name}.{part}.jsonl"),) for part in ("train", "dev"))
+        shared = dict(
+            data=dict(train=train),
+            optimizer=dict(steps=args.steps, batch_size=4, warmup=0.1),
+            evaluation=dict(data=held_out, answers=8, answer_tokens=12),
+        )
+        return common.merged(shared, fields)
 
     return common.run(
         {
-            "scp": stage("scp", learning_rate=2e-3),
-            "instruct": stage("instruct", learning_rate=1e-3, top_k=3),
+            "scp": stage("scp", optimizer=dict(learning_rate=2e-3)),
+            "instruct": stage("instruct", optimizer=dict(learning_rate=1e-3), topk=dict(k=3)),
             "end_to_end": stage(
-                "end_to_end", learning_rate=5e-4, top_k=2, candidates=4, memories="run", **common.RELAXED_SORT
+                "end_to_end",
+                data=dict(memories="run"),
+                optimizer=dict(learning_rate=5e-4),
+                topk=dict(k=2, candidates=4) | common.RELAXED_SORT,
             ),
         },
         model=dict(base=args.base, precision="auto"),

@@ -25,14 +25,16 @@ BASE = ("base", "lora/compressor", "lora/generator", "tokens/memory")
 # - The cosines of a question's candidates differ by 0.2 here, ten times the paper's temperature: softmax would be
 #   nearly hard, and most candidates without gradient.
 STAGES = {
-    "scp": dict(steps=700, trains=BASE, eval_every=350),
-    "instruct": dict(steps=200, trains=("lora/generator",), top_k=2),
-    "end_to_end": dict(steps=500, top_k=1, candidates=8, eval_every=250) | common.RELAXED_SORT,
+    "scp": dict(optimizer=dict(steps=700), trains=BASE, evaluation=dict(every=350)),
+    "instruct": dict(optimizer=dict(steps=200), trains=("lora/generator",), topk=dict(k=2)),
+    "end_to_end": dict(
+        optimizer=dict(steps=500), topk=dict(k=1, candidates=8) | common.RELAXED_SORT, evaluation=dict(every=250)
+    ),
 }
 CI = {
-    "scp": dict(steps=40, eval_every=None, eval_answers=0),
-    "instruct": dict(steps=20, eval_answers=0),
-    "end_to_end": dict(steps=20, eval_every=None, eval_answers=16),
+    "scp": dict(optimizer=dict(steps=40), evaluation=dict(every=None, answers=0)),
+    "instruct": dict(optimizer=dict(steps=20), evaluation=dict(answers=0)),
+    "end_to_end": dict(optimizer=dict(steps=20), evaluation=dict(every=None, answers=16)),
 }
 
 
@@ -41,15 +43,17 @@ def get_config(arg=None):
     if arg not in (None, "", "ci", "text", "retrieval"):
         raise ClaraError(f"config argument {arg!r}: it must be ci, text or retrieval")
     ci, text = arg == "ci", arg == "text"
-    data = dict(train_data=("synthetic:train",), eval_data=("synthetic:eval",), warmup=0.1, betas=(0.9, 0.98))
-    data |= dict(batch_size=32, learning_rate=4e-3)
-    data |= dict(eval_limit=64 if ci else 256, eval_answers=256, answer_tokens=4)
-    stages = {name: data | fields | (CI[name] if ci else {}) for name, fields in STAGES.items()}
+    shared = dict(
+        data=dict(train=("synthetic:train",), documents="text" if text else "memory"),
+        optimizer=dict(batch_size=32, learning_rate=4e-3, warmup=0.1, betas=(0.9, 0.98)),
+        evaluation=dict(data=("synthetic:eval",), limit=64 if ci else 256, answers=256, answer_tokens=4),
+    )
+    stages = {name: common.merged(shared, fields, CI[name] if ci else {}) for name, fields in STAGES.items()}
     if arg == "retrieval":
         stages["retrieval"] = stages.pop("end_to_end")
     if text:
         trains = dict(scp=("base", "lora/generator"))
-        stages = {name: fields | dict(documents="text", trains=trains.get(name)) for name, fields in stages.items()}
+        stages = {name: fields | dict(trains=trains.get(name)) for name, fields in stages.items()}
     return common.run(
         stages,
         model=dict(base="scratch", precision="float32"),
@@ -69,7 +73,5 @@ def get_config(arg=None):
             candidates=8,
             instruct_documents=2,
         ),
-        progress_seconds=5.0,
-        show=0 if ci else 3,
-        require_progress=ci,
+        reporting=dict(progress_seconds=5.0, show=0 if ci else 3, require_progress=ci),
     )

@@ -90,28 +90,57 @@ BATCH = {"tiny": (2, 2), "short": (16, 8), "full": (32, 32)}  # of windows of 16
 # What follows the curriculum. Learning rates are higher than Table 10's for a 7B model: the base is small.
 SIZES = {
     "tiny": {
-        "scp": dict(steps=4, batch_size=2, train_limit=16, eval_limit=2),
-        "instruct": dict(steps=2, batch_size=2, train_limit=8, eval_limit=2, top_k=5),
-        "end_to_end": dict(steps=2, batch_size=2, train_limit=8, eval_limit=2, top_k=2, candidates=3),
+        "scp": dict(data=dict(limit=16), optimizer=dict(steps=4, batch_size=2), evaluation=dict(limit=2)),
+        "instruct": dict(data=dict(limit=8), optimizer=dict(steps=2, batch_size=2), evaluation=dict(limit=2)),
+        "end_to_end": dict(
+            data=dict(limit=8),
+            optimizer=dict(steps=2, batch_size=2),
+            topk=dict(k=2, candidates=3),
+            evaluation=dict(limit=2),
+        ),
     },
     "short": {
-        "scp": dict(steps=30, batch_size=4, learning_rate=1e-3, eval_limit=24),
-        "instruct": dict(epochs=2.0, train_limit=48, batch_size=4, accumulate=2, learning_rate=5e-4, eval_limit=24),
+        "scp": dict(optimizer=dict(steps=30, batch_size=4, learning_rate=1e-3), evaluation=dict(limit=24)),
+        "instruct": dict(
+            data=dict(limit=48),
+            optimizer=dict(epochs=2.0, batch_size=4, accumulate=2, learning_rate=5e-4),
+            evaluation=dict(limit=24),
+        ),
         "end_to_end": dict(
-            epochs=2.0, train_limit=48, batch_size=4, learning_rate=2e-4, eval_limit=24, candidates=8, top_k=5
+            data=dict(limit=48),
+            optimizer=dict(epochs=2.0, batch_size=4, learning_rate=2e-4),
+            topk=dict(k=5, candidates=8),
+            evaluation=dict(limit=24),
         ),
     },
     "full": {
-        "scp": dict(epochs=1.0, batch_size=32, learning_rate=5e-4, eval_every=100, pack=1024),
-        "instruct": dict(epochs=2.0, batch_size=32, learning_rate=2e-4, eval_every=50, buckets=4),
-        "end_to_end": dict(epochs=2.0, batch_size=32, learning_rate=1e-4, eval_every=25, candidates=20, buckets=4),
+        "scp": dict(
+            data=dict(pack=1024),
+            optimizer=dict(epochs=1.0, batch_size=32, learning_rate=5e-4),
+            evaluation=dict(every=100),
+        ),
+        "instruct": dict(
+            data=dict(buckets=4),
+            optimizer=dict(epochs=2.0, batch_size=32, learning_rate=2e-4),
+            evaluation=dict(every=50),
+        ),
+        "end_to_end": dict(
+            data=dict(buckets=4),
+            optimizer=dict(epochs=2.0, batch_size=32, learning_rate=1e-4),
+            topk=dict(candidates=20),
+            evaluation=dict(every=25),
+        ),
     },
 }
 STAGES = {"tiny": "read+instruct+end_to_end", "short": "read", "full": "read+instruct+end_to_end"}
 
 # With documents=text. A prompt of five texts has 800 tokens, and up to 1,200: fewer of them at a time; and of what is
 # packed, the documents' tokens, there are none.
-TEXT = {"tiny": {}, "short": dict(accumulate=2), "full": dict(accumulate=4, pack=0, buckets=4)}
+TEXT = {
+    "tiny": {},
+    "short": dict(optimizer=dict(accumulate=2)),
+    "full": dict(optimizer=dict(accumulate=4), data=dict(pack=0, buckets=4)),
+}
 
 
 def get_config(arg=None):
@@ -141,18 +170,25 @@ def get_config(arg=None):
             chosen = sections if name == "read" else {name: common.choose("stages", name, sizes | sections)}
             stages |= chosen
             continue
-        fields = sizes[name]
-        files = {key: table[name] for key, table in (("train_data", TRAIN), ("eval_data", EVAL))}
-        answers = dict(eval_answers=2 if tiny else 16, answer_tokens=4 if tiny else 16)
-        stages[name] = dict(warmup=0.1, mse_weight=0.0 if name != "scp" else 0.1) | answers | fields | files
+        parts = [
+            dict(
+                data=dict(train=TRAIN[name]),
+                optimizer=dict(warmup=0.1),
+                objective=dict(mse_weight=0.0 if name != "scp" else 0.1),
+                evaluation=dict(data=EVAL[name], answers=2 if tiny else 16, answer_tokens=4 if tiny else 16),
+            ),
+            sizes[name],
+        ]
         if name in RANKING_STAGES and not as_text:
-            stages[name]["memories"] = "run"  # the compressor is frozen: each document is compressed once
+            parts.append(dict(data=dict(memories="run")))  # the compressor is frozen: each document is compressed once
         if name == "end_to_end":
-            stages[name] |= common.RELAXED_SORT
+            parts.append(dict(topk=common.RELAXED_SORT))
         if as_text:
-            stages[name] |= dict(documents="text") | TEXT[args.size]
+            parts += [dict(data=dict(documents="text")), TEXT[args.size]]
+        stages[name] = common.merged(*parts)
     for fields in stages.values():
-        fields |= {key: tuple(_within(args.data, file) for file in fields[key]) for key in ("train_data", "eval_data")}
+        for group, key in (("data", "train"), ("evaluation", "data")):
+            fields[group][key] = tuple(_within(args.data, file) for file in fields[group][key])
     return common.run(
         stages,
         model=dict(
@@ -177,19 +213,12 @@ def get_config(arg=None):
 def _read(args, scaffold, as_text):
     """Return the sections of the curriculum, by name."""
     tiny, short = args.size == "tiny", args.size == "short"
-    common_fields = dict(
-        learning_rate=1e-3,
-        schedule="constant",
-        warmup=10.0,
-        mse_weight=0.0,
-        top_k=1,
-        crop="answer",
-        ce_over="records",
-        buckets=4,
-        train_limit=16 if tiny else 4000 if short else None,
-        eval_limit=2 if tiny else 32 if short else 128,
-        eval_answers=0,
-        answer_tokens=4 if tiny else 12,
+    shared = dict(
+        data=dict(crop="answer", buckets=4, limit=16 if tiny else 4000 if short else None),
+        optimizer=dict(learning_rate=1e-3, schedule="constant", warmup=10.0),
+        objective=dict(mse_weight=0.0, ce_over="records"),
+        topk=dict(k=1),
+        evaluation=dict(limit=2 if tiny else 32 if short else 128, answers=0, answer_tokens=4 if tiny else 12),
     )
     sections = [section for section in READ[args.size] if section[1] <= args.rate]
     if not sections:
@@ -200,33 +229,38 @@ def _read(args, scaffold, as_text):
     stages = {}
     for number, (length, rate, steps) in enumerate(sections):
         kind = "autoencode" if number == 0 else "instruct"
-        fields = dict(doc_max_length=length, compress_rate=rate, steps=steps)
-        fields["batch_size"] = BATCH[args.size][length > 16]
+        data: dict = dict(doc_max_length=length, compress_rate=rate)
+        optimizer: dict = dict(steps=steps, batch_size=BATCH[args.size][length > 16])
+        objective: dict = {}
+        evaluation: dict = {}
         if args.size == "full":
-            fields |= dict(eval_every=250, accumulate=1 if length < 128 else 4)
+            optimizer["accumulate"] = 1 if length < 128 else 4
+            evaluation["every"] = 250
         passages = tuple(f"autoencode:{file}" for file in POOL)
         if kind == "autoencode":
-            fields |= dict(train_data=passages, train_weights=(3.0, 1.0), eval_data=(f"autoencode:{HELD_OUT}",))
-            fields |= dict(scaffold=scaffold)
+            data |= dict(train=passages, weights=(3.0, 1.0))
+            evaluation["data"] = (f"autoencode:{HELD_OUT}",)
+            objective["scaffold"] = scaffold
         else:
             asked = QUESTIONS if short or tiny else QUESTIONS + MORE_QUESTIONS
             shares = (2.0,) if len(asked) == 1 else (1.4, 0.3, 0.2, 0.1)
             if not as_text:
                 follows = () if short or tiny else (f"continue:{POOL[0]}",)
                 asked, shares = (*asked, *passages, *follows), (*shares, 0.75, 0.25, *(0.25 for _ in follows))
-            eval_data = (f"questions:{HELD_OUT}",) + (() if as_text else (f"autoencode:{HELD_OUT}",))
-            fields |= dict(train_data=asked, train_weights=shares, eval_data=eval_data)
+            data |= dict(train=asked, weights=shares)
+            evaluation["data"] = (f"questions:{HELD_OUT}",) + (() if as_text else (f"autoencode:{HELD_OUT}",))
             if length > 16:
-                fields["eval_answers"] = 2 if tiny else 32 if short else 128
-        if number == 1 and scaffold:
-            fields |= dict(scaffold=1.0, scaffold_end=0.0, scaffold_steps=max(1, steps * 5 // 6))
+                evaluation["answers"] = 2 if tiny else 32 if short else 128
+        if number == 1 and scaffold and not as_text:
+            objective |= dict(scaffold=1.0, scaffold_end=0.0, scaffold_steps=max(1, steps * 5 // 6))
         if number == len(sections) - 1:
-            fields["schedule"] = "cosine_with_minimum"
+            optimizer["schedule"] = "cosine_with_minimum"
         if as_text and kind == "autoencode":
             continue
         if as_text:
-            fields |= dict(documents="text", scaffold=0.0, scaffold_end=None, scaffold_steps=None)
-        stages[f"{kind}_{length}" + (f"_{rate}" if rate > 4 else "")] = common_fields | fields
+            data["documents"] = "text"
+        fields = dict(data=data, optimizer=optimizer, objective=objective, evaluation=evaluation)
+        stages[f"{kind}_{length}" + (f"_{rate}" if rate > 4 else "")] = common.merged(shared, fields)
     return stages
 
 

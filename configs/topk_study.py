@@ -35,27 +35,31 @@ def get_config(arg=None):
         seed=0,
     )
     common.choose("part", args.part, dict(start=0, rank=0))
-    data = dict(train_data=("synthetic:train",), eval_data=("synthetic:eval",), warmup=0.1, betas=(0.9, 0.98))
-    data |= dict(batch_size=32, learning_rate=4e-3, eval_limit=256, eval_answers=256, answer_tokens=4)
+    shared = dict(
+        data=dict(train=("synthetic:train",)),
+        optimizer=dict(batch_size=32, learning_rate=4e-3, warmup=0.1, betas=(0.9, 0.98)),
+        evaluation=dict(data=("synthetic:eval",), limit=256, answers=256, answer_tokens=4),
+    )
     starting = {
-        "scp": dict(steps=700, trains=BASE, eval_every=350),
-        "instruct": dict(steps=300, trains=("lora/generator",), top_k=2),
+        "scp": dict(optimizer=dict(steps=700), trains=BASE, evaluation=dict(every=350)),
+        "instruct": dict(optimizer=dict(steps=300), trains=("lora/generator",), topk=dict(k=2)),
     }
     ranking = dict(
-        steps=args.steps,
-        eval_every=100,
-        eval_controls=False,
-        top_k=2,
-        candidates=8,
-        topk_method=args.method,
-        temperature=args.temperature,
-        score_normalization=args.normalization,
-        learn_temperature=bool(args.learn),
-        marginal_weight=args.marginal,
+        optimizer=dict(steps=args.steps),
+        objective=dict(marginal_weight=args.marginal),
+        topk=dict(
+            k=2,
+            candidates=8,
+            method=args.method,
+            temperature=args.temperature,
+            score_normalization=args.normalization,
+            learn_temperature=bool(args.learn),
+        ),
+        evaluation=dict(every=100, controls=False),
     )
     stages = starting if args.part == "start" else {"end_to_end": ranking}
     return common.run(
-        {name: data | fields for name, fields in stages.items()},
+        {name: common.merged(shared, fields) for name, fields in stages.items()},
         model=dict(base="scratch" if args.part == "start" else "", precision="float32"),
         scratch=dict(hidden_size=64, intermediate_size=192, num_hidden_layers=4, num_attention_heads=4),
         clara=dict(doc_max_length=24, compress_rate=4, lora_rank=8, lora_dropout=0.0, max_length=256),
@@ -76,10 +80,6 @@ def get_config(arg=None):
         ),
         initial_checkpoint=args.start or None,
         seed=args.seed,
-        save_minutes=60.0,
-        keep=1,
-        best="",
-        show=0,
-        tensorboard=False,
-        progress_seconds=5.0,
+        saving=dict(minutes=60.0, keep=1, best=""),
+        reporting=dict(show=0, tensorboard=False, progress_seconds=5.0),
     )

@@ -202,19 +202,19 @@ def train(stage, params, batches):
         names = tuple(entry.key for entry in path)
         return "trained" if any(names[: len(part)] == part for part in trained) else "frozen"
 
-    steps = len(batches)
-    warmup = stage.warmup_steps(steps)
-    rise = optax.linear_schedule(stage.learning_rate / (warmup + 1), stage.learning_rate, warmup)
-    rate = optax.join_schedules([rise, optax.cosine_decay_schedule(stage.learning_rate, steps - warmup)], [warmup])
-    adamw = optax.adamw(rate, *stage.betas, eps=stage.eps, weight_decay=stage.weight_decay)
+    steps, config = len(batches), stage.optimizer
+    peak, warmup = config.learning_rate, config.warmup_steps(steps)
+    rise = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
+    rate = optax.join_schedules([rise, optax.cosine_decay_schedule(peak, steps - warmup)], [warmup])
+    adamw = optax.adamw(rate, *config.betas, eps=config.eps, weight_decay=config.weight_decay)
     optimizer = optax.multi_transform(
-        {"trained": optax.chain(optax.clip_by_global_norm(stage.clip_norm), adamw), "frozen": optax.set_to_zero()},
+        {"trained": optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw), "frozen": optax.set_to_zero()},
         jax.tree.map_with_path(label, params),
     )
 
     @jax.jit
     def step(params, state, batch):
-        loss, gradient = jax.value_and_grad(LOSSES[stage.kind])(params, batch, stage.top_k)
+        loss, gradient = jax.value_and_grad(LOSSES[stage.kind])(params, batch, stage.topk.k)
         updates, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, updates), state, loss
 
@@ -237,14 +237,15 @@ class Batches:
     """The batches of a stage: ``steps`` of them, epochs in random order."""
 
     def __init__(self, config, stage, tokenizer, steps):
-        encoding = Encoding(stage.kind, stage.top_k, stage.candidates if stage.ranks else None)
+        encoding = Encoding(stage.kind, stage.topk.k, stage.topk.candidates if stage.ranks else None)
         records = synthetic.records(config.synthetic, stage.kind, "train")
         self.examples, self.tokenizer = encode_records(records, tokenizer, encoding), tokenizer
         self.shapes = shapes_for(sizes_of(self.examples), tokenizer)
-        epochs = -(-steps * stage.batch_size // len(records))
+        batch_size = stage.optimizer.batch_size
+        epochs = -(-steps * batch_size // len(records))
         rng = np.random.default_rng(config.seed)
         order = np.concatenate([rng.permutation(len(records)) for _ in range(epochs)])
-        self.rows = order[: steps * stage.batch_size].reshape(steps, stage.batch_size)
+        self.rows = order[: steps * batch_size].reshape(steps, batch_size)
 
     def __len__(self):
         return len(self.rows)
@@ -264,7 +265,7 @@ def main():
     config = resolve(smoke.get_config())
     tokenizer = make_tokenizer(config)
     params = init(jax.random.key(config.seed), tokenizer.vocab_size)
-    for stage, count in zip(config.stages, steps or [stage.steps for stage in config.stages], strict=True):
+    for stage, count in zip(config.stages, steps or [stage.optimizer.steps for stage in config.stages], strict=True):
         if stage.kind == "end_to_end":  # the query reasoner begins as a copy of the compressor
             params["lora"]["query_reasoner"] = params["lora"]["compressor"]
         params, _ = train(stage, params, Batches(config, stage, tokenizer, count))

@@ -11,6 +11,7 @@ from clara_jax.formats.jsonl import data_files
 from clara_jax.training.config_parsing import from_json, resolve, to_json
 from clara_jax.training.schedules import scaffold_at
 from clara_jax.training.stage_config import entry_kind
+from tests.configurations import changed
 from tests.locations import ROOT, shared_data
 
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "common"))
@@ -39,35 +40,36 @@ def test_the_six_of_the_paper_are_there():
 def test_table_10(name):
     run = resolve(load(name))
     (stage,) = run.stages
+    optimizer, topk = stage.optimizer, stage.topk
     assert name.endswith(stage.name)
     mistral = name.startswith("mistral")
     assert run.model.base == ("mistralai/Mistral-7B-Instruct-v0.2" if mistral else "microsoft/Phi-4-mini-instruct")
     clara = run.clara
     assert (clara.lora_rank, clara.lora_alpha, clara.lora_dropout) == (16, 32, 0.1)
     assert (clara.doc_max_length, clara.compress_rate, clara.memory_tokens) == (256, 16, 16)
-    assert (stage.schedule, stage.warmup, stage.clip_norm) == ("cosine", 0.03, 1.0)
-    assert (stage.epochs, stage.steps) == (1.0, None)
+    assert (optimizer.schedule, optimizer.warmup, optimizer.clip_norm) == ("cosine", 0.03, 1.0)
+    assert (optimizer.epochs, optimizer.steps) == (1.0, None)
     if stage.name == "end_to_end":
-        assert (stage.batch_size, stage.learning_rate) == (32, 5e-6)
-        assert (stage.candidates, stage.top_k, stage.temperature) == (20, 5, 0.02)
-        assert (stage.topk_method, stage.score_normalization, stage.marginal_weight) == ("iterative", "none", 0)
+        assert (optimizer.batch_size, optimizer.learning_rate) == (32, 5e-6)
+        assert (topk.candidates, topk.k, topk.temperature) == (20, 5, 0.02)
+        assert (topk.method, topk.score_normalization, stage.objective.marginal_weight) == ("iterative", "none", 0)
     else:
-        assert (stage.batch_size, stage.learning_rate, stage.mse_weight) == (128, 1e-4, 0.1)
+        assert (optimizer.batch_size, optimizer.learning_rate, stage.objective.mse_weight) == (128, 1e-4, 0.1)
 
 
 @pytest.mark.parametrize("name, arg", [("smoke", None), ("demo", None), ("smollm2", "size=full")])
 def test_our_own_choose_by_the_relaxed_sort(name, arg):
     """As docs/topk.md concludes: NeuralSort, at a temperature that stays what it is."""
-    (stage,) = (stage for stage in resolve(load(name, arg)).stages if stage.name == "end_to_end")
-    chosen = (stage.topk_method, stage.temperature, stage.temperature_schedule, stage.score_normalization)
-    assert chosen == ("neuralsort", 0.1, "constant", "none") and not stage.learn_temperature
+    (topk,) = (stage.topk for stage in resolve(load(name, arg)).stages if stage.name == "end_to_end")
+    chosen = (topk.method, topk.temperature, topk.temperature_schedule, topk.score_normalization)
+    assert chosen == ("neuralsort", 0.1, "constant", "none") and not topk.learn_temperature
 
 
 def test_arguments_of_the_paper_configs():
     run = resolve(load("mistral7b_end_to_end", "rate=128,data=/d,schedule=constant,start=runs/a,base=/models/m"))
     assert run.clara.memory_tokens == 2
-    assert run.stages[0].schedule == "constant"
-    assert run.stages[0].train_data == ("/d/stage2_end_to_end.train.jsonl",)
+    assert run.stages[0].optimizer.schedule == "constant"
+    assert run.stages[0].data.train == ("/d/stage2_end_to_end.train.jsonl",)
     assert (run.initial_checkpoint, run.model.base) == ("runs/a", "/models/m")
     for rate in (4, 16, 32, 64, 128, 256):
         assert resolve(load("phi4_mini_scp", f"rate={rate}")).clara.memory_tokens == 256 // rate
@@ -76,13 +78,13 @@ def test_arguments_of_the_paper_configs():
 def test_smollm2_arguments():
     run = resolve(load("smollm2"))
     assert [stage.name for stage in run.stages] == ["autoencode_16", "instruct_16", "instruct_32", "instruct_64"]
-    assert all(stage.total_steps(stage.train_limit or 1) >= 24 for stage in run.stages)
+    assert all(stage.optimizer.total_steps(stage.data.limit or 1) >= 24 for stage in run.stages)
     assert (run.model.base, run.model.precision) == ("smollm2", "auto")
     run = resolve(load("smollm2", "stages=end_to_end+scp,rate=8,size=tiny,data=/d,base=/b,seed=3"))
     assert [stage.name for stage in run.stages] == ["end_to_end", "scp"]
-    assert all(2 <= stage.steps <= 4 for stage in run.stages)
+    assert all(2 <= stage.optimizer.steps <= 4 for stage in run.stages)
     assert (run.clara.compress_rate, run.model.base, run.seed) == (8, "/b", 3)
-    files = [entry_kind(name)[1] for stage in run.stages for name in stage.train_data + stage.eval_data]
+    files = [entry_kind(name)[1] for stage in run.stages for name in stage.data.train + stage.evaluation.data]
     assert all(Path(file).is_relative_to("/d") for file in files)
     full = resolve(load("smollm2", "size=full,rate=16")).stages
     assert [stage.name for stage in full[-3:]] == ["instruct_256_16", "instruct", "end_to_end"]
@@ -92,20 +94,23 @@ def test_smollm2_arguments():
 def test_the_scaffold_of_smollm2_falls_once_and_for_all(size):
     """At the end of the second section; without it nothing else changes."""
     stages = resolve(load("smollm2", f"size={size}")).stages
-    ends = [scaffold_at(stage, stage.steps or 100, stage.steps or 100) for stage in stages]
-    assert (stages[0].scaffold, stages[1].scaffold) == (1, 1) and ends == [1, *[0] * (len(stages) - 1)]
+    numbers = [(stage.objective, stage.optimizer.steps or 100) for stage in stages]
+    ends = [scaffold_at(objective, steps, steps) for objective, steps in numbers]
+    assert (stages[0].objective.scaffold, stages[1].objective.scaffold) == (1, 1) and ends == [
+        1,
+        *[0] * (len(stages) - 1),
+    ]
     without = resolve(load("smollm2", f"size={size},scaffold=0")).stages
     for one, other in zip(stages, without, strict=True):
-        assert scaffold_at(other, 10, 0) == scaffold_at(other, 10, 10) == 0
-        back = {name: getattr(one, name) for name in ("scaffold", "scaffold_end", "scaffold_steps")}
-        assert dataclasses.replace(other, **back) == one
+        assert scaffold_at(other.objective, 10, 0) == scaffold_at(other.objective, 10, 10) == 0
+        assert dataclasses.replace(other, objective=one.objective) == one
 
 
 @pytest.mark.parametrize("rate", [4, 8, 16])
 def test_the_rate_of_smollm2_is_that_of_its_last_section(rate):
     for size in ("short", "full"):
         run = resolve(load("smollm2", f"size={size},rate={rate},stages=read"))
-        assert run.stages[-1].compress_rate == rate
+        assert run.stages[-1].data.compress_rate == rate
 
 
 @pytest.mark.parametrize("size", ["tiny", "short", "full"])
@@ -114,23 +119,29 @@ def test_smollm2_with_documents_as_text_has_the_same_questions(size):
     assert text.clara == dataclasses.replace(memory.clara, max_length=2048)
     stages = {stage.name: stage for stage in memory.stages}
     assert [name for name in stages if name != "autoencode_16"] == [stage.name for stage in text.stages]
-    changed = ("documents", "accumulate", "pack", "buckets", "train_data", "train_weights", "eval_data")
-    changed += ("scaffold", "scaffold_end", "scaffold_steps", "memories")
     for other in text.stages:
         one = stages[other.name]
-        assert other.subtrees == ("lora/generator",) and other.documents == "text"
-        assert dataclasses.replace(other, **{name: getattr(one, name) for name in changed}) == one
+        assert other.subtrees == ("lora/generator",) and other.data.documents == "text"
+        of_data = ("documents", "pack", "buckets", "train", "weights", "memories")
+        back = changed(
+            other,
+            data={name: getattr(one.data, name) for name in of_data},
+            optimizer=dict(accumulate=one.optimizer.accumulate),
+            evaluation=dict(data=one.evaluation.data),
+            objective=dict(scaffold=0.0, scaffold_end=None, scaffold_steps=None),
+        )
+        scaffold = {name: getattr(one.objective, name) for name in ("scaffold", "scaffold_end", "scaffold_steps")}
+        assert changed(back, objective=scaffold) == one
         of_text = ("autoencode", "continue")
-        for field in ("train_data", "eval_data"):
-            kept = [name for name in getattr(one, field) if entry_kind(name)[0] not in of_text]
-            assert list(getattr(other, field)) == kept
+        for entries, found in ((one.data.train, other.data.train), (one.evaluation.data, other.evaluation.data)):
+            assert list(found) == [name for name in entries if entry_kind(name)[0] not in of_text]
 
 
 def test_smoke_with_documents_as_text_differs_in_nothing_else():
     memory, text = resolve(load("smoke")), resolve(load("smoke", "text"))
     assert [stage.subtrees for stage in text.stages] == [("base", "lora/generator"), *[("lora/generator",)] * 2]
     back = [
-        dataclasses.replace(other, documents="memory", trains=one.trains)
+        changed(other, data=dict(documents="memory"), trains=one.trains)
         for one, other in zip(memory.stages, text.stages, strict=True)
     ]
     assert dataclasses.replace(text, stages=tuple(back)) == memory
@@ -146,17 +157,16 @@ def test_contrastive_query_reasoners_have_the_data_and_steps_of_end_to_end():
     config = resolve(load("smollm2", "stages=end_to_end+retrieval,start=runs/first"))
     one, other = config.stages
     # A contrastive loss chooses nothing, and has a temperature of its own.
-    of_choice = {name: getattr(one, name) for name in ("topk_method", "temperature")}
-    assert dataclasses.replace(other, name="end_to_end", **of_choice) == one
+    assert dataclasses.replace(other, name="end_to_end", topk=one.topk) == one
     assert config.initial_checkpoint == "runs/first" and not config.model.base
 
 
 def test_smollm2_finds_its_data():
     data = shared_data()
     for stage in resolve(load("smollm2", f"size=full,rate=16,data={data}")).stages:
-        for field in ("train_data", "eval_data"):
-            assert data_files([entry_kind(name)[1] for name in getattr(stage, field)], field)
-        assert not set(stage.train_data) & set(stage.eval_data)
+        for entries in (stage.data.train, stage.evaluation.data):
+            assert data_files([entry_kind(name)[1] for name in entries], "data")
+        assert not set(stage.data.train) & set(stage.evaluation.data)
 
 
 @pytest.mark.parametrize(
@@ -191,11 +201,13 @@ def test_a_rate_that_does_not_divide():
 
 def test_optional_fields_can_be_filled_in_later():
     config = load("smollm2", "size=full,stages=scp")
-    config.scp.steps, config.scp.epochs, config.scp.train_limit, config.scp.trains = 3, 0.0, 10, ("lora/generator",)
+    config.scp.optimizer.steps, config.scp.optimizer.epochs, config.scp.data.limit = 3, 0.0, 10
+    config.scp.trains = ("lora/generator",)
     config.initial_checkpoint = "runs/a"
     run = resolve(config)
     stage = run.stages[0]
-    assert (stage.steps, stage.epochs, stage.train_limit, stage.trains) == (3, None, 10, ("lora/generator",))
+    assert (stage.optimizer.steps, stage.optimizer.epochs) == (3, None)
+    assert (stage.data.limit, stage.trains) == (10, ("lora/generator",))
     assert run.initial_checkpoint == "runs/a"
     with pytest.raises(TypeError):
-        config.scp.steps = "many"
+        config.scp.optimizer.steps = "many"

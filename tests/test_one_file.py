@@ -54,13 +54,13 @@ def test_losses_and_gradients_are_the_library_s(number, config, bundle, params, 
         placed = put_batch(batch, mesh)
         on_mesh = jax.device_put(params, jax.tree.map(lambda x: x.sharding, bundle.params))
         trained, frozen = split(on_mesh, stage.subtrees)
-        loss = make_loss(bundle.model, stage.stage, stage.objective)
+        loss = make_loss(bundle.model, stage.stage, stage.hyperparameters)
         counted = counts(placed, stage.objective.ce_over)
         (expected, _), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(
             trained, frozen, placed, counted, None
         )
     function = jax.jit(jax.value_and_grad(one_file.LOSSES[stage.kind]), static_argnums=2)
-    got, tree = function(jax.tree.map(jnp.asarray, params), batch, stage.top_k)
+    got, tree = function(jax.tree.map(jnp.asarray, params), batch, stage.topk.k)
     np.testing.assert_allclose(got, expected, rtol=1e-5)
     found = flatten(tree)
     assert gradients.keys() <= found.keys() and len(gradients) > 10

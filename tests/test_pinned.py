@@ -28,6 +28,7 @@ from clara_jax.training.config_parsing import resolve
 from clara_jax.training.resume import find_start
 from clara_jax.training.stage_data import StageRecords
 from configs import smoke
+from tests.configurations import changed
 
 TEXTS = (
     "Ada was born in Oslo.",
@@ -107,7 +108,7 @@ def test_smollm2(mesh):
 
 
 def test_smoke_run(mesh, tmp_path):
-    config = dataclasses.replace(resolve(smoke.get_config("ci")), progress=False)
+    config = changed(resolve(smoke.get_config("ci")), reporting=dict(progress=False))
     records = [StageRecords.read(config, stage) for stage in config.stages]
     made = find_start(config, tmp_path, mesh, [part for own in records for part in own.train]).bundle
     assert facts(made.tokenizer) == SMOKE

@@ -23,24 +23,32 @@ from configs import common
 
 def get_config(arg=None):
     args = common.parse_arg(arg, stages="end_to_end", mesh=(-1, 1), memories="")
-    small = dict(steps=6, batch_size=8, accumulate=2, learning_rate=1e-2, eval_every=3, save_every=2)
-    small |= dict(eval_limit=4, eval_answers=0, answer_tokens=3, top_k=2, candidates=4)
+    small = dict(
+        optimizer=dict(steps=6, batch_size=8, accumulate=2, learning_rate=1e-2),
+        topk=dict(k=2, candidates=4),
+        evaluation=dict(every=3, limit=4, answers=0, answer_tokens=3),
+        saving=dict(every=2),
+    )
 
     def files(name):
         path = (f"{data}/{{name}}.jsonl",)
-        return dict(train_data=path, eval_data=path)
+        return dict(data=dict(train=path), evaluation=dict(data=path))
 
     names = dict(scp="scp", instruct="instruct", retrieval="end_to_end", end_to_end="end_to_end")
-    batches = dict(scp=dict(pack=160), instruct=dict(buckets=2), end_to_end=dict(buckets=2, memories=args.memories))
-    # At the paper's 0.02 and this learning rate the last bits of a sum over processes grow to 1e-5 in two steps.
-    batches["retrieval"] = dict(temperature=0.1)
+    own = dict(
+        scp=dict(data=dict(pack=160)),
+        instruct=dict(data=dict(buckets=2)),
+        # At the paper's 0.02 and this learning rate the last bits of a sum over processes grow to 1e-5 in two steps.
+        retrieval=dict(topk=dict(temperature=0.1)),
+        end_to_end=dict(data=dict(buckets=2, memories=args.memories)),
+    )
+    stages = args.stages.split("+")
     return common.run(
-        {{name: small | files(names[name]) | batches.get(name, {{}}) for name in args.stages.split("+")}},
+        {{name: common.merged(small, files(names[name]), own.get(name, {{}})) for name in stages}},
         model=dict(base={base!r}, precision="float32"),
         clara=dict(doc_max_length=64, compress_rate=16, lora_rank=8, lora_dropout=0.1, max_length=256),
         mesh=args.mesh,
-        progress_seconds=1e-3,
-        show=0,
+        reporting=dict(progress_seconds=1e-3, show=0),
     )
 """
 
@@ -149,7 +157,7 @@ def test_a_killed_run_goes_on_from_a_checkpoint(place, alone):
 @pytest.mark.slow
 @pytest.mark.parametrize("number,process", [("KILL", 0), ("KILL", 1), ("STOP", 0), ("STOP", 1)])
 def test_no_process_outlives_another(place, number, process):
-    run = Run(place, f"{number}{process}", 2, "", "--config.end_to_end.steps=100000")
+    run = Run(place, f"{number}{process}", 2, "", "--config.end_to_end.optimizer.steps=100000")
     run.wait_for(r"end_to_end 2/100000")
     if number == "KILL":
         # The other would end by itself when the connection breaks, perhaps before the launcher has looked: hold it.
@@ -166,7 +174,8 @@ def test_no_process_outlives_another(place, number, process):
 def test_several_processes_train_every_stage_as_one(place, processes, mesh):
     stages = "+".join(STAGES)
     sizes = mesh.replace(",", "x")
-    flags = [f"--config.mesh={mesh}", "--config.show=1", *(f"--config.{name}.eval_answers=2" for name in STAGES)]
+    flags = [f"--config.mesh={mesh}", "--config.reporting.show=1"]
+    flags += [f"--config.{name}.evaluation.answers=2" for name in STAGES]
     one = Run(place, f"all-1-{sizes}", 1, f"stages={stages}", *flags).finish()  # where it is finished, it ends at once
     several = Run(place, f"all-{processes}-{sizes}", processes, f"stages={stages}", *flags)
     assert_same_losses(several.finish(), one)

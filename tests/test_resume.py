@@ -25,23 +25,28 @@ from configs import common
 
 def get_config(arg=None):
     args = common.parse_arg(arg, stages="scp+end_to_end")
-    small = dict(steps=6, batch_size=4, accumulate=2, learning_rate=1e-2, eval_every=3, save_every=2)
-    small |= dict(eval_limit=4, eval_answers=2, answer_tokens=3, top_k=2, candidates=4)
+    small = dict(
+        optimizer=dict(steps=6, batch_size=4, accumulate=2, learning_rate=1e-2),
+        topk=dict(k=2, candidates=4),
+        evaluation=dict(every=3, limit=4, answers=2, answer_tokens=3),
+        saving=dict(every=2),
+    )
 
     def files(name):
         path = (f"{data}/{{name}}.jsonl",)
-        return dict(train_data=path, eval_data=path)
+        return dict(data=dict(train=path), evaluation=dict(data=path))
 
     names = dict(scp="scp", instruct="instruct", retrieval="end_to_end", end_to_end="end_to_end")
-    ranking = dict(topk_method="gumbel", learn_temperature=True, marginal_weight=0.1)  # noise, and a number beside
-    batches = dict(scp=dict(pack=160), instruct=dict(buckets=2), end_to_end=dict(buckets=2, **ranking))
+    ranking = dict(topk=dict(method="gumbel", learn_temperature=True))  # noise, and a number beside
+    ranking |= dict(data=dict(buckets=2), objective=dict(marginal_weight=0.1))
+    own = dict(scp=dict(data=dict(pack=160)), instruct=dict(data=dict(buckets=2)), end_to_end=ranking)
+    stages = args.stages.split("+")
     return common.run(
-        {{name: small | files(names[name]) | batches.get(name, {{}}) for name in args.stages.split("+")}},
+        {{name: common.merged(small, files(names[name]), own.get(name, {{}})) for name in stages}},
         model=dict(base={base!r}, precision="float32"),
         clara=dict(doc_max_length=64, compress_rate=16, lora_rank=8, lora_dropout=0.1, max_length=256),
         mesh=(1, 1),
-        progress_seconds=1e-3,
-        show=0,
+        reporting=dict(progress_seconds=1e-3, show=0),
     )
 """
 # What a line says of the process that wrote it, and not of the run.
@@ -258,7 +263,7 @@ def test_two_runs_in_one_directory_are_refused(place, monkeypatch, capsys):
 
 
 def test_another_configuration_is_refused(place, uninterrupted, monkeypatch, capsys):
-    arguments = f"--config={place}/config.py", "--config.scp.learning_rate=1e-3", f"--workdir={uninterrupted}"
+    arguments = f"--config={place}/config.py", "--config.scp.optimizer.learning_rate=1e-3", f"--workdir={uninterrupted}"
     code = here(monkeypatch, *arguments)
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert code == 2 and len(errors) == 1 and "config.scp.learning_rate is 0.001" in errors[0]

@@ -53,4 +53,4 @@ def test_a_finished_run_is_not_repeated_and_a_broken_one_says_why(tmp_path, monk
 @pytest.mark.parametrize("method", METHODS)
 def test_every_estimator_has_a_configuration(method):
     run = resolve(config.get_config(f"part=rank,start=somewhere,method={method},seed=3"))
-    assert [(stage.name, stage.topk_method) for stage in run.stages] == [("end_to_end", method)]
+    assert [(stage.name, stage.topk.method) for stage in run.stages] == [("end_to_end", method)]

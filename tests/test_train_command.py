@@ -19,18 +19,20 @@ from configs import common
 
 def get_config(arg=None):
     args = common.parse_arg(arg, base={base!r}, data={data!r}, steps=12)
-    small = dict(steps=args.steps, batch_size=8, accumulate=2, learning_rate=1e-2, warmup=0.1, eval_answers=0)
+    optimizer = dict(steps=args.steps, batch_size=8, accumulate=2, learning_rate=1e-2, warmup=0.1)
 
-    def files(name):
+    def stage(name, **fields):
         path = (f"{{args.data}}/{{name}}.jsonl",)
-        return dict(train_data=path, eval_data=path)
+        shared = dict(data=dict(train=path), optimizer=optimizer, evaluation=dict(data=path, answers=0))
+        return common.merged(shared, fields)
 
+    topk = dict(candidates=4, k=2)
     return common.run(
         dict(
-            scp=small | files("scp"),
-            instruct=small | files("instruct") | dict(top_k=2),
-            retrieval=small | files("end_to_end") | dict(candidates=4, top_k=2),
-            end_to_end=small | files("end_to_end") | dict(candidates=4, top_k=2, eval_answers=8, eval_gradients=True),
+            scp=stage("scp"),
+            instruct=stage("instruct", topk=dict(k=2)),
+            retrieval=stage("end_to_end", topk=topk),
+            end_to_end=stage("end_to_end", topk=topk, evaluation=dict(answers=8, gradients=True)),
         ),
         model=dict(base=args.base, precision="float32"),
         clara=dict(doc_max_length=64, compress_rate=16, lora_rank=8, max_length=256),
@@ -62,7 +64,7 @@ def one_device(monkeypatch):
 def finished(place):
     """A whole run, through the real command line."""
     env_code = "import sys; sys.argv = sys.argv[1:]; from clara_jax import command, train; command.run(train.main)"
-    arguments = ["--config", f"{place}/config.py", "--config.profile=1,3", "--workdir", f"{place}/run"]
+    arguments = ["--config", f"{place}/config.py", "--config.reporting.profile=1,3", "--workdir", f"{place}/run"]
     out = subprocess.run(
         [sys.executable, "-c", env_code, "train", *arguments],
         cwd=ROOT,
@@ -186,7 +188,18 @@ MISTAKES = {
     "missing config": (lambda p: [f"--config={p}/nowhere.py"], "nowhere.py"),
     "config that is no program": (broken_config, "broken.py"),
     "unknown config argument": (lambda p: [f"--config={p}/config.py:stepz=3"], "steps"),
-    "unknown field": (lambda p: [f"--config={p}/config.py", "--config.scp.learning_rat=1"], "mean learning_rate?"),
+    "unknown field": (
+        lambda p: [f"--config={p}/config.py", "--config.scp.learning_rat=1"],
+        "mean scp.optimizer.learning_rate?",
+    ),
+    "unknown field of a group": (
+        lambda p: [f"--config={p}/config.py", "--config.scp.optimizer.learning_rat=1"],
+        "no field scp.optimizer.learning_rat; did you mean learning_rate?",
+    ),
+    "value of another type": (
+        lambda p: [f"--config={p}/config.py", "--config.scp.optimizer.steps=many"],
+        "config.scp.optimizer.steps",
+    ),
     "stage that is not trained": (
         lambda p: [f"--config={p}/config.py", "--config.pretraining.steps=1"],
         "no field pretraining",
@@ -227,10 +240,15 @@ def test_a_mistake_is_one_clear_line(name, place, monkeypatch, capsys, tmp_path)
 def test_a_directory_with_another_run_is_kept(finished, place, monkeypatch, capsys):
     run, _ = finished
     before = (run / "metrics.jsonl").read_bytes()
-    for change in ("--config.scp.batch_size=16", "--config.stages=('scp','instruct')", "--config.clara.lora_rank=4"):
+    changes = ("--config.scp.optimizer.batch_size=16", "--config.stages=('scp','instruct')")
+    for change in (*changes, "--config.clara.lora_rank=4"):
         assert run_train(monkeypatch, "--config", f"{place}/config.py", change, "--workdir", run) == 2
         error = capsys.readouterr().err
         assert change.removeprefix("--").partition("=")[0] in error and "begun with" in error
+    free = ["--config.keep=7", "--config.scp.save_every=5", "--noconfig.progress"]
+    assert run_train(monkeypatch, "--config", f"{place}/config.py", *free, "--workdir", run) == 0
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 3 and "config.scp.save_every is now config.scp.saving.every; the old name" in warnings[1]
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
@@ -253,7 +271,11 @@ def test_a_run_explains_itself(finished):
 @pytest.mark.parametrize("policy", ["stop", "skip"])
 def test_steps_that_are_not_finite(policy, place, monkeypatch, capsys, tmp_path):
     run = tmp_path / "run"
-    arguments = [f"--config={place}/config.py:steps=4", "--config.stages=scp", "--config.scp.learning_rate=1e30"]
+    arguments = [
+        f"--config={place}/config.py:steps=4",
+        "--config.stages=scp",
+        "--config.scp.optimizer.learning_rate=1e30",
+    ]
     code = run_train(monkeypatch, *arguments, f"--config.non_finite={policy}", "--workdir", run)
     error = capsys.readouterr().err
     files = list(run.glob("non_finite-scp-*.json"))
@@ -270,7 +292,7 @@ def test_steps_that_are_not_finite(policy, place, monkeypatch, capsys, tmp_path)
 def test_lines_that_are_no_records_can_be_left_out(place, monkeypatch, capsys, tmp_path):
     (data,) = bad_line('{"data_type": "qa",')(place)
     arguments = [data.replace(":data", ":steps=2,data"), "--config.stages=scp", "--config.on_error=skip"]
-    arguments += ["--config.scp.eval_data=()", "--config.scp.accumulate=1"]
+    arguments += ["--config.scp.evaluation.data=()", "--config.scp.optimizer.accumulate=1"]
     run = tmp_path / "run"
     assert run_train(monkeypatch, *arguments, "--workdir", run) == 0
     assert f"lines of data files that are no records, left out: 1, see {run}" in capsys.readouterr().err
@@ -284,8 +306,8 @@ def test_lines_that_are_no_records_can_be_left_out(place, monkeypatch, capsys, t
 def test_documents_as_text(place, mesh, monkeypatch, capsys, tmp_path):
     """Only the generator learns, and no memory is measured or shown."""
     arguments = [f"--config={place}/config.py:steps=6", "--config.stages=('scp','end_to_end')"]
-    arguments += [f"--config.{stage}.documents=text" for stage in ("scp", "end_to_end")]
-    arguments += ["--config.end_to_end.eval_gradients=False", "--config.require_progress=True"]
+    arguments += [f"--config.{stage}.data.documents=text" for stage in ("scp", "end_to_end")]
+    arguments += ["--config.end_to_end.evaluation.gradients=False", "--config.reporting.require_progress=True"]
     run = tmp_path / "run"
     assert run_train(monkeypatch, *arguments, "--workdir", run) == 0
     out = capsys.readouterr().out
@@ -299,8 +321,9 @@ def test_documents_as_text(place, mesh, monkeypatch, capsys, tmp_path):
 
 
 def test_losses_that_do_not_fall_can_be_an_error(place, monkeypatch, capsys, tmp_path):
-    arguments = [f"--config={place}/config.py:steps=4", "--config.stages=scp", "--config.scp.learning_rate=1e-30"]
-    assert run_train(monkeypatch, *arguments, "--config.require_progress=True", "--workdir", tmp_path / "run") == 2
+    arguments = [f"--config={place}/config.py:steps=4", "--config.stages=scp"]
+    arguments += ["--config.scp.optimizer.learning_rate=1e-30", "--config.reporting.require_progress=True"]
+    assert run_train(monkeypatch, *arguments, "--workdir", tmp_path / "run") == 2
     assert "loss did not fall" in capsys.readouterr().err
 
 
@@ -312,7 +335,7 @@ def test_a_profile_is_written(finished):
 def test_a_profile_that_would_crash_is_refused(place, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "libtpu")
     monkeypatch.setattr("clara_jax.training.profile.platforms", lambda: "")
-    arguments = [f"--config={place}/config.py", "--config.profile=1,3", "--workdir", tmp_path / "run"]
+    arguments = [f"--config={place}/config.py", "--config.reporting.profile=1,3", "--workdir", tmp_path / "run"]
     assert run_train(monkeypatch, *arguments) == 2
     assert "set JAX_PLATFORMS=cpu in the environment" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -325,7 +348,7 @@ def test_help_teaches_and_needs_no_jax():
         capture_output=True,
         text=True,
     )
-    assert out.returncode == 0 and "--workdir" in out.stdout and "--config.scp.learning_rate" in out.stdout
+    assert out.returncode == 0 and "--workdir" in out.stdout and "--config.scp.optimizer.learning_rate" in out.stdout
     assert " jax\n" not in out.stderr
 
 

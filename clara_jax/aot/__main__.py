@@ -81,14 +81,15 @@ def _plan(arguments: argparse.Namespace, names: Sequence[str]) -> None:
     print(f"{arguments.topology}: {mesh.size} devices, mesh {where}; {precision}, remat {config.model.remat}")
     reports = []
     for stage in config.stages:
-        smallest = batch_shards(mesh) * stage.accumulate
-        batch = arguments.batch or max(stage.batch_size, smallest)
-        if batch != stage.batch_size:
-            print(f"{stage.name}: batch of {batch} instead of {stage.batch_size}")
-        check_batch(batch // stage.accumulate, mesh, "--batch / accumulate")
-        stage = dataclasses.replace(stage, batch_size=batch)
+        optimizer = stage.optimizer
+        smallest = batch_shards(mesh) * optimizer.accumulate
+        batch = arguments.batch or max(optimizer.batch_size, smallest)
+        if batch != optimizer.batch_size:
+            print(f"{stage.name}: batch of {batch} instead of {optimizer.batch_size}")
+        check_batch(batch // optimizer.accumulate, mesh, "--batch / accumulate")
+        stage = dataclasses.replace(stage, optimizer=dataclasses.replace(optimizer, batch_size=batch))
         shapes = stage_shapes(stage, config.clara, arguments.text, arguments.target)
-        print(f"{stage.name}: {batch} rows in {stage.accumulate} part(s), {shapes}", flush=True)
+        print(f"{stage.name}: {batch} rows in {optimizer.accumulate} part(s), {shapes}", flush=True)
         chosen = [lowering.train_step(model, stage, shapes, mesh)] if "train" in names else []
         if {"compress", "decode"} & set(names):
             chosen += [one for one in lowering.inference(model, stage, shapes, mesh) if one.name in names]

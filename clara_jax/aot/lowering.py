@@ -51,13 +51,13 @@ def train_step(model: ClaraModel, stage: StageConfig, shapes: Shapes, mesh: jax.
       ClaraError: the mesh does not divide the batch or a parameter.
     """
     trains = stage.subtrees
-    optimizer = make_optimizer(stage, STEPS)
+    optimizer = make_optimizer(stage.optimizer, STEPS)
     state, frozen = workload.state_and_frozen(workload.params(model, mesh), trains, optimizer, mesh)
-    rows = stage.batch_size
+    rows = stage.optimizer.batch_size
     batch = workload.batch(rows, shapes, model.clara.memory_tokens, stage.ranks, mesh)
-    if stage.memories:
+    if stage.data.memories:
         batch = workload.stored(batch, model, mesh)
-    step = make_train_step(model, stage.stage, stage.objective, optimizer, stage.accumulate)
+    step = make_train_step(model, stage.stage, stage.hyperparameters, optimizer, stage.optimizer.accumulate)
     assert isinstance(step, jax.stages.Wrapped)  # it is jitted
     with jax.set_mesh(mesh):
         lowered = step.lower(state, frozen, batch, workload.key(mesh))
@@ -79,7 +79,7 @@ def inference(
         return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(mesh, jax.P(BATCH)))
 
     if shapes.documents:
-        rows = stage.batch_size // stage.accumulate * shapes.documents
+        rows = stage.optimizer.microbatch * shapes.documents
         length = shapes.encoder_width + model.clara.memory_tokens
         with jax.set_mesh(mesh):
             tokens, memory = array(jnp.int32, rows, length), array(jnp.int32, rows, 1, model.clara.memory_tokens)
@@ -91,12 +91,12 @@ def inference(
     rows, prompt = batch_shards(mesh), shapes.prompt_length - shapes.target_length
     memory = None
     if shapes.documents:
-        memory = array(model.dtype, rows, stage.top_k, model.clara.memory_tokens, config.embed_dim)
+        memory = array(model.dtype, rows, stage.topk.k, model.clara.memory_tokens, config.embed_dim)
     tokens = (array(jnp.int32, rows, prompt), array(bool, rows, prompt), array(jnp.int32, rows, prompt))
-    sampling = Sampling(stage.answer_tokens)
+    sampling = Sampling(stage.evaluation.answer_tokens)
     with jax.set_mesh(mesh):
         lowered = generate.lower(model, params, *tokens, memory, array(jnp.uint32, rows), sampling, (2,))
-    slots = prompt + stage.answer_tokens
+    slots = prompt + stage.evaluation.answer_tokens
     head_flops = 2 * rows * config.vocab_size * config.embed_dim
     flops = blocks_flops(config, rank, Work(rows, rows * slots), False) + head_flops
     yield LoweredProgram("decode", lowered, flops, rows, decode_bytes(model, rows, slots, mesh))

@@ -111,8 +111,8 @@ def stage_shapes(stage: StageConfig, clara: ClaraConfig, text: int | None = None
     """
     usual_text, usual_target = TEXT[stage.kind]
     text, target = usual_text if text is None else text, usual_target if target is None else target
-    documents = stage.candidates if stage.ranks else 1 if stage.kind in ONE_DOCUMENT else stage.top_k
-    read, as_text = min(stage.top_k, documents), stage.documents == AS_TEXT
+    documents = stage.topk.candidates if stage.ranks else 1 if stage.kind in ONE_DOCUMENT else stage.topk.k
+    read, as_text = min(stage.topk.k, documents), stage.data.documents == AS_TEXT
     each, what = (clara.doc_max_length, "document's") if as_text else (clara.memory_tokens, "memory")
     prompt = read * each + text + target
     if prompt > clara.max_length:

@@ -129,8 +129,8 @@ def trained_on(path: str) -> tuple[SyntheticConfig | None, int | None]:
     if not config.is_file():
         return None, None
     run = from_json(read_object(config, "restore it"))
-    made = any(source.startswith(SYNTHETIC) for stage in run.stages for source in stage.train_data)
-    ks = [stage.top_k for stage in run.stages if stage.name in RANKING_STAGES]
+    made = any(source.startswith(SYNTHETIC) for stage in run.stages for source in stage.data.train)
+    ks = [stage.topk.k for stage in run.stages if stage.name in RANKING_STAGES]
     return run.synthetic if made else None, ks[-1] if ks else None
 
 

@@ -41,7 +41,7 @@ def data_files(patterns: Iterable[str], field: str) -> tuple[str, ...]:
 
     Args:
       patterns: e.g. ``("${CLARA_SHARED_DATA}/squad/*.train.jsonl", "gs://bucket/more.jsonl.gz")``.
-      field: its name for messages, e.g. "config.scp.train_data".
+      field: its name for messages, e.g. "config.scp.data.train".
 
     Raises:
       ClaraError: a variable that is not set, a file that does not exist, a pattern that matches none.

@@ -7,7 +7,7 @@ memory_map` "affine", absent by default) gives the generator an affine image of 
     m_j = s ⊙ (h_j - c) + b + β (pool_j - b)
 
 pool_j is the mean input embedding of the j-th of M even runs of the document's tokens (token p of n belongs to run
-p M // n); s, c and b [E] are trained. A stage lets β fall from 1 to 0 (`StageConfig.scaffold`); in use β is 0.
+p M // n); s, c and b [E] are trained. A stage lets β fall from 1 to 0 (`ObjectiveConfig.scaffold`); in use β is 0.
 A small model does not learn to use last-layer states by itself, but it can use pooled embeddings at once, and continues
 to do so while the states replace them (docs/reading.md).
 

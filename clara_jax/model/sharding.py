@@ -198,6 +198,11 @@ def local_rows(count: int, mesh: jax.sharding.Mesh) -> np.ndarray:
     return np.arange(count).reshape(batch_shards(mesh), -1)[local_parts(mesh)].ravel()
 
 
+def put_whole(value, mesh: jax.sharding.Mesh) -> jax.Array:
+    """Place a value, the same in every process, whole on each device."""
+    return jax.device_put(value, jax.NamedSharding(mesh, jax.P()))
+
+
 def put_batch(tree, mesh: jax.sharding.Mesh):
     """Place host arrays, whole in every process, with their leading axis split over the mesh; None stays None."""
     return jax.tree.map(lambda x: place(x, jax.NamedSharding(mesh, jax.P(BATCH))), tree)

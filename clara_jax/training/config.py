@@ -1,17 +1,18 @@
-"""The configuration of a training run, as frozen dataclasses that check themselves.
+"""The configuration of a training run: frozen dataclasses that pydantic validates.
 
 A config file builds an `ml_collections.ConfigDict`; `config_parsing.resolve` turns it, once, into a `RunConfig`. From
 there on no field is looked up by a string, nothing is missing, and every value has been checked.
 
 A ConfigDict holds the fields of `RunConfig`, with ``stages`` as the names of the stages in order, and a section of that
 name for each of them, with the fields of `stage_config.StageConfig`: a flag reaches every field of every stage
-(``--config.scp.learning_rate=1e-4``).
+(``--config.scp.optimizer.learning_rate=1e-4``).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import typing
+from typing import Annotated
 
 from clara_jax.data.synthetic_world import SyntheticConfig
 from clara_jax.errors import ClaraError
@@ -22,7 +23,20 @@ from clara_jax.model.attention import IMPLEMENTATIONS
 from clara_jax.model.precision import CHOICES
 from clara_jax.model.sharding import AXES
 from clara_jax.model.transformer import REMAT_POLICIES
-from clara_jax.training.config_checks import one_of, require
+from clara_jax.training.config_checks import (
+    Bool,
+    Count,
+    Natural,
+    OneOf,
+    Positive,
+    Text,
+    Whole,
+    check,
+    checked,
+    require,
+    section,
+)
+from clara_jax.training.old_names import RUN_NAMES
 from clara_jax.training.stage_config import StageConfig
 
 NON_FINITE = ("stop", "skip")
@@ -37,116 +51,125 @@ class MeshSizes(typing.TypedDict):
     model: int
 
 
-@dataclasses.dataclass(frozen=True)
+@section("model")
 class ModelSection:
-    """The base language model.
+    """The base language model."""
 
-    Attributes:
-      base: "smollm2", a directory, a .gguf file or a hub id; "scratch" for a fresh one of the sizes in
-        `RunConfig.scratch`; "" where `RunConfig.initial_checkpoint` names it.
-      precision: "bfloat16" (base and compute; adapters, norms, softmax, losses stay float32), "float32" throughout, or
-        "mixed" (base stored and multiplied as bfloat16, all else float32); "auto": on CPUs "mixed" where the processor
-        has the instructions and "float32" elsewhere, on accelerators "bfloat16". A run keeps what it began with.
-      remat: what the backward pass keeps of a block, a name of `REMAT_POLICIES`: "none" keeps everything, "full" only
-        its input, "dots" the matrix products, "names" its input and the output of attention, "offload" the same in the
-        host's memory.
-      attention: how attention is computed: "auto" goes by the devices, or "xla", "blockwise" (for
-        CPUs), "splash" (TPU), "cudnn" (NVIDIA GPU).
-    """
-
-    base: str = ""
-    precision: str = "bfloat16"
-    remat: str = "none"
-    attention: str = "auto"
-
-    def __post_init__(self):
-        require(self.precision in CHOICES, "model.", "precision", self.precision, one_of(CHOICES))
-        require(self.remat in REMAT_POLICIES, "model.", "remat", self.remat, one_of(REMAT_POLICIES))
-        require(self.attention in IMPLEMENTATIONS, "model.", "attention", self.attention, one_of(IMPLEMENTATIONS))
+    base: Text = ""
+    """`smollm2`, a directory, a `.gguf` file or a hub id; `scratch`: a fresh one of the sizes in the section `scratch`;
+    empty where `initial_checkpoint` names it."""
+    precision: Annotated[str, OneOf(CHOICES)] = "bfloat16"
+    """`bfloat16`: base and compute; adapters, norms, softmax and losses stay float32. `float32` throughout. `mixed`:
+    base stored and multiplied as bfloat16, all else float32. `auto` goes by the devices; a run keeps what it began
+    with. See docs/training.md#precision."""
+    remat: Annotated[str, OneOf(REMAT_POLICIES)] = "none"
+    """What the backward pass keeps of a block: `none` (everything), `full` (its input), `dots` (matrix products),
+    `names` (its input and the output of attention), `offload` (the same, in the host's memory); see
+    docs/training.md#remat."""
+    attention: Annotated[str, OneOf(IMPLEMENTATIONS)] = "auto"
+    """How attention is computed: `xla` (anywhere), `blockwise` (for CPUs), `splash` (TPU), `cudnn` (NVIDIA GPU,
+    bfloat16); `auto` goes by the devices. See docs/training.md#attention."""
 
 
-@dataclasses.dataclass(frozen=True)
+@section("scratch")
 class ScratchSection:
     """A small base made fresh, in the Llama architecture; names as in a ``config.json``.
 
     Its tokenizer has a token for every word of the training records. Stages train the base by ``trains``.
     """
 
-    hidden_size: int = 128
-    intermediate_size: int = 384
-    num_hidden_layers: int = 4
-    num_attention_heads: int = 4
-    num_key_value_heads: int = 4
-    rope_theta: float = 10000.0
+    hidden_size: Count = 128
+    """Width; an even multiple of `num_attention_heads`."""
+    intermediate_size: Count = 384
+    """Width of the MLP."""
+    num_hidden_layers: Count = 4
+    """Layers."""
+    num_attention_heads: Count = 4
+    """Heads of the queries."""
+    num_key_value_heads: Count = 4
+    """Heads of keys and values; divides `num_attention_heads`."""
+    rope_theta: Positive = 10000.0
+    """Base of the rotary position embedding's wavelengths."""
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            require(value > 0, "scratch.", field.name, value, "it must be positive")
         heads = self.num_attention_heads
         rule = f"it must be an even multiple of num_attention_heads {heads}"
-        require(self.hidden_size % (2 * heads) == 0, "scratch.", "hidden_size", self.hidden_size, rule)
+        check(self, "hidden_size", self.hidden_size % (2 * heads) == 0, rule)
         rule = f"it must divide num_attention_heads {heads}"
-        require(
-            heads % self.num_key_value_heads == 0, "scratch.", "num_key_value_heads", self.num_key_value_heads, rule
-        )
+        check(self, "num_key_value_heads", heads % self.num_key_value_heads == 0, rule)
 
 
-@dataclasses.dataclass(frozen=True)
+@section("saving")
+class RunSavingConfig:
+    """The checkpoints of a run; see `StageSavingConfig` for those by steps."""
+
+    minutes: Positive = 10.0
+    """Minutes between checkpoints while a stage runs; a stage's last step is saved in any case."""
+    keep: Count = 3
+    """Checkpoints that are kept, the newest; each stage's last and best stay besides."""
+    best: Text = "loss"
+    """Held-out value by which a checkpoint of a stage is its best, e.g. `loss`, `exact_match`; empty keeps none for
+    it."""
+
+
+@section("reporting")
+class ReportingConfig:
+    """What a run shows and writes about itself, besides ``metrics.jsonl``."""
+
+    progress: Bool = True
+    """Show a progress bar (a line now and then where standard error is no terminal)."""
+    progress_seconds: Positive = 30.0
+    """Seconds between such lines."""
+    tensorboard: Bool = True
+    """Write TensorBoard events, too."""
+    profile: Annotated[tuple[Natural, Natural], "two whole numbers"] | None = None
+    """Write a profile of the steps from the first number up to the second, of the stage that runs."""
+    show: Natural = 3
+    """Questions of the last stage's held-out records that the finished model answers from memories in print; none where
+    that stage has its documents as text."""
+    require_progress: Bool = False
+    """Fail at the end unless training and held-out loss have fallen in every stage."""
+
+    def __post_init__(self):
+        window = self.profile is None or self.profile[0] < self.profile[1]
+        check(self, "profile", window, "it must be (first step, step after the last), e.g. 10,13")
+
+
+@section(old_names=RUN_NAMES)
 class RunConfig:
-    """A training run: stages in order, each starting from the one before.
+    """A training run: stages in order, each starting from the one before."""
 
-    Attributes:
-      stages: in order; the first starts from ``initial_checkpoint`` or from fresh adapters.
-      model, clara: the base and the method's sizes.
-      seed: of initial values, order of records and dropout.
-      mesh: devices along (data, model), or along (replica, data, model); see `clara_jax.model.sharding.make_mesh`.
-      workdir: the run directory; the command's ``--workdir`` goes before it.
-      initial_checkpoint: a run directory, one of its checkpoints, or a released CLaRa checkpoint.
-      scratch: sizes of the base where ``model.base`` is "scratch".
-      synthetic: the corpus of "synthetic:train" and "synthetic:eval".
-      token_cache: where tokens of built data sets are kept; "" is ``clara_jax/tokens`` in the user's cache directory.
-      save_minutes: time between checkpoints while a stage runs; a stage's last step is saved in any case.
-      keep: checkpoints that are kept, the newest; each stage's last and best stay besides.
-      best: the held-out value by which a checkpoint is best, e.g. "loss" or "exact_match"; "" keeps none for it.
-      on_error: at a line of a data file that is no record, "stop", or "skip" it: it goes to ``rejected.jsonl`` in the
-        run directory with its reason, and is counted in the metrics.
-      non_finite: a step whose loss or gradient is not finite changes nothing; then "stop" the run with the batch's
-        records on file, or "skip" the batch and count it.
-      profile: write a profile of the steps from the first number up to the second, of the stage that runs.
-      tensorboard: write TensorBoard events, too.
-      show: questions of the last stage's held-out records that the finished model answers from memories in print; none
-        where that stage has its documents as text.
-      require_progress: fail at the end unless training and held-out loss have fallen in every stage.
-      progress: show a progress bar (a line now and then where standard error is no terminal).
-      progress_seconds: time between such lines.
-    """
-
-    stages: tuple[StageConfig, ...]
+    stages: Annotated[tuple[StageConfig, ...], "a tuple of stages"]
+    """In order; the first starts from `initial_checkpoint` or from fresh adapters. In a config file their names, each
+    with a section of that name."""
     model: ModelSection = ModelSection()
-    clara: ClaraConfig = ClaraConfig()
-    seed: int = 0
-    mesh: tuple[int, ...] = (-1, 1)
-    workdir: str = ""
-    initial_checkpoint: str | None = None
+    clara: Annotated[ClaraConfig, checked(ClaraConfig)] = ClaraConfig()
+    seed: Annotated[Natural, "a whole number in [0, 2^32)"] = 0
+    """Of initial values, order of records and dropout."""
+    mesh: Annotated[tuple[Whole, ...], "a tuple of whole numbers"] = (-1, 1)
+    """Devices along (data, model), or (replica, data, model); -1 for data takes what the others leave, -1 for replica
+    one for each slice (docs/pods.md#choosing-the-mesh)."""
+    workdir: Text = ""
+    """The run directory; the command's `--workdir` goes before it."""
+    initial_checkpoint: Text | None = None
+    """A run directory, one of its checkpoints, or a released CLaRa checkpoint,
+    docs/training.md#starting-from-a-checkpoint."""
     scratch: ScratchSection = ScratchSection()
-    synthetic: SyntheticConfig = SyntheticConfig()
-    token_cache: str = ""
-    save_minutes: float = 10.0
-    keep: int = 3
-    best: str = "loss"
-    on_error: str = "stop"
-    non_finite: str = "stop"
-    profile: tuple[int, int] | None = None
-    tensorboard: bool = True
-    show: int = 3
-    require_progress: bool = False
-    progress: bool = True
-    progress_seconds: float = 30.0
+    synthetic: Annotated[SyntheticConfig, checked(SyntheticConfig)] = SyntheticConfig()
+    token_cache: Text = ""
+    """Where tokens of built data sets are kept; empty: `clara_jax/tokens` in the user's cache directory."""
+    on_error: Annotated[str, OneOf(ON_ERROR)] = "stop"
+    """At a line of a data file that is no record: `stop`, or `skip` it; it goes to `rejected.jsonl` in the run
+    directory with its reason, and is counted in the metrics."""
+    non_finite: Annotated[str, OneOf(NON_FINITE)] = "stop"
+    """A step whose loss or gradient is not finite changes nothing; then `stop` the run with the batch's records on
+    file, or `skip` the batch and count it."""
+    saving: RunSavingConfig = RunSavingConfig()
+    reporting: ReportingConfig = ReportingConfig()
 
     def __post_init__(self):
         require(bool(self.stages), "", "stages", self.stages, f"name at least one of {', '.join(STAGES)}")
-        require(0 <= self.seed < 2**32, "", "seed", self.seed, "it must be in [0, 2^32)")
+        require(self.seed < 2**32, "", "seed", self.seed, "it must be in [0, 2^32)")
         good = len(self.mesh) in (2, 3) and self.mesh[-1] >= 1
         good = good and all(size >= 1 or size == -1 for size in self.mesh)
         rule = (
@@ -154,14 +177,6 @@ class RunConfig:
             "replica may be -1: one for each slice"
         )
         require(good, "", "mesh", self.mesh, rule)
-        require(self.progress_seconds > 0, "", "progress_seconds", self.progress_seconds, "it must be positive")
-        require(self.save_minutes > 0, "", "save_minutes", self.save_minutes, "it must be positive")
-        require(self.keep >= 1, "", "keep", self.keep, "it must be at least 1")
-        require(self.show >= 0, "", "show", self.show, "it must be zero or positive")
-        require(self.on_error in ON_ERROR, "", "on_error", self.on_error, one_of(ON_ERROR))
-        require(self.non_finite in NON_FINITE, "", "non_finite", self.non_finite, one_of(NON_FINITE))
-        window = self.profile is None or 0 <= self.profile[0] < self.profile[1]
-        require(window, "", "profile", self.profile, "it must be (first step, step after the last), e.g. 10,13")
         for stage in self.stages:
             try:
                 clara = self.clara_of(stage)
@@ -172,19 +187,20 @@ class RunConfig:
                 f"it makes {clara.memory_tokens} memory tokens of {self.clara.memory_tokens}: only with one token for "
                 "all places can their number change; set config.clara.different_mem_tokens=False"
             )
-            require(not fixed, f"{stage.name}.", "compress_rate", stage.compress_rate, rule)
+            require(not fixed, f"{stage.name}.", "data.compress_rate", stage.data.compress_rate, rule)
             rule = (
                 f"each must be above compress_rate {clara.compress_rate} and divide doc_max_length "
                 f"{clara.doc_max_length}"
             )
-            good = all(rate > clara.compress_rate and not clara.doc_max_length % rate for rate in stage.further_rates)
-            require(good, f"{stage.name}.", "further_rates", stage.further_rates, rule)
+            rates = stage.data.further_rates
+            good = all(rate > clara.compress_rate and not clara.doc_max_length % rate for rate in rates)
+            require(good, f"{stage.name}.", "data.further_rates", rates, rule)
             rule = "only with one token for all places; set config.clara.different_mem_tokens=False"
-            good = not (stage.further_rates and self.clara.different_mem_tokens)
-            require(good, f"{stage.name}.", "further_rates", stage.further_rates, rule)
+            good = not (rates and self.clara.different_mem_tokens)
+            require(good, f"{stage.name}.", "data.further_rates", rates, rule)
             rule = 'only a memory map has one; set config.clara.memory_map="affine"'
-            good = not stage.has_scaffold or clara.memory_map == AFFINE
-            require(good, f"{stage.name}.", "scaffold", stage.scaffold, rule)
+            good = not stage.objective.has_scaffold or clara.memory_map == AFFINE
+            require(good, f"{stage.name}.", "objective.scaffold", stage.objective.scaffold, rule)
         if not self.model.base and not self.initial_checkpoint:
             raise ClaraError(
                 "config.model.base is empty: name a base model (smollm2, a directory, a .gguf file or a hub id), "
@@ -193,8 +209,9 @@ class RunConfig:
 
     def clara_of(self, stage: StageConfig) -> ClaraConfig:
         """Return the method's numbers in a stage: the run's, but for those that the stage names."""
-        named = {name: getattr(stage, name) for name in ("doc_max_length", "compress_rate") if getattr(stage, name)}
-        return dataclasses.replace(self.clara, **named)
+        length = stage.data.doc_max_length or self.clara.doc_max_length
+        rate = stage.data.compress_rate or self.clara.compress_rate
+        return dataclasses.replace(self.clara, doc_max_length=length, compress_rate=rate)
 
     @property
     def mesh_sizes(self) -> MeshSizes:

@@ -1,12 +1,127 @@
-"""Checks of configuration values, and their messages."""
+"""Sections of a configuration: frozen dataclasses that pydantic validates, and messages of one line about bad values.
+
+A field's type says in words what is allowed (`allowed`), for messages and for the tables of docs/training.md; the
+string below a field describes it.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-from collections.abc import Iterable
-from typing import Any
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, TypeVar
+
+import pydantic
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError, core_schema
 
 from clara_jax.errors import ClaraError
+from clara_jax.method.stages import STAGES
+
+T = TypeVar("T")
+
+# Types of fields. Numbers are not made of strings, nor whole numbers of others; a list passes for a tuple.
+Bool = Annotated[bool, Field(strict=True), "True or False"]
+Text = Annotated[str, Field(strict=True), "a string"]
+Whole = Annotated[int, Field(strict=True), "a whole number"]
+Count = Annotated[int, Field(strict=True, ge=1), "a whole number, at least 1"]
+Natural = Annotated[int, Field(strict=True, ge=0), "a whole number, zero or positive"]
+Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False), "a number, positive and finite"]
+NonNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False), "a number, zero or positive, finite"]
+Fraction = Annotated[float, Field(strict=True, ge=0, le=1), "a number in [0, 1]"]
+BelowOne = Annotated[float, Field(strict=True, ge=0, lt=1), "a number in [0, 1)"]
+Name = Annotated[str, Field(strict=True, min_length=1), "a string that is not empty"]
+Names = Annotated[tuple[Name, ...], "a tuple of strings, none empty"]
+Counts = Annotated[tuple[Count, ...], "a tuple of whole numbers, each at least 1"]
+Positives = Annotated[tuple[Positive, ...], "a tuple of positive numbers"]
+
+
+class OneOf:
+    """The mark of a field that holds one of some names, which another module lists."""
+
+    def __init__(self, names: Iterable[str]):
+        self.names = tuple(names)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        return core_schema.literal_schema(list(self.names))
+
+
+_CONFIG = pydantic.ConfigDict(extra="forbid", use_attribute_docstrings=True)
+_STRICT = pydantic.ConfigDict(extra="forbid", strict=True)
+_WORDS = {int: "a whole number", float: "a number", str: "a string", bool: "True or False"}
+
+
+@typing.dataclass_transform(frozen_default=True)
+def section(name: str = "", old_names: Mapping[str, str] = MappingProxyType({})) -> Callable[[type[T]], type[T]]:
+    """Return a decorator that makes a class a frozen dataclass, validated by pydantic, with errors of one line.
+
+    A section has mappings for the sections in it, or made ones. What a type cannot say is checked in
+    ``__post_init__``, by `check` or `require`.
+
+    Args:
+      name: the section's, below "config" or a stage, for messages.
+      old_names: names that its fields had, and the paths that they have now.
+    """
+
+    def decorate(cls: type[T]) -> type[T]:
+        made = pydantic.dataclasses.dataclass(frozen=True, config=_CONFIG)(cls)
+        validate, fields = made.__init__, [field.name for field in dataclasses.fields(made)]
+
+        def __init__(self: Any, *args: Any, **values: Any) -> None:  # noqa: N807 - it becomes the class's
+            values = dict(zip(fields, args, strict=False)) | values
+            try:
+                validate(self, **values)
+            except pydantic.ValidationError as error:
+                parts = ("config", name, values.get("name", "") if "name" in fields else "")
+                where = ".".join(part for part in parts if part and isinstance(part, str))
+                raise _in_words(error, made, where, old_names) from None
+
+        made.__init__ = __init__
+        return made
+
+    return decorate
+
+
+def stage_kind(name: str) -> str:
+    """Return the one of `STAGES` that a section's name stands for.
+
+    It is the name itself, or the longest stage that the name begins with, followed by "_"; the name as it is where
+    there is none.
+    """
+    fitting = [stage for stage in STAGES if name == stage or name.startswith(f"{stage}_")]
+    return max(fitting, key=len, default=name)
+
+
+def checked(cls: type) -> BeforeValidator:
+    """Return a validator for a field that holds a dataclass of another module, which may be given as a mapping.
+
+    Its fields are as strict as those of a section.
+    """
+    validated = pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)(cls)
+
+    def make(value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        found = validated(**value)
+        return cls(**{field.name: getattr(found, field.name) for field in dataclasses.fields(cls)})
+
+    return BeforeValidator(make)
+
+
+def check(section: Any, field: str, condition: bool, rule: str) -> None:
+    """Check a field of a section, in its ``__post_init__``; whoever makes the section gives the message its place.
+
+    Args:
+      section: the instance.
+      field: its name.
+      condition: whether the value is good.
+      rule: what a good value is.
+    """
+    if not condition:
+        raise PydanticCustomError("rule", "{rule}", {"field": field, "value": getattr(section, field), "rule": rule})
 
 
 def require(condition: bool, where: str, field: str, value: Any, rule: str) -> None:
@@ -26,13 +141,99 @@ def require(condition: bool, where: str, field: str, value: Any, rule: str) -> N
         raise ClaraError(f"config.{where}{field} is {value!r}; {rule}")
 
 
-def one_of(names: Iterable[str]) -> str:
-    """Return the rule of a field that holds one of these names."""
-    return "it must be one of " + ", ".join(names)
-
-
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return the end of a message about an unknown name: the nearest known one, or all known ones."""
     known = tuple(known)
     near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
+
+
+def nearest_field(name: str, known: Iterable[str], paths: Mapping[str, str], where: str) -> str:
+    """Return the end of a message about an unknown field: the nearest one of its section, or of all.
+
+    Args:
+      name: the unknown name.
+      known: fields of the section.
+      paths: of the fields of all sections, by their names and old names.
+      where: what the paths are below; "" for nothing.
+    """
+    known = tuple(known)
+    if name in paths or not difflib.get_close_matches(name, known, n=1):
+        for near in difflib.get_close_matches(name, paths, n=1):
+            return f"; did you mean {'.'.join(filter(None, (where, paths[near])))}?"
+    return nearest(name, known)
+
+
+def allowed(hint: Any) -> str:
+    """Return what a field of a type may be, in words."""
+    if hint is None or hint is type(None):
+        return "None"
+    if typing.get_origin(hint) is Annotated:
+        marks = reversed(typing.get_args(hint)[1:])  # a type that narrows another comes after it
+        chosen = next((mark for mark in marks if isinstance(mark, str | OneOf)), "a section")
+        return chosen if isinstance(chosen, str) else "one of " + ", ".join(chosen.names)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return ", or ".join(map(allowed, typing.get_args(hint)))
+    if typing.get_origin(hint) is typing.Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    return _WORDS.get(hint, "a section")
+
+
+def hints(cls: type) -> dict[str, Any]:
+    """Return the types of a dataclass's fields, with their marks."""
+    return typing.get_type_hints(cls, include_extras=True)
+
+
+def field_paths(cls: type) -> dict[str, str]:
+    """Return the paths of all fields below a section by their last names, those of its groups among them."""
+    found = {}
+    for name, hint in hints(cls).items():
+        inner = _bare(hint)
+        if dataclasses.is_dataclass(inner) and isinstance(inner, type):
+            found |= {last: f"{name}.{path}" for last, path in field_paths(inner).items()}
+        else:
+            found[name] = name
+    return found
+
+
+def _bare(hint: Any) -> Any:
+    """Return a type without its marks, and without None as an alternative."""
+    if typing.get_origin(hint) is Annotated:
+        return _bare(typing.get_args(hint)[0])
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        (inner,) = (option for option in typing.get_args(hint) if option is not type(None))
+        return _bare(inner)
+    return hint
+
+
+def _hint_at(cls: type, location: Iterable[str | int]) -> Any:
+    """Return the type at a place below a section: of a field, or of an entry of a tuple."""
+    hint: Any = cls
+    for part in location:
+        inner = _bare(hint)
+        if isinstance(part, str):
+            hint = hints(inner)[part]
+        else:
+            items = typing.get_args(inner)
+            hint = items[0] if items[-1] is Ellipsis else items[part]
+    return hint
+
+
+def _in_words(error: pydantic.ValidationError, cls: type, where: str, old_names: Mapping[str, str]) -> ClaraError:
+    """Return the first of a section's errors, unknown names before all, as a message of one line."""
+    found = error.errors(include_url=False)
+    first = min(found, key=lambda one: one["type"] != "unexpected_keyword_argument")
+    location, kind, value = first["loc"], first["type"], first["input"]
+    if kind == "missing" and isinstance(location[-1], int):  # an entry of a tuple of fixed length
+        location, kind = location[:-1], "too_short"
+    place = where + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    if kind == "unexpected_keyword_argument":
+        known = hints(_bare(_hint_at(cls, location[:-1])))
+        near = nearest_field(str(location[-1]), known, field_paths(cls) | dict(old_names), where)
+        return ClaraError(f"{place}: there is no such field{near}")
+    if kind == "missing":
+        return ClaraError(f"{place} is missing")
+    if kind == "rule":
+        rule = first.get("ctx", {})
+        return ClaraError(f"{place}.{rule['field']} is {rule['value']!r}; {rule['rule']}")
+    return ClaraError(f"{place} is {value!r}; it must be {allowed(_hint_at(cls, location))}")

@@ -30,11 +30,12 @@ from clara_jax.training.metrics import MetricWriter, NoMetricWriter, read_metric
 from clara_jax.training.profile import check_profiler
 from clara_jax.training.resume import CONFIG, RUN, Position, Start, find_start, is_finished, resolved_precision
 from clara_jax.training.run_directory import LOCK, environment, lock, write_json
-from clara_jax.training.stage_data import StageData, StageRecords
-from clara_jax.training.stage_run import StageRun
+from clara_jax.training.stage_data import HELD_OUT, TRAIN, StageData, StageRecords
+from clara_jax.training.stage_run import train_stage
 from clara_jax.training.stopping import StopSignal
 
 METRICS, REJECTED = "metrics.jsonl", "rejected.jsonl"
+FIELDS = {"train": TRAIN, "eval": HELD_OUT}  # that name the records of a split
 
 
 class RunResult(NamedTuple):
@@ -65,17 +66,18 @@ def run(config: RunConfig, workdir: Path, stop: StopSignal) -> RunResult | None:
       Stopped: ``stop`` was set, and everything is saved.
     """
     if not distributed.is_main():
-        config = dataclasses.replace(config, progress=False)
+        config = dataclasses.replace(config, reporting=dataclasses.replace(config.reporting, progress=False))
     # What the configuration leaves open is recorded as it was decided.
     precision = distributed.on_main(resolved_precision, config, workdir)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, precision=precision))
     if distributed.on_main(is_finished, config, workdir):  # the resume ladder's first rung, see `find_start`
         return None
     mesh = make_mesh(**config.mesh_sizes)
-    if config.profile:
+    if config.reporting.profile:
         check_profiler()
     for stage in config.stages:
-        check_batch(stage.batch_size // stage.accumulate, mesh, f"config.{stage.name}.batch_size / accumulate")
+        where = f"config.{stage.name}.optimizer.batch_size / accumulate"
+        check_batch(stage.optimizer.microbatch, mesh, where)
     with contextlib.ExitStack() as stack:
         distributed.on_main(stack.enter_context, lock(workdir))
         check_shared(workdir)
@@ -98,10 +100,10 @@ def run(config: RunConfig, workdir: Path, stop: StopSignal) -> RunResult | None:
         distributed.on_main(write_json, workdir / RUN, log)
         stack.enter_context(jax.set_mesh(mesh))
         metrics = stack.enter_context(_open_metrics(config, workdir, start.position.metrics_bytes))
-        checkpoints = stack.enter_context(CheckpointWriter(workdir, config.keep, config.best or None))
+        checkpoints = stack.enter_context(CheckpointWriter(workdir, config.saving.keep, config.saving.best or None))
         for number in left:
             start = start._replace(bundle=bundle_of(config, number, start))
-            bundle = StageRun(config, workdir, start, data[number], metrics, checkpoints, stop).train()
+            bundle = train_stage(config, workdir, start, data[number], metrics, checkpoints, stop)
             start = Start(bundle, Position(number + 1, metrics_bytes=metrics.sync()))
         checkpoints.wait()
         finished = {"fingerprint": start.bundle.fingerprint()}
@@ -146,8 +148,8 @@ def check_same_data(
         for field, value in fingerprints.items():
             if began is not None and began[name][field] != value:
                 raise ClaraError(
-                    f"config.{name}.{field}_data: the records have changed since the run began; give it the records it "
-                    "began with, or name another --workdir"
+                    f"config.{name}.{FIELDS[field]}: the records have changed since the run began; give it the "
+                    "records it began with, or name another --workdir"
                 )
     return found
 
@@ -203,14 +205,15 @@ def _write_config(config: RunConfig, workdir: Path) -> None:
 def _open_metrics(config: RunConfig, workdir: Path, keep_bytes: int) -> MetricWriter | NoMetricWriter:
     if not distributed.is_main():
         return NoMetricWriter()
-    return MetricWriter(workdir / METRICS, workdir / "tensorboard" if config.tensorboard else None, keep_bytes)
+    events = workdir / "tensorboard" if config.reporting.tensorboard else None
+    return MetricWriter(workdir / METRICS, events, keep_bytes)
 
 
 def _conclude(config: RunConfig, workdir: Path, log: Mapping[str, Any]) -> None:
     """Draw the curves, and note that nothing is left to do."""
     rows = read_metrics(workdir / METRICS)
     draw(rows, workdir / "curves.png")
-    if config.require_progress:
+    if config.reporting.require_progress:
         check_progress(rows)
     write_json(workdir / RUN, log)
 

@@ -11,23 +11,23 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from clara_jax.training.stage_config import StageConfig
+from clara_jax.training.stage_config import OptimizerConfig
 
 
-def learning_rate_schedule(stage: StageConfig, total_steps: int) -> optax.Schedule:
+def learning_rate_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     """Return the schedule of the learning rate, by the step counted from 0.
 
-    With W = ``stage.warmup_steps(total_steps)``: a line from peak / (W + 1) at step 0, so that the first batch is not
-    wasted on a rate of zero, to the peak at step W; then the stage's schedule, whose cosine ends at ``total_steps``.
+    With W = ``config.warmup_steps(total_steps)``: a line from peak / (W + 1) at step 0, so that the first batch is not
+    wasted on a rate of zero, to the peak at step W; then the schedule, whose cosine ends at ``total_steps``.
     """
-    peak, warmup = stage.learning_rate, stage.warmup_steps(total_steps)
-    match stage.schedule:
+    peak, warmup = config.learning_rate, config.warmup_steps(total_steps)
+    match config.schedule:
         case "constant":
             after = optax.constant_schedule(peak)
         case "cosine":
             after = optax.cosine_decay_schedule(peak, total_steps - warmup)
         case _:  # "cosine_with_minimum"
-            after = optax.cosine_decay_schedule(peak, total_steps - warmup, alpha=stage.minimum_ratio)
+            after = optax.cosine_decay_schedule(peak, total_steps - warmup, alpha=config.minimum_ratio)
     if not warmup:
         return after
     return optax.join_schedules([optax.linear_schedule(peak / (warmup + 1), peak, warmup), after], [warmup])
@@ -48,22 +48,22 @@ def decays(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(decay, params)
 
 
-def make_optimizer(stage: StageConfig, total_steps: int) -> optax.GradientTransformation:
-    """Make the optimizer: clipping by global norm, then AdamW on the stage's schedule; moments and updates are float32.
+def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
+    """Make the optimizer: clipping by global norm, then AdamW on the schedule; moments and updates are float32.
 
     Parameters may be bfloat16 (a base that is trained too): gradients are widened before the norm is taken, and
     `optax.apply_updates` rounds the sum to the parameter's dtype.
     """
-    b1, b2 = stage.betas
+    b1, b2 = config.betas
     return _in_float32(
         optax.chain(
-            optax.clip_by_global_norm(stage.clip_norm),
+            optax.clip_by_global_norm(config.clip_norm),
             optax.adamw(
-                learning_rate_schedule(stage, total_steps),
+                learning_rate_schedule(config, total_steps),
                 b1=b1,
                 b2=b2,
-                eps=stage.eps,
-                weight_decay=stage.weight_decay,
+                eps=config.eps,
+                weight_decay=config.weight_decay,
                 mask=decays,
             ),
         )

@@ -51,8 +51,8 @@ def check_profiler() -> None:
     asked = not platforms() or "tpu" in platforms()
     if asked and backend != "tpu" and importlib.util.find_spec("libtpu"):
         raise ClaraError(
-            "config.profile: libtpu is installed, no TPU is there, and libtpu's profiler crashes without one; "
-            f"set JAX_PLATFORMS={'cpu' if backend == 'cpu' else 'cuda,cpu'} in the environment"
+            "config.reporting.profile: libtpu is installed, no TPU is there, and libtpu's profiler crashes without "
+            f"one; set JAX_PLATFORMS={'cpu' if backend == 'cpu' else 'cuda,cpu'} in the environment"
         )
 
 

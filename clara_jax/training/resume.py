@@ -21,28 +21,20 @@ from clara_jax.formats.json_file import read_object
 from clara_jax.input_pipeline.records import Record
 from clara_jax.input_pipeline.word_level import word_level_tokenizer
 from clara_jax.method.parameters import flatten, unflatten
+from clara_jax.method.stages import STAGES
 from clara_jax.model.precision import AUTO, resolve
 from clara_jax.training.config import SCRATCH, RunConfig
+from clara_jax.training.config_checks import stage_kind
 from clara_jax.training.config_parsing import to_json
+from clara_jax.training.old_names import RUN_NAMES, json_in_groups
 from clara_jax.training.schedules import LOG_TEMPERATURE
 
 CONFIG, RUN = "config.json", "run.json"
 
 # The fields that may differ between the command that began a run and the one that resumes it: none of them changes a
 # number, save for the mesh, which changes the last bits.
-RESUMABLE_FIELDS = (
-    "workdir",
-    "progress",
-    "progress_seconds",
-    "mesh",
-    "token_cache",
-    "save_minutes",
-    "save_every",
-    "keep",
-    "best",
-    "profile",
-)
-RESUMABLE_FIELDS += ("tensorboard", "show", "require_progress")
+RESUMABLE_FIELDS = ("workdir", "mesh", "token_cache", *RUN_NAMES.values())  # of the run: all of saving and reporting
+RESUMABLE_STAGE_FIELDS = ("saving.every",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,15 +144,19 @@ def is_finished(config: RunConfig, workdir: Path) -> bool:
 
 
 def check_same_config(config: RunConfig, workdir: Path) -> None:
-    """Check that the run may be resumed with this configuration, which may differ in `RESUMABLE_FIELDS`.
+    """Check that the run may be resumed with this configuration, which may differ in fields that change no number.
 
     Raises:
       ClaraError: the run in ``workdir`` was begun with another configuration; names the first field that differs.
     """
     path = workdir / CONFIG
-    began, now = (dict(_fields(tree)) for tree in (read_object(path, "choose another --workdir"), to_json(config)))
+    # The run may have been begun by a version whose fields had other names.
+    written = json_in_groups(read_object(path, "choose another --workdir"))
+    began, now = (dict(_fields(tree)) for tree in (written, to_json(config)))
     for field in [*now, *(field for field in began if field not in now)]:
-        if field.rpartition(".")[2] in RESUMABLE_FIELDS or began.get(field) == now.get(field):
+        section, _, inner = field.partition(".")
+        free = inner in RESUMABLE_STAGE_FIELDS if stage_kind(section) in STAGES else field in RESUMABLE_FIELDS
+        if free or began.get(field) == now.get(field):
             continue
         raise ClaraError(
             f"config.{field} is {now.get(field)}, but the run in {workdir} was begun with {began.get(field)}; give "
@@ -227,5 +223,5 @@ def _texts(records: Sequence[Sequence[Record]]) -> Iterator[str]:
 
 
 def _say(config: RunConfig, line: str) -> None:
-    if config.progress:
+    if config.reporting.progress:
         print(line, file=sys.stderr, flush=True)

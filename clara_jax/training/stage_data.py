@@ -1,4 +1,4 @@
-"""A stage's records, from all kinds of sources, and their tokens."""
+"""A stage's records, from all kinds of sources, their tokens, and the batches made of them."""
 
 from __future__ import annotations
 
@@ -22,19 +22,28 @@ from clara_jax.data.builders.source import RecordSource
 from clara_jax.errors import ClaraError
 from clara_jax.files import user_cache
 from clara_jax.formats.jsonl import Rejects, data_files
+from clara_jax.input_pipeline.batches import Memories
 from clara_jax.input_pipeline.buckets import Shapes, shape_ladder, without_texts
+from clara_jax.input_pipeline.distinct import document_numbers, planned_counts
 from clara_jax.input_pipeline.encoding import Encoding, Example, encode_records, sizes_of
+from clara_jax.input_pipeline.loader import BatchLoader
 from clara_jax.input_pipeline.mixture import ConcatExamples, Mixture
 from clara_jax.input_pipeline.packing import RowCapacity, plan_row
+from clara_jax.input_pipeline.rates import make_rate
 from clara_jax.input_pipeline.records import TEXT_STAGES, Record, read_records
+from clara_jax.input_pipeline.sampler import BatchPlan
 from clara_jax.input_pipeline.token_cache import TokenCache, open_or_make, slices
 from clara_jax.input_pipeline.tokenization import ClaraTokenizer
 from clara_jax.input_pipeline.windows import START, cut_records
+from clara_jax.model.sharding import batch_shards, local_parts, local_rows
 from clara_jax.training.config import RunConfig
 from clara_jax.training.stage_config import QUESTIONS, StageConfig, entry_kind
+from clara_jax.training.stopping import StopSignal
+from clara_jax.training.stored_memories import open_memories
 
 SYNTHETIC = "synthetic:"
-SPLITS = {"train_data": "train", "eval_data": "eval"}  # of a data set that was built, by the field that names it
+TRAIN, HELD_OUT = "data.train", "evaluation.data"  # the fields that name records
+SPLITS = {TRAIN: "train", HELD_OUT: "eval"}  # of a data set that was built, by the field that names it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +51,7 @@ class StageRecords:
     """A stage's records; those of a data set that was built stay on disk.
 
     Attributes:
-      train: in parts, one after another: one for each entry of ``train_data`` where these have weights.
+      train: in parts, one after another: one for each entry of ``data.train`` where these have weights.
       rejected: lines of their files that are no records.
     """
 
@@ -63,9 +72,10 @@ class StageRecords:
           ClaraError: a file or data set that cannot be read; a line that is not a record of the stage.
         """
         before = rejects.count if rejects else 0
-        groups = [(name,) for name in stage.train_data] if stage.train_weights else [stage.train_data]
-        train = [part for names in groups for part in _read(config, stage, "train_data", names, rejects)]
-        held_out = _read(config, stage, "eval_data", stage.eval_data, rejects)
+        data, held = stage.data, stage.evaluation
+        groups = [(name,) for name in data.train] if data.weights else [data.train]
+        train = [part for names in groups for part in _read(config, stage, TRAIN, names, data.limit, rejects)]
+        held_out = _read(config, stage, HELD_OUT, held.data, held.limit, rejects)
         built = [part.rejected for part in (*train, *held_out) if isinstance(part, RecordSource)]
         rejected = sum(built) + (rejects.count - before if rejects else 0)
         return StageRecords(tuple(train), [record for part in held_out for record in part], rejected)
@@ -82,10 +92,14 @@ def _fingerprint(parts: Sequence[Sequence[Record]]) -> str:
 
 
 def _read(
-    config: RunConfig, stage: StageConfig, field: str, names: Sequence[str], rejects: Rejects | None
+    config: RunConfig,
+    stage: StageConfig,
+    field: str,
+    names: Sequence[str],
+    limit: int | None,
+    rejects: Rejects | None,
 ) -> list[Sequence[Record]]:
     """Return the records of a field's entries, in as few parts as leave built data sets on disk."""
-    limit = getattr(stage, field.replace("_data", "_limit"))
     made = [name for name in names if name.startswith(SYNTHETIC)]
     built = [name for name in names if name not in made and os.path.isdir(os.path.expanduser(name))]
     patterns = [name for name in names if name not in (*made, *built) and entry_kind(name)[0] is None]
@@ -159,35 +173,97 @@ class StageData:
         """Tokenize a stage's records, and plan the shapes of its batches."""
         # Held-out records are formed as the training records are, positives kept among the candidates: the loss on
         # them is the training objective on what was not trained on.
-        encoding = Encoding(stage.kind, stage.top_k, stage.candidates, config.seed, documents=stage.documents)
+        encoding = Encoding(
+            stage.kind, stage.topk.k, stage.topk.candidates, config.seed, documents=stage.data.documents
+        )
         # Each section of a run draws other windows from the passages that they share.
         seed = zlib.crc32(f"{config.seed} {stage.name}".encode())
-        held_out_records = cut_records(records.held_out, bundle.tokenizer, stage.crop, config.seed)
+        held_out_records = cut_records(records.held_out, bundle.tokenizer, stage.data.crop, config.seed)
         held_out = encode_records(held_out_records, bundle.tokenizer, encoding)
         train = [_cut(stage, bundle.tokenizer, part, seed) for part in records.train]
         parts = [_encode(config, stage, bundle.tokenizer, encoding, part) for part in train]
         examples = parts[0] if len(parts) == 1 else ConcatExamples(parts)
         sizes = np.concatenate([part.sizes if isinstance(part, TokenCache) else sizes_of(part) for part in parts])
-        mixture = Mixture(tuple(map(len, parts)), stage.train_weights) if stage.train_weights else None
-        if stage.memories:
+        mixture = Mixture(tuple(map(len, parts)), stage.data.weights) if stage.data.weights else None
+        if stage.data.memories:
             sizes = without_texts(sizes)
-        ladder = shape_ladder(sizes, bundle.tokenizer, stage.buckets)
-        row = plan_row(sizes, bundle.tokenizer.memory_tokens, stage.pack) if stage.pack else None
-        if config.progress:
+        ladder = shape_ladder(sizes, bundle.tokenizer, stage.data.buckets)
+        row = plan_row(sizes, bundle.tokenizer.memory_tokens, stage.data.pack) if stage.data.pack else None
+        if config.reporting.progress:
             counted = f"{len(examples)} training records, {len(held_out)} held-out ones"
             print(f"{stage.name}: {counted}; {row or ', '.join(map(str, ladder))}", file=sys.stderr, flush=True)
         facts = (sizes, ladder, row, mixture, held_out, held_out_records, records.rejected)
         return StageData(encoding, examples, *facts)
 
 
+@dataclasses.dataclass(frozen=True)
+class StageBatches:
+    """The batches of a stage.
+
+    Attributes:
+      loader: makes the batch of a step.
+      at_rates: the model at each rate that a batch may have, by the loader's numbers of them.
+      memories: of the stage's documents, where they were compressed before.
+      processes: rows of a batch over those of this process. What it counts in its rows is taken to be as much in those
+        of every other process.
+    """
+
+    loader: BatchLoader
+    at_rates: tuple[Bundle, ...]
+    memories: Memories | None
+    processes: float
+
+    @staticmethod
+    def plan(
+        config: RunConfig,
+        workdir: Path,
+        number: int,
+        bundle: Bundle,
+        data: StageData,
+        steps: int,
+        stop: StopSignal,
+    ) -> StageBatches:
+        """Plan the batches of a run's stage; where it has stored memories, documents without one are compressed first.
+
+        Raises:
+          ClaraError: memories of another compressor, or that cannot be read or written.
+          Stopped: ``stop`` was set meanwhile; the memories of the finished documents are kept.
+        """
+        stage, mesh, tokenizer = config.stages[number], bundle.mesh, bundle.tokenizer
+        seed = config.seed + number
+        plan = BatchPlan(data.sizes, data.ladder, stage.optimizer.batch_size, steps, seed, data.mixture)
+        multiple = stage.optimizer.accumulate * batch_shards(mesh)
+        memories = distinct = None
+        if stage.data.memories:
+            memories = open_memories(stage, bundle, data.documents, stop, config.reporting.progress, workdir)
+        elif stage.ranks:
+            distinct = planned_counts(plan, document_numbers(data.examples), multiple)
+        length = bundle.model.clara.doc_max_length
+        further = tuple(bundle.with_memories(length, rate) for rate in stage.data.further_rates)
+        rates = [make_rate(data.sizes, data.ladder, tokenizer, at_rate.tokenizer) for at_rate in further]
+        loader = BatchLoader(
+            plan,
+            data.examples,
+            data.sizes,
+            tokenizer,
+            data.row,
+            multiple,
+            functools.partial(local_rows, mesh=mesh),
+            memories,
+            distinct,
+            rates,
+        )
+        return StageBatches(loader, (bundle, *further), memories, batch_shards(mesh) / len(local_parts(mesh)))
+
+
 def _cut(stage: StageConfig, tokenizer: ClaraTokenizer, records: Sequence[Record], seed: int) -> Sequence[Record]:
-    """Return the records with passages and, where the stage has a ``crop``, documents cut to windows."""
+    """Return the records with passages and, where the stage has a ``data.crop``, documents cut to windows."""
     if not isinstance(records, RecordSource):
-        return cut_records(records, tokenizer, stage.crop, seed)
-    if stage.crop != START:
+        return cut_records(records, tokenizer, stage.data.crop, seed)
+    if stage.data.crop != START:
         raise ClaraError(
-            f"config.{stage.name}.crop is {stage.crop!r}, but {records.directory} is a data set that was built, whose "
-            "tokens are kept on disk; name the JSONL files that it was built from"
+            f"config.{stage.name}.data.crop is {stage.data.crop!r}, but {records.directory} is a data set that was "
+            "built, whose tokens are kept on disk; name the JSONL files that it was built from"
         )
     return records
 
@@ -208,7 +284,7 @@ def _encode(
     if not isinstance(records, RecordSource):
         return encode_records(records, tokenizer, encoding)
     folder = Path(config.token_cache or user_cache() / "tokens").expanduser()
-    progress = _progress(stage.name, len(records)) if config.progress else None
+    progress = _progress(stage.name, len(records)) if config.reporting.progress else None
     return open_or_make(folder, slices(records), records.fingerprint, tokenizer, encoding, progress)
 
 

@@ -45,12 +45,12 @@ def open_memories(
     model = bundle.model
     sizes = (model.clara.memory_tokens, model.config.embed_dim, model.dtype.name)
     fingerprint = bundle.compressor_fingerprint()
-    place = stage.memories
+    place = stage.data.memories
     if place == IN_RUN:  # by compressor: the stages of a run may have different ones
         assert workdir is not None  # a stage of a run
         place = str(workdir / "memories" / fingerprint[:12])
     # As many at one time as a training step would compress, since those fit into memory.
-    size = stage.batch_size // stage.accumulate * stage.candidates
+    size = stage.optimizer.microbatch * stage.topk.candidates
 
     def work(parts: Parts, count: int) -> None:
         name = f"{stage.name}: {count} documents to compress, {size} at a time"

@@ -54,7 +54,7 @@ def passes(model: ClaraModel, stage: StageConfig, shapes: Shapes, rows: int) -> 
     """Return the passes of a stage's step, see `clara_jax.method.stages`."""
     memory, ranks = model.clara.memory_tokens, stage.ranks
     found = []
-    if shapes.documents and not stage.memories:
+    if shapes.documents and not stage.data.memories:
         tokens = rows * shapes.documents * (shapes.encoder_width + memory)
         found.append(Pass("compressor", tokens, not ranks))
     if ranks:
@@ -83,7 +83,7 @@ def step_bytes(
     data, parts = mesh.shape["data"], batch_shards(mesh)
     leaves = flatten(declare(config, model.clara, model.base_dtype))
     trains = stage.subtrees
-    todo = passes(model, stage, shapes, rows // stage.accumulate)
+    todo = passes(model, stage, shapes, rows // stage.optimizer.accumulate)
 
     def under(*prefixes: str) -> list[Leaf]:
         return [leaf for name, leaf in leaves.items() if name.startswith(prefixes)]
@@ -111,9 +111,9 @@ def step_bytes(
         "adapters": sum(gathered(under(f"lora/{one.role}/")) * (1 + one.flows_back) for one in todo),
         "tables": gathered(under("base/embed/")) + 2 * gathered(head),
         "gradients": gradients,
-        "activations": _activations(model, stage, shapes, rows // stage.accumulate, todo, mesh),
+        "activations": _activations(model, stage, shapes, rows // stage.optimizer.accumulate, todo, mesh),
     }
-    return {name: size * stage.accumulate for name, size in counted.items()}
+    return {name: size * stage.optimizer.accumulate for name, size in counted.items()}
 
 
 def _activations(

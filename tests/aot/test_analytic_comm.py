@@ -16,9 +16,9 @@ from clara_jax.input_pipeline.records import RANKING_STAGES
 from clara_jax.method.clara import ClaraConfig, ClaraModel
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.sharding import make_mesh
-from clara_jax.training.stage_config import StageConfig
 from tests.aot.analytic_comm import passes, step_bytes
 from tests.aot.test_planning import BASE, lower, needs_libtpu
+from tests.configurations import changed, stage
 
 WIDE = BASE | {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 1024, "num_key_value_heads": 4}
 MODEL = ClaraModel(ModelConfig.from_hf(WIDE), ClaraConfig(doc_max_length=16, compress_rate=4, lora_rank=4))
@@ -30,10 +30,10 @@ ROWS, SHAPES = 24, Shapes(documents=5, encoder_width=19, query_width=13, prompt_
 HASTY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
-def compiled(stage, mesh, model=MODEL, **options):
-    shapes = SHAPES if stage in RANKING_STAGES else dataclasses.replace(SHAPES, query_width=0)
-    text = lower(stage, mesh, model, shapes, ROWS).compile(options).as_text()
-    counted = step_bytes(model, StageConfig(stage, ("unread",), steps=10, batch_size=ROWS), shapes, ROWS, mesh)
+def compiled(name, mesh, model=MODEL, **options):
+    shapes = SHAPES if name in RANKING_STAGES else dataclasses.replace(SHAPES, query_width=0)
+    text = lower(name, mesh, model, shapes, ROWS).compile(options).as_text()
+    counted = step_bytes(model, stage(name, optimizer=dict(batch_size=ROWS)), shapes, ROWS, mesh)
     return collectives(HloModule.parse(text), mesh.size), counted
 
 
@@ -76,7 +76,7 @@ def test_a_step_for_a_tpu_sends_what_is_counted(stage, sizes):
 def test_counts_by_hand():
     """One pass of documents and one of prompts, both there and back, over eight devices."""
     config, mesh = MODEL.config, make_mesh(8, 1)
-    counted = step_bytes(MODEL, StageConfig("scp", ("unread",), steps=1, batch_size=ROWS), SHAPES, ROWS, mesh)
+    counted = step_bytes(MODEL, stage(optimizer=dict(batch_size=ROWS)), SHAPES, ROWS, mesh)
     heads, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
     block = config.embed_dim * (2 * heads + 2 * kv + 3 * config.mlp_dim)
     assert counted["base"] == 2 * 4 * config.layers * block * 7 / 8
@@ -88,30 +88,29 @@ def test_counts_by_hand():
 
 @pytest.mark.parametrize("name", ["scp", "end_to_end"])
 def test_prompts_of_texts_are_the_only_pass(name):
-    stage = StageConfig(name, ("unread",), steps=1, batch_size=8, top_k=2, documents="text")
+    as_text = stage(name, data=dict(documents="text"), optimizer=dict(batch_size=8), topk=dict(k=2))
     clara = dataclasses.replace(MODEL.clara, max_length=200)
-    shapes = stage_shapes(stage, clara, text=20, target=10)
+    shapes = stage_shapes(as_text, clara, text=20, target=10)
     assert shapes == Shapes(0, 0, 0, (1 if name == "scp" else 2) * 16 + 30, 10)
-    assert [tuple(own) for own in passes(MODEL, stage, shapes, 8)] == [("generator", 8 * shapes.prompt_length, True)]
+    assert [tuple(own) for own in passes(MODEL, as_text, shapes, 8)] == [("generator", 8 * shapes.prompt_length, True)]
     with pytest.raises(ClaraError, match="2 x 16 document's tokens, 20 of text and 200 of target"):
-        stage_shapes(dataclasses.replace(stage, name="instruct"), clara, text=20, target=200)
-    program = train_step(MODEL, stage, shapes, make_mesh(4, 2))
+        stage_shapes(dataclasses.replace(as_text, name="instruct"), clara, text=20, target=200)
+    program = train_step(MODEL, as_text, shapes, make_mesh(4, 2))
     assert program.rows == 8 and program.model_flops > 0
-    (decode,) = inference(MODEL, stage, shapes, make_mesh(4, 2))
+    (decode,) = inference(MODEL, as_text, shapes, make_mesh(4, 2))
     assert decode.name == "decode"
 
 
 def test_stored_memories_are_read_and_not_compressed():
-    own = dict(steps=1, batch_size=8, top_k=2, candidates=SHAPES.documents)
-    stage = StageConfig("end_to_end", ("unread",), **own)
-    stored = dataclasses.replace(stage, memories="run")
+    own = stage("end_to_end", optimizer=dict(batch_size=8), topk=dict(k=2, candidates=SHAPES.documents))
+    stored = changed(own, data=dict(memories="run"))
     assert [step.role for step in passes(MODEL, stored, SHAPES, 8)] == ["query_reasoner", "generator"]
-    less, more = (train_step(MODEL, config, SHAPES, make_mesh(4, 2)) for config in (stored, stage))
+    less, more = (train_step(MODEL, config, SHAPES, make_mesh(4, 2)) for config in (stored, own))
     assert less.model_flops < more.model_flops and len(less.lowered.as_text()) < len(more.lowered.as_text())
 
 
 def test_what_is_split_over_two_axes_is_counted_once():
-    stage = StageConfig("end_to_end", ("unread",), steps=1, batch_size=ROWS)
-    one, two = (step_bytes(MODEL, stage, SHAPES, ROWS, make_mesh(*sizes)) for sizes in ((8, 1), (4, 2)))
+    own = stage("end_to_end", optimizer=dict(batch_size=ROWS))
+    one, two = (step_bytes(MODEL, own, SHAPES, ROWS, make_mesh(*sizes)) for sizes in ((8, 1), (4, 2)))
     assert two["base"] == pytest.approx(one["base"] / 2 * (3 / 4) / (7 / 8))
     assert two["activations"] > 0

@@ -25,7 +25,7 @@ def counted(monkeypatch):
     found, lower = [], lowering.train_step
 
     def train_step(model, stage, shapes, mesh):
-        found.append(sum(step_bytes(model, stage, shapes, stage.batch_size, mesh).values()))
+        found.append(sum(step_bytes(model, stage, shapes, stage.optimizer.batch_size, mesh).values()))
         return lower(model, stage, shapes, mesh)
 
     monkeypatch.setattr(lowering, "train_step", train_step)

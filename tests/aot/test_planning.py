@@ -17,7 +17,7 @@ from clara_jax.model.config import ModelConfig
 from clara_jax.model.declare import initialise
 from clara_jax.model.sharding import make_mesh
 from clara_jax.training.optimizer import make_optimizer
-from clara_jax.training.stage_config import StageConfig
+from clara_jax.training.stage_config import OptimizerConfig
 from clara_jax.training.step import init_state, make_train_step
 
 BASE = {
@@ -35,7 +35,7 @@ needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, re
 
 
 def lower(stage, mesh, model=MODEL, shapes=SHAPES, rows=8):
-    optimizer = make_optimizer(StageConfig(stage, ("unread",), steps=10, batch_size=8), 10)
+    optimizer = make_optimizer(OptimizerConfig(steps=10, batch_size=8), 10)
     state, frozen = workload.state_and_frozen(workload.params(model, mesh), STAGES[stage].trains, optimizer, mesh)
     batch = workload.batch(rows, shapes, model.clara.memory_tokens, stage in ("end_to_end", "retrieval"), mesh)
     step = make_train_step(model, STAGES[stage], Objective(top_k=2), optimizer)
@@ -45,7 +45,7 @@ def lower(stage, mesh, model=MODEL, shapes=SHAPES, rows=8):
 
 def test_the_abstract_state_is_shaped_and_placed_as_the_real_one():
     mesh = make_mesh(4, 2)
-    optimizer = make_optimizer(StageConfig("scp", ("unread",), steps=10), 10)
+    optimizer = make_optimizer(OptimizerConfig(steps=10), 10)
     trains = STAGES["scp"].trains
     params = initialise(declare(MODEL.config, MODEL.clara, MODEL.dtype), jax.random.key(0), mesh)
     with jax.set_mesh(mesh):

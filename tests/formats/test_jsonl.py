@@ -60,15 +60,15 @@ def test_data_files(tmp_path, monkeypatch):
         (tmp_path / name).touch()
     monkeypatch.setenv("SOME_DATA", str(tmp_path))
     patterns = ("${SOME_DATA}/?.jsonl", f"{tmp_path}/a.jsonl", f"{tmp_path}/odd[1].jsonl")
-    found = data_files(patterns, "config.scp.train_data")
+    found = data_files(patterns, "config.scp.data.train")
     assert found == tuple(str(tmp_path / name) for name in ("a.jsonl", "b.jsonl", "odd[1].jsonl"))
     monkeypatch.delenv("SOME_DATA")
-    with pytest.raises(ClaraError, match="config.scp.train_data: .* variable SOME_DATA, which is not set"):
-        data_files(("${SOME_DATA}/a.jsonl",), "config.scp.train_data")
+    with pytest.raises(ClaraError, match="config.scp.data.train: .* variable SOME_DATA, which is not set"):
+        data_files(("${SOME_DATA}/a.jsonl",), "config.scp.data.train")
     with pytest.raises(ClaraError, match="c.jsonl does not exist"):
-        data_files((f"{tmp_path}/c.jsonl",), "config.scp.train_data")
+        data_files((f"{tmp_path}/c.jsonl",), "config.scp.data.train")
     with pytest.raises(ClaraError, match="matches no file"):
-        data_files((f"{tmp_path}/c*.jsonl",), "config.scp.train_data")
+        data_files((f"{tmp_path}/c*.jsonl",), "config.scp.data.train")
 
 
 def test_a_failing_block_leaves_the_old_file(tmp_path):

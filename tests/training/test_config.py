@@ -2,35 +2,36 @@
 
 import dataclasses
 import json
+import typing
 
 import pytest
 from ml_collections import ConfigDict, config_dict
 
+from clara_jax.data.synthetic_world import SyntheticConfig
 from clara_jax.errors import ClaraError
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.method.stages import STAGES
 from clara_jax.training.config import ModelSection, RunConfig
 from clara_jax.training.config_parsing import from_json, resolve, to_json
-from clara_jax.training.stage_config import StageConfig
-
-
-def stage(**fields):
-    return StageConfig(**{"name": "scp", "train_data": ("a.jsonl",), "steps": 4, **fields})
+from clara_jax.training.old_names import RUN_NAMES, STAGE_NAMES
+from clara_jax.training.stage_config import OptimizerConfig, StageConfig
+from tests.configurations import stage
 
 
 def config(**fields):
-    scp = ConfigDict(dict(train_data=("a.jsonl",), steps=4))
+    scp = ConfigDict(dict(data=dict(train=("a.jsonl",)), optimizer=dict(steps=4)))
     return ConfigDict(dict(stages=("scp",), scp=scp, model=dict(base="smollm2"), **fields))
 
 
 def test_resolve_fills_in_defaults_and_keeps_the_order_of_stages():
     given = config(mesh=[4, 2])
-    given.end_to_end = ConfigDict(dict(train_data=["b.jsonl"], epochs=2, warmup=5))
+    given.end_to_end = ConfigDict(dict(data=dict(train=["b.jsonl"]), optimizer=dict(epochs=2, warmup=5)))
     given.stages = ("end_to_end", "scp")
     run = resolve(given)
     assert [s.name for s in run.stages] == ["end_to_end", "scp"]
-    assert run.stages[0].epochs == 2.0 and isinstance(run.stages[0].epochs, float)
-    assert run.stages[0].train_data == ("b.jsonl",)
+    epochs = run.stages[0].optimizer.epochs
+    assert epochs == 2.0 and isinstance(epochs, float)
+    assert run.stages[0].data.train == ("b.jsonl",)
     assert run.mesh == (4, 2) and run.model.base == "smollm2" and run.clara == ClaraConfig()
     assert run.clara.lora_alpha == 32.0 and run.clara.lora_scale == 2.0 and run.clara.memory_tokens == 16
 
@@ -40,39 +41,60 @@ def test_json_round_trip():
     text = json.dumps(to_json(run))
     assert from_json(json.loads(text)) == run
     changed = json.loads(text)
-    changed["stages"][0]["batch_sise"] = 3
-    with pytest.raises(ClaraError, match=r"config\.stages\[0\]\.batch_sise.*did you mean batch_size\?"):
+    changed["stages"][0]["optimizer"]["batch_sise"] = 3
+    with pytest.raises(ClaraError, match=r"config\.scp\.optimizer\.batch_sise.*did you mean batch_size\?"):
         from_json(changed)
 
 
 def test_zero_steps_on_the_command_line_stand_for_none():
     given = config()
-    given.scp.steps, given.scp.epochs = 0, 1.0
+    given.scp.optimizer.steps, given.scp.optimizer.epochs = 0, 1.0
     (only,) = resolve(given).stages
-    assert only.steps is None and only.epochs == 1.0
+    assert only.optimizer.steps is None and only.optimizer.epochs == 1.0
 
 
 @pytest.mark.parametrize(
     "path, value, message",
     [
         ("sede", 1, r"config\.sede: there is no such field; did you mean seed\?"),
-        ("scp.learning_rat", 1.0, r"config\.scp\.learning_rat: .*did you mean learning_rate\?"),
+        ("scp.optimizer.learning_rat", 1.0, r"scp\.optimizer\.learning_rat: there .*did you mean learning_rate\?"),
+        ("scp.learning_rat", 1.0, r"config\.scp\.learning_rat: .*did you mean config\.scp\.optimizer\.learning_rate\?"),
+        (
+            "scp.topk",
+            ConfigDict(dict(learning_rate=1.0)),
+            r"scp\.topk\.learning_rate: .*mean config\.scp\.optimizer\.learning_rate\?",
+        ),
+        ("scp.eval_evry", 3, r"config\.scp\.eval_evry: .*did you mean config\.scp\.evaluation\.every\?"),
+        ("scp.optimizer", 3, r"config\.scp\.optimizer is 3; it must be a section"),
+        ("keeep", 3, r"config\.keeep: there is no such field; did you mean config\.saving\.keep\?"),
+        ("saving", ConfigDict(dict(keep="3")), r"config\.saving\.keep is '3'; it must be a whole number, at least 1"),
+        ("seed", "3", r"config\.seed is '3'; it must be a whole number"),
+        ("clara.lora_rank", "3", r"config\.clara\.lora_rank is '3'; it must be a whole number"),
+        ("clara.lora_alpha", "x", r"config\.clara\.lora_alpha is 'x'; it must be a number, or None"),
         ("clara.zzz", 1, r"config\.clara\.zzz: there is no such field; known are doc_max_length"),
-        ("scp.batch_size", "many", r"config\.scp\.batch_size is 'many'; it must be a whole number"),
-        ("scp.batch_size", 1.5, r"config\.scp\.batch_size is 1\.5; it must be a whole number"),
-        ("scp.batch_size", True, r"config\.scp\.batch_size is True; it must be a whole number"),
-        ("scp.learning_rate", "1e-4", r"learning_rate is '1e-4'; it must be a number"),
-        ("scp.train_data", "a.jsonl", r"train_data is 'a\.jsonl'; it must be a tuple"),
-        ("scp.betas", (0.9,), r"betas is .*; it must hold 2 values"),
-        ("scp.betas", (0.9, "x"), r"betas\[1\] is 'x'; it must be a number"),
+        (
+            "scp.optimizer.batch_size",
+            "many",
+            r"config\.scp\.optimizer\.batch_size is 'many'; it must be a whole number",
+        ),
+        ("scp.optimizer.batch_size", 1.5, r"config\.scp\.optimizer\.batch_size is 1\.5; it must be a whole number"),
+        ("scp.optimizer.batch_size", True, r"config\.scp\.optimizer\.batch_size is True; it must be a whole number"),
+        ("scp.optimizer.learning_rate", "1e-4", r"learning_rate is '1e-4'; it must be a number"),
+        ("scp.data.train", "a.jsonl", r"data\.train is 'a\.jsonl'; it must be a tuple"),
+        ("scp.optimizer.betas", (0.9,), r"betas is \(0\.9,\); it must be two numbers in \[0, 1\)"),
+        ("scp.optimizer.betas", (0.9, "x"), r"betas\[1\] is 'x'; it must be a number"),
         ("scp.name", "instruct", None),
         ("clara", 3, r"config\.clara is 3; it must be a section"),
         ("instruct", 3, r"config\.instruct is 3; it must be a section"),
-        ("instruct", ConfigDict(dict(train_data=("a",))), r"config\.instruct: give exactly one of steps and epochs"),
+        (
+            "instruct",
+            ConfigDict(dict(data=dict(train=("a",)))),
+            r"config\.instruct\.optimizer: give exactly one of steps and epochs",
+        ),
         ("stages", ("spc",), r"there is no stage 'spc'; did you mean scp\?"),
         ("stages", ("instruct",), r"names instruct, but there is no section config\.instruct"),
         ("stages", (), r"config\.stages is \(\); name at least one"),
-        ("scp.train_data", config_dict.required_placeholder(tuple), r"config: "),
+        ("scp.data.train", config_dict.required_placeholder(tuple), r"config: "),
     ],
 )
 def test_refused_by_name(path, value, message):
@@ -95,71 +117,89 @@ def test_refused_by_name(path, value, message):
     "fields, message",
     [
         (dict(name="stage1"), "no stage 'stage1'"),
-        (dict(train_data=()), "train_data is .*name at least one file"),
-        (dict(steps=None), "exactly one of steps and epochs, neither"),
-        (dict(epochs=1.0), "exactly one of steps and epochs, both"),
-        (dict(steps=-1), "steps is -1; it must be at least 1"),
-        (dict(batch_size=0), "batch_size is 0"),
-        (dict(batch_size=6, accumulate=4), "accumulate is 4; it must divide batch_size 6"),
-        (dict(learning_rate=0.0), "learning_rate is 0.0; it must be positive"),
-        (dict(learning_rate=float("nan")), "learning_rate is nan"),
-        (dict(schedule="cosin"), "schedule is 'cosin'; it must be one of cosine, constant, cosine_with_minimum"),
-        (dict(minimum_ratio=1.5), "minimum_ratio"),
-        (dict(warmup=1.5), "warmup is 1.5; from 1 on it is a whole number"),
-        (dict(warmup=-0.1), "warmup"),
-        (dict(betas=(0.9, 1.0)), "betas"),
-        (dict(mse_weight=-1.0), "mse_weight"),
-        (dict(mse_reduction="max"), "mse_reduction is 'max'"),
-        (dict(topk_method="best"), "topk_method is 'best'; it must be one of iterative, gumbel, softsort"),
-        (dict(score_normalization="max"), "score_normalization is 'max'; it must be one of none, standard"),
-        (dict(temperature_schedule="line"), "temperature_schedule is 'line'; it must be one of constant, cosine"),
-        (dict(temperature_schedule="cosine"), "temperature_end is None; it goes with cosine"),
-        (dict(temperature_end=0.1), "temperature_end is 0.1; it goes with cosine"),
-        (dict(temperature_schedule="steps"), r"temperature_steps is \(\); they go with temperature_schedule=steps"),
+        (dict(data=dict(train=())), "data.train is .*name at least one file"),
+        (dict(optimizer=dict(steps=None)), "exactly one of steps and epochs, neither"),
+        (dict(optimizer=dict(epochs=1.0)), "exactly one of steps and epochs, both"),
+        (dict(optimizer=dict(steps=-1)), "optimizer.steps is -1; it must be a whole number, at least 1, or None"),
+        (dict(optimizer=dict(batch_size=0)), "batch_size is 0"),
+        (dict(optimizer=dict(batch_size=6, accumulate=4)), "accumulate is 4; it must divide batch_size 6"),
+        (dict(optimizer=dict(learning_rate=0.0)), "learning_rate is 0.0; it must be a number, positive and finite"),
+        (dict(optimizer=dict(learning_rate=float("nan"))), "learning_rate is nan"),
         (
-            dict(temperature_schedule="steps", temperature_steps=(5, 3), temperature_values=(0.1, 0.2)),
+            dict(optimizer=dict(schedule="cosin")),
+            "schedule is 'cosin'; it must be one of cosine, constant, cosine_with_minimum",
+        ),
+        (dict(optimizer=dict(minimum_ratio=1.5)), "minimum_ratio"),
+        (dict(optimizer=dict(warmup=1.5)), "warmup is 1.5; from 1 on it is a whole number"),
+        (dict(optimizer=dict(warmup=-0.1)), "warmup"),
+        (dict(optimizer=dict(betas=(0.9, 1.0))), "betas"),
+        (dict(objective=dict(mse_weight=-1.0)), "mse_weight"),
+        (dict(objective=dict(mse_reduction="max")), "mse_reduction is 'max'"),
+        (dict(topk=dict(method="best")), "topk.method is 'best'; it must be one of iterative, gumbel, softsort"),
+        (dict(topk=dict(score_normalization="max")), "score_normalization is 'max'; it must be one of none, standard"),
+        (
+            dict(topk=dict(temperature_schedule="line")),
+            "temperature_schedule is 'line'; it must be one of constant, cosine",
+        ),
+        (
+            dict(topk=dict(temperature_schedule="cosine")),
+            "temperature_end is None; it goes with temperature_schedule=cosine",
+        ),
+        (dict(topk=dict(temperature_end=0.1)), "temperature_end is 0.1; it goes with temperature_schedule=cosine"),
+        (
+            dict(topk=dict(temperature_schedule="steps")),
+            r"temperature_steps is \(\); they go with temperature_schedule=steps",
+        ),
+        (
+            dict(topk=dict(temperature_schedule="steps", temperature_steps=(5, 3), temperature_values=(0.1, 0.2))),
             r"temperature_steps is \(5, 3\); they must rise",
         ),
         (
-            dict(temperature_schedule="steps", temperature_steps=(5,), temperature_values=(0.1, 0.2)),
+            dict(topk=dict(temperature_schedule="steps", temperature_steps=(5,), temperature_values=(0.1, 0.2))),
             r"temperature_values is \(0.1, 0.2\); give one for each of \(5,\)",
         ),
-        (dict(learn_temperature=True), "learn_temperature is True; scp ranks nothing"),
-        (dict(marginal_weight=0.1), "marginal_weight is 0.1; only end_to_end has that term"),
-        (dict(eval_gradients=True), "eval_gradients is True; only end_to_end with memories has them"),
+        (dict(topk=dict(learn_temperature=True)), "learn_temperature is True; scp ranks nothing"),
+        (dict(objective=dict(marginal_weight=0.1)), "marginal_weight is 0.1; only end_to_end has that term"),
         (
-            dict(name="end_to_end", documents="text", eval_gradients=True, eval_data=("e",)),
-            "eval_gradients is True; only end_to_end with memories",
+            dict(evaluation=dict(gradients=True, data=("e",))),
+            "evaluation.gradients is True; only end_to_end with memories has them",
         ),
-        (dict(name="end_to_end", eval_gradients=True), "eval_gradients is True; eval_data names no file"),
-        (dict(documents="texts"), "documents is 'texts'; it must be one of memory, text"),
-        (dict(name="retrieval", documents="text"), "documents is 'text'; retrieval ranks memories"),
-        (dict(documents="text", pack=512), "pack is 512; with documents=text there are no documents' tokens to pack"),
         (
-            dict(name="instruct", trains=("lora/generator",), memories="m"),
+            dict(name="end_to_end", data=dict(documents="text"), evaluation=dict(gradients=True, data=("e",))),
+            "evaluation.gradients is True; only end_to_end with memories",
+        ),
+        (dict(name="end_to_end", evaluation=dict(gradients=True)), "evaluation.gradients is True; data names no file"),
+        (dict(data=dict(documents="texts")), "documents is 'texts'; it must be one of memory, text"),
+        (dict(name="retrieval", data=dict(documents="text")), "documents is 'text'; retrieval ranks memories"),
+        (
+            dict(data=dict(documents="text", pack=512)),
+            "pack is 512; with documents=text there are no documents' tokens to pack",
+        ),
+        (
+            dict(name="instruct", data=dict(memories="m"), trains=("lora/generator",)),
             "memories is 'm'; only end_to_end and retrieval read memories that are kept",
         ),
         (
-            dict(name="end_to_end", documents="text", memories="m"),
+            dict(name="end_to_end", data=dict(documents="text", memories="m")),
             "memories is 'm'; with documents=text nothing reads them",
         ),
         (
-            dict(documents="text", trains=("lora/generator", "lora/compressor")),
+            dict(data=dict(documents="text"), trains=("lora/generator", "lora/compressor")),
             r"trains is .*; with documents=text nothing reads lora/compressor; name lora/generator",
         ),
-        (dict(documents="text", trains=("tokens/memory",)), "nothing reads tokens/memory"),
-        (dict(documents="text", trains=("lora",)), "nothing reads lora;"),
+        (dict(data=dict(documents="text"), trains=("tokens/memory",)), "nothing reads tokens/memory"),
+        (dict(data=dict(documents="text"), trains=("lora",)), "nothing reads lora;"),
         (
-            dict(name="end_to_end", documents="text", learn_temperature=True),
+            dict(name="end_to_end", data=dict(documents="text"), topk=dict(learn_temperature=True)),
             "learn_temperature is True; end_to_end ranks nothing with documents=text",
         ),
         (
-            dict(name="end_to_end", documents="text", marginal_weight=0.1),
+            dict(name="end_to_end", data=dict(documents="text"), objective=dict(marginal_weight=0.1)),
             "marginal_weight is 0.1; end_to_end ranks nothing with documents=text",
         ),
-        (dict(name="end_to_end", top_k=5, candidates=4), "top_k is 5; it may not exceed candidates 4"),
-        (dict(temperature=0.0), "temperature"),
-        (dict(eval_every=5), "eval_every is 5; eval_data names no file"),
+        (dict(name="end_to_end", topk=dict(k=5, candidates=4)), "topk.k is 5; it may not exceed candidates 4"),
+        (dict(topk=dict(temperature=0.0)), "temperature"),
+        (dict(evaluation=dict(every=5)), "evaluation.every is 5; data names no file"),
         (dict(trains=()), "trains"),
     ],
 )
@@ -170,9 +210,12 @@ def test_stage_values(fields, message):
 
 @pytest.mark.parametrize("name", ["scp", "instruct", "end_to_end"])
 def test_a_stage_with_documents_as_text_trains_the_generator_by_its_likelihood(name):
-    own, memory = stage(name=name, documents="text"), stage(name=name)
-    assert own.subtrees == ("lora/generator",) and own.stage.weights(own.objective) == {"ce": 1.0}
-    assert stage(name=name, documents="text", trains=("base", "lora/generator")).subtrees == ("base", "lora/generator")
+    own, memory = stage(name=name, data=dict(documents="text")), stage(name=name)
+    assert own.subtrees == ("lora/generator",) and own.stage.weights(own.hyperparameters) == {"ce": 1.0}
+    assert stage(name=name, data=dict(documents="text"), trains=("base", "lora/generator")).subtrees == (
+        "base",
+        "lora/generator",
+    )
     assert not own.ranks and memory.ranks == (name == "end_to_end")
     assert memory.stage is STAGES[name] and memory.subtrees == STAGES[name].trains
 
@@ -205,11 +248,70 @@ def test_other_values():
 
 
 def test_steps_from_epochs_and_warmup():
-    assert stage(steps=7).total_steps(1000) == 7
-    assert stage(steps=None, epochs=1.0, batch_size=32).total_steps(100) == 4
-    assert stage(steps=None, epochs=0.5, batch_size=32).total_steps(128) == 2
-    assert stage(steps=None, epochs=0.001, batch_size=32).total_steps(10) == 1
-    assert stage(warmup=0.03).warmup_steps(100) == 3
-    assert stage(warmup=20).warmup_steps(100) == 20
-    assert stage(warmup=20).warmup_steps(10) == 9
-    assert stage(warmup=0.5).warmup_steps(1) == 0
+    assert OptimizerConfig(steps=7).total_steps(1000) == 7
+    assert OptimizerConfig(epochs=1.0, batch_size=32).total_steps(100) == 4
+    assert OptimizerConfig(epochs=0.5, batch_size=32).total_steps(128) == 2
+    assert OptimizerConfig(epochs=0.001, batch_size=32).total_steps(10) == 1
+    assert OptimizerConfig(warmup=0.03).warmup_steps(100) == 3
+    assert OptimizerConfig(warmup=20).warmup_steps(100) == 20
+    assert OptimizerConfig(warmup=20).warmup_steps(10) == 9
+    assert OptimizerConfig(warmup=0.5).warmup_steps(1) == 0
+
+
+def test_a_group_alone_names_its_field():
+    with pytest.raises(ClaraError, match=r"^config\.optimizer\.accumulate is 3; it must divide batch_size 128$"):
+        OptimizerConfig(accumulate=3)
+    with pytest.raises(ClaraError, match=r"^config\.optimizer\.steps is '3'; it must be a whole number"):
+        OptimizerConfig("3")
+
+
+def groups(cls=RunConfig):
+    """All sections, those of a stage among them."""
+    found = {cls}
+    for hint in (*typing.get_type_hints(cls).values(), *([StageConfig] if cls is RunConfig else ())):
+        found |= groups(hint) if dataclasses.is_dataclass(hint) else set()
+    return found - {SyntheticConfig}
+
+
+def test_groups_are_small_and_their_fields_described():
+    assert len(groups()) == 13
+    for cls in groups():
+        own = [name for name, hint in typing.get_type_hints(cls).items() if not dataclasses.is_dataclass(hint)]
+        assert len(own) <= 12, cls
+        if cls is not ClaraConfig:
+            assert all(cls.__pydantic_fields__[name].description for name in own), cls
+
+
+def flat(values, names):
+    """A section as it was before there were groups."""
+    paths = {path: old for old, path in names.items()}
+    result = {}
+    for name, value in values.items():
+        inner = {f"{name}.{field}": item for field, item in value.items()} if isinstance(value, dict) else {}
+        if inner.keys() & paths.keys():
+            result |= {paths[path]: item for path, item in inner.items()}
+        else:
+            result[name] = value
+    return result
+
+
+def test_old_names_are_read_in_groups(capsys):
+    """Of a ``config.json`` that an earlier version wrote, without a word, and of a config file, with a warning each."""
+    fields = dict(optimizer=dict(steps=3), topk=dict(k=2, method="softsort"), evaluation=dict(data=("b.jsonl",)))
+    run = RunConfig((stage(**fields),), ModelSection("smollm2"), saving=dict(keep=7), reporting=dict(profile=(1, 3)))
+    written = json.loads(json.dumps(to_json(run)))
+    old = flat(written, RUN_NAMES) | {"stages": [flat(one, STAGE_NAMES) for one in written["stages"]]}
+    assert not {"saving", "reporting"} & old.keys() and old["stages"][0].keys() == {*STAGE_NAMES, "name", "trains"}
+    assert from_json(old) == from_json(written) == run and capsys.readouterr().err == ""
+
+    given = ConfigDict(dict(stages=("scp",), model=dict(base="smollm2"), keep=7, profile=(1, 3)))
+    given.scp = ConfigDict(dict(train_data=("a.jsonl",), steps=3, top_k=2, topk_method="softsort"))
+    given.scp.evaluation = ConfigDict(dict(data=("b.jsonl",)))
+    assert resolve(given) == run
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 6
+    assert "warning: config.scp.top_k is now config.scp.topk.k; the old name will go in the next version" in lines
+    assert "warning: config.keep is now config.saving.keep; the old name will go in the next version" in lines
+    given.scp.topk = ConfigDict(dict(k=3))
+    with pytest.raises(ClaraError, match=r"config\.scp\.top_k and config\.scp\.topk\.k are one field; give the latter"):
+        resolve(given)

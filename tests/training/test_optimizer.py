@@ -9,15 +9,15 @@ import optax
 import pytest
 
 from clara_jax.training.optimizer import decays, learning_rate_schedule, make_optimizer
-from clara_jax.training.stage_config import StageConfig
+from clara_jax.training.stage_config import OptimizerConfig
 
 
-def stage(**fields):
-    return StageConfig(**{"name": "scp", "train_data": ("a.jsonl",), "steps": 20, "learning_rate": 0.1, **fields})
+def config(**fields):
+    return OptimizerConfig(**{"steps": 20, "learning_rate": 0.1, **fields})
 
 
 def rates(total, **fields):
-    schedule = learning_rate_schedule(stage(**fields), total)
+    schedule = learning_rate_schedule(config(**fields), total)
     return np.array([schedule(step) for step in range(total + 1)])
 
 
@@ -38,12 +38,12 @@ def test_constant_and_no_warmup():
 
 
 def test_two_steps_against_numpy():
-    config = stage(weight_decay=0.1, clip_norm=0.5, betas=(0.8, 0.95), eps=1e-3, schedule="constant", warmup=1)
+    fields = dict(weight_decay=0.1, clip_norm=0.5, betas=(0.8, 0.95), eps=1e-3, schedule="constant", warmup=1)
     rng = np.random.default_rng(0)
     params = {"a": rng.normal(size=(3, 2)), "scale": rng.normal(size=(2, 4)), "v": rng.normal(size=3)}
     expected = {name: value.copy() for name, value in params.items()}
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
-    optimizer = make_optimizer(config, 20)
+    optimizer = make_optimizer(config(**fields), 20)
     state = optimizer.init(params)
     m = {name: 0.0 for name in expected}
     v = {name: 0.0 for name in expected}
@@ -83,7 +83,7 @@ def test_decay_skips_vectors_biases_and_stacked_norm_scales():
 
 def test_state_is_float32_for_bfloat16_parameters():
     params = {"a": jnp.ones((2, 2), jnp.bfloat16)}
-    optimizer = make_optimizer(stage(), 20)
+    optimizer = make_optimizer(config(), 20)
     state = optimizer.init(params)
     updates, state = jax.jit(optimizer.update)({"a": jnp.full((2, 2), 1e-3, jnp.bfloat16)}, state, params)
     kinds = {leaf.dtype for leaf in jax.tree.leaves((state, updates)) if jnp.issubdtype(leaf.dtype, jnp.floating)}

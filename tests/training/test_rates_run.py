@@ -18,6 +18,7 @@ from clara_jax.training.metrics import read_metrics
 from clara_jax.training.stage_config import StageConfig
 from clara_jax.training.stopping import StopSignal
 from tests import tiny
+from tests.configurations import changed
 
 CLARA = ClaraConfig(24, 4, lora_rank=4, lora_dropout=0.0, different_mem_tokens=False, memory_map="affine")
 
@@ -26,18 +27,13 @@ def config(folder):
     pool = f"{folder}/pool.jsonl"
     stage = StageConfig(
         "autoencode",
-        (pool,),
-        eval_data=(pool,),
-        steps=4,
-        batch_size=2,
-        eval_limit=2,
-        eval_controls=False,
-        further_rates=(8, 24),
-        scaffold=1.0,
-        mse_weight=0.0,
+        data=dict(train=(pool,), further_rates=(8, 24)),
+        optimizer=dict(steps=4, batch_size=2),
+        objective=dict(scaffold=1.0, mse_weight=0.0),
+        evaluation=dict(data=(pool,), limit=2, controls=False),
     )
     model = ModelSection(str(folder / "base"), "float32")
-    return RunConfig((stage,), model, CLARA, mesh=(1, 1), progress=False, tensorboard=False, show=0)
+    return RunConfig((stage,), model, CLARA, reporting=dict(progress=False, tensorboard=False, show=0), mesh=(1, 1))
 
 
 @pytest.fixture(scope="module")
@@ -97,5 +93,5 @@ def test_a_store_is_opened_at_its_rate(folder, tmp_path):
 def test_what_several_rates_need(folder, clara, stage, words):
     good = config(folder)
     with pytest.raises(ClaraError, match=f"further_rates.*{words}"):
-        changed = dataclasses.replace(good.stages[0], **stage)
-        dataclasses.replace(good, stages=(changed,), clara=dataclasses.replace(CLARA, **clara))
+        other = changed(good.stages[0], data=stage)
+        dataclasses.replace(good, stages=(other,), clara=dataclasses.replace(CLARA, **clara))

@@ -19,6 +19,7 @@ from clara_jax.training.metrics import read_metrics
 from clara_jax.training.stage_config import StageConfig
 from clara_jax.training.stopping import Stopped, StopSignal
 from tests import tiny
+from tests.configurations import changed, stage
 
 CLARA = ClaraConfig(
     doc_max_length=24, compress_rate=4, lora_rank=4, lora_dropout=0.0, different_mem_tokens=False, memory_map="affine"
@@ -36,38 +37,31 @@ def place(tmp_path_factory):
 
 
 def config(place):
-    data = dict(batch_size=4, learning_rate=1e-2, warmup=0.0, eval_limit=4, mse_weight=0.0, save_every=2)
+    optimizer = dict(batch_size=4, learning_rate=1e-2, warmup=0.0)
     pool, asked = f"autoencode:{place}/pool.jsonl", f"instruct:{place}/instruct.jsonl"
     stages = (
         StageConfig(
             "autoencode_12",
-            (f"{place}/pool.jsonl", f"continue:{place}/pool.jsonl"),
-            eval_data=(pool,),
-            steps=3,
-            doc_max_length=12,
-            scaffold=1.0,
-            **data,
+            data=dict(train=(f"{place}/pool.jsonl", f"continue:{place}/pool.jsonl"), doc_max_length=12),
+            optimizer=dict(steps=3) | optimizer,
+            objective=dict(scaffold=1.0, mse_weight=0.0),
+            evaluation=dict(data=(pool,), limit=4),
+            saving=dict(every=2),
         ),
         StageConfig(
             "instruct_24",
-            (asked, f"questions:{place}/scp.jsonl", pool),
-            train_weights=(1.0, 1.0, 1.0),
-            eval_data=(asked, pool),
-            steps=4,
-            scaffold=1.0,
-            scaffold_end=0.0,
-            scaffold_steps=2,
-            ce_over="records",
-            crop="answer",
-            top_k=1,
-            buckets=2,
-            eval_answers=2,
-            answer_tokens=3,
-            **data,
+            data=dict(
+                train=(asked, f"questions:{place}/scp.jsonl", pool), weights=(1.0, 1.0, 1.0), crop="answer", buckets=2
+            ),
+            optimizer=dict(steps=4) | optimizer,
+            objective=dict(scaffold=1.0, scaffold_end=0.0, scaffold_steps=2, ce_over="records", mse_weight=0.0),
+            topk=dict(k=1),
+            evaluation=dict(data=(asked, pool), limit=4, answers=2, answer_tokens=3),
+            saving=dict(every=2),
         ),
     )
     model = ModelSection(str(place / "base"), "float32")
-    return RunConfig(stages, model, CLARA, mesh=(1, 1), progress=False, tensorboard=False, show=0)
+    return RunConfig(stages, model, CLARA, reporting=dict(progress=False, tensorboard=False, show=0), mesh=(1, 1))
 
 
 def losses(workdir):
@@ -106,9 +100,10 @@ def test_the_scaffold_falls_as_it_is_told(finished):
 def test_what_ends_on_a_scaffold_says_so(place, tmp_path, capsys, number, end, says):
     """One line at the stage's end, with what to do; nothing where none is left."""
     autoencode, instruct = config(place).stages
-    short = dict(steps=1, train_limit=4, eval_data=(), eval_answers=0, scaffold_steps=None, scaffold_end=None)
-    autoencode = dataclasses.replace(autoencode, **short | dict(scaffold=float(number)))
-    instruct = dataclasses.replace(instruct, **short | dict(scaffold=float(number), scaffold_end=end))
+    short = dict(data=dict(limit=4), optimizer=dict(steps=1), evaluation=dict(data=(), answers=0))
+    scaffold = dict(scaffold=float(number), scaffold_steps=None)
+    autoencode = changed(autoencode, objective=scaffold | dict(scaffold_end=None), **short)
+    instruct = changed(instruct, objective=scaffold | dict(scaffold_end=end), **short)
     run(dataclasses.replace(config(place), stages=(autoencode, instruct)), tmp_path / "run", StopSignal())
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning:")]
     if not says:
@@ -118,7 +113,7 @@ def test_what_ends_on_a_scaffold_says_so(place, tmp_path, capsys, number, end, s
         assert "instruct_24 is to take it away: use no checkpoint from before its end" in lines[0]
     else:
         assert len(lines) == 2 and all("ended with scaffold 1:" in line for line in lines)
-        assert "set config.instruct_24.scaffold_end=0" in lines[1]
+        assert "set config.instruct_24.objective.scaffold_end=0" in lines[1]
 
 
 def test_kinds_are_measured_apart(finished):
@@ -165,13 +160,17 @@ def test_a_stopped_run_goes_on_alike(place, finished):
 
 def test_what_a_scaffold_needs(place):
     good = config(place)
-    with pytest.raises(ClaraError, match=r'autoencode_12.scaffold is 1.0; only a memory map has one; set .*"affine"'):
+    with pytest.raises(
+        ClaraError, match=r'autoencode_12.objective.scaffold is 1.0; only a memory map has one; set .*"affine"'
+    ):
         RunConfig(good.stages, good.model, ClaraConfig(24, 4, different_mem_tokens=False), mesh=(1, 1))
     with pytest.raises(ClaraError, match="compress_rate .* 3 memory tokens of 6: only with one token for all places"):
         RunConfig(good.stages[:1], good.model, ClaraConfig(24, 4, memory_map="affine"), mesh=(1, 1))
-    with pytest.raises(ClaraError, match="instruct_x.scaffold is 2.0; it must be in"):
-        StageConfig("instruct_x", ("a.jsonl",), steps=1, scaffold=2.0)
-    with pytest.raises(ClaraError, match="end_to_end_x.scaffold is 1.0; only stages that train the compressor"):
-        StageConfig("end_to_end_x", ("a.jsonl",), steps=1, scaffold=1.0)
-    with pytest.raises(ClaraError, match="retrieval.train_data .* records of other kinds have no place"):
-        StageConfig("retrieval", ("autoencode:a.jsonl",), steps=1)
+    with pytest.raises(ClaraError, match="instruct_x.objective.scaffold is 2.0; it must be a number in"):
+        stage("instruct_x", objective=dict(scaffold=2.0))
+    with pytest.raises(
+        ClaraError, match="end_to_end_x.objective.scaffold is 1.0; only stages that train the compressor"
+    ):
+        stage("end_to_end_x", objective=dict(scaffold=1.0))
+    with pytest.raises(ClaraError, match="retrieval.data.train .* records of other kinds have no place"):
+        stage("retrieval", data=dict(train=("autoencode:a.jsonl",)))

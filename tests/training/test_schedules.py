@@ -10,34 +10,33 @@ from clara_jax.method.parameters import split
 from clara_jax.method.stages import STAGES, Objective, normalize
 from clara_jax.model.sharding import put_batch
 from clara_jax.training.schedules import LOG_TEMPERATURE, scaffold_at, schedules
-from clara_jax.training.stage_config import StageConfig
 from clara_jax.training.step import init_state, make_train_step
+from tests.configurations import stage
 from tests.training.test_step import make_batch, make_model, make_params
 
 
-def stage(**fields):
-    return StageConfig("end_to_end", ("x.jsonl",), steps=10, temperature=0.2, **fields)
-
-
 def test_schedules():
-    assert schedules(stage(), 10) == {}
-    cosine = schedules(stage(temperature_schedule="cosine", temperature_end=0.02), 11)["temperature"]
+    def of(**topk):
+        return schedules(stage("end_to_end", topk=dict(temperature=0.2) | topk), 11)
+
+    assert of() == {}
+    cosine = of(temperature_schedule="cosine", temperature_end=0.02)["temperature"]
     np.testing.assert_allclose([cosine(0), cosine(5), cosine(10)], [0.2, 0.11, 0.02], rtol=1e-5)
-    steps = stage(temperature_schedule="steps", temperature_steps=(2, 5), temperature_values=(0.1, 0.05))
-    values = [float(schedules(steps, 10)["temperature"](jnp.int32(i))) for i in range(7)]
+    steps = of(temperature_schedule="steps", temperature_steps=(2, 5), temperature_values=(0.1, 0.05))
+    values = [float(steps["temperature"](jnp.int32(i))) for i in range(7)]
     np.testing.assert_allclose(values, [0.2, 0.2, 0.1, 0.1, 0.1, 0.05, 0.05])
 
 
 @pytest.mark.parametrize("schedule, middle", [("linear", 0.5), ("cosine", 0.5)])
 def test_the_scaffold_falls(schedule, middle):
     fields = dict(scaffold=1.0, scaffold_end=0.0, scaffold_schedule=schedule, scaffold_steps=4)
-    falling = StageConfig("scp", ("x.jsonl",), steps=10, **fields)
-    values = [scaffold_at(falling, 10, step) for step in range(11)]
+    falling = stage(objective=fields)
+    values = [scaffold_at(falling.objective, 10, step) for step in range(11)]
     np.testing.assert_allclose([values[0], values[2], *values[4:]], [1, middle, *[0] * 7], atol=1e-6)
     assert values == sorted(values, reverse=True)
     np.testing.assert_allclose(schedules(falling, 10)["scaffold"](jnp.int32(1)), values[1], rtol=1e-6)
-    constant = StageConfig("scp", ("x.jsonl",), steps=10, scaffold=0.3)
-    assert schedules(constant, 10) == {} and scaffold_at(constant, 10, 7) == 0.3
+    constant = stage(objective=dict(scaffold=0.3))
+    assert schedules(constant, 10) == {} and scaffold_at(constant.objective, 10, 7) == 0.3
 
 
 def train(mesh, objective, steps=3, learned=None, **options):

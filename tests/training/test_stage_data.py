@@ -1,6 +1,5 @@
 """A stage's records from files, built data sets and the synthetic corpus: the same tokens; changes are noticed."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -19,6 +18,8 @@ from clara_jax.training.config import ModelSection, RunConfig
 from clara_jax.training.loop import check_same_data
 from clara_jax.training.stage_config import StageConfig
 from clara_jax.training.stage_data import StageData, StageRecords
+from configs.common import merged
+from tests.configurations import changed
 from tests.data import tiny_tokenizer
 
 WORLD = SyntheticConfig(train_records=40, eval_records=6, candidates=3)
@@ -42,13 +43,19 @@ def folder(tmp_path_factory):
 
 
 def make(stage, train, held_out, folder, **fields):
-    own = StageConfig(name=stage, train_data=(train,), eval_data=(held_out,), steps=2, batch_size=4, **fields)
+    shared = dict(
+        name=stage,
+        data=dict(train=(train,)),
+        optimizer=dict(steps=2, batch_size=4),
+        evaluation=dict(data=(held_out,)),
+    )
+    own = StageConfig(**merged(shared, fields))
     config = RunConfig(
+        reporting=dict(progress=False),
         model=ModelSection("scratch"),
         stages=(own,),
         synthetic=WORLD,
         token_cache=str(folder / "tokens"),
-        progress=False,
     )
     return config, own
 
@@ -79,10 +86,10 @@ def test_one_content_from_everywhere(stage, folder):
 
 
 def test_a_limit_and_several_entries(folder):
-    config, own = make("scp", f"{folder}/built/clara_scp", "synthetic:eval", folder, train_limit=7)
+    config, own = make("scp", f"{folder}/built/clara_scp", "synthetic:eval", folder, data=dict(limit=7))
     (part,) = StageRecords.read(config, own).train
     assert [r.documents for r in part] == [r.documents for r in records(WORLD, "scp", "train")[:7]]
-    own = dataclasses.replace(own, train_data=("synthetic:eval", f"{folder}/built/clara_scp"), train_limit=None)
+    own = changed(own, data=dict(train=("synthetic:eval", f"{folder}/built/clara_scp"), limit=None))
     read = StageRecords.read(config, own)
     assert [len(part) for part in read.train] == [6, 40] and isinstance(read.train[1], RecordSource)
     data = StageData.encode(config, own, Bundle, read)
@@ -95,7 +102,7 @@ def test_entries_with_weights(folder):
     """A quarter of all draws from six records, the others from the forty that were built."""
     config, own = make("scp", "synthetic:eval", "synthetic:eval", folder)
     built = f"{folder}/built/clara_scp"
-    own = dataclasses.replace(own, train_data=("synthetic:eval", built), train_weights=(1.0, 3.0), batch_size=8)
+    own = changed(own, data=dict(train=("synthetic:eval", built), weights=(1.0, 3.0)), optimizer=dict(batch_size=8))
     read = StageRecords.read(config, own)
     data = StageData.encode(config, own, Bundle, read)
     assert data.mixture == Mixture((6, 40), (1.0, 3.0))
@@ -103,17 +110,17 @@ def test_entries_with_weights(folder):
     drawn = np.concatenate([plan.rows(step) for step in range(30)])
     assert np.sum(drawn < 6) == 60 and set(drawn) == set(range(46))
     for weights in ((1.0,), (1.0, 0.0), (1.0, -1.0)):
-        with pytest.raises(ClaraError, match="config.scp.train_weights is"):
-            dataclasses.replace(own, train_weights=weights)
+        with pytest.raises(ClaraError, match=r"config\.(scp\.)?data\.weights(\[1\])? is"):
+            changed(own, data=dict(weights=weights))
 
 
 @pytest.mark.parametrize("stage", ["scp", "end_to_end"])
 def test_documents_as_text_are_the_same_records_in_every_step(stage, folder):
-    config, own = make(stage, f"{folder}/built/clara_{stage}", "synthetic:eval", folder, top_k=2)
+    config, own = make(stage, f"{folder}/built/clara_{stage}", "synthetic:eval", folder, topk=dict(k=2))
     drawn = []
     for documents in ("memory", "text"):
         read = StageRecords.read(config, own)
-        data = StageData.encode(config, dataclasses.replace(own, documents=documents), Bundle, read)
+        data = StageData.encode(config, changed(own, data=dict(documents=documents)), Bundle, read)
         plan = BatchPlan(data.sizes, data.ladder, 8, 30, 1)
         drawn.append([[data.examples[place].where for place in plan.rows(step)] for step in range(30)])
     assert drawn[0] == drawn[1] and isinstance(data.examples, TokenCache)
@@ -136,7 +143,7 @@ def test_lines_that_are_no_records_are_put_aside(folder, tmp_path):
 
 def test_a_data_set_of_another_stage_is_refused(folder):
     config, own = make("scp", f"{folder}/built/clara_end_to_end", "synthetic:eval", folder)
-    with pytest.raises(ClaraError, match="config.scp.train_data: .* was built for end_to_end"):
+    with pytest.raises(ClaraError, match="config.scp.data.train: .* was built for end_to_end"):
         StageRecords.read(config, own)
 
 
@@ -148,5 +155,5 @@ def test_records_that_change_are_noticed(folder, tmp_path):
     began = check_same_data(config, None, [StageRecords.read(config, own)])
     assert check_same_data(config, json.loads(json.dumps(began)), [StageRecords.read(config, own)]) == began
     changed.write_text("\n".join([*lines[:-1], lines[-1].replace('["', '["A ', 1)]))
-    with pytest.raises(ClaraError, match="config.scp.train_data: the records have changed since the run began"):
+    with pytest.raises(ClaraError, match="config.scp.data.train: the records have changed since the run began"):
         check_same_data(config, began, [StageRecords.read(config, own)])

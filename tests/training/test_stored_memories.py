@@ -22,11 +22,12 @@ from clara_jax.model.sharding import put_batch
 from clara_jax.training.config import ModelSection, RunConfig
 from clara_jax.training.loop import run
 from clara_jax.training.metrics import read_metrics
-from clara_jax.training.stage_config import StageConfig
 from clara_jax.training.step import example_keys, make_loss
 from clara_jax.training.stopping import Stopped, StopSignal
 from clara_jax.training.stored_memories import open_memories
+from configs.common import merged
 from tests import tiny
+from tests.configurations import stage
 
 CLARA = ClaraConfig(doc_max_length=32, compress_rate=8, lora_rank=4, lora_dropout=0.1, max_length=256)
 OBJECTIVE = Objective(top_k=2)
@@ -51,9 +52,12 @@ def make_bundle(directory, mesh):
 
 
 def make_stage(directory, store, name="end_to_end", **fields):
-    fields = dict(steps=4, batch_size=8, top_k=2, candidates=CANDIDATES, learning_rate=1e-2, buckets=2) | fields
-    data = (str(directory / "end_to_end.jsonl"),)
-    return StageConfig(name=name, train_data=data, memories=str(store), **fields)
+    shared = dict(
+        data=dict(train=(str(directory / "end_to_end.jsonl"),), memories=str(store), buckets=2),
+        optimizer=dict(batch_size=8, learning_rate=1e-2),
+        topk=dict(k=2, candidates=CANDIDATES),
+    )
+    return stage(name, **merged(shared, fields))
 
 
 def make_examples(directory, bundle, stage):
@@ -127,7 +131,7 @@ def test_a_stop_keeps_what_is_done_and_the_next_call_does_the_rest(directory, tm
 
     encode_texts = inference_memories.encode_texts
     monkeypatch.setattr(inference_memories, "encode_texts", watched)
-    stage = make_stage(directory, tmp_path / "store", batch_size=1)
+    stage = make_stage(directory, tmp_path / "store", optimizer=dict(batch_size=1))
     stop = StopSignal()
     with pytest.raises(
         Stopped, match=f"stopped while documents are compressed, 8 of {distinct} are in {tmp_path}/store"
@@ -136,7 +140,7 @@ def test_a_stop_keeps_what_is_done_and_the_next_call_does_the_rest(directory, tm
     stop = StopSignal()
     resumed = open_memories(stage, bundle, documents, stop)(documents)
     assert len(compressed) == distinct
-    whole = make_stage(directory, tmp_path / "whole", batch_size=1)
+    whole = make_stage(directory, tmp_path / "whole", optimizer=dict(batch_size=1))
     np.testing.assert_allclose(resumed, open_memories(whole, bundle, documents, StopSignal())(documents), atol=1e-5)
     del compressed[:]
     open_memories(stage, bundle, documents, StopSignal())
@@ -168,10 +172,10 @@ def test_a_run_with_memories_is_the_run_that_compresses_in_its_steps(name, direc
 
     def train(place, memories):
         data = (str(directory / "end_to_end.jsonl"),)
-        stage = make_stage(directory, memories, name, eval_data=data, eval_answers=0)
+        own = make_stage(directory, memories, name, evaluation=dict(data=data, answers=0))
         base = ModelSection(str(directory / "base"), "float32")
-        options = dict(mesh=(1, 1), progress=False, tensorboard=False)
-        run(RunConfig(stages=(stage,), model=base, clara=CLARA, **options), tmp_path / place, StopSignal())
+        options = dict(mesh=(1, 1), reporting=dict(progress=False, tensorboard=False))
+        run(RunConfig(stages=(own,), model=base, clara=CLARA, **options), tmp_path / place, StopSignal())
         return read_metrics(tmp_path / place / "metrics.jsonl")
 
     names = ("loss", "grad_norm", "recall", "eval_loss", "eval_ce_no_memory", "eval_ce_other_memory", "eval_recall@1")
@@ -195,7 +199,9 @@ def test_a_run_with_memories_is_the_run_that_compresses_in_its_steps(name, direc
 
 def test_only_where_the_compressor_is_frozen(directory):
     make_stage(directory, "store", "retrieval")
-    with pytest.raises(ClaraError, match="config.scp.memories is 'store'; scp trains lora/compressor, tokens/memory"):
+    with pytest.raises(
+        ClaraError, match="config.scp.data.memories is 'store'; scp trains lora/compressor, tokens/memory"
+    ):
         make_stage(directory, "store", "scp")
     trains = ("lora/query_reasoner", "lora/generator", "tokens/memory")
     with pytest.raises(ClaraError, match="end_to_end trains tokens/memory"):

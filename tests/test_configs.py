@@ -145,7 +145,7 @@ def test_contrastive_query_reasoners_have_the_data_and_steps_of_end_to_end():
     assert dataclasses.replace(stages["retrieval"], name="end_to_end") == last
     config = resolve(load("smollm2", "stages=end_to_end+retrieval,start=runs/first"))
     one, other = config.stages
-    # A contrastive loss chooses nothing, and has a temperature of its own.
+    # A contrastive loss chooses nothing, and has another temperature.
     of_choice = {name: getattr(one, name) for name in ("topk_method", "temperature")}
     assert dataclasses.replace(other, name="end_to_end", **of_choice) == one
     assert config.initial_checkpoint == "runs/first" and not config.model.base

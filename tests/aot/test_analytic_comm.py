@@ -92,7 +92,9 @@ def test_prompts_of_texts_are_the_only_pass(name):
     clara = dataclasses.replace(MODEL.clara, max_length=200)
     shapes = stage_shapes(stage, clara, text=20, target=10)
     assert shapes == Shapes(0, 0, 0, (1 if name == "scp" else 2) * 16 + 30, 10)
-    assert [tuple(own) for own in passes(MODEL, stage, shapes, 8)] == [("generator", 8 * shapes.prompt_length, True)]
+    assert [tuple(entry) for entry in passes(MODEL, stage, shapes, 8)] == [
+        ("generator", 8 * shapes.prompt_length, True)
+    ]
     with pytest.raises(ClaraError, match="2 x 16 document's tokens, 20 of text and 200 of target"):
         stage_shapes(dataclasses.replace(stage, name="instruct"), clara, text=20, target=200)
     program = train_step(MODEL, stage, shapes, make_mesh(4, 2))
@@ -102,8 +104,8 @@ def test_prompts_of_texts_are_the_only_pass(name):
 
 
 def test_stored_memories_are_read_and_not_compressed():
-    own = dict(steps=1, batch_size=8, top_k=2, candidates=SHAPES.documents)
-    stage = StageConfig("end_to_end", ("unread",), **own)
+    fields = dict(steps=1, batch_size=8, top_k=2, candidates=SHAPES.documents)
+    stage = StageConfig("end_to_end", ("unread",), **fields)
     stored = dataclasses.replace(stage, memories="run")
     assert [step.role for step in passes(MODEL, stored, SHAPES, 8)] == ["query_reasoner", "generator"]
     less, more = (train_step(MODEL, config, SHAPES, make_mesh(4, 2)) for config in (stored, stage))

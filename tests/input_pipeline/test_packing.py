@@ -75,11 +75,11 @@ def test_a_packed_batch_holds_its_examples():
             ids = batch.document_ids[b, 0][batch.document_mask[b, 0] == s + 1]
             np.testing.assert_array_equal(ids, [*example.documents[0], *TOKENIZER.memory_ids])
             np.testing.assert_array_equal(batch.document_ids[b, 0][batch.memory_at[b, s]], TOKENIZER.memory_ids)
-            own = batch.prompt_mask[b] == s + 1
-            np.testing.assert_array_equal(batch.prompt_ids[b][own], example.prompt_ids)
-            index = batch.memory_index[b][own]
+            positions = batch.prompt_mask[b] == s + 1
+            np.testing.assert_array_equal(batch.prompt_ids[b][positions], example.prompt_ids)
+            index = batch.memory_index[b][positions]
             np.testing.assert_array_equal(index[index >= 0], s * M + np.arange(M))
-            learned = own[batch.targets_at[b]] & (batch.labels[b] != IGNORED)
+            learned = positions[batch.targets_at[b]] & (batch.labels[b] != IGNORED)
             np.testing.assert_array_equal(batch.labels[b][learned], example.labels[example.labels != IGNORED])
             np.testing.assert_array_equal(batch.prompt_ids[b][batch.targets_at[b]][learned], batch.labels[b][learned])
     assert not batch.document_mask[-1].any() and not batch.document_valid[-1].any()

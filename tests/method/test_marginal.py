@@ -52,8 +52,8 @@ def test_likelihoods_are_those_of_one_document_alone(mesh):
         found = document_log_likelihoods(model, params, batch, memories)
         assert found.shape == (8, 2)
         for j in range(2):
-            own = (batch.memory_index < 0) | (batch.memory_index // tokens == j)
-            alone = batch.replace(prompt_mask=batch.prompt_mask & own)
+            visible = (batch.memory_index < 0) | (batch.memory_index // tokens == j)
+            alone = batch.replace(prompt_mask=batch.prompt_mask & visible)
             other = memories.at[:, 1 - j].set(7.0)  # what the other holds does not matter
             states = target_states(model, params, alone, other)
             np.testing.assert_allclose(target_log_likelihoods(model, params, states, batch.labels), found[:, j], 1e-5)

@@ -4,8 +4,8 @@
 
 The overrides of fields look like --config.scp.optimizer.learning_rate=3e-4 --config.mesh=4,2 --config.seed=1. A run
 that was stopped or killed goes on with the same command, or with --workdir DIR alone; SIGTERM and Ctrl-C save first.
-Processes that train together may also be named in the environment, as CLARA_COORDINATOR, CLARA_PROCESSES and CLARA_PROCESS; on
-Cloud TPU, GKE and under Slurm they are found. A checkpoint, or the whole run directory, opens with
+Processes that train together may also be named in the environment, as CLARA_COORDINATOR, CLARA_PROCESSES and
+CLARA_PROCESS; on Cloud TPU, GKE and under Slurm they are found. A checkpoint, or the whole run directory, opens with
 clara_jax.Clara.load(DIR).
 """
 

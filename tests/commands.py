@@ -1,4 +1,4 @@
-"""Commands run in the tests' own process."""
+"""Commands run in the process of the tests."""
 
 import sys
 

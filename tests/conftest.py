@@ -28,7 +28,7 @@ jax.config.update("jax_disable_most_optimizations", os.environ[UNOPTIMIZED] != "
 # fusions, and one LLVM module for a program instead of up to 32 that several threads compile.
 FLAGS = ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1")
 # Without these: a worker of pytest-xdist has them from the process that started it.
-FLAGS_OF_USERS = [own for own in os.environ.get("XLA_FLAGS", "").split() if own not in FLAGS]
+FLAGS_OF_USERS = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if flag not in FLAGS]
 
 
 def is_known(flag):

@@ -1,4 +1,4 @@
-"""The benchmark against the released code: its own logic, and, where that code and its environment are named, all of it
+"""The benchmark against the released code: its logic, and, where that code and its environment are named, all of it
 on a tiny model."""
 
 import json
@@ -27,13 +27,13 @@ def _data(folder, records=3, candidates=3):
     lines = {"scp": [], "end_to_end": []}
     for i in range(records):
         lines["scp"].append({"data_type": "qa", "question": ["Who?"], "answers": ["Ada"], "docs": [documents[i]]})
-        own = documents[4 * i : 4 * i + candidates]
+        texts = documents[4 * i : 4 * i + candidates]
         asked = f"Where was number {4 * i} born?"
-        lines["end_to_end"].append({"question": asked, "docs": own, "answer": "Oslo", "pos_index": [0]})
-    for stage, own in lines.items():
+        lines["end_to_end"].append({"question": asked, "docs": texts, "answer": "Oslo", "pos_index": [0]})
+    for stage, written in lines.items():
         path = folder / against_released.FILES[stage]
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(line) + "\n" for line in own))
+        path.write_text("".join(json.dumps(line) + "\n" for line in written))
     return folder
 
 

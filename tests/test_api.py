@@ -59,9 +59,9 @@ def test_ragged_documents_and_fewer_than_k(clara):
     documents = [DOCUMENTS[:1], DOCUMENTS[:4], DOCUMENTS[2:5]]
     answers = clara.answer(QUESTIONS, documents, k=3, max_new_tokens=6)
     assert [len(answer.sources) for answer in answers] == [1, 3, 3]
-    for answer, own in zip(answers, documents, strict=True):
+    for answer, texts in zip(answers, documents, strict=True):
         for source in answer.sources:
-            assert own[int(source.id)] == source.text and -1 <= source.score <= 1
+            assert texts[int(source.id)] == source.text and -1 <= source.score <= 1
         assert answer.log_probability < 0 and len(answer.tokens) <= 6
     # A question answered alone gets the same answer from the same sources.
     (alone,) = clara.answer(QUESTIONS[1:2], documents[1:2], k=3, max_new_tokens=6)
@@ -128,7 +128,7 @@ def test_one_row_answers_as_many(bundle, clara):
     """Its weights lie otherwise on a CPU (`clara_jax.inference.weights`)."""
     alone = Clara(bundle, rows=1)
     assert alone.engine.rows == 1 and clara.engine.rows == clara.batch_size
-    one, many = (own.answer(QUESTIONS, [DOCUMENTS] * 3, k=2, max_new_tokens=6) for own in (alone, clara))
+    one, many = (model.answer(QUESTIONS, [DOCUMENTS] * 3, k=2, max_new_tokens=6) for model in (alone, clara))
     assert [answer.tokens for answer in one] == [answer.tokens for answer in many]
 
 

@@ -161,6 +161,6 @@ def test_a_checkpoint_with_a_base_of_its_own_knows_the_base_files_end_tokens(tmp
     (base / "generation_config.json").write_text('{"eos_token_id": [2, 7]}')
     made = opening.from_base(str(base), AFFINE, make_mesh(1, 1, devices=jax.devices()[:1]), "float32")
     assert 7 in made.end_ids
-    for own in ((), ("base",)):
-        dataclasses.replace(made, base_overrides=own).save(tmp_path / f"own{len(own)}", "scp")
-        assert opening.load(tmp_path / f"own{len(own)}", made.mesh).end_ids == made.end_ids
+    for overrides in ((), ("base",)):
+        dataclasses.replace(made, base_overrides=overrides).save(tmp_path / f"overrides{len(overrides)}", "scp")
+        assert opening.load(tmp_path / f"overrides{len(overrides)}", made.mesh).end_ids == made.end_ids

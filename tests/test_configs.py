@@ -156,7 +156,7 @@ def test_contrastive_query_reasoners_have_the_data_and_steps_of_end_to_end():
     assert dataclasses.replace(stages["retrieval"], name="end_to_end") == last
     config = resolve(load("smollm2", "stages=end_to_end+retrieval,start=runs/first"))
     one, other = config.stages
-    # A contrastive loss chooses nothing, and has a temperature of its own.
+    # A contrastive loss chooses nothing, and has another temperature.
     assert dataclasses.replace(other, name="end_to_end", topk=one.topk) == one
     assert config.initial_checkpoint == "runs/first" and not config.model.base
 

@@ -107,16 +107,16 @@ def same(wanted, found):
 @pytest.mark.skipif(not FOLDERS, reason="no golden files: set CLARA_GOLDEN_DIR")
 @pytest.mark.parametrize("folder", FOLDERS or [None], ids=lambda folder: folder.name if folder else "none")
 def test_golden_checkpoint_is_written_as_the_released_code_wrote_it(folder, tmp_path):
-    own = folder / "clara_checkpoint"
+    source = folder / "clara_checkpoint"
     mesh = make_mesh(1, 1, devices=jax.devices()[:1])
-    exporting.export_released(opening.load(own, mesh, precision="float32"), tmp_path / "out")
+    exporting.export_released(opening.load(source, mesh, precision="float32"), tmp_path / "out")
     for file in ("adapters.pth", "decoder_first_last_layers.pth"):
-        wanted, found = flatten(read_pth(own / file)), flatten(read_pth(tmp_path / "out" / file))
+        wanted, found = flatten(read_pth(source / file)), flatten(read_pth(tmp_path / "out" / file))
         assert set(found) == set(wanted)
         for name in wanted:
             assert found[name].dtype == wanted[name].dtype
             np.testing.assert_array_equal(found[name], wanted[name], err_msg=name)
-    wanted = json.loads((own / "config.json").read_text())
+    wanted = json.loads((source / "config.json").read_text())
     found = json.loads((tmp_path / "out/config.json").read_text())
     free = {"decoder_model_name", "transformers_version", "generation_top_k", "attn_implementation"}
     assert {k: v for k, v in found.items() if k not in free} == {k: v for k, v in wanted.items() if k not in free}

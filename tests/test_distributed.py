@@ -116,9 +116,9 @@ def test_what_a_lost_process_leaves_to_read():
     lost = jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllReduce failed: Connection closed by peer\nand more")
     assert distributed.explain(lost).startswith("error: process 0 of 1 lost another one (UNKNOWN: Gloo AllReduce")
     assert "\n" not in distributed.explain(lost)
-    for own in (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"), ValueError("a peer")):
+    for raised in (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"), ValueError("a peer")):
         try:
-            raise own
+            raise raised
         except Exception as error:
             assert "Traceback" in distributed.explain(error)
 

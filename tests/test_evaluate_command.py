@@ -81,7 +81,8 @@ def predictions(report):
     """By suite and system: {case: (answer, order, read)}."""
     return {
         str(path.relative_to(report)): {
-            case: (own.answer, own.order, own.read) for case, own in PredictionFile(path).predictions.items()
+            case: (prediction.answer, prediction.order, prediction.read)
+            for case, prediction in PredictionFile(path).predictions.items()
         }
         for path in sorted((report / "outcomes").rglob("*.jsonl"))
     }
@@ -143,8 +144,8 @@ def test_what_memories_are_worth_beside_text_at_several_rates(place, monkeypatch
     printed = call(monkeypatch, [*named, "--suite", *suites, *conditions, *crammed])
     found = json.loads((report / "report.json").read_text())
     windows, changed, asked = ({system["name"]: system for system in suite["systems"]} for suite in found["suites"])
-    own = {f"{name}/{condition}" for name in ("map", "map@4") for condition in ("clara", "no_memory", "crammed")}
-    assert set(windows) == own and set(changed) == set(asked) == own | {"base/text_oracle"}
+    expected = {f"{name}/{condition}" for name in ("map", "map@4") for condition in ("clara", "no_memory", "crammed")}
+    assert set(windows) == expected and set(changed) == set(asked) == expected | {"base/text_oracle"}
     for name, system in windows.items():
         assert "tokens_right" in system["metrics"] and "windows_right" in system["metrics"], name
         assert system["cases"] == (2 if name.endswith("crammed") else 4)
@@ -209,19 +210,19 @@ def test_a_killed_evaluation_repeats_and_loses_nothing(place, whole, kills):
     report, rng, hits = place / f"killed{kills}", random.Random(kills), 0
     lines: dict[str, bytes] = {}
     while hits < kills:
-        own, begun = process(place, report), len(lines)
+        running, begun = process(place, report), len(lines)
         # Some time after something new is on the disk: between two cases, or while one is written.
-        while own.poll() is None and sum(map(len, lines.values())) == begun:
+        while running.poll() is None and sum(map(len, lines.values())) == begun:
             lines |= {str(path): path.read_bytes() for path in report.rglob("outcomes/**/*.jsonl")}
             if sum(content.count(b"\n") for content in lines.values()) > 4 * (hits + 1):
                 time.sleep(rng.random())
                 break
             time.sleep(0.02)
-        if own.poll() is not None:
-            assert own.returncode == 0, log(report)
+        if running.poll() is not None:
+            assert running.returncode == 0, log(report)
             break
-        own.send_signal(signal.SIGKILL)
-        own.wait()
+        running.send_signal(signal.SIGKILL)
+        running.wait()
         hits += 1
     assert hits, "it was never killed"
     final = process(place, report)
@@ -232,14 +233,16 @@ def test_a_killed_evaluation_repeats_and_loses_nothing(place, whole, kills):
         assert open(path, "rb").read().startswith(kept), path
     asked = {name: found for name, found in predictions(whole[0]).items() if "documents" not in name}
     assert predictions(report) == asked
-    assert read_suites(report) == [own for own in read_suites(whole[0]) if not own.name.startswith("documents")]
+    assert read_suites(report) == [suite for suite in read_suites(whole[0]) if not suite.name.startswith("documents")]
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_report_of_one(place, whole):
     report = place / "two"
     assert process(place, report, processes=2).wait(900) == 0, log(report)
-    assert predictions(report) == {name: own for name, own in predictions(whole[0]).items() if "documents" not in name}
+    assert predictions(report) == {
+        name: answers for name, answers in predictions(whole[0]).items() if "documents" not in name
+    }
     one, two = (json.loads((path / "report.json").read_text()) for path in (whole[0], report))
     for mine, yours in zip(one["suites"], two["suites"], strict=False):
         for system, other in zip(mine["systems"], yours["systems"], strict=True):

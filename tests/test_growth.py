@@ -47,15 +47,15 @@ def test_the_picture_has_a_panel_for_each_case(tmp_path):
 def test_every_case_is_timed(tmp_path):
     base, out = tiny.write_base(tmp_path / "base"), tmp_path / "out.json"
     sizes = {"lengths": (32, 64), "batches": (1, 2), "candidates": (5, 10), "chunks": (300, 600)}
-    given = [word for name, own in sizes.items() for word in (f"--{name}", *map(str, own))]
+    given = [word for name, values in sizes.items() for word in (f"--{name}", *map(str, values))]
     command = [sys.executable, "-m", "benchmarks.growth", f"--base={base}", f"--json={out}", "--repeats=1", *given]
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
     # Where so little is computed, what is fixed decides, and a busy machine: either verdict may come of it.
     assert done.returncode in (0, 1) and ("grows faster than it must" in done.stdout), done.stderr[-2000:]
     found = json.loads(out.read_text())["results"]
-    assert [tuple(own["sizes"]) for own in found] == [*sizes.values()][:3] + [sizes["candidates"], sizes["chunks"]]
-    assert all(second > 0 for own in found for second in own["seconds"])
-    works = {(own["axis"], own["case"]): own["exponent of the work"] for own in found}
+    assert [tuple(row["sizes"]) for row in found] == [*sizes.values()][:3] + [sizes["candidates"], sizes["chunks"]]
+    assert all(second > 0 for row in found for second in row["seconds"])
+    works = {(row["axis"], row["case"]): row["exponent of the work"] for row in found}
     assert works["candidates", "memories stored"] == pytest.approx(0, abs=1e-6)
     assert works["documents", "compression"] == pytest.approx(1)
     # Beside a document's tokens stand the memory tokens, whose number does not grow.

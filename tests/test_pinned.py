@@ -110,6 +110,6 @@ def test_smollm2(mesh):
 def test_smoke_run(mesh, tmp_path):
     config = changed(resolve(smoke.get_config("ci")), reporting=dict(progress=False))
     records = [StageRecords.read(config, stage) for stage in config.stages]
-    made = find_start(config, tmp_path, mesh, [part for own in records for part in own.train]).bundle
+    made = find_start(config, tmp_path, mesh, [part for read in records for part in read.train]).bundle
     assert facts(made.tokenizer) == SMOKE
     assert (*fingerprints(made), made.end_ids) == SMOKE_FINGERPRINTS

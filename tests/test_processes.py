@@ -94,29 +94,29 @@ class Run:
 
     def send(self, number, process):
         """A signal to one of the processes."""
-        (own,) = (pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if self._is(pid, process))
-        os.kill(own, number)
+        (pid,) = (pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if self._is(pid, process))
+        os.kill(pid, number)
 
     def _is(self, pid, process):
         try:
             with open(f"/proc/{pid}/environ", "rb") as environ, open(f"/proc/{pid}/cmdline", "rb") as cmdline:
                 words = cmdline.read().split(b"\0")
-                own = f"CLARA_PROCESS={process}".encode() in environ.read().split(b"\0")
+                numbered = f"CLARA_PROCESS={process}".encode() in environ.read().split(b"\0")
         except OSError:  # gone meanwhile, or another user's
             return False
-        return own and b"train" in words and f"--workdir={self.path}".encode() in words
+        return numbered and b"train" in words and f"--workdir={self.path}".encode() in words
 
 
 def assert_same_losses(one, other):
     """Row by row, but for what sums in another order change: gradient norms are sums over all parameters."""
     mine, yours = rows(one), rows(other)
     assert [(row["stage"], row.get("step")) for row in mine] == [(row["stage"], row.get("step")) for row in yours]
-    for own, its in zip(mine, yours, strict=True):
-        assert own.keys() == its.keys()
-        for name, value in own.items():
+    for row, its in zip(mine, yours, strict=True):
+        assert row.keys() == its.keys()
+        for name, value in row.items():
             if isinstance(value, float) and name not in ("tokens", "padding"):
                 tolerance = 1e-4 if "norm" in name else 1e-5
-                np.testing.assert_allclose(value, its[name], rtol=tolerance, atol=1e-5, err_msg=f"{name} {own}")
+                np.testing.assert_allclose(value, its[name], rtol=tolerance, atol=1e-5, err_msg=f"{name} {row}")
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ BANNED = {
     r"\bthe field's word\b": "the word itself",
 }
 MOST_OWN = 60
-FOLDERS = ("clara_jax", "configs", "examples", "benchmarks", "launch", "docs")
+FOLDERS = ("clara_jax", "configs", "examples", "benchmarks", "launch", "docs", "tests")
 
 
 def files():

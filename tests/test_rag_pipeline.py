@@ -77,30 +77,30 @@ def contents(store):
 
 
 def test_only_what_is_new_or_changed_is_compressed(clara, tmp_path, monkeypatch):
-    own = pipeline(clara, tmp_path / "store")
+    rag = pipeline(clara, tmp_path / "store")
     compressed = []
     monkeypatch.setattr(
         indexing, "encode_texts", lambda *a, real=indexing.encode_texts: compressed.append(len(a[3])) or real(*a)
     )
-    assert own.add(texts(1, 2, 3)) == IndexReport(3, 3, 0, 0)
-    before = contents(own.store)
+    assert rag.add(texts(1, 2, 3)) == IndexReport(3, 3, 0, 0)
+    before = contents(rag.store)
     # What Clara.compress makes of the same texts.
     memories = clara.compress([document(i) for i in (1, 2, 3)]).array
-    np.testing.assert_allclose(own.store.memories(["d1#0", "d2#0", "d3#0"]), memories, atol=1e-5)
-    version = own.store.version
-    assert own.add(texts(1, 2, 3)) == IndexReport(3, 0, 3, 0) and own.store.version == version
-    assert own.add([*texts(1), CorpusDocument("d2", "", document(7), "")]) == IndexReport(2, 1, 1, 0)
-    assert contents(own.store)["d1#0"] == before["d1#0"] and contents(own.store)["d2#0"] != before["d2#0"]
+    np.testing.assert_allclose(rag.store.memories(["d1#0", "d2#0", "d3#0"]), memories, atol=1e-5)
+    version = rag.store.version
+    assert rag.add(texts(1, 2, 3)) == IndexReport(3, 0, 3, 0) and rag.store.version == version
+    assert rag.add([*texts(1), CorpusDocument("d2", "", document(7), "")]) == IndexReport(2, 1, 1, 0)
+    assert contents(rag.store)["d1#0"] == before["d1#0"] and contents(rag.store)["d2#0"] != before["d2#0"]
     # A longer document, then a shorter one: what is cut off goes; what moved within it is not compressed again.
     parts = [document(i) for i in range(20, 28)]
-    long = own.add([CorpusDocument("long", "", "\n\n".join(parts), "")])
+    long = rag.add([CorpusDocument("long", "", "\n\n".join(parts), "")])
     assert long.compressed > 2
-    ids = [name for name in own.store.index()[0] if name.startswith("long#")]
+    ids = [name for name in rag.store.index()[0] if name.startswith("long#")]
     assert len(ids) == long.compressed
-    last = own.store.chunks([f"long#{len(ids) - 1}"])[0].text
-    assert own.add([CorpusDocument("long", "", last, "")]) == IndexReport(1, 0, 1, len(ids) - 1)
-    assert [name for name in own.store.index()[0] if name.startswith("long")] == ["long#0"]
-    assert own.delete(["long", "d1"]) == 2 and set(contents(own.store)) == {"d2#0", "d3#0"}
+    last = rag.store.chunks([f"long#{len(ids) - 1}"])[0].text
+    assert rag.add([CorpusDocument("long", "", last, "")]) == IndexReport(1, 0, 1, len(ids) - 1)
+    assert [name for name in rag.store.index()[0] if name.startswith("long")] == ["long#0"]
+    assert rag.delete(["long", "d1"]) == 2 and set(contents(rag.store)) == {"d2#0", "d3#0"}
     assert compressed.count(0) == 2
 
 
@@ -158,12 +158,12 @@ def test_the_precision_is_that_of_the_memories_else_that_for_the_processor(check
 
 
 def test_two_documents_with_one_id_in_one_call_are_refused_by_the_reader(clara, tmp_path):
-    own = pipeline(clara, tmp_path / "store")
+    rag = pipeline(clara, tmp_path / "store")
     with pytest.raises(ClaraError, match="holds no text"):
-        own.add([CorpusDocument("blank", "", "  ", "")])
+        rag.add([CorpusDocument("blank", "", "  ", "")])
     with pytest.raises(ClaraError, match="'x' twice"):
-        own.add([CorpusDocument("x", "", document(1), ""), CorpusDocument("x", "", document(2), "")])
-    assert len(own.store) == 0
+        rag.add([CorpusDocument("x", "", document(1), ""), CorpusDocument("x", "", document(2), "")])
+    assert len(rag.store) == 0
 
 
 def test_another_writer_in_between(clara, tmp_path, monkeypatch):
@@ -184,7 +184,7 @@ def test_another_writer_in_between(clara, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("bucket", [False, True])
 def test_two_writers_at_once(clara, tmp_path, monkeypatch, bucket):
-    """Each with a version of its own of some documents: these are the one's or the other's; all others are there. In a
+    """Each with another version of some documents: these are the one's or the other's; all others are there. In a
     bucket no file is locked."""
     if bucket:
         monkeypatch.setattr(document_store, "Locks", Bucket)
@@ -195,8 +195,8 @@ def test_two_writers_at_once(clara, tmp_path, monkeypatch, bucket):
     mine = {f"d{i}": document(i) for i in range(40)}
     theirs = {f"d{i}": document(1000 + i) for i in range(20, 60)}
 
-    def fill(own, version):
-        own.add(CorpusDocument(name, "", text, "") for name, text in version.items())
+    def fill(rag, version):
+        rag.add(CorpusDocument(name, "", text, "") for name, text in version.items())
 
     with ThreadPoolExecutor() as pool:
         for writer in [pool.submit(fill, one, mine), pool.submit(fill, other, theirs)]:
@@ -216,10 +216,10 @@ def test_a_store_of_bytes(clara, tmp_path):
     sizes = bundle.model.clara.memory_tokens, bundle.model.config.embed_dim
     small = DocumentStore.open_or_make(tmp_path / "small", bundle.compressor_fingerprint(), "int8", *sizes)
     small = RagPipeline(clara, small)
-    for own in (whole, small):
-        own.add(texts(*range(12)))
+    for rag in (whole, small):
+        rag.add(texts(*range(12)))
     assert small.stats()["memory_bytes"] < 0.3 * whole.stats()["memory_bytes"]
-    exact, rounded = (own.answer("Where was Ada number 0 born?", k=3, candidates=12) for own in (whole, small))
+    exact, rounded = (rag.answer("Where was Ada number 0 born?", k=3, candidates=12) for rag in (whole, small))
     scores = {hit.id: hit.score for hit in exact.context.hits}
     for hit in rounded.context.hits:
         assert hit.score == pytest.approx(scores[hit.id], abs=0.02)
@@ -227,10 +227,10 @@ def test_a_store_of_bytes(clara, tmp_path):
 
 
 def test_an_answer_is_that_of_the_same_documents(clara, tmp_path):
-    own = pipeline(clara, tmp_path / "store")
-    own.add(texts(*range(12)))
+    rag = pipeline(clara, tmp_path / "store")
+    rag.add(texts(*range(12)))
     question = "Where was Ada number 0 born?"
-    answer = own.answer(question, k=3, candidates=6)
+    answer = rag.answer(question, k=3, candidates=6)
     direct = clara.answer([question], [[document(i) for i in range(12)]], k=3)[0]
     assert answer.text == direct.text and answer.tokens == direct.tokens
     assert [hit.document for hit in answer.context.sources] == [f"d{source.id}" for source in direct.sources]
@@ -241,47 +241,47 @@ def test_an_answer_is_that_of_the_same_documents(clara, tmp_path):
     assert set(answer.milliseconds) >= {"read", "answer"}
     assert answer.context.compress_ratio == sum(hit.tokens for hit in answer.context.sources) / (3 * 8)
     # The text beside the memory changes what is read; a threshold above any cosine ends in no answer.
-    expanded = own.ask(question, k=3, expand=1)
+    expanded = rag.ask(question, k=3, expand=1)
     assert expanded.prompt_tokens > answer.context.prompt_tokens
-    assert expanded.hits[0].text in own.text(expanded.request.ids)
-    silent = own.answer(question, k=3, abstain_below=1.1)
+    assert expanded.hits[0].text in rag.text(expanded.request.ids)
+    silent = rag.answer(question, k=3, abstain_below=1.1)
     assert silent.text is None and silent.context.request is None and silent.context.hits
-    only = own.answer(question, k=3, where="document = 'd5'").context.hits
+    only = rag.answer(question, k=3, where="document = 'd5'").context.hits
     assert [hit.document for hit in only] == ["d5"]
-    own.finish()
-    assert {hit.document for hit in own.search("painter", k=12, how="words")} == {f"d{i}" for i in range(12)}
+    rag.finish()
+    assert {hit.document for hit in rag.search("painter", k=12, how="words")} == {f"d{i}" for i in range(12)}
     empty = pipeline(clara, tmp_path / "empty").answer(question)
     assert empty.text is None and not empty.context.hits
 
 
 def test_what_is_not_said_is_as_the_model_learned(clara, tmp_path):
-    own = pipeline(clara, tmp_path / "store")
-    own.add(texts(*range(12)))
-    own.finish()
+    rag = pipeline(clara, tmp_path / "store")
+    rag.add(texts(*range(12)))
+    rag.finish()
     question = f"What is told of {document(7)[:30]}?"
-    asked = own.ask(question)
-    assert asked.selected == 5 and asked.hits == own.ask(question, how="memory").hits  # no stage says how many it read
+    asked = rag.ask(question)
+    assert asked.selected == 5 and asked.hits == rag.ask(question, how="memory").hits  # no stage says how many it read
     learned = dataclasses.replace(clara.bundle, trained=("lora/generator",), history=({"stage": "a", "top_k": 2},))
-    other = RagPipeline(Clara(learned, batch_size=4), own.store)
+    other = RagPipeline(Clara(learned, batch_size=4), rag.store)
     asked = other.ask(question)
-    assert asked.selected == 2 and asked.hits == own.ask(question, how="words").hits
-    assert other.search(question, 3) == own.search(question, 3, "words") != own.search(question, 3, "memory")
+    assert asked.selected == 2 and asked.hits == rag.ask(question, how="words").hits
+    assert other.search(question, 3) == rag.search(question, 3, "words") != rag.search(question, 3, "memory")
     assert other.ask(question, k=3, how="memory").selected == 3
 
 
 def test_a_conversation_is_searched_with_and_read(clara, tmp_path):
-    own = pipeline(clara, tmp_path / "store")
-    own.add(texts(*range(12)))
+    rag = pipeline(clara, tmp_path / "store")
+    rag.add(texts(*range(12)))
     question, history = "Where was he born?", [("user", "Who is Rollo?"), ("assistant", "A painter.")]
-    alone, asked = own.ask(question, k=2), own.ask(question, k=2, history=history)
+    alone, asked = rag.ask(question, k=2), rag.ask(question, k=2, history=history)
     assert (alone.searched, alone.turns) == (question, 0)
     assert (asked.searched, asked.turns) == (f"Who is Rollo?\n{question}", 2)
-    assert asked.hits == own.ask(asked.searched, k=2).hits and asked.question == question
-    read = own.text(asked.request.ids)
+    assert asked.hits == rag.ask(asked.searched, k=2).hits and asked.question == question
+    read = rag.text(asked.request.ids)
     assert "\n\nConversation:\nUser: Who is Rollo?\nAssistant: A painter.\n\nQuestion:Where was he born?" in read
     # What was said first is what a long one loses.
-    long = own.ask(question, k=2, history=[("user", f"What about town {i}?") for i in range(90)])
-    read = own.text(long.request.ids)
+    long = rag.ask(question, k=2, history=[("user", f"What about town {i}?") for i in range(90)])
+    read = rag.text(long.request.ids)
     assert 0 < long.turns < 32 and "about town 89?" in read and "about town 20?" not in read
     assert long.searched.endswith(f"about town 89?\n{question}") and "about town 20?" not in long.searched
 
@@ -297,22 +297,22 @@ def test_a_conversation_is_searched_with_and_read(clara, tmp_path):
     ],
 )
 def test_mistakes_are_said_in_words(clara, tmp_path_factory, options, words):
-    own = pipeline(clara, tmp_path_factory.mktemp("store"))
-    own.add(texts(*range(12)))
+    rag = pipeline(clara, tmp_path_factory.mktemp("store"))
+    rag.add(texts(*range(12)))
     with pytest.raises(ClaraError, match=words):
-        own.ask("Where was Ada number 0 born?", **options)
+        rag.ask("Where was Ada number 0 born?", **options)
     with pytest.raises(ClaraError, match="empty"):
-        own.ask(" ")
+        rag.ask(" ")
 
 
 def test_what_is_usual_follows_the_training(clara, tmp_path):
     store = pipeline(clara, tmp_path).store
-    own = RagPipeline(Clara(dataclasses.replace(clara.bundle, trained=(), history=())), store)
-    assert (own.usual_k, own.usual_how) == (5, "words"), "nothing says how many, and no stage has learned to rank"
+    rag = RagPipeline(Clara(dataclasses.replace(clara.bundle, trained=(), history=())), store)
+    assert (rag.usual_k, rag.usual_how) == (5, "words"), "nothing says how many, and no stage has learned to rank"
     history = ({"stage": "instruct", "top_k": 2}, {"stage": "import"})
     trained = dataclasses.replace(clara.bundle, trained=("lora/query_reasoner",), history=history)
-    own = RagPipeline(Clara(trained), store)
-    assert (own.usual_k, own.usual_how) == (2, "memory")
+    rag = RagPipeline(Clara(trained), store)
+    assert (rag.usual_k, rag.usual_how) == (2, "memory")
 
 
 def corpus_file(path, count):
@@ -389,12 +389,12 @@ def test_a_mistake_in_the_corpus_is_found_before_anything_is_compressed(checkpoi
 def versions(path, version, count=400):
     """Writes documents of one to three chunks; the next version of each has other chunks, and another number of
     them. Document -> its text without spaces."""
-    own = []
+    documents = []
     for i in range(count):
         parts = 1 + 4 * ((i + version) % 3)
-        own.append((f"d{i}", [document(10_000 * version + 9 * i + part) for part in range(parts)]))
-    path.write_text("".join(json.dumps({"id": name, "text": "\n\n".join(parts)}) + "\n" for name, parts in own))
-    return {name: "".join("".join(parts).split()) for name, parts in own}
+        documents.append((f"d{i}", [document(10_000 * version + 9 * i + part) for part in range(parts)]))
+    path.write_text("".join(json.dumps({"id": name, "text": "\n\n".join(parts)}) + "\n" for name, parts in documents))
+    return {name: "".join("".join(parts).split()) for name, parts in documents}
 
 
 def said(store):
@@ -404,7 +404,7 @@ def said(store):
     parts = {}
     for chunk in sorted(store.chunks(ids), key=lambda chunk: chunk.start):
         parts.setdefault(chunk.document, []).append(chunk.text)
-    return {name: "".join("".join(own).split()) for name, own in parts.items()}
+    return {name: "".join("".join(texts).split()) for name, texts in parts.items()}
 
 
 def test_a_killed_compression_loses_and_doubles_nothing(checkpoint, tmp_path):

@@ -22,7 +22,7 @@ def test_smoke_ci(tmp_path, optimized):
     assert list(ends) == ["scp", "instruct", "end_to_end"]
     for end in ends.values():
         assert end["held_out_loss"][1] < end["held_out_loss"][0] and end["compilations"] == 1
-    # A memory that is read: the answers are likelier with their own document's than without one.
+    # A memory that is read: the answers are likelier with their document's than without one.
     assert ends["scp"]["held_out_ce"][1] < 0.95 * ends["scp"]["held_out_ce_no_memory"][1]
     assert {"held_out_recall@1", "held_out_exact_match", "held_out_exact_match_other_memory"} <= set(ends["end_to_end"])
     assert "finished: 3 stage(s)" in out.stdout

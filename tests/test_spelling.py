@@ -1,4 +1,4 @@
-"""Unicode's normal forms: Python's own for every writing, in linear time for any text."""
+"""Unicode's normal forms: Python's for every writing, in linear time for any text."""
 
 import time
 import unicodedata

@@ -177,7 +177,7 @@ def test_mistakes_end_at_once_in_one_line(corpus, tmp_path, here, status, said):
     with Scripted(lambda body, times: fails(status, f"no: {KEY}")) as server:
         code, words = here(*arguments(corpus, tmp_path / "scp.jsonl", server))
         assert len(server.requests) <= 64
-    (line,) = [own for own in words.splitlines() if own.startswith("error:")]
+    (line,) = [line for line in words.splitlines() if line.startswith("error:")]
     assert code == 2 and said in line and KEY not in words
 
 

@@ -103,7 +103,9 @@ def changed(before, after):
     """Subtrees in which two models differ."""
     from clara_jax.method.parameters import flatten
 
-    one, other = ({path: np.asarray(leaf) for path, leaf in flatten(own.params).items()} for own in (before, after))
+    one, other = (
+        {path: np.asarray(leaf) for path, leaf in flatten(bundle.params).items()} for bundle in (before, after)
+    )
     return {"/".join(path.split("/")[:2]) for path in one if not np.array_equal(one[path], other[path])}
 
 
@@ -114,7 +116,7 @@ def test_a_stage_changes_what_it_trains_and_nothing_else(finished, mesh):
     assert found[0] == {"lora/compressor", "lora/generator", "tokens/memory"}
     assert found[1] == {"lora/query_reasoner"}
     assert found[2] == {"lora/query_reasoner", "lora/generator"}
-    assert len({own.fingerprint() for own in opened}) == 4
+    assert len({bundle.fingerprint() for bundle in opened}) == 4
 
 
 def test_a_checkpoint_opens_and_answers(finished, mesh):

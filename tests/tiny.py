@@ -24,7 +24,7 @@ def document(i: int) -> str:
 
 
 def tokenizer(chat_template: str = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
-    """Byte-level BPE over the records' own words, so that every text can be encoded."""
+    """Byte-level BPE over the records' words, so that every text can be encoded."""
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tok.decoder = decoders.ByteLevel()
@@ -107,10 +107,10 @@ def write_records(directory: Path, count: int = 24, candidates: int = 4) -> Path
             scp.append({"data_type": "paraphrase", "question": "", "answers": [document(i)], "docs": [document(i)]})
         else:
             scp.append({"data_type": "qa", "question": [question], "answers": [answer], "docs": [document(i)]})
-        own = i % candidates
-        docs = [document(i if j == own else i + 1 + j) for j in range(candidates)]
-        record = {"question": question, "docs": docs, "answer": answer, "gold_answer": answer, "pos_index": [own]}
-        instruct.append(record | {"docs": docs[: 1 + i % 2] if own <= i % 2 else [document(i)], "pos_index": []})
+        positive = i % candidates
+        docs = [document(i if j == positive else i + 1 + j) for j in range(candidates)]
+        record = {"question": question, "docs": docs, "answer": answer, "gold_answer": answer, "pos_index": [positive]}
+        instruct.append(record | {"docs": docs[: 1 + i % 2] if positive <= i % 2 else [document(i)], "pos_index": []})
         end_to_end.append(record)
     for name, records in (("scp", scp), ("instruct", instruct), ("end_to_end", end_to_end)):
         (directory / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))

@@ -65,13 +65,14 @@ def naive(bundle, x, window=None):
 
 def make_prompts(bundle, memories):
     """ids, mask, memory index [B, T] and memories [B, K, M, E], padded on the right."""
-    asked = [prompts.question(q, len(own)) for q, own in zip(QUESTIONS, memories, strict=True)]
+    asked = [prompts.question(q, len(memory)) for q, memory in zip(QUESTIONS, memories, strict=True)]
     encoded = bundle.tokenizer.encode_prompts(asked)
     length = max(len(one.ids) for one in encoded) + 3
     ids, index = np.zeros((len(asked), length), np.int32), np.full((len(asked), length), -1, np.int32)
     vectors = np.zeros((len(asked), max(map(len, memories)), *memories[0].shape[1:]), np.float32)
-    for row, (one, own) in enumerate(zip(encoded, memories, strict=True)):
-        ids[row, : len(one.ids)], index[row, : len(one.ids)], vectors[row, : len(own)] = one.ids, one.memory_index, own
+    for row, (one, memory) in enumerate(zip(encoded, memories, strict=True)):
+        ids[row, : len(one.ids)], index[row, : len(one.ids)] = one.ids, one.memory_index
+        vectors[row, : len(memory)] = memory
     lengths = np.array([len(one.ids) for one in encoded])
     return ids, np.arange(length) < lengths[:, None], index, vectors
 

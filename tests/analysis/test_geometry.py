@@ -61,8 +61,8 @@ def test_the_section(count):
     found = geometry.geometry_section(memories, texts, 0)
     rows = {row[0]: row[1:] for row in found["table"]["rows"]}
     assert rows["share of documents whose nearest text is their own"][:2] == [1, pytest.approx(1 / count, rel=1e-3)]
-    own, other, _ = rows["distance of a document's mean memory state from the mean state of its text"]
-    assert own == pytest.approx(8**0.5 * 1e-3, rel=1e-3) and other > 0.5
+    same, other, _ = rows["distance of a document's mean memory state from the mean state of its text"]
+    assert same == pytest.approx(8**0.5 * 1e-3, rel=1e-3) and other > 0.5
     assert rows["effective rank of a document's 4 memory vectors"][0] > 3
     json.dumps(found, allow_nan=False)
     head, _, picture = found["picture"].partition(",")

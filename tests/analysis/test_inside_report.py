@@ -16,9 +16,9 @@ ALL = ["lens", "lens_examples", "geometry", "attention", "gaps", "selection"]
 def suite(name, ranked, count, documents=5, known=True, first=0):
     cases = []
     for i in range(first, first + count):
-        own = tuple(document(7 * i + j) for j in range(documents))
+        texts = tuple(document(7 * i + j) for j in range(documents))
         positives = (i % documents,) if known else ()
-        cases.append(Case(str(i), "question", f"Where was number {i} born?", own, ("Oslo",), positives))
+        cases.append(Case(str(i), "question", f"Where was number {i} born?", texts, ("Oslo",), positives))
     return Suite(name, ranked, tuple(cases))
 
 
@@ -42,19 +42,19 @@ def test_all_looks(clara):
 
 
 def test_memories_that_were_made_before_are_read(clara):
-    """With the model's own memories all is the same, with others the selection is not."""
+    """With the model's memories all is the same, with others the selection is not."""
     asked, calls = [suite("ranked", True, 4)], []
 
     def read(ids, change=lambda x: x):
         calls.append(len(ids))
-        texts = [clara.bundle.tokenizer.decode(own) for own in ids]
+        texts = [clara.bundle.tokenizer.decode(tokens) for tokens in ids]
         return change(clara.compress([text.strip() for text in texts]).array)
 
-    own = analyze(clara, asked, 4, 3, k=2)
-    assert analyze(clara, asked, 4, 3, k=2, read=read) == own
+    expected = analyze(clara, asked, 4, 3, k=2)
+    assert analyze(clara, asked, 4, 3, k=2, read=read) == expected
     assert calls == [20]
     other = analyze(clara, asked, 4, 3, k=2, read=lambda ids: read(ids, lambda x: x[::-1]))
-    assert other["gaps"] != own["gaps"] and other["geometry"] == own["geometry"]
+    assert other["gaps"] != expected["gaps"] and other["geometry"] == expected["geometry"]
 
 
 def test_less_is_looked_at_where_cases_allow_less(clara):

@@ -31,7 +31,7 @@ def test_only_words_of_the_vocabulary_are_read(clara, words):
 
 
 def test_a_planted_token_comes_first(clara, words):
-    """With a tied head, a token's own embedding points at it more than at any other here."""
+    """With a tied head, a token's embedding points at it more than at any other here."""
     table = np.asarray(clara.bundle.params["base"]["embed"]["table"])
     planted = np.array([[words.index(word) for word in row] for row in (["oslo", "painter"], ["kyoto", "born"])])
     planted = np.concatenate([planted, planted[:, ::-1], planted])[:5]  # 5 texts in batches of 4

@@ -23,7 +23,7 @@ def test_scores_and_the_best_are_those_of_the_method(clara):
     memories = clara.compress(documents)
     ranking = clara.rank(questions, memories, k=6)
     scores = selection.score(clara.encode_questions(questions), [memories.array, memories.array[:4]])
-    assert [len(own) for own in scores] == [6, 4]
+    assert [len(row) for row in scores] == [6, 4]
     np.testing.assert_allclose(scores[0][ranking.indices[0]], ranking.scores[0], atol=1e-6)
     for k in (1, 3):
         assert selection.best(scores[0], k) == set(ranking.indices[0, :k].tolist())

@@ -92,7 +92,9 @@ def test_prompts_of_texts_are_the_only_pass(name):
     clara = dataclasses.replace(MODEL.clara, max_length=200)
     shapes = stage_shapes(as_text, clara, text=20, target=10)
     assert shapes == Shapes(0, 0, 0, (1 if name == "scp" else 2) * 16 + 30, 10)
-    assert [tuple(own) for own in passes(MODEL, as_text, shapes, 8)] == [("generator", 8 * shapes.prompt_length, True)]
+    assert [tuple(entry) for entry in passes(MODEL, as_text, shapes, 8)] == [
+        ("generator", 8 * shapes.prompt_length, True)
+    ]
     with pytest.raises(ClaraError, match="2 x 16 document's tokens, 20 of text and 200 of target"):
         stage_shapes(dataclasses.replace(as_text, name="instruct"), clara, text=20, target=200)
     program = train_step(MODEL, as_text, shapes, make_mesh(4, 2))
@@ -102,10 +104,10 @@ def test_prompts_of_texts_are_the_only_pass(name):
 
 
 def test_stored_memories_are_read_and_not_compressed():
-    own = stage("end_to_end", optimizer=dict(batch_size=8), topk=dict(k=2, candidates=SHAPES.documents))
-    stored = changed(own, data=dict(memories="run"))
+    trained = stage("end_to_end", optimizer=dict(batch_size=8), topk=dict(k=2, candidates=SHAPES.documents))
+    stored = changed(trained, data=dict(memories="run"))
     assert [step.role for step in passes(MODEL, stored, SHAPES, 8)] == ["query_reasoner", "generator"]
-    less, more = (train_step(MODEL, config, SHAPES, make_mesh(4, 2)) for config in (stored, own))
+    less, more = (train_step(MODEL, config, SHAPES, make_mesh(4, 2)) for config in (stored, trained))
     assert less.model_flops < more.model_flops and len(less.lowered.as_text()) < len(more.lowered.as_text())
 
 

@@ -48,13 +48,13 @@ def small(monkeypatch, folder, *arguments):
 
 @needs_libtpu
 def test_a_small_step_is_compiled_and_reported(monkeypatch, tmp_path, capsys, counted):
-    (own,) = small(monkeypatch, tmp_path, "--topology=v5e:2x4")["programs"]
-    assert own["program"] == "scp" and own["fits"] and own["hbm"] == 16 * GIB
-    assert set(own["memory"]) == {"arguments", "outputs", "temporaries", "program"}
-    assert sum(own["collectives"].values()) == pytest.approx(counted[0], rel=0.1)
-    assert own["flops"] > own["model_flops"] > 0 and own["traffic"] > own["memory"]["arguments"]
-    assert own["binds"] == max(own["bounds"], key=own["bounds"].get)
-    assert 0 < own["mfu_ceiling"] <= 1
+    (program,) = small(monkeypatch, tmp_path, "--topology=v5e:2x4")["programs"]
+    assert program["program"] == "scp" and program["fits"] and program["hbm"] == 16 * GIB
+    assert set(program["memory"]) == {"arguments", "outputs", "temporaries", "program"}
+    assert sum(program["collectives"].values()) == pytest.approx(counted[0], rel=0.1)
+    assert program["flops"] > program["model_flops"] > 0 and program["traffic"] > program["memory"]["arguments"]
+    assert program["binds"] == max(program["bounds"], key=program["bounds"].get)
+    assert 0 < program["mfu_ceiling"] <= 1
     out = capsys.readouterr().out
     assert "v5e:2x4: 8 devices, mesh replica 1, data 8, model 1" in out and "| scp | 8 |" in out
 
@@ -71,7 +71,7 @@ def test_every_chip(monkeypatch, tmp_path, topology, counted):
     step, compress, decode = plan["programs"]
     assert sum(step["collectives"].values()) == pytest.approx(counted[0], rel=0.1)
     assert compress["flops"] > compress["model_flops"] > 0 and set(compress["bounds"]) == set(step["bounds"])
-    assert set(decode["bounds"]) == {"compute", "memory"} and all(own["fits"] for own in plan["programs"])
+    assert set(decode["bounds"]) == {"compute", "memory"} and all(program["fits"] for program in plan["programs"])
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,9 @@ def test_what_cannot_be_is_one_line(monkeypatch, arguments, message):
 
 def test_a_missing_libtpu_names_its_cure(monkeypatch):
     found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *own: None if name == "libtpu" else found(name, *own))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *args: None if name == "libtpu" else found(name, *args)
+    )
     with pytest.raises(ClaraError, match="pip install"):
         run(monkeypatch, "--topology=v5e:2x4")
 
@@ -132,6 +134,6 @@ def test_mistral_7b(monkeypatch, tmp_path, topology, stage, counted):
     written = tmp_path / "plan.json"
     arguments = (f"--topology={topology}", "--config.model.remat=full", f"--output={written}")
     run(monkeypatch, *arguments, config=f"configs/mistral7b_{stage}.py")
-    (own,) = json.loads(written.read_text())["programs"]
-    assert own["fits"]
-    assert sum(own["collectives"].values()) == pytest.approx(counted[0], rel=0.1)
+    (program,) = json.loads(written.read_text())["programs"]
+    assert program["fits"]
+    assert sum(program["collectives"].values()) == pytest.approx(counted[0], rel=0.1)

@@ -64,14 +64,14 @@ def test_the_real_step_compiles_for_a_slice_that_is_not_there(stage):
     compiled = lower(stage, make_mesh(4, 2, devices=topology.devices("v5e:2x4"))).compile()
     memory = compiled.memory_analysis()
     assert memory.argument_size_in_bytes > 0 and memory.temp_size_in_bytes > 0
-    # The state is donated: its outputs take its own place.
+    # The state is donated: its outputs take its place.
     assert memory.alias_size_in_bytes > 0
 
 
 @needs_libtpu
 @pytest.mark.slow
 def test_each_remat_policy_keeps_less_than_the_one_before():
-    """What a device holds beside arguments and results. It takes some width: offloading has buffers of its own."""
+    """What a device holds beside arguments and results. It takes some width: offloading needs buffers, too."""
     sizes = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 16, "vocab_size": 4096}
     sizes = BASE | sizes | {"num_attention_heads": 8, "num_key_value_heads": 4}
     shapes = dataclasses.replace(SHAPES, documents=1, encoder_width=240, prompt_length=1024, target_length=128)

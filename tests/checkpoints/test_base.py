@@ -82,7 +82,7 @@ class TestDirectory:
     @pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3", "phi3"])
     @pytest.mark.parametrize("tokenizer_class", ["PreTrainedTokenizerFast", "LlamaTokenizer", "Qwen2Tokenizer", None])
     def test_tokenizer_is_what_tokenizer_json_says(self, tmp_path, model_type, tokenizer_class):
-        # AutoTokenizer puts its own recipe for a model type in place of the file's: other ids for the same text.
+        # AutoTokenizer puts a recipe for the model type in place of the file's: other ids for the same text.
         folder = write_model(tmp_path, model_type=model_type)
         settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"tokenizer_class": tokenizer_class}
         (folder / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in settings.items() if v}))
@@ -181,7 +181,7 @@ class TestNames:
 
 
 class TestHub:
-    """With an address where nothing listens, in a process of its own: the Hub's settings are read on import."""
+    """With an address where nothing listens, in another process: the Hub's settings are read on import."""
 
     def run(self, name, cache, **environment):
         code = (

@@ -362,7 +362,7 @@ def test_which_is_best(tmp_path, metric, best):
 
 
 def test_a_run_that_goes_on_from_further_back(tmp_path, capsys):
-    """A damaged newest one neither counts as the newest kept, nor stands in the way of its own replacement."""
+    """A damaged newest one neither counts as the newest kept, nor stands in the way of what replaces it."""
     with CheckpointWriter(tmp_path, keep=1) as writer:
         writer.save(1, "scp", 10, arrays_of(10), {})
     shutil.copytree(tmp_path, tmp_path / "copy")
@@ -497,7 +497,7 @@ exit $code
 
 @pytest.mark.parametrize("how, reason", [("limit", "File too large"), ("disk", "No space left on device")])
 def test_a_disk_that_fills_up_for_real(tmp_path, how, reason):
-    """Orbax's own writes fail: one line, exit code 2, earlier checkpoints whole."""
+    """The writes of Orbax fail: one line, exit code 2, earlier checkpoints whole."""
     run_dir, copy = tmp_path / "run", tmp_path / "copy"
     run_dir.mkdir()
     command, found = [sys.executable, "-c", FILL, run_dir, how], run_dir
@@ -513,7 +513,7 @@ def test_a_disk_that_fills_up_for_real(tmp_path, how, reason):
     failed = run_dir / "checkpoints" / f"01-scp-{read_metadata(whole[-1])['step'] + 1:08d}"
     line = f"error: {failed}: cannot write the checkpoint: {reason}; earlier checkpoints are whole\n"
     # XLA of the lowest jaxlib allowed logs more where it loads a program that was kept.
-    said = [own for own in result.stderr.splitlines(keepends=True) if "cpu_aot_loader" not in own]
+    said = [printed for printed in result.stderr.splitlines(keepends=True) if "cpu_aot_loader" not in printed]
     assert (result.returncode, said) == (2, [line])
     for path in whole:
         verify_checkpoint(path)

@@ -74,12 +74,12 @@ ADDED += ["model.layers.0.self_attn.q_norm.weight", "model.layers.0.mlp.up_proj.
 @pytest.mark.parametrize("name", ADDED)
 def test_tensors_that_nobody_reads_are_named(base, mesh, name):
     with pytest.raises(ClaraError, match=f"tensor '{name}' is one that config.json does not call for"):
-        opened(base, mesh, lambda own: own | {name: own["model.embed_tokens.weight"] * 2})
+        opened(base, mesh, lambda tensors: tensors | {name: tensors["model.embed_tokens.weight"] * 2})
 
 
 def test_tensors_that_say_nothing_new(base, mesh):
     further = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(8, np.float32)}
-    opened(base, mesh, lambda own: own | further | {"lm_head.weight": own["model.embed_tokens.weight"]})
+    opened(base, mesh, lambda tensors: tensors | further | {"lm_head.weight": tensors["model.embed_tokens.weight"]})
 
 
 @pytest.mark.parametrize("copies", [1, 2])

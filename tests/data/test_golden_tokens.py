@@ -53,7 +53,7 @@ def golden_instructions(info, arrays, tokenizer):
         text = tokenizer.decode(arrays["dec_input_ids"][row][arrays["dec_attention_mask"][row] == 1], special=True)
         assert info["decoder_text"][row].endswith(text)
         before, _, after = text.partition(tokenizer.memory_text)
-        # What stands before the user's message follows from the template, what stands behind it from the target.
+        # What stands before the user's message follows from the template, what comes after it from the target.
         probe = tokenizer.render(prompts.Prompt(PARAPHRASE_SYSTEM, ("{probe}",), record["answers"][0]))
         head, tail = probe.split("{probe}")
         assert before.startswith(head) and after.endswith(tail)

@@ -91,13 +91,13 @@ def test_any_of_a_million_records_is_made_at_once():
 
 
 def test_evaluation_entities_are_unseen_but_their_words_are_not():
-    own = {split: list(documents(COMPLEX, split)) for split in ("train", "eval")}
-    names = {split: {document.id for document in own[split]} for split in own}
-    for split in own:
-        assert len(own[split]) == len(names[split]) == COMPLEX.entities(split)
-        assert all(name(document.text) == document.id for document in own[split])
+    by_split = {split: list(documents(COMPLEX, split)) for split in ("train", "eval")}
+    names = {split: {document.id for document in by_split[split]} for split in by_split}
+    for split in by_split:
+        assert len(by_split[split]) == len(names[split]) == COMPLEX.entities(split)
+        assert all(name(document.text) == document.id for document in by_split[split])
     assert not names["train"] & names["eval"]
-    seen, unseen = (set().union(*(words(document.text) for document in own[split])) for split in own)
+    seen, unseen = (set().union(*(words(document.text) for document in by_split[split])) for split in by_split)
     assert unseen <= seen
     for stage in STAGES:  # records stay within their split
         used = {name(text) for r in records(COMPLEX, stage, "eval") for text in r.documents}
@@ -147,8 +147,8 @@ def test_hard_candidates_share_a_word_or_the_fact():
         pairs = []
         for r in records(config, "end_to_end", "train"):
             gold = r.documents[r.positives[0]]
-            own = words(name(gold)) | {r.answers[0]}
-            pairs += [bool(own & words(text)) for text in r.documents if text != gold]
+            gold_words = words(name(gold)) | {r.answers[0]}
+            pairs += [bool(gold_words & words(text)) for text in r.documents if text != gold]
         return sum(pairs) / len(pairs)
 
     assert alike(0.0) < 0.2
@@ -213,7 +213,7 @@ def test_everything_is_asked_about_a_document_once(config):
     assert len(rounds) * 3 == len(texts) and {one.document.id for questions in rounds for one in questions} == set(
         texts
     )
-    assert list(texts)[:3] != list(dict.fromkeys(one.document.id for one in rounds[0]))  # in an order of its own
+    assert list(texts)[:3] != list(dict.fromkeys(one.document.id for one in rounds[0]))  # in another order
     for one in (one for questions in rounds for one in questions):
         assert one.document == texts[one.document.id] and one.document.id in one.question
         assert words(one.answer) <= words(one.document.text) and not words(one.answer) & words(one.question)
@@ -223,10 +223,10 @@ def test_the_place_of_a_fact_is_where_the_document_states_it():
     places = Counter()
     for questions in asked(COMPLEX, "eval"):
         for document in {one.document for one in questions}:
-            own = [one for one in questions if one.document == document]
+            of_document = [one for one in questions if one.document == document]
             body = document.text.removeprefix(document.id)
-            own.sort(key=lambda one: body.index(f" {one.answer}"))
-            assert [one.place for one in own] == list(range(own[0].places))
-            places.update((one.fact, one.place) for one in own)
+            of_document.sort(key=lambda one: body.index(f" {one.answer}"))
+            assert [one.place for one in of_document] == list(range(of_document[0].places))
+            places.update((one.fact, one.place) for one in of_document)
     # Its place is no property of what is asked for.
     assert all(places["town", place] and places["genre", place] for place in range(3)) and places["maker", 3]

@@ -1,7 +1,7 @@
-"""Our own files, damaged at random: what is read is what was written, or an error says so; nothing else comes of it.
+"""Our files, damaged at random: what is read is what was written, or an error says so; nothing else comes of it.
 
 A bit is turned, the end is cut off, 512 bytes are zeros, or a file is gone. The fast tests do it fifty times to a
-checkpoint (`tests/checkpoints/test_run.py`), and to a store (`test_stores.py`, which has its own drill):
+checkpoint (`tests/checkpoints/test_run.py`), and to a store (`test_stores.py`, which has another drill):
 ``python -m pytest -n 0 -s -m drill tests/drills/test_corrupted_files.py``.
 """
 
@@ -67,11 +67,11 @@ def test_data_sets(tmp_path):
 
 
 def test_tokens(tmp_path):
-    own = records(SyntheticConfig(train_records=200, eval_records=1), "retrieval", "train")
+    examples = records(SyntheticConfig(train_records=200, eval_records=1), "retrieval", "train")
     encoding, tokenizer = Encoding("retrieval", 2, 3, seed=4), ClaraTokenizer(tiny_tokenizer(), 96, 4)
 
     def read():
-        cache = open_or_make(tmp_path / "tokens", own, "f", tokenizer, encoding)
+        cache = open_or_make(tmp_path / "tokens", examples, "f", tokenizer, encoding)
         return pickle.dumps([[*cache], [*cache.documents()]])
 
     assert tried(tmp_path / "tokens", 1000, read, read()) > 300

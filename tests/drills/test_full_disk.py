@@ -78,7 +78,7 @@ def check(tmp_path, command, tries, half, whole):
     rng = random.Random(tries)
     at_once = on_a_small_disk(tmp_path, "whole", 1 << 30, command) / "full"
     assert (at_once.parent / "full.code").read_text() == "0\n", (at_once.parent / "full.err").read_text()
-    size = sum(own.stat().st_size for own in at_once.rglob("*") if own.is_file())
+    size = sum(file.stat().st_size for file in at_once.rglob("*") if file.is_file())
     for number in range(tries):
         share = rng.uniform(0.02, 0.98)
         told = on_a_small_disk(tmp_path, number, max(4096, int(share * size)), command)

@@ -61,7 +61,7 @@ HEADERS = [
     ("Cookie", "a=" + "b" * 4000), ("X-Long", "y" * 30_000), ("X-Bytes", "\x80\xff"), ("X-Forwarded-For", "'; --"),
     ("Access-Control-Request-Method", "\xff"), ("Content-Type", "application/json, text/html"),
 ]  # fmt: skip
-# Lengths that HTTP itself forbids, or that leave open where a request ends: the reader of HTTP refuses some in its own
+# Lengths that HTTP itself forbids, or that leave open where a request ends: the reader of HTTP refuses some in its
 # words, before there is a request.
 LENGTHS = [("Content-Length", "-1"), ("Content-Length", "9" * 40), ("Content-Length", "abc"), ("Content-Length", "١")]
 LENGTHS += [("Transfer-Encoding", "chunked"), ("Transfer-Encoding", "gzip, chunked"), ("Transfer-Encoding", "nothing")]
@@ -72,9 +72,9 @@ def replaced(body, rng):
     whole = json.loads(json.dumps(body))
     places, waiting = [], [whole]
     while waiting:
-        own = waiting.pop()
-        for key, value in own.items() if isinstance(own, dict) else enumerate(own):
-            places.append((own, key))
+        container = waiting.pop()
+        for key, value in container.items() if isinstance(container, dict) else enumerate(container):
+            places.append((container, key))
             waiting += [value] if isinstance(value, dict | list) else []
     where, key = rng.choice(places)
     if isinstance(where, dict) and rng.random() < 0.15:
@@ -197,7 +197,7 @@ def try_requests(served, count, seed, errors):
             answer = sent(served.url, request)
             found[request[0], check(request, answer)] += 1
         except Exception as error:
-            shown = [str(own)[:600] for own in (*request, answer)]
+            shown = [str(part)[:600] for part in (*request, answer)]
             raise AssertionError(f"number {number} of seed {seed}: {shown}") from error
         assert not errors(), (number, seed, request[:3])
         if number % 20 == 0:
@@ -219,18 +219,18 @@ def served(request):
     if request.param == "store with a key":
         limits |= {"key": "secret", "hosts": LOOPBACK}
     if request.param == "base":
-        own = serve(FakeBaseLM(), app=lambda worker, limits: text_app(worker, limits, "base"), **limits)
+        server = serve(FakeBaseLM(), app=lambda worker, limits: text_app(worker, limits, "base"), **limits)
     else:
         pipeline = FakePipeline()
         pipeline.stored["a"] = "the cat sat on the mat"
-        own = serve(pipeline, app=store_app, **limits)
-    yield own
-    own.end()
+        server = serve(pipeline, app=store_app, **limits)
+    yield server
+    server.end()
 
 
 def tried(served, count, caplog):
     def errors():
-        return [own.getMessage() for own in caplog.records if own.levelno >= logging.ERROR or own.exc_info]
+        return [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR or record.exc_info]
 
     with caplog.at_level(logging.WARNING):
         found = try_requests(served, count, 21, errors)

@@ -39,7 +39,7 @@ def add(store, number):
 
 
 def contents(store):
-    """Document -> the number of its version; each is whole, once there, and its memories are its own."""
+    """Document -> the number of its version; each is whole, once there, and has its memories."""
     ids, _ = store.index()
     assert len(ids) == len(set(ids))
     found = {}

@@ -1,6 +1,6 @@
 """A served model ended under load, and asked for long: ``python -m pytest -n 0 -m drill tests/drills/test_server.py``.
 
-What ends in a process of its own is here; `tests/serving/test_server.py` has the same without a model, and fast.
+What ends in a process for itself is here; `tests/serving/test_server.py` has the same without a model, and fast.
 """
 
 import contextlib
@@ -47,14 +47,14 @@ def started(base, log, *options):
 
 def ask(url, number, found):
     """What a client gets: "answered", "told", or what went wrong."""
-    own = {"messages": [{"role": "user", "content": f"Who is number {number}?"}], "max_tokens": 100, "seed": number}
-    own |= {"temperature": 1.0, "stream": number % 2 == 0}
+    body = {"messages": [{"role": "user", "content": f"Who is number {number}?"}], "max_tokens": 100, "seed": number}
+    body |= {"temperature": 1.0, "stream": number % 2 == 0}
     try:
-        response = httpx.post(f"{url}/v1/chat/completions", json=own, timeout=120)
+        response = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=120)
         last = [line for line in response.text.split("\n\n") if line][-2:]
         if response.status_code == 503:
             found.append("told")
-        elif own["stream"] and last[-1:] == ["data: [DONE]"]:
+        elif body["stream"] and last[-1:] == ["data: [DONE]"]:
             found.append("told" if "the server is stopping" in last[0] else "answered")
         elif response.status_code == 200 and response.json()["choices"]:
             found.append("answered")
@@ -107,10 +107,10 @@ def test_memory_stays_flat(tmp_path):
         for turn in range(rounds):
             for start in range(0, 512, 32):
                 found = []
-                own = [threading.Thread(target=ask, args=(url, start + n, found)) for n in range(32)]
-                for thread in own:
+                threads = [threading.Thread(target=ask, args=(url, start + n, found)) for n in range(32)]
+                for thread in threads:
                     thread.start()
-                for thread in own:
+                for thread in threads:
                     thread.join()
                 assert found.count("answered") == 32, found[:3]
             figures.append(resident(process))

@@ -44,12 +44,12 @@ def make(location):
 
 def version(document, number, chunks):
     """A document's chunks; text, memory and key all tell the version."""
-    own = [
+    rows = [
         Chunk(f"{document}#{i}", document, "", f"version {number} of {document}, {chunks} in all", "", i, i, 5)
         for i in range(chunks)
     ]
-    memories = np.stack([memory_of(chunk) for chunk in own])
-    return own, [number.to_bytes(8, "big") * 2] * chunks, memories
+    memories = np.stack([memory_of(chunk) for chunk in rows])
+    return rows, [number.to_bytes(8, "big") * 2] * chunks, memories
 
 
 def memory_of(chunk):
@@ -72,7 +72,7 @@ def in_processes(work, count, *arguments):
         process.join(60)
     failed = [answer for _, answer, well in found if not well]
     assert not failed, failed[0]
-    return [answer for _, answer, _ in sorted(found, key=lambda own: own[0])]
+    return [answer for _, answer, _ in sorted(found, key=lambda entry: entry[0])]
 
 
 def _run(work, number, barrier, answers, arguments):
@@ -94,7 +94,7 @@ def write(number, barrier, location, bucket, documents, rounds):
     barrier.wait()
     for turn in range(rounds):
         for i in range(documents):
-            for name in (f"own-{number}-{i}", f"shared-{i}"):
+            for name in (f"single-{number}-{i}", f"shared-{i}"):
                 chunks, keys, memories = version(name, 100 * turn + number, rng.randint(1, 4))
                 with store.writing():
                     store.replace(chunks, keys, memories)
@@ -119,7 +119,7 @@ def ask(number, barrier, location, bucket, questions):
         by_document = {}
         for name, key in zip(ids, keys, strict=True):
             by_document.setdefault(name.partition("#")[0], []).append(key)
-        assert all(len(set(own)) == 1 for own in by_document.values()), "a document of two versions"
+        assert all(len(set(versions)) == 1 for versions in by_document.values()), "a document of two versions"
         for chunk, memory in zip(texts, memories, strict=True):
             np.testing.assert_array_equal(memory, memory_of(chunk))
             assert len(by_document[chunk.document]) == int(chunk.text.split()[-3])
@@ -139,10 +139,10 @@ def check(place, writers, documents, rounds, questions, readers=1):
     ids, _ = store.index()
     assert len(ids) == len(set(ids))
     whole = {chunk.document: chunk for chunk in store.chunks(ids)}
-    expected = {f"own-{w}-{i}" for w in range(writers) for i in range(documents)}
+    expected = {f"single-{w}-{i}" for w in range(writers) for i in range(documents)}
     assert set(whole) == expected | {f"shared-{i}" for i in range(documents)}
     for name, chunk in whole.items():
-        assert sum(own.startswith(f"{name}#") for own in ids) == int(chunk.text.split()[-3])
+        assert sum(chunk_id.startswith(f"{name}#") for chunk_id in ids) == int(chunk.text.split()[-3])
     assert damaged_chunks(store) == []
     return sum(done[:writers]), done[writers:]
 
@@ -182,10 +182,10 @@ def flips(tmp_path, tries, seed=0):
         changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
         path.write_bytes(changed)
         try:
-            own = DocumentStore.open(tmp_path / "store")
-            with own.reading():
-                found = {chunk.id: chunk for chunk in own.chunks(sorted(expected))}
-                memories = own.memories(sorted(expected))
+            opened = DocumentStore.open(tmp_path / "store")
+            with opened.reading():
+                found = {chunk.id: chunk for chunk in opened.chunks(sorted(expected))}
+                memories = opened.memories(sorted(expected))
             assert found == expected
             for name, memory in zip(sorted(expected), memories, strict=True):
                 np.testing.assert_array_equal(memory, memory_of(expected[name]))

@@ -57,7 +57,10 @@ def answers(right, ranked=False, wrong="nowhere", cases=8):
 
 def ranking(right):
     """The same of a system that only ranks."""
-    return [Prediction(own.case, order=own.order, scores=own.scores) for own in answers(right, ranked=True)]
+    return [
+        Prediction(prediction.case, order=prediction.order, scores=prediction.scores)
+        for prediction in answers(right, ranked=True)
+    ]
 
 
 def predictions():
@@ -78,11 +81,11 @@ def predictions():
 
 def directory(path, suites, found):
     """What an evaluation leaves on the disk: of suites by name, systems with their predictions."""
-    systems = list(dict.fromkeys(system for own in found.values() for system in own))
+    systems = list(dict.fromkeys(system for by_system in found.values() for system in by_system))
     path.mkdir()
     (path / PLAN).write_text(json.dumps({"systems": systems}))
-    (path / SUITES).write_text(json.dumps([own.fields() for own in suites]))
-    for name, own in found.items():
-        for system, some in own.items():
+    (path / SUITES).write_text(json.dumps([one.fields() for one in suites]))
+    for name, by_system in found.items():
+        for system, some in by_system.items():
             PredictionFile(prediction_path(path, name, system)).append(some)
     return path

@@ -8,7 +8,7 @@ DIR holds the scripts, which are not part of this repository:
     hotpot_evaluate_v1.py   of github.com/hotpotqa/hotpot
     evaluate.py             evaluation/evaluate.py of github.com/apple/ml-clara
 
-`tests.evaluation.test_official` compares our own functions with the file.
+`tests.evaluation.test_official` compares our functions with the file.
 """
 
 import ast

@@ -41,7 +41,9 @@ def comparison(directories):
 
 def row(comparison, suite, system, metric):
     (found,) = [
-        own for own in comparison["rows"] if (own["suite"], own["system"], own["metric"]) == (suite, system, metric)
+        entry
+        for entry in comparison["rows"]
+        if (entry["suite"], entry["system"], entry["metric"]) == (suite, system, metric)
     ]
     return found
 
@@ -58,14 +60,14 @@ def test_a_known_difference(comparison):
 
 
 def test_p_values_allow_for_all_comparisons_of_a_metric(comparison):
-    rows = [own for own in comparison["rows"] if own["metric"] == "f1"]
-    assert [(own["suite"], own["system"]) for own in rows] == [
+    rows = [entry for entry in comparison["rows"] if entry["metric"] == "f1"]
+    assert [(entry["suite"], entry["system"]) for entry in rows] == [
         (NAME, "m/clara"),
         (NAME, "m/no_memory"),
         ("same", "m/clara"),
     ]
-    assert {own["comparisons"] for own in rows} == {3}
-    first, second, third = sorted(rows, key=lambda own: own["p"])
+    assert {entry["comparisons"] for entry in rows} == {3}
+    first, second, third = sorted(rows, key=lambda entry: entry["p"])
     assert first["suite"] == "same" and first["p"] < 0.01 and first["holm"] == pytest.approx(3 * first["p"], abs=1e-6)
     assert second["holm"] == pytest.approx(max(first["holm"], min(1, 2 * second["p"])), abs=1e-6) and third["holm"] == 1
 
@@ -83,7 +85,7 @@ def test_systems_of_other_names(directories):
     found = row(within, NAME, "m/clara", "exact_match")
     assert found["other"] == "m/no_memory" and found["mean"] == 0.125 - 0.25
     models = compare(directories[0], directories[1], {"old": "m"}, resamples=200)
-    assert {(own["system"], own["other"]) for own in models["rows"]} == {("old/clara", "m/clara")}
+    assert {(entry["system"], entry["other"]) for entry in models["rows"]} == {("old/clara", "m/clara")}
     assert "same: old is not in a" in models["notes"]
     assert compare(*directories, {"x/clara": "m/clara"})["notes"][1] == f"{NAME}: x/clara is not in a"
 

@@ -27,7 +27,7 @@ BUILT = [
 
 
 def changed(cases, seed=0, limit=None):
-    return {own.id: own for own in counterfactual_cases(cases, seed, limit)}
+    return {case.id: case for case in counterfactual_cases(cases, seed, limit)}
 
 
 def test_another_answer_of_the_same_kind_stands_everywhere():
@@ -40,8 +40,8 @@ def test_another_answer_of_the_same_kind_stands_everywhere():
     assert found["mika"].documents[0] in ("Mika was born in Oslo.", "Mika was born in Rouen.")  # the longest first
     assert found["tower"].documents == ("The tower was built in 1764, with 12 bells.",)
     assert found["bells"].references == ("30 bells",)
-    for own in found.values():
-        assert not cover_match(own.documents[0], own.instead_of) and cover_match(own.documents[0], own.references)
+    for case in found.values():
+        assert not cover_match(case.documents[0], case.instead_of) and cover_match(case.documents[0], case.references)
 
 
 def test_draws_are_the_cases_own():
@@ -74,8 +74,8 @@ def test_nothing_else_of_the_kind_leaves_nothing():
 
 def test_tags_say_the_kind_and_positives_stay():
     tagged = [
-        dataclasses.replace(own, tags={"fact": fact}, positives=(0,))
-        for own, fact in zip(BORN, ("town", "town", "other"), strict=True)
+        dataclasses.replace(case, tags={"fact": fact}, positives=(0,))
+        for case, fact in zip(BORN, ("town", "town", "other"), strict=True)
     ]
     found = changed(tagged)
     assert set(found) == {"ada", "rollo"} and found["ada"].references == ("Rouen",)
@@ -84,7 +84,7 @@ def test_tags_say_the_kind_and_positives_stay():
 
 def test_only_changed_cases_carry_what_they_had():
     """Suites of before there were changed ones keep their digests."""
-    plain, own = BORN[0], changed(BORN)["ada"]
-    assert "instead_of" not in plain.fields() and own.fields()["instead_of"] == ("Oslo",)
+    plain, swapped = BORN[0], changed(BORN)["ada"]
+    assert "instead_of" not in plain.fields() and swapped.fields()["instead_of"] == ("Oslo",)
     known = "d4d50211"
     assert Suite("s", False, (plain,)).digest()[:8] == known

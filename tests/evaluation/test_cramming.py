@@ -62,13 +62,13 @@ def test_the_text_is_likelier_and_each_is_optimised_alone(clara):
 
 def test_the_generator_answers_from_them(clara):
     def read(documents):
-        return clara._encode("compressor", [list(map(int, own)) for own in documents])
+        return clara._encode("compressor", [list(map(int, ids)) for ids in documents])
 
     model = MemoryModel(clara, read, Settings(1, 3), CRAMMING)
     windows = Suite("w", False, tuple(Case(str(i), "autoencode", "", (text,), ()) for i, text in enumerate(TEXTS)))
-    own, crammed = (model.predict(CONDITIONS[name], windows, windows.cases) for name in ("clara", "crammed"))
-    assert sum(one.right_tokens for one in crammed) > sum(one.right_tokens for one in own)
-    assert [one.window_tokens for one in crammed] == [one.window_tokens for one in own]
+    compressed, crammed = (model.predict(CONDITIONS[name], windows, windows.cases) for name in ("clara", "crammed"))
+    assert sum(one.right_tokens for one in crammed) > sum(one.right_tokens for one in compressed)
+    assert [one.window_tokens for one in crammed] == [one.window_tokens for one in compressed]
     asked = Suite("q", False, (Case("a", "question", "Where?", tuple(TEXTS[:2]), ("Oslo",)),))
     (given,) = model.given(CRAMMED, asked, asked.cases)
     np.testing.assert_allclose(given.request.memories, np.stack([model._crammed[text] for text in TEXTS[:2]]))

@@ -61,20 +61,24 @@ def page(report):
 
 def test_it_is_nested_well_and_its_links_lead_somewhere(page):
     assert page.open == []
-    names = [own["id"] for _, own in page.elements if "id" in own]
-    links = [own["href"] for tag, own in page.elements if tag == "a"]
+    names = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    links = [attributes["href"] for tag, attributes in page.elements if tag == "a"]
     assert len(set(names)) == len(names) and {link[1:] for link in links} == set(names)
 
 
 def test_nothing_in_it_runs_or_comes_from_outside(page):
     assert not {"script", "iframe", "object", "link", "base", "form"} & {tag for tag, _ in page.elements}
-    for tag, own in page.elements:
-        assert not any(name.startswith("on") for name in own)
+    for tag, attributes in page.elements:
+        assert not any(name.startswith("on") for name in attributes)
         for name in ("src", "href", "srcset", "action", "xlink:href", "data"):
-            assert name not in own or own[name].startswith(("#", "data:image/")), (tag, own)
+            assert name not in attributes or attributes[name].startswith(("#", "data:image/")), (tag, attributes)
     style = "".join(page.texts)
     assert "url(" not in style and "@import" not in style
-    (policy,) = [own["content"] for tag, own in page.elements if own.get("http-equiv") == "Content-Security-Policy"]
+    (policy,) = [
+        attributes["content"]
+        for tag, attributes in page.elements
+        if attributes.get("http-equiv") == "Content-Security-Policy"
+    ]
     assert "default-src 'none'" in policy and "script" not in policy
 
 
@@ -95,8 +99,8 @@ def test_tables_have_intervals_and_the_best_is_marked(page, report):
         < overview.index("good/ no_ memory")
         < overview.index("idle/ clara")
     )
-    best = [own for tag, own in page.elements if tag == "td" and own.get("class") == "best"]
-    # good/clara in 6 metrics of answers and 5 of ranking, twice; and in the overview. It is better only than its own
+    best = [attributes for tag, attributes in page.elements if tag == "td" and attributes.get("class") == "best"]
+    # good/clara in 6 metrics of answers and 5 of ranking, twice; and in the overview. It is better only than its
     # controls and what is no control: base/text_oracle knows more, and is not marked.
     assert len(best) == 2 * (6 + 5) + 2
 
@@ -109,19 +113,27 @@ def test_shares_of_the_texts_lead_have_a_table(report, page):
         and "effective rate (×)" in text
         and "bytes a passage (B)" in text
     )
-    own = json.loads(json.dumps(report))
-    for system in own["suites"][0]["systems"]:
+    changed = json.loads(json.dumps(report))
+    for system in changed["suites"][0]["systems"]:
         for share in system["normalised"]:
             share["metrics"] = {name: dict(mean=None, low=None, high=None, n=8) for name in share["metrics"]}
-    assert "text is no better" in render(own) and "text is no better" not in text
+    assert "text is no better" in render(changed) and "text is no better" not in text
 
 
 def test_pictures(page):
-    charts = [own["aria-label"] for tag, own in page.elements if tag == "svg" and own.get("class") == "chart"]
+    charts = [
+        attributes["aria-label"]
+        for tag, attributes in page.elements
+        if tag == "svg" and attributes.get("class") == "chart"
+    ]
     assert "Recall@k in needle" in charts and "token F1 against the effective rate in needle" in charts
-    strips = [own for tag, own in page.elements if tag == "svg" and own.get("class", "").startswith("strip")]
-    assert len(strips) == 2 * 8 and sum("hollow" in own["class"] for own in strips) == 2 * 4
-    heat = [own["style"] for tag, own in page.elements if "--share" in own.get("style", "")]
+    strips = [
+        attributes
+        for tag, attributes in page.elements
+        if tag == "svg" and attributes.get("class", "").startswith("strip")
+    ]
+    assert len(strips) == 2 * 8 and sum("hollow" in attributes["class"] for attributes in strips) == 2 * 4
+    heat = [attributes["style"] for tag, attributes in page.elements if "--share" in attributes.get("style", "")]
     assert heat[:4] == [
         "--share: 1.0",
         "--share: 1.0",
@@ -133,7 +145,7 @@ def test_pictures(page):
 def test_sections_of_others(page):
     text = " ".join(page.texts)
     assert "First." in text and "Second." in text and "0.1235" in text and "–" in text
-    (image,) = [own for tag, own in page.elements if tag == "img"]
+    (image,) = [attributes for tag, attributes in page.elements if tag == "img"]
     assert image["src"].startswith("data:image/svg+xml;base64,")  # an image, in which scripts do not run
     with pytest.raises(ValueError, match="picture"):
         render_with_picture("https://example.org/a.png")

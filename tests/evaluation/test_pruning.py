@@ -31,7 +31,7 @@ def bundle(tmp_path_factory):
 
 
 def test_surprisals_are_the_bases_own(bundle):
-    ids = [own[2:-1] for own in bundle.tokenizer.document_tokens([tiny.document(i) for i in range(3)])]
+    ids = [tokens[2:-1] for tokens in bundle.tokenizer.document_tokens([tiny.document(i) for i in range(3)])]
     ids[1] = ids[1][:5]  # of other lengths
     found = surprisals(bundle, ids, 2)
     model, params = bundle.model, bundle.params
@@ -40,13 +40,13 @@ def test_surprisals_are_the_bases_own(bundle):
     def logits(params, row, mask):
         return model.logits(params, model.forward(params, None, model.embed(params, row), mask)[0])
 
-    for own, values in zip(ids, found, strict=True):
-        assert values.shape == (len(own),)
-        row = np.array([[bundle.tokenizer.bos_id, *own]], np.int32)
+    for tokens, values in zip(ids, found, strict=True):
+        assert values.shape == (len(tokens),)
+        row = np.array([[bundle.tokenizer.bos_id, *tokens]], np.int32)
         with jax.set_mesh(bundle.mesh):
             base, added = logits(params, row, np.ones_like(row, bool))
         log_p = jax.nn.log_softmax(np.concatenate([base, added], -1)[0], axis=-1)
-        np.testing.assert_allclose(values, [-log_p[t, token] for t, token in enumerate(own)], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(values, [-log_p[t, token] for t, token in enumerate(tokens)], rtol=1e-4, atol=1e-4)
 
 
 def test_no_texts(bundle):
@@ -64,4 +64,4 @@ def test_characters_are_never_cut_in_two(text, rate):
         shown = tokenizer._tokenizer.decode(kept)
         assert "\ufffd" not in shown and len(kept) <= max(rate, -(-len(ids) // rate))
         remaining = iter(text)
-        assert all(character in remaining for character in shown)  # in their order, and none but the text's own
+        assert all(character in remaining for character in shown)  # in their order, and none but the text's

@@ -22,7 +22,7 @@ def report():
 
 
 def system(report, name):
-    (found,) = [own for own in report["suites"][0]["systems"] if own["name"] == name]
+    (found,) = [entry for entry in report["suites"][0]["systems"] if entry["name"] == name]
     return found
 
 
@@ -42,10 +42,10 @@ def test_means_by_hand(report):
 
 def test_shares_of_the_texts_lead(report):
     """(0.75 - 0.125) / (1 - 0.125), over the cases of all three; what reads no text's documents is no teacher."""
-    (own,) = system(report, "good/clara")["normalised"]
-    assert (own["to"], own["none"]) == ("base/text_oracle", "good/no_memory")
-    assert own["metrics"]["f1"]["mean"] == own["metrics"]["exact_match"]["mean"] == pytest.approx(0.625 / 0.875)
-    assert own["metrics"]["f1"]["low"] < 0.71 < own["metrics"]["f1"]["high"] and own["metrics"]["f1"]["n"] == 8
+    (lead,) = system(report, "good/clara")["normalised"]
+    assert (lead["to"], lead["none"]) == ("base/text_oracle", "good/no_memory")
+    assert lead["metrics"]["f1"]["mean"] == lead["metrics"]["exact_match"]["mean"] == pytest.approx(0.625 / 0.875)
+    assert lead["metrics"]["f1"]["low"] < 0.71 < lead["metrics"]["f1"]["high"] and lead["metrics"]["f1"]["n"] == 8
     (other,) = system(report, "good/other_memory")["normalised"]
     assert other["metrics"]["f1"]["mean"] == 0
     for name in ("good/no_memory", "base/text_oracle", "rank/bm25"):
@@ -57,8 +57,8 @@ def test_shares_of_the_texts_lead(report):
 def test_a_text_that_is_no_better_leaves_the_share_undefined():
     found = made_up.predictions() | {"base/text_oracle": made_up.answers({0})}
     report = build({}, [made_up.suite()], {NAME: found}, resamples=50)
-    (own,) = system(report, "good/clara")["normalised"]
-    assert own["metrics"]["f1"] == {"mean": None, "low": None, "high": None, "n": 8}
+    (lead,) = system(report, "good/clara")["normalised"]
+    assert lead["metrics"]["f1"] == {"mean": None, "low": None, "high": None, "n": 8}
     assert "good/clara: normalised token F1 (%) of base/text_oracle: not defined, text is no better" in summary(report)
 
 
@@ -75,20 +75,23 @@ def test_what_the_text_model_follows():
     report = build({}, [changed], {NAME: made_up.predictions() | {"base/text_oracle": made_up.answers({0, 1, 2, 6})}})
     good = system(report, "good/clara")
     assert good["metrics"]["followed"]["mean"] == 0.75 and good["metrics"]["kept_original"]["mean"] == 0.25
-    (own,) = good["followed_with"]
-    assert own["to"] == "base/text_oracle" and own["share"]["mean"] == 0.75 and own["share"]["n"] == 4
+    (entry,) = good["followed_with"]
+    assert entry["to"] == "base/text_oracle" and entry["share"]["mean"] == 0.75 and entry["share"]["n"] == 4
     assert "good/clara: follows of the changed documents that base/text_oracle follows (%): 75.0 [" in summary(report)
     silent = build({}, [changed], {NAME: made_up.predictions() | {"base/text_oracle": made_up.answers(set())}})
     assert system(silent, "good/clara")["followed_with"] == []
 
 
 def test_differences_are_from_the_models_own_way(report):
-    (own,) = system(report, "good/no_memory")["differences"]
-    assert own["to"] == "good/clara" and own["metrics"]["f1"]["mean"] == 0.125 - 0.75
-    assert own["metrics"]["f1"]["high"] < 0 and own["metrics"]["f1"]["p"] < 0.05
-    assert "recall@1" not in own["metrics"]  # the control ranks nothing
-    assert [own["to"] for own in system(report, "base/text_oracle")["differences"]] == ["good/clara", "idle/clara"]
-    assert [own["to"] for own in system(report, "good/clara")["differences"]] == ["idle/clara"]
+    (difference,) = system(report, "good/no_memory")["differences"]
+    assert difference["to"] == "good/clara" and difference["metrics"]["f1"]["mean"] == 0.125 - 0.75
+    assert difference["metrics"]["f1"]["high"] < 0 and difference["metrics"]["f1"]["p"] < 0.05
+    assert "recall@1" not in difference["metrics"]  # the control ranks nothing
+    assert [difference["to"] for difference in system(report, "base/text_oracle")["differences"]] == [
+        "good/clara",
+        "idle/clara",
+    ]
+    assert [difference["to"] for difference in system(report, "good/clara")["differences"]] == ["idle/clara"]
     ranker = system(report, "rank/bm25")["differences"]
     assert ranker[0]["metrics"]["recall@1"]["mean"] == 0.25 - 0.75
 
@@ -97,13 +100,14 @@ def test_differences_are_of_the_cases_that_both_have():
     found = made_up.predictions()
     found = {"good/clara": found["good/clara"], "good/no_memory": found["good/no_memory"][2:]}
     report = build({}, [made_up.suite()], {NAME: found}, resamples=50)
-    (own,) = system(report, "good/no_memory")["differences"]
-    assert own["metrics"]["f1"]["mean"] == pytest.approx(0 - 4 / 6, abs=1e-6) and own["metrics"]["f1"]["n"] == 6
+    (difference,) = system(report, "good/no_memory")["differences"]
+    f1 = difference["metrics"]["f1"]
+    assert f1["mean"] == pytest.approx(0 - 4 / 6, abs=1e-6) and f1["n"] == 6
     assert system(report, "good/clara")["metrics"]["f1"]["n"] == 8 and system(report, "good/no_memory")["cases"] == 6
 
 
 def test_groups_of_tags_and_of_two(report):
-    groups = {tuple(own["tags"].values()): own for own in system(report, "good/clara")["groups"]}
+    groups = {tuple(group["tags"].values()): group for group in system(report, "good/clara")["groups"]}
     assert list(groups) == [
         *(("early",), ("late",), ("name",), ("number",)),
         *(("early", "name"), ("early", "number"), ("late", "name"), ("late", "number")),
@@ -134,7 +138,7 @@ def test_in_some_suites_only_or_not_known():
 
 
 def test_controls_follow_what_they_control(report):
-    names = [own["name"] for own in report["suites"][0]["systems"]]
+    names = [entry["name"] for entry in report["suites"][0]["systems"]]
     assert names == [
         *("good/clara", "good/no_memory", "good/other_memory", "idle/clara", "idle/no_memory", "idle/other_memory"),
         *("base/closed_book", "base/text_oracle", "rank/bm25", "rank/random"),
@@ -147,11 +151,11 @@ def test_examples_of_both_kinds_with_sources(report):
     examples = report["suites"][0]["examples"]
     assert examples["system"] == "good/clara"
     # Of cases 4 and 5 no other model but the one that is given the right text knows the answer.
-    assert [own["case"] for own in examples["wins"]][:2] == ["case 4", "case 5"]
-    assert [own["case"] for own in examples["failures"]] == ["case 6", "case 7"]
+    assert [example["case"] for example in examples["wins"]][:2] == ["case 4", "case 5"]
+    assert [example["case"] for example in examples["failures"]] == ["case 6", "case 7"]
     failure = examples["failures"][0]
     assert failure["references"] == ["Leeds"]
-    assert {own["system"]: own["answer"] for own in failure["answers"]}["base/text_oracle"] == "Leeds"
+    assert {answer["system"]: answer["answer"] for answer in failure["answers"]}["base/text_oracle"] == "Leeds"
     read, _, missed = failure["sources"]
     assert (read["document"], read["read"], read["gold"], read["rank"], read["score"]) == (0, True, False, 1, 0.9)
     assert (missed["document"], missed["read"], missed["gold"], missed["rank"], missed["score"]) == (
@@ -170,7 +174,7 @@ def test_it_is_json_and_the_same_again(report):
 
 
 def test_the_order_of_predictions_changes_nothing(report):
-    turned = {name: own[::-1] for name, own in made_up.predictions().items()}
+    turned = {name: predictions[::-1] for name, predictions in made_up.predictions().items()}
     assert build({"settings": {"k": 2}}, [made_up.suite()], {NAME: turned}, resamples=500) == report
 
 
@@ -201,7 +205,9 @@ def test_paraphrases_are_judged_by_rouge():
         "paraphrase", False, tuple(Case(str(i), "paraphrase", "", (text,), ()) for i, text in enumerate(documents))
     )
     told = {"m/clara": documents, "m/no_memory": ["a", "b"], "m/other_memory": documents[::-1]}
-    found = {name: [Prediction(str(i), text, read=(0,)) for i, text in enumerate(own)] for name, own in told.items()}
+    found = {
+        name: [Prediction(str(i), text, read=(0,)) for i, text in enumerate(texts)] for name, texts in told.items()
+    }
     report = build({}, [suite], {"paraphrase": found}, resamples=200)
     assert report["suites"][0]["main"] == "rougeL" and system(report, "m/clara")["metrics"]["rougeL"]["mean"] == 1
     assert report["uses_memory"]["m"]["verdict"] == "yes"

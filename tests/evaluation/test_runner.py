@@ -82,7 +82,7 @@ def test_stopped_work_goes_on_where_it_was(tmp_path, fails_at):
     for name, system, count in (("one/ranked", "model/clara", 5), ("two/read", "model/clara", 3)):
         predictions = PredictionFile(prediction_path(tmp_path, name, system)).predictions
         assert sorted(predictions) == [str(i) for i in range(count)]
-        assert all(own.answer == case for case, own in predictions.items())
+        assert all(prediction.answer == case for case, prediction in predictions.items())
 
 
 def test_a_torn_line_is_asked_again(tmp_path):
@@ -99,7 +99,7 @@ def test_the_first_cases_of_a_suite_of_each_kind_are_timed(tmp_path):
     log = []
     suites = [*SUITES, suite("three/ranked")]
     run(specs(log), suites, SETTINGS, tmp_path, batch=4, timed=2, progress=False)
-    timed = [own[:3] for own in log if own[3]]
+    timed = [entry[:3] for entry in log if entry[3]]
     assert timed == [
         *(("one/ranked", "clara", i) for i in "01"),
         ("one/ranked", "gold_memory", "1"),
@@ -115,7 +115,7 @@ def test_a_plan_is_kept_and_added_to(tmp_path):
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["settings"]["k"] == 1 and list(plan["models"]) == ["model", "rank/some"]
     assert read_suites(tmp_path) == SUITES
-    assert [own.digest() for own in read_suites(tmp_path)] == [own.digest() for own in SUITES]
+    assert [suite.digest() for suite in read_suites(tmp_path)] == [suite.digest() for suite in SUITES]
 
 
 @pytest.mark.parametrize(

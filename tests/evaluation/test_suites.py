@@ -1,4 +1,4 @@
-"""Suites by name: the released layout, one's own files, and one line for whatever is not there."""
+"""Suites by name: the released layout, users' files, and one line for whatever is not there."""
 
 import dataclasses
 import json
@@ -30,11 +30,11 @@ def names(suites):
 
 @pytest.fixture
 def data(tmp_path):
-    """The released layout, not all of it, and files of one's own."""
+    """The released layout, not all of it, and a user's files."""
     for place, documents in (("stage1_eval", DOCUMENTS[:5]), ("stage2_eval", DOCUMENTS[:20])):
         for name in ("squad/no_pos", "nq/no_pos", "nq/with_pos"):
-            own, mode = name.split("/")
-            write(tmp_path / "eval" / place / own / f"eval_processed_{mode}.jsonl", *questions(*documents))
+            data_set, mode = name.split("/")
+            write(tmp_path / "eval" / place / data_set / f"eval_processed_{mode}.jsonl", *questions(*documents))
     write(tmp_path / "mine" / "some.jsonl", *questions("d0", "d1"))
     qa = {"data_type": "qa", "question": ["Q1", "Q2"], "answers": ["A1", "A2"], "docs": ["d"]}
     write(tmp_path / "mine" / "scp.jsonl", qa, {"data_type": "paraphrase", "answers": ["again"], "docs": ["d"]})
@@ -44,7 +44,7 @@ def data(tmp_path):
 def test_sets_and_modes_that_are_there(data):
     suites = open_suites(["compressor", "end_to_end"], data, None, None, 0)
     assert names(suites) == [
-        f"{kind}/{own}" for kind in ("compressor", "end_to_end") for own in ("nq/normal", "nq/oracle", "squad/normal")
+        f"{kind}/{name}" for kind in ("compressor", "end_to_end") for name in ("nq/normal", "nq/oracle", "squad/normal")
     ]
     assert [(suite.ranked, len(suite.cases[0].documents)) for suite in suites] == [(False, 5)] * 3 + [(True, 20)] * 3
     assert [case.id for case in suites[0].cases] == ["q0", "q1", "q2"]
@@ -149,8 +149,8 @@ def test_needles(data, tmp_path):
     assert short.digest() != suite.digest()
     assert open_suites(["needle"], data, 15, None, 1)[0].digest() != suite.digest()
     write(tmp_path / "mine" / "long.jsonl", *({"text": text} for text in DOCUMENTS[20:]))
-    (own,) = open_suites(["needle:mine/long.jsonl"], data, 15, WORLD, 0)
-    assert own.name == "needle/mine/long"
+    (needles,) = open_suites(["needle:mine/long.jsonl"], data, 15, WORLD, 0)
+    assert needles.name == "needle/mine/long"
     assert names(open_suites(["needle/100:mine/long.jsonl"], data, 15, None, 0)) == ["needle/100/mine/long"]
 
 
@@ -228,7 +228,7 @@ def test_real_data():
     folder = str(shared_data())
     suites = open_suites(["compressor", "end_to_end"], folder, None, None, 0)
     assert names(suites) == [
-        f"{kind}/{own}/{mode}" for kind in ("compressor", "end_to_end") for own in SETS for mode in MODES
+        f"{kind}/{data_set}/{mode}" for kind in ("compressor", "end_to_end") for data_set in SETS for mode in MODES
     ]
     for suite in suites:
         assert len(suite.cases) >= 150 and len({case.id for case in suite.cases}) == len(suite.cases)

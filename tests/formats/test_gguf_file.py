@@ -283,8 +283,8 @@ class TestConfig:
         assert rope.kind == "longrope" and rope.original_positions == 4096 and rope.channels == 12
         np.testing.assert_array_equal(np.float32(rope.short_factors), short)
         np.testing.assert_array_equal(np.float32(rope.long_factors), long)
-        own = math.sqrt(1 + math.log(32) / math.log(4096))
-        assert rope.attention_scale == pytest.approx(attention_factor or own, rel=1e-6)
+        from_lengths = math.sqrt(1 + math.log(32) / math.log(4096))
+        assert rope.attention_scale == pytest.approx(attention_factor or from_lengths, rel=1e-6)
 
     @pytest.mark.parametrize(
         ("theta", "rule"),

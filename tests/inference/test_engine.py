@@ -216,19 +216,19 @@ def test_a_beginning_under_longrope_keeps_to_its_table(tmp_path, mesh):
     """A prompt beyond the first table's positions has other keys from its first token on than one within them."""
     scaling = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [6.0] * 8}
     base = write_base(tmp_path / "base", rope_scaling=scaling, original_max_position_embeddings=40)
-    own = opened(base, mesh)
-    rng, size = np.random.default_rng(3), own.model.clara.memory_tokens
-    memories = rng.normal(size=(2, size, own.model.config.embed_dim)).astype("f4")
+    bundle = opened(base, mesh)
+    rng, size = np.random.default_rng(3), bundle.model.clara.memory_tokens
+    memories = rng.normal(size=(2, size, bundle.model.config.embed_dim)).astype("f4")
     head, index = rng.integers(5, 200, 2 * size).tolist(), list(range(2 * size))
 
     def request(behind):
         tail = np.random.default_rng(behind).integers(5, 200, behind).tolist()
         return Request(head + tail, index + [-1] * behind, memories, Sampling(9))
 
-    engine = Engine(own.model, own.params, mesh, NEVER, rows=1)
+    engine = Engine(bundle.model, bundle.params, mesh, NEVER, rows=1)
     for behind in (40 - 2 * size, 41 - 2 * size, 20, 60, 30):
         (result,) = engine.generate([request(behind)])
-        assert result.tokens == directly(own, request(behind))[0], behind
+        assert result.tokens == directly(bundle, request(behind))[0], behind
     assert (engine.prefix_cache.hits, engine.prefix_cache.misses) == (3, 2)
 
 
@@ -265,14 +265,14 @@ def test_unstacked_layers_compute_what_the_stack_does(bundle, single_row):
     stacked = ready.merge(bundle.model, bundle.params, "generator", bundle.mesh)
     assert ready.size(params) == ready.size({"base": stacked, "lora": {}})
     ours, theirs = run(bundle, model, params), run(bundle, model, {**params, "base": stacked})
-    jax.tree.map(lambda own, other: np.testing.assert_allclose(own, other, atol=2e-5), ours, theirs)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=2e-5), ours, theirs)
 
 
 def test_bfloat16_is_close(bundle):
     model, params = ready.prepare(bundle.model, bundle.params, "merged-float32", bundle.mesh)
     other, small = ready.prepare(bundle.model, bundle.params, "merged-bfloat16", bundle.mesh)
     assert ready.size(small) < 0.51 * ready.size(params)
-    exact, rounded = (run(bundle, *own)[0] for own in ((model, params), (other, small)))
+    exact, rounded = (run(bundle, *args)[0] for args in ((model, params), (other, small)))
     assert rounded.dtype == exact.dtype == np.float32  # what is added up is not rounded
     error = np.linalg.norm(exact - rounded) / np.linalg.norm(exact)
     assert 1e-5 < error < 0.02

@@ -27,7 +27,7 @@ def test_golden_generation(folder):
 
 
 def documents(call):
-    return [own if isinstance(own, list) else [own] for own in call["documents"]]
+    return [group if isinstance(group, list) else [group] for group in call["documents"]]
 
 
 def expected_tokens(clara, call):
@@ -67,7 +67,7 @@ def from_text(clara, call):
 
 
 def from_paraphrase(clara, call):
-    texts = [own[0] for own in documents(call)]
+    texts = [group[0] for group in documents(call)]
     decode, seen = clara.bundle.tokenizer.decode, []
     clara.bundle.tokenizer.decode = lambda ids: seen.append(list(ids)) or decode(ids)
     try:

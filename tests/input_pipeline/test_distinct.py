@@ -71,7 +71,9 @@ def test_planned_counts_are_the_most_of_each_shape(multiple):
         rows, shapes = [examples[row] for row in plan.rows(step)], plan.shapes(step)
         found.setdefault(shapes, []).append(len({text for example in rows for text in texts_of(example)}))
         collate(rows, shapes, TOKENIZER, distinct=counts[shapes])
-    assert len(found) > 1 and counts == {shapes: -(-max(own) // multiple) * multiple for shapes, own in found.items()}
+    assert len(found) > 1 and counts == {
+        shapes: -(-max(numbers) // multiple) * multiple for shapes, numbers in found.items()
+    }
 
 
 def test_a_batch_of_distinct_documents_holds_what_the_plain_one_holds():

@@ -45,9 +45,9 @@ def make_loader(directory, case, process_index=0, process_count=1):
     row = plan_row(sizes, tokenizer.memory_tokens, pack) if pack else None
     # Packed rows are filled up to a multiple that the processes divide.
     multiple = max(2, process_count)
-    own = lambda rows: np.split(np.arange(rows), process_count)[process_index]  # noqa: E731
+    local_rows = lambda rows: np.split(np.arange(rows), process_count)[process_index]  # noqa: E731
     distinct = planned_counts(plan, document_numbers(examples), 4) if case == "distinct" else None
-    return BatchLoader(plan, examples, sizes, tokenizer, row, multiple, own, distinct=distinct)
+    return BatchLoader(plan, examples, sizes, tokenizer, row, multiple, local_rows, distinct=distinct)
 
 
 def ids(batch):
@@ -102,10 +102,10 @@ def test_nothing_is_repeated_or_skipped_when_processes_are_killed_and_their_numb
             process.kill()
             process.wait()
             process.stdout.close()
-        for own in lines:
-            for step, examples in own:
+        for line in lines:
+            for step, examples in line:
                 seen.setdefault(step, []).extend(examples)
-        begin += min(len(own) for own in lines)
+        begin += min(len(line) for line in lines)
     assert begin == STEPS and sorted(seen) == list(range(STEPS))
     whole = make_loader(directory, case)
     for step, examples in seen.items():

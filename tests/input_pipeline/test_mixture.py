@@ -1,4 +1,4 @@
-"""Mixtures draw in their proportions, each set in epochs of its own, from any place of the stream."""
+"""Mixtures draw in their proportions, each set epoch by epoch, from any place of the stream."""
 
 import dataclasses
 
@@ -22,8 +22,8 @@ def test_the_stream_is_the_same_from_any_place(counts, weights):
     for start, stop in [(0, 1), (1, 2), (17, 400), (999, 1003), (2500, 3000), (700, 700)]:
         for whole, part in zip((source, number), mixture.draws(start, stop), strict=True):
             np.testing.assert_array_equal(whole[start:stop], part)
-    for own in range(len(counts)):  # each set's draws follow one another
-        np.testing.assert_array_equal(number[source == own], np.arange(np.sum(source == own)))
+    for one_set in range(len(counts)):  # each set's draws follow one another
+        np.testing.assert_array_equal(number[source == one_set], np.arange(np.sum(source == one_set)))
 
 
 @pytest.mark.parametrize(("counts", "weights"), CASES)
@@ -39,7 +39,10 @@ def test_far_places_are_as_exact_as_near_ones():
     far = 10**10
     (source, number), (left, _), (right, _) = (mixture.draws(far + a, far + b) for a, b in ((0, 60), (0, 30), (30, 60)))
     np.testing.assert_array_equal(source, [*left, *right])
-    assert all(np.array_equal(np.diff(number[source == own]), np.ones(np.sum(source == own) - 1)) for own in range(3))
+    assert all(
+        np.array_equal(np.diff(number[source == one_set]), np.ones(np.sum(source == one_set) - 1))
+        for one_set in range(3)
+    )
 
 
 def test_mistakes():
@@ -56,8 +59,8 @@ def test_a_plan_gives_each_set_its_epochs():
     stream = np.concatenate([plan.rows(step) for step in range(steps)])
     small, large = stream[stream < 6], stream[stream >= 6]
     assert len(small) == 120 and len(large) == 240
-    for own, count, first in ((small, 6, 0), (large, 40, 6)):
-        epochs = own.reshape(-1, count)
+    for draws, count, first in ((small, 6, 0), (large, 40, 6)):
+        epochs = draws.reshape(-1, count)
         assert all(sorted(epoch) == list(range(first, first + count)) for epoch in epochs)
         assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
     again = BatchPlan(sizes, [Shapes(1, 1, 1, 1, 1)], batch, steps, seed=3, mixture=Mixture(counts, (1.0, 2.0)))

@@ -45,8 +45,8 @@ def test_buckets_bring_examples_of_one_size_together():
     positions = [sum(plan.shapes(step).positions(memory) for step in range(375)) for plan in (one, several)]
     assert positions[1] < 0.85 * positions[0]
     # Nearly all batches have the shape of each of their examples: the windows are large enough.
-    own = levels(make_sizes(3000), several.ladder)
-    assert np.mean([len(set(own[several.rows(step)])) == 1 for step in range(375)]) > 0.9
+    level = levels(make_sizes(3000), several.ladder)
+    assert np.mean([len(set(level[several.rows(step)])) == 1 for step in range(375)]) > 0.9
     shapes = [several.shapes(step).prompt_length for step in range(375)]
     assert shapes != sorted(shapes) and len(set(shapes[:20])) > 1, "sizes come in random order"
 
@@ -57,7 +57,7 @@ def test_a_plan_depends_on_seed_and_step_alone(buckets):
     late = plan.rows(400)
     np.testing.assert_array_equal(late, twin.rows(400))
     assert not np.array_equal(late, other.rows(400))
-    assert not np.array_equal(plan.rows(0), plan.rows(125))  # the second epoch has an order of its own
+    assert not np.array_equal(plan.rows(0), plan.rows(125))  # the second epoch has another order
     with pytest.raises(ValueError, match="step 500 of 500"):
         plan.rows(500)
 

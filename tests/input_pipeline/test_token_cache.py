@@ -28,15 +28,15 @@ WAYS = [(stage, "memory") for stage in ("scp", "instruct", "end_to_end", "retrie
 
 @pytest.mark.parametrize("stage, documents", WAYS)
 def test_a_cache_holds_what_is_encoded_in_memory(stage, documents, tmp_path):
-    own = records(WORLD, stage, "train")
+    train = records(WORLD, stage, "train")
     seen = []
-    cache = open_or_make(tmp_path, own, "f", TOKENIZER, encoding(stage, documents), seen.append)
-    expected = encode_records(own, TOKENIZER, encoding(stage, documents))
+    cache = open_or_make(tmp_path, train, "f", TOKENIZER, encoding(stage, documents), seen.append)
+    expected = encode_records(train, TOKENIZER, encoding(stage, documents))
     assert bool(list(cache.documents())) == (documents == "memory")
-    assert len(cache) == len(expected) == len(own) and seen == [SLICE, SLICE + 70]
+    assert len(cache) == len(expected) == len(train) and seen == [SLICE, SLICE + 70]
     np.testing.assert_array_equal(cache.sizes, sizes_of(expected))
     for reader in (cache, pickle.loads(pickle.dumps(cache))):
-        for index in (0, 1, SLICE - 1, SLICE, len(own) - 1):
+        for index in (0, 1, SLICE - 1, SLICE, len(train) - 1):
             for field in dataclasses.fields(expected[index]):
                 mine, yours = getattr(reader[index], field.name), getattr(expected[index], field.name)
                 if field.name == "documents":
@@ -46,12 +46,12 @@ def test_a_cache_holds_what_is_encoded_in_memory(stage, documents, tmp_path):
                 else:
                     np.testing.assert_array_equal(mine, yours)
     with pytest.raises(IndexError):
-        cache[len(own)]
+        cache[len(train)]
 
 
 def test_it_is_made_once_and_anew_for_anything_else(tmp_path):
-    own = records(WORLD, "scp", "train")[:5]
-    open_or_make(tmp_path, own, "f", TOKENIZER, encoding("scp"))
+    train = records(WORLD, "scp", "train")[:5]
+    open_or_make(tmp_path, train, "f", TOKENIZER, encoding("scp"))
     made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     unread = map(pytest.fail, ["the records are read again"])
     assert len(open_or_make(tmp_path, unread, "f", TOKENIZER, encoding("scp"))) == 5
@@ -71,10 +71,10 @@ def test_it_is_made_once_and_anew_for_anything_else(tmp_path):
 
 
 def test_a_mistake_leaves_nothing(tmp_path):
-    own = records(WORLD, "scp", "train")[:5]
+    train = records(WORLD, "scp", "train")[:5]
 
     def broken():
-        yield from own
+        yield from train
         raise ClaraError("f.jsonl:6: wrong")
 
     with pytest.raises(ClaraError, match="f.jsonl:6"):
@@ -82,13 +82,13 @@ def test_a_mistake_leaves_nothing(tmp_path):
     with pytest.raises(ClaraError, match="no records"):
         open_or_make(tmp_path, [], "f", TOKENIZER, encoding("scp"))
     assert not list(tmp_path.iterdir())
-    assert isinstance(open_or_make(tmp_path, own, "f", TOKENIZER, encoding("scp")), TokenCache)
+    assert isinstance(open_or_make(tmp_path, train, "f", TOKENIZER, encoding("scp")), TokenCache)
 
 
 def test_what_a_disk_changes_is_seen(tmp_path):
     """Every file of a cache, with a bit turned, its end cut off, or gone; made again once the directory is deleted."""
-    own = records(WORLD, "retrieval", "train")[:9]
-    cache = open_or_make(tmp_path, own, "f", TOKENIZER, encoding("retrieval"))
+    train = records(WORLD, "retrieval", "train")[:9]
+    cache = open_or_make(tmp_path, train, "f", TOKENIZER, encoding("retrieval"))
     for file in sorted(cache.directory.iterdir()):
         content = file.read_bytes()
         turned = content[:-9] + bytes([content[-9] ^ 4]) + content[-8:] if content else b""
@@ -101,7 +101,7 @@ def test_what_a_disk_changes_is_seen(tmp_path):
                 again = open_or_make(tmp_path, map(pytest.fail, ["read"]), "f", TOKENIZER, encoding("retrieval"))
                 assert list(again.documents()) and list(again)
             file.write_bytes(content)
-    assert len(list(open_or_make(tmp_path, own, "f", TOKENIZER, encoding("retrieval")))) == 9
+    assert len(list(open_or_make(tmp_path, train, "f", TOKENIZER, encoding("retrieval")))) == 9
 
 
 def test_slices_take_many_at_a_time():

@@ -126,7 +126,7 @@ def test_characters_that_are_not_whole_are_left_out():
     assert TOKENIZER.decode(ids) == "a😀é" and TOKENIZER.decode(ids[:-1]) == "a😀" and TOKENIZER.decode(ids[:3]) == "a"
     assert TOKENIZER.decode([*ids[:2], *ids[-2:]]) == "aé", "tokens taken out of the middle"
     spelled = TOKENIZER._encode(["a\ufffd b"])[0]
-    assert TOKENIZER.decode(spelled) == "a\ufffd b", "the text's own"
+    assert TOKENIZER.decode(spelled) == "a\ufffd b", "as it stands in the text"
 
 
 def test_prompt_with_a_system_role():
@@ -263,7 +263,7 @@ def test_what_is_written_for_transformers_names_what_its_version_4_knows(tmp_pat
     tokenizer = ClaraTokenizer(base, doc_max_length=16, memory_tokens=4)
     tokenizer.save_hugging_face(tmp_path, added)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    # transformers 5 writes a class and a list of its own, which stop version 4, and with it the released code.
+    # transformers 5 writes another class, and a list, which stop version 4, and with it the released code.
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert not {"backend", "extra_special_tokens"} & set(config)
     read = AutoTokenizer.from_pretrained(tmp_path)

@@ -108,9 +108,9 @@ def test_environment_prefix_and_success(start):
     run = start("end", 3)
     assert run.end() == 0
     for number in range(3):
-        own = [line for line in run.lines if line.startswith(f"[{number}] ")]
-        assert f"[{number}] to standard error" in own and len(own) == 2
-        (ready,) = (line.split()[3:] for line in own if " ready " in line)
+        marked = [line for line in run.lines if line.startswith(f"[{number}] ")]
+        assert f"[{number}] to standard error" in marked and len(marked) == 2
+        (ready,) = (line.split()[3:] for line in marked if " ready " in line)
         assert ready[1:] == ["3", str(number)]
         host, port = ready[0].split(":")
         assert host == "127.0.0.1" and 1024 < int(port) < 32768

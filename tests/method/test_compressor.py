@@ -50,8 +50,8 @@ def texts(lengths, width):
 def packed(ids, mask):
     """The same texts one after another in a single row."""
     row, numbers, at, place = [], [], [], 0
-    for number, (own, attended) in enumerate(zip(ids, mask, strict=True), 1):
-        row += own[attended].tolist()
+    for number, (row_ids, attended) in enumerate(zip(ids, mask, strict=True), 1):
+        row += row_ids[attended].tolist()
         numbers += [number] * int(attended.sum())
         place += int(attended.sum())
         at.append(range(place - M, place))
@@ -69,9 +69,9 @@ def runs(x, mask):
     for row in range(len(x)):
         tokens = x[row, :-M][mask[row, :-M]]
         for run in range(M):
-            own = [tokens[p] for p in range(len(tokens)) if p * M // len(tokens) == run]
-            if own:
-                pooled[row, run], found[row, run] = np.mean(own, axis=0), True
+            in_run = [tokens[p] for p in range(len(tokens)) if p * M // len(tokens) == run]
+            if in_run:
+                pooled[row, run], found[row, run] = np.mean(in_run, axis=0), True
     return pooled, found
 
 
@@ -114,9 +114,9 @@ def test_each_memory_token_is_read_after_its_run(mesh):
     for row in range(len(ids)):
         tokens, place = ids[row, :-M][mask[row, :-M]], 0
         for run in range(M):
-            own = [tokens[p] for p in range(len(tokens)) if p * M // len(tokens) == run]
-            written[row, place : place + len(own) + 1] = [*own, ids[row, -M + run]]
-            place += len(own) + 1
+            in_run = [tokens[p] for p in range(len(tokens)) if p * M // len(tokens) == run]
+            written[row, place : place + len(in_run) + 1] = [*in_run, ids[row, -M + run]]
+            place += len(in_run) + 1
             stand[row, run] = place - 1
         attended[row, :place] = True
     with jax.set_mesh(mesh):

@@ -59,9 +59,9 @@ def formula(tied, arrays):
 def gradients_of(f, arrays, trained):
     rest = {name: x for name, x in arrays.items() if name not in trained}
     # Half of the loss: a cotangent that is not one.
-    return jax.value_and_grad(lambda own: (lambda loss, right: (loss / 2, right))(*f(rest | own)), has_aux=True), {
-        name: arrays[name] for name in trained
-    }
+    return jax.value_and_grad(
+        lambda variables: (lambda loss, right: (loss / 2, right))(*f(rest | variables)), has_aux=True
+    ), {name: arrays[name] for name in trained}
 
 
 def place(arrays, mesh):
@@ -75,8 +75,8 @@ def expected_gradients_of(tied, trained):
         wide = {
             k: jnp.asarray(x, jnp.float64) if k != "labels" else jnp.asarray(x) for k, x in make_arrays(tied).items()
         }
-        f, own = gradients_of(lambda arrays: formula(tied, arrays), wide, trained)
-        return jax.device_get(f(own))
+        f, variables = gradients_of(lambda arrays: formula(tied, arrays), wide, trained)
+        return jax.device_get(f(variables))
 
 
 @functools.cache
@@ -114,8 +114,8 @@ def test_loss_and_gradients_are_those_of_the_formula(request, monkeypatch, where
         placed = place(arrays, mesh)
         assert chunk_length(placed["states"], placed["table"]) == {1: 1, 5: 5, 64: A}[positions]
         plain = undifferentiated(tied, mesh, cross_entropy.LOGITS_BYTES)
-        f, own = gradients_of(lambda arrays: loss_of(model, arrays), placed, trained)
-        (loss, right), gradients = jax.device_get(jax.jit(f)(own))
+        f, variables = gradients_of(lambda arrays: loss_of(model, arrays), placed, trained)
+        (loss, right), gradients = jax.device_get(jax.jit(f)(variables))
         for name in trained:
             assert gradients[name].shape == arrays[name].shape
     np.testing.assert_allclose(float(plain[0]), 2 * loss, rtol=1e-6)
@@ -149,8 +149,8 @@ def test_chunks_follow_the_bytes_of_a_devices_logits(mesh222):
 def lowered(mesh, trained):
     model, arrays = make_model(True), make_arrays(True)
     with jax.set_mesh(mesh):
-        f, own = gradients_of(lambda arrays: loss_of(model, arrays), place(arrays, mesh), trained)
-        return jax.jit(f).lower(own)
+        f, variables = gradients_of(lambda arrays: loss_of(model, arrays), place(arrays, mesh), trained)
+        return jax.jit(f).lower(variables)
 
 
 @pytest.mark.parametrize("trained", [("states", "memory"), ("states", "memory", "table")])
@@ -166,7 +166,7 @@ def test_logits_stay_where_they_are(monkeypatch, mesh222, trained):
         for shape in re.findall(r"(?:f32|bf16)\[([\d,]*)\]", line):
             sizes = [int(size) for size in shape.split(",") if size]
             assert V not in sizes, line
-            assert V // 2 not in sizes or E in sizes or E // 2 in sizes, line  # the table's own rows may
+            assert V // 2 not in sizes or E in sizes or E // 2 in sizes, line  # the table's rows may
 
 
 @pytest.mark.parametrize(("trained", "products"), [(("states", "memory"), 2), (("states", "table"), 3)])

@@ -46,7 +46,7 @@ def found(mesh, objective=OBJECTIVE):
 
 
 def differences(function, scores):
-    """Central differences of a row's value [B] with respect to its own scores [B, D]."""
+    """Central differences of a row's value [B] with respect to its scores [B, D]."""
     step, result = 1e-6, np.zeros_like(scores)
     for d in range(scores.shape[1]):
         moved = step * (np.arange(scores.shape[1]) == d)

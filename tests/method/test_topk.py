@@ -211,16 +211,16 @@ def test_sinkhorn_is_the_plan_of_ott(temperature):
             return jnp.sum(plan * cotangent), plan
 
         gradient, plan = jax.jit(jax.grad(theirs, has_aux=True))(jnp.asarray(row))
-    ours, _, own_gradient, _ = weights_and_gradient(
+    ours, _, our_gradient, _ = weights_and_gradient(
         jnp.asarray(row[None], jnp.float32), cotangent[None].astype(np.float32), k, "sinkhorn", temperature, hard=False
     )
     np.testing.assert_allclose(ours[0], plan, atol=1e-5)
-    np.testing.assert_allclose(own_gradient[0], gradient, atol=1e-3 * np.abs(gradient).max())
+    np.testing.assert_allclose(our_gradient[0], gradient, atol=1e-3 * np.abs(gradient).max())
 
 
 # (rows, documents, k); every one is a program for each method. Among the few: one document, k above their number.
 FEW = st.sampled_from([(1, 1, 3), (4, 9, 4), (3, 4, 4), (2, 6, 8)])
-ANY = st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 11)).filter(lambda own: own[2] <= own[1] + 2)
+ANY = st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 11)).filter(lambda sizes: sizes[2] <= sizes[1] + 2)
 
 
 def cases(sizes):
@@ -289,19 +289,19 @@ def test_a_mask_is_as_if_the_rest_were_not_there(method):
     scores, k = draw(3, 1, 7).astype(np.float32), 3
     mask = np.array([[True, False, True, True, False, True, True]])
     cotangent = np.random.default_rng(0).normal(size=(1, k, 7)).astype(np.float32)
-    own = weights_and_gradient(scores, cotangent, k, method, 0.3, mask, hard=False)
+    masked = weights_and_gradient(scores, cotangent, k, method, 0.3, mask, hard=False)
     rest = weights_and_gradient(scores[mask][None], cotangent[..., mask[0]], k, method, 0.3, hard=False)
-    np.testing.assert_allclose(own[0][..., mask[0]], rest[0], atol=1e-6)
-    np.testing.assert_allclose(own[2][mask][None], rest[2], atol=1e-5)
+    np.testing.assert_allclose(masked[0][..., mask[0]], rest[0], atol=1e-6)
+    np.testing.assert_allclose(masked[2][mask][None], rest[2], atol=1e-5)
 
 
 def test_bfloat16_scores_are_computed_in_float32():
     scores = jnp.asarray(draw(0), jnp.bfloat16)
     for method in METHODS:
         wide = soft_weights(scores.astype(jnp.float32), 3, method, 0.1)
-        own = soft_weights(scores, 3, method, 0.1)
-        assert own[0].dtype == jnp.float32
-        np.testing.assert_array_equal(own[0], wide[0])
+        narrow = soft_weights(scores, 3, method, 0.1)
+        assert narrow[0].dtype == jnp.float32
+        np.testing.assert_array_equal(narrow[0], wide[0])
 
 
 def test_noise_explores_where_there_is_a_key():
@@ -309,7 +309,7 @@ def test_noise_explores_where_there_is_a_key():
     keys = jax.random.split(jax.random.key(0), 4)
     quiet, noisy = (select(scores, 3, "gumbel", 1.0, key=key)[1] for key in (None, keys))
     np.testing.assert_array_equal(quiet, np.tile([7, 6, 5], (4, 1)))
-    assert len(np.unique(noisy, axis=0)) > 1, "each row has noise of its own"
+    assert len(np.unique(noisy, axis=0)) > 1, "each row has other noise"
     np.testing.assert_array_equal(select(scores, 3, "softsort", 1.0, key=keys)[1], quiet)
     many = jax.random.split(jax.random.key(1), 20_000)
     first = select(jnp.broadcast_to(jnp.array([0.0, 1.0]), (20_000, 2)), 1, "gumbel", 1.0, key=many)[1]
@@ -343,8 +343,8 @@ def test_rows_stay_on_their_devices(method, mesh222):
         compiled = weights_and_gradient.lower(*placed, 3, method, 0.1).compile()
         found = compiled(*placed, 0.1)
     assert found[0].sharding.spec[0] == ("replica", "data")
-    for own, one in zip(found[:3], expected[:3], strict=True):
-        np.testing.assert_allclose(own, one, atol=1e-4)
+    for actual, one in zip(found[:3], expected[:3], strict=True):
+        np.testing.assert_allclose(actual, one, atol=1e-4)
 
 
 def test_nothing_loops_over_ranks(usual_code):

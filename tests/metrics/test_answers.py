@@ -27,7 +27,7 @@ ALL = (OURS, SQUAD, HOTPOTQA, RELEASED)
     [
         ("The  Eiffel\tTower.", "eiffel tower"),
         ("An apple a day — the best!", "apple day best"),
-        ("theatre, another", "theatre another"),  # articles are words of their own
+        ("theatre, another", "theatre another"),  # articles are whole words
         ("U.S.A.", "usa"),
         ("$1,000 + 5%", "1000 5"),
         ("“Rock ’n’ Roll”", "rock n roll"),

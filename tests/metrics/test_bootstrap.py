@@ -49,14 +49,14 @@ def test_against_loops():
 def test_a_share_of_a_lead():
     rng, bootstrap = np.random.default_rng(0), Bootstrap(30, resamples=500, seed=3)
     none, text = rng.random(30) * 0.3, 0.5 + rng.random(30) * 0.5
-    own = (none + text) / 2 + 0.1 * rng.normal(size=30)
-    own[[2, 5]] = text[7] = np.nan
+    memory = (none + text) / 2 + 0.1 * rng.normal(size=30)
+    memory[[2, 5]] = text[7] = np.nan
 
-    found = bootstrap.normalised(own, none, text)
-    known = ~np.isnan(own + text)
+    found = bootstrap.normalised(memory, none, text)
+    known = ~np.isnan(memory + text)
 
     def share(places):
-        a, b, c = (values[places][known[places]].mean() for values in (own, none, text))
+        a, b, c = (values[places][known[places]].mean() for values in (memory, none, text))
         return (a - b) / (c - b)
 
     assert found.n == 27 and found.mean == pytest.approx(share(np.arange(30)))
@@ -66,24 +66,24 @@ def test_a_share_of_a_lead():
 
 def test_without_a_lead_there_is_no_share():
     rng, bootstrap = np.random.default_rng(0), Bootstrap(30, resamples=500)
-    own, none = rng.random((2, 30))
+    memory, none = rng.random((2, 30))
     for text in (none, none - 0.1):
-        found = bootstrap.normalised(own, none, text)
+        found = bootstrap.normalised(memory, none, text)
         assert math.isnan(found.mean) and math.isnan(found.low) and math.isnan(found.high) and found.n == 30
     # A lead that many draws have not got: a mean without bounds.
-    found = bootstrap.normalised(own, none, none + np.where(np.arange(30) < 28, 0.1, -1.3))
+    found = bootstrap.normalised(memory, none, none + np.where(np.arange(30) < 28, 0.1, -1.3))
     assert found.mean > 0 or found.mean < 0
     assert math.isnan(found.low) and math.isnan(found.high)
 
 
 def test_ratios_of_sums_differ_in_the_same_draws():
     rng, bootstrap = np.random.default_rng(0), Bootstrap(50)
-    text, own = rng.integers(50, 150, (2, 50)).astype(float)
-    found = bootstrap.difference(text, text, (own, 2 * own))
-    alone = bootstrap.mean(text, own)
+    text, counts = rng.integers(50, 150, (2, 50)).astype(float)
+    found = bootstrap.difference(text, text, (counts, 2 * counts))
+    alone = bootstrap.mean(text, counts)
     assert found.mean == pytest.approx(alone.mean / 2) and found.low == pytest.approx(alone.low / 2)
     assert found.high == pytest.approx(alone.high / 2) and found.p == pytest.approx(2 / 2001)
-    assert alone.mean == pytest.approx(text.sum() / own.sum()) != pytest.approx((text / own).mean())
+    assert alone.mean == pytest.approx(text.sum() / counts.sum()) != pytest.approx((text / counts).mean())
 
 
 def test_same_seed_same_draws_in_blocks_or_not(monkeypatch):
@@ -176,7 +176,7 @@ SETS, SEEDS = 100, 20
 
 
 def coverage(cases, truth, draw, statistic):
-    """The share of SEEDS * SETS data sets whose interval covers the truth; each seed draws cases of its own."""
+    """The share of SEEDS * SETS data sets whose interval covers the truth; each seed draws other cases."""
     covered, rng = 0, np.random.default_rng(0)
     for seed in range(SEEDS):
         bootstrap = Bootstrap(cases, resamples=600, seed=seed)

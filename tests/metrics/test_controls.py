@@ -27,7 +27,7 @@ def case(name, documents, positives=(), kind="question"):
 
 
 def names(condition, suite, k=2):
-    return [own.id for own in cases_of(CONDITIONS[condition], suite, k)]
+    return [case.id for case in cases_of(CONDITIONS[condition], suite, k)]
 
 
 MANY = case("many", "abcd", (1,))
@@ -39,7 +39,7 @@ TOLD = case("told", "l", kind="paraphrase")
 
 def test_each_way_takes_the_cases_that_it_makes_a_difference_for():
     suite = Suite("s", True, (MANY, UNKNOWN, ALL_RIGHT, ONE, TOLD))
-    everything = [own.id for own in suite.cases]
+    everything = [case.id for case in suite.cases]
     for condition in ("clara", "no_memory", "other_memory", "shuffled_memory", "rank"):
         assert names(condition, suite) == everything, condition
     assert names("crammed", suite) == everything
@@ -63,12 +63,12 @@ def test_windows_are_written_out_from_memories_alone():
 def test_a_way_may_take_the_first_cases_alone():
     suite = Suite("s", True, (TOLD, MANY, UNKNOWN))
     gold_alone = dataclasses.replace(CONDITIONS["gold_memory"], first=1)
-    assert [own.id for own in cases_of(dataclasses.replace(CRAMMED, first=2), suite, 2)] == ["told", "many"]
-    assert [own.id for own in cases_of(gold_alone, suite, 2)] == ["many"]
+    assert [case.id for case in cases_of(dataclasses.replace(CRAMMED, first=2), suite, 2)] == ["told", "many"]
+    assert [case.id for case in cases_of(gold_alone, suite, 2)] == ["many"]
 
 
 def test_the_right_documents_are_the_positive_ones_or_the_only_one():
-    assert [gold(own) for own in (MANY, UNKNOWN, ALL_RIGHT, ONE)] == [(1,), (), (0, 1), (0,)]
+    assert [gold(case) for case in (MANY, UNKNOWN, ALL_RIGHT, ONE)] == [(1,), (), (0, 1), (0,)]
 
 
 def test_another_case_shares_no_document_and_is_half_of_the_list_away():
@@ -84,7 +84,7 @@ def test_a_case_that_shares_with_every_other_has_no_other():
 
 
 def test_draws_are_a_cases_own():
-    first, again, other, seed = (draws(*own).random(4) for own in ((MANY, 0), (MANY, 0), (ONE, 0), (MANY, 1)))
+    first, again, other, seed = (draws(*key).random(4) for key in ((MANY, 0), (MANY, 0), (ONE, 0), (MANY, 1)))
     np.testing.assert_array_equal(first, again)
     assert not np.isclose(first, other).any() and not np.isclose(first, seed).any()
 

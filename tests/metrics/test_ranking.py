@@ -1,4 +1,4 @@
-"""Ranks against plain loops and scikit-learn, by hand, and in the order of the training loss's own top-k."""
+"""Ranks against plain loops and scikit-learn, by hand, and in the order of the training loss's top-k."""
 
 import math
 

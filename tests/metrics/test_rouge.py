@@ -1,4 +1,4 @@
-"""ROUGE by hand, against rouge-score's own words, on other scripts and on nothing."""
+"""ROUGE by hand, against rouge-score's words, on other scripts and on nothing."""
 
 import random
 

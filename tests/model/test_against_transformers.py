@@ -1,4 +1,4 @@
-"""The backbone against Hugging Face's own models in torch, for architectures of which no golden files lie here.
+"""The backbone against Hugging Face's models in torch, for architectures of which no golden files lie here.
 
 Random models of two layers; needs torch, which the package itself does not: `pip install torch`, then `pytest -m slow`.
 """

@@ -21,10 +21,10 @@ def dots(function, *arrays):
     found = []
 
     def walk(jaxpr):
-        for own in jaxpr.eqns:
-            if own.primitive.name == "dot_general":
-                found.append((*(x.aval.dtype.name for x in own.invars), own.outvars[0].aval.dtype.name))
-            for inner in jaxprs_in_params(own.params):
+        for eqn in jaxpr.eqns:
+            if eqn.primitive.name == "dot_general":
+                found.append((*(x.aval.dtype.name for x in eqn.invars), eqn.outvars[0].aval.dtype.name))
+            for inner in jaxprs_in_params(eqn.params):
                 walk(inner)
 
     walk(jax.make_jaxpr(function)(*arrays).jaxpr)
@@ -48,14 +48,14 @@ def test_values_and_gradients(equation, stored, mesh222):
     split = jax.P(*(letters.get(letter) for letter in out))
 
     def both(x, weights, cotangent):
-        value, pull = jax.vjp(lambda *own: product(equation, *own, jnp.bfloat16, split), x, weights)
+        value, pull = jax.vjp(lambda *args: product(equation, *args, jnp.bfloat16, split), x, weights)
         return value, *pull(cotangent)
 
     arrays = put(x, first, "float32"), put(weights, second, stored), put(cotangent, out, "float32")
     with jax.set_mesh(mesh222):
         found = jax.jit(both)(*arrays)
         assert dots(both, *arrays) == [("bfloat16", "bfloat16", "float32")] * 3
-    assert [own.dtype.name for own in found] == ["float32", "float32", stored]
+    assert [leaf.dtype.name for leaf in found] == ["float32", "float32", stored]
     assert all(a.sharding.is_equivalent_to(b.sharding, a.ndim) for a, b in zip(found[1:], arrays, strict=False))
     expected = (
         np.einsum(equation, x, weights),
@@ -73,7 +73,7 @@ def test_nothing_is_kept_or_computed_for_frozen_weights():
         return jnp.sum(product("NE,EF->NF", x, weights, jnp.bfloat16) ** 2)
 
     assert len(dots(jax.grad(value), x, weights)) == 2
-    _, pull = jax.vjp(lambda own: product("NE,EF->NF", own, weights, jnp.bfloat16), x)
+    _, pull = jax.vjp(lambda inputs: product("NE,EF->NF", inputs, weights, jnp.bfloat16), x)
     assert {leaf.shape for leaf in jax.tree.leaves(pull)} == {weights.shape}  # not x
 
 
@@ -81,5 +81,5 @@ def test_nothing_is_kept_or_computed_for_frozen_weights():
 def test_one_dtype_is_a_plain_product(dtype):
     x, weights = jnp.ones((4, 8), dtype), jnp.ones((8, 2))
     value = product("NE,EF->NF", x, weights)
-    assert value.dtype == dtype and dots(lambda *own: product("NE,EF->NF", *own), x, weights) == [(dtype,) * 3]
+    assert value.dtype == dtype and dots(lambda *args: product("NE,EF->NF", *args), x, weights) == [(dtype,) * 3]
     assert product("NE,EF->NF", x, weights, dtype, result=jnp.float32).dtype == jnp.float32

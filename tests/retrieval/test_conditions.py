@@ -47,14 +47,14 @@ def values(draw):
 @st.composite
 def comparisons(draw):
     """A condition as text, and what it says of a chunk."""
-    column, own = draw(values())
+    column, operands = draw(values())
     if draw(st.booleans()):
         operator = draw(st.sampled_from(sorted(COMPARE)))
-        condition = f"{column}{operator}{literal(own[0])}"
-        return condition, lambda chunk: COMPARE[operator](getattr(chunk, column), own[0])
+        condition = f"{column}{operator}{literal(operands[0])}"
+        return condition, lambda chunk: COMPARE[operator](getattr(chunk, column), operands[0])
     negated = draw(st.booleans())
-    condition = f"{column.upper()} {'not ' * negated}in ({', '.join(map(literal, own))})"
-    return condition, lambda chunk: (getattr(chunk, column) in own) != negated
+    condition = f"{column.upper()} {'not ' * negated}in ({', '.join(map(literal, operands))})"
+    return condition, lambda chunk: (getattr(chunk, column) in operands) != negated
 
 
 def deeper(conditions):
@@ -73,9 +73,9 @@ conditions = st.recursive(comparisons(), deeper, max_leaves=4)
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    own = DocumentStore.open_or_make(tmp_path_factory.mktemp("conditions") / "store", "f" * 64, "float32", 1, 2)
-    own.replace(CHUNKS, [bytes([i]) * 16 for i in range(8)], np.ones((8, 1, 2), np.float32))
-    return own
+    made = DocumentStore.open_or_make(tmp_path_factory.mktemp("conditions") / "store", "f" * 64, "float32", 1, 2)
+    made.replace(CHUNKS, [bytes([i]) * 16 for i in range(8)], np.ones((8, 1, 2), np.float32))
+    return made
 
 
 @given(condition=conditions)

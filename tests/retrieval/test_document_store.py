@@ -34,8 +34,8 @@ def key(chunk, memory):
 
 
 def put(store, document, count, outdated=(), words="about"):
-    own, memories = chunks(document, count, words), RNG.normal(size=(count, M, E)).astype(np.float32)
-    store.replace(own, [key(*pair) for pair in zip(own, memories, strict=True)], memories, outdated=outdated)
+    rows, memories = chunks(document, count, words), RNG.normal(size=(count, M, E)).astype(np.float32)
+    store.replace(rows, [key(*pair) for pair in zip(rows, memories, strict=True)], memories, outdated=outdated)
     return memories
 
 
@@ -63,7 +63,7 @@ def test_encodings_keep_what_they_promise(name):
     back = encoding.decode(rows)
     assert back.dtype == encoding.dtype
     error = np.abs(back.astype(np.float32) - memories)
-    if name == "int8":  # half a step of the vector's own scale, and the rounding of bfloat16
+    if name == "int8":  # half a step of the vector's scale, and the rounding of bfloat16
         assert (error <= np.abs(memories).max(-1, keepdims=True) / 254 + 2**-8 * np.abs(memories)).all()
     else:
         np.testing.assert_array_equal(back, memories.astype(encoding.dtype))
@@ -146,8 +146,8 @@ def test_exact_search_is_brute_force_and_follows_the_store(tmp_path, monkeypatch
     assert search(query, 3) == [[], []]
 
     def check():
-        for own, found in zip(query, search(query, 9), strict=True):
-            assert_same(found, brute_force(store, own, 9))
+        for vector, found in zip(query, search(query, 9), strict=True):
+            assert_same(found, brute_force(store, vector, 9))
 
     for document, count in (("a", 3), ("b", 40), ("c", 70)):
         put(store, document, count)
@@ -170,8 +170,8 @@ def test_equal_scores_are_ordered_by_id(tmp_path, mesh):
     store = make(tmp_path / "store")
     one = np.ones((1, M, E), np.float32)
     for name in ("z", "a", "m"):
-        own = chunks(name, 1)
-        store.replace(own, [key(own[0], one)], one)
+        rows = chunks(name, 1)
+        store.replace(rows, [key(rows[0], one)], one)
     assert [name for name, _ in ExactSearch(store, mesh, 2**30)(one, 2)[0]] == ["a#0", "m#0"]
 
 
@@ -186,9 +186,9 @@ def test_search_vectors_find_what_the_exact_score_finds(tmp_path, mesh):
     """Memories near few directions: those are what the basis holds."""
     store = make(tmp_path / "store")
     directions = RNG.normal(size=(6, M * E))
-    own = chunks("d", 300)
+    rows = chunks("d", 300)
     memories = (3 + RNG.normal(size=(300, 6)) @ directions).reshape(300, M, E).astype(np.float32)
-    store.replace(own, [key(*pair) for pair in zip(own, memories, strict=True)], memories)
+    store.replace(rows, [key(*pair) for pair in zip(rows, memories, strict=True)], memories)
     search = Search(store, mesh, 2**30)
     query = (3 + RNG.normal(size=6) @ directions).reshape(M, E).astype(np.float32)
     with pytest.raises(ClaraError, match="no search vectors"):

@@ -49,7 +49,7 @@ def test_folders_and_lines(tmp_path):
         {"text": "no id, no title"},
     )
     found = list(read([str(tmp_path / "notes"), corpus], CHUNKER))
-    assert [(own.id, len(own.chunks)) for own in found] == [
+    assert [(document.id, len(document.chunks)) for document in found] == [
         ("a.txt", 1),
         ("deep/b.md", 2),
         ("x", 1),
@@ -68,7 +68,7 @@ def test_a_data_set_that_was_built(tmp_path):
     train, held_out = lines(tmp_path / "a.jsonl", {"id": "x", "text": "alone"}), lines(tmp_path / "b.jsonl", *parts)
     report = build("corpus", {"train": [train], "eval": [held_out]}, tmp_path / "data")
     for given in (tmp_path / "data", report.directory):
-        found = {own.id: [chunk.text for chunk in own.chunks] for own in read([str(given)], CHUNKER)}
+        found = {document.id: [chunk.text for chunk in document.chunks] for document in read([str(given)], CHUNKER)}
         assert found == {"x": ["alone"], "y": ["part 0", "part 1"]}
     record = lines(tmp_path / "c.jsonl", {"question": "Who?", "docs": ["d"], "answer": "Ann", "pos_index": [0]})
     build("end_to_end", {"train": [record]}, tmp_path / "other")

@@ -33,15 +33,15 @@ TEXTS = {
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    own = DocumentStore.open_or_make(tmp_path_factory.mktemp("words") / "store", "f" * 64, "float32", 1, 2)
+    made = DocumentStore.open_or_make(tmp_path_factory.mktemp("words") / "store", "f" * 64, "float32", 1, 2)
     chunks = [Chunk(name, name, "", text, "", 0, 1, 9) for name, text in TEXTS.items()]
     half = len(chunks) // 2
     for part in (chunks[:half], chunks[half:]):  # what is in the index, and what is not yet
-        own.replace(part, [bytes(16)] * len(part), np.ones((len(part), 1, 2), np.float32))
+        made.replace(part, [bytes(16)] * len(part), np.ones((len(part), 1, 2), np.float32))
         if part is chunks[:half]:
-            own.replace(part, [bytes(16)] * len(part), np.ones((len(part), 1, 2), np.float32))
-            own.tidy(now=True)
-    return own
+            made.replace(part, [bytes(16)] * len(part), np.ones((len(part), 1, 2), np.float32))
+            made.tidy(now=True)
+    return made
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_one_word_in_two_spellings(question, text):
     ],
 )  # fmt: skip
 def test_texts_are_found_by_their_words(store, question, name):
-    found = [own for own, _ in store.words(question, 3)]
+    found = [chunk_id for chunk_id, _ in store.words(question, 3)]
     assert found[:1] == [name] if name else not found
 
 

@@ -63,8 +63,8 @@ class FakeEngine:
                 ended = "cancelled" if handle.cancelled else "length" if short else "stop"
                 handle.result = handle.result or Result(tuple(handle.tokens), -1.0, ended, TIMES)
                 self.ended.append(handle)
-        self.running = [own for own in self.running if own.result is None]
-        self.waiting = [own for own in self.waiting if own.result is None]
+        self.running = [handle for handle in self.running if handle.result is None]
+        self.waiting = [handle for handle in self.waiting if handle.result is None]
         return bool(self.running or self.waiting)
 
 
@@ -161,7 +161,7 @@ class FakeBaseLM:
         self.engine = FakeEngine(rows, pause)
 
     def request(self, messages, sampling=GREEDY, seed=0):
-        text = "answer to " + " ".join(own["content"] for own in messages)
+        text = "answer to " + " ".join(message["content"] for message in messages)
         return Request([ord(c) for c in text], [-1] * len(text), np.zeros((0, 1, 1)), sampling, seed)
 
     def text(self, tokens):

@@ -49,11 +49,11 @@ def test_a_document_goes_in_and_questions_come_back_answered(started):
     with httpx.Client(base_url=url, timeout=120) as client:
         assert client.post("/v1/documents", json={"documents": documents}).json()["compressed"] == 12
         assert client.post("/v1/documents", json={"documents": documents}).json()["unchanged"] == 12
-        own = {"messages": [{"role": "user", "content": "Where was Ada number 0 born?"}], "max_tokens": 8, "k": 3}
-        body = client.post("/v1/chat/completions", json=own).json()
+        request = {"messages": [{"role": "user", "content": "Where was Ada number 0 born?"}], "max_tokens": 8, "k": 3}
+        body = client.post("/v1/chat/completions", json=request).json()
         assert len(body["sources"]) == 3 and len(body["found"]["candidates"]) == 12
         assert body["usage"]["completion_tokens"] <= 8
-        streamed = client.post("/v1/chat/completions", json=own | {"stream": True}).text
+        streamed = client.post("/v1/chat/completions", json=request | {"stream": True}).text
         pieces = [json.loads(line.removeprefix("data: ")) for line in streamed.split("\n\n")[:-2]]
         text = "".join(piece["choices"][0]["delta"].get("content", "") for piece in pieces)
         assert text == body["choices"][0]["message"]["content"]
@@ -68,8 +68,8 @@ def test_ended_by_a_signal_it_finishes_what_it_has_begun(started):
     found = {}
 
     def ask():
-        own = {"messages": [{"role": "user", "content": "Who is a painter?"}], "max_tokens": 200, "temperature": 2}
-        found["answer"] = httpx.post(f"{url}/v1/chat/completions", json=own, timeout=120)
+        request = {"messages": [{"role": "user", "content": "Who is a painter?"}], "max_tokens": 200, "temperature": 2}
+        found["answer"] = httpx.post(f"{url}/v1/chat/completions", json=request, timeout=120)
 
     thread = threading.Thread(target=ask)
     thread.start()

@@ -22,23 +22,23 @@ DOCUMENTS = {
 
 @pytest.fixture(scope="module")
 def browser():
-    with playwright.sync_playwright() as own:
-        browser = own.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
         yield browser
         browser.close()
 
 
 @pytest.fixture
 def start():
-    own = []
+    servers = []
 
     def begin(**options):
-        own.append(serve(pipeline=FakePipeline(rows=4, pause=0.02), **options))
-        own[-1].pipeline.stored |= DOCUMENTS
-        return own[-1]
+        servers.append(serve(pipeline=FakePipeline(rows=4, pause=0.02), **options))
+        servers[-1].pipeline.stored |= DOCUMENTS
+        return servers[-1]
 
     yield begin
-    for one in own:
+    for one in servers:
         one.end()
 
 
@@ -100,30 +100,30 @@ def test_the_answer_is_seen_while_it_is_written(page, start):
 
 
 def test_stopping_an_answer(page, start):
-    own = start()
-    own.pipeline.engine.pause = 0.1  # it is stopped well before it would end
-    page.goto(own.url)
+    server = start()
+    server.pipeline.engine.pause = 0.1  # it is stopped well before it would end
+    page.goto(server.url)
     page.locator("#question").fill("q" * 2000)
     page.locator("#send").click()
     page.locator("#stop").click()
     playwright.expect(page.locator("#send")).to_be_enabled()
     page.wait_for_function("() => !document.querySelector('#answer').classList.contains('writing')")
     for _ in range(200):
-        if own.pipeline.engine.ended:
+        if server.pipeline.engine.ended:
             break
         page.wait_for_timeout(20)
-    assert own.pipeline.engine.ended[0].result.ended == "cancelled"
+    assert server.pipeline.engine.ended[0].result.ended == "cancelled"
 
 
 def test_adding_a_document_asking_about_it_and_deleting_it(page, start):
-    own = start()
-    page.goto(own.url)
+    server = start()
+    page.goto(server.url)
     playwright.expect(page.locator("#documents li")).to_have_count(3)
     page.locator("#name").fill("notes/new & odd?.md")
     page.locator("#text").fill("zebras live in Africa")
     page.locator("#put").click()
     playwright.expect(page.locator("#added")).to_contain_text("1 chunks compressed")
-    assert own.pipeline.stored["notes/new & odd?.md"] == "zebras live in Africa"
+    assert server.pipeline.stored["notes/new & odd?.md"] == "zebras live in Africa"
     page.locator("#question").fill("where do zebras live")
     page.locator("#k").fill("1")
     page.locator("#send").click()
@@ -132,15 +132,15 @@ def test_adding_a_document_asking_about_it_and_deleting_it(page, start):
     page.on("dialog", lambda dialog: dialog.accept())
     page.get_by_label("Delete notes/new & odd?.md").click()
     playwright.expect(page.locator("#documents li")).to_have_count(3)
-    assert "notes/new & odd?.md" not in own.pipeline.stored
+    assert "notes/new & odd?.md" not in server.pipeline.stored
 
 
 def test_what_goes_wrong_is_shown(browser, start):
     page = browser.new_page()
-    own = start()
-    page.goto(own.url)
+    server = start()
+    page.goto(server.url)
     page.locator("#question").fill("x" * 30)
-    own.worker.stop()
+    server.worker.stop()
     page.locator("#send").click()
     playwright.expect(page.locator("#answer")).to_have_text("the server is stopping")
     page.close()
@@ -161,10 +161,10 @@ def test_on_a_phone_in_the_dark(browser, start):
 
 def test_a_key_is_asked_for_where_one_is_needed(browser, start):
     page = browser.new_page()
-    own = start(key="secret")
-    page.goto(own.url)
+    server = start(key="secret")
+    page.goto(server.url)
     page.locator("#key").fill("secret")
     page.locator("#key").blur()
     playwright.expect(page.locator("#documents li")).to_have_count(3)
-    assert httpx.get(f"{own.url}/v1/documents").status_code == 401
+    assert httpx.get(f"{server.url}/v1/documents").status_code == 401
     page.close()

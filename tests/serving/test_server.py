@@ -23,15 +23,15 @@ DOCUMENTS = [
 
 @pytest.fixture
 def served():
-    own = []
+    servers = []
 
     def start(**options):
-        own.append(serve(**options))
-        httpx.post(f"{own[-1].url}/v1/documents", json={"documents": DOCUMENTS}, headers=KEY).raise_for_status()
-        return own[-1]
+        servers.append(serve(**options))
+        httpx.post(f"{servers[-1].url}/v1/documents", json={"documents": DOCUMENTS}, headers=KEY).raise_for_status()
+        return servers[-1]
 
     yield start
-    for one in own:
+    for one in servers:
         one.end()
 
 
@@ -87,8 +87,8 @@ def test_parts_and_the_last_question_of_a_chat(served):
 
 
 def test_a_stream_is_the_answer_in_pieces(served):
-    own = chat(stream=True, stream_options={"include_usage": True})
-    response = httpx.post(f"{served().url}/v1/chat/completions", json=own)
+    request = chat(stream=True, stream_options={"include_usage": True})
+    response = httpx.post(f"{served().url}/v1/chat/completions", json=request)
     assert response.headers["content-type"].startswith("text/event-stream")
     first, *middle, last, usage = events(response)
     assert first["choices"][0]["delta"]["role"] == "assistant"
@@ -108,24 +108,24 @@ def test_it_abstains_in_words(served, stream):
 
 
 def test_many_clients_are_answered_together(served):
-    own = served(pipeline=FakePipeline(rows=4, pause=0.02), queue=40)
+    server = served(pipeline=FakePipeline(rows=4, pause=0.02), queue=40)
 
     async def all_of_them():
         async with httpx.AsyncClient(timeout=30) as client:
-            asked = [client.post(f"{own.url}/v1/chat/completions", json=chat(f"question {i}")) for i in range(20)]
+            asked = [client.post(f"{server.url}/v1/chat/completions", json=chat(f"question {i}")) for i in range(20)]
             return await asyncio.gather(*asked)
 
     for number, response in enumerate(asyncio.run(all_of_them())):
         assert response.json()["choices"][0]["message"]["content"] == f"answer to question {number} ✓"
-    assert own.pipeline.engine.together == 4 and own.worker.inside == 0
+    assert server.pipeline.engine.together == 4 and server.worker.inside == 0
 
 
 def test_a_full_queue_says_so_and_recovers(served):
-    own = served(pipeline=FakePipeline(rows=1, pause=0.05), queue=2)
+    server = served(pipeline=FakePipeline(rows=1, pause=0.05), queue=2)
 
     async def all_of_them():
         async with httpx.AsyncClient(timeout=30) as client:
-            asked = [client.post(f"{own.url}/v1/chat/completions", json=chat()) for _ in range(10)]
+            asked = [client.post(f"{server.url}/v1/chat/completions", json=chat()) for _ in range(10)]
             return await asyncio.gather(*asked)
 
     responses = asyncio.run(all_of_them())
@@ -133,13 +133,13 @@ def test_a_full_queue_says_so_and_recovers(served):
     assert statuses.count(200) >= 3 and statuses.count(429) >= 3 and set(statuses) == {200, 429}
     refused = next(response for response in responses if response.status_code == 429)
     assert refused.headers["retry-after"] == "1" and refused.json()["error"]["type"] == "rate_limit_error"
-    assert httpx.post(f"{own.url}/v1/chat/completions", json=chat()).status_code == 200
+    assert httpx.post(f"{server.url}/v1/chat/completions", json=chat()).status_code == 200
 
 
 def test_documents_come_and_go(served):
     url = served().url
     listed = httpx.get(f"{url}/v1/documents", params={"limit": 1}).json()
-    assert listed["total"] == 2 and [own["id"] for own in listed["documents"]] == ["../../etc/passwd"]
+    assert listed["total"] == 2 and [entry["id"] for entry in listed["documents"]] == ["../../etc/passwd"]
     added = httpx.post(f"{url}/v1/documents", json={"documents": [{"id": "b", "text": "x\r\ny"}]}).json()
     assert added == {"documents": 1, "compressed": 1, "unchanged": 0, "removed": 0}
     for name in ("b", "..%2F..%2Fetc%2Fpasswd", "notes/a.md"):
@@ -152,20 +152,20 @@ def test_documents_come_and_go(served):
 
 
 def test_answers_go_on_while_documents_are_compressed(served):
-    own = served(pipeline=FakePipeline(rows=2, pause=0.01))
-    own.pipeline.pause_add = 0.1
+    server = served(pipeline=FakePipeline(rows=2, pause=0.01))
+    server.pipeline.pause_add = 0.1
     many = {"documents": [{"id": str(i), "text": "t"} for i in range(160)]}
     adding = threading.Thread(
-        target=httpx.post, args=(f"{own.url}/v1/documents",), kwargs={"json": many, "timeout": 30}
+        target=httpx.post, args=(f"{server.url}/v1/documents",), kwargs={"json": many, "timeout": 30}
     )
-    with httpx.stream("POST", f"{own.url}/v1/chat/completions", json=chat(stream=True), timeout=30) as response:
+    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=chat(stream=True), timeout=30) as response:
         lines = response.iter_lines()
         next(lines)
         adding.start()
         rest = [line for line in lines if line]
         in_work = adding.is_alive()
     adding.join()
-    assert rest[-1] == "data: [DONE]" and in_work and len(own.pipeline.stored) == 162
+    assert rest[-1] == "data: [DONE]" and in_work and len(server.pipeline.stored) == 162
 
 
 def test_search_and_rank(served):
@@ -245,10 +245,10 @@ def test_mistakes_are_told_in_words(served_once, path, body, status, said):
 
 @pytest.fixture(scope="module")
 def served_once():
-    own = serve()
-    httpx.post(f"{own.url}/v1/documents", json={"documents": DOCUMENTS}).raise_for_status()
-    yield own
-    own.end()
+    server = serve()
+    httpx.post(f"{server.url}/v1/documents", json={"documents": DOCUMENTS}).raise_for_status()
+    yield server
+    server.end()
 
 
 FIELDS = sorted(schema.StoreChatRequest.model_fields)
@@ -282,8 +282,8 @@ def test_null_is_absent(served_once):
     url = f"{served_once.url}/v1/chat/completions"
     expected = httpx.post(url, json=chat()).json()["choices"]
     optional = {name: None for name in FIELDS if name != "messages"}
-    own = chat(**optional | {"stream_options": {"include_usage": None}})
-    assert httpx.post(url, json=own).json()["choices"] == expected
+    request = chat(**optional | {"stream_options": {"include_usage": None}})
+    assert httpx.post(url, json=request).json()["choices"] == expected
     for name in optional:
         assert httpx.post(url, json=chat(**{name: None})).json()["choices"] == expected, name
     harmless = {"top_k": -1, "ignore_eos": False, "repetition_penalty": 1.0, "echo": None, "stop_token_ids": []}
@@ -308,12 +308,12 @@ def test_openais_own_client(served_once):
         assert client.models.retrieve("clara").id == client.models.list().data[0].id == "clara"
         with pytest.raises(openai.NotFoundError, match="there is no model 'gpt/4'"):
             client.models.retrieve("gpt/4")
-        own = {"model": "clara", "messages": chat("where")["messages"], "stop": "where", "temperature": None}
-        assert client.chat.completions.create(**own).choices[0].message.content == "answer to "
-        pieces = client.chat.completions.create(**own, stream=True)
+        request = {"model": "clara", "messages": chat("where")["messages"], "stop": "where", "temperature": None}
+        assert client.chat.completions.create(**request).choices[0].message.content == "answer to "
+        pieces = client.chat.completions.create(**request, stream=True)
         assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == "answer to "
         with pytest.raises(openai.UnprocessableEntityError, match="no tools"):
-            client.chat.completions.create(**own, tool_choice="required")
+            client.chat.completions.create(**request, tool_choice="required")
 
 
 def asks_first(url, origin, key=None):
@@ -352,29 +352,29 @@ def test_unknown_paths_methods_and_models(served_once):
 
 
 def test_large_requests_are_refused_before_they_are_read(served):
-    own = served(body=2000)
+    server = served(body=2000)
     large = chat("x" * 3000)
-    assert httpx.post(f"{own.url}/v1/chat/completions", json=large).status_code == 413
+    assert httpx.post(f"{server.url}/v1/chat/completions", json=large).status_code == 413
     chunked = (json.dumps(large)[i : i + 100].encode() for i in range(0, 4000, 100))
-    assert httpx.post(f"{own.url}/v1/chat/completions", content=chunked).status_code == 413
+    assert httpx.post(f"{server.url}/v1/chat/completions", content=chunked).status_code == 413
 
 
 def test_slow_requests_are_ended(served):
-    own = served(body_seconds=0.3)
-    host, port = own.url.removeprefix("http://").split(":")
+    server = served(body_seconds=0.3)
+    host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as client:
         client.sendall(b"POST /v1/search HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
         client.settimeout(5)
         assert client.recv(1000).startswith(b"HTTP/1.1 408")
-    assert own.worker.inside == 0
+    assert server.worker.inside == 0
 
 
 def test_who_does_not_read_frees_its_place(served, monkeypatch):
     """A stream to a client that keeps the connection and takes nothing from it."""
     monkeypatch.setattr(chats, "_LAST_WORDS", 0.2)
-    own = served(request_seconds=1)
-    own.pipeline.stored["large"] = "where is the cat " * 250_000
-    host, port = own.url.removeprefix("http://").split(":")
+    server = served(request_seconds=1)
+    server.pipeline.stored["large"] = "where is the cat " * 250_000
+    host, port = server.url.removeprefix("http://").split(":")
     body = json.dumps(chat(stream=True)).encode()
     head = ["POST /v1/chat/completions HTTP/1.1", "Host: x", "Content-Type: application/json"]
     head += [f"Content-Length: {len(body)}", "", ""]
@@ -382,8 +382,8 @@ def test_who_does_not_read_frees_its_place(served, monkeypatch):
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect((host, int(port)))
         client.sendall("\r\n".join(head).encode() + body)
-        wait_until(lambda: own.worker.inside == 1)
-        wait_until(lambda: own.worker.inside == 0)
+        wait_until(lambda: server.worker.inside == 1)
+        wait_until(lambda: server.worker.inside == 0)
 
 
 def test_a_key_is_needed_where_there_is_one(served):
@@ -413,61 +413,63 @@ def test_pages_of_other_origins_are_refused(served):
 
 
 def test_too_long_a_work_is_ended(served):
-    own = served(pipeline=FakePipeline(rows=1, pause=0.2), request_seconds=0.5)
-    response = httpx.post(f"{own.url}/v1/chat/completions", json=chat())
+    server = served(pipeline=FakePipeline(rows=1, pause=0.2), request_seconds=0.5)
+    response = httpx.post(f"{server.url}/v1/chat/completions", json=chat())
     assert response.status_code == 504 and response.json()["error"]["type"] == "timeout_error"
-    *_, last = events(httpx.post(f"{own.url}/v1/chat/completions", json=chat(stream=True)))
+    *_, last = events(httpx.post(f"{server.url}/v1/chat/completions", json=chat(stream=True)))
     assert last["error"]["type"] == "timeout_error"
-    wait_until(lambda: own.worker.inside == 0 and not own.pipeline.engine.running)
-    assert {handle.result.ended for handle in own.pipeline.engine.ended} == {"cancelled"}
+    wait_until(lambda: server.worker.inside == 0 and not server.pipeline.engine.running)
+    assert {handle.result.ended for handle in server.pipeline.engine.ended} == {"cancelled"}
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_who_goes_is_not_answered_any_more(served, stream):
-    own = served(pipeline=FakePipeline(rows=1, pause=0.05))
+    server = served(pipeline=FakePipeline(rows=1, pause=0.05))
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{own.url}/v1/chat/completions", json=chat("q" * 500, stream=stream, max_tokens=4000), timeout=0.04)
-    wait_until(lambda: own.pipeline.engine.ended)
-    assert own.pipeline.engine.ended[0].result.ended == "cancelled"
-    wait_until(lambda: own.worker.inside == 0)
-    assert httpx.post(f"{own.url}/v1/chat/completions", json=chat(), timeout=30).status_code == 200
+        httpx.post(
+            f"{server.url}/v1/chat/completions", json=chat("q" * 500, stream=stream, max_tokens=4000), timeout=0.04
+        )
+    wait_until(lambda: server.pipeline.engine.ended)
+    assert server.pipeline.engine.ended[0].result.ended == "cancelled"
+    wait_until(lambda: server.worker.inside == 0)
+    assert httpx.post(f"{server.url}/v1/chat/completions", json=chat(), timeout=30).status_code == 200
 
 
 def test_a_failure_is_one_answer_and_not_the_end(served):
-    own = served()
-    own.pipeline.rank = lambda *_: 1 / 0
-    response = httpx.post(f"{own.url}/v1/rank", json={"question": "x", "documents": ["y"]})
+    server = served()
+    server.pipeline.rank = lambda *_: 1 / 0
+    response = httpx.post(f"{server.url}/v1/rank", json={"question": "x", "documents": ["y"]})
     assert response.status_code == 500 and "ZeroDivision" not in response.text
-    assert httpx.post(f"{own.url}/v1/chat/completions", json=chat()).status_code == 200
+    assert httpx.post(f"{server.url}/v1/chat/completions", json=chat()).status_code == 200
 
 
 def test_what_is_under_way_is_finished_and_what_comes_is_refused(served):
-    own = served(pipeline=FakePipeline(rows=1, pause=0.05))
-    with httpx.stream("POST", f"{own.url}/v1/chat/completions", json=chat(stream=True), timeout=30) as response:
+    server = served(pipeline=FakePipeline(rows=1, pause=0.05))
+    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=chat(stream=True), timeout=30) as response:
         lines = response.iter_lines()
         next(lines)
-        own.worker.stop()
-        refused = httpx.post(f"{own.url}/v1/chat/completions", json=chat())
+        server.worker.stop()
+        refused = httpx.post(f"{server.url}/v1/chat/completions", json=chat())
         assert refused.status_code == 503 and refused.json()["error"]["message"] == "the server is stopping"
-        assert httpx.get(f"{own.url}/health").status_code == 503
+        assert httpx.get(f"{server.url}/health").status_code == 503
         assert [line for line in lines if line][-1] == "data: [DONE]"
     with httpx.Client() as client:
-        assert client.post(f"{own.url}/v1/rank", json={"question": "x", "documents": ["y"]}).status_code == 503
+        assert client.post(f"{server.url}/v1/rank", json={"question": "x", "documents": ["y"]}).status_code == 503
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_cannot_be_finished_is_told_so(served, stream):
-    own = served(pipeline=FakePipeline(rows=1, pause=0.2))
+    server = served(pipeline=FakePipeline(rows=1, pause=0.2))
     found = {}
 
     def ask():
-        found["response"] = httpx.post(f"{own.url}/v1/chat/completions", json=chat(stream=stream), timeout=30)
+        found["response"] = httpx.post(f"{server.url}/v1/chat/completions", json=chat(stream=stream), timeout=30)
 
     thread = threading.Thread(target=ask)
     thread.start()
-    wait_until(lambda: own.pipeline.engine.running)
-    own.worker.stop()
-    own.worker.end()
+    wait_until(lambda: server.pipeline.engine.running)
+    server.worker.stop()
+    server.worker.end()
     thread.join(10)
     if stream:
         assert events(found["response"])[-1]["error"]["message"] == "the server is stopping"
@@ -478,34 +480,34 @@ def test_what_cannot_be_finished_is_told_so(served, stream):
 @pytest.mark.parametrize("stream", [False, True])
 def test_who_waits_for_a_worker_that_is_stuck_is_told_at_once(served, stream):
     """As inside XLA, whose compiling nothing can interrupt; and what waits behind it does not begin."""
-    own = served(pipeline=FakePipeline(rows=1, pause=0.0), queue=50)
+    server = served(pipeline=FakePipeline(rows=1, pause=0.0), queue=50)
     stuck, free = threading.Event(), threading.Event()
-    step = own.pipeline.engine.step
+    step = server.pipeline.engine.step
 
     def compiling():
         stuck.set()
         free.wait(20)
         return step()
 
-    own.pipeline.engine.step = compiling
+    server.pipeline.engine.step = compiling
     found = []
 
     def ask():
-        response = httpx.post(f"{own.url}/v1/chat/completions", json=chat(stream=stream), timeout=30)
+        response = httpx.post(f"{server.url}/v1/chat/completions", json=chat(stream=stream), timeout=30)
         found.append((response, time.monotonic()))
 
     threads = [threading.Thread(target=ask) for _ in range(12)]
     for thread in threads:
         thread.start()
     assert stuck.wait(10)
-    wait_until(lambda: own.worker.inside == 12)
-    asked = len(own.pipeline.engine.waiting)
-    own.worker.stop()
+    wait_until(lambda: server.worker.inside == 12)
+    asked = len(server.pipeline.engine.waiting)
+    server.worker.stop()
     began = time.monotonic()
-    own.worker.end()
+    server.worker.end()
     for thread in threads:
         thread.join(10)
-    assert not own.worker.join(0.01)
+    assert not server.worker.join(0.01)
     assert len(found) == 12 and max(at for _, at in found) - began < 5
     for response, _ in found:
         if stream and response.status_code == 200:
@@ -513,28 +515,28 @@ def test_who_waits_for_a_worker_that_is_stuck_is_told_at_once(served, stream):
         else:
             assert response.status_code == 503 and response.json()["error"]["message"] == "the server is stopping"
     free.set()
-    assert own.worker.join(10) and len(own.pipeline.engine.waiting) + len(own.pipeline.engine.running) <= asked
+    assert server.worker.join(10) and len(server.pipeline.engine.waiting) + len(server.pipeline.engine.running) <= asked
 
 
 def test_a_store_that_fails_is_not_the_clients_fault(served):
-    own = served()
+    server = served()
 
     def damaged(*_, **__):
         raise StoreError("stores/a: chunk 'x' is not as it was written")
 
-    own.pipeline.search = damaged
-    response = httpx.post(f"{own.url}/v1/search", json={"question": "x"})
+    server.pipeline.search = damaged
+    response = httpx.post(f"{server.url}/v1/search", json={"question": "x"})
     assert response.status_code == 500 and response.json()["error"]["type"] == "server_error"
     assert "chunk 'x' is not as it was written" in response.json()["error"]["message"]
 
 
 def test_metrics_count_what_was_done(served):
-    own = served()
-    httpx.post(f"{own.url}/v1/chat/completions", json=chat())
-    httpx.post(f"{own.url}/v1/chat/completions", json=chat(abstain_below=0.9))
+    server = served()
+    httpx.post(f"{server.url}/v1/chat/completions", json=chat())
+    httpx.post(f"{server.url}/v1/chat/completions", json=chat(abstain_below=0.9))
     for number in range(5):
-        httpx.get(f"{own.url}/nothing/{number}")
-    text = httpx.get(f"{own.url}/metrics").text
+        httpx.get(f"{server.url}/nothing/{number}")
+    text = httpx.get(f"{server.url}/metrics").text
     for line in (
         'clara_requests_total{route="/v1/chat/completions",status="200"} 2.0',
         'clara_requests_total{route="other",status="404"} 5.0',

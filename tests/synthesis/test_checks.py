@@ -250,8 +250,8 @@ def test_words_of_scripts():
 
 def test_rates_on_real_pairs(sample):
     assert not [question for document, question, _ in sample if question_problem(document, question, LIMITS)]
-    own = Counter(kind(pair_problem(*pair, LIMITS)) for pair in sample)
-    share = {name: count / len(sample) for name, count in own.items()}
+    counts = Counter(kind(pair_problem(*pair, LIMITS)) for pair in sample)
+    share = {name: count / len(sample) for name, count in counts.items()}
     assert share.keys() == {None, "answer_in_question", "refusal", "unknown_number", "unsupported_answer"}
     assert share[None] > 0.94 and share["unsupported_answer"] < 0.03 and share["unknown_number"] < 0.006
 

@@ -87,7 +87,7 @@ def test_an_option_that_the_server_does_not_take_is_left_out_from_then_on(refusa
     server, endpoint, replies = run(behave, *asks, concurrency=1)
     assert [reply.text for reply in replies] == ["well"] * 2 and endpoint.structured == "schema"
     names = ("max_tokens", "max_completion_tokens", "temperature", "seed")
-    bodies = [{name: own.body[name] for name in names if name in own.body} for own in server.requests]
+    bodies = [{name: request.body[name] for name in names if name in request.body} for request in server.requests]
     assert bodies[1:] == [sent] * 2 and endpoint.repeated == {"unwanted_option": 1}
 
 
@@ -431,7 +431,7 @@ def test_a_secret_that_a_message_is_cut_in():
 
 @pytest.mark.parametrize("form", ["{}", "the key is {}.", "<{}>"])
 def test_a_reply_that_repeats_the_key_is_not_kept(form):
-    """As it is, or escaped for JSON or URLs; words that servers of one's own have for keys are words."""
+    """As it is, or escaped for JSON or URLs; the words that local servers take for keys are words."""
     for shown in (KEY, KEY.replace("/", r"\/"), quote(KEY, safe="")):
         _, _, (error,) = run(lambda body, nth, shown=shown: says(form.format(shown)), key=KEY)
         assert isinstance(error, RefusedError) and "repeats the key" in str(error)

@@ -23,9 +23,9 @@ REJECTED = ItemOutcome("complex", None, "not_covered", "no end", 10, (Dropped("l
 
 @pytest.fixture
 def journal(tmp_path):
-    own = Journal(tmp_path / "deep" / "journal")
-    yield own
-    own.close()
+    made = Journal(tmp_path / "deep" / "journal")
+    yield made
+    made.close()
 
 
 def test_items_are_claimed_once_and_finished(journal):
@@ -109,13 +109,13 @@ def test_a_dead_workers_items_are_free(journal):
     )
     try:
         assert other.stdout.readline().strip() == b"3"
-        with journal.worker() as own:
+        with journal.worker() as worker:
             journal.release_dead()
-            assert journal.claim(own, 9) == ITEMS[3:]
+            assert journal.claim(worker, 9) == ITEMS[3:]
             other.send_signal(signal.SIGKILL)
             other.wait()
             end = time.monotonic() + 10
-            while not (found := journal.claim(own, 9)) and time.monotonic() < end:
+            while not (found := journal.claim(worker, 9)) and time.monotonic() < end:
                 journal.release_dead()
             assert found == ITEMS[:3]
     finally:

@@ -88,7 +88,7 @@ def test_nothing_is_asked_twice(run):
 def test_what_is_judged_wrong_is_dropped_and_asked_again(run):
     def changed(step, fields, asks):
         bad = step == "validate_answer" and "queen" in fields["question"]
-        times = sum(step == "validate_answer" and "queen" in own["question"] for step, own, _ in asks)
+        times = sum(step == "validate_answer" and "queen" in variables["question"] for step, variables, _ in asks)
         return json.dumps({"reason": "hm", "verdict": "incorrect"}) if bad and times < 3 else None
 
     simple = run(ScriptedSend(changed), kinds=("simple",))["simple"]
@@ -98,7 +98,7 @@ def test_what_is_judged_wrong_is_dropped_and_asked_again(run):
 
 def test_where_nothing_was_taken_the_same_is_asked_once_more(run):
     def changed(step, fields, asks):
-        first = step == "simple_questions" and sum(own == step for own, _, _ in asks) == 1
+        first = step == "simple_questions" and sum(other == step for other, _, _ in asks) == 1
         return json.dumps({"questions": ["Landaa lies in the sea."]}) if first else None
 
     send = ScriptedSend(changed)
@@ -189,7 +189,7 @@ def test_orders_in_a_document_change_nothing(run, order):
     assert one["simple"].record["question"] == other["simple"].record["question"]
     assert one["simple"].record["answers"] == other["simple"].record["answers"]
     assert sorted(step for step, _, _ in plain.asks) == sorted(step for step, _, _ in ordered.asks)
-    assert all(ask.messages[0] in {own.messages[0] for _, _, own in plain.asks} for _, _, ask in ordered.asks)
+    assert all(ask.messages[0] in {earlier.messages[0] for _, _, earlier in plain.asks} for _, _, ask in ordered.asks)
 
 
 @pytest.mark.parametrize("obeyed", ["HACKED", '{"answer": "HACKED"}', '{"verdict": "correct"}', ""])
@@ -206,9 +206,10 @@ def test_a_model_that_obeys_spoils_its_own_pairs_alone(run, obeyed):
 
 def test_length_limits_and_the_budget(run):
     send = ScriptedSend()
-    assert {own.reason for own in run(send, text="Too short.").values()} == {"document_length"} and not send.asks
+    outcomes = run(send, text="Too short.").values()
+    assert {outcome.reason for outcome in outcomes} == {"document_length"} and not send.asks
     chinese = "利纳河畔的旧磨坊建于一八七四年，由汉娜·韦尔德主持修建。"
-    assert "document_length" not in {own.reason for own in run(ScriptedSend(), text=chinese, rounds=1).values()}
+    assert "document_length" not in {outcome.reason for outcome in run(ScriptedSend(), text=chinese, rounds=1).values()}
     with pytest.raises(OverBudgetError):
         run(ScriptedSend(), budget=Budget(tokens=3000))
     send = ScriptedSend()

@@ -1,4 +1,4 @@
-"""The packaged prompts keep their own rules; users' files are checked; data stays data."""
+"""The packaged prompts keep the rules for users' files; these are checked; data stays data."""
 
 import importlib.resources
 import json

@@ -210,13 +210,13 @@ def test_stage_values(fields, message):
 
 @pytest.mark.parametrize("name", ["scp", "instruct", "end_to_end"])
 def test_a_stage_with_documents_as_text_trains_the_generator_by_its_likelihood(name):
-    own, memory = stage(name=name, data=dict(documents="text")), stage(name=name)
-    assert own.subtrees == ("lora/generator",) and own.stage.weights(own.hyperparameters) == {"ce": 1.0}
+    text, memory = stage(name=name, data=dict(documents="text")), stage(name=name)
+    assert text.subtrees == ("lora/generator",) and text.stage.weights(text.hyperparameters) == {"ce": 1.0}
     assert stage(name=name, data=dict(documents="text"), trains=("base", "lora/generator")).subtrees == (
         "base",
         "lora/generator",
     )
-    assert not own.ranks and memory.ranks == (name == "end_to_end")
+    assert not text.ranks and memory.ranks == (name == "end_to_end")
     assert memory.stage is STAGES[name] and memory.subtrees == STAGES[name].trains
 
 

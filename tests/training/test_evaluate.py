@@ -264,7 +264,7 @@ def test_other_documents():
     found = [[int(ids[0]) for ids in other.documents] for other in others]
     assert found == [[5, 5, 5], [6, 8], [1], [3, 4, 3, 4]]
     assert [other.positives for other in others] == [(), None, None, None]
-    assert [other.prompt_ids for other in others] == [own.prompt_ids for own in examples]
+    assert [other.prompt_ids for other in others] == [one.prompt_ids for one in examples]
     assert len(other_documents(examples, 2)) == 2
     assert other_documents([*examples, example(1, 3, 5, 6)], 4) is not None
     assert other_documents([*examples, example(1, 3, 5, 6)], 5) is None
@@ -290,13 +290,13 @@ def test_nothing_held_out(directory, mesh):
 def test_documents_as_text(directory, mesh, mesh222, stage):
     """The loss of the whole batch, answers to the prompts of texts, and no controls; on one device and on eight."""
     _, records = make_examples(directory, stage)
-    own = encoding(stage, "text")
+    text_encoding = encoding(stage, "text")
     results, answers = [], []
     for where in (mesh, mesh222):
         bundle = quieter(make_bundle(directory, where))
-        examples = encode_records(records, bundle.tokenizer, own)
+        examples = encode_records(records, bundle.tokenizer, text_encoding)
         parts = (bundle.model, as_text(STAGES[stage]), OBJECTIVE, bundle.tokenizer, where, examples, records)
-        evaluation = Evaluation(*parts, own, 4, max_new_tokens=6, end_ids=bundle.end_ids)
+        evaluation = Evaluation(*parts, text_encoding, 4, max_new_tokens=6, end_ids=bundle.end_ids)
         with jax.set_mesh(where):
             results.append(evaluation(*split(bundle.params, ("lora/generator",))))
         answers.append(evaluation.answers)
@@ -305,7 +305,7 @@ def test_documents_as_text(directory, mesh, mesh222, stage):
     if stage == "end_to_end":
         # Two of four documents, the positive one among them; a prompt without memories is answered as it stands.
         kept = [[d for i, d in enumerate(r.documents) if i in chosen(r)] for r in records]
-        questions = [prompts.question(r.questions[0], own) for r, own in zip(records, kept, strict=True)]
+        questions = [prompts.question(r.questions[0], texts) for r, texts in zip(records, kept, strict=True)]
         expected = answers_to(quieter(make_bundle(directory, mesh)), questions)
         assert list(answers[0]) == expected and len(set(expected)) > 1
     batch = collate(examples, plan_shapes(examples, bundle.tokenizer), bundle.tokenizer, 8)

@@ -44,7 +44,7 @@ def records():
 
 
 def test_memories(both, records):
-    one, other = (np.asarray(own.compress([r["docs"][0] for r in records]).array, np.float64) for own in both)
+    one, other = (np.asarray(model.compress([r["docs"][0] for r in records]).array, np.float64) for model in both)
     cosines = np.sum(one * other, -1) / np.linalg.norm(one, axis=-1) / np.linalg.norm(other, axis=-1)
     print(f"cosine: least {cosines.min():.6f}, mean {cosines.mean():.6f}")
     assert COSINE < cosines.min() < 1
@@ -53,9 +53,9 @@ def test_memories(both, records):
 def test_greedy_answers(both, records):
     texts = [question(r["question"][0], r["docs"]) for r in records if r["data_type"] == "qa"]
     sampling, answers = Sampling(max_new_tokens=16), []
-    for own in both:
-        empty = np.zeros((0, own.bundle.model.clara.memory_tokens, own.bundle.model.config.embed_dim), np.float32)
-        results = own.engine.generate([own.request(text, empty, sampling, 0) for text in texts])
+    for model in both:
+        empty = np.zeros((0, model.bundle.model.clara.memory_tokens, model.bundle.model.config.embed_dim), np.float32)
+        results = model.engine.generate([model.request(text, empty, sampling, 0) for text in texts])
         answers.append([list(result.tokens) for result in results])
     same = total = 0
     for one, other in zip(*answers, strict=True):

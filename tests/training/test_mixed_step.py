@@ -131,9 +131,9 @@ def test_every_product_is_of_two_bfloat16_with_a_float32_sum(name, architecture,
 def products(jaxpr):
     """(left, right, result) of every product, as abstract arrays."""
     found = []
-    for own in jaxpr.eqns:
-        if own.primitive.name == "dot_general":
-            found.append((*(x.aval for x in own.invars), own.outvars[0].aval))
-        for inner in jaxprs_in_params(own.params):
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            found.append((*(x.aval for x in eqn.invars), eqn.outvars[0].aval))
+        for inner in jaxprs_in_params(eqn.params):
             found += products(inner)
     return found

@@ -1,4 +1,4 @@
-"""Packing changes nothing but the time: losses, gradients and dropout of packed rows are those of rows of their own."""
+"""Packing changes nothing but the time: losses, gradients and dropout are those of a row for each example."""
 
 import dataclasses
 import functools
@@ -41,7 +41,7 @@ def make_bundle(directory, mesh, dropout):
 
 
 def make_batches(directory, bundle):
-    """The same examples in rows of their own and packed."""
+    """The same examples in a row each, and packed."""
     examples = encode_records(read_records(str(directory / "scp.jsonl"), "scp"), bundle.tokenizer, Encoding("scp", 1))
     memory = bundle.model.clara.memory_tokens
     row = plan_row(sizes_of(examples), memory, 128)
@@ -98,13 +98,13 @@ def test_no_example_sees_another(directory, mesh):
     first = np.take_along_axis(packed.prompt.segment_ids, packed.prompt.label_positions, axis=1) == 1
     labels[~first] = -100  # only each row's first example is learned
     valid = packed.document_valid & (np.arange(packed.document_valid.shape[1]) == 0)
-    own = packed.replace(prompt=packed.prompt.replace(labels=labels), document_valid=valid)
+    masked = packed.replace(prompt=packed.prompt.replace(labels=labels), document_valid=valid)
 
     def changed(rows):
         return rows.replace(ids=np.where(rows.segment_ids > 1, (rows.ids + 7) % 100, rows.ids))
 
-    neighbours = own.replace(documents=changed(own.documents), prompt=changed(own.prompt))
-    ((loss, _), gradient) = value_and_gradient(bundle, own)
+    neighbours = masked.replace(documents=changed(masked.documents), prompt=changed(masked.prompt))
+    ((loss, _), gradient) = value_and_gradient(bundle, masked)
     ((other, _), other_gradient) = value_and_gradient(bundle, neighbours)
     assert loss == other and loss > 0
     jax.tree.map(np.testing.assert_array_equal, gradient, other_gradient)

@@ -49,15 +49,15 @@ def make(stage, train, held_out, folder, **fields):
         optimizer=dict(steps=2, batch_size=4),
         evaluation=dict(data=(held_out,)),
     )
-    own = StageConfig(**merged(shared, fields))
+    stage_config = StageConfig(**merged(shared, fields))
     config = RunConfig(
         reporting=dict(progress=False),
         model=ModelSection("scratch"),
-        stages=(own,),
+        stages=(stage_config,),
         synthetic=WORLD,
         token_cache=str(folder / "tokens"),
     )
-    return config, own
+    return config, stage_config
 
 
 @pytest.mark.parametrize("stage", ["scp", "end_to_end"])
@@ -70,9 +70,9 @@ def test_one_content_from_everywhere(stage, folder):
     }
     found = {}
     for name, (train, held_out) in sources.items():
-        config, own = make(stage, train, held_out, folder)
-        read = StageRecords.read(config, own)
-        data = StageData.encode(config, own, Bundle, read)
+        config, stage_config = make(stage, train, held_out, folder)
+        read = StageRecords.read(config, stage_config)
+        data = StageData.encode(config, stage_config, Bundle, read)
         (part,) = read.train
         assert len(part) == len(data.examples) == 40 and len(read.held_out) == len(data.held_out) == 6
         found[name] = data
@@ -86,13 +86,13 @@ def test_one_content_from_everywhere(stage, folder):
 
 
 def test_a_limit_and_several_entries(folder):
-    config, own = make("scp", f"{folder}/built/clara_scp", "synthetic:eval", folder, data=dict(limit=7))
-    (part,) = StageRecords.read(config, own).train
+    config, stage_config = make("scp", f"{folder}/built/clara_scp", "synthetic:eval", folder, data=dict(limit=7))
+    (part,) = StageRecords.read(config, stage_config).train
     assert [r.documents for r in part] == [r.documents for r in records(WORLD, "scp", "train")[:7]]
-    own = changed(own, data=dict(train=("synthetic:eval", f"{folder}/built/clara_scp"), limit=None))
-    read = StageRecords.read(config, own)
+    stage_config = changed(stage_config, data=dict(train=("synthetic:eval", f"{folder}/built/clara_scp"), limit=None))
+    read = StageRecords.read(config, stage_config)
     assert [len(part) for part in read.train] == [6, 40] and isinstance(read.train[1], RecordSource)
-    data = StageData.encode(config, own, Bundle, read)
+    data = StageData.encode(config, stage_config, Bundle, read)
     assert [example.index for example in data.examples] == list(range(46)) and len(data.sizes) == 46
     np.testing.assert_array_equal(data.sizes, sizes_of(data.examples))
     assert len(data.documents) >= len({d for part in read.train for r in part for d in r.documents})
@@ -100,27 +100,29 @@ def test_a_limit_and_several_entries(folder):
 
 def test_entries_with_weights(folder):
     """A quarter of all draws from six records, the others from the forty that were built."""
-    config, own = make("scp", "synthetic:eval", "synthetic:eval", folder)
+    config, stage_config = make("scp", "synthetic:eval", "synthetic:eval", folder)
     built = f"{folder}/built/clara_scp"
-    own = changed(own, data=dict(train=("synthetic:eval", built), weights=(1.0, 3.0)), optimizer=dict(batch_size=8))
-    read = StageRecords.read(config, own)
-    data = StageData.encode(config, own, Bundle, read)
+    stage_config = changed(
+        stage_config, data=dict(train=("synthetic:eval", built), weights=(1.0, 3.0)), optimizer=dict(batch_size=8)
+    )
+    read = StageRecords.read(config, stage_config)
+    data = StageData.encode(config, stage_config, Bundle, read)
     assert data.mixture == Mixture((6, 40), (1.0, 3.0))
     plan = BatchPlan(data.sizes, data.ladder, 8, 30, 1, data.mixture)
     drawn = np.concatenate([plan.rows(step) for step in range(30)])
     assert np.sum(drawn < 6) == 60 and set(drawn) == set(range(46))
     for weights in ((1.0,), (1.0, 0.0), (1.0, -1.0)):
         with pytest.raises(ClaraError, match=r"config\.(scp\.)?data\.weights(\[1\])? is"):
-            changed(own, data=dict(weights=weights))
+            changed(stage_config, data=dict(weights=weights))
 
 
 @pytest.mark.parametrize("stage", ["scp", "end_to_end"])
 def test_documents_as_text_are_the_same_records_in_every_step(stage, folder):
-    config, own = make(stage, f"{folder}/built/clara_{stage}", "synthetic:eval", folder, topk=dict(k=2))
+    config, stage_config = make(stage, f"{folder}/built/clara_{stage}", "synthetic:eval", folder, topk=dict(k=2))
     drawn = []
     for documents in ("memory", "text"):
-        read = StageRecords.read(config, own)
-        data = StageData.encode(config, changed(own, data=dict(documents=documents)), Bundle, read)
+        read = StageRecords.read(config, stage_config)
+        data = StageData.encode(config, changed(stage_config, data=dict(documents=documents)), Bundle, read)
         plan = BatchPlan(data.sizes, data.ladder, 8, 30, 1)
         drawn.append([[data.examples[place].where for place in plan.rows(step)] for step in range(30)])
     assert drawn[0] == drawn[1] and isinstance(data.examples, TokenCache)
@@ -130,30 +132,30 @@ def test_documents_as_text_are_the_same_records_in_every_step(stage, folder):
 def test_lines_that_are_no_records_are_put_aside(folder, tmp_path):
     lines = (folder / "scp.train.jsonl").read_text().splitlines()
     (tmp_path / "scp.jsonl").write_text("\n".join([*lines[:2], "{", *lines[2:5], '{"docs": []}']))
-    config, own = make("scp", str(tmp_path / "scp.jsonl"), "synthetic:eval", folder)
+    config, stage_config = make("scp", str(tmp_path / "scp.jsonl"), "synthetic:eval", folder)
     with pytest.raises(ClaraError, match="scp.jsonl:3: column 1"):
-        StageRecords.read(config, own)
+        StageRecords.read(config, stage_config)
     with Rejects(tmp_path / "rejected.jsonl") as rejects:
-        read = StageRecords.read(config, own, rejects)
+        read = StageRecords.read(config, stage_config, rejects)
     assert [len(part) for part in read.train] == [5] and read.rejected == 2
-    assert StageData.encode(config, own, Bundle, read).rejected == 2
+    assert StageData.encode(config, stage_config, Bundle, read).rejected == 2
     rows = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
     assert [row["where"] for row in rows] == [f"{tmp_path}/scp.jsonl:{number}" for number in (3, 7)]
 
 
 def test_a_data_set_of_another_stage_is_refused(folder):
-    config, own = make("scp", f"{folder}/built/clara_end_to_end", "synthetic:eval", folder)
+    config, stage_config = make("scp", f"{folder}/built/clara_end_to_end", "synthetic:eval", folder)
     with pytest.raises(ClaraError, match="config.scp.data.train: .* was built for end_to_end"):
-        StageRecords.read(config, own)
+        StageRecords.read(config, stage_config)
 
 
 def test_records_that_change_are_noticed(folder, tmp_path):
     changed = tmp_path / "scp.jsonl"
     lines = (folder / "scp.train.jsonl").read_text().splitlines()
     changed.write_text("\n".join(lines))
-    config, own = make("scp", str(changed), "synthetic:eval", folder)
-    began = check_same_data(config, None, [StageRecords.read(config, own)])
-    assert check_same_data(config, json.loads(json.dumps(began)), [StageRecords.read(config, own)]) == began
+    config, stage_config = make("scp", str(changed), "synthetic:eval", folder)
+    began = check_same_data(config, None, [StageRecords.read(config, stage_config)])
+    assert check_same_data(config, json.loads(json.dumps(began)), [StageRecords.read(config, stage_config)]) == began
     changed.write_text("\n".join([*lines[:-1], lines[-1].replace('["', '["A ', 1)]))
     with pytest.raises(ClaraError, match="config.scp.data.train: the records have changed since the run began"):
-        check_same_data(config, began, [StageRecords.read(config, own)])
+        check_same_data(config, began, [StageRecords.read(config, stage_config)])

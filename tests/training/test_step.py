@@ -244,17 +244,17 @@ def test_a_step_over_texts(several, mesh, mesh222):
         assert {path.split("/")[1] for path in trained} == {"generator"}
         with jax.set_mesh(where):
             optimizer = optax.adamw(1e-2)
-            state, own = init_state(trained, optimizer), []
+            state, run_losses = init_state(trained, optimizer), []
             step = make_train_step(model, stage, OBJECTIVE, optimizer, accumulate)
             key = jax.device_put(jax.random.key(0), jax.NamedSharding(where, jax.P()))
             for _ in range(6):
                 state, values = step(state, frozen, put_batch(batch, where), key)
-                own.append(float(values["loss"]))
+                run_losses.append(float(values["loss"]))
         assert "mse" not in values and step._cache_size() == 1 and values["loss"] == values["ce"]
-        losses[where, accumulate] = own
-    assert own[-1] < own[0] - 0.1
-    for place, own in losses.items():
-        np.testing.assert_allclose(own, losses[mesh, 1], rtol=0, atol=2e-5, err_msg=str(place))
+        losses[where, accumulate] = run_losses
+    assert run_losses[-1] < run_losses[0] - 0.1
+    for place, run_losses in losses.items():
+        np.testing.assert_allclose(run_losses, losses[mesh, 1], rtol=0, atol=2e-5, err_msg=str(place))
 
 
 def test_texts_are_worth_what_a_prompt_with_their_embeddings_as_memories_is(mesh):
@@ -292,14 +292,14 @@ def test_losses_are_the_same_however_a_batch_is_split(stage, splits, mesh):
         with jax.set_mesh(where):
             state = init_state(trained, optimizer)
             step = make_train_step(model, STAGES[stage], OBJECTIVE, optimizer, accumulate)
-            key, own = jax.device_put(jax.random.key(0), jax.NamedSharding(where, jax.P())), []
+            key, run_losses = jax.device_put(jax.random.key(0), jax.NamedSharding(where, jax.P())), []
             for i in range(3):
                 state, values = step(state, frozen, put_batch(make_batch(model, rows=32, seed=i), where), key)
-                own.append(float(values["loss"]))
-        losses[devices, accumulate] = own
+                run_losses.append(float(values["loss"]))
+        losses[devices, accumulate] = run_losses
     assert len(losses) == len(splits) and len(set(losses[1, 1])) == 3
-    for split_in, own in losses.items():
-        np.testing.assert_allclose(own, losses[1, 1], rtol=0, atol=1e-5, err_msg=str(split_in))
+    for split_in, run_losses in losses.items():
+        np.testing.assert_allclose(run_losses, losses[1, 1], rtol=0, atol=1e-5, err_msg=str(split_in))
 
 
 def test_norms_of_subtrees_make_up_the_whole(mesh):

@@ -191,7 +191,7 @@ def test_a_run_with_memories_is_the_run_that_compresses_in_its_steps(name, direc
     place = tmp_path / "stored" / "memories"
     if name == "retrieval":
         trained = opening.load(tmp_path / "stored", mesh=mesh)
-        assert [own.name for own in place.iterdir()] == [trained.compressor_fingerprint()[:12]]
+        assert [path.name for path in place.iterdir()] == [trained.compressor_fingerprint()[:12]]
     else:
         assert not place.exists()
     assert compared == 4 * 3 + 2 * (4 if name == "end_to_end" else 2)

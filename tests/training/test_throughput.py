@@ -108,8 +108,8 @@ def test_a_step_by_hand():
 
     question, prompt = (5, 15), (9, 45)
 
-    def flops(stage, trains=None, own=batch):
-        return step_flops(config, 2, stage, trains or STAGES[stage].trains, own)
+    def flops(stage, trains=None, arrays=batch):
+        return step_flops(config, 2, stage, trains or STAGES[stage].trains, arrays)
 
     for stage in ("scp", "instruct"):
         assert flops(stage) == lora(*document) + lora(*prompt) + 2 * head
@@ -122,7 +122,7 @@ def test_a_step_by_hand():
     )
     assert flops("retrieval") == forward(*document) + lora(*question)
     kept = dataclasses.replace(batch, documents=StoredMemories(np.zeros((1, 2, 4, 8))))
-    assert flops("end_to_end", own=kept) == lora(*question) + lora(*prompt) + 2 * head
+    assert flops("end_to_end", arrays=kept) == lora(*question) + lora(*prompt) + 2 * head
     text = dataclasses.replace(batch, documents=None, query=None)
     assert flops("end_to_end", ("lora/generator",), text) == lora(*prompt) + 2 * head
 
@@ -133,8 +133,10 @@ def test_padding_is_not_counted():
     for part in (batch.documents, batch.query, batch.prompt):
         part.segment_ids[1] = 0
     batch.prompt.labels[1] = -100
-    for stage, own in STAGES.items():
-        assert step_flops(config, 2, stage, own.trains, batch) == step_flops(config, 2, stage, own.trains, short)
+    for stage, definition in STAGES.items():
+        assert step_flops(config, 2, stage, definition.trains, batch) == step_flops(
+            config, 2, stage, definition.trains, short
+        )
 
 
 def test_mistral_7b_is_4n_per_token():
@@ -192,7 +194,7 @@ def test_this_machine_has_no_peak():
 
 # The others have the loss of scp.
 CASES = [("scp", None), ("end_to_end", None), ("scp", EVERYTHING)]
-CASES += [pytest.param(*own, marks=pytest.mark.slow) for own in (("retrieval", None), ("scp", ("tokens/memory",)))]
+CASES += [pytest.param(*case, marks=pytest.mark.slow) for case in (("retrieval", None), ("scp", ("tokens/memory",)))]
 
 
 @pytest.mark.parametrize("stage,trains", CASES)

@@ -31,7 +31,7 @@ def write(path, lines):
 
 
 def questions(count, documents=2, words=20):
-    """Records of a question, each with texts of its own."""
+    """Records of a question, each with other texts."""
     return [
         QUESTION | {"question": f"Who is {i}?", "docs": [f"{i}.{j} " + "word " * words for j in range(documents)]}
         for i in range(count)

@@ -53,10 +53,10 @@ def test_items_are_those_of_the_files(stage, suffix, tmp_path):
 @pytest.fixture(scope="module")
 def read_alone(tmp_path_factory):
     """Of every stage the report of a build and its source, and what a program without clara_jax finds there."""
-    own = {}
+    data_sets = {}
     for stage in LINES:
         folder = tmp_path_factory.mktemp(stage)
-        own[stage] = built(folder / "data", stage, write(folder / "x.jsonl", LINES[stage]), shard_bytes=1)
+        data_sets[stage] = built(folder / "data", stage, write(folder / "x.jsonl", LINES[stage]), shard_bytes=1)
     program = """if True:
         import json, sys
         import tensorflow_datasets as tfds
@@ -72,9 +72,9 @@ def read_alone(tmp_path_factory):
             print(json.dumps([rows, builder.info.metadata["fingerprint"], builder.info.splits["train"].num_examples]))
         assert "clara_jax" not in sys.modules and "tensorflow" not in sys.modules
     """
-    command = [sys.executable, "-I", "-c", program, *(str(report.directory) for report, _ in own.values())]
+    command = [sys.executable, "-I", "-c", program, *(str(report.directory) for report, _ in data_sets.values())]
     lines = subprocess.run(command, check=True, capture_output=True).stdout.splitlines()
-    return {stage: (*own[stage], json.loads(line)) for stage, line in zip(LINES, lines, strict=True)}
+    return {stage: (*data_sets[stage], json.loads(line)) for stage, line in zip(LINES, lines, strict=True)}
 
 
 @pytest.mark.parametrize("stage", LINES)
@@ -102,15 +102,15 @@ def test_registered_with_tfds(tmp_path):
     import tensorflow_datasets as tfds
 
     path = write(tmp_path / "x.jsonl", LINES["scp"])
-    dataset = tfds.builder("clara_scp", data_dir=tmp_path / "own", files={"train": [path]}, progress=False)
+    dataset = tfds.builder("clara_scp", data_dir=tmp_path / "registered", files={"train": [path]}, progress=False)
     dataset.download_and_prepare()
     source = RecordSource(dataset.data_dir, "train")
     assert [*source] == read_records(path, "scp")
-    again = tfds.builder("clara_scp", data_dir=tmp_path / "own")
+    again = tfds.builder("clara_scp", data_dir=tmp_path / "registered")
     assert again.info.metadata["splits"]["train"]["fingerprint"] == source.fingerprint
     assert len(again.as_data_source("train[:50%]")) == 1
     with pytest.raises(ClaraError, match="clara_instruct: there is no data set in .* no files to make one"):
-        tfds.builder("clara_instruct", data_dir=tmp_path / "own").download_and_prepare()
+        tfds.builder("clara_instruct", data_dir=tmp_path / "registered").download_and_prepare()
 
 
 def test_from_a_remote_place(tmp_path, capsys):

@@ -69,8 +69,8 @@ def test_grain_reads_it(place):
 
 def test_the_directory_of_a_data_set(place):
     folder, _ = place
-    own = folder / "clara_end_to_end" / "1.0.0"
-    assert dataset_directory(folder) == dataset_directory(folder / "clara_end_to_end") == dataset_directory(own) == own
+    directory = folder / "clara_end_to_end" / "1.0.0"
+    assert {dataset_directory(path) for path in (folder, directory.parent, directory)} == {directory}
     build("instruct", {"train": [write(folder.parent / "y.jsonl", [QUESTION])]}, folder)
     with pytest.raises(ClaraError, match="holds clara_end_to_end/1.0.0, clara_instruct/1.0.0; name one of them"):
         RecordSource(folder, "train")
@@ -121,8 +121,8 @@ def test_a_data_set_that_was_built_before_there_were_checksums(place):
 
 def test_damage_is_found(place):
     folder, _ = place
-    own = dataset_directory(folder)
-    shard = sorted(own.glob("*-train.array_record-*"))[1]
+    directory = dataset_directory(folder)
+    shard = sorted(directory.glob("*-train.array_record-*"))[1]
     content = shard.read_bytes()
     shard.write_bytes(content[:-100])
     with pytest.raises(ClaraError, match=f"{shard.name}: has .* bytes, and had {len(content)}"):
@@ -138,7 +138,7 @@ def test_damage_is_found(place):
         list(RecordSource(folder, "train"))
     with pytest.raises(ClaraError, match="split train cannot be read: .*; build it again"):
         [RecordSource(folder, "train")[place] for place in range(20)]
-    metadata = own / "metadata.json"
+    metadata = directory / "metadata.json"
     metadata.write_text(metadata.read_text().replace('"format": 1', '"format": 99'))
     with pytest.raises(ClaraError, match="metadata.json: is not of format 1"):
         RecordSource(folder, "train")

@@ -31,10 +31,10 @@ def imports(draw):
     """Examples with ids q0, q1, ..., each with a gold document, and documents of no example."""
     examples = []
     for i in range(draw(st.integers(1, 4))):
-        own = draw(st.lists(documents, min_size=1, max_size=4))
-        gold = draw(st.lists(st.booleans(), min_size=len(own), max_size=len(own)).filter(any))
+        candidates = draw(st.lists(documents, min_size=1, max_size=4))
+        gold = draw(st.lists(st.booleans(), min_size=len(candidates), max_size=len(candidates)).filter(any))
         answers = tuple(draw(st.lists(st.sampled_from([*WORDS, "yes"]), min_size=1, max_size=2)))
-        examples.append(ImportedExample(f"q{i}", draw(texts), answers, tuple(own), tuple(gold), f"f:{i}"))
+        examples.append(ImportedExample(f"q{i}", draw(texts), answers, tuple(candidates), tuple(gold), f"f:{i}"))
     return examples, draw(st.lists(documents, max_size=12))
 
 
@@ -83,9 +83,9 @@ def test_oracle(drawn, count, drop, seed):
         if drop:
             assert not any(bears(example, text) for text in negatives)
         bearing += sum(bears(example, text) for text in (negatives if not drop else set(pool.texts) - gold))
-        # The question's own documents come before any other.
-        own = {t for t in full(example.documents) if t in allowed}
-        assert len(own & set(negatives)) == min(len(own), len(negatives))
+        # The question's documents come before any other.
+        related = {t for t in full(example.documents) if t in allowed}
+        assert len(related & set(negatives)) == min(len(related), len(negatives))
     assert statistics.questions == statistics.with_gold == len(examples)
     # Left out, each counts once, as far as the search for candidates went.
     assert statistics.answer_bearing <= bearing if drop else statistics.answer_bearing == bearing
@@ -128,10 +128,10 @@ def test_the_order_of_questions_and_documents_does_not_matter(drawn, mode, kind,
 
 
 def test_seed_and_id_decide():
-    own = (ImportedDocument("", "fountain of rome"), ImportedDocument("", "old rome"))
+    documents = (ImportedDocument("", "fountain of rome"), ImportedDocument("", "old rome"))
     others = [ImportedDocument("", f"nothing {i}") for i in range(50)]
     examples = [
-        ImportedExample(f"q{i}", "where is the fountain", ("rome",), own, (True, False), "f:1") for i in range(40)
+        ImportedExample(f"q{i}", "where is the fountain", ("rome",), documents, (True, False), "f:1") for i in range(40)
     ]
     pool = pool_of(examples, others)
     first, _ = filled(examples, pool, CandidateOptions(5, seed=1))
@@ -148,8 +148,8 @@ def test_seed_and_id_decide():
 
 
 def test_the_gold_that_is_left_out_is_no_negative():
-    own = tuple(ImportedDocument("", f"rome {i}") for i in range(4))
-    example = ImportedExample("q", "rome", ("x",), own, (True, True, True, False), "f:1")
+    documents = tuple(ImportedDocument("", f"rome {i}") for i in range(4))
+    example = ImportedExample("q", "rome", ("x",), documents, (True, True, True, False), "f:1")
     pool = pool_of([example], [ImportedDocument("", "oslo")])
     ((result,), _) = filled([example], pool, CandidateOptions(4, most_gold=1))
     assert sorted(result.documents) == ["oslo", "rome 0", "rome 3"]

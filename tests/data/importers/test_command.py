@@ -98,10 +98,10 @@ def test_report(tmp_path, capsys):
 def test_normal_mode_over_a_corpus_of_ones_own(tmp_path, corpus):
     """A corpus that was written by --stage corpus finds the gold documents again; another has none."""
     path = made("musique", tmp_path)
-    own = tmp_path / "own.jsonl.zst"
-    command("musique", path, own, "--stage", "corpus")
+    written = tmp_path / "written.jsonl.zst"
+    command("musique", path, written, "--stage", "corpus")
     normal = ["--mode", "normal", "--candidates", "2", "--corpus"]
-    first, _ = command("musique", path, tmp_path / "out.jsonl", *normal, own, corpus)
+    first, _ = command("musique", path, tmp_path / "out.jsonl", *normal, written, corpus)
     assert first["pos_index"] == [
         i for i, text in enumerate(first["docs"]) if text.startswith(("Ann Lee\n", "Bergen\n"))
     ]

@@ -410,7 +410,7 @@ def test_other_beir_departures(tmp_path):
     refused(beir.read([qrels]), qrels, "1: ", "must be the header query-id corpus-id score")
 
 
-# --- CLaRa's own ---
+# --- CLaRa's data sets ---
 
 
 @pytest.mark.parametrize(

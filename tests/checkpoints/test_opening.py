@@ -6,9 +6,9 @@ from clara_jax.checkpoints import opening
 from clara_jax.method.clara import ClaraConfig
 from tests.file_calls import count_file_calls
 
-# Calls between files of the package in November 2026, at commit e42d8c9, counted as here over the same files. They came
-# to 13, 11, 53, 53 and 11 calls of a higher floor from a lower one, and each declared the base four times. Now they are
-# 100, 126, 137, 129 and 75 calls, and two that climb in a run's.
+# Calls between files of the package at commit e42d8c9, counted in the same way over the same files; 13, 11, 53, 53
+# and 11 of them entered a higher floor, and each opening declared the base four times. In November 2026 they are 100,
+# 126, 137, 129 and 75 calls, of which two enter a higher floor.
 BEFORE = {"run": 219, "compact": 335, "peft": 529, "released": 515, "base": 177}
 CLIMBS = {"run": 2}  # what the main process does for all
 

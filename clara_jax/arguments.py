@@ -36,7 +36,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
     arguments, rest = parser.parse_known_args(argv[1:])
     for name in (given.partition("=")[0] for given in rest if given.startswith("--")):
         if not name.startswith(("--config.", "--noconfig.")):
-            near = difflib.get_close_matches(name, parser.format_usage().replace("[", " ").split(), 1)
+            near = difflib.get_close_matches(name, parser._option_string_actions, 1)
             parser.error(f"unknown option {name}" + (f"; did you mean {near[0]}?" if near else ""))
     named = [] if arguments.config is None else [f"--config={arguments.config}"]
     arguments.config = _config([argv[0], *named, *rest])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -36,6 +37,10 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
     # For the help alone; the name holds a dot, so that it meets no field.
     parser.add_argument("--config.FIELD", metavar="VALUE", dest="config.field", help="in place of the file's value")
     arguments, rest = parser.parse_known_args(argv[1:])
+    for name in (given.partition("=")[0] for given in rest if given.startswith("--")):
+        if not name.startswith(("--config.", "--noconfig.")):
+            near = difflib.get_close_matches(name, parser._option_string_actions, 1)
+            parser.error(f"unknown option {name}" + (f"; did you mean {near[0]}?" if near else ""))
     named = [] if arguments.config is None else [f"--config={arguments.config}"]
     arguments.config = _config([argv[0], *named, *rest])
     return arguments

@@ -101,10 +101,9 @@ def test_a_configuration_stands_beside_other_options():
         assert (found.config.seed, found.workdir) == (7, "there")
     assert parse("--workdir=there").config is None
     for given, message in (
-        (["--workdri=x"], "Unknown command line flag 'workdri'"),
+        (["--workdri=x"], "unknown option --workdri; did you mean --workdir"),
         (["--config", path, "more"], "unexpected argument 'more'"),
         (["--config", path, "--config.sede=1"], "no field sede; did you mean seed"),
-        (["--config", "absent.py"], "absent.py does not exist"),
     ):
         with pytest.raises(ClaraError, match=message):
             parse(*given)

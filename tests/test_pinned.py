@@ -62,7 +62,7 @@ SMOKE = {
     "labels": "4ba4e89f3a74c0becfc512c6",
     "memory_index": "9ab105941d8a7c1f5c8318ed",
     "documents": "5504590d5a2134419d8f4eaf",
-    "chunks": "62f2263b8912bf2f42cad17e",
+    "chunks": "b7028846bf78a1d5181125b4",
     "rendered": "bee052037264e503aeee7a69",
 }
 SMOKE_FINGERPRINTS = ("213d8d1b6b8a2d44d8eb2091", "95a7789f08d5f61f3556082d", (2,))

@@ -67,7 +67,7 @@ def section(name: str = "", old_names: Mapping[str, str] = MappingProxyType({}))
     """
 
     def decorate(cls: type[T]) -> type[T]:
-        made = pydantic.dataclasses.dataclass(frozen=True, config=_CONFIG)(cls)
+        made: Any = pydantic.dataclasses.dataclass(frozen=True, config=_CONFIG)(cls)
         validate, fields = made.__init__, [field.name for field in dataclasses.fields(made)]
 
         def __init__(self: Any, *args: Any, **values: Any) -> None:  # noqa: N807 - it becomes the class's
@@ -100,7 +100,7 @@ def checked(cls: type) -> BeforeValidator:
 
     Its fields are as strict as those of a section.
     """
-    validated = pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)(cls)
+    validated: Any = pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)(cls)
 
     def make(value: Any) -> Any:
         if not isinstance(value, Mapping):

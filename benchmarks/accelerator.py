@@ -133,8 +133,8 @@ def _train(name: str, model: ClaraModel, params: Any, mesh, arguments, profile: 
 
         seconds = _median(once, arguments.repeats, profile)
     flops = step_flops(model.config, model.clara.lora_rank, name, STAGES[name].trains, full_batch(planned))
-    prompt = None if name == "retrieval" else planned.prompt_mask  # retrieval generates nothing
-    tokens = sum(mask.size for mask in (planned.document_mask, planned.query_mask, prompt) if mask is not None)
+    prompt = None if name == "retrieval" else planned.prompt  # retrieval generates nothing
+    tokens = sum(part.ids.size for part in (planned.texts, planned.query, prompt) if part is not None)
     return {"rows": rows, "tokens": tokens, **_rates(seconds, tokens, flops, mesh), **_peak_memory()}
 
 

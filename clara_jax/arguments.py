@@ -104,12 +104,13 @@ def _check_field(config: ConfigDict, path: str) -> None:
     """Check that a configuration has the field that a flag names."""
     from clara_jax.training.config_checks import nearest_field
 
-    node, names = config, path.split(".")
+    node: Any = config
+    names = path.split(".")
     for number, name in enumerate(names):
         if not isinstance(node, ConfigDict) or name not in node:
             near = ""
             if isinstance(node, ConfigDict):
-                within = config[names[0]] if number else config
+                within: Any = config[names[0]] if number else config
                 near = nearest_field(name, node, _paths(within), names[0] if number else "")
             raise ClaraError(f"--config.{path}: this configuration has no field {'.'.join(names[: number + 1])}{near}")
         node = node[name]
@@ -119,8 +120,9 @@ def _paths(section: ConfigDict) -> dict[str, str]:
     """Return the paths of all fields below a section by their last names."""
     found = {}
     for name in section:
-        if isinstance(section[name], ConfigDict):
-            found |= {last: f"{name}.{path}" for last, path in _paths(section[name]).items()}
+        value: Any = section[name]
+        if isinstance(value, ConfigDict):
+            found |= {last: f"{name}.{path}" for last, path in _paths(value).items()}
         else:
             found[name] = name
     return found

@@ -107,7 +107,7 @@ def map_memory(
       scaffold: β.
     """
     scale, center, shift = (parameters[name] for name in ("scale", "center", "shift"))
-    memory = scale * (states.astype(jnp.float32) - center) + shift
+    memory = scale * (jnp.asarray(states, jnp.float32) - center) + shift
     if pooled is None:
         return memory
     pool, found = pooled
@@ -183,13 +183,13 @@ def calibrated_map(
     pool, found = pooled
     counted = found & valid[..., None, None]
 
-    def mean_and_spread(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def mean_and_spread(x: Array) -> tuple[jax.Array, jax.Array]:
         count = jnp.maximum(jnp.sum(counted), 1)
         mean = jnp.sum(jnp.where(counted, x, 0), axis=(0, 1, 2)) / count
         variance = jnp.sum(jnp.where(counted, jnp.square(x - mean), 0), axis=(0, 1, 2)) / count
         return mean, jnp.sqrt(variance)
 
-    center, spread = mean_and_spread(states.astype(jnp.float32))
+    center, spread = mean_and_spread(jnp.asarray(states, jnp.float32))
     shift, target = mean_and_spread(pool)
     return {"scale": strength * target / jnp.maximum(spread, 1e-6), "center": center, "shift": shift}
 

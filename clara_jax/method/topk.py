@@ -70,6 +70,7 @@ def straight_through(
     Returns:
       float32 [B, K, D], K = min(k, D), and the indices int32 [B, K], best first (the lowest index first among equals).
     """
+    mask = jnp.asarray(mask)
     s = jnp.where(mask, s, 0)  # absent scores may be infinite, and must not reach a sum even times zero
     _, indices = jax.lax.top_k(jax.lax.stop_gradient(jnp.where(mask, s, -jnp.inf)), min(k, s.shape[1]))
     chosen = indices[..., None] == jnp.arange(s.shape[1], dtype=indices.dtype)  # [B, K, D]

@@ -64,7 +64,7 @@ def to_json(config: RunConfig) -> dict[str, Any]:
 def from_json(values: Mapping[str, Any]) -> RunConfig:
     """Return the configuration that `to_json` gave, in this version or one before, with all of `resolve`'s checks."""
     values = json_in_groups(values)
-    stages = values.get("stages")
+    stages: Any = values.get("stages")
     good = isinstance(stages, list) and all(isinstance(stage, dict) for stage in stages)
     require(good, "", "stages", stages, "it must be a list of sections")
     return RunConfig(**{**values, "stages": tuple(StageConfig(**stage) for stage in stages)})

@@ -22,7 +22,7 @@ from clara_jax.data.builders.source import RecordSource
 from clara_jax.errors import ClaraError
 from clara_jax.files import user_cache
 from clara_jax.formats.jsonl import Rejects, data_files
-from clara_jax.input_pipeline.batches import Memories
+from clara_jax.input_pipeline.batches import MemoryReader
 from clara_jax.input_pipeline.buckets import Shapes, shape_ladder, without_texts
 from clara_jax.input_pipeline.distinct import document_numbers, planned_counts
 from clara_jax.input_pipeline.encoding import Encoding, Example, encode_records, sizes_of
@@ -210,7 +210,7 @@ class StageBatches:
 
     loader: BatchLoader
     at_rates: tuple[Bundle, ...]
-    memories: Memories | None
+    memories: MemoryReader | None
     processes: float
 
     @staticmethod

@@ -67,7 +67,7 @@ def select(
     """
     if method not in METHODS:
         raise ValueError(f"method {method!r} must be one of {', '.join(METHODS)}")
-    scores, mask = usable_scores(scores, k, mask)
+    scores, mask = usable_scores(jnp.asarray(scores), k, mask)
     s = scores.astype(jnp.float32) / temperature
     if method == "gumbel" and key is not None:
         s += jax.vmap(lambda row_key: jax.random.gumbel(row_key, s.shape[1:]))(key)

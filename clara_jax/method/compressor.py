@@ -106,7 +106,7 @@ def map_memory(
       pooled: result of `pool_runs` for the same texts; None without a scaffold. An empty run adds nothing.
       scaffold: β.
     """
-    scale, center, shift = (parameters[name] for name in ("scale", "center", "shift"))
+    scale, center, shift = (jnp.asarray(parameters[name]) for name in ("scale", "center", "shift"))
     memory = scale * (jnp.asarray(states, jnp.float32) - center) + shift
     if pooled is None:
         return memory

@@ -106,7 +106,9 @@ def counts(batch: Batch, ce_over: str = TOKENS) -> Terms:
     return {name: number.astype(jnp.float32) for name, number in numbers.items()}
 
 
-def objective_value(stage: Stage, objective: Objective, terms: Terms, counted: Terms) -> tuple[jax.Array, Terms]:
+def objective_value(
+    stage: Stage, objective: Objective, terms: Mapping[str, ScalarLike], counted: Mapping[str, ScalarLike]
+) -> tuple[jax.Array, Terms]:
     """Return the loss Σ weight · sum / count, and every term as sum / count."""
     means = {name: value / jnp.maximum(counted[name], 1) for name, value in terms.items()}
     return sum((weight * means[name] for name, weight in stage.weights(objective).items()), jnp.float32(0)), means

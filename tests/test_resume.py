@@ -266,4 +266,4 @@ def test_another_configuration_is_refused(place, uninterrupted, monkeypatch, cap
     arguments = f"--config={place}/config.py", "--config.scp.optimizer.learning_rate=1e-3", f"--workdir={uninterrupted}"
     code = here(monkeypatch, *arguments)
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert code == 2 and len(errors) == 1 and "config.scp.learning_rate is 0.001" in errors[0]
+    assert code == 2 and len(errors) == 1 and "config.scp.optimizer.learning_rate is 0.001" in errors[0]

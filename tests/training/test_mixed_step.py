@@ -119,7 +119,8 @@ def test_every_product_is_of_two_bfloat16_with_a_float32_sum(name, architecture,
         sizes = {*left.shape, *right.shape}
         # The documents' axis beside the memories': the choice among them, and cosines.
         ranks = {documents, MEMORY} <= sizes
-        mean = 1 in sizes  # a row's one text: the mean of its states, one weight for each of its tokens
+        # Of rows with one text each: the mean of its states, with one weight for each of its tokens.
+        mean = left.ndim == right.ndim == 3 and left.shape[0] == right.shape[0] and 1 in sizes
         if RANK in sizes or added in sizes or ranks or mean:
             assert dtypes == ("float32",) * 3, (left, right)
         else:

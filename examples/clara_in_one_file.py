@@ -99,16 +99,16 @@ def forward(params, role, x, mask):
 
     def block(x, layer):
         weights, adapter = layer
-        own, low = weights["attention"], adapter["attention"]
+        kernels, low = weights["attention"], adapter["attention"]
         y = norm(x, weights["attention_norm"]["scale"])
-        q, k, v = (linear(y, name, own[name], low[name]) for name in "qkv")
+        q, k, v = (linear(y, name, kernels[name], low[name]) for name in "qkv")
         q, k = rotate(q, positions), rotate(k, positions)
         attended = jax.nn.softmax(jnp.einsum("BTHC,BSHC->BHTS", q, k) * C**-0.5 + bias, axis=-1)
-        x = x + linear(jnp.einsum("BHTS,BSHC->BTHC", attended, v), "o", own["o"], low["o"])
-        own, low = weights["mlp"], adapter["mlp"]
+        x = x + linear(jnp.einsum("BHTS,BSHC->BTHC", attended, v), "o", kernels["o"], low["o"])
+        kernels, low = weights["mlp"], adapter["mlp"]
         y = norm(x, weights["mlp_norm"]["scale"])
-        gate, up = (linear(y, name, own[name], low[name]) for name in ("gate", "up"))
-        return x + linear(jax.nn.silu(gate) * up, "down", own["down"], low["down"]), None
+        gate, up = (linear(y, name, kernels[name], low[name]) for name in ("gate", "up"))
+        return x + linear(jax.nn.silu(gate) * up, "down", kernels["down"], low["down"]), None
 
     x, _ = jax.lax.scan(block, x, (params["base"]["layers"], params["lora"][role]["layers"]))
     return norm(x, params["base"]["final_norm"]["scale"])
@@ -122,21 +122,22 @@ def table(params):
 # The method.
 
 
-def encode(params, role, ids, mask):
+def encode(params, role, texts):
     """Return memories [N, M, E] of N texts that end with the M memory tokens, and the mean state at their other tokens.
 
     Section 2.2: a memory is the last-layer state at its memory token.
     """
-    states = forward(params, role, table(params)[ids], mask)
+    mask = texts.segment_ids > 0
+    states = forward(params, role, table(params)[texts.ids], mask)
     text = mask[:, :-M, None]
     return states[:, -M:], jnp.sum(states[:, :-M] * text, axis=1) / jnp.maximum(jnp.sum(text, axis=1), 1)
 
 
 def compress(params, batch):
     """Return the documents' memories [B, D, M, E], and L_MSE of each [B, D]: mean text state against mean memory."""
-    count = batch.document_ids.shape[:2]
-    flat = (x.reshape(-1, x.shape[-1]) for x in (batch.document_ids, batch.document_mask))
-    memory, text = encode(params, "compressor", *flat)
+    count = batch.documents.ids.shape[:2]
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch.documents)
+    memory, text = encode(params, "compressor", flat)
     mse = jnp.mean((text - memory.mean(axis=1)) ** 2, axis=-1).reshape(count)
     return memory.reshape(*count, M, E), jnp.where(batch.document_valid, mse, 0)
 
@@ -157,34 +158,34 @@ def straight_through_top_k(scores, k, valid):
     return hard + soft - jax.lax.stop_gradient(soft)
 
 
-def language_model_loss(params, batch, memories):
+def language_model_loss(params, prompt, memories):
     """Return L_CE = -sum_t log p(a_t | I, M_1..k, a_<t) and the number of labels, memories [B, K, M, E] in place."""
-    x, index = table(params)[batch.prompt_ids], batch.memory_index[..., None]
+    x, index = table(params)[prompt.ids], prompt.memory_index[..., None]
     placed = jnp.take_along_axis(memories.reshape(len(x), -1, E), jnp.maximum(index, 0), axis=1)
-    states = forward(params, "generator", jnp.where(index >= 0, placed, x), batch.prompt_mask)
-    span = batch.labels.shape[1]  # the labels are those of the last positions; the one before predicts each
+    states = forward(params, "generator", jnp.where(index >= 0, placed, x), prompt.segment_ids > 0)
+    span = prompt.labels.shape[1]  # the labels are those of the last positions; the one before predicts each
     logits = states[:, -span - 1 : -1] @ table(params).T
-    labelled = batch.labels >= 0
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(batch.labels, 0))
+    labelled = prompt.labels >= 0
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(prompt.labels, 0))
     return jnp.sum(losses * labelled), jnp.sum(labelled)
 
 
 def compression_loss(params, batch, k):
     """Return L_CE + lambda L_MSE (stages scp and instruct): all documents are compressed and read."""
     memories, mse = compress(params, batch)
-    ce, count = language_model_loss(params, batch, memories)
+    ce, count = language_model_loss(params, batch.prompt, memories)
     return ce / count + MSE_WEIGHT * jnp.sum(mse) / jnp.maximum(jnp.sum(batch.document_valid), 1)
 
 
 def end_to_end_loss(params, batch, k):
     """Return L_CE through ranking and selection (section 3): no relevance labels, and a frozen compressor."""
     documents = jax.lax.stop_gradient(compress(params, batch)[0])
-    query, _ = encode(params, "query_reasoner", batch.query_ids, batch.query_mask)
+    query, _ = encode(params, "query_reasoner", batch.query)
     q, d = query.reshape(len(query), 1, -1), documents.reshape(*documents.shape[:2], -1)
     lengths = jnp.linalg.norm(q, axis=-1) * jnp.sqrt(jnp.maximum(jnp.sum(d * d, axis=-1), 1e-24))
     scores = jnp.sum(q * d, axis=-1) / jnp.maximum(lengths, 1e-8)  # s_i = cos(q, M_i)
     chosen = straight_through_top_k(scores, k, batch.document_valid)
-    ce, count = language_model_loss(params, batch, jnp.einsum("BKD,BDME->BKME", chosen, documents))
+    ce, count = language_model_loss(params, batch.prompt, jnp.einsum("BKD,BDME->BKME", chosen, documents))
     return ce / count
 
 

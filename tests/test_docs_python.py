@@ -145,7 +145,7 @@ class Names(ast.NodeVisitor):
                 self.missing.append(f"{getattr(owner, '__name__', owner)} has no {name}")
             return getattr(owner, name, None)
         cls = _class_of(owner.hint)
-        if cls is None or not cls.__module__.startswith(OURS):
+        if cls is None or not cls.__module__.startswith(OURS) or hasattr(cls, "__getattr__"):
             return None
         found = inspect.getattr_static(cls, name, None)
         if isinstance(found, property | functools.cached_property):

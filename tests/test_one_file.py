@@ -1,7 +1,5 @@
 """The example in one file computes what the library does, stage by stage, and learns."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,12 +14,13 @@ from clara_jax.training.stage_data import StageRecords
 from clara_jax.training.step import make_loss
 from configs import smoke
 from examples import clara_in_one_file as one_file
+from tests.configurations import changed
 from tests.locations import ROOT
 
 
 @pytest.fixture(scope="module")
 def config():
-    return dataclasses.replace(resolve(smoke.get_config("ci")), progress=False)
+    return changed(resolve(smoke.get_config("ci")), reporting=dict(progress=False))
 
 
 @pytest.fixture(scope="module")

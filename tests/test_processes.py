@@ -35,7 +35,7 @@ def get_config(arg=None):
         return dict(data=dict(train=path), evaluation=dict(data=path))
 
     names = dict(scp="scp", instruct="instruct", retrieval="end_to_end", end_to_end="end_to_end")
-    own = dict(
+    by_stage = dict(
         scp=dict(data=dict(pack=160)),
         instruct=dict(data=dict(buckets=2)),
         # At the paper's 0.02 and this learning rate the last bits of a sum over processes grow to 1e-5 in two steps.
@@ -44,7 +44,7 @@ def get_config(arg=None):
     )
     stages = args.stages.split("+")
     return common.run(
-        {{name: common.merged(small, files(names[name]), own.get(name, {{}})) for name in stages}},
+        {{name: common.merged(small, files(names[name]), by_stage.get(name, {{}})) for name in stages}},
         model=dict(base={base!r}, precision="float32"),
         clara=dict(doc_max_length=64, compress_rate=16, lora_rank=8, lora_dropout=0.1, max_length=256),
         mesh=args.mesh,

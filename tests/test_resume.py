@@ -39,10 +39,10 @@ def get_config(arg=None):
     names = dict(scp="scp", instruct="instruct", retrieval="end_to_end", end_to_end="end_to_end")
     ranking = dict(topk=dict(method="gumbel", learn_temperature=True))  # noise, and a number beside
     ranking |= dict(data=dict(buckets=2), objective=dict(marginal_weight=0.1))
-    own = dict(scp=dict(data=dict(pack=160)), instruct=dict(data=dict(buckets=2)), end_to_end=ranking)
+    by_stage = dict(scp=dict(data=dict(pack=160)), instruct=dict(data=dict(buckets=2)), end_to_end=ranking)
     stages = args.stages.split("+")
     return common.run(
-        {{name: common.merged(small, files(names[name]), own.get(name, {{}})) for name in stages}},
+        {{name: common.merged(small, files(names[name]), by_stage.get(name, {{}})) for name in stages}},
         model=dict(base={base!r}, precision="float32"),
         clara=dict(doc_max_length=64, compress_rate=16, lora_rank=8, lora_dropout=0.1, max_length=256),
         mesh=(1, 1),

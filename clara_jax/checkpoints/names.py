@@ -231,9 +231,9 @@ def load_adapters(
         for leaf in held:
             arrays[leaf] = place(table[parts[leaf]].astype(leaves[leaf].dtype), leaves[leaf].sharding)
     for role in ROLES:
-        own = {name: leaf for name, leaf in leaves.items() if name.startswith(f"lora/{role}/")}
+        of_role = {name: leaf for name, leaf in leaves.items() if name.startswith(f"lora/{role}/")}
         if role in adapters:
-            arrays |= _load_lora(own, adapters[role], f"{path}: {role}")
+            arrays |= _load_lora(of_role, adapters[role], f"{path}: {role}")
         elif role != "query_reasoner":
             raise ClaraError(f"{path}: the adapter of the {role} is missing; a CLaRa checkpoint needs it")
     for name in [name for name in leaves if name.startswith("tokens/map/")]:
@@ -286,8 +286,8 @@ def _load_lora(leaves: Leaves, state: Mapping[str, np.ndarray], source: str) -> 
         shapes, is_a = [leaves[path].shape for path in paths], matrix[2] == "a"
         rows = [shape[-1] if is_a else math.prod(shape[2:]) for shape in shapes]
         size = (sum(rows), math.prod(shapes[0][1:-1]) if is_a else shapes[0][1])
-        own = slice(sum(rows[:index]), sum(rows[: index + 1]))
-        return _stacked(leaves[paths[index]], lambda layer: read(_lora_name(layer, *matrix), size)[own].T)
+        its_rows = slice(sum(rows[:index]), sum(rows[: index + 1]))
+        return _stacked(leaves[paths[index]], lambda layer: read(_lora_name(layer, *matrix), size)[its_rows].T)
 
     return {
         path: place(whole(matrix, paths, index), leaves[path].sharding)

@@ -112,7 +112,7 @@ def test_stored_memories_are_read_and_not_compressed():
 
 
 def test_what_is_split_over_two_axes_is_counted_once():
-    own = stage("end_to_end", optimizer=dict(batch_size=ROWS))
-    one, two = (step_bytes(MODEL, own, SHAPES, ROWS, make_mesh(*sizes)) for sizes in ((8, 1), (4, 2)))
+    trained = stage("end_to_end", optimizer=dict(batch_size=ROWS))
+    one, two = (step_bytes(MODEL, trained, SHAPES, ROWS, make_mesh(*sizes)) for sizes in ((8, 1), (4, 2)))
     assert two["base"] == pytest.approx(one["base"] / 2 * (3 / 4) / (7 / 8))
     assert two["activations"] > 0

@@ -276,10 +276,10 @@ def groups(cls=RunConfig):
 def test_groups_are_small_and_their_fields_described():
     assert len(groups()) == 13
     for cls in groups():
-        own = [name for name, hint in typing.get_type_hints(cls).items() if not dataclasses.is_dataclass(hint)]
-        assert len(own) <= 12, cls
+        fields = [name for name, hint in typing.get_type_hints(cls).items() if not dataclasses.is_dataclass(hint)]
+        assert len(fields) <= 12, cls
         if cls is not ClaraConfig:
-            assert all(cls.__pydantic_fields__[name].description for name in own), cls
+            assert all(cls.__pydantic_fields__[name].description for name in fields), cls
 
 
 def flat(values, names):

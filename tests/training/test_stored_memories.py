@@ -172,10 +172,10 @@ def test_a_run_with_memories_is_the_run_that_compresses_in_its_steps(name, direc
 
     def train(place, memories):
         data = (str(directory / "end_to_end.jsonl"),)
-        own = make_stage(directory, memories, name, evaluation=dict(data=data, answers=0))
+        stage_config = make_stage(directory, memories, name, evaluation=dict(data=data, answers=0))
         base = ModelSection(str(directory / "base"), "float32")
         options = dict(mesh=(1, 1), reporting=dict(progress=False, tensorboard=False))
-        run(RunConfig(stages=(own,), model=base, clara=CLARA, **options), tmp_path / place, StopSignal())
+        run(RunConfig(stages=(stage_config,), model=base, clara=CLARA, **options), tmp_path / place, StopSignal())
         return read_metrics(tmp_path / place / "metrics.jsonl")
 
     names = ("loss", "grad_norm", "recall", "eval_loss", "eval_ce_no_memory", "eval_ce_other_memory", "eval_recall@1")

@@ -42,7 +42,7 @@ def select(
     k: int,
     method: str,
     temperature: ScalarLike,
-    mask: Bool[Array, "B D"] | None = None,
+    mask: Bool[Array, "_ _"] | None = None,
     key: Key[jax.Array, " B"] | None = None,
     hard: bool = True,
 ) -> tuple[Float32[jax.Array, "B K D"], Int32[jax.Array, "B K"]]:

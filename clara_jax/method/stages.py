@@ -110,7 +110,7 @@ def objective_value(
     stage: Stage, objective: Objective, terms: Mapping[str, ScalarLike], counted: Mapping[str, ScalarLike]
 ) -> tuple[jax.Array, Terms]:
     """Return the loss Σ weight · sum / count, and every term as sum / count."""
-    means = {name: value / jnp.maximum(counted[name], 1) for name, value in terms.items()}
+    means = {name: jnp.asarray(value) / jnp.maximum(counted[name], 1) for name, value in terms.items()}
     return sum((weight * means[name] for name, weight in stage.weights(objective).items()), jnp.float32(0)), means
 
 

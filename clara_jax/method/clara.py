@@ -30,7 +30,10 @@ LARGEST = 2**20  # of a length or a rank
 
 @dataclasses.dataclass(frozen=True)
 class ClaraConfig:
-    """Hyperparameters of a CLaRa model beside its base (Table 10; released checkpoint format).
+    """Hyperparameters of a CLaRa model beside its base.
+
+    Sizes of documents and adapters are Table 10's; the released checkpoint format has them and ``max_length``; the
+    other fields are this project's.
 
     Attributes:
       doc_max_length: longest document, in tokens.
@@ -38,7 +41,7 @@ class ClaraConfig:
       lora_rank, lora_alpha, lora_dropout: of each of the three adapters; alpha defaults to twice the rank.
       different_mem_tokens: M different memory tokens, or one token M times.
       memory_map: "state": a memory is the last-layer state at its memory token (the paper, released models); "affine":
-        an affine map of it, one scale, center and shift per channel (see `clara_jax.method.compressor`).
+        an affine map of it, one scale, center and shift per channel (see `clara_jax.method.memory_map`).
       memory_places: position of the M memory tokens: at the "end" of the text (the paper, released models), or each at
         the end of one of M even "runs" of the text's tokens.
       max_length: longest prompt with its answer, in tokens.

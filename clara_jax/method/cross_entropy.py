@@ -94,9 +94,9 @@ def _parts(x: jax.Array) -> int:
     return x.shape[0] // sharding.shard_shape(x.shape)[0]
 
 
-# [B, A, V] logits in float32 would take more memory than the model, so they exist for one chunk at a time. As the loss
-# is a sum, its gradient is that of the chunks, times one number, and is computed while a chunk's logits are in memory.
-# Recomputing them in the backward pass would cost a third product with the head.
+# [B, A, V] logits in float32 would take more memory than the model, so they exist for one chunk at a time. The loss is
+# a sum over chunks, and its cotangent one number: each chunk's gradient is computed in the forward pass, while its
+# logits are in memory, and multiplied by that number later. Recomputing them would cost a third product with the head.
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

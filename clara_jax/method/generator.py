@@ -2,8 +2,8 @@
 
     L_CE = -Σ_t log p(a_t | I, M_1, ..., M_k, a_<t)
 
-over the tokens a_t of the target, with the instruction I and the memories M. It is averaged over the labelled tokens of
-a batch (the paper), or over the means of its records.
+over the tokens a_t of the target, with the instruction I and k documents' memories. The paper gives the sum of one
+example; a batch is averaged over its labelled tokens (the released code), or over the means of its records.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def answer_terms(
       ce_over: "tokens" counts each label alike; "records" each record, by `label_weights`.
 
     Returns:
-      "ce", the sum of the (weighted) losses; "accuracy", the number of labels that greedy decoding gets right.
+      "ce", the sum of the (weighted) losses; "accuracy", the number of labels that have the largest logit where all
+      earlier ones are given.
     """
     dropout = model.dropout(keys, prompt.segment_ids)
     states = target_states(model, params, prompt, memories, dropout=dropout)

@@ -1,8 +1,9 @@
 """The parameters of a CLaRa model as one tree, and the choice of subtrees that a stage trains.
 
 ``{"base": ..., "lora": {"compressor", "query_reasoner", "generator"}, "tokens": {"memory", "markers"[, "output"][,
-"map"]}}``; "map" is the memory map ``{"scale", "center", "shift"}`` of a model that has one. A subtree has a path,
-``lora/generator`` or ``tokens/memory``; everything under it belongs to it.
+"map"]}}``. Of the tokens that are added to the base's vocabulary "memory" and "markers" (<ENC>, <SEP>, ...) are the
+input rows, and "output" the rows of an untied LM head; "map" is the memory map ``{"scale", "center", "shift"}`` of a
+model that has one. A subtree has a path, ``lora/generator`` or ``tokens/memory``; everything under it belongs to it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from clara_jax.model.config import ModelConfig
 from clara_jax.model.declare import declare_added_rows, declare_affine, declare_base, declare_lora, initialise
 
 Params = Mapping[str, Any]
-MAP = "tokens/map"  # the one subtree that a model may lack
+MAP = "tokens/map"  # what stages train by default, and a model may lack
 # Subtrees that a document's memory depends on. Where a stage trains none of them, documents can be compressed once.
 COMPRESSOR = ("base", "lora/compressor", "tokens/memory", "tokens/markers", MAP)
 

@@ -1,4 +1,4 @@
-"""The query reasoner's scores, and the contrastive loss of an optional pretraining stage (section 3)."""
+"""The scores of documents for a question (section 3), and the contrastive loss of a stage of the released code."""
 
 from __future__ import annotations
 

@@ -2,7 +2,10 @@
 
 A loss is a sum of terms, each a mean over a different count (labelled tokens, documents, questions with a gold
 document). The counts are those of the whole batch, known before any part of it is run, so the losses and gradients of
-microbatches simply add up to those of the batch.
+microbatches simply add up to those of the batch. A term's name holds its sum until `objective_value` divides it.
+
+Optimizer, schedules, batches and candidates of Table 10 are in `clara_jax.training.stage_config`, whose
+`StageConfig.hyperparameters` makes the `Objective` here, and in configs/.
 """
 
 from __future__ import annotations
@@ -20,9 +23,10 @@ from clara_jax.input_pipeline.batches import Batch, DistinctSequences, Sequences
 from clara_jax.input_pipeline.tokenization import IGNORED
 from clara_jax.method.appendix.marginal import document_log_likelihoods, marginal_loss
 from clara_jax.method.clara import ClaraModel
-from clara_jax.method.compressor import Encoded, alignment_loss, calibrated_map, encode, pool_runs, read
+from clara_jax.method.compressor import Encoded, alignment_loss, encode, read
 from clara_jax.method.estimators.methods import METHODS, select
 from clara_jax.method.generator import CE_OVER, RECORDS, TOKENS, answer_terms, label_weights
+from clara_jax.method.memory_map import calibrated_map, pool_runs
 from clara_jax.method.parameters import MAP, flatten, overlap, unflatten
 from clara_jax.method.reranker import contrastive_loss, cosine_scores
 from clara_jax.method.topk import DEGENERATE, degenerate
@@ -36,17 +40,22 @@ PROMPT, QUERY, DOCUMENTS, NOISE = 0, 1, 2, 2
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """Hyperparameters of a loss (Table 10); temperature and scaffold may be arrays, where they change with the step."""
+    """Hyperparameters of a loss: λ and k of Table 10, the released code's τ, and this project's other fields.
 
-    ce_over: str = TOKENS  # L_CE is a mean over labelled "tokens" (the paper), or over the means of "records"
-    scaffold: float | jax.Array = 0.0  # β of the memory map, see `clara_jax.method.compressor`
+    Temperature and scaffold may be arrays, where they change with the step.
+    """
+
+    ce_over: str = TOKENS  # L_CE is a mean over labelled "tokens" (the released code), or over the means of "records"
+    scaffold: float | jax.Array = 0.0  # β of the memory map, see `clara_jax.method.memory_map`
     mse_weight: float = 0.1  # λ
     mse_reduction: str = "mean"  # over channels: "mean" as the released code, "sum" as the paper's formula
     top_k: int = 5  # k
     temperature: float | jax.Array = 0.02  # τ
     topk_method: str = "iterative"  # whose gradient replaces that of the choice, one of `METHODS`
     score_normalization: str = "none"  # or "standard": to mean 0 and deviation 1 over a question's candidates
-    marginal_weight: float = 0.0  # of the probability path, see `clara_jax.method.appendix.marginal`
+    # Of the probability path, a mean over questions where L_CE is one over tokens: see
+    # `clara_jax.method.appendix.marginal`.
+    marginal_weight: float = 0.0
 
     def __post_init__(self):
         if self.mse_reduction not in ("mean", "sum"):
@@ -90,8 +99,13 @@ class Stage:
 def counts(batch: Batch, ce_over: str = TOKENS) -> Terms:
     """Return the denominator of each term's mean over a batch.
 
-    It is the number of labelled tokens (for "ce" with ``ce_over`` "records" that of records), of documents, of
-    questions with a positive document, or of questions.
+    | term | number of |
+    | --- | --- |
+    | ce, accuracy | labelled tokens (ce with ``ce_over`` "records": records) |
+    | mse | documents |
+    | contrastive, recall | questions with a positive document |
+    | marginal | questions with a document |
+    | nan_scores, too_few | questions |
     """
     labelled = jnp.sum(batch.prompt.labels != IGNORED)
     numbers = {"ce": labelled, "accuracy": labelled, "mse": jnp.sum(batch.document_valid)}
@@ -115,7 +129,10 @@ def objective_value(
 
 
 def inherit(stage: Stage, params: Any, trained: Iterable[str]) -> Any:
-    """Return the stage's initial parameters, with the copies of ``starts_from`` that no earlier stage has trained."""
+    """Return the parameters that a stage begins with.
+
+    Targets of ``starts_from`` that no earlier stage has trained are copies of their sources.
+    """
     leaves = flatten(params)
     for target, source in stage.starts_from.items():
         if not any(overlap(target, subtree) for subtree in trained):
@@ -286,7 +303,10 @@ def encode_documents(
     keys: Key[jax.Array, "B S"] | None = None,
     scaffold: ScalarLike = 0.0,
 ) -> Encoded:
-    """Encode [B, D] rows of S documents: memory [B, D · S, M, E], mean states [B, D · S, E]; keys [B, S]."""
+    """Encode [B, R] rows of S documents, D = R · S of an example or row: memory [B, D, M, E], mean states [B, D, E].
+
+    Keys are [B, S]. One of R and S is 1.
+    """
     count = documents.ids.shape[1]
     if keys is not None:
         # Numbers are folded in one by one: JAX does not fold a vector of them into the split keys of a single row.

@@ -17,10 +17,12 @@ from jaxtyping import Bool, Float, Float32, Int32, ScalarLike
 from clara_jax.model.sharding import Array
 
 DEGENERATE = ("nan_scores", "too_few")
-EPSILON = 1e-8  # ε, inside the logarithm that excludes documents of earlier ranks
+# ε, inside the logarithm that excludes documents of earlier ranks. They keep a weight: where one leads the others by
+# more than -τ log ε = 18.4 τ, the p of later ranks lie on it.
+EPSILON = 1e-8
 
 # The soft choice of one row: s [D], divided by τ and 0 for absent documents; indices [K] in order; taken [K, D], the
-# hard choice; allowed [K, D], false where the document or the rank does not exist -> p [K, D].
+# hard choice, a row for each rank; allowed [K, D], false where the document or the rank does not exist -> p [K, D].
 SoftChoice = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
@@ -29,13 +31,13 @@ def algorithm_1(scores: Float[jax.Array, " D"], k: int, temperature: ScalarLike)
 
     It is here to be read and to be compared with; `straight_through` computes the same.
     """
-    s = scores.astype(jnp.float32) / temperature
+    s = scores.astype(jnp.float32) / jnp.maximum(temperature, 1e-6)
     taken, rows = jnp.zeros_like(s), []
     for _ in range(min(k, len(s))):
-        p = jax.nn.softmax(s + jnp.log(1 - taken + EPSILON))
-        hard = jax.nn.one_hot(jnp.argmax(p), len(s))
-        rows.append(hard + (p - jax.lax.stop_gradient(p)))
-        taken = taken + hard
+        hard = jax.nn.one_hot(jnp.argmax(jnp.where(taken > 0, -jnp.inf, s)), len(s))
+        p = jax.nn.softmax(s + jnp.log(1 - jax.lax.stop_gradient(taken) + EPSILON))
+        rows.append(hard + p - jax.lax.stop_gradient(p))
+        taken = jnp.minimum(taken + hard, 1)
     return jnp.stack(rows)
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from clara_jax.input_pipeline.batches import Sequences, memory_at_end
 from clara_jax.method.clara import ClaraConfig, ClaraModel
-from clara_jax.method.compressor import calibrated_map, encode, map_memory, pool_runs
+from clara_jax.method.compressor import encode
+from clara_jax.method.memory_map import calibrated_map, map_memory, pool_runs
 from clara_jax.method.parameters import declare
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.declare import initialise

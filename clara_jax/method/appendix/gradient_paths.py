@@ -5,13 +5,15 @@ With p(y|x) = Σ_d p(d|x) p(y|x, d) and L = -log p(y|x),
     ∂L/∂s_d = -1/p(y|x) { p(d|x) [p(y|x, d) - p(y|x)] / τ      (I) the probability path
                           + Σ_j p(j|x) ∂p(y|x, j)/∂s_d }       (II) the representation path
 
-(I) is the gradient of `clara_jax.method.appendix.marginal.marginal_loss`. (II) is the gradient used in training: that
-of the answer's likelihood given all selected memories together, through the straight-through estimator. Scores are
-those that the temperature divides, normalized where the stage normalizes them.
+(I) is the gradient of `clara_jax.method.appendix.marginal.marginal_loss`. In (II) a shared representation
+r = Σ_d π_d z_d, π = softmax(s / τ), has ∂r/∂s_d = π_d (z_d - r) / τ; separate ones have none. What is measured is what
+training uses in its place: the gradient of the answer's likelihood given all selected memories together, through the
+straight-through estimator. Scores are those that the temperature divides, normalized where the stage normalizes them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -21,6 +23,7 @@ from jaxtyping import Float32
 from clara_jax.input_pipeline.batches import Batch
 from clara_jax.input_pipeline.tokenization import IGNORED
 from clara_jax.method.clara import ClaraModel
+from clara_jax.method.generator import TOKENS
 from clara_jax.method.stages import (
     Objective,
     Terms,
@@ -47,6 +50,7 @@ def score_gradients(
     Returns:
       float32 [B, D] each; (I) is zero for documents that are not selected, both are for absent ones.
     """
+    objective = dataclasses.replace(objective, ce_over=TOKENS)  # both paths of a sum over the answer's tokens
     scores, documents, _ = rank_documents(model, params, batch, None)
     scores = jax.lax.stop_gradient(normalize(scores, batch.document_valid, objective.score_normalization))
 

@@ -51,7 +51,7 @@ def document_log_likelihoods(
     """Return log p(y|x, d) given each selected document alone: the others' memories are masked in the prompt.
 
     It takes K forward passes of the generator, one after the other, without dropout and without a backward pass: each
-    costs a third of the generator's part of a step, and they need the memory of one.
+    costs a third of the generator's part of a step, and the peak memory is that of one.
 
     Args:
       model: backbone and hyperparameters.

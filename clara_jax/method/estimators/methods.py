@@ -9,7 +9,8 @@ that exist, s_[j] the j-th largest and r_j its document, τ the temperature:
     gumbel      the same with s / τ + Gumbel noise, where there is a key (Kool et al. 2019)
     softsort    p_j = softmax(-|s_[j] - s| / τ) (Prillo and Eisenschlos 2020)
     neuralsort  p_j = softmax(((n + 1 - 2j) s - Σ_b |s - s_b|) / τ) (Grover et al. 2019)
-    sinkhorn    p_j = the column of rank j in the entropic transport plan from documents to ranks (Xie et al. 2020)
+    sinkhorn    p_j = the column of rank j in the entropic transport plan softmax_y(s y / τ + v_y) from documents to
+                ranks y (Xie et al. 2020)
     lapsum      p_j = q_{r_j} at r_j, where q_d = LaplaceCDF((s_d - b) / τ) and Σ_d q_d = K (Struski et al. 2025)
 
 None of them loops over ranks or builds a matrix D x D.
@@ -67,7 +68,7 @@ def select(
     """
     if method not in METHODS:
         raise ValueError(f"method {method!r} must be one of {', '.join(METHODS)}")
-    scores, mask = usable_scores(jnp.asarray(scores), k, mask)
+    scores, mask = usable_scores(jnp.asarray(scores), k, mask)  # which also checks the mask's shape
     s = scores.astype(jnp.float32) / temperature
     if method == "gumbel" and key is not None:
         s += jax.vmap(lambda row_key: jax.random.gumbel(row_key, s.shape[1:]))(key)

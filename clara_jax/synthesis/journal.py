@@ -127,8 +127,10 @@ class Journal:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
-            # Commits survive a kill of the process; a power cut may cost the last ones.
-            self._db.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;" + _TABLES)
+            # Where two processes turn a new file to WAL at once, SQLite refuses one of them without waiting.
+            with locked(path.with_name(f"{path.name}.opening"), None):
+                # Commits survive a kill of the process; a power cut may cost the last ones.
+                self._db.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;" + _TABLES)
         except (OSError, sqlite3.Error) as error:
             raise ClaraError(f"{path}: cannot be opened as a journal: {error}") from error
 

@@ -83,6 +83,31 @@ def test_a_file_that_is_no_journal(tmp_path):
         Journal(tmp_path / "text")
 
 
+def test_processes_open_a_new_journal_at_once(tmp_path):
+    """SQLite lets only one of them turn the file to WAL, and the others must not end for that."""
+    code = (
+        "import sys, time; from pathlib import Path; from clara_jax.synthesis.journal import Journal\n"
+        "print('ready', flush=True); begin = float(sys.stdin.readline())\n"
+        "for number in range(100):\n"
+        "    while time.time() < begin + 0.01 * number: pass\n"
+        "    Journal(Path(sys.argv[1], str(number))).close()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    pipe = subprocess.PIPE
+    several = [
+        subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, env=os.environ, text=True)
+        for _ in range(3)
+    ]
+    for one in several:
+        assert one.stdout.readline() == "ready\n"
+    begin = time.time() + 0.2
+    for one in several:
+        one.stdin.write(f"{begin}\n")
+        one.stdin.flush()
+    assert [one.communicate(timeout=60)[1] for one in several] == [""] * 3
+    assert [one.returncode for one in several] == [0] * 3
+
+
 def test_of_replies_to_one_request_the_first_one_counts(journal):
     replies = [journal.remember(f"k{i % 3}", "d0", "answer", Completion(f"reply {i}", 10, i, False)) for i in range(9)]
     assert [reply.text for reply in replies] == ["reply 0", "reply 1", "reply 2"] * 3

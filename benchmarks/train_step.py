@@ -5,8 +5,7 @@
 Prints for each variant the median of its steps, all measured in one run, in turns; its attended tokens a second; model
 FLOPs (clara_jax/training/throughput.py) a second, as a share of what the products of a block alone reach in the same
 run (``--precision mixed``: bfloat16 into float32); and the share of the step's CPU time that the kernel took.
-``--profile`` writes a trace of one step of each precision's first variant there, and prints what XLA's operations took
-in it, by kind.
+``--profile`` writes a trace of one step of each variant there, and prints what XLA's operations took in it, by kind.
 
     GLIBC_TUNABLES=glibc.malloc.mmap_max=65536 python -m benchmarks.train_step
 
@@ -118,7 +117,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=192, help="tokens of a prompt")
     parser.add_argument("--repeats", type=int, default=5, help="steps of each variant")
     parser.add_argument("--precision", nargs="+", choices=tuple(PRECISIONS), default=["float32", "mixed"])
-    parser.add_argument("--profile", metavar="DIR", help="a trace of one step of each precision, and its summary")
+    parser.add_argument("--profile", metavar="DIR", help="a trace of one step of each variant, and its summary")
     arguments = parser.parse_args()
     mesh = make_mesh(1, 1, devices=jax.devices()[:1])
     stage, optimizer = STAGES["scp"], optax.adamw(1e-4)
@@ -148,9 +147,9 @@ def main() -> None:
             for name, step in steps.items():
                 (states[name], _), seconds = timed(lambda s=step, n=name: s(states[n], frozen[n], batches[n], key))
                 spent[name].append(seconds)
-        for precision in arguments.precision if arguments.profile else ():
-            with jax.profiler.trace(f"{arguments.profile}/{precision}"):
-                jax.block_until_ready(steps[precision](states[precision], frozen[precision], batches[precision], key))
+        for name, step in steps.items() if arguments.profile else ():
+            with jax.profiler.trace(f"{arguments.profile}/{name}"):
+                jax.block_until_ready(step(states[name], frozen[name], batches[name], key))
     first = None
     print("| variant | median s | ratio | tokens/s | GFLOP/s | of the products' | kernel |\n|" + "---|" * 7)
     for name, each in spent.items():
@@ -162,11 +161,11 @@ def main() -> None:
         print(f"| {name} | {median:.2f} | {median / first:.2f} | {numbers} |")
     for precision, rate in ceilings.items():
         print(f"products of a block over {tokens} tokens, {precision}: {rate / 1e9:,.0f} GFLOP/s")
-    for precision in arguments.precision if arguments.profile else ():
-        seconds = by_kind(Path(arguments.profile) / precision)
+    for name in steps if arguments.profile else ():
+        seconds = by_kind(Path(arguments.profile) / name)
         total = sum(seconds.values())
         shares = ", ".join(f"{kind} {part / total:.1%}" for kind, part in seconds.most_common(12))
-        print(f"{precision}, by kind of operation: {shares}")
+        print(f"{name}, by kind of operation: {shares}")
 
 
 if __name__ == "__main__":

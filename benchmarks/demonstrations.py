@@ -26,7 +26,7 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default="smollm2")
-    parser.add_argument("--data", default="configs/demo_data/scp.train.jsonl")
+    parser.add_argument("--data", default="clara_jax/configs/demo_data/scp.train.jsonl")
     for name, number in (("rows", 4), ("rounds", 5), ("new-tokens", 24)):
         parser.add_argument(f"--{name}", type=int, default=number)
     arguments = parser.parse_args()

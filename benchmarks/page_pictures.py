@@ -19,10 +19,10 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from benchmarks.serving_load import QUEUE, server
 from clara_jax import command
+from clara_jax.configs import smoke
 from clara_jax.data import synthetic
 from clara_jax.data.synthetic_world import SyntheticConfig
 from clara_jax.errors import ClaraError
-from configs import smoke
 
 DOCUMENTS = 200
 # Name, width, height and colour scheme of each.

@@ -1,4 +1,4 @@
-"""Command lines that name a configuration: ``--config FILE[:ARG] --config.FIELD=VALUE``, and other options."""
+"""Command lines that name a configuration: ``--config NAME[:ARG] --config.FIELD=VALUE``, and other options."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from clara_jax import command
+from clara_jax import command, configs
 from clara_jax.errors import ClaraError
 
 _OVERRIDE = re.compile(r"(--?(?:no)?config\.)([^=[]+)(.*)", re.DOTALL)
@@ -41,7 +41,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
         if not name.startswith(("--config.", "--noconfig.")):
             near = difflib.get_close_matches(name, parser._option_string_actions, 1)
             parser.error(f"unknown option {name}" + (f"; did you mean {near[0]}?" if near else ""))
-    named = [] if arguments.config is None else [f"--config={arguments.config}"]
+    named = [] if arguments.config is None else [f"--config={configs.path_of(arguments.config)}"]
     arguments.config = _config([argv[0], *named, *rest])
     return arguments
 
@@ -61,9 +61,8 @@ def _config(argv: Sequence[str]) -> Any:
     except ClaraError:
         raise
     except FileNotFoundError as error:
-        raise ClaraError(
-            f"--config: {error.filename or error} does not exist; name a file, e.g. --config configs/smollm2.py"
-        ) from None
+        file = str(error.filename or error)
+        raise ClaraError(f"--config: {file} does not exist; {configs.hint(file)}") from None
     except Exception as error:  # absl and ml_collections raise what they like; a configuration file is a program
         raise ClaraError(f"--config: {type(error).__name__}: {error}") from None
     if len(rest) > 1:

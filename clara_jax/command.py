@@ -89,7 +89,10 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--candidates": dict(type=int, metavar="N", help="documents or chunks that the choice is made from"),
     "--checkpoint": dict(metavar="DIR", help="a training run, one of its checkpoints, or a released one"),
     "--compress-rate": dict(type=int, metavar="N", help="tokens of a document for each memory vector"),
-    "--config": dict(metavar="FILE[:ARG]", help="a Python file with get_config(arg); its docstring lists arguments"),
+    "--config": dict(
+        metavar="NAME[:ARG]",
+        help="smoke, smollm2, ..., or a Python file with get_config(arg); its docstring lists arguments",
+    ),
     "--doc-max-length": dict(type=int, metavar="N", help="longest document, in tokens"),
     "--follow-links": dict(action="store_true", help="read what links in folders lead to outside of them, too"),
     "--json": dict(action="store_true", help="print JSON instead of text"),

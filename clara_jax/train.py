@@ -41,7 +41,7 @@ def main() -> None:
     """Run the command."""
     arguments = parse(parser(), sys.argv)
     # After the help, which should not wait for these.
-    from clara_jax import distributed
+    from clara_jax import configs, distributed
     from clara_jax.formats.json_file import read_object
     from clara_jax.training.config_parsing import from_json, resolve
     from clara_jax.training.loop import run
@@ -50,7 +50,7 @@ def main() -> None:
 
     config, workdir = arguments.config, arguments.workdir
     if config is None and not workdir:
-        raise ClaraError("--config is missing; name a file, e.g. --config configs/smollm2.py")
+        raise ClaraError(f"--config is missing; {configs.hint('')}")
     distributed.initialise(arguments.coordinator, arguments.processes, arguments.process)
     logging.getLogger("absl").setLevel(logging.WARNING)
     if config is None:

@@ -1,1 +1,1 @@
-"""One experiment a file, each with ``get_config(arg)``; see `clara_jax.training.config` for what the fields mean."""
+"""The configurations of the package (`clara_jax.configs`), by the paths that commands in a checkout name."""

@@ -1,14 +1,3 @@
-r"""Instruction tuning of compressor and generator on Mistral-7B-Instruct-v0.2: Table 10 of the paper.
+"""The configuration `clara_jax.configs.mistral7b_instruct`, by its path in a checkout."""
 
-    python -m clara_jax.train --workdir runs/mistral7b_instruct \
-        --config configs/mistral7b_instruct.py:rate=16,data=DIR,start=runs/mistral7b_scp
-
-The arguments are those of `configs.common.paper`.
-"""
-
-from configs import common
-
-
-def get_config(arg=None):
-    """Return the configuration of instruction tuning; see `configs.common.paper` for the argument."""
-    return common.paper("instruct", arg, common.MISTRAL_7B)
+from clara_jax.configs.mistral7b_instruct import get_config as get_config

@@ -1,13 +1,3 @@
-"""Compression learning (SCP, the paper's first stage) on Mistral-7B-Instruct-v0.2: Table 10 of the paper.
+"""The configuration `clara_jax.configs.mistral7b_scp`, by its path in a checkout."""
 
-    python -m clara_jax.train --workdir runs/mistral7b_scp --config configs/mistral7b_scp.py:rate=16,data=DIR
-
-The arguments are those of `configs.common.paper`.
-"""
-
-from configs import common
-
-
-def get_config(arg=None):
-    """Return the configuration of salient compressor pretraining; see `configs.common.paper` for the argument."""
-    return common.paper("scp", arg, common.MISTRAL_7B)
+from clara_jax.configs.mistral7b_scp import get_config as get_config

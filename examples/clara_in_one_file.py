@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from clara_jax.configs import smoke
 from clara_jax.data import synthetic
 from clara_jax.input_pipeline.batches import collate
 from clara_jax.input_pipeline.buckets import shapes_for
@@ -26,7 +27,6 @@ from clara_jax.input_pipeline.encoding import Encoding, encode_records, sizes_of
 from clara_jax.input_pipeline.tokenization import ClaraTokenizer
 from clara_jax.input_pipeline.word_level import word_level_tokenizer
 from clara_jax.training.config_parsing import resolve
-from configs import smoke
 
 LAYERS, E, H, C, F, R, M = 4, 64, 4, 16, 192, 8, 4  # the smoke model's sizes
 EPS, THETA, LORA_SCALE, MSE_WEIGHT, TAU = 1e-5, 10_000.0, 2.0, 0.1, 0.1

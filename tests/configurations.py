@@ -2,8 +2,8 @@
 
 import dataclasses
 
+from clara_jax.configs.common import merged
 from clara_jax.training.stage_config import StageConfig
-from configs.common import merged
 
 
 def stage(name="scp", **fields):

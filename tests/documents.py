@@ -141,7 +141,8 @@ def workspace(folder: Path) -> Iterator[Path]:
 
 
 def _write_files(folder: Path) -> None:
-    (folder / "configs").symlink_to(ROOT / "configs")
+    for name in ("configs", "clara_jax"):
+        (folder / name).symlink_to(ROOT / name)
     (program,) = (block.text for block in blocks("docs/training.md") if "def get_config(" in block.text)
     (folder / "my_run.py").write_text(program)
     for name in ("folder", "papers", "data/scp", "scifact", "CLaRa_multi_stage", "reports"):

@@ -6,27 +6,29 @@ from pathlib import Path
 
 import pytest
 
+from clara_jax import configs
 from clara_jax.errors import ClaraError
 from clara_jax.formats.jsonl import data_files
 from clara_jax.training.config_parsing import from_json, resolve, to_json
 from clara_jax.training.schedules import scaffold_at
 from clara_jax.training.stage_config import entry_kind
 from tests.configurations import changed
-from tests.locations import ROOT, shared_data
+from tests.locations import shared_data
 
-NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "common"))
+NAMES = configs.names()
 PAPER = [name for name in NAMES if name.startswith(("mistral7b", "phi4_mini"))]
 
 
 def load(name, arg=None):
-    return importlib.import_module(f"configs.{name}").get_config(arg)
+    return importlib.import_module(f"clara_jax.configs.{name}").get_config(arg)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_resolves(name):
     run = resolve(load(name))
     assert from_json(to_json(run)) == run
-    module = importlib.import_module(f"configs.{name}")
+    module = importlib.import_module(f"clara_jax.configs.{name}")
+    assert importlib.import_module(f"configs.{name}").get_config is module.get_config
     assert f"python -m clara_jax.train --workdir runs/{name}" in module.__doc__
     assert f"--config configs/{name}.py" in module.__doc__
 

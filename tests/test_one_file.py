@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from clara_jax.configs import smoke
 from clara_jax.method.parameters import flatten, split
 from clara_jax.method.stages import counts
 from clara_jax.model.sharding import put_batch
@@ -12,7 +13,6 @@ from clara_jax.training.config_parsing import resolve
 from clara_jax.training.resume import find_start
 from clara_jax.training.stage_data import StageRecords
 from clara_jax.training.step import make_loss
-from configs import smoke
 from examples import clara_in_one_file as one_file
 from tests.configurations import changed
 from tests.locations import ROOT

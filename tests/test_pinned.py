@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import pytest
 
 from clara_jax.checkpoints import bundle
+from clara_jax.configs import smoke
 from clara_jax.formats.base import open_base
 from clara_jax.input_pipeline import prompts
 from clara_jax.input_pipeline.tokenization import ClaraTokenizer
@@ -27,7 +28,6 @@ from clara_jax.text.documents import CorpusDocument
 from clara_jax.training.config_parsing import resolve
 from clara_jax.training.resume import find_start
 from clara_jax.training.stage_data import StageRecords
-from configs import smoke
 from tests.configurations import changed
 
 TEXTS = (

@@ -19,7 +19,7 @@ from tests.tiny import write_base, write_records
 STAGES = ("scp", "instruct", "retrieval", "end_to_end")
 DEVICES = 4  # of all processes together
 CONFIG = """
-from configs import common
+from clara_jax.configs import common
 
 def get_config(arg=None):
     args = common.parse_arg(arg, stages="end_to_end", mesh=(-1, 1), memories="")

@@ -21,7 +21,7 @@ from tests.locations import ROOT
 from tests.tiny import write_base, write_records
 
 CONFIG = """
-from configs import common
+from clara_jax.configs import common
 
 def get_config(arg=None):
     args = common.parse_arg(arg, stages="scp+end_to_end")

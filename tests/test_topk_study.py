@@ -5,10 +5,10 @@ import json
 import pytest
 
 from benchmarks import topk_study
+from clara_jax.configs import topk_study as config
 from clara_jax.errors import ClaraError
 from clara_jax.method.estimators.methods import METHODS
 from clara_jax.training.config_parsing import resolve
-from configs import topk_study as config
 
 
 def _finish(workdir, case, seed, recalls):

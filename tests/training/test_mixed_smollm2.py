@@ -39,7 +39,7 @@ def both():
 
 @pytest.fixture(scope="module")
 def records():
-    with open(ROOT / "configs/demo_data/scp.train.jsonl") as file:
+    with open(ROOT / "clara_jax/configs/demo_data/scp.train.jsonl") as file:
         return [json.loads(line) for line, _ in zip(file, range(DOCUMENTS), strict=False)]
 
 

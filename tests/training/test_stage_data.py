@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from clara_jax.configs.common import merged
 from clara_jax.data.builders import RecordSource, build
 from clara_jax.data.synthetic import records, write
 from clara_jax.data.synthetic_world import SyntheticConfig
@@ -18,7 +19,6 @@ from clara_jax.training.config import ModelSection, RunConfig
 from clara_jax.training.loop import check_same_data
 from clara_jax.training.stage_config import StageConfig
 from clara_jax.training.stage_data import StageData, StageRecords
-from configs.common import merged
 from tests.configurations import changed
 from tests.data import tiny_tokenizer
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from clara_jax.checkpoints import opening
+from clara_jax.configs.common import merged
 from clara_jax.errors import ClaraError
 from clara_jax.inference import memory_cache as inference_memories
 from clara_jax.inference import memory_store
@@ -25,7 +26,6 @@ from clara_jax.training.metrics import read_metrics
 from clara_jax.training.step import example_keys, make_loss
 from clara_jax.training.stopping import Stopped, StopSignal
 from clara_jax.training.stored_memories import open_memories
-from configs.common import merged
 from tests import tiny
 from tests.configurations import stage
 

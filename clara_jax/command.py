@@ -16,11 +16,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from clara_jax import compile_cache, tpu_flags
+from clara_jax import compile_cache, extras, tpu_flags
 from clara_jax.errors import ClaraError, ReportedByMainError, warn_line
 from clara_jax.shipped import DEFAULT
 
 NO_COMPILE_CACHE = "--no-compile-cache"
+invoked = "python -m clara_jax."  # how a command was started, before its name; `clara_jax.__main__` has another way
 # The errors of a write to standard output that is a full disk or a closed pipe.
 _NO_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EPIPE)
 # How JAX's message begins where JAX_PLATFORMS names a platform that is not there.
@@ -52,7 +53,8 @@ def run(main: Callable[[], None], compiles: bool = True) -> None:
         compile_cache.enable()
     try:
         _check_directory()
-        main()
+        with extras.asked_for():
+            main()
         if sys.stdout is not None:
             sys.stdout.flush()
     except ClaraError as error:
@@ -133,7 +135,9 @@ class _Renamed(argparse.Action):
 
 
 def make_parser(name: str, description: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
-    """Return the parser of ``python -m clara_jax.<name>``, which raises `ClaraError` where it refuses a command line.
+    """Return the parser of a command, which raises `ClaraError` where it refuses a command line.
+
+    It calls itself as it was started: ``python -m clara_jax.<name>``, or ``clara <name>``.
 
     Args:
       name: the command, and its subcommand where it has one: "evaluate compare".
@@ -142,7 +146,7 @@ def make_parser(name: str, description: str | None, epilog: str | None = None) -
     """
     as_it_is = epilog is not None or "\n" in (description or "")
     return _Parser(
-        prog=f"python -m clara_jax.{name}",
+        prog=f"{invoked}{name}",
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter if as_it_is else argparse.HelpFormatter,

@@ -12,6 +12,7 @@ import sys
 
 import pytest
 
+from clara_jax import __main__ as clara
 from clara_jax import arguments, train
 from clara_jax.errors import ClaraError
 from clara_jax.training.config_parsing import resolve
@@ -58,7 +59,13 @@ def parsers_only(monkeypatch):
 
 
 def python_modules(words):
-    """Return (name, words after it) of each ``python -m name``, also where another program is to start it."""
+    """Return (name, words after it) of each ``python -m name``, also where another program is to start it.
+
+    ``clara ask`` is ``python -m clara_jax.ask``.
+    """
+    if words[0] == "clara":
+        known = words[1:2] and words[1] in clara.COMMANDS
+        return [(f"clara_jax.{words[1]}", words[2:])] if known else [("clara_jax.__main__", words[1:])]
     words = [part for word in words for part in (shlex.split(word) if "python -m " in word else [word])]
     found = [at for at in range(len(words) - 2) if words[at].endswith("python") and words[at + 1] == "-m"]
     return [(words[at + 2], words[at + 3 :]) for at in found]
@@ -163,7 +170,7 @@ def test_quick_commands_run(document, monkeypatch):
     for one in commands(document):
         modules = [(name, rest) for name, rest in python_modules(one.words) if name.partition(".")[0] in OURS]
         for name, rest in () if one.marked else modules:
-            assert one.words[0] == "python", f"{one}: mark what another program starts"
+            assert one.words[0] in ("python", "clara"), f"{one}: mark what another program starts"
             monkeypatch.setattr(sys, "argv", [name, *rest])
             try:
                 module_of(name).main()

@@ -20,6 +20,7 @@ from clara_jax.rag_pipeline import RagPipeline
 from clara_jax.shipped import DEFAULT
 
 FOLDER = Path(ten_questions.__file__).parent
+DOCUMENTS = FOLDER.parents[1] / "examples" / "documents"
 WAYS = ("memory", "memory and text", "text", "worst chunks", "nothing")
 
 
@@ -38,7 +39,7 @@ def main() -> None:
     questions = [json.loads(line) for line in (FOLDER / "questions.jsonl").read_text(encoding="utf-8").splitlines()]
     with tempfile.TemporaryDirectory() as folder:
         pipeline = RagPipeline.open(arguments.checkpoint, folder, create=True, rows=1)
-        pipeline.add(pipeline.read([str(path) for path in sorted(FOLDER.glob("*.md"))]))
+        pipeline.add(pipeline.read([str(path) for path in sorted(DOCUMENTS.glob("*.md"))]))
         pipeline.finish()
         print(f"{len(pipeline.store)} chunks, {pipeline.store.encoding.shape[0]} memories each")
         results = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -41,9 +42,19 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
         if not name.startswith(("--config.", "--noconfig.")):
             near = difflib.get_close_matches(name, parser._option_string_actions, 1)
             parser.error(f"unknown option {name}" + (f"; did you mean {near[0]}?" if near else ""))
-    named = [] if arguments.config is None else [f"--config={configs.path_of(arguments.config)}"]
+    named = [] if arguments.config is None else [f"--config={_existing(arguments.config)}"]
     arguments.config = _config([argv[0], *named, *rest])
     return arguments
+
+
+def _existing(named: str) -> str:
+    """Return ``FILE[:ARG]`` of a configuration that is named by its file, or by its name in the package."""
+    found = configs.path_of(named)
+    drive, rest = os.path.splitdrive(found)
+    file = drive + rest.partition(":")[0]
+    if not os.path.isfile(file):
+        raise ClaraError(f"--config: {file} does not exist; {configs.hint(file)}")
+    return found
 
 
 def _config(argv: Sequence[str]) -> Any:
@@ -60,9 +71,6 @@ def _config(argv: Sequence[str]) -> Any:
         rest = values(list(argv))
     except ClaraError:
         raise
-    except FileNotFoundError as error:
-        file = str(error.filename or error)
-        raise ClaraError(f"--config: {file} does not exist; {configs.hint(file)}") from None
     except Exception as error:  # absl and ml_collections raise what they like; a configuration file is a program
         raise ClaraError(f"--config: {type(error).__name__}: {error}") from None
     if len(rest) > 1:

@@ -46,6 +46,7 @@ def run(main: Callable[[], None], compiles: bool = True) -> None:
     """
     _speak_utf8()
     tpu_flags.set_defaults()
+    tpu_flags.skip_absent()
     if NO_COMPILE_CACHE in sys.argv[1:]:
         sys.argv.remove(NO_COMPILE_CACHE)
         compile_cache.disable()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from clara_jax import configs
+from clara_jax import configs, train
 from clara_jax.errors import ClaraError
 from clara_jax.formats.jsonl import data_files
 from clara_jax.training.config_parsing import from_json, resolve, to_json
@@ -213,3 +213,18 @@ def test_optional_fields_can_be_filled_in_later():
     assert run.initial_checkpoint == "runs/a"
     with pytest.raises(TypeError):
         config.scp.optimizer.steps = "many"
+
+
+def test_a_configuration_is_taken_by_its_name_from_any_folder(tmp_path, monkeypatch):
+    """A file of that name comes first; one that is not there is refused with the nearest name."""
+    monkeypatch.chdir(tmp_path)
+    found = train.parse(train.parser(), ["train", "--config=smoke:ci", "--config.seed=5"]).config
+    assert (found.seed, found.stages) == (5, ("scp", "instruct", "end_to_end"))
+    Path("smoke").write_text("def get_config(arg=None): raise ValueError('mine')")
+    with pytest.raises(ClaraError, match="ValueError: mine"):
+        train.parse(train.parser(), ["train", "--config=smoke"])
+    for name in ("smokes", "configs/smokes.py:ci"):
+        with pytest.raises(ClaraError, match=f"{name.partition(':')[0]} does not exist; did you mean smoke?"):
+            train.parse(train.parser(), ["train", "--config", name])
+    with pytest.raises(ClaraError, match="name a file, or one of demo, mistral"):
+        train.parse(train.parser(), ["train", "--config", "mine.py"])

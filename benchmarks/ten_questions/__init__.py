@@ -2,7 +2,7 @@
 
     python -m benchmarks.ten_questions [--checkpoint DIR] [--k 1 5] [--how memory words both] [--json FILE]
 
-The documents in examples/documents are compressed into a new store, as ``python -m clara_jax.ask --documents`` does, and
+The documents in examples/documents are compressed into a new store, as ``clara ask --documents`` does, and
 asked: from memories alone; with the best chunk's text as well (``--expand 1``); and, as controls, from the chunks'
 texts alone, from the memories of the worst chunks, and from nothing at all. An answer counts where it contains one of
 the right ones (cover match of `clara_jax.metrics.answers`); "found" counts the questions for which a chunk that

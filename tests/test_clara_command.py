@@ -1,0 +1,48 @@
+"""The console command: every command by its name; its help waits for nothing; a mistyped one is refused in a line."""
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+
+from clara_jax import __main__ as clara
+from clara_jax import __version__
+from tests.locations import ROOT
+
+
+def run(*words):
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "clara_jax", *words], cwd=ROOT, capture_output=True, text=True
+    )
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    said = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    return done.returncode, done.stdout, said, imported
+
+
+def test_help_and_version():
+    code, out, said, imported = run("--help")
+    assert code == 0 and not said and "jax" not in imported and "numpy" not in imported
+    assert all(f"\n  {name} " in out for name in clara.COMMANDS)
+    assert run()[1] == out
+    assert run("--version")[:3] == (0, f"clara_jax {__version__}\n", [])
+
+
+def test_every_command_is_there_and_no_other():
+    runs = {"ask", "compress", "convert", "evaluate", "serve", "synthesize", "train", "aot", "data"}
+    assert clara.COMMANDS.keys() == runs
+    assert all(importlib.util.find_spec(f"clara_jax.{name}") for name in runs)
+
+
+@pytest.mark.parametrize(
+    "words, says", [(["train"], "usage: clara train "), (["data", "corpus"], "usage: clara data c")]
+)
+def test_a_command_calls_itself_as_it_was_started(words, says):
+    code, out, said, _ = run(*words, "--help")
+    assert code == 0 and not said and out.startswith(says)
+
+
+def test_mistakes_are_one_line():
+    assert run("trian")[:3] == (2, "", ["error: there is no command trian; did you mean train?"])
+    code, _, said, _ = run("train", "--config", "nowhere.py")
+    assert code == 2 and len(said) == 1 and said[0].startswith("error: --config: nowhere.py does not exist;")

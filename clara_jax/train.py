@@ -44,7 +44,7 @@ def main() -> None:
     from clara_jax import configs, distributed
     from clara_jax.formats.json_file import read_object
     from clara_jax.training.config_parsing import from_json, resolve
-    from clara_jax.training.loop import run
+    from clara_jax.training.loop import WORLD, run
     from clara_jax.training.resume import CONFIG
     from clara_jax.training.stopping import Stopped, StoppedAtOnce, StopSignal
 
@@ -84,6 +84,9 @@ def main() -> None:
         f"finished: {len(config.stages)} stage(s), fingerprint {result.bundle.fingerprint()[:12]}; open with "
         f"clara_jax.Clara.load({str(directory)!r})"
     )
+    if (world := directory / WORLD).is_dir():
+        files = f"--documents {world / 'documents.jsonl'} --questions {world / 'questions.jsonl'}"
+        distributed.say(f"ask it what it has never seen: python -m clara_jax.ask --checkpoint {directory} {files}")
 
 
 def _show(result: RunResult, config: RunConfig) -> None:

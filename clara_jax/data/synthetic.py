@@ -6,6 +6,7 @@ The people, places and works, and what the documents say of them, are those of `
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ from clara_jax.data.synthetic_world import (
     shuffled,
 )
 from clara_jax.errors import ClaraError
+from clara_jax.formats.jsonl import write_json_lines
 from clara_jax.input_pipeline.records import STAGES, Record
 
 
@@ -101,6 +103,24 @@ def write(config: SyntheticConfig, directory: str | os.PathLike, stages: Sequenc
                 for index in range(_records(config, split)):
                     file.write(json.dumps(_fields(record(config, stage, split, index))) + "\n")
     return paths
+
+
+def write_world(config: SyntheticConfig, directory: str | os.PathLike, questions: int = 24) -> None:
+    """Write what no training record knows: ``documents.jsonl`` of the split "eval", and questions about some of them.
+
+    A line of ``questions.jsonl`` has ``question``, ``answers`` and ``document``, the id of the one that answers it.
+
+    Args:
+      config: of the corpus.
+      directory: is made where it is missing; files of these names are replaced.
+      questions: at most so many.
+    """
+    with write_json_lines(Path(directory, "documents.jsonl")) as write_line:
+        for document in documents(config, "eval"):
+            write_line(document._asdict())
+    with write_json_lines(Path(directory, "questions.jsonl")) as write_line:
+        for one in itertools.islice(itertools.chain.from_iterable(asked(config, "eval")), questions):
+            write_line({"question": one.question, "answers": [one.answer], "document": one.document.id})
 
 
 def _fields(record: Record) -> dict[str, object]:

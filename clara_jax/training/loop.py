@@ -17,6 +17,7 @@ import numpy as np
 from clara_jax import distributed
 from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.checkpoints.run import CheckpointWriter
+from clara_jax.data import synthetic
 from clara_jax.errors import ClaraError
 from clara_jax.formats.json_file import read_object
 from clara_jax.formats.jsonl import Rejects
@@ -30,11 +31,12 @@ from clara_jax.training.metrics import MetricWriter, NoMetricWriter, read_metric
 from clara_jax.training.profile import check_profiler
 from clara_jax.training.resume import CONFIG, RUN, Position, Start, find_start, is_finished, resolved_precision
 from clara_jax.training.run_directory import LOCK, environment, lock, write_json
-from clara_jax.training.stage_data import HELD_OUT, TRAIN, StageData, StageRecords
+from clara_jax.training.stage_data import HELD_OUT, SYNTHETIC, TRAIN, StageData, StageRecords
 from clara_jax.training.stage_run import train_stage
 from clara_jax.training.stopping import StopSignal
 
-METRICS, REJECTED = "metrics.jsonl", "rejected.jsonl"
+METRICS, REJECTED, WORLD = "metrics.jsonl", "rejected.jsonl", "world"
+HELD_OUT_WORLD = f"{SYNTHETIC}eval"
 FIELDS = {"train": TRAIN, "eval": HELD_OUT}  # that name the records of a split
 
 
@@ -49,8 +51,9 @@ def run(config: RunConfig, workdir: Path, stop: StopSignal) -> RunResult | None:
     """Train every stage of a configuration, or those that are left.
 
     The run directory gets ``config.json`` (resolved), ``run.json`` (versions, commit, command, one entry per start; the
-    fingerprint at the end), ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/`` and ``curves.png``; and, where lines
-    of its data were left out, ``rejected.jsonl``.
+    fingerprint at the end), ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/`` and ``curves.png``. Lines of its data
+    that were left out are in ``rejected.jsonl``; where it was evaluated on the synthetic corpus, documents and questions
+    that no training record knows are in ``world/``.
 
     Args:
       config: the resolved configuration.
@@ -210,11 +213,13 @@ def _open_metrics(config: RunConfig, workdir: Path, keep_bytes: int) -> MetricWr
 
 
 def _conclude(config: RunConfig, workdir: Path, log: Mapping[str, Any]) -> None:
-    """Draw the curves, and note that nothing is left to do."""
+    """Draw the curves, write the documents of an invented world that can be asked, note that nothing is left to do."""
     rows = read_metrics(workdir / METRICS)
     draw(rows, workdir / "curves.png")
     if config.reporting.require_progress:
         check_progress(rows)
+    if HELD_OUT_WORLD in config.stages[-1].evaluation.data:
+        synthetic.write_world(config.synthetic, workdir / WORLD)
     write_json(workdir / RUN, log)
 
 

@@ -51,8 +51,8 @@ def run(config: RunConfig, workdir: Path, stop: StopSignal) -> RunResult | None:
     """Train every stage of a configuration, or those that are left.
 
     The run directory gets ``config.json`` (resolved), ``run.json`` (versions, commit, command, one entry per start; the
-    fingerprint at the end), ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/`` and ``curves.png``. Lines of its data
-    that were left out are in ``rejected.jsonl``; where it was evaluated on the synthetic corpus, documents and questions
+    fingerprint at the end), ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/`` and ``curves.png``. Lines of the data
+    that were left out are in ``rejected.jsonl``; where it is evaluated on the synthetic corpus, documents and questions
     that no training record knows are in ``world/``.
 
     Args:

@@ -123,6 +123,7 @@ def _compress(arguments: argparse.Namespace) -> None:
     from clara_jax.rag_pipeline import RagPipeline
     from clara_jax.retrieval.syncing import folders
 
+    scopes = folders(arguments.corpus) if arguments.sync else []
     pipeline = RagPipeline.open(
         arguments.checkpoint,
         arguments.store,
@@ -134,7 +135,6 @@ def _compress(arguments: argparse.Namespace) -> None:
         rate=arguments.compress_rate,
     )
     if arguments.corpus:
-        scopes = folders(arguments.corpus) if arguments.sync else []
         report = _add(pipeline, arguments)
         if arguments.sync:
             distributed.on_main(_sync, pipeline, scopes, report)

@@ -8,6 +8,7 @@ import itertools
 import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from clara_jax.data.builders.passages import Passage, parse_passage
@@ -156,9 +157,7 @@ def _dataset(given: str, chunker: Chunker, report: ReadReport) -> Iterator[Chunk
 
 
 def _is_dataset(given: str) -> bool:
-    return os.path.isdir(given) and (
-        os.path.isfile(os.path.join(given, INFO)) or any(name.startswith("clara_") for name in os.listdir(given))
-    )
+    return os.path.isfile(os.path.join(given, INFO)) or any(Path(given).glob(f"clara_*/*/{INFO}"))
 
 
 def _lines(file: InputFile, chunker: Chunker, report: ReadReport) -> Iterator[ChunkedDocument]:

@@ -60,6 +60,8 @@ def _with_parents(path: str) -> Iterator[str]:
 
 def _former_path(document: StoredDocument, scopes: Sequence[str]) -> str:
     """Return the real path of a document that was stored without it, where its source and id say it; else ""."""
+    if document.source in ("", document.id):  # of no folder: a walk of one leaves its name before a file's
+        return ""
     path = real_path(document.source)
     belongs = any(_within(path, scope) and os.path.relpath(path, scope) == document.id for scope in scopes)
-    return path if document.source and belongs else ""
+    return path if belongs else ""

@@ -40,6 +40,12 @@ def archive(files, compression=zipfile.ZIP_DEFLATED) -> bytes:
     return file.getvalue()
 
 
+def parts_of(content) -> dict[str, bytes]:
+    """The files in a ZIP archive."""
+    with zipfile.ZipFile(io.BytesIO(content)) as file:
+        return {name: file.read(name) for name in file.namelist()}
+
+
 def word(paragraphs, table=(), **properties) -> bytes:
     """A Word file of paragraphs, then a table of rows."""
     document, file = docx.Document(), io.BytesIO()

@@ -4,6 +4,7 @@ Every reader reads them or refuses them in one line, within bounds on time and m
 The fast test tries some of each kind; the drill 10,000 of all: ``python -m pytest -n 0 -m drill tests/drills``.
 """
 
+import functools
 import gzip
 import json
 import random
@@ -94,9 +95,6 @@ REPLY["usage"] = {"prompt_tokens": 3, "completion_tokens": 10**30}
 ADAPTER = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "none", "target_modules": ["q_proj"]}
 HTML = "<html><head><meta charset='utf-8'><title>T</title></head><body><main><p>A. B. C.</p></main></body></html>"
 HTML = HTML.replace("A. ", "A sentence. " * 20)
-WORD = word(["One line.", "And more."], [["a", "b"], ["1", "2"]], title="T")
-SLIDES = slides(("One", "slide"), ("and", "more"), notes="Notes.")
-BOOK = book({"a.xhtml": "One chapter.", "b.xhtml": "And more."})
 # Read in a process of its own, which takes longer; and what is nearly always a text of some kind.
 CONFINED = ("a.html", "a.pdf", "a.docx", "a.pptx", "a.epub", "document.xml", "slide1.xml", "book.opf")
 NEVER_REFUSED = ("answer.txt", "a.txt", "a.md", "a.csv")
@@ -105,6 +103,21 @@ NEVER_REFUSED = ("answer.txt", "a.txt", "a.md", "a.csv")
 def _documents(path):
     for document in read_documents([str(path)]):
         document.text.encode()
+
+
+@functools.cache
+def _word():
+    return word(["One line.", "And more."], [["a", "b"], ["1", "2"]], title="T")
+
+
+@functools.cache
+def _slides():
+    return slides(("One", "slide"), ("and", "more"), notes="Notes.")
+
+
+@functools.cache
+def _book():
+    return book({"a.xhtml": "One chapter.", "b.xhtml": "And more."})
 
 
 def _part(path, whole, name, kind):
@@ -197,18 +210,18 @@ READERS = {
     "a.jsonl": (lambda tmp: b'{"id": "a", "title": "T", "text": "One two."}\n' * 2, _documents),
     "a.txt.gz": (lambda tmp: gzip.compress(b"One two. " * 20), _documents),
     "a.csv": (lambda tmp: b'name;town\n"Lind; ""Ada""";Ulm\n1931;\n' * 3, _documents),
-    "a.docx": (lambda tmp: WORD, _documents),
-    "a.pptx": (lambda tmp: SLIDES, _documents),
-    "a.epub": (lambda tmp: BOOK, _documents),
+    "a.docx": (lambda tmp: _word(), _documents),
+    "a.pptx": (lambda tmp: _slides(), _documents),
+    "a.epub": (lambda tmp: _book(), _documents),
     "document.xml": (
-        lambda tmp: parts_of(WORD)["word/document.xml"],
-        lambda path: _part(path, WORD, "word/document.xml", "docx"),
+        lambda tmp: parts_of(_word())["word/document.xml"],
+        lambda path: _part(path, _word(), "word/document.xml", "docx"),
     ),
     "slide1.xml": (
-        lambda tmp: parts_of(SLIDES)["ppt/slides/slide1.xml"],
-        lambda path: _part(path, SLIDES, "ppt/slides/slide1.xml", "pptx"),
+        lambda tmp: parts_of(_slides())["ppt/slides/slide1.xml"],
+        lambda path: _part(path, _slides(), "ppt/slides/slide1.xml", "pptx"),
     ),
-    "book.opf": (lambda tmp: parts_of(BOOK)["O/book.opf"], lambda path: _part(path, BOOK, "O/book.opf", "epub")),
+    "book.opf": (lambda tmp: parts_of(_book())["O/book.opf"], lambda path: _part(path, _book(), "O/book.opf", "epub")),
     "a.gguf": (_gguf, _gguf_read),
     "a.pth": (_pth, _pth_read),
     "b.pth": (_pth, _released),

@@ -129,6 +129,14 @@ def test_ids_are_below_the_folder_however_it_is_named(tmp_path, monkeypatch):
             assert ids(name) == expected, name
 
 
+def test_dates_that_no_calendar_has(tmp_path):
+    write(tmp_path, {"a.txt": "One.", "b.txt": "Two."})
+    os.utime(tmp_path / "a.txt", (0, 10**13))
+    os.utime(tmp_path / "b.txt", (0, 0))
+    dates = [document.metadata.modified for document in read([str(tmp_path)], CHUNKER)]
+    assert dates[1] == "1970-01-01T00:00:00Z"
+
+
 def test_a_strict_reading_ends_at_the_first(folder):
     with pytest.raises(ClaraError, match="away.txt: cannot be read"):
         list(read([str(folder)], CHUNKER))

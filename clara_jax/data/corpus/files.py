@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import datetime
 import glob
@@ -55,16 +56,25 @@ class InputFile:
     @property
     def size(self) -> int:
         """The number of bytes, as stored; 0 where that is not known."""
-        return os.path.getsize(self.path) if os.path.isfile(self.path) else 0
+        stated = self._stated()
+        return stated.st_size if stated else 0
 
     @property
     def metadata(self) -> DocumentMetadata:
         """What the file system knows of its documents."""
-        modified = ""
-        if os.path.isfile(self.path):
-            changed = datetime.datetime.fromtimestamp(os.path.getmtime(self.path), datetime.UTC)
-            modified = f"{changed:%Y-%m-%dT%H:%M:%SZ}"
+        stated, modified = self._stated(), ""
+        with contextlib.suppress(ValueError, OverflowError, OSError):  # of a time beyond the year 9999
+            if stated:
+                changed = datetime.datetime.fromtimestamp(int(stated.st_mtime), datetime.UTC)
+                modified = f"{changed:%Y-%m-%dT%H:%M:%SZ}"
         return DocumentMetadata(real_path(self.path), self.kind, modified)
+
+    def _stated(self) -> os.stat_result | None:
+        """Return what the file system says; None of a remote file, and of one that is not there."""
+        try:
+            return None if is_remote(self.path) else os.stat(self.path)
+        except OSError:
+            return None
 
 
 def _refuse(path: str, error: ClaraError) -> NoReturn:

@@ -3,8 +3,6 @@
 import io
 import zipfile
 
-import docx
-import pptx
 import pypdf
 from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
 
@@ -48,6 +46,8 @@ def parts_of(content) -> dict[str, bytes]:
 
 def word(paragraphs, table=(), **properties) -> bytes:
     """A Word file of paragraphs, then a table of rows."""
+    import docx
+
     document, file = docx.Document(), io.BytesIO()
     for paragraph in paragraphs:
         document.add_paragraph(paragraph)
@@ -64,6 +64,8 @@ def word(paragraphs, table=(), **properties) -> bytes:
 
 def slides(*pages, notes="") -> bytes:
     """A PowerPoint file with a title and a text on each slide, and notes on the last one."""
+    import pptx
+
     made, file = pptx.Presentation(), io.BytesIO()
     for title, text in pages:
         slide = made.slides.add_slide(made.slide_layouts[1])

@@ -40,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     option(parser, "--store", "python -m clara_jax.compress makes one")
     add("--documents", nargs="+", metavar="PATH", help="instead of a store: files and folders, compressed first")
     add("--questions", metavar="FILE", help="a question a line, or .jsonl with the field question")
+    option(parser, "--strict", "with --documents")
     option(parser, "--k", "default: as the model was trained")
     option(parser, "--candidates", "20; JSON lists them", default=20)
     add(
@@ -91,9 +92,28 @@ def _pipeline(arguments: argparse.Namespace) -> Iterator[RagPipeline]:
         return
     with tempfile.TemporaryDirectory() as folder:
         pipeline = RagPipeline.open(arguments.checkpoint, folder, create=True, **options)
-        pipeline.add(pipeline.read(arguments.documents))
-        pipeline.finish()
+        _add(pipeline, arguments)
         yield pipeline
+
+
+def _add(pipeline: RagPipeline, arguments: argparse.Namespace) -> None:
+    """Compress the documents, and say on standard error what could not be read."""
+    from tqdm import tqdm
+
+    from clara_jax.retrieval.indexing import IndexReport
+    from clara_jax.retrieval.read_report import ReadReport
+
+    report = ReadReport(arguments.strict)
+    with tqdm(unit=" chunks", desc="compressing") as bar:
+
+        def done(part: IndexReport) -> None:
+            bar.set_postfix_str(f"file {report.at:,} of {report.found:,}", refresh=False)
+            bar.update(part.compressed + part.unchanged)
+
+        pipeline.add(pipeline.read(arguments.documents, report=report), done)
+    print(report.table(), file=sys.stderr, flush=True)
+    report.check_any()
+    pipeline.finish()
 
 
 def _asked(arguments: argparse.Namespace, questions: list[str] | None) -> Iterator[str]:

@@ -106,6 +106,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--precision": dict(help="of the computation"),
     "--seed": dict(type=int, default=0, metavar="N", help="of all that is drawn at random (0)"),
     "--store": dict(metavar="DIR", help="the store of documents: a directory or a bucket (gs://..., s3://...)"),
+    "--strict": dict(action="store_true", help="end at the first file that cannot be read; else it is left out"),
     "--temperature": dict(type=float, metavar="T", help="of sampling; 0 takes the likeliest token"),
     "--tokenizer": dict(metavar="NAME", help="a base model (smollm2, a directory, a .gguf file)"),
     "--top-p": dict(type=float, metavar="P", help="sample from the likeliest tokens with so much probability"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import TYPE_CHECKING
 
 from clara_jax import command, huge_pages
 from clara_jax.errors import ClaraError
@@ -11,16 +12,22 @@ from clara_jax.model.precision import CHOICES
 from clara_jax.retrieval.encodings import ENCODINGS
 from clara_jax.shipped import DEFAULT
 
+if TYPE_CHECKING:
+    from clara_jax.rag_pipeline import RagPipeline
+    from clara_jax.retrieval.read_report import ReadReport
+
 EXAMPLES = """examples:
   python -m clara_jax.compress --store stores/notes --corpus notes/               the model inside the package
   python -m clara_jax.compress --checkpoint runs/first --store stores/first --corpus notes/ papers/*.pdf
   python -m clara_jax.compress --checkpoint runs/first --store stores/first --corpus corpus.jsonl.zst --index
-  python -m clara_jax.compress --store stores/first --stats
-  python -m clara_jax.compress --store stores/first --delete notes/old.md
+  python -m clara_jax.compress --store stores/notes --corpus notes/ --sync        and forget what is no longer there
+  python -m clara_jax.compress --store stores/first --list --stats
+  python -m clara_jax.compress --store stores/first --delete old.md
   python -m clara_jax.compress --store stores/first --verify --compact
 
 A document is known by its id: the path below the folder that was named, or a JSONL line's "id". Given again, it is
-replaced; chunks that are as they were are not compressed again. Stopped or killed, the same command does the rest."""
+replaced; chunks that are as they were are not compressed again. Stopped or killed, the same command does the rest.
+What cannot be read is left out, and listed at the end with the reason; what it was before stays in the store."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,11 +40,14 @@ def parser() -> argparse.ArgumentParser:
         "--corpus",
         nargs="+",
         metavar="PATH",
-        help="folders and files of .txt, .md, .html, .pdf and .jsonl, a corpus of python -m clara_jax.data corpus, or "
-        "the directory of a data set that was built of one",
+        help="folders and files of .txt, .md, .html, .pdf, .docx, .pptx, .epub, .csv, .tsv and .jsonl, a corpus of "
+        "python -m clara_jax.data corpus, or the directory of a data set that was built of one",
     )
     option(parser, "--follow-links")
+    option(parser, "--strict")
+    add("--sync", action="store_true", help="delete documents that are gone from the folders of --corpus")
     add("--delete", nargs="+", metavar="ID", help="take documents out of the store")
+    add("--list", action="store_true", help="print the documents of the store")
     add("--stats", action="store_true", help="print what the store holds, as JSON")
     add("--verify", action="store_true", help="read all of the store, and name the chunks that are damaged")
     add("--compact", action="store_true", help="join the store's small files and remove what only old versions need")
@@ -56,8 +66,12 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Run the command."""
     arguments = parser().parse_args()
-    if not any(getattr(arguments, name) for name in ("corpus", "delete", "verify", "compact", "index", "stats")):
-        raise ClaraError("nothing to do: give --corpus, --delete, --verify, --compact, --index or --stats; see --help")
+    work = ("corpus", "delete", "verify", "compact", "index", "list", "stats")
+    if not any(getattr(arguments, name) for name in work):
+        options = [f"--{name}" for name in work]
+        raise ClaraError(f"nothing to do: give {', '.join(options[:-1])} or {options[-1]}; see --help")
+    if arguments.sync and not arguments.corpus:
+        raise ClaraError("--sync: give the folders with --corpus")
     from clara_jax import distributed
     from clara_jax.retrieval.document_store import DocumentStore
 
@@ -72,17 +86,29 @@ def main() -> None:
     if arguments.compact:
         distributed.on_main(lambda: DocumentStore.open(arguments.store).tidy(now=True))
         distributed.say(f"{arguments.store}: compacted")
+    if arguments.list:
+        distributed.on_main(_list, arguments.store)
     if arguments.stats:
         distributed.on_main(lambda: print(json.dumps(DocumentStore.open(arguments.store).stats(), indent=2)))
 
 
+def _list(location: str) -> None:
+    from clara_jax.retrieval.document_store import DocumentStore
+
+    print(f"{'chunks':>7}  {'tokens':>9}  {'type':<8}  {'modified':<20}  document")
+    for one in DocumentStore.open(location).documents()[0]:
+        print(f"{one.chunks:>7}  {one.tokens:>9}  {one.type:<8}  {one.modified:<20}  {one.id}")
+
+
 def _verify(location: str) -> None:
+    from tqdm import tqdm
+
     from clara_jax.retrieval.document_store import DocumentStore
     from clara_jax.retrieval.verifying import damaged_chunks
 
     store = DocumentStore.open(location)
-    with store.reading():
-        count, damaged = len(store), damaged_chunks(store)
+    with store.reading(), tqdm(total=len(store), unit=" chunks", desc="verifying") as bar:
+        count, damaged = len(store), damaged_chunks(store, bar.update)
     if damaged:
         shown = ", ".join(map(repr, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
         raise ClaraError(
@@ -93,12 +119,11 @@ def _verify(location: str) -> None:
 
 
 def _compress(arguments: argparse.Namespace) -> None:
-    from tqdm import tqdm
-
     from clara_jax import distributed
     from clara_jax.rag_pipeline import RagPipeline
-    from clara_jax.retrieval.indexing import IndexReport
+    from clara_jax.retrieval.syncing import folders
 
+    scopes = folders(arguments.corpus) if arguments.sync else []
     pipeline = RagPipeline.open(
         arguments.checkpoint,
         arguments.store,
@@ -110,20 +135,61 @@ def _compress(arguments: argparse.Namespace) -> None:
         rate=arguments.compress_rate,
     )
     if arguments.corpus:
-        given = arguments.corpus, arguments.follow_links
-        total = distributed.on_main(lambda: sum(len(document.chunks) for document in pipeline.read(*given)))
-        show = distributed.is_main()
-        with tqdm(total=total, unit=" chunks", desc="compressing", disable=not show, smoothing=0.05) as bar:
-
-            def done(part: IndexReport) -> None:
-                bar.update(part.compressed + part.unchanged)
-
-            indexed = pipeline.add(pipeline.read(*given), done)
-        distributed.say(
-            f"{arguments.store}: {indexed.documents:,} documents, {indexed.compressed:,} chunks compressed, "
-            f"{indexed.unchanged:,} unchanged, {indexed.removed:,} removed"
-        )
+        report = _add(pipeline, arguments)
+        if arguments.sync:
+            distributed.on_main(_sync, pipeline, scopes, report)
+        distributed.say(report.table())
     distributed.on_main(pipeline.finish, arguments.index or None)
+
+
+def _add(pipeline: RagPipeline, arguments: argparse.Namespace) -> ReadReport:
+    """Read the corpus once, so that a mistake costs no time and the work is known; then read and compress it."""
+    from tqdm import tqdm
+
+    from clara_jax import distributed
+    from clara_jax.retrieval.indexing import IndexReport
+    from clara_jax.retrieval.read_report import ReadReport
+
+    given = arguments.corpus, arguments.follow_links
+
+    def read() -> list:
+        report, chunks = ReadReport(arguments.strict), 0
+        with tqdm(unit=" documents", desc="reading") as bar:
+            for document in pipeline.read(*given, report):
+                chunks += len(document.chunks)
+                bar.set_postfix_str(f"file {report.at:,} of {report.found:,}", refresh=False)
+                bar.update()
+        try:
+            report.check_any()
+        except ClaraError:
+            print(report.table(), flush=True)
+            raise
+        return [chunks, report.skipped]
+
+    total, skipped = distributed.on_main(read)
+    # Several processes need the same documents: what only one of them cannot read is an error there.
+    report = ReadReport(arguments.strict or distributed.several(), skipped)
+    with tqdm(
+        total=total, unit=" chunks", desc="compressing", disable=not distributed.is_main(), smoothing=0.05
+    ) as bar:
+
+        def done(part: IndexReport) -> None:
+            bar.update(part.compressed + part.unchanged)
+
+        indexed = pipeline.add(pipeline.read(*given, report), done)
+    distributed.say(
+        f"{arguments.store}: {indexed.documents:,} documents, {indexed.compressed:,} chunks compressed, "
+        f"{indexed.unchanged:,} unchanged, {indexed.removed:,} removed"
+    )
+    return report
+
+
+def _sync(pipeline: RagPipeline, scopes: list[str], report: ReadReport) -> None:
+    from clara_jax.retrieval.syncing import gone
+
+    ids = gone(pipeline.store, scopes, report)
+    pipeline.delete(ids)
+    print(f"gone from the folder: {len(ids):,} documents removed", *(f"  {name}" for name in ids), sep="\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Retrieval-augmented generation: a model and a document store answer questions, with their sources.
 
 pipeline = RagPipeline.open("runs/first", "stores/first", create=True)
-pipeline.add([CorpusDocument("normans", "", "The Normans came from ...", "notes.txt")])
+pipeline.add(["The Normans came from ..."])
 answer = pipeline.answer("Where did the Normans come from?")
 print(answer.text, [(hit.document, hit.score) for hit in answer.context.sources])
 """
@@ -37,6 +37,7 @@ from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.documents import ChunkedDocument
 from clara_jax.retrieval.encodings import closest_float
 from clara_jax.retrieval.indexing import IndexReport, index
+from clara_jax.retrieval.read_report import ReadReport
 from clara_jax.retrieval.search import Search
 from clara_jax.text.chunks import chunker_of
 from clara_jax.text.documents import CorpusDocument
@@ -133,22 +134,24 @@ class RagPipeline:
 
     # --- documents ---
 
-    def read(self, inputs: Sequence[str], follow_links: bool = False) -> Iterable[ChunkedDocument]:
+    def read(
+        self, inputs: Sequence[str], follow_links: bool = False, report: ReadReport | None = None
+    ) -> Iterable[ChunkedDocument]:
         """Read documents of files, folders and data sets in chunks for this model.
 
-        See `clara_jax.retrieval.documents.read`.
+        See `clara_jax.retrieval.documents.read`: with a report, what cannot be read is left out and listed there.
         """
-        return chunking.read(inputs, self._chunker, follow_links)
+        return chunking.read(inputs, self._chunker, follow_links, report)
 
     def add(
         self,
-        documents: Iterable[CorpusDocument | ChunkedDocument],
+        documents: Iterable[str | CorpusDocument | ChunkedDocument],
         done: Callable[[IndexReport], None] = lambda part: None,
     ) -> IndexReport:
         """Index documents: compress what is new or changed, and replace documents whose ids are in the store.
 
         Args:
-          documents: whole ones, or chunked ones (`read`).
+          documents: texts, whole documents, or chunked ones (`read`). The id of a text is a hash of it.
           done: called with a report of each part after it has been committed.
 
         Raises:
@@ -156,17 +159,21 @@ class RagPipeline:
         """
         return index(self.store, self.clara.bundle, self.chunk(documents), self.clara.batch_size, done)
 
-    def chunk(self, documents: Iterable[CorpusDocument | ChunkedDocument]) -> Iterable[ChunkedDocument]:
-        """Split documents into chunks for this model.
+    def chunk(self, documents: Iterable[str | CorpusDocument | ChunkedDocument]) -> Iterable[ChunkedDocument]:
+        """Split documents into chunks for this model; of equal texts the first one counts.
 
         Raises:
           ClaraError: as `add`.
         """
         seen: set[str] = set()
-        for document in documents:
+        for document in [documents] if isinstance(documents, str) else documents:
             if isinstance(document, ChunkedDocument):  # `read` has checked these
                 yield document
                 continue
+            if isinstance(document, str):
+                document = chunking.text_document(document)
+                if document.id in seen:
+                    continue
             chunked = chunking.chunk_document(document, self._chunker)
             if not chunked.chunks:
                 raise ClaraError(f"document {chunked.id!r}: holds no text")

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from clara_jax import Clara, RagPipeline
+from clara_jax.errors import ClaraError
 from clara_jax.inference.decode import Sampling
+from clara_jax.retrieval.verifying import damaged_chunks
+from clara_jax.text.documents import CorpusDocument, DocumentMetadata
 from clara_jax.training.metrics import read_metrics
 from tests.commands import run_train
 
@@ -33,6 +36,20 @@ def test_a_store_answers_as_it_did(kept, expected, mesh):
     hits = answer.context.hits
     assert [hit.id for hit in hits] == [name for name, _ in asked["candidates"]]
     np.testing.assert_allclose([hit.score for hit in hits], [score for _, score in asked["candidates"]], atol=1e-4)
+
+
+def test_a_store_goes_on_with_the_same_documents(kept, mesh):
+    """Written before a store kept what is known of files: it gets the columns, and no document is there twice."""
+    pipeline = RagPipeline.open(kept / "run", kept / "store", mesh=mesh, base=str(kept / "base"), batch_size=4)
+    before = [one.id for one in pipeline.documents()[0]]
+    with pytest.raises(ClaraError, match="'type' is no column; these are id, document"):
+        pipeline.store.where("type = 'text'")
+    assert pipeline.store.metadata(before[:1])[before[0]] == DocumentMetadata()
+    stated = DocumentMetadata("/notes/a", "text", "2026-12-01T00:00:00Z", {"year": 1931})
+    pipeline.add([CorpusDocument(before[0], "", "Another text.", "", metadata=stated)])
+    assert [one.id for one in pipeline.documents()[0]] == before
+    assert pipeline.store.where("fields.year = 1931") == [f"{before[0]}#0"]
+    assert not damaged_chunks(pipeline.store) and pipeline.search("Where?", k=2)
 
 
 def test_a_run_goes_on(kept, expected, monkeypatch, mesh):

@@ -29,6 +29,7 @@ from clara_jax.retrieval import document_store, indexing
 from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.indexing import IndexReport
 from clara_jax.text.documents import CorpusDocument
+from tests.data.corpus import write
 from tests.drills.test_stores import Bucket
 from tests.locations import ROOT
 from tests.tiny import document, tokenizer, write_base
@@ -381,9 +382,65 @@ def test_a_mistake_in_the_corpus_is_found_before_anything_is_compressed(checkpoi
     corpus.write_text(corpus.read_text() + '{"text": 7}\n')
     with pytest.raises(ClaraError, match=r"corpus.jsonl:101: \"text\""):
         run_command(
-            compress_command, monkeypatch, "--checkpoint", checkpoint, "--store", tmp_path / "s", "--corpus", corpus
+            compress_command,
+            monkeypatch,
+            *("--checkpoint", checkpoint, "--store", tmp_path / "s", "--corpus", corpus, "--strict"),
         )
     assert len(DocumentStore.open(tmp_path / "s")) == 0
+
+
+def test_a_folder_as_people_have_it(checkpoint, tmp_path, monkeypatch, capsys):
+    """One call for all of it, with a table at the end; what is gone goes, and what only cannot be read stays."""
+    notes, store = tmp_path / "notes", tmp_path / "store"
+    names = ("a.txt", "deep/b.md", "c.txt")
+    files = {name: document(number) for number, name in enumerate(names)}
+    files |= {"d.csv": "name,town\nAda,Ulm\n", "copy.txt": document(0), "empty.txt": "", "junk.docx": "no archive"}
+    write(notes, files | {"lines.jsonl": '{"id": "l", "text": "One line.", "year": 1931}\n{\n', "p.png": "x"})
+    fill = ("--checkpoint", checkpoint, "--store", store, "--sync", "--list", "--corpus")
+
+    def call(*arguments, module=compress_command):
+        run_command(module, monkeypatch, *arguments)
+        return capsys.readouterr()
+
+    out = call(*fill, notes).out
+    assert "5 documents, 5 chunks compressed, 0 unchanged" in out and "0 documents removed" in out
+    table = out[out.index("kind") :]
+    assert "skipped: 3\n" in table and f"  {notes}/empty.txt: holds no text\n" in table
+    assert f"  {notes}/lines.jsonl:2: " in table and f"  {notes}/junk.docx: is no Word file" in table
+    assert f"  {notes}/copy.txt: as {notes}/a.txt" in table and "passed over: 1 .png" in table
+    kept = DocumentStore.open(store)
+    ids = ["a.txt", "c.txt", "d.csv", "deep/b.md", "l"]
+    assert [one.id for one in kept.documents()[0]] == ids and all(f"  {name}\n" in out for name in ids)
+    assert kept.where("fields.year > 1900 AND type = 'jsonl'") == ["l#0"]
+
+    monkeypatch.chdir(notes / "deep")
+    assert "0 chunks compressed, 5 unchanged, 0 removed" in call(*fill, "..").out
+    (notes / "c.txt").unlink()
+    (notes / "d.csv").write_text("")
+    out = call(*fill, "../").out
+    assert "1 documents removed\n  c.txt\n" in out and "d.csv: holds no text" in out
+    assert [one.id for one in DocumentStore.open(store).documents()[0]] == ["a.txt", "d.csv", "deep/b.md", "l"]
+    # Named below another folder, a file has another id, and is not there twice; nothing is compressed anew.
+    assert "1 documents, 0 chunks compressed, 1 unchanged, 1 removed" in call(*fill[:-2], "--corpus", ".").out
+    assert [one.id for one in DocumentStore.open(store).documents()[0]] == ["a.txt", "b.md", "d.csv", "l"]
+
+    asked = ("--checkpoint", checkpoint, "--max-new-tokens", 2, "--k", 1, "--documents", notes)
+    said = call("Where?", *asked, "--where", "type = 'markdown'", module=ask_command)
+    assert "deep/b.md#0" in said.out and "skipped: 4" in said.err and "skipped" not in said.out
+    with pytest.raises(ClaraError, match="d.csv: holds no text"):
+        call("Where?", *asked, "--strict", module=ask_command)
+    with pytest.raises(ClaraError, match="nothing could be read; the first of 1: .*empty.txt: holds no text"):
+        call("Where?", *asked[:-1], notes / "empty.txt", module=ask_command)
+    with pytest.raises(ClaraError, match="--sync: give the folders"):
+        call("--store", store, "--sync", "--stats")
+
+
+def test_texts_alone(clara, tmp_path):
+    rag = pipeline(clara, tmp_path / "store")
+    assert rag.add([document(1), document(2), document(1)]) == IndexReport(2, 2, 0, 0)
+    assert rag.add(document(2)) == IndexReport(1, 0, 1, 0) and len(rag.store) == 2
+    with pytest.raises(ClaraError, match="holds no text"):
+        rag.add([" "])
 
 
 def versions(path, version, count=400):

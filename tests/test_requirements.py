@@ -18,8 +18,10 @@ BROUGHT = {"markupsafe", "pydantic_core", "starlette"}
 DISTRIBUTION = {
     "absl": "absl-py",
     "backports": "backports.zstd",
+    "docx": "python-docx",
     "ml_collections": "ml-collections",
     "orbax": "orbax-checkpoint",
+    "pptx": "python-pptx",
     "rouge_score": "rouge-score",
     "sklearn": "scikit-learn",
     "tensorflow_datasets": "tensorflow-datasets",

@@ -14,22 +14,25 @@ import numpy as np
 import pyarrow as pa
 
 from clara_jax.errors import ClaraError
-from clara_jax.retrieval.conditions import compiled
+from clara_jax.retrieval.conditions import COLUMNS, FIELDS, compiled
 from clara_jax.retrieval.encodings import MemoryEncoding
-from clara_jax.retrieval.rows import among, as_bytes, as_chunk, damaged_memories
+from clara_jax.retrieval.rows import METADATA, among, as_bytes, as_chunk, as_metadata, damaged_memories
 from clara_jax.retrieval.table import StoreError, Table, errors
-from clara_jax.text.documents import CHUNK_FIELDS, Chunk
+from clara_jax.text.documents import CHUNK_FIELDS, Chunk, DocumentMetadata
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredDocument:
-    """A document of a store, with the numbers of its chunks and tokens."""
+    """A document of a store, with the numbers of its chunks and tokens, and what is known of its file."""
 
     id: str
     title: str
     source: str
     chunks: int
     tokens: int
+    path: str = ""
+    type: str = ""
+    modified: str = ""
 
 
 class ChunkReader:
@@ -66,7 +69,15 @@ class ChunkReader:
         Raises:
           ClaraError: the condition cannot be parsed.
         """
-        return self._rows(compiled(condition), ["id"])["id"].to_pylist()
+        return self._rows(self._compiled(condition), ["id"])["id"].to_pylist()
+
+    def check_condition(self, condition: str) -> None:
+        """Check a condition before a search.
+
+        Raises:
+          ClaraError: it cannot be parsed, or names a column that the store does not have.
+        """
+        self._compiled(condition)
 
     def index(self) -> tuple[list[str], list[bytes]]:
         """Return the ids and keys of all chunks."""
@@ -98,6 +109,21 @@ class ChunkReader:
                 found.setdefault(chunk.document, {})[chunk.id] = chunk, key if whole else b""
         return found
 
+    def metadata(self, documents: Sequence[str]) -> dict[str, DocumentMetadata]:
+        """Return what is known of documents, by their ids; of one that is not in the store nothing is returned."""
+        if not documents:
+            return {}
+        names = self._metadata_columns()
+        rows = self._rows(among("document", documents), ["document", *names])
+        found = {row.pop("document"): row for row in rows.to_pylist()}
+        return {name: as_metadata(dict.fromkeys(METADATA.names) | row) for name, row in found.items()}
+
+    def of_files(self, paths: Sequence[str]) -> list[str]:
+        """Return the ids of the documents that were read from some files, given by their real paths."""
+        if not paths or "path" not in self._metadata_columns():
+            return []
+        return self._rows(among("path", paths), ["document"])["document"].unique().to_pylist()
+
     def memories(self, ids: Sequence[str]) -> np.ndarray:
         """Return memories by id, [n, M, E] of ``encoding.dtype``, in the order of the ids.
 
@@ -123,12 +149,17 @@ class ChunkReader:
 
     def documents(self, offset: int = 0, limit: int | None = None) -> tuple[list[StoredDocument], int]:
         """Return documents in the order of their ids, and the number of all documents."""
-        rows = self._rows(None, ["document", "title", "source", "tokens"])
+        known = [name for name in self._metadata_columns() if name != "fields"]
+        rows = self._rows(None, ["document", "title", "source", "tokens", *known])
         sums = [("title", "min"), ("source", "min"), ("document", "count"), ("tokens", "sum")]
-        grouped = rows.group_by("document").aggregate(sums).sort_by("document")
+        grouped = rows.group_by("document").aggregate(sums + [(name, "min") for name in known]).sort_by("document")
         names = ["document", "title_min", "source_min", "document_count", "tokens_sum"]
+        names += [f"{name}_min" for name in known]
         taken = grouped.select(names).slice(offset, limit).to_pylist()
-        return [StoredDocument(*(row[name] for name in names)) for row in taken], grouped.num_rows
+        blank = {name: "" for name in names}  # null of a document that was written before the column was there
+        return [
+            StoredDocument(*(blank[name] if row[name] is None else row[name] for name in names)) for row in taken
+        ], grouped.num_rows
 
     def stats(self) -> dict[str, Any]:
         """Return statistics of the store: documents, chunks, tokens, bytes, and the compressor and encoding."""
@@ -147,6 +178,17 @@ class ChunkReader:
             "fingerprint": self.fingerprint,
             "version": version,
         }
+
+    def _metadata_columns(self) -> list[str]:
+        """Return the columns of `METADATA`; a store of an earlier version has none before it is written to."""
+        names = self._table.read(lambda table: table.schema.names)
+        return [name for name in METADATA.names if name in names]
+
+    def _compiled(self, condition: str | None) -> str | None:
+        if condition is None:
+            return None
+        missing = set(METADATA.names).difference(self._metadata_columns())
+        return compiled(condition, [name for name in (*COLUMNS, FIELDS) if name not in missing])
 
     def _rows(self, condition: str | None, columns: list[str]) -> pa.Table:
         def search(table: Any) -> pa.Table:

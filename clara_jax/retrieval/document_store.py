@@ -20,12 +20,11 @@ from lancedb.query import MatchQuery
 from clara_jax.deprecation import renamed_attributes
 from clara_jax.errors import ClaraError
 from clara_jax.retrieval.chunk_reader import ChunkReader
-from clara_jax.retrieval.conditions import compiled
 from clara_jax.retrieval.encodings import MemoryEncoding
-from clara_jax.retrieval.rows import ABOUT, among, as_bytes, as_rows, binary, schema, vector_array
+from clara_jax.retrieval.rows import ABOUT, METADATA, among, as_bytes, as_rows, binary, schema, vector_array
 from clara_jax.retrieval.table import Locks, Table, connect, errors, names
 from clara_jax.retrieval.words import asked
-from clara_jax.text.documents import Chunk
+from clara_jax.text.documents import Chunk, DocumentMetadata
 
 FORMAT = 2
 _CHUNKS, _PROJECTION = "chunks", "projection"
@@ -148,6 +147,7 @@ class DocumentStore(ChunkReader):
         kept: Sequence[str] = (),
         outdated: Sequence[str] = (),
         vectors: np.ndarray | None = None,
+        metadata: Mapping[str, DocumentMetadata] | None = None,
     ) -> None:
         """Write chunks of whole documents, and delete the documents' other chunks, in one commit.
 
@@ -158,11 +158,12 @@ class DocumentStore(ChunkReader):
           kept: ids of chunks of these documents that stay as they are.
           outdated: documents that had chunks before, and may have none now.
           vectors: search vectors float32 [n, 256]; None where the store has none yet.
+          metadata: of the documents, by their ids.
 
         Raises:
           ClaraError: the file system refuses; nothing is written then.
         """
-        rows = as_rows(chunks, keys, self.encoding.encode(memories), vectors)
+        rows = as_rows(chunks, keys, self.encoding.encode(memories), vectors, metadata or {})
         # The given chunks replace these documents whatever another writer has committed since.
         whole = sorted({*outdated, *(chunk.document for chunk in chunks)})
         stale = among("document", whole) + (f" AND NOT ({among('id', kept)})" if kept else "")
@@ -174,6 +175,7 @@ class DocumentStore(ChunkReader):
             merge.execute(rows, on_bad_vectors="null")
 
         with self.writing():
+            self._table.have_columns(METADATA)
             self._table.commit("written", merge)
             self._table.tidy()
 
@@ -264,10 +266,11 @@ class DocumentStore(ChunkReader):
           count: the number of ids.
           condition: see `where`.
         """
+        sql = self._compiled(condition)
 
         def search(table: Any) -> Any:
             found = table.search(query, vector_column_name="vector").distance_type("dot").limit(count)
-            return _where(found, condition).select(["id", "_distance"]).to_arrow()
+            return _where(found, sql).select(["id", "_distance"]).to_arrow()
 
         return self._table.read(search, "searched")["id"].to_pylist()
 
@@ -282,11 +285,12 @@ class DocumentStore(ChunkReader):
         wanted = asked(text)
         if not wanted:
             return []
+        sql = self._compiled(condition)
 
         def search(table: Any) -> Any:
             query = MatchQuery(wanted, "words")  # pyright: ignore[reportCallIssue]  # it does not see pydantic's defaults
             found = table.search(query, query_type="fts").limit(count)
-            return _where(found, condition).select(["id", "_score"]).to_arrow()
+            return _where(found, sql).select(["id", "_score"]).to_arrow()
 
         rows = self._table.read(search, "searched")
         return list(zip(rows["id"].to_pylist(), rows["_score"].to_pylist(), strict=True))
@@ -298,8 +302,8 @@ def _index_is_stale(table: Any) -> bool:
     return any(index.num_unindexed_rows > max(_FEW, index.num_indexed_rows // 10) for index in indices)
 
 
-def _where(search: Any, condition: str | None) -> Any:
-    return search if condition is None else search.where(compiled(condition))
+def _where(search: Any, sql: str | None) -> Any:
+    return search if sql is None else search.where(sql)
 
 
 __getattr__ = renamed_attributes(__name__, {"StoredChunk": "Chunk"})

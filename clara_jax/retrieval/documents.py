@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import itertools
+import operator
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 from clara_jax.data.builders.passages import Passage, parse_passage
 from clara_jax.data.builders.source import INFO, RecordSource, dataset_directory, read_metadata
-from clara_jax.data.corpus.files import JSONL, find_files
+from clara_jax.data.corpus.files import JSONL, KINDS, InputFile, find_files, real_path, same_content
 from clara_jax.data.corpus.readers import json_document, read_file
 from clara_jax.errors import ClaraError
 from clara_jax.formats.jsonl import decode, is_remote, raw_lines
+from clara_jax.retrieval.read_report import ReadReport
 from clara_jax.text.chunks import Chunker
-from clara_jax.text.documents import Chunk, CorpusDocument
+from clara_jax.text.documents import Chunk, CorpusDocument, DocumentMetadata
 
+T = TypeVar("T")
 LONGEST_ID = 512  # characters
+DATASET = "dataset"  # the type of documents of a built data set
+ONE_FILE = frozenset(KINDS.values()) - {JSONL}  # types of documents that are a whole file
+MOST_BAD_LINES = 1000  # of a file, after which the rest of it is left out
 
 
 class ChunkedDocument(NamedTuple):
-    """A document's id and its chunks, in order."""
+    """A document's id, its chunks, in order, and what else is known of it."""
 
     id: str
     chunks: tuple[Chunk, ...]
+    metadata: DocumentMetadata = DocumentMetadata()
 
 
 def chunk_document(document: CorpusDocument, chunker: Chunker) -> ChunkedDocument:
@@ -33,68 +43,163 @@ def chunk_document(document: CorpusDocument, chunker: Chunker) -> ChunkedDocumen
       ClaraError: an id that is empty, too long or holds control characters.
     """
     chunks = tuple(chunk.stored for chunk in chunker(document))
-    return ChunkedDocument(_checked(document.id, document.source), chunks)
+    return ChunkedDocument(_checked(document.id, document.source), chunks, document.metadata)
 
 
-def read(inputs: Sequence[str], chunker: Chunker, follow_links: bool = False) -> Iterator[ChunkedDocument]:
-    """Read the documents of some inputs, in order.
+def text_document(text: str) -> CorpusDocument:
+    """Return a text alone as a document; its id is a hash of it, so that the same text is the same document."""
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return CorpusDocument(f"text-{digest[:16]}", "", text, "")
+
+
+def read(
+    inputs: Sequence[str], chunker: Chunker, follow_links: bool = False, report: ReadReport | None = None
+) -> Iterator[ChunkedDocument]:
+    """Read the documents of some inputs: those of files and folders in order, then those of data sets.
+
+    Of files with the same content the first one is read.
 
     Args:
-      inputs: folders, files (.txt, .md, .html, .pdf, .jsonl, each also .gz or .zst), patterns, and directories of data
-        sets that ``python -m clara_jax.data build`` made of a corpus. The lines of a corpus file (those that name the
-        document they were cut from) are chunks already; lines of one document stand together.
+      inputs: folders, files (see `clara_jax.data.corpus.files.KINDS`, each also .gz or .zst), patterns, and directories
+        of data sets that ``python -m clara_jax.data build`` made of a corpus. The lines of a corpus file (those that
+        name the document they were cut from) are chunks already; lines of one document stand together.
       chunker: for documents that are not chunked yet.
       follow_links: see `clara_jax.data.corpus.files.find_files`.
+      report: is filled while documents are read, and decides whether one that cannot be read is an error; by default
+        the first one is.
 
     Raises:
-      ClaraError: what cannot be read, a document that comes twice, or a passage longer than the compressor reads.
+      ClaraError: an input that does not exist, or nothing to read; in a strict reading also what cannot be read, a
+        document that comes twice, or a passage longer than the compressor reads.
     """
-    seen: set[str] = set()
-    for document in itertools.chain.from_iterable(_read(given, chunker, follow_links) for given in inputs):
-        if document.id in seen:
+    report = ReadReport(strict=True) if report is None else report
+    for kind, file, document in _read(inputs, chunker, follow_links, report):
+        if document.id in report.ids:
             source = document.chunks[0].source if document.chunks else ""
-            raise ClaraError(
-                f"{source or document.id}: there is a document {document.id!r} before; each needs an id of its own, "
-                "and the chunks of one stand together"
+            place = source or document.id
+            report.skip(
+                place,
+                ClaraError(
+                    f"{place}: there is a document {document.id!r} before; each needs an id of its own, which of "
+                    "a file is its path below the folder that is named, and the chunks of one stand together"
+                ),
+                file,
             )
-        seen.add(document.id)
+            continue
+        report.ids.add(document.id)
+        report.documents[kind] += 1
         yield document
 
 
-def _read(given: str, chunker: Chunker, follow_links: bool) -> Iterator[ChunkedDocument]:
-    if not is_remote(given) and _is_dataset(given):
-        directory = dataset_directory(given)
-        splits = read_metadata(directory)["splits"]
-        sources = [RecordSource(directory, split) for split in splits]
-        if sources[0].stage != "corpus":
-            raise ClaraError(f"{given}: holds records of {sources[0].stage}, not a corpus")
-        yield from _joined((item for source in sources for item in source), chunker)
-        return
-    for file in find_files([given], follow_links)[0]:
-        if file.kind == JSONL:
-            yield from _lines(file.path, file.name, chunker)
+def _read(
+    inputs: Sequence[str], chunker: Chunker, follow_links: bool, report: ReadReport
+) -> Iterator[tuple[str, str, ChunkedDocument]]:
+    """Yield (kind, real path of the file or data set, document)."""
+    datasets = [given for given in inputs if not is_remote(given) and _is_dataset(given)]
+    named = [given for given in inputs if given not in datasets]
+    if named:
+        refuse = lambda path, error: report.skip(path, error, real_path(path))  # noqa: E731
+        files, ignored = find_files(named, follow_links, refuse)
+        report.ignored.update(ignored)
+        yield from _files(files, chunker, report)
+    for given in datasets:
+        report.files[DATASET] += 1
+        report.paths.add(real_path(given))
+        for document in _dataset(given, chunker, report):
+            yield DATASET, real_path(given), document
+
+
+def _files(
+    files: Sequence[InputFile], chunker: Chunker, report: ReadReport
+) -> Iterator[tuple[str, str, ChunkedDocument]]:
+    report.found, same = len(files), same_content(files)
+    for file in files:
+        report.at += 1
+        other, path = same.get(file.path), real_path(file.path)
+        report.paths.add(path)
+        if other is not None and other.path in report.skipped:
+            reason = report.skipped[other.path]
+            report.skip(file.path, ClaraError(f"{file.path}: {reason}"), path)
+            continue
+        if other is not None:
+            report.same[file.path] = other.path
+            continue
+        try:
+            if file.kind == JSONL:
+                for document in _lines(file, chunker, report):
+                    yield file.kind, path, document
+            elif file.path in report.known:
+                raise ClaraError(report.known[file.path])
+            else:
+                document = read_file(file)
+                _note(report, file, document)
+                yield file.kind, path, chunk_document(document, chunker)
+        except ClaraError as error:
+            report.skip(file.path, error, path)
         else:
-            yield chunk_document(read_file(file), chunker)
+            report.files[file.kind] += 1
+
+
+def _note(report: ReadReport, file: InputFile, document: CorpusDocument) -> None:
+    encoding = document.guessed_encoding
+    notes = [document.note, f"its encoding was guessed: {encoding}" if encoding else ""]
+    if any(notes):
+        report.notes[file.path] = "; ".join(filter(None, notes))
+
+
+def _dataset(given: str, chunker: Chunker, report: ReadReport) -> Iterator[ChunkedDocument]:
+    directory = dataset_directory(given)
+    sources = [RecordSource(directory, split) for split in read_metadata(directory)["splits"]]
+    if sources[0].stage != "corpus":
+        raise ClaraError(f"{given}: holds records of {sources[0].stage}, not a corpus")
+    passages = (item for source in sources for item in source)
+    yield from _joined(passages, chunker, report, DocumentMetadata(real_path(given), DATASET))
 
 
 def _is_dataset(given: str) -> bool:
-    return os.path.isdir(given) and (
-        os.path.isfile(os.path.join(given, INFO)) or any(name.startswith("clara_") for name in os.listdir(given))
-    )
+    return os.path.isfile(os.path.join(given, INFO)) or any(Path(given).glob(f"clara_*/*/{INFO}"))
 
 
-def _lines(path: str, name: str, chunker: Chunker) -> Iterator[ChunkedDocument]:
+def _lines(file: InputFile, chunker: Chunker, report: ReadReport) -> Iterator[ChunkedDocument]:
     """Read lines that are documents, and runs of lines that are chunks of one document."""
+    metadata, bad = file.metadata, 0
 
-    def kind(line: tuple[str, bytes, bool]) -> bool:
-        return line[2]
+    def skip(where: str, error: ClaraError) -> None:
+        nonlocal bad
+        bad += 1
+        report.skip(where, error, metadata.path)
+        if bad >= MOST_BAD_LINES:
+            raise ClaraError(f"{file.path}: {bad:,} of its lines cannot be read; the rest is left out (is it JSONL?)")
 
-    marked = ((where, line, _is_chunk(line, where)) for where, line in raw_lines(path))
-    for is_chunk, lines in itertools.groupby(marked, kind):
+    def lines() -> Iterator[tuple[bool, str, bytes]]:
+        for where, line in raw_lines(file.path):
+            try:
+                is_chunk = _is_chunk(line, where)
+            except ClaraError as error:
+                skip(where, error)
+            else:
+                yield is_chunk, where, line
+
+    def parsed(run: Iterable[tuple[bool, str, bytes]], parse: Callable[[bytes, str], T]) -> Iterator[T]:
+        for _, where, line in run:
+            try:
+                item = parse(line, where)
+            except ClaraError as error:
+                skip(where, error)
+            else:
+                yield item
+
+    def whole(line: bytes, where: str) -> ChunkedDocument:
+        document = json_document(line, where, file.name)
+        stated = dataclasses.replace(metadata, fields=document.metadata.fields)
+        return chunk_document(dataclasses.replace(document, metadata=stated), chunker)
+
+    for is_chunk, run in itertools.groupby(lines(), operator.itemgetter(0)):
         if is_chunk:
-            yield from _joined((parse_passage(decode(line, where), where) for where, line, _ in lines), chunker)
+            passages = parsed(run, lambda line, where: parse_passage(decode(line, where), where))
+            yield from _joined(passages, chunker, report, metadata)
         else:
-            yield from (chunk_document(json_document(line, where, name), chunker) for where, line, _ in lines)
+            yield from parsed(run, whole)
 
 
 def _is_chunk(line: bytes, where: str) -> bool:
@@ -104,22 +209,33 @@ def _is_chunk(line: bytes, where: str) -> bool:
     return isinstance(fields, dict) and bool(fields.get("document"))
 
 
-def _joined(passages: Iterable[Passage], chunker: Chunker) -> Iterator[ChunkedDocument]:
+def _joined(
+    passages: Iterable[Passage], chunker: Chunker, report: ReadReport, metadata: DocumentMetadata
+) -> Iterator[ChunkedDocument]:
     for _, group in itertools.groupby(passages, lambda passage: passage.document or passage.id):
         parts = list(group)
-        first, counts = parts[0], chunker.count([part.text for part in parts])
-        for part, tokens in zip(parts, counts, strict=True):
-            if tokens > chunker.max_tokens:
-                raise ClaraError(
-                    f"{part.where}: has {tokens} tokens, and the compressor reads {chunker.max_tokens}; cut the corpus "
-                    "with this model's tokenizer (python -m clara_jax.data corpus --tokenizer)"
-                )
-        document = _checked(first.document or first.id, first.where)
-        chunks = (
-            Chunk(x.id, document, x.title, x.text, x.source, x.start, x.end, n)
-            for x, n in zip(parts, counts, strict=True)
-        )
-        yield ChunkedDocument(document, tuple(chunks))
+        try:
+            document = _document_of(parts, chunker, metadata)
+        except ClaraError as error:
+            report.skip(parts[0].where, error, metadata.path)
+        else:
+            yield document
+
+
+def _document_of(parts: Sequence[Passage], chunker: Chunker, metadata: DocumentMetadata) -> ChunkedDocument:
+    """Return the document of its passages."""
+    first, counts = parts[0], chunker.count([part.text for part in parts])
+    for part, tokens in zip(parts, counts, strict=True):
+        if tokens > chunker.max_tokens:
+            raise ClaraError(
+                f"{part.where}: has {tokens} tokens, and the compressor reads {chunker.max_tokens}; cut the corpus "
+                "with this model's tokenizer (python -m clara_jax.data corpus --tokenizer)"
+            )
+    document = _checked(first.document or first.id, first.where)
+    chunks = (
+        Chunk(x.id, document, x.title, x.text, x.source, x.start, x.end, n) for x, n in zip(parts, counts, strict=True)
+    )
+    return ChunkedDocument(document, tuple(chunks), metadata)
 
 
 def _checked(name: str, where: str) -> str:

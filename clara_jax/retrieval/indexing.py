@@ -15,7 +15,7 @@ from clara_jax.inference.encode import encode_texts
 from clara_jax.inference.memory_store import document_key
 from clara_jax.retrieval.ann import Projection
 from clara_jax.retrieval.document_store import DocumentStore
-from clara_jax.retrieval.documents import ChunkedDocument
+from clara_jax.retrieval.documents import ONE_FILE, ChunkedDocument
 from clara_jax.text.documents import Chunk
 
 SAVE_SECONDS = 20.0  # of work between commits, at most about as much is lost by a kill
@@ -144,6 +144,7 @@ def _write(
                 [chunks[i].id for i in plan.keep],
                 plan.outdated,
                 None if projection is None else projection.vectors(memories[written]),
+                {document.id: document.metadata for document in documents},
             )
     return True
 
@@ -154,10 +155,10 @@ class _Plan:
 
     Attributes:
       compress: chunks to be compressed.
-      reuse: place (as text, for JSON) -> id of a chunk in the store with the same content, but another id or other
-        fields.
+      reuse: place (as text, for JSON) -> id of a chunk in the store with the same content, but another id, other
+        fields, or a document whose metadata have changed.
       keep: chunks that are in the store unchanged.
-      outdated: documents whose stored version differs.
+      outdated: documents whose stored version differs, and those that the file of another one was called before.
       removed: the number of chunks of these whose ids are gone.
     """
 
@@ -169,20 +170,28 @@ class _Plan:
 
 
 def _plan(store: DocumentStore, documents: list[ChunkedDocument], chunks: list[Chunk], keys: list[bytes]) -> _Plan:
-    known = store.known([document.id for document in documents])
+    ids = [document.id for document in documents]
+    # A file is one document: named below another folder than before, it has another id, and the one before goes.
+    renamed = store.of_files([document.metadata.path for document in documents if document.metadata.type in ONE_FILE])
+    known = store.known([*ids, *(name for name in renamed if name not in ids)])
+    metadata = store.metadata(ids)
+    stale = {document.id for document in documents if metadata.get(document.id) != document.metadata}
     by_content = {key: name for stored in known.values() for name, (_, key) in stored.items()}
     plan: dict[str, Any] = {"compress": [], "reuse": {}, "keep": []}
     for place, (chunk, key) in enumerate(zip(chunks, keys, strict=True)):
         if known.get(chunk.document, {}).get(chunk.id) == (chunk, key):
-            plan["keep"].append(place)
+            if chunk.document in stale:
+                plan["reuse"][str(place)] = chunk.id
+            else:
+                plan["keep"].append(place)
         elif key in by_content:
             plan["reuse"][str(place)] = by_content[key]
         else:
             plan["compress"].append(place)
     kept = {chunks[place].id for place in plan["keep"]}
     now = {document.id: {chunk.id for chunk in document.chunks} for document in documents}
-    outdated = [name for name, stored in known.items() if set(stored) != now[name] or set(stored) - kept]
-    removed = sum(len(set(stored) - now[name]) for name, stored in known.items())
+    outdated = [name for name, stored in known.items() if set(stored) != now.get(name) or set(stored) - kept]
+    removed = sum(len(set(stored) - now.get(name, set())) for name, stored in known.items())
     if store.remote:
         # A bucket has no locks, so others may write until this is committed: changed documents are written whole.
         changing = {*outdated, *(chunks[place].document for place in [*plan["compress"], *map(int, plan["reuse"])])}

@@ -12,11 +12,14 @@ import pyarrow as pa
 
 from clara_jax.deprecation import renamed_attributes
 from clara_jax.retrieval.words import indexed
-from clara_jax.text.documents import CHUNK_FIELDS, Chunk
+from clara_jax.text.documents import CHUNK_FIELDS, Chunk, DocumentMetadata
 
 VECTOR_WIDTH = 256  # of search vectors, see `clara_jax.retrieval.ann`
 KEY_BYTES = 16
 ABOUT = b"clara_jax"  # the key of our entry in the table's metadata
+# Of documents; stores that were made before December 2026 get these columns when they are next written to.
+_JSON = pa.json_(pa.utf8())
+METADATA = pa.schema({"path": pa.string(), "type": pa.string(), "modified": pa.string(), "fields": _JSON})
 
 
 def schema(memory_bytes: int, about: Mapping[str, Any]) -> pa.Schema:
@@ -32,11 +35,15 @@ def schema(memory_bytes: int, about: Mapping[str, Any]) -> pa.Schema:
     types |= {"facts_checksum": pa.uint32(), "memory_checksum": pa.uint32()}
     fields = [pa.field(name, kind, False) for name, kind in types.items()]
     fields.append(pa.field("vector", pa.list_(pa.float32(), VECTOR_WIDTH)))
-    return pa.schema(fields, {ABOUT: json.dumps(about)})
+    return pa.schema([*fields, *METADATA], {ABOUT: json.dumps(about)})
 
 
 def as_rows(
-    chunks: Sequence[Chunk], keys: Sequence[bytes], memories: np.ndarray, vectors: np.ndarray | None
+    chunks: Sequence[Chunk],
+    keys: Sequence[bytes],
+    memories: np.ndarray,
+    vectors: np.ndarray | None,
+    metadata: Mapping[str, DocumentMetadata],
 ) -> pa.Table:
     """Return chunks as rows to be written, with their words for the full-text index and their checksums.
 
@@ -45,6 +52,7 @@ def as_rows(
       keys: of 16 bytes each.
       memories: as bytes, uint8 [n, size].
       vectors: float32 [n, 256], or None.
+      metadata: of documents, by their ids; of those that are not there nothing is known.
     """
     stored = schema(memories.shape[1], {}).remove_metadata()
     columns = [pa.array([getattr(chunk, name) for chunk in chunks], stored.field(name).type) for name in CHUNK_FIELDS]
@@ -55,7 +63,17 @@ def as_rows(
     sums = [memory_checksum(chunk.id, row) for chunk, row in zip(chunks, memories, strict=True)]
     columns.append(pa.array(sums, pa.uint32()))
     columns.append(vector_array(vectors, len(chunks)))
+    stated = [metadata.get(chunk.document, DocumentMetadata()) for chunk in chunks]
+    columns += [pa.array([getattr(one, name) for one in stated], pa.string()) for name in METADATA.names[:-1]]
+    fields = pa.array([json.dumps(dict(one.fields), ensure_ascii=False) for one in stated], pa.utf8())
+    columns.append(pa.ExtensionArray.from_storage(_JSON, fields))
     return pa.table(columns, schema=stored)
+
+
+def as_metadata(row: Mapping[str, Any]) -> DocumentMetadata:
+    """Return the metadata of a row with the columns of `METADATA`; null stands for nothing known."""
+    texts = {name: row[name] or "" for name in METADATA.names[:-1]}
+    return DocumentMetadata(**texts, fields=json.loads(row["fields"] or "{}"))
 
 
 def as_chunk(row: dict[str, Any]) -> tuple[Chunk, bytes, bool]:

@@ -10,7 +10,6 @@ import numpy as np
 
 from clara_jax.errors import ClaraError
 from clara_jax.retrieval.ann import Projection, unit
-from clara_jax.retrieval.conditions import compiled
 from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.exact_search import ExactSearch
 
@@ -70,7 +69,7 @@ class Search:
         if how not in HOW:
             raise ClaraError(f"how: {how!r} must be one of {', '.join(HOW)}")
         if where is not None:
-            compiled(where)  # raises the error of a bad condition
+            self._store.check_condition(where)
         with self._store.reading():
             if how == "words":
                 return self._words(question, k, where)

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 os.environ.setdefault("LANCEDB_LOG", "error")  # read once, at import; it warns of conflicts, which are retried here
 
 import lancedb  # noqa: E402
+import pyarrow as pa  # noqa: E402
 import tenacity  # noqa: E402
 
 from clara_jax.errors import ClaraError  # noqa: E402
@@ -176,6 +177,15 @@ class Table:
 
         if self._locks.remote and not self.read(there):
             self.commit("made", lambda table: there(table) or table.set_unenforced_primary_key(column))
+
+    def have_columns(self, columns: pa.Schema) -> None:
+        """Add columns that the table does not have yet, with nulls in all rows."""
+
+        def missing(table: Any) -> list[pa.Field]:
+            return [field for field in columns if field.name not in table.schema.names]
+
+        if self.read(missing):
+            self.commit("written", lambda table: (lacking := missing(table)) and table.add_columns(pa.schema(lacking)))
 
     def tidy(self, now: bool = False) -> None:
         """Compact the table: merge small files, update indexes, and remove files that only older versions need.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.rows import as_bytes, as_chunk, damaged_memories
 from clara_jax.retrieval.words import indexed
@@ -10,10 +12,14 @@ from clara_jax.text.documents import CHUNK_FIELDS
 _READ_ROWS = 1024  # chunks of a read
 
 
-def damaged_chunks(store: DocumentStore) -> list[str]:
+def damaged_chunks(store: DocumentStore, done: Callable[[int], object] = lambda chunks: None) -> list[str]:
     """Read all of a store, and return the ids of damaged chunks.
 
     These do not match their checksums, have other words than their text's, or are stored twice.
+
+    Args:
+      store: to be read.
+      done: called with the number of chunks of each part that has been read.
 
     Raises:
       ClaraError: a file is damaged so that it cannot be read.
@@ -30,4 +36,5 @@ def damaged_chunks(store: DocumentStore) -> list[str]:
                 found.add(chunk.id)
             seen.add(chunk.id)
         damaged += sorted(found)
+        done(rows.num_rows)
     return damaged

@@ -100,7 +100,8 @@ def store_app(worker: Worker, limits: RequestLimits) -> FastAPI:
     ) -> schema.ListResponse:
         """List documents of the store in the order of their ids."""
         stored, total = await within(request, worker.run(lambda library: library.documents(offset, limit)))
-        return schema.ListResponse(documents=[schema.ListedDocument(**vars(one)) for one in stored], total=total)
+        listed = [{name: getattr(one, name) for name in schema.ListedDocument.model_fields} for one in stored]
+        return schema.ListResponse(documents=[schema.ListedDocument(**one) for one in listed], total=total)
 
     @app.delete("/v1/documents/{document:path}", responses=_NOT_FOUND)
     async def delete(document: str, request: Request) -> schema.DeleteResponse:

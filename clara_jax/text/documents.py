@@ -4,8 +4,26 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+from collections.abc import Mapping
 
 from clara_jax.deprecation import renamed_attributes
+
+
+@dataclasses.dataclass(frozen=True)
+class DocumentMetadata:
+    """What is known of a document besides its text; a store keeps it and filters by it.
+
+    Attributes:
+      path: the real path of its file, or its URL; "" for a document of no file.
+      type: the kind of its file, one of `clara_jax.data.corpus.files.KINDS`, or "dataset".
+      modified: when its file was last changed, as "2026-11-30T18:08:42Z"; "" where unknown.
+      fields: its own fields (of a JSONL line, or the author that a file names): texts, finite numbers, booleans.
+    """
+
+    path: str = ""
+    type: str = ""
+    modified: str = ""
+    fields: Mapping[str, str | int | float | bool] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +38,8 @@ class CorpusDocument:
       pages: where each page begins in ``text``; empty for files without pages.
       guessed_encoding: the encoding, where the file did not say it and was not UTF-8.
       cleaned: number of characters that were dropped or replaced (`clara_jax.data.corpus.cleaning`).
+      note: what a reader of the file should know, e.g. that some of its pages hold no text; "" for nothing.
+      metadata: what else is known of it.
     """
 
     id: str
@@ -29,6 +49,8 @@ class CorpusDocument:
     pages: tuple[int, ...] = ()
     guessed_encoding: str | None = None
     cleaned: int = 0
+    note: str = ""
+    metadata: DocumentMetadata = DocumentMetadata()
 
     def page(self, offset: int) -> int | None:
         """Return the page, counted from 1, of the character at an offset; None where there are no pages."""

@@ -6,14 +6,15 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from clara_jax.errors import ClaraError
-from clara_jax.retrieval.conditions import COLUMNS, compiled
+from clara_jax.retrieval.conditions import COLUMNS, FIELDS, compiled
 from clara_jax.retrieval.document_store import DocumentStore
-from clara_jax.text.documents import CHUNK_FIELDS, Chunk
+from clara_jax.retrieval.rows import METADATA
+from clara_jax.text.documents import CHUNK_FIELDS, Chunk, DocumentMetadata
 
 CHUNKS = [
     Chunk(f"d{i}#0", f"d{i}", "it's" * (i % 2), f"text_{i} 100%", 'Ünder \\ "', 10 * i, 10 * i + i, i) for i in range(8)
 ]
-TEXTS = [name for name, kind in COLUMNS.items() if kind is str]
+TEXTS = [name for name, kind in COLUMNS.items() if kind is str and name in CHUNK_FIELDS]
 NUMBERS = [name for name, kind in COLUMNS.items() if kind is int]
 COMPARE = {
     "=": lambda a, b: a == b,
@@ -100,8 +101,28 @@ def test_conditions_of_every_kind(store, condition, numbers):
     assert sorted(store.where(condition)) == [f"d{i}#0" for i in numbers]
 
 
-def test_all_columns_of_a_chunk_are_declared():
-    assert tuple(COLUMNS) == CHUNK_FIELDS
+def test_all_columns_of_a_chunk_and_of_its_document_are_declared():
+    assert (*COLUMNS, FIELDS) == (*CHUNK_FIELDS, *METADATA.names)
+
+
+def test_a_documents_own_fields(store):
+    """Their names are of any letters; a text is compared as one, a number as one, whatever the field holds."""
+    fields = {"year": 1931, "p": -2.5, "who": "it's", "a'b c": "x", "draft": True, "mixed": "n/a"}
+    metadata = {"e": DocumentMetadata("/e", "pdf", "2026-01-02", fields)}
+    store.replace([Chunk("e#0", "e", "", "", "", 0, 1, 900)], [bytes(16)], np.ones((1, 1, 2), "f4"), metadata=metadata)
+    for holds in (
+        "fields.year = 1931 and fields.YEAR = 1931 or fields.year in (1930, 1931)",
+        "fields.year = '1931' and fields.p < -2.4 and fields.draft = 'true'",
+        "FIELDS.who = 'it''s' and fields.\"a'b c\" like '_'",
+        "type = 'pdf' and path like '/%' and modified >= '2026'",
+        "not fields.mixed = 'x' and not fields.year > 1931",
+    ):
+        assert store.where(holds) == ["e#0"], holds
+    for never in ("fields.mixed > 0", "not fields.nothing = 'x'", "fields.nothing != 1"):
+        assert store.where(never) == [], never
+    store.delete(["e"])
+    with pytest.raises(ClaraError, match="'type' is no column; these are id, fields.NAME"):
+        compiled("type = 'x'", ["id", FIELDS])
 
 
 BAD = [
@@ -138,6 +159,19 @@ BAD = [
     "tokens in (" + ",".join("1" * 2000) + ")",
     "x" * 200_000,
     "tokens = ٣",
+    "fields = 'x'",
+    "fields. = 'x'",
+    'fields."" = 1',
+    'fields."x',
+    "fields.a",
+    "fields.a = b",
+    "fields.a = fields.b",
+    "fields.a in (1, 'x')",
+    "fields.a like 1",
+    "fields.a = 1e5",
+    "fields.a = ٣",
+    f"fields.{'x' * 300} = 1",
+    "path = 1",
 ]
 
 

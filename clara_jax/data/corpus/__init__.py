@@ -1,4 +1,4 @@
-"""From documents to a corpus of chunks: folders of text, Markdown, HTML and PDF, and JSONL files.
+"""From documents to a corpus of chunks: folders of text, Markdown, HTML, PDF, Office files, books, tables and JSONL.
 
     files ─readers─▶ CorpusDocument ─chunks (sentences, counting)─▶ DocumentChunk ─duplicates─▶ corpus.jsonl (build)
 

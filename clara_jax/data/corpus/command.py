@@ -16,8 +16,8 @@ OFF = "off"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.description = (
-        "Reads folders and files of .txt, .md, .html, .pdf and .jsonl, and writes a corpus: one JSON object a chunk, "
-        "with where it comes from."
+        "Reads folders and files of .txt, .md, .html, .pdf, .docx, .pptx, .epub, .csv, .tsv and .jsonl, and writes a "
+        "corpus: one JSON object a chunk, with where it comes from."
     )
     add = parser.add_argument
     add("--input", nargs="+", required=True, metavar="PATH", help="folders (searched to any depth), files or patterns")

@@ -5,13 +5,30 @@ The packages that extract it may take any time on a malicious file, so these fun
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import re
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 from clara_jax.errors import ClaraError
+
+
+@contextlib.contextmanager
+def refusing(kind: str) -> Iterator[None]:
+    """Turn any error in the block into a `ClaraError`: a damaged file makes a parser raise nearly anything.
+
+    Args:
+      kind: of the file, for the message: "PDF".
+    """
+    try:
+        yield
+    except (ClaraError, MemoryError):
+        raise
+    except Exception as error:
+        raise ClaraError(f"is no {kind} that can be read ({type(error).__name__}: {str(error)[:300]})") from error
 
 
 def html_text(page: str) -> dict[str, Any]:
@@ -28,7 +45,7 @@ def html_text(page: str) -> dict[str, Any]:
     page = re.sub(r"\A\s*<\?xml[^>]*>", "", page)
     if "<html" not in page[:10000].lower():
         page = f"<html><body>{page}</body></html>"  # a fragment is refused otherwise
-    try:
+    with refusing("HTML"):
         found = trafilatura.bare_extraction(
             page,
             with_metadata=True,
@@ -36,10 +53,6 @@ def html_text(page: str) -> dict[str, Any]:
             # Nothing but the title is used, and a search for dates takes most of the time. 2.0.0 needs the last one.
             date_extraction_params={"extensive_search": False, "original_date": False, "max_date": None},
         )
-    except MemoryError:
-        raise
-    except Exception as error:  # of lxml and what else lies below
-        raise ClaraError(f"is no HTML that can be read ({type(error).__name__}: {str(error)[:300]})") from error
     if found is None:
         return {"text": "", "title": ""}
     assert not isinstance(found, dict)  # a dict is given only where ``as_dict`` asks for it
@@ -59,16 +72,13 @@ def pdf_text(content: bytes) -> dict[str, Any]:
 
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # our messages report what matters
     warnings.simplefilter("ignore")
-    try:
-        reader = pypdf.PdfReader(io.BytesIO(content))
-        # Many files are encrypted with an empty password, only to forbid printing.
-        if reader.is_encrypted and not reader.decrypt(""):
-            raise ClaraError("is encrypted; remove the password first")
-        title = str((reader.metadata or {}).get("/Title") or "")
-        return {"pages": [page.extract_text() for page in reader.pages], "title": title}
-    except (ClaraError, MemoryError):
-        raise
-    except pypdf.errors.DependencyError:
-        raise ClaraError("is encrypted with AES; remove the password first, or: pip install cryptography") from None
-    except Exception as error:  # a damaged file may raise nearly anything
-        raise ClaraError(f"is no PDF that can be read ({type(error).__name__}: {str(error)[:300]})") from error
+    with refusing("PDF"):
+        try:
+            reader = pypdf.PdfReader(io.BytesIO(content))
+            # Many files are encrypted with an empty password, only to forbid printing.
+            if reader.is_encrypted and not reader.decrypt(""):
+                raise ClaraError("is encrypted; remove the password first")
+            title = str((reader.metadata or {}).get("/Title") or "")
+            return {"pages": [page.extract_text() for page in reader.pages], "title": title}
+        except pypdf.errors.DependencyError:
+            raise ClaraError("is encrypted with AES; remove the password first, or: pip install cryptography") from None

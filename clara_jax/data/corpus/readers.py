@@ -4,28 +4,49 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import dataclasses
 import importlib.util
+import json
 import logging
+import math
 import posixpath
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from clara_jax.confined import Confined, ExceededError
 from clara_jax.data.corpus.cleaning import cleaned, one_line
-from clara_jax.data.corpus.files import HTML, JSONL, MARKDOWN, PDF, TEXT, InputFile, find_files
+from clara_jax.data.corpus.files import (
+    CSV,
+    DOCX,
+    EPUB,
+    HTML,
+    JSONL,
+    MARKDOWN,
+    PDF,
+    PPTX,
+    TEXT,
+    TSV,
+    InputFile,
+    find_files,
+    readable_path,
+)
 from clara_jax.data.corpus.markdown import first_heading, without_front_matter
+from clara_jax.data.corpus.tables import table_text
 from clara_jax.errors import ClaraError
 from clara_jax.formats.jsonl import checked_utf8, decode, json_kind, open_binary, raw_lines, zstd
-from clara_jax.text.documents import CorpusDocument
+from clara_jax.text.documents import CorpusDocument, DocumentMetadata
 
 # Spellings of a JSONL line's fields, the first present one counts: BEIR has "_id", Pyserini "contents".
 ID_FIELDS = ("id", "_id", "docid", "doc_id")
 TEXT_FIELDS = ("text", "contents", "content", "body")
-PACKAGES = {HTML: "trafilatura", PDF: "pypdf"}
+# The modules that read some kinds, and the packages that hold them where these are called otherwise.
+PACKAGES = {HTML: "trafilatura", PDF: "pypdf", DOCX: "docx", PPTX: "pptx", EPUB: "trafilatura"}
+_DISTRIBUTIONS = {"docx": "python-docx", "pptx": "python-pptx"}
+MOST_FIELDS, LONGEST_FIELD = 64, 2000  # of a document's own fields; characters
 LARGEST = 2**28  # bytes of a document's file when it is unpacked
-# Of a core, to extract an HTML or PDF file's text: no honest file needs a tenth of it.
+# Of a core, to extract the text of an HTML, PDF, Office or EPUB file: no honest file needs a tenth of it.
 SECONDS, SECONDS_PER_MB = 60.0, 30.0
 _EXTRACTION = Confined()
 
@@ -70,7 +91,8 @@ def require(kinds: Iterable[str]) -> None:
     """
     for kind in sorted(set(kinds) & set(PACKAGES)):
         if importlib.util.find_spec(PACKAGES[kind]) is None:
-            raise ClaraError(f"{kind} files are read with the package {PACKAGES[kind]}: pip install {PACKAGES[kind]}")
+            package = _DISTRIBUTIONS.get(PACKAGES[kind], PACKAGES[kind])
+            raise ClaraError(f"{kind} files are read with the package {package}: pip install {package}")
 
 
 def read_documents(inputs: Iterable[str], follow_links: bool = False) -> Iterator[CorpusDocument]:
@@ -92,7 +114,8 @@ def read_file(file: InputFile) -> CorpusDocument:
     document = _READERS[file.kind](file, _content(file.path))
     if not document.text.strip():
         raise ClaraError(f"{file.path}: holds no text")
-    return document
+    metadata = dataclasses.replace(file.metadata, fields=document.metadata.fields)
+    return dataclasses.replace(document, source=readable_path(file.path), metadata=metadata)
 
 
 def json_document(line: bytes, where: str, name: str) -> CorpusDocument:
@@ -119,7 +142,32 @@ def json_document(line: bytes, where: str, name: str) -> CorpusDocument:
     text, changed = cleaned(text)
     if not text.strip():
         raise ClaraError(f'{where}: "text" holds nothing that is shown; write some text or remove the line')
-    return CorpusDocument(name, one_line(title), text, where, cleaned=changed)
+    used = {"title", *(spelling for names in (ID_FIELDS, TEXT_FIELDS) for spelling in names)}
+    metadata = DocumentMetadata(fields=own_fields({key: fields[key] for key in fields if key not in used}))
+    return CorpusDocument(name, one_line(title), text, readable_path(where), cleaned=changed, metadata=metadata)
+
+
+def own_fields(values: Mapping[str, Any]) -> dict[str, str | int | float | bool]:
+    """Return the fields that a store keeps and filters by, of those that a document has.
+
+    Texts, numbers and booleans stay what they are; a list or an object is kept as its JSON text. A field is left out if
+    it is null, has a value of more than `LONGEST_FIELD` characters, or comes after `MOST_FIELDS` others.
+    """
+    kept: dict[str, str | int | float | bool] = {}
+    for name, value in values.items():
+        if isinstance(value, (list, dict)):
+            try:
+                value = json.dumps(value, ensure_ascii=False)
+            except RecursionError:
+                continue
+        elif abs(value) >= 2**63 if isinstance(value, int) else isinstance(value, float) and not math.isfinite(value):
+            value = str(value)  # a store's numbers have 64 bits, and are finite
+        if isinstance(value, str):
+            value = cleaned(value).text
+        name = one_line(name)
+        if value is not None and name and len(f"{name}{value}") <= LONGEST_FIELD and len(kept) < MOST_FIELDS:
+            kept[name] = value
+    return kept
 
 
 def _field(fields: dict[str, Any], names: tuple[str, ...], where: str) -> str | None:
@@ -161,7 +209,7 @@ def _markdown(file: InputFile, content: bytes) -> CorpusDocument:
 def _html(file: InputFile, content: bytes) -> CorpusDocument:
     require([HTML])
     page, guessed = _raw_text(file.path, content, _DECLARED.search(content[:4096]))
-    found = _extracted(file, "html_text", page, len(content))
+    found = _extracted(file, "extraction:html_text", page, len(content))
     text, changed = cleaned(found["text"])
     if not text.strip():
         raise ClaraError(f"{file.path}: holds no main text")
@@ -171,14 +219,43 @@ def _html(file: InputFile, content: bytes) -> CorpusDocument:
 
 def _pdf(file: InputFile, content: bytes) -> CorpusDocument:
     require([PDF])
-    found = _extracted(file, "pdf_text", content, len(content))
-    texts, changed = [], 0
-    for page in found["pages"]:
-        text, count = cleaned(page, typeset=True)
-        texts.append(text.strip())
-        changed += count
+    found = _extracted(file, "extraction:pdf_text", content, len(content))
+    texts, changed = _cleaned_parts(found["pages"], typeset=True)
+    blank = texts.count("")
     if not any(texts):
-        raise ClaraError(f"{file.path}: holds no text on its {len(texts)} pages (a scan?); recognise it (OCR) first")
+        raise ClaraError(f"{file.path}: holds no text on its {blank} pages (a scan?); recognise it (OCR) first")
+    text, starts = _paged(texts)
+    title = one_line(found["title"]) or _stem(file)
+    note = f"{blank} of its {len(texts)} pages hold no text (scanned?)" if blank else ""
+    return CorpusDocument(file.name, title, text, file.path, starts, cleaned=changed, note=note)
+
+
+def _office(file: InputFile, content: bytes) -> CorpusDocument:
+    require([file.kind])
+    found = _extracted(file, f"office:{file.kind}_text", content, len(content))
+    texts, changed = _cleaned_parts(found["parts"])
+    text, starts = _paged(texts) if file.kind == PPTX else ("\n\n".join(filter(None, texts)), ())
+    title, metadata = one_line(found["title"]) or _stem(file), DocumentMetadata(fields=own_fields(found["fields"]))
+    return CorpusDocument(file.name, title, text, file.path, starts, cleaned=changed, metadata=metadata)
+
+
+def _table(file: InputFile, content: bytes) -> CorpusDocument:
+    text, guessed, changed = _decoded(file.path, content)
+    try:
+        text = table_text(text, "\t" if file.kind == TSV else None)
+    except ClaraError as error:
+        raise ClaraError(f"{file.path}: {error}") from None
+    return CorpusDocument(file.name, _stem(file), text, file.path, guessed_encoding=guessed, cleaned=changed)
+
+
+def _cleaned_parts(texts: Sequence[str], typeset: bool = False) -> tuple[list[str], int]:
+    """Return texts as a reader sees them, and how many characters were cleaned."""
+    parts = [cleaned(text, typeset) for text in texts]
+    return [part.text.strip() for part in parts], sum(part.changed for part in parts)
+
+
+def _paged(texts: Sequence[str]) -> tuple[str, tuple[int, ...]]:
+    """Return pages as one text, and where each begins in it."""
     starts, parts, length = [], [], 0
     for page in texts:
         if length and page:  # a sentence may run on over the page's end
@@ -188,15 +265,14 @@ def _pdf(file: InputFile, content: bytes) -> CorpusDocument:
         starts.append(length)
         parts.append(page)
         length += len(page)
-    title = one_line(found["title"]) or _stem(file)
-    return CorpusDocument(file.name, title, "".join(parts), file.path, tuple(starts), cleaned=changed)
+    return "".join(parts), tuple(starts)
 
 
 def _extracted(file: InputFile, function: str, content: str | bytes, size: int) -> dict[str, Any]:
-    """Run a function of `clara_jax.data.corpus.extraction` on a file's content, within bounds on time and memory."""
+    """Run a function of a module of this folder on a file's content, within bounds on time and memory."""
     seconds = SECONDS + SECONDS_PER_MB * size / 1e6
     try:
-        return _EXTRACTION.call(f"clara_jax.data.corpus.extraction:{function}", [content], seconds)
+        return _EXTRACTION.call(f"clara_jax.data.corpus.{function}", [content], seconds)
     except ClaraError as error:
         raise ClaraError(f"{file.path}: {error}") from None
     except ExceededError as error:
@@ -204,6 +280,7 @@ def _extracted(file: InputFile, function: str, content: str | bytes, size: int) 
 
 
 _READERS = {TEXT: _text, MARKDOWN: _markdown, HTML: _html, PDF: _pdf}
+_READERS |= {DOCX: _office, PPTX: _office, EPUB: _office, CSV: _table, TSV: _table}
 
 
 def _decoded(

@@ -159,7 +159,7 @@ def test_which_files_and_their_names(tmp_path, monkeypatch):
     folder = write(tmp_path / "in", dict.fromkeys(names, "x"))
     files, ignored = find_files([folder])
     assert [file.name for file in files] == ["a/y.TXT", "a/z.md", "b.txt"]
-    assert ignored == {".png": 1, "no suffix": 1}
+    assert ignored == {".png": 1, "no suffix": 1, "hidden": 2}
     assert [file.name for file in find_files([f"{folder}/*/*.md"])[0]] == ["a/z.md"]
     assert [file.name for file in find_files([f"{folder}/**/*.md"])[0]] == ["a/z.md"]
     assert [file.name for file in find_files([f"{folder}/a/z.md", folder])[0]] == ["z.md", "a/y.TXT", "b.txt"]

@@ -303,9 +303,18 @@ def encode_documents(
     keys: Key[jax.Array, "B S"] | None = None,
     scaffold: ScalarLike = 0.0,
 ) -> Encoded:
-    """Encode [B, R] rows of S documents, D = R · S of an example or row: memory [B, D, M, E], mean states [B, D, E].
+    """Encode the documents of a batch.
 
-    Keys are [B, S]. One of R and S is 1.
+    Args:
+      model: backbone and hyperparameters.
+      params: the model's parameters.
+      documents: rows [B, R, T] of S documents each: R documents of an example, each in a row (S = 1), or S of a packed
+        batch in one row (R = 1).
+      keys: PRNG keys [B, S], for dropout; None without.
+      scaffold: β, as of `encode`.
+
+    Returns:
+      memories [B, D, M, E] and mean states [B, D, E], D = R · S.
     """
     count = documents.ids.shape[1]
     if keys is not None:

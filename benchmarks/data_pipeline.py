@@ -33,17 +33,23 @@ from clara_jax.input_pipeline.tokenization import ClaraTokenizer
 from clara_jax.input_pipeline.word_level import word_level_tokenizer
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = command.make_parser("data_pipeline", __doc__, package="benchmarks")
+    add = parser.add_argument
+    add("--records", type=int, default=1_000_000, metavar="N", help="that are made (1000000)")
+    add("--stage", choices=STAGES, default="end_to_end", help="whose records they are (end_to_end)")
+    command.add_option(parser, "--batch-size", "128", default=128)
+    add("--batches", type=int, default=500, metavar="N", help="to iterate over (500)")
+    add("--buckets", type=int, default=4, metavar="N", help="shapes of batches (4)")
+    add("--pack", type=int, default=0, metavar="N", help="tokens of a row (scp)")
+    add("--folder", type=Path, metavar="DIR", help="for the files (default: a temporary one)")
+    return parser
+
+
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--records", type=int, default=1_000_000)
-    parser.add_argument("--stage", choices=STAGES, default="end_to_end")
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--batches", type=int, default=500, help="to iterate over")
-    parser.add_argument("--buckets", type=int, default=4)
-    parser.add_argument("--pack", type=int, default=0, help="tokens of a row (scp)")
-    parser.add_argument("--folder", type=Path, help="for the files; default a temporary one")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp())
     try:
         _measure(arguments, folder)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from clara_jax import command
 from clara_jax.data.builders import RecordSource, build
 from clara_jax.data.synthetic import vocabulary, write
-from clara_jax.data.synthetic_world import SyntheticConfig
+from clara_jax.data.synthetic_world import SyntheticConfig, SyntheticRecordsConfig, SyntheticWorldConfig
 from clara_jax.input_pipeline.buckets import shape_ladder
 from clara_jax.input_pipeline.encoding import Encoding
 from clara_jax.input_pipeline.loader import BatchLoader
@@ -59,7 +59,10 @@ def main() -> None:
 
 
 def _measure(arguments: argparse.Namespace, folder: Path) -> None:
-    world = SyntheticConfig(name_words=200, train_partners=150, train_records=arguments.records, eval_records=1)
+    world = SyntheticConfig(
+        world=SyntheticWorldConfig(name_words=200, train_partners=150),
+        records=SyntheticRecordsConfig(train=arguments.records, eval=1),
+    )
     count, stage = arguments.records, arguments.stage
     print(
         f"{count:,} records of {stage}\n| what | records or batches per second of a core | peak memory |\n|---|---|---|"

@@ -101,7 +101,7 @@ def test_an_old_name_works_and_warns(capsys):
     assert capsys.readouterr().err == expected and "--rates" not in parser.format_help()
 
 
-def test_a_configuration_stands_beside_other_options():
+def test_a_configuration_stands_beside_other_options(capsys):
     def parse(*given):
         parser = command.make_parser("train", "Trains.")
         command.add_option(parser, "--workdir")
@@ -111,6 +111,9 @@ def test_a_configuration_stands_beside_other_options():
     for given in (["--config", path, "--config.seed=7"], ["--config.seed", "7", f"--config={path}"]):
         found = parse("--workdir", "there", *given)
         assert (found.config.seed, found.workdir) == (7, "there")
+    found = parse("--config", path, "--config.synthetic.hard_share=0.75", "--config.synthetic.world.attribute_values=4")
+    assert found.config.synthetic.records.hard_share == 0.75 and found.config.synthetic.world.attribute_values == 4
+    assert "config.synthetic.hard_share is now config.synthetic.records.hard_share" in capsys.readouterr().err
     assert parse("--workdir=there").config is None
     for given, message in (
         (["--workdri=x"], "unknown option --workdri; did you mean --workdir"),

@@ -400,6 +400,16 @@ STAGES = {
 }
 
 
+def stage_kind(name: str) -> str:
+    """Return the one of `STAGES` that a name stands for.
+
+    It is the name itself, or the longest stage that the name begins with, followed by "_"; the name as it is where
+    there is none.
+    """
+    fitting = [stage for stage in STAGES if name == stage or name.startswith(f"{stage}_")]
+    return max(fitting, key=len, default=name)
+
+
 def as_text(stage: Stage) -> Stage:
     """Return the stage with documents as plain text in the prompt, which trains the generator's adapter only."""
     return dataclasses.replace(

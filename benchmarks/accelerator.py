@@ -56,22 +56,33 @@ NEW_TOKENS = 64
 BANDWIDTHS = {"NVIDIA A100": 2.039e12, "NVIDIA H100": 3.35e12, "NVIDIA H200": 4.8e12}
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = command.make_parser("accelerator", __doc__, package="benchmarks")
+    add = parser.add_argument
+    add("--tokens", type=int, default=2048, metavar="N", help="positions of an example in scp and instruct (2048)")
+    add(
+        "--rows",
+        type=int,
+        default=8,
+        metavar="N",
+        help="examples of a step in scp and instruct; a quarter elsewhere (8)",
+    )
+    command.add_option(parser, "--candidates", "20", default=20)
+    command.add_option(parser, "--repeats", "10", default=10)
+    add("--remat", default="dots", choices=REMAT_POLICIES, help="of config.model (dots)")
+    add("--attention", default="auto", choices=IMPLEMENTATIONS, help="of config.model (auto)")
+    add("--base-config", metavar="FILE", help="a config.json (default: that of Mistral-7B-Instruct-v0.2)")
+    add("--batches", default="1,8,64", metavar="N,N", help="of decoding (1,8,64)")
+    add("--profile", metavar="DIR", help="a profile of the first stage's steps")
+    command.add_option(parser, "--output", "all numbers, as JSON")
+    command.add_renamed_option(parser, "--json", "--output")
+    return parser
+
+
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=2048, help="positions of an example in scp and instruct")
-    parser.add_argument(
-        "--rows", type=int, default=8, help="examples of a step in scp and instruct; a quarter elsewhere"
-    )
-    parser.add_argument("--candidates", type=int, default=20, help="documents that a question ranks")
-    parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--remat", default="dots", choices=REMAT_POLICIES)
-    parser.add_argument("--attention", default="auto", choices=IMPLEMENTATIONS)
-    parser.add_argument("--base-config", help="a config.json (default: that of Mistral-7B-Instruct-v0.2)")
-    parser.add_argument("--batches", default="1,8,64", help="of decoding")
-    parser.add_argument("--profile", help="a directory for a profile of the first stage's steps")
-    parser.add_argument("--json", help="a file for all numbers")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     config = ModelConfig.from_hf(base_config("mistralai/Mistral-7B-Instruct-v0.2", arguments.base_config))
     clara = ClaraConfig(max_length=max(1024, arguments.tokens))
     model = ClaraModel(config, clara, "bfloat16", arguments.remat, arguments.attention)
@@ -89,8 +100,8 @@ def main() -> None:
         results.append(row)
         facts = (f"{key} {value:,.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items())
         print(", ".join(facts), flush=True)
-    if arguments.json:
-        with open(arguments.json, "w") as file:
+    if arguments.output:
+        with open(arguments.output, "w") as file:
             json.dump(results, file, indent=2)
 
 

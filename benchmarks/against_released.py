@@ -2,7 +2,7 @@
 
     python -m venv VENV && VENV/bin/pip install torch==2.13.0 'transformers==4.53.*' 'peft==0.17.*'
     git clone https://github.com/apple/ml-clara CODE
-    python -m benchmarks.against_released --released CODE --released-python VENV/bin/python [--json FILE] [--data DIR]
+    python -m benchmarks.against_released --released CODE --released-python VENV/bin/python [--output FILE] [--data DIR]
 
 Both sides have the same cores, as many threads, the same records, the same base (converted once by our export) and
 adapters that change nothing yet. They are measured in turns, first one, then the other, each in a process that waits
@@ -17,7 +17,7 @@ end_to_end     one step; the released code compresses the candidates in it, ours
 compress       documents to memories
 question       an answer: the released code compresses the candidates first, ours reads them from a document store
 
-Making batches from records counts on our side alone. With --json measurements are kept as they are made: the same
+Making batches from records counts on our side alone. With --output measurements are kept as they are made: the same
 command, started again, makes those that are missing. Needs Linux.
 """
 
@@ -52,13 +52,14 @@ from clara_jax.model.sharding import make_mesh
 
 FILES = {"scp": "squad/stage1_pretrain_qa.train.jsonl", "end_to_end": "squad/stage2_end_to_end.train.jsonl"}
 NEEDS = "torch==2.13.0 'transformers==4.53.*' 'peft==0.17.*'"
-COUNTS = (
-    ("scp_batch", 4, "records of a step of scp"),
-    ("batch", 2, "records of a step of end_to_end"),
-    ("candidates", 20, "of a question, and documents of compress"),
-    ("k", 5, "documents that are read"),
-    ("new_tokens", 32, "of an answer"),
-)
+# Options that measurements depend on, by their names in the file of measurements.
+COUNTS = {
+    "scp_batch": "--scp-batch",
+    "batch": "--batch",
+    "candidates": "--candidates",
+    "k": "--k",
+    "new_tokens": "--max-new-tokens",
+}
 RELEASED, OURS = "released", "ours"
 DRIVER = Path(__file__).with_name("released_driver.py")
 
@@ -137,12 +138,12 @@ class Measurements:
             found = json.loads(path.read_text(encoding="utf-8"))
             kept = {name: found[name] for name in self.content}
         except (OSError, ValueError, KeyError, TypeError):
-            raise ClaraError(f"{path}: holds no measurements of this benchmark; name another --json") from None
+            raise ClaraError(f"{path}: holds no measurements of this benchmark; name another --output") from None
         for name, value in settings.items():
             if kept["settings"].get(name) != value:
                 raise ClaraError(
                     f"{path}: was measured with {name} {kept['settings'].get(name)!r}, now it is {value!r}; name "
-                    "another --json"
+                    "another --output"
                 )
         self.content = kept
 
@@ -260,33 +261,43 @@ def measure(
                 say(f"{row.name}: {' '.join(side)}, {turn + 1} of {repeats}: {seconds[-1]:.2f} s")
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = command.make_parser("against_released", __doc__, package="benchmarks")
+    add, option = parser.add_argument, command.add_option
+    add("--released", type=Path, required=True, metavar="DIR", help="a checkout of the released code")
+    add("--released-python", type=Path, required=True, metavar="PATH", help="the interpreter of its environment")
+    shared = os.environ.get("CLARA_SHARED_DATA") or Path(__file__).resolve().parents[2] / "shared/data"
+    add("--data", type=Path, default=Path(shared), metavar="DIR", help=f"holds {' and '.join(FILES.values())}")
+    option(parser, "--output", "measurements; those that are there count", type=Path)
+    command.add_renamed_option(parser, "--json", "--output", type=Path)
+    option(parser, "--base", "smollm2", default="smollm2")
+    option(parser, "--precision", "our best, beside float32; float32", choices=PRECISIONS, default="float32")
+    add("--released-precision", choices=("auto", "bfloat16", "float32"), default="auto", help="what may be the other's "
+        "best; auto is bfloat16 where its products are faster here than float32's")  # fmt: skip
+    add("--cores", metavar="N,N", help="cores for both sides, and a thread for each (default: all)")
+    add("--rows", nargs="+", choices=[row.name for row in ROWS], default=[row.name for row in ROWS], metavar="ROW",
+        help="; ".join(row.name for row in ROWS))  # fmt: skip
+    add("--scp-batch", type=int, default=4, metavar="N", help="records of a step of scp (4)")
+    add("--batch", type=int, default=2, metavar="N", help="records of a step of end_to_end (2)")
+    option(parser, "--candidates", "also those of compress; 20", default=20)
+    option(parser, "--k", "5", default=5)
+    option(parser, "--max-new-tokens", "32", default=32, dest="new_tokens")
+    command.add_renamed_option(parser, "--new-tokens", "--max-new-tokens", type=int, dest="new_tokens")
+    option(parser, "--repeats", "3", default=3)
+    return parser
+
+
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line.
 
     Raises:
       ClaraError: a folder, interpreter or number that will not do, in words.
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--released", type=Path, required=True, metavar="DIR", help="a checkout of the released code")
-    add("--released-python", type=Path, required=True, metavar="PATH", help="the interpreter of its environment")
-    shared = os.environ.get("CLARA_SHARED_DATA") or Path(__file__).resolve().parents[2] / "shared/data"
-    add("--data", type=Path, default=Path(shared), metavar="DIR", help=f"holds {' and '.join(FILES.values())}")
-    add("--json", type=Path, metavar="FILE", help="keep measurements here, and go on from those that are there")
-    add("--base", default="smollm2")
-    add("--precision", choices=PRECISIONS, default="float32", help="beside float32, what may be our best")
-    add("--released-precision", choices=("auto", "bfloat16", "float32"), default="auto", help="what may be the other's "
-        "best; auto is bfloat16 where its products are faster here than float32's")  # fmt: skip
-    add("--cores", metavar="N,N", help="cores for both sides, and a thread for each; default all")
-    add("--rows", nargs="+", choices=[row.name for row in ROWS], default=[row.name for row in ROWS], metavar="ROW",
-        help="; ".join(row.name for row in ROWS))  # fmt: skip
-    counts = (*COUNTS, ("repeats", 3, "measurements of each"))
-    for name, number, text in counts:
-        add(f"--{name.replace('_', '-')}", type=int, default=number, metavar="N", help=f"{text}; default {number}")
-    parsed = parser.parse_args(arguments)
-    for name, _, _ in counts:
+    parsed = parser().parse_args(arguments)
+    for name, option in {**COUNTS, "repeats": "--repeats"}.items():
         if getattr(parsed, name) < 1:
-            raise ClaraError(f"--{name.replace('_', '-')} is {getattr(parsed, name)}; it must be at least 1")
+            raise ClaraError(f"{option} is {getattr(parsed, name)}; it must be at least 1")
     for name in (MODEL, BATCHES):
         if not (parsed.released / name).is_file():
             raise ClaraError(f"--released: {parsed.released} holds no {name}; name a checkout of apple/ml-clara")
@@ -314,8 +325,8 @@ def main() -> None:
         exporting.export_released(ours("float32").bundle, inputs.folder / "checkpoint")
         other = stack.enter_context(ReleasedProcess(arguments, inputs.folder, len(cores)))
         versions = {"jax": jax.__version__, **other.ask("versions")}
-        options = {name: getattr(arguments, name) for name in ("base", *(option for option, _, _ in COUNTS))}
-        found = Measurements(arguments.json, {"cores": len(cores)} | versions | options)
+        options = {name: getattr(arguments, name) for name in ("base", *COUNTS)}
+        found = Measurements(arguments.output, {"cores": len(cores)} | versions | options)
         found.save()  # so that a file that cannot be written fails before the measurements
         rates, best = other.ask("rates"), arguments.released_precision
         if best == "auto":

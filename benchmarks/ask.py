@@ -1,6 +1,6 @@
 """Time a question: against a warm store, with its candidates compressed first, and with their text in the prompt.
 
-    python -m benchmarks.ask [--base smollm2] [--chunks 200] [--questions 8] [--candidates 20] [--k 5] [--new-tokens 16]
+    python -m benchmarks.ask [--base smollm2] [--chunks 200] [--questions 8] [--candidates 20] [--k 5]
 
 Three ways to an answer of the same model from as many documents, timed in turns in one run: "store" reads the question,
 searches the store and answers from k memories; "compress" compresses the question's candidates, ranks them and answers
@@ -52,14 +52,24 @@ def endless(bundle: Bundle) -> Bundle:
     return _Endless(**{field.name: getattr(bundle, field.name) for field in dataclasses.fields(bundle)})
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = command.make_parser("ask", __doc__, package="benchmarks")
+    option = command.add_option
+    option(parser, "--base", "smollm2", default="smollm2")
+    option(parser, "--precision", "float32", default="float32")
+    parser.add_argument("--chunks", type=int, default=200, metavar="N", help="of the store (200)")
+    parser.add_argument("--questions", type=int, default=8, metavar="N", help="measurements of each way (8)")
+    option(parser, "--candidates", "20", default=20)
+    option(parser, "--k", "5", default=5)
+    option(parser, "--max-new-tokens", "16", default=16)
+    command.add_renamed_option(parser, "--new-tokens", "--max-new-tokens", type=int)
+    return parser
+
+
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", default="smollm2")
-    parser.add_argument("--precision", default="float32")
-    for name, number in (("chunks", 200), ("questions", 8), ("candidates", 20), ("k", 5), ("new-tokens", 16)):
-        parser.add_argument(f"--{name}", type=int, default=number)
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     warnings.filterwarnings("ignore", message="this checkpoint has no trained query reasoner")
     mesh = make_mesh(1, 1, devices=jax.devices()[:1])
     config = ClaraConfig(max_length=4096)
@@ -71,7 +81,7 @@ def main() -> None:
     texts = [" ".join(rng.choice(WORDS, 225)) for _ in range(arguments.chunks)]
     lengths = [len(ids) for ids in tokenizer.encode_documents(texts)]
     asked = [f"What is the {' '.join(rng.choice(WORDS, 8))}?" for _ in range(arguments.questions + 1)]
-    sampling, k = Sampling(arguments.new_tokens), arguments.k
+    sampling, k = Sampling(arguments.max_new_tokens), arguments.k
     with tempfile.TemporaryDirectory() as folder:
         sizes = config.memory_tokens, bundle.model.config.embed_dim
         encoding = closest_float(arguments.precision)
@@ -93,7 +103,7 @@ def main() -> None:
 
         def compressed_first(number: int) -> None:
             candidates = [texts[(number * arguments.candidates + i) % len(texts)] for i in range(arguments.candidates)]
-            compressing.answer([asked[number]], [candidates], k=k, max_new_tokens=arguments.new_tokens)
+            compressing.answer([asked[number]], [candidates], k=k, max_new_tokens=arguments.max_new_tokens)
 
         def as_text(number: int) -> None:
             chosen = [texts[(number * k + i) % len(texts)] for i in range(k)]
@@ -111,7 +121,7 @@ def main() -> None:
     print(
         f"{arguments.base}, {arguments.precision}, {jax.devices()[0].device_kind}, jax {jax.__version__}: {len(texts)} "
         f"chunks of {statistics.median(lengths):.0f} tokens, {rate:.2f} compressed a second; {arguments.candidates} "
-        f"candidates, {k} read, {arguments.new_tokens} tokens answered\n\n| way | median | against the store |\n"
+        f"candidates, {k} read, {arguments.max_new_tokens} tokens answered\n\n| way | median | against the store |\n"
         "| --- | --- | --- |"
     )
     for name, median in medians.items():

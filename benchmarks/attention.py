@@ -54,17 +54,23 @@ def available(channels: int, dtype: jnp.dtype) -> list[str]:
     return list(dict.fromkeys([WHOLE_ROWS, choose("auto", channels, dtype, cached=False, windowed=False)]))
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = command.make_parser("attention", __doc__, package="benchmarks")
+    add = parser.add_argument
+    add("--rows", type=int, default=4, metavar="N", help="B (4)")
+    add("--length", type=int, default=2048, metavar="N", help="T (2048)")
+    add("--heads", type=int, default=32, metavar="N", help="H (32)")
+    add("--kv-heads", type=int, default=8, metavar="N", help="G, which divides H (8)")
+    add("--channels", type=int, default=128, metavar="N", help="C (128)")
+    command.add_option(parser, "--precision", "bfloat16", choices=("bfloat16", "float32"), default="bfloat16")
+    command.add_option(parser, "--repeats", "7", default=7)
+    return parser
+
+
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=4, help="B")
-    parser.add_argument("--length", type=int, default=2048, help="T")
-    parser.add_argument("--heads", type=int, default=32, help="H")
-    parser.add_argument("--kv-heads", type=int, default=8, help="G, which divides H")
-    parser.add_argument("--channels", type=int, default=128, help="C")
-    parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--repeats", type=int, default=7, help="measurements of each")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     if arguments.heads % arguments.kv_heads:
         raise ClaraError(f"--kv-heads: {arguments.kv_heads} does not divide --heads {arguments.heads}")
     device, dtype = jax.devices()[0], jnp.dtype(arguments.precision)

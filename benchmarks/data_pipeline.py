@@ -21,7 +21,7 @@ from tqdm import tqdm
 from clara_jax import command
 from clara_jax.data.builders import RecordSource, build
 from clara_jax.data.synthetic import vocabulary, write
-from clara_jax.data.synthetic_world import SyntheticConfig
+from clara_jax.data.synthetic_world import SyntheticConfig, SyntheticRecordsConfig, SyntheticWorldConfig
 from clara_jax.input_pipeline.buckets import shape_ladder
 from clara_jax.input_pipeline.encoding import Encoding
 from clara_jax.input_pipeline.loader import BatchLoader
@@ -33,17 +33,23 @@ from clara_jax.input_pipeline.tokenization import ClaraTokenizer
 from clara_jax.input_pipeline.word_level import word_level_tokenizer
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = command.make_parser("data_pipeline", __doc__, package="benchmarks")
+    add = parser.add_argument
+    add("--records", type=int, default=1_000_000, metavar="N", help="that are made (1000000)")
+    add("--stage", choices=STAGES, default="end_to_end", help="whose records they are (end_to_end)")
+    command.add_option(parser, "--batch-size", "128", default=128)
+    add("--batches", type=int, default=500, metavar="N", help="to iterate over (500)")
+    add("--buckets", type=int, default=4, metavar="N", help="shapes of batches (4)")
+    add("--pack", type=int, default=0, metavar="N", help="tokens of a row (scp)")
+    add("--folder", type=Path, metavar="DIR", help="for the files (default: a temporary one)")
+    return parser
+
+
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--records", type=int, default=1_000_000)
-    parser.add_argument("--stage", choices=STAGES, default="end_to_end")
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--batches", type=int, default=500, help="to iterate over")
-    parser.add_argument("--buckets", type=int, default=4)
-    parser.add_argument("--pack", type=int, default=0, help="tokens of a row (scp)")
-    parser.add_argument("--folder", type=Path, help="for the files; default a temporary one")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp())
     try:
         _measure(arguments, folder)
@@ -53,7 +59,10 @@ def main() -> None:
 
 
 def _measure(arguments: argparse.Namespace, folder: Path) -> None:
-    world = SyntheticConfig(name_words=200, train_partners=150, train_records=arguments.records, eval_records=1)
+    world = SyntheticConfig(
+        world=SyntheticWorldConfig(name_words=200, train_partners=150),
+        records=SyntheticRecordsConfig(train=arguments.records, eval=1),
+    )
     count, stage = arguments.records, arguments.stage
     print(
         f"{count:,} records of {stage}\n| what | records or batches per second of a core | peak memory |\n|---|---|---|"

@@ -3,7 +3,7 @@
 Hugging Face has the same weights, in float32 and in bfloat16, on the same machine.
 
     pip install torch          # for Hugging Face; without it the rest is measured
-    python -m benchmarks.decode [--base smollm2] [--precision float32] [--rows 1,8] [--prompt 128] [--new-tokens 64]
+    python -m benchmarks.decode [--base smollm2] [--precision float32] [--rows 1,8] [--prompt 128] [--max-new-tokens 64]
     taskset -c 0 python -m benchmarks.decode          # on one core, where others work on the machine
 
 Decoding is greedy, without end tokens. The time of a token is what each further token adds, (time of N - time of 1) /
@@ -92,15 +92,23 @@ def bandwidth() -> Callable[[], float]:
     return measure
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = command.make_parser("decode", __doc__, package="benchmarks")
+    add = parser.add_argument
+    command.add_option(parser, "--base", "smollm2", default="smollm2")
+    command.add_option(parser, "--precision", "float32", choices=exporting.DTYPES, default="float32")
+    add("--rows", type=_numbers, default=(1, 8), metavar="N,N", help="answers that are written together (1,8)")
+    add("--prompt", type=int, default=128, metavar="N", help="tokens of a prompt (128)")
+    command.add_option(parser, "--max-new-tokens", "64", default=64)
+    command.add_renamed_option(parser, "--new-tokens", "--max-new-tokens", type=int)
+    command.add_option(parser, "--repeats", "5", default=5)
+    return parser
+
+
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", default="smollm2")
-    parser.add_argument("--precision", choices=exporting.DTYPES, default="float32")
-    parser.add_argument("--rows", type=_numbers, default=(1, 8), metavar="N,N", help="answers written together")
-    for name, number in (("prompt", 128), ("new-tokens", 64), ("repeats", 5)):
-        parser.add_argument(f"--{name}", type=int, default=number)
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     bundle = opening.from_base(
         arguments.base, ClaraConfig(), make_mesh(1, 1, devices=jax.devices()[:1]), arguments.precision
     )
@@ -130,7 +138,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def compare(rows: int, ways: dict[str, Way], read: dict[str, int], arguments: argparse.Namespace) -> None:
     """Measure in turns and print a table."""
-    count, times, rates = arguments.new_tokens, {name: [] for name in ways}, []
+    count, times, rates = arguments.max_new_tokens, {name: [] for name in ways}, []
     written = {name: (way(1), way(count))[1] for name, way in ways.items()}  # compiles
     measure = bandwidth()
     for _ in tqdm(range(arguments.repeats), desc=f"{rows} rows"):

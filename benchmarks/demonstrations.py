@@ -1,6 +1,6 @@
 """Time a base model on chats that share instructions and demonstrations, with and without its prefix cache.
 
-    python -m benchmarks.demonstrations [--base smollm2] [--rows 4] [--rounds 5] [--new-tokens 24]
+    python -m benchmarks.demonstrations [--base smollm2] [--rows 4] [--rounds 5] [--max-new-tokens 24]
 
 The requests are those of the synthesis (step "answer") about documents of the embedded demo data. Groups of them are
 answered in turns in one run, with the whole prompt prefilled and with the shared beginning out of the cache.
@@ -22,14 +22,27 @@ from clara_jax.input_pipeline.records import read_records
 from clara_jax.synthesis.prompts import PromptTemplates
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = command.make_parser("demonstrations", __doc__, package="benchmarks")
+    add = parser.add_argument
+    command.add_option(parser, "--base", "smollm2", default="smollm2")
+    add(
+        "--data",
+        default="clara_jax/configs/demo_data/scp.train.jsonl",
+        metavar="FILE",
+        help="whose documents are asked about",
+    )
+    add("--rows", type=int, default=4, metavar="N", help="requests of a group (4)")
+    add("--rounds", type=int, default=5, metavar="N", help="groups that are measured (5)")
+    command.add_option(parser, "--max-new-tokens", "24", default=24)
+    command.add_renamed_option(parser, "--new-tokens", "--max-new-tokens", type=int)
+    return parser
+
+
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", default="smollm2")
-    parser.add_argument("--data", default="clara_jax/configs/demo_data/scp.train.jsonl")
-    for name, number in (("rows", 4), ("rounds", 5), ("new-tokens", 24)):
-        parser.add_argument(f"--{name}", type=int, default=number)
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     lm, prompts = BaseLM.open(arguments.base, batch_size=arguments.rows), PromptTemplates.load()
     rows = arguments.rows
     documents = list(dict.fromkeys(record.documents[0] for record in read_records(arguments.data, "scp")))
@@ -40,7 +53,7 @@ def main() -> None:
         chats = ([{"role": role, "content": text} for role, text in messages] for messages in asked)
         return [lm.request(chat, Sampling(new_tokens)) for chat in chats]
 
-    lengths = (1, arguments.new_tokens)
+    lengths = (1, arguments.max_new_tokens)
     taken = {(way, length): [] for way in ("whole", "shared") for length in lengths}
     for turn in tqdm(range(-1, arguments.rounds), unit=" rounds"):  # the first one compiles
         for way, length in taken:

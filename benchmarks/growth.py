@@ -1,6 +1,6 @@
 """Measure how cost grows: compression with texts, a training step with candidates, a search with the store's size.
 
-    python -m benchmarks.growth [--picture docs/images/growth.png] [--json FILE]
+    python -m benchmarks.growth [--picture docs/images/growth.png] [--output FILE]
 
 Each case is timed at sizes that double, in turns, and a power of the size is fitted to the medians: the slope of the
 line in log-log axes. It is compared with the exponent of the work that cannot be avoided, fitted to the same sizes:
@@ -59,6 +59,12 @@ CLARA = ClaraConfig(doc_max_length=128, compress_rate=8)  # 16 memory tokens
 LENGTH, ROWS = 112, 2  # of documents, without memory tokens, where they do not vary; and how many
 ASKED, BEST = 10, 20  # questions of one measurement of the search, and chunks that each finds
 COLOURS = ("#0072B2", "#E69F00")
+SIZES = {
+    "lengths": [64, 128, 256, 512, 1024],
+    "batches": [1, 2, 4, 8, 16],
+    "candidates": [5, 10, 20, 40],
+    "chunks": [875, 1750, 3500, 7000, 14000],  # full blocks of the search, whose rows are powers of two
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,32 +265,37 @@ def cases(bundle: Bundle, arguments: argparse.Namespace, folder: Path) -> Iterat
     yield searching(bundle, arguments.chunks, folder)
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = command.make_parser("growth", __doc__, package="benchmarks")
+    add = parser.add_argument
+    command.add_option(parser, "--base", "smollm2", default="smollm2")
+    command.add_option(parser, "--precision", "float32", choices=PRECISIONS, default="float32")
+    for name, text in (("lengths", "tokens of a document"), ("batches", "documents"), ("chunks", "of a store")):
+        add(f"--{name}", type=int, nargs="+", default=SIZES[name], metavar="N", help=f"{text} ({_listed(name)})")
+    command.add_option(parser, "--candidates", _listed("candidates"), nargs="+", default=SIZES["candidates"])
+    command.add_option(parser, "--repeats", "3", default=3)
+    add("--cores", metavar="N,N", help="cores to run on (default: all)")
+    add("--picture", type=Path, metavar="FILE", help="draw this .png")
+    command.add_option(parser, "--output", "all numbers, as JSON", type=Path)
+    command.add_renamed_option(parser, "--json", "--output", type=Path)
+    return parser
+
+
+def _listed(name: str) -> str:
+    return " ".join(map(str, SIZES[name]))
+
+
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--base", default="smollm2")
-    add("--precision", choices=PRECISIONS, default="float32")
-    sizes = {
-        "lengths": [64, 128, 256, 512, 1024],
-        "batches": [1, 2, 4, 8, 16],
-        "candidates": [5, 10, 20, 40],
-        "chunks": [875, 1750, 3500, 7000, 14000],  # full blocks of the search, whose rows are powers of two
-    }
-    for name, default in sizes.items():
-        add(f"--{name}", type=int, nargs="+", default=default, metavar="N", help=f"default {default}")
-    add("--repeats", type=int, default=3, help="measurements of each size; default 3")
-    add("--cores", metavar="N,N", help="cores to run on; default all")
-    add("--picture", type=Path, metavar="FILE", help="draw this .png")
-    add("--json", type=Path, metavar="FILE", help="write all numbers here")
-    arguments = parser.parse_args()
-    for name in sizes:
+    arguments = parser().parse_args()
+    for name in SIZES:
         values = getattr(arguments, name)
         if len(values) < 2 or values[0] < 1 or values != sorted(set(values)):
             raise ClaraError(f"--{name}: two or more growing numbers are needed")
     if arguments.repeats < 1:
         raise ClaraError(f"--repeats is {arguments.repeats}; it must be at least 1")
-    for path in filter(None, (arguments.picture, arguments.json)):
+    for path in filter(None, (arguments.picture, arguments.output)):
         if not path.parent.is_dir():
             raise ClaraError(f"{path}: there is no folder {path.parent}")
     cores = pin(arguments.cores)
@@ -301,8 +312,8 @@ def main() -> None:
         f"{arguments.base}, {arguments.precision}, {len(cores)} cores of {jax.devices()[0].device_kind}, jax "
         f"{jax.__version__}; other work took {share:.0%} of their time\n\n{table(results)}\n\n{verdict(results)}"
     )
-    if arguments.json:
-        with replaced_when_whole(arguments.json) as temporary:
+    if arguments.output:
+        with replaced_when_whole(arguments.output) as temporary:
             temporary.write_text(json.dumps({"others": share, "results": results}, indent=1))
     if arguments.picture:
         draw(results, arguments.picture)

@@ -41,12 +41,17 @@ def held_out(end: dict) -> list[str]:
     return lines
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = command.make_parser("loss_table", __doc__, package="benchmarks")
+    parser.add_argument("run", metavar="DIR", help="the run directory")
+    parser.add_argument("--every", type=int, default=6, metavar="N", help="steps that a line stands for (6)")
+    return parser
+
+
 def main() -> None:
     """Print the tables of a run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", help="run directory")
-    parser.add_argument("--every", type=int, default=6, help="steps a line stands for")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     rows = read_metrics(Path(arguments.run) / "metrics.jsonl")
     for stage in dict.fromkeys(row["stage"] for row in rows):
         of_stage = [row for row in rows if row["stage"] == stage]

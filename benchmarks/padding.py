@@ -1,6 +1,6 @@
 """Measure the padding of a stage's batches over one epoch, by the number of shapes.
 
-    python -m benchmarks.padding instruct DATA.jsonl... [--batch-size 32] [--top-k 5] [--candidates 20]
+    python -m benchmarks.padding instruct DATA.jsonl... [--batch-size 32] [--k 5] [--candidates 20]
     python -m benchmarks.padding scp DATA.jsonl... --pack 1024 2048
 
 "padding" is the share of positions that are computed for nothing; "positions" are those computed, relative to one shape
@@ -28,18 +28,25 @@ from clara_jax.input_pipeline.tokenization import ClaraTokenizer
 DOC_MAX_LENGTH, COMPRESS_RATE = 256, 16
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = command.make_parser("padding", __doc__, package="benchmarks")
+    add, option = parser.add_argument, command.add_option
+    add("stage", choices=STAGES)
+    add("data", nargs="+", help="JSONL files or patterns")
+    option(parser, "--tokenizer", "smollm2", default="smollm2")
+    option(parser, "--batch-size", "32", default=32)
+    option(parser, "--k", "5", default=5)
+    command.add_renamed_option(parser, "--top-k", "--k", type=int)
+    option(parser, "--candidates", "20", default=20)
+    add("--buckets", type=int, nargs="+", default=[1, 2, 4, 8], metavar="N", help="numbers of shapes (1 2 4 8)")
+    add("--pack", type=int, nargs="+", default=[], metavar="N", help="tokens of documents in a row (scp)")
+    return parser
+
+
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=STAGES)
-    parser.add_argument("data", nargs="+", help="JSONL files or patterns")
-    parser.add_argument("--tokenizer", default="smollm2", help="a base model")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--top-k", type=int, default=5)
-    parser.add_argument("--candidates", type=int, default=20)
-    parser.add_argument("--buckets", type=int, nargs="+", default=[1, 2, 4, 8], help="numbers of shapes")
-    parser.add_argument("--pack", type=int, nargs="+", default=[], help="tokens of documents in a row (scp)")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
 
     memory = DOC_MAX_LENGTH // COMPRESS_RATE
     tokenizer = ClaraTokenizer(open_base(arguments.tokenizer).load_tokenizer(), DOC_MAX_LENGTH, memory)
@@ -50,7 +57,7 @@ def main() -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        encoding = Encoding(arguments.stage, arguments.top_k, arguments.candidates)
+        encoding = Encoding(arguments.stage, arguments.k, arguments.candidates)
         examples = encode_records(records, tokenizer, encoding, progress=show)
     sizes = sizes_of(examples)
     used = [

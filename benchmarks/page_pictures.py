@@ -32,12 +32,19 @@ PICTURES: tuple[tuple[str, int, int, Literal["light", "dark"]], ...] = (
 )
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = command.make_parser("page_pictures", __doc__, package="benchmarks")
+    command.add_option(parser, "--checkpoint", required=True)
+    command.add_option(
+        parser, "--output", "in this folder; docs/images", type=Path, metavar="DIR", default=Path("docs/images")
+    )
+    return parser
+
+
 def main() -> None:
     """Take the pictures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True)
-    parser.add_argument("--output", type=Path, default=Path("docs/images"))
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     browser_path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser_path is None:
         raise ClaraError("no Chromium is installed")

@@ -1,6 +1,6 @@
 """Measure a server under load: many clients at once, continuous batching against one row, and refused requests.
 
-    python -m benchmarks.serving_load [--base smollm2] [--clients 32] [--seconds 120] [--documents 64] [--new-tokens 32]
+    python -m benchmarks.serving_load [--base smollm2] [--clients 32] [--seconds 120] [--documents 64]
     python -m benchmarks.serving_load --checkpoint runs/first
 
 Starts `python -m clara_jax.serve` on the loopback with fresh adapters on a base (the answers mean nothing, and take
@@ -38,22 +38,31 @@ ROWS, QUEUE, SHORT_QUEUE = 16, 64, 4
 PATIENCE = 600  # seconds for a server to start, and for an answer
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = command.make_parser("serving_load", __doc__, package="benchmarks")
+    add, option = parser.add_argument, command.add_option
+    option(parser, "--base", "with fresh adapters; smollm2", default="smollm2")
+    option(parser, "--checkpoint", "serve this one instead")
+    add("--clients", type=int, default=32, metavar="N", help="who ask at the same time (32)")
+    add("--seconds", type=int, default=120, metavar="N", help="of each measurement (120)")
+    add("--documents", type=int, default=64, metavar="N", help="in the store (64)")
+    option(parser, "--max-new-tokens", "32", default=32)
+    command.add_renamed_option(parser, "--new-tokens", "--max-new-tokens", type=int)
+    return parser
+
+
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", default="smollm2", help="of a model with fresh adapters")
-    parser.add_argument("--checkpoint", help="serve this one instead")
-    for name, number in (("clients", 32), ("seconds", 120), ("documents", 64), ("new-tokens", 32)):
-        parser.add_argument(f"--{name}", type=int, default=number)
-    arguments = parser.parse_args()
-    if min(arguments.clients, arguments.seconds, arguments.documents, arguments.new_tokens) < 1:
-        raise ClaraError("--clients, --seconds, --documents and --new-tokens must be at least 1")
+    arguments = parser().parse_args()
+    if min(arguments.clients, arguments.seconds, arguments.documents, arguments.max_new_tokens) < 1:
+        raise ClaraError("--clients, --seconds, --documents and --max-new-tokens must be at least 1")
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = arguments.checkpoint or _fresh(arguments.base, Path(folder, "checkpoint"))
         print(
             f"{arguments.checkpoint or arguments.base}: {arguments.clients} clients, {arguments.seconds} s each, "
-            f"{arguments.documents} documents of about 225 words, at most {arguments.new_tokens} tokens an answer\n\n"
-            "| rows | may wait | answers | answers/s | p50 | p95 | statuses | MiB after 1/4, 1/2, 3/4, all |\n"
+            f"{arguments.documents} documents of about 225 words, at most {arguments.max_new_tokens} tokens an answer\n"
+            "\n| rows | may wait | answers | answers/s | p50 | p95 | statuses | MiB after 1/4, 1/2, 3/4, all |\n"
             "| --- | --- | --- | --- | --- | --- | --- | --- |",
             flush=True,
         )
@@ -146,7 +155,7 @@ class _Load:
         rng = np.random.default_rng((1, number + 1))
         while time.perf_counter() < until:
             question = f"What is the {' '.join(rng.choice(WORDS, 8))}?"
-            body = {"messages": [{"role": "user", "content": question}], "max_tokens": self._arguments.new_tokens}
+            body = {"messages": [{"role": "user", "content": question}], "max_tokens": self._arguments.max_new_tokens}
             began = time.perf_counter()
             try:
                 response = await client.post("/v1/chat/completions", json=body)

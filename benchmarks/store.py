@@ -1,10 +1,10 @@
 """Measure a large store: bytes of a chunk, and the time of a question by exact score, search vectors and words.
 
-    python -m benchmarks.store [--chunks 100000] [--memory-tokens 16] [--width 576] [--questions 50] [--workdir DIR]
+    python -m benchmarks.store [--chunks 100000] [--memory-tokens 16] [--width 576] [--questions 50] [--folder DIR]
     python -m benchmarks.store --store stores/first
 
 Memories are synthetic, so that a store of any size is made in minutes: points around a common mean, near a subspace of
-128 directions whose shares fall as a power law. With ``--workdir`` the store stays, and a second run measures it
+128 directions whose shares fall as a power law. With ``--folder`` the store stays, and a second run measures it
 without filling it again. ``--store`` measures a real one. A question is a chunk's memory, moved by a part of the
 difference between two others. "first pass" is what a large store is searched by: search vectors, then the exact score
 of the survivors; "search vectors alone" leaves the second step out.
@@ -29,6 +29,7 @@ from clara_jax.errors import ClaraError
 from clara_jax.model.sharding import make_mesh
 from clara_jax.retrieval import ann
 from clara_jax.retrieval.document_store import DocumentStore
+from clara_jax.retrieval.encodings import ENCODINGS
 from clara_jax.retrieval.search import Search
 from clara_jax.text.documents import Chunk
 
@@ -98,21 +99,28 @@ def measure(name: str, ask: Callable[[int], list[str]], questions: int) -> list[
     return found
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = command.make_parser("store", __doc__, package="benchmarks")
+    add = parser.add_argument
+    add("--chunks", type=int, default=100_000, metavar="N", help="of a synthetic store (100000)")
+    add("--memory-tokens", type=int, default=16, metavar="N", help="memories of its chunks (16)")
+    add("--width", type=int, default=576, metavar="N", help="numbers of a memory (576)")
+    add("--encoding", choices=ENCODINGS, default="float16", help="of its memories (float16)")
+    add("--questions", type=int, default=50, metavar="N", help="measurements of each search (50)")
+    add("--folder", type=Path, metavar="DIR", help="where it stays (default: in a temporary one)")
+    command.add_renamed_option(parser, "--workdir", "--folder", type=Path)
+    command.add_option(parser, "--store", "measure this one instead")
+    return parser
+
+
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--chunks", type=int, default=100_000)
-    parser.add_argument("--memory-tokens", type=int, default=16)
-    parser.add_argument("--width", type=int, default=576)
-    parser.add_argument("--encoding", default="float16")
-    parser.add_argument("--questions", type=int, default=50)
-    parser.add_argument("--workdir", type=Path, help="where the store stays")
-    parser.add_argument("--store", type=Path, help="measure this store")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     if min(arguments.chunks, arguments.memory_tokens, arguments.width) < 1 or arguments.questions < 2:
         raise ClaraError("--chunks, --memory-tokens, --width must be at least 1, --questions at least 2")
     with contextlib.ExitStack() as stack:
-        place = arguments.workdir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        place = arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if arguments.store:
             store = DocumentStore.open(arguments.store)
         else:

@@ -2,7 +2,7 @@
 
 The step compresses each distinct document of a batch once, or each in its place.
 
-    python -m benchmarks.stored_memories DATA.jsonl... [--records 8] [--batch-size 2] [--candidates 20] [--repeats 3]
+    python -m benchmarks.stored_memories DATA.jsonl... [--limit 8] [--batch-size 2] [--candidates 20] [--repeats 3]
 
 A step counts from the plan to its end: reading tokens or memories, placing them, computing. Prints medians, measured in
 one run in turns, and what compressing the documents of the records once takes.
@@ -37,24 +37,32 @@ from clara_jax.training.stopping import StopSignal
 from clara_jax.training.stored_memories import open_memories
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = command.make_parser("stored_memories", __doc__, package="benchmarks")
+    option = command.add_option
+    parser.add_argument("data", nargs="+", help="JSONL files of end_to_end")
+    option(parser, "--base", "smollm2", default="smollm2")
+    option(parser, "--precision", "float32", default="float32")
+    option(parser, "--limit", "8", default=8)
+    option(parser, "--batch-size", "2", default=2)
+    option(parser, "--candidates", "20", default=20)
+    option(parser, "--k", "5", default=5)
+    option(parser, "--repeats", "steps; 3", default=3)
+    command.add_renamed_option(parser, "--records", "--limit", type=int)
+    command.add_renamed_option(parser, "--top-k", "--k", type=int)
+    return parser
+
+
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="+", help="JSONL files of end_to_end")
-    parser.add_argument("--base", default="smollm2")
-    parser.add_argument("--precision", default="float32")
-    parser.add_argument("--records", type=int, default=8)
-    parser.add_argument("--batch-size", type=int, default=2)
-    parser.add_argument("--candidates", type=int, default=20)
-    parser.add_argument("--top-k", type=int, default=5)
-    parser.add_argument("--repeats", type=int, default=3, help="steps of each kind")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
 
     mesh = make_mesh(1, 1, devices=jax.devices()[:1])
     bundle = opening.from_base(arguments.base, ClaraConfig(), mesh, arguments.precision)
     tokenizer = bundle.tokenizer
-    records = read_records(data_files(arguments.data, "data"), "end_to_end", arguments.records)
-    examples = encode_records(records, tokenizer, Encoding("end_to_end", arguments.top_k, arguments.candidates))
+    records = read_records(data_files(arguments.data, "data"), "end_to_end", arguments.limit)
+    examples = encode_records(records, tokenizer, Encoding("end_to_end", arguments.k, arguments.candidates))
     documents = [ids for example in examples for ids in example.documents]
     stage, optimizer = STAGES["end_to_end"], optax.adamw(1e-4)
     trained, frozen = split(bundle.params, stage.trains)
@@ -64,7 +72,7 @@ def main() -> None:
             name="end_to_end",
             data=DataConfig(tuple(arguments.data), memories=folder),
             optimizer=OptimizerConfig(steps=steps, batch_size=arguments.batch_size),
-            topk=TopKConfig(k=arguments.top_k, candidates=arguments.candidates),
+            topk=TopKConfig(k=arguments.k, candidates=arguments.candidates),
         )
         start = time.monotonic()
         memories = open_memories(config, bundle, documents, StopSignal(), progress=True)

@@ -39,15 +39,21 @@ STEP = "simple_questions"
 QUESTIONS = [f"What stands on hill {number} above the old town?" for number in range(5)]
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = command.make_parser("synthesis", __doc__, package="benchmarks")
+    add = parser.add_argument
+    add("--requests", type=int, default=3000, metavar="N", help="of a measurement (3000)")
+    add("--concurrency", type=int, default=64, metavar="N", help="requests in flight (64)")
+    add("--think", type=float, default=20, metavar="MS", help="milliseconds that the server takes (20)")
+    command.add_option(parser, "--repeats", "3", default=3)
+    add("--serve", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=3000)
-    parser.add_argument("--concurrency", type=int, default=64, help="requests in flight")
-    parser.add_argument("--think", type=float, default=20, help="milliseconds that the server takes")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     if min(arguments.requests, arguments.concurrency, arguments.repeats) < 1 or arguments.think < 0:
         raise ClaraError("--requests, --concurrency and --repeats must be at least 1, --think at least 0")
     if arguments.serve:

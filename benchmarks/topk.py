@@ -112,15 +112,21 @@ def draw(path: Path) -> None:
     print(f"{path}: others at {', '.join(map(str, OTHERS))}")
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = command.make_parser("topk", __doc__, package="benchmarks")
+    option = command.add_option
+    option(parser, "--candidates", "D; 20 100 1000 100000", nargs="+", default=[20, 100, 1000, 100_000])
+    parser.add_argument("--rows", type=int, default=8, metavar="N", help="B (8)")
+    option(parser, "--k", "K; 5", default=5)
+    option(parser, "--repeats", "15", default=15)
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw this .png instead")
+    return parser
+
+
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--candidates", type=int, nargs="+", default=[20, 100, 1000, 100_000], help="D")
-    parser.add_argument("--rows", type=int, default=8, help="B")
-    parser.add_argument("--k", type=int, default=5)
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--picture", type=Path, help="draw this .png instead")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     if arguments.picture:
         return draw(arguments.picture)
     if min(*arguments.candidates, arguments.rows, arguments.k, arguments.repeats) < 1:

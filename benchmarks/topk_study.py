@@ -126,14 +126,27 @@ def draw(found: Curves, path: Path) -> None:
         figure.savefig(temporary, format="png")
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = command.make_parser("topk_study", __doc__, package="benchmarks")
+    add = parser.add_argument
+    command.add_option(parser, "--workdir", "one run in it for each case and seed", type=Path, required=True)
+    add("--methods", nargs="+", default=list(METHODS), metavar="CASE", help="methods, with options or without (all)")
+    add(
+        "--seeds",
+        nargs="+",
+        type=int,
+        default=list(range(5)),
+        metavar="N",
+        help="each case with each of them (0 1 2 3 4)",
+    )
+    add("--report", type=Path, metavar="PNG", help="train nothing: draw and print what is there")
+    return parser
+
+
 def main() -> None:
     """Run the study, or report it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="CASE")
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5)), metavar="SEED")
-    parser.add_argument("--report", type=Path, metavar="PNG", help="train nothing: draw and print what is there")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     if arguments.report:
         found = curves(arguments.workdir, arguments.methods, arguments.seeds)
         draw(found, arguments.report)

@@ -110,15 +110,22 @@ def by_kind(folder: Path) -> Counter[str]:
     return seconds
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = command.make_parser("train_step", __doc__, package="benchmarks")
+    add = parser.add_argument
+    add("--rows", type=int, default=2, metavar="N", help="examples of a step (2)")
+    add("--prompt", type=int, default=192, metavar="N", help="tokens of a prompt (192)")
+    command.add_option(parser, "--repeats", "steps; 5", default=5)
+    both = ("float32", "mixed")
+    command.add_option(parser, "--precision", "float32 mixed", nargs="+", choices=tuple(PRECISIONS), default=both)
+    add("--profile", metavar="DIR", help="a trace of one step of each variant, and its summary")
+    return parser
+
+
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=2, help="examples of a step")
-    parser.add_argument("--prompt", type=int, default=192, help="tokens of a prompt")
-    parser.add_argument("--repeats", type=int, default=5, help="steps of each variant")
-    parser.add_argument("--precision", nargs="+", choices=tuple(PRECISIONS), default=["float32", "mixed"])
-    parser.add_argument("--profile", metavar="DIR", help="a trace of one step of each variant, and its summary")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     mesh = make_mesh(1, 1, devices=jax.devices()[:1])
     stage, optimizer = STAGES["scp"], optax.adamw(1e-4)
     steps, states, frozen, batches = {}, {}, {}, {}

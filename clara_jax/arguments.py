@@ -109,7 +109,7 @@ def _plain(config: ConfigDict) -> dict[str, Any]:
 
 def _check_field(config: ConfigDict, path: str) -> None:
     """Check that a configuration has the field that a flag names."""
-    from clara_jax.training.config_checks import nearest_field
+    from clara_jax.config_checks import nearest_field
 
     node: Any = config
     names = path.split(".")

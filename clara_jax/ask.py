@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     option(parser, "--top-p", "1", default=1.0)
     option(parser, "--seed")
     option(parser, "--json", "one object a question")
-    option(parser, "--base")
+    option(parser, "--base", "default: where the checkpoint says")
     option(parser, "--weights", "default: what is fastest and fits into memory")
     option(parser, "--precision", "default: by the store, else by the processor", choices=CHOICES)
     command.add_compile_option(parser)

@@ -1,9 +1,18 @@
-"""Peak figures of accelerators, as published: of TPU chips all that a plan needs, of GPUs the FLOP/s."""
+"""Accelerators: their peak figures, as published, and TPU slices by name, whose chips need not be present.
+
+Of TPU chips the figures are all that a plan needs, of GPUs the FLOP/s.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
+import os
+import re
+
+from clara_jax import tpu_flags
+from clara_jax.errors import ClaraError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +81,11 @@ _GPUS = {
 _PEAKS: dict[str, float | None] = {kind: chip.flops / chip.devices for chip in CHIPS.values() for kind in chip.kinds}
 _PEAKS |= _GPUS | {"TPU v4 lite": None}  # an inference chip, of which no figure is at hand
 
+# For libtpu without a TPU: no query of the metadata server, no warnings about that, and several processes may compile
+# at once. The names of host and accelerator do not change the compiled programs.
+ABSENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_STDERR_LOG_LEVEL": "3", "ALLOW_MULTIPLE_LIBTPU_LOAD": "true"}
+ABSENT |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5p-8"}
+
 
 def peak_flops(device_kind: str) -> float | None:
     """Return the dense bfloat16 FLOP/s of a JAX device, by its ``device_kind``; None for CPUs and unknown ones.
@@ -79,3 +93,39 @@ def peak_flops(device_kind: str) -> float | None:
     A run in float32 is measured against the same peak, and cannot come near it.
     """
     return _PEAKS.get(max((kind for kind in _PEAKS if device_kind.startswith(kind)), key=len, default=""))
+
+
+def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
+    """Return the chip of ``"v5p:4x4x4"``, and the number of chips along each axis.
+
+    Raises:
+      ClaraError: another form, or a chip that is not in the table.
+    """
+    chip, _, shape = name.partition(":")
+    if chip not in CHIPS:
+        raise ClaraError(f"--topology: {name!r} names no known chip; known are {', '.join(CHIPS)}, e.g. v5p:4x4x4")
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", shape):
+        raise ClaraError(f"--topology: {name!r} needs the chips along each axis, e.g. {chip}:2x4 or {chip}:2x2x1")
+    return CHIPS[chip], tuple(map(int, shape.split("x")))
+
+
+def topology_devices(name: str) -> list:
+    """Return the devices of a topology, for compilation alone.
+
+    Raises:
+      ClaraError: as `parse_topology`; libtpu is missing; libtpu does not know the topology.
+    """
+    chip, _ = parse_topology(name)
+    if importlib.util.find_spec("libtpu") is None:
+        raise ClaraError("--topology: libtpu is not installed; run: pip install libtpu")
+    for variable, value in ABSENT.items():
+        os.environ.setdefault(variable, value)
+    tpu_flags.set_defaults()
+    from jax.experimental import topologies
+
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name, chip_config_name=chip.mode)
+        return list(found.devices)
+    except Exception as error:  # the runtime documents no type
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ClaraError(f"--topology: {name!r} is not one that libtpu knows: {reason}") from None

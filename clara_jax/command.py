@@ -87,8 +87,8 @@ def run(main: Callable[[], None], compiles: bool = True) -> None:
 
 # What an option means, wherever it stands; commands add what its default is.
 _OPTIONS: dict[str, dict[str, Any]] = {
-    "--base": dict(metavar="NAME", help="where the base model lies, if not where the checkpoint says"),
-    "--batch-size": dict(type=int, metavar="N", help="texts, or answers, of a device call"),
+    "--base": dict(metavar="NAME", help="the base model (smollm2, a directory, a .gguf file)"),
+    "--batch-size": dict(type=int, metavar="N", help="texts, answers or examples of a device call"),
     "--candidates": dict(type=int, metavar="N", help="documents or chunks that the choice is made from"),
     "--checkpoint": dict(metavar="DIR", help="a training run, one of its checkpoints, or a released one"),
     "--compress-rate": dict(type=int, metavar="N", help="tokens of a document for each memory vector"),
@@ -104,6 +104,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--max-new-tokens": dict(type=int, metavar="N", help="longest answer, in tokens"),
     "--output": dict(metavar="FILE", help="what is written"),
     "--precision": dict(help="of the computation"),
+    "--repeats": dict(type=int, metavar="N", help="measurements of each"),
     "--seed": dict(type=int, default=0, metavar="N", help="of all that is drawn at random (0)"),
     "--store": dict(metavar="DIR", help="the store of documents: a directory or a bucket (gs://..., s3://...)"),
     "--strict": dict(action="store_true", help="end at the first file that cannot be read; else it is left out"),
@@ -136,7 +137,9 @@ class _Renamed(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
-def make_parser(name: str, description: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
+def make_parser(
+    name: str, description: str | None, epilog: str | None = None, package: str = ""
+) -> argparse.ArgumentParser:
     """Return the parser of a command, which raises `ClaraError` where it refuses a command line.
 
     It calls itself as it was started: ``python -m clara_jax.<name>``, or ``clara <name>``.
@@ -145,10 +148,11 @@ def make_parser(name: str, description: str | None, epilog: str | None = None) -
       name: the command, and its subcommand where it has one: "evaluate compare".
       description: printed as it is where it has several lines.
       epilog: after the options, printed as it is.
+      package: whose command it is, where it is not this package's: "benchmarks".
     """
     as_it_is = epilog is not None or "\n" in (description or "")
     return _Parser(
-        prog=f"{invoked}{name}",
+        prog=f"python -m {package}.{name}" if package else f"{invoked}{name}",
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter if as_it_is else argparse.HelpFormatter,

@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     option(parser, "--compress-rate", "where the model was trained for several")
     command.add_renamed_option(parser, "--rate", "--compress-rate", type=int)
     option(parser, "--batch-size", "32", default=32)
-    option(parser, "--base")
+    option(parser, "--base", "default: where the checkpoint says")
     option(parser, "--precision", "default: by the store, else by the processor", choices=CHOICES)
     command.add_process_options(parser)
     command.add_compile_option(parser)

@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     imported.add_argument("--source", required=True, metavar="DIR", help="a released checkpoint, or PEFT folders")
     for one in (export, imported):
         command.add_option(one, "--output", "a folder that is not there yet", required=True, metavar="DIR")
-        command.add_option(one, "--base")
+        command.add_option(one, "--base", "default: where the checkpoint says")
         command.add_option(one, "--precision", "default: as trained", choices=CHOICES)
         command.add_compile_option(one)
     return parser

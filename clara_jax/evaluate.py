@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     option(parser, "--seed")
     add("--resamples", type=int, default=RESAMPLES, metavar="N", help=f"of the bootstrap ({RESAMPLES:,})")
     option(parser, "--batch-size", "16", default=16)
-    option(parser, "--base")
+    option(parser, "--base", "default: where the checkpoint says")
     option(parser, "--precision", "default: as trained", choices=CHOICES)
     command.add_process_options(parser)
     command.add_compile_option(parser)

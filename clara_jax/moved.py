@@ -16,7 +16,7 @@ _MOVED = {
     ("", ""): "library:rag_pipeline plain:base_lm",
     ("", "checkpoints"): "bundle:opening exporting",
     ("analysis", "analysis"): "analysis:inside_report",
-    ("aot", ""): "chips",
+    ("aot", ""): "chips topology:chips",
     ("aot", "aot"): "abstract:workload analytic_comm:lowering bases:workload collectives:hlo_cost",
     ("checkpoints", "formats"): (
         "base gguf_file gguf_header hugging_face json_file safetensors_files torch_file torch_pickle"

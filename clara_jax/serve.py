@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     add("--request-seconds", type=float, default=300, metavar="S", help="until it is answered (300)")
     add("--drain-seconds", type=float, default=25, metavar="S", help="for what is under way when the server ends (25)")
     option(parser, "--weights", "default: what is fastest and fits into memory")
-    option(parser, "--base")
+    option(parser, "--base", "default: where the checkpoint says")
     option(parser, "--precision", "default: by the store, else by the processor; of a base bfloat16", choices=CHOICES)
     add("--no-warm-up", action="store_true", help="listen at once; the first questions wait for the compiler")
     command.add_compile_option(parser)

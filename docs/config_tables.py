@@ -13,9 +13,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from clara_jax.config_checks import allowed, hints
+from clara_jax.data.synthetic_world import SyntheticConfig, SyntheticRecordsConfig, SyntheticWorldConfig
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.training.config import ModelSection, ReportingConfig, RunConfig, RunSavingConfig, ScratchSection
-from clara_jax.training.config_checks import allowed, hints
 from clara_jax.training.stage_config import (
     DataConfig,
     EvaluationConfig,
@@ -33,6 +34,9 @@ SECTIONS = (
     ReportingConfig,
     ModelSection,
     ScratchSection,
+    SyntheticConfig,
+    SyntheticWorldConfig,
+    SyntheticRecordsConfig,
     ClaraConfig,
     StageConfig,
     DataConfig,

@@ -13,7 +13,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from clara_jax import compile_cache
-from clara_jax.aot.topology import ABSENT
+from clara_jax.chips import ABSENT
 from tests.locations import ROOT
 
 # Before these modules are imported: shapes and dtypes in their signatures are checked whenever they are called.

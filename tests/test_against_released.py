@@ -61,8 +61,8 @@ class TestArguments:
             parse([f"--released={tmp_path / 'nowhere'}", f"--released-python={sys.executable}"])
         with pytest.raises(ClaraError, match="absent is no program; name the interpreter of an environment"):
             parse([f"--released={code}", f"--released-python={tmp_path / 'absent'}"])
-        with pytest.raises(ClaraError, match="--new-tokens is 0; it must be at least 1"):
-            parse([f"--released={code}", f"--released-python={sys.executable}", "--new-tokens=0"])
+        with pytest.raises(ClaraError, match="--max-new-tokens is 0; it must be at least 1"):
+            parse([f"--released={code}", f"--released-python={sys.executable}", "--max-new-tokens=0"])
 
     def test_records(self, tmp_path):
         with pytest.raises(ClaraError, match="stage1_pretrain_qa.train.jsonl"):
@@ -146,7 +146,7 @@ class TestMeasurements:
     def test_another_runs_file_is_refused(self, tmp_path):
         path = tmp_path / "out.json"
         Measurements(path, {"base": "x"}).save()
-        with pytest.raises(ClaraError, match="was measured with base 'x', now it is 'y'; name another --json"):
+        with pytest.raises(ClaraError, match="was measured with base 'x', now it is 'y'; name another --output"):
             Measurements(path, {"base": "y"})
         path.write_text("[]")
         with pytest.raises(ClaraError, match="holds no measurements of this benchmark"):
@@ -183,7 +183,7 @@ def test_both_sides_do_the_same_on_a_tiny_model(tmp_path):
     out = tmp_path / "out.json"
     counts = [f"--{name.replace('_', '-')}={number}" for name, number in COUNTS.items()]
     command = [sys.executable, "-m", "benchmarks.against_released", f"--released={named[CODE]}", f"--base={base}"]
-    command += [f"--released-python={named[PYTHON]}", f"--data={_data(tmp_path / 'data')}", f"--json={out}", *counts]
+    command += [f"--released-python={named[PYTHON]}", f"--data={_data(tmp_path / 'data')}", f"--output={out}", *counts]
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(out.read_text())

@@ -4,14 +4,13 @@ import dataclasses
 import json
 import pickle
 
-import jax
 import numpy as np
 import pytest
 
 from clara_jax import Clara, ClaraError
 from clara_jax.checkpoints import opening
 from clara_jax.method.clara import ClaraConfig
-from tests.tiny import document, write_base
+from tests.tiny import document, with_adapters, write_base
 
 DOCUMENTS = [document(i) for i in range(6)]
 QUESTIONS = ["Where was Ada number 0 born?", "Where does Mika number 2 work?", "Who is a painter?"]
@@ -19,18 +18,9 @@ QUESTIONS = ["Where was Ada number 0 born?", "Where does Mika number 2 work?", "
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory, mesh):
-    """Fresh adapters over a random base; B made non-zero so that the roles differ."""
     base = write_base(tmp_path_factory.mktemp("base"))
     clara = ClaraConfig(doc_max_length=32, compress_rate=8, lora_rank=4, max_length=192)
-    bundle = opening.from_base(str(base), clara, mesh, "float32")
-    lora = {}
-    for number, (role, adapter) in enumerate(bundle.params["lora"].items()):
-        lora[role] = jax.tree.map(
-            lambda x, n=number: x + 0.02 * np.cos(np.arange(x.size) + n).reshape(x.shape).astype("f4"), adapter
-        )
-    lora = jax.device_put(lora, jax.tree.map(lambda x: x.sharding, bundle.params["lora"]))
-    trained = ("lora/compressor", "lora/generator", "lora/query_reasoner", "tokens/memory")
-    return dataclasses.replace(bundle, params=bundle.params | {"lora": lora}, trained=trained)
+    return with_adapters(opening.from_base(str(base), clara, mesh, "float32"))
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,11 @@ from clara_jax.errors import ClaraError
 from tests.locations import ROOT
 
 COMMANDS = ("ask", "compress", "convert", "evaluate", "serve", "train", "aot.__main__")
+BENCHMARKS = tuple(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in sorted((ROOT / "benchmarks").rglob("*.py"))
+    if "command.run(main)" in path.read_text(encoding="utf-8")
+)
 
 
 def parsers(parser):
@@ -24,7 +29,8 @@ def parsers(parser):
 
 
 def all_parsers(monkeypatch):
-    found = [one for name in COMMANDS for one in parsers(importlib.import_module(f"clara_jax.{name}").parser())]
+    names = [*(f"clara_jax.{name}" for name in COMMANDS), *BENCHMARKS]
+    found = [one for name in names for one in parsers(importlib.import_module(name).parser())]
     made = []
     monkeypatch.setattr(
         command, "make_parser", lambda *given, make=command.make_parser: made.append(make(*given)) or made[-1]
@@ -49,7 +55,7 @@ def all_parsers(monkeypatch):
 
 def test_an_option_that_several_commands_have_means_the_same(monkeypatch):
     found = all_parsers(monkeypatch)
-    assert len(found) >= 20
+    assert len(found) >= 38 and len(BENCHMARKS) >= 18
     for parser in found:
         for action in parser._actions:
             name = action.option_strings[-1] if action.option_strings else None
@@ -62,10 +68,16 @@ def test_an_option_that_several_commands_have_means_the_same(monkeypatch):
 def test_every_command_makes_its_parser_here():
     made = [
         path.relative_to(ROOT)
-        for path in (ROOT / "clara_jax").rglob("*.py")
+        for folder in ("clara_jax", "benchmarks")
+        for path in (ROOT / folder).rglob("*.py")
         if "ArgumentParser(" in path.read_text(encoding="utf-8") and path.name != "command.py"
     ]
     assert not made
+
+
+def test_a_benchmark_says_how_it_is_started():
+    for name in BENCHMARKS:
+        assert importlib.import_module(name).parser().prog == f"python -m {name.removesuffix('.__main__')}"
 
 
 def test_a_mistake_is_one_line():
@@ -89,7 +101,7 @@ def test_an_old_name_works_and_warns(capsys):
     assert capsys.readouterr().err == expected and "--rates" not in parser.format_help()
 
 
-def test_a_configuration_stands_beside_other_options():
+def test_a_configuration_stands_beside_other_options(capsys):
     def parse(*given):
         parser = command.make_parser("train", "Trains.")
         command.add_option(parser, "--workdir")
@@ -99,6 +111,9 @@ def test_a_configuration_stands_beside_other_options():
     for given in (["--config", path, "--config.seed=7"], ["--config.seed", "7", f"--config={path}"]):
         found = parse("--workdir", "there", *given)
         assert (found.config.seed, found.workdir) == (7, "there")
+    found = parse("--config", path, "--config.synthetic.hard_share=0.75", "--config.synthetic.world.attribute_values=4")
+    assert found.config.synthetic.records.hard_share == 0.75 and found.config.synthetic.world.attribute_values == 4
+    assert "config.synthetic.hard_share is now config.synthetic.records.hard_share" in capsys.readouterr().err
     assert parse("--workdir=there").config is None
     for given, message in (
         (["--workdri=x"], "unknown option --workdri; did you mean --workdir"),

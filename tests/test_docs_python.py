@@ -231,12 +231,18 @@ def self_contained(tree):
     return {node.id for node in names} <= made
 
 
-@pytest.mark.parametrize("document", [name for name in DOCUMENTS if python_blocks(name)])
+def blocks_that_need_nothing(document):
+    """Yield the blocks of a document that can run, parsed, by their places."""
+    for block in python_blocks(document):
+        if not SIGNATURE.fullmatch(block.text) and self_contained(tree := ast.parse(block.text, str(block))):
+            yield str(block), tree
+
+
+@pytest.mark.parametrize("document", [name for name in DOCUMENTS if any(blocks_that_need_nothing(name))])
 def test_blocks_that_need_nothing_run(document, tmp_path):
     with workspace(tmp_path):
-        for block in python_blocks(document):
-            if not SIGNATURE.fullmatch(block.text) and self_contained(tree := ast.parse(block.text, str(block))):
-                exec(compile(tree, str(block), "exec"), {"__name__": "document"})
+        for place, tree in blocks_that_need_nothing(document):
+            exec(compile(tree, place, "exec"), {"__name__": "document"})
 
 
 def test_a_name_that_is_not_there_is_found():

@@ -48,7 +48,7 @@ def test_every_case_is_timed(tmp_path):
     base, out = tiny.write_base(tmp_path / "base"), tmp_path / "out.json"
     sizes = {"lengths": (32, 64), "batches": (1, 2), "candidates": (5, 10), "chunks": (300, 600)}
     given = [word for name, values in sizes.items() for word in (f"--{name}", *map(str, values))]
-    command = [sys.executable, "-m", "benchmarks.growth", f"--base={base}", f"--json={out}", "--repeats=1", *given]
+    command = [sys.executable, "-m", "benchmarks.growth", f"--base={base}", f"--output={out}", "--repeats=1", *given]
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
     # Where so little is computed, what is fixed decides, and a busy machine: either verdict may come of it.
     assert done.returncode in (0, 1) and ("grows faster than it must" in done.stdout), done.stderr[-2000:]

@@ -14,27 +14,16 @@ from clara_jax.checkpoints.retention import checkpoints
 from clara_jax.training.run_directory import lock
 from tests.locations import ROOT
 from tests.test_resume import CODE, output, rows
-from tests.tiny import write_base, write_records
+from tests.tiny import write_place
 
 STAGES = ("scp", "instruct", "retrieval", "end_to_end")
 DEVICES = 4  # of all processes together
 CONFIG = """
 from clara_jax.configs import common
+from tests.configurations import small_run
 
 def get_config(arg=None):
     args = common.parse_arg(arg, stages="end_to_end", mesh=(-1, 1), memories="")
-    small = dict(
-        optimizer=dict(steps=6, batch_size=8, accumulate=2, learning_rate=1e-2),
-        topk=dict(k=2, candidates=4),
-        evaluation=dict(every=3, limit=4, answers=0, answer_tokens=3),
-        saving=dict(every=2),
-    )
-
-    def files(name):
-        path = (f"{data}/{{name}}.jsonl",)
-        return dict(data=dict(train=path), evaluation=dict(data=path))
-
-    names = dict(scp="scp", instruct="instruct", retrieval="end_to_end", end_to_end="end_to_end")
     by_stage = dict(
         scp=dict(data=dict(pack=160)),
         instruct=dict(data=dict(buckets=2)),
@@ -42,24 +31,13 @@ def get_config(arg=None):
         retrieval=dict(topk=dict(temperature=0.1)),
         end_to_end=dict(data=dict(buckets=2, memories=args.memories)),
     )
-    stages = args.stages.split("+")
-    return common.run(
-        {{name: common.merged(small, files(names[name]), by_stage.get(name, {{}})) for name in stages}},
-        model=dict(base={base!r}, precision="float32"),
-        clara=dict(doc_max_length=64, compress_rate=16, lora_rank=8, lora_dropout=0.1, max_length=256),
-        mesh=args.mesh,
-        reporting=dict(progress_seconds=1e-3, show=0),
-    )
+    return small_run({base!r}, {data!r}, args.stages, by_stage, batch_size=8, answers=0, mesh=args.mesh)
 """
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("processes")
-    write_base(folder / "base")
-    write_records(folder / "data")
-    (folder / "config.py").write_text(CONFIG.format(base=str(folder / "base"), data=str(folder / "data")))
-    return folder
+    return write_place(tmp_path_factory.mktemp("processes"), CONFIG)
 
 
 class Run:

@@ -12,7 +12,6 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import jax
 import numpy as np
 import pytest
 
@@ -32,7 +31,7 @@ from clara_jax.text.documents import CorpusDocument
 from tests.data.corpus import write
 from tests.drills.test_stores import Bucket
 from tests.locations import ROOT
-from tests.tiny import document, tokenizer, write_base
+from tests.tiny import document, tokenizer, with_adapters, write_base
 
 
 @pytest.fixture(scope="module")
@@ -44,16 +43,8 @@ def write_checkpoint(folder, mesh):
     """A saved model whose adapters do something."""
     base = write_base(folder / "base")
     clara = ClaraConfig(doc_max_length=64, compress_rate=8, lora_rank=4, max_length=384)
-    bundle = opening.from_base(str(base), clara, mesh, "float32")
-    lora = {}
-    for number, (role, adapter) in enumerate(bundle.params["lora"].items()):
-        lora[role] = jax.tree.map(
-            lambda x, n=number: x + 0.02 * np.cos(np.arange(x.size) + n).reshape(x.shape).astype("f4"), adapter
-        )
-    lora = jax.device_put(lora, jax.tree.map(lambda x: x.sharding, bundle.params["lora"]))
-    trained = ("lora/compressor", "lora/generator", "lora/query_reasoner", "tokens/memory")
     path = folder / "checkpoint"
-    dataclasses.replace(bundle, params=bundle.params | {"lora": lora}, trained=trained).save(path, "end_to_end")
+    with_adapters(opening.from_base(str(base), clara, mesh, "float32")).save(path, "end_to_end")
     return path
 
 

@@ -18,36 +18,18 @@ from clara_jax.checkpoints.run import load_arrays
 from clara_jax.training.metrics import read_metrics
 from tests.commands import run_train
 from tests.locations import ROOT
-from tests.tiny import write_base, write_records
+from tests.tiny import write_place
 
 CONFIG = """
 from clara_jax.configs import common
+from tests.configurations import small_run
 
 def get_config(arg=None):
     args = common.parse_arg(arg, stages="scp+end_to_end")
-    small = dict(
-        optimizer=dict(steps=6, batch_size=4, accumulate=2, learning_rate=1e-2),
-        topk=dict(k=2, candidates=4),
-        evaluation=dict(every=3, limit=4, answers=2, answer_tokens=3),
-        saving=dict(every=2),
-    )
-
-    def files(name):
-        path = (f"{data}/{{name}}.jsonl",)
-        return dict(data=dict(train=path), evaluation=dict(data=path))
-
-    names = dict(scp="scp", instruct="instruct", retrieval="end_to_end", end_to_end="end_to_end")
     ranking = dict(topk=dict(method="gumbel", learn_temperature=True))  # noise, and a number beside
     ranking |= dict(data=dict(buckets=2), objective=dict(marginal_weight=0.1))
     by_stage = dict(scp=dict(data=dict(pack=160)), instruct=dict(data=dict(buckets=2)), end_to_end=ranking)
-    stages = args.stages.split("+")
-    return common.run(
-        {{name: common.merged(small, files(names[name]), by_stage.get(name, {{}})) for name in stages}},
-        model=dict(base={base!r}, precision="float32"),
-        clara=dict(doc_max_length=64, compress_rate=16, lora_rank=8, lora_dropout=0.1, max_length=256),
-        mesh=(1, 1),
-        reporting=dict(progress_seconds=1e-3, show=0),
-    )
+    return small_run({base!r}, {data!r}, args.stages, by_stage, batch_size=4, answers=2, mesh=(1, 1))
 """
 # What a line says of the process that wrote it, and not of the run.
 PROCESS = ("seconds", "tokens_per_second", "tokens_per_second_per_device", "mfu")
@@ -58,15 +40,7 @@ CODE = "import sys; sys.argv = sys.argv[1:]; from clara_jax import command, trai
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    return write_place(tmp_path_factory.mktemp("place"))
-
-
-def write_place(folder):
-    """A folder with a base, records and a configuration."""
-    write_base(folder / "base")
-    write_records(folder / "data")
-    (folder / "config.py").write_text(CONFIG.format(base=str(folder / "base"), data=str(folder / "data")))
-    return folder
+    return write_place(tmp_path_factory.mktemp("place"), CONFIG)
 
 
 def start(place, run, stages="scp+end_to_end", cache=True):

@@ -12,7 +12,7 @@ from clara_jax import Clara
 from clara_jax.training.metrics import read_metrics
 from tests.commands import run_train
 from tests.locations import ROOT
-from tests.tiny import write_base, write_records
+from tests.tiny import write_base, write_place, write_records
 
 CONFIG = """
 from clara_jax.configs import common
@@ -44,11 +44,7 @@ def get_config(arg=None):
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with a base, records and a configuration."""
-    folder = tmp_path_factory.mktemp("place")
-    write_base(folder / "base")
-    write_records(folder / "data")
-    (folder / "config.py").write_text(CONFIG.format(base=str(folder / "base"), data=str(folder / "data")))
-    return folder
+    return write_place(tmp_path_factory.mktemp("place"), CONFIG)
 
 
 @pytest.fixture(autouse=True)

@@ -1,13 +1,17 @@
 """A tiny base model as a Hugging Face directory, and records to train on: everything the commands need, made in a
 second."""
 
+import dataclasses
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+from clara_jax.checkpoints.bundle import Bundle
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<s>' + m['role'] + '\\n' + m['content'] + '</s>' }}{% endfor %}"
@@ -95,6 +99,26 @@ def write_base(directory: Path, seed: int = 0, chat_template: str = CHAT_TEMPLAT
         tensors["lm_head.weight"] = rng.normal(0, 0.3, (config["vocab_size"], e))
     save_file({name: array.astype(np.float32) for name, array in tensors.items()}, directory / "model.safetensors")
     return directory
+
+
+def write_place(folder: Path, config: str) -> Path:
+    """A folder with a base, records, and ``config.py``, whose text has places for the names of both."""
+    write_base(folder / "base")
+    write_records(folder / "data")
+    (folder / "config.py").write_text(config.format(base=str(folder / "base"), data=str(folder / "data")))
+    return folder
+
+
+def with_adapters(bundle: Bundle) -> Bundle:
+    """The model with adapters that do something, each something else: fresh ones leave all roles as one."""
+    adapters = {}
+    for number, (role, adapter) in enumerate(bundle.params["lora"].items()):
+        adapters[role] = jax.tree.map(
+            lambda x, n=number: x + 0.02 * np.cos(np.arange(x.size) + n).reshape(x.shape).astype("f4"), adapter
+        )
+    adapters = jax.device_put(adapters, jax.tree.map(lambda x: x.sharding, bundle.params["lora"]))
+    trained = ("lora/compressor", "lora/generator", "lora/query_reasoner", "tokens/memory")
+    return dataclasses.replace(bundle, params=bundle.params | {"lora": adapters}, trained=trained)
 
 
 def write_records(directory: Path, count: int = 24, candidates: int = 4) -> Path:

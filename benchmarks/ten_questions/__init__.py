@@ -1,6 +1,6 @@
 """Ten questions about three documents: what a new user sees of a model in the first five minutes.
 
-    python -m benchmarks.ten_questions [--checkpoint DIR] [--k 1 5] [--how memory words both] [--json FILE]
+    python -m benchmarks.ten_questions [--checkpoint DIR] [--k 1 5] [--how memory words both] [--output FILE]
 
 The documents in examples/documents are compressed into a new store, as ``clara ask --documents`` does, and
 asked: from memories alone; with the best chunk's text as well (``--expand 1``); and, as controls, from the chunks'

@@ -21,21 +21,24 @@ from clara_jax.shipped import DEFAULT
 
 FOLDER = Path(ten_questions.__file__).parent
 DOCUMENTS = FOLDER.parents[1] / "examples" / "documents"
+HOW = ("words", "memory", "both")
 WAYS = ("memory", "memory and text", "text", "worst chunks", "nothing")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = command.make_parser("ten_questions", ten_questions.__doc__, package="benchmarks")
+    command.add_checkpoint_option(parser, DEFAULT)
+    command.add_option(parser, "--k", "1 5", nargs="+", default=[1, 5])
+    parser.add_argument("--how", nargs="+", choices=HOW, default=HOW, help="what finds the chunks (all three)")
+    command.add_option(parser, "--output", "all answers, as JSON")
+    command.add_renamed_option(parser, "--json", "--output")
+    return parser
 
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.ten_questions",
-        description=ten_questions.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--checkpoint", default=DEFAULT)
-    parser.add_argument("--k", type=int, nargs="+", default=[1, 5], help="chunks that are read (1 5)")
-    parser.add_argument("--how", nargs="+", default=["words", "memory", "both"], help="what finds them (all three)")
-    parser.add_argument("--json", metavar="FILE")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     questions = [json.loads(line) for line in (FOLDER / "questions.jsonl").read_text(encoding="utf-8").splitlines()]
     with tempfile.TemporaryDirectory() as folder:
         pipeline = RagPipeline.open(arguments.checkpoint, folder, create=True, rows=1)
@@ -49,9 +52,9 @@ def main() -> None:
             for way in WAYS
             if (measured := _ask(pipeline, questions, how, k, way))
         ]
-    if arguments.json:
+    if arguments.output:
         facts = {"checkpoint": arguments.checkpoint, "platform": jax.default_backend(), "results": results}
-        Path(arguments.json).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        Path(arguments.output).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _ask(pipeline: RagPipeline, questions: list[dict[str, Any]], how: str, k: int, way: str) -> dict[str, Any]:

@@ -54,7 +54,8 @@ def main() -> None:
 
 
 def _plan(arguments: argparse.Namespace, names: Sequence[str]) -> None:
-    from clara_jax.aot import lowering, topology
+    from clara_jax import chips
+    from clara_jax.aot import lowering
     from clara_jax.aot.roofline import report, table
     from clara_jax.aot.workload import base_config, stage_shapes
     from clara_jax.method.clara import ClaraModel
@@ -71,12 +72,12 @@ def _plan(arguments: argparse.Namespace, names: Sequence[str]) -> None:
             rule = "must be whole numbers, data,model or replica,data,model"
             raise ClaraError(f"--mesh: {arguments.mesh!r} {rule}") from None
     config = resolve(arguments.config)
-    chip, shape = topology.parse(arguments.topology)
+    chip, shape = chips.parse_topology(arguments.topology)
     base = base_config(config.model.base, arguments.base_config)
     sizes = ModelConfig.from_hf(base, arguments.base_config or config.model.base)
     precision = resolve_precision(config.model.precision, "tpu")
     model = ClaraModel(sizes, config.clara, precision, config.model.remat, config.model.attention)
-    mesh = make_mesh(**config.mesh_sizes, devices=topology.devices(arguments.topology))
+    mesh = make_mesh(**config.mesh_sizes, devices=chips.topology_devices(arguments.topology))
     where = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     print(f"{arguments.topology}: {mesh.size} devices, mesh {where}; {precision}, remat {config.model.remat}")
     reports = []

@@ -11,9 +11,10 @@ from typing import Any, Protocol
 
 from ml_collections import ConfigDict, config_dict
 
+from clara_jax.config_checks import in_groups
 from clara_jax.errors import ClaraError
 from clara_jax.training.config import RunConfig
-from clara_jax.training.old_names import RUN_NAMES, STAGE_NAMES, in_groups
+from clara_jax.training.old_names import STAGE_NAMES, run_in_groups
 from clara_jax.training.stage_config import StageConfig
 
 MISTRAL_7B = "mistralai/Mistral-7B-Instruct-v0.2"
@@ -122,7 +123,7 @@ def run(stages: Mapping[str, Mapping[str, Any]], **values: Any) -> ConfigDict:
 
     Old names of fields get a warning.
     """
-    config = section(RunConfig, **in_groups(values, RUN_NAMES, "config"))
+    config = section(RunConfig, **run_in_groups(values))
     config.stages = tuple(stages)
     for name, fields in stages.items():
         config[name] = section(StageConfig, **in_groups(fields, STAGE_NAMES, f"config.{name}"))

@@ -41,12 +41,12 @@ def record(config: SyntheticConfig, stage: str, split: str, index: int) -> Recor
 
 
 def records(config: SyntheticConfig, stage: str, split: str) -> list[Record]:
-    """Return the records of a split: ``train_records`` or ``eval_records`` of them.
+    """Return the records of a split: ``records.train`` or ``records.eval`` of them.
 
     Args:
       config: of the corpus.
       stage: "scp" (kind "qa": all questions about one document, or "paraphrase"), "instruct" (a question over
-        ``instruct_documents``), "end_to_end" or "retrieval" (the same question over ``candidates``).
+        ``records.instruct_documents``), "end_to_end" or "retrieval" (the same question over ``records.candidates``).
       split: "train" or "eval".
 
     Raises:
@@ -56,10 +56,10 @@ def records(config: SyntheticConfig, stage: str, split: str) -> list[Record]:
 
 
 def documents(config: SyntheticConfig, split: str) -> Iterator[SyntheticDocument]:
-    """Yield all documents of a split, ``config.entities(split)`` of them, one per entity."""
+    """Yield all documents of a split, ``config.world.entities(split)`` of them, one per entity."""
     _records(config, split)
     world = _world(config)
-    for number in range(config.entities(split)):
+    for number in range(config.world.entities(split)):
         entity = world.entity(split, number)
         yield SyntheticDocument(world.name(entity), world.document(entity))
 
@@ -71,7 +71,7 @@ def asked(config: SyntheticConfig, split: str) -> Iterator[tuple[SyntheticQuesti
     """
     _records(config, split)
     world = _world(config)
-    numbers = range(config.entities(split) // len(KINDS))
+    numbers = range(config.world.entities(split) // len(KINDS))
     for number in shuffled(numbers, world.random("asked", split)):
         entities = [world.entity(split, number, kind) for kind in range(len(KINDS))]
         yield tuple(question for entity in entities for question in world.asked(entity))
@@ -81,10 +81,10 @@ def vocabulary(config: SyntheticConfig) -> list[str]:
     """Return short texts that hold every word of all records of both splits."""
     texts = [MAKER_OF, *MAKER_CLAUSES, *MAKER_QUESTIONS]
     for number, kind in enumerate(KINDS):
-        texts += [word(number, place, i) for place in range(2) for i in range(config.name_words)]
+        texts += [word(number, place, i) for place in range(2) for i in range(config.world.name_words)]
         texts.append(f"{kind.pronoun}, and.")
-        for fact in kind.facts[: config.attributes]:
-            texts += [*fact.clauses, *fact.questions, *fact.values[: config.values]]
+        for fact in kind.facts[: config.world.attributes]:
+            texts += [*fact.clauses, *fact.questions, *fact.values[: config.world.attribute_values]]
     return [text.replace("{}", " ") for text in texts]
 
 
@@ -135,7 +135,7 @@ def _fields(record: Record) -> dict[str, object]:
 def _records(config: SyntheticConfig, split: str) -> int:
     if split not in SPLITS:
         raise ClaraError(f"split {split!r} is unknown; it must be one of {', '.join(SPLITS)}")
-    return config.train_records if split == "train" else config.eval_records
+    return config.records.train if split == "train" else config.records.eval
 
 
 @lru_cache(maxsize=8)
@@ -150,16 +150,16 @@ def _record(world: World, stage: str, split: str, index: int) -> Record:
     where = f"synthetic:{split}:{index}"
     if stage == "scp":
         return _scp(world, rng, split, where)
-    count = world.config.instruct_documents if stage == "instruct" else world.config.candidates
-    if rng.random() < world.config.complex_share:
+    count = world.config.records.instruct_documents if stage == "instruct" else world.config.records.candidates
+    if rng.random() < world.config.records.complex_share:
         work = world.draw(rng, split, WORK)
         entity = world.maker(work)
         gold, name = [work, entity], MAKER_OF.format(world.name(work))
-        fact = below(rng, world.config.attributes)
+        fact = below(rng, world.sizes.attributes)
     else:
         entity = world.draw(rng, split)
         gold, name = [entity], None
-        fact = below(rng, world.config.attributes + world.has_maker(entity))
+        fact = below(rng, world.sizes.attributes + world.has_maker(entity))
     question, answer = world.question(rng, entity, fact, name), world.facts(entity)[fact]
     chosen = shuffled(_candidates(world, rng, split, gold, fact, count), rng)
     positives = tuple(i for i, candidate in enumerate(chosen) if candidate in gold)
@@ -169,7 +169,7 @@ def _record(world: World, stage: str, split: str, index: int) -> Record:
 
 def _scp(world: World, rng: Random, split: str, where: str) -> Record:
     """Return a record of scp: a paraphrase, or all questions about one document."""
-    paraphrase, entity = rng.random() < world.config.paraphrase_share, world.draw(rng, split)
+    paraphrase, entity = rng.random() < world.config.records.paraphrase_share, world.draw(rng, split)
     text = (world.document(entity),)
     if paraphrase:
         other = (world.document(entity, 1),)
@@ -183,7 +183,7 @@ def _candidates(world: World, rng: Random, split: str, gold: list[Entity], fact:
     """Return the gold documents' entities and others, no entity twice, so that no other document answers."""
     chosen = list(gold)
     while len(chosen) < count:
-        hard = rng.random() < world.config.hard_share
+        hard = rng.random() < world.config.records.hard_share
         other = _hard(world, rng, split, gold[below(rng, len(gold))], fact) if hard else world.draw(rng, split)
         if other not in chosen:
             chosen.append(other)
@@ -198,10 +198,10 @@ def _hard(world: World, rng: Random, split: str, entity: Entity, fact: int) -> E
         return entity._replace(diagonal=diagonal)
     if way == 1:
         shift = world.shifts[entity.kind][diagonal]
-        return Entity(entity.kind, (world.second(entity) - shift) % world.config.name_words, diagonal)
+        return Entity(entity.kind, (world.second(entity) - shift) % world.sizes.name_words, diagonal)
     value = world.facts(entity)[fact]
     other = world.draw(rng, split, entity.kind)
-    for _ in range(2 * world.config.values - 1):
+    for _ in range(2 * world.sizes.attribute_values - 1):
         if world.facts(other)[fact] == value:
             break
         other = world.draw(rng, split, entity.kind)

@@ -57,7 +57,7 @@ def _world_needle(world: SyntheticConfig, count: int) -> tuple[Case, ...]:
 
 
 def _world_counterfactual(world: SyntheticConfig, count: int) -> tuple[Case, ...]:
-    cases = counterfactual_cases(_world_needle(world, world.eval_records), world.seed, count)
+    cases = counterfactual_cases(_world_needle(world, world.records.eval), world.seed, count)
     if not cases:
         raise ClaraError("world/counterfactual: there are too few documents for one's answer to stand in another's")
     return cases
@@ -67,21 +67,24 @@ def _world_paraphrase(world: SyntheticConfig, count: int) -> tuple[Case, ...]:
     records = _world_paraphrases(world)[:count]
     if not records:
         raise ClaraError(
-            f"world/paraphrase: the world has no paraphrases (synthetic.paraphrase_share is {world.paraphrase_share})"
+            "world/paraphrase: the world has no paraphrases (synthetic.records.paraphrase_share is "
+            f"{world.records.paraphrase_share})"
         )
     return tuple(Case(record.qid, "paraphrase", "", record.documents, record.gold_answers) for record in records)
 
 
 def _world_hard(world: SyntheticConfig, count: int) -> tuple[Case, ...]:
-    return _world_questions(dataclasses.replace(world, hard_share=1.0), "end_to_end", count)
+    records = dataclasses.replace(world.records, hard_share=1.0)
+    return _world_questions(dataclasses.replace(world, records=records), "end_to_end", count)
 
 
 def _world_other_words(world: SyntheticConfig, count: int) -> tuple[Case, ...]:
-    if world.phrasings == MOST_PHRASINGS:
+    if world.world.phrasings == MOST_PHRASINGS:
         raise ClaraError(
             f"world/other_words: the model was trained on all {MOST_PHRASINGS} phrasings; there are no other words"
         )
-    return _world_questions(dataclasses.replace(world, phrasings=MOST_PHRASINGS), "instruct", count)
+    wordy = dataclasses.replace(world.world, phrasings=MOST_PHRASINGS)
+    return _world_questions(dataclasses.replace(world, world=wordy), "instruct", count)
 
 
 def _world_questions(world: SyntheticConfig, stage: str, count: int) -> tuple[Case, ...]:
@@ -271,13 +274,13 @@ def world_suite(part: str, world: SyntheticConfig, limit: int | None = None) -> 
     Args:
       part: a key of `PARTS`.
       world: the synthetic world the model was trained on.
-      limit: cases at most, ``eval_records`` without; of the needles, whole rounds of balanced questions, at least one.
+      limit: cases at most, ``records.eval`` without; of the needles, whole rounds of balanced questions, at least one.
 
     Raises:
       ClaraError: the world has none of this part.
     """
     make, ranked = PARTS[part]
-    count = world.eval_records if limit is None else min(limit, world.eval_records)
+    count = world.records.eval if limit is None else min(limit, world.records.eval)
     return Suite(f"world/{part}", ranked, make(world, count))
 
 

@@ -16,9 +16,8 @@ from clara_jax.model.sharding import Array, reshape_rows
 
 LOGITS_BYTES = 2**28  # limit of a device's float32 logits in memory at one time
 
-Sums = tuple[
-    Float32[jax.Array, ""], Float32[jax.Array, ""]
-]  # the loss, and the number of tokens that greedy decoding gets right; float32 []
+# The loss, and the number of tokens that greedy decoding gets right.
+Sums = tuple[Float32[jax.Array, ""], Float32[jax.Array, ""]]
 Chunk = tuple[jax.Array, jax.Array, jax.Array | None]  # states, labels and weights of some positions
 
 

@@ -303,9 +303,18 @@ def encode_documents(
     keys: Key[jax.Array, "B S"] | None = None,
     scaffold: ScalarLike = 0.0,
 ) -> Encoded:
-    """Encode [B, R] rows of S documents, D = R · S of an example or row: memory [B, D, M, E], mean states [B, D, E].
+    """Encode the documents of a batch.
 
-    Keys are [B, S]. One of R and S is 1.
+    Args:
+      model: backbone and hyperparameters.
+      params: the model's parameters.
+      documents: rows [B, R, T] of S documents each: R documents of an example, each in a row (S = 1), or S of a packed
+        batch in one row (R = 1).
+      keys: PRNG keys [B, S], for dropout; None without.
+      scaffold: β, as of `encode`.
+
+    Returns:
+      memories [B, D, M, E] and mean states [B, D, E], D = R · S.
     """
     count = documents.ids.shape[1]
     if keys is not None:
@@ -389,6 +398,16 @@ STAGES = {
         ),
     )
 }
+
+
+def stage_kind(name: str) -> str:
+    """Return the one of `STAGES` that a name stands for.
+
+    It is the name itself, or the longest stage that the name begins with, followed by "_"; the name as it is where
+    there is none.
+    """
+    fitting = [stage for stage in STAGES if name == stage or name.startswith(f"{stage}_")]
+    return max(fitting, key=len, default=name)
 
 
 def as_text(stage: Stage) -> Stage:

@@ -14,16 +14,7 @@ import dataclasses
 import typing
 from typing import Annotated
 
-from clara_jax.data.synthetic_world import SyntheticConfig
-from clara_jax.errors import ClaraError
-from clara_jax.formats.jsonl import ON_ERROR
-from clara_jax.method.clara import AFFINE, ClaraConfig
-from clara_jax.method.stages import STAGES
-from clara_jax.model.attention import IMPLEMENTATIONS
-from clara_jax.model.precision import CHOICES
-from clara_jax.model.sharding import AXES
-from clara_jax.model.transformer import REMAT_POLICIES
-from clara_jax.training.config_checks import (
+from clara_jax.config_checks import (
     Bool,
     Count,
     Natural,
@@ -36,6 +27,15 @@ from clara_jax.training.config_checks import (
     require,
     section,
 )
+from clara_jax.data.synthetic_world import SyntheticConfig
+from clara_jax.errors import ClaraError
+from clara_jax.formats.jsonl import ON_ERROR
+from clara_jax.method.clara import AFFINE, ClaraConfig
+from clara_jax.method.stages import STAGES
+from clara_jax.model.attention import IMPLEMENTATIONS
+from clara_jax.model.precision import CHOICES
+from clara_jax.model.sharding import AXES
+from clara_jax.model.transformer import REMAT_POLICIES
 from clara_jax.training.old_names import RUN_NAMES
 from clara_jax.training.stage_config import StageConfig
 
@@ -155,7 +155,7 @@ class RunConfig:
     """A run directory, one of its checkpoints, or a released CLaRa checkpoint,
     docs/training.md#starting-from-a-checkpoint."""
     scratch: ScratchSection = ScratchSection()
-    synthetic: Annotated[SyntheticConfig, checked(SyntheticConfig)] = SyntheticConfig()
+    synthetic: SyntheticConfig = SyntheticConfig()
     token_cache: Text = ""
     """Where tokens of built data sets are kept; empty: `clara_jax/tokens` in the user's cache directory."""
     on_error: Annotated[str, OneOf(ON_ERROR)] = "stop"

@@ -10,10 +10,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from clara_jax.config_checks import field_paths, nearest, nearest_field, require
 from clara_jax.errors import ClaraError
-from clara_jax.method.stages import STAGES
+from clara_jax.method.stages import STAGES, stage_kind
 from clara_jax.training.config import RunConfig
-from clara_jax.training.config_checks import field_paths, nearest, nearest_field, require, stage_kind
 from clara_jax.training.old_names import RUN_NAMES, json_in_groups, run_in_groups
 from clara_jax.training.stage_config import StageConfig
 

@@ -9,18 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from clara_jax.errors import ClaraError, warn_line
-from clara_jax.method.stages import STAGES
-from clara_jax.training.config_checks import stage_kind
+from clara_jax.config_checks import group_paths, in_groups, warn_old_name
+from clara_jax.data.synthetic_world import SYNTHETIC_NAMES
+from clara_jax.method.stages import STAGES, stage_kind
 
-
-def _paths(groups: Mapping[str, str]) -> dict[str, str]:
-    """Return old name -> path, of names by their group, "old:new" where they changed."""
-    pairs = ((group, *name.partition(":")[::2]) for group, names in groups.items() for name in names.split())
-    return {old: f"{group}.{new or old}" for group, old, new in pairs}
-
-
-STAGE_NAMES = _paths(
+STAGE_NAMES = group_paths(
     {
         "data": (
             "train_data:train train_weights:weights train_limit:limit doc_max_length compress_rate further_rates crop "
@@ -44,40 +37,12 @@ STAGE_NAMES = _paths(
         "saving": "save_every:every log_every",
     }
 )
-RUN_NAMES = _paths(
+RUN_NAMES = group_paths(
     {
         "saving": "save_minutes:minutes keep best",
         "reporting": "progress progress_seconds tensorboard profile show require_progress",
     }
 )
-
-
-def in_groups(values: Mapping[str, Any], paths: Mapping[str, str], where: str, warn: bool = True) -> dict[str, Any]:
-    """Return the fields of a section with those that have old names in their groups.
-
-    Args:
-      values: by name, groups as mappings.
-      paths: `STAGE_NAMES` or `RUN_NAMES`.
-      where: the section, for messages: "config.scp".
-      warn: whether an old name gets a warning.
-
-    Raises:
-      ClaraError: a field that is given by both of its names.
-    """
-    result = {name: value for name, value in values.items() if name not in paths}
-    for old in values.keys() & paths.keys():
-        group, _, new = paths[old].partition(".")
-        fields = result.get(group, {})
-        if not isinstance(fields, Mapping):
-            raise ClaraError(f"{where}.{group} is {fields!r}; it must be a section")
-        if new in fields:
-            raise ClaraError(f"{where}.{old} and {where}.{group}.{new} are one field; give the latter alone")
-        result[group] = {**fields, new: values[old]}
-    if warn:
-        for old in values:
-            if old in paths:
-                _warn(f"{where}.{old}", f"{where}.{paths[old]}")
-    return result
 
 
 def run_in_groups(values: Mapping[str, Any], where: str = "config") -> dict[str, Any]:
@@ -87,12 +52,12 @@ def run_in_groups(values: Mapping[str, Any], where: str = "config") -> dict[str,
         for name, section in values.items()
         if stage_kind(name) in STAGES and isinstance(section, Mapping)
     }
-    return in_groups({**values, **stages}, RUN_NAMES, where)
+    return in_groups({**values, **stages, **_synthetic(values, where)}, RUN_NAMES, where)
 
 
 def json_in_groups(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of a ``config.json`` with all fields in their groups, whichever version has written it."""
-    values = in_groups(values, RUN_NAMES, "config", warn=False)
+    values = in_groups({**values, **_synthetic(values, "config", warn=False)}, RUN_NAMES, "config", warn=False)
     stages = values.get("stages", ())
     if isinstance(stages, list) and all(isinstance(stage, Mapping) for stage in stages):
         values["stages"] = [
@@ -101,22 +66,28 @@ def json_in_groups(values: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
+def _synthetic(values: Mapping[str, Any], where: str, warn: bool = True) -> dict[str, Any]:
+    """Return the section of the synthetic corpus with its fields in groups, by its name; nothing without one."""
+    section = values.get("synthetic")
+    if not isinstance(section, Mapping):
+        return {}
+    return {"synthetic": in_groups(section, SYNTHETIC_NAMES, f"{where}.synthetic", warn)}
+
+
 def path_of(path: str) -> str:
     """Return the path of a field, below the configuration, that may be given by an old name; then warn.
 
     Args:
-      path: "scp.learning_rate", "keep".
+      path: "scp.learning_rate", "synthetic.name_words", "keep".
     """
     section, dot, field = path.partition(".")
     if dot and stage_kind(section) in STAGES and field in STAGE_NAMES:
         new = f"{section}.{STAGE_NAMES[field]}"
+    elif section == "synthetic" and field in SYNTHETIC_NAMES:
+        new = f"{section}.{SYNTHETIC_NAMES[field]}"
     elif path in RUN_NAMES:
         new = RUN_NAMES[path]
     else:
         return path
-    _warn(f"config.{path}", f"config.{new}")
+    warn_old_name(f"config.{path}", f"config.{new}")
     return new
-
-
-def _warn(old: str, new: str) -> None:
-    warn_line(f"{old} is now {new}; the old name will go in the next version")

@@ -21,10 +21,9 @@ from clara_jax.formats.json_file import read_object
 from clara_jax.input_pipeline.records import Record
 from clara_jax.input_pipeline.word_level import word_level_tokenizer
 from clara_jax.method.parameters import flatten, unflatten
-from clara_jax.method.stages import STAGES
+from clara_jax.method.stages import STAGES, stage_kind
 from clara_jax.model.precision import AUTO, resolve
 from clara_jax.training.config import SCRATCH, RunConfig
-from clara_jax.training.config_checks import stage_kind
 from clara_jax.training.config_parsing import to_json
 from clara_jax.training.old_names import RUN_NAMES, json_in_groups
 from clara_jax.training.schedules import LOG_TEMPERATURE

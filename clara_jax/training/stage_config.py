@@ -9,15 +9,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from clara_jax.errors import ClaraError
-from clara_jax.input_pipeline.encoding import DOCUMENTS, MEMORY, TEXT
-from clara_jax.input_pipeline.records import ONE_DOCUMENT, RANKING_STAGES, TEXT_STAGES
-from clara_jax.input_pipeline.windows import CROPS, START
-from clara_jax.method.estimators.methods import METHODS
-from clara_jax.method.generator import CE_OVER, TOKENS
-from clara_jax.method.parameters import COMPRESSOR, overlap
-from clara_jax.method.stages import NORMALIZATIONS, STAGES, Objective, Stage, as_text
-from clara_jax.training.config_checks import (
+from clara_jax.config_checks import (
     BelowOne,
     Bool,
     Count,
@@ -35,8 +27,15 @@ from clara_jax.training.config_checks import (
     nearest,
     require,
     section,
-    stage_kind,
 )
+from clara_jax.errors import ClaraError
+from clara_jax.input_pipeline.encoding import DOCUMENTS, MEMORY, TEXT
+from clara_jax.input_pipeline.records import ONE_DOCUMENT, RANKING_STAGES, TEXT_STAGES
+from clara_jax.input_pipeline.windows import CROPS, START
+from clara_jax.method.estimators.methods import METHODS
+from clara_jax.method.generator import CE_OVER, TOKENS
+from clara_jax.method.parameters import COMPRESSOR, overlap
+from clara_jax.method.stages import NORMALIZATIONS, STAGES, Objective, Stage, as_text, stage_kind
 from clara_jax.training.old_names import STAGE_NAMES
 
 IN_RUN = "run"  # where a stage's memories are kept: in the run directory

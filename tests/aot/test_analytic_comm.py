@@ -5,11 +5,11 @@ import math
 
 import pytest
 
-from clara_jax.aot import topology
 from clara_jax.aot.hlo import HloModule
 from clara_jax.aot.hlo_cost import collectives, totals
 from clara_jax.aot.lowering import inference, train_step
 from clara_jax.aot.workload import stage_shapes
+from clara_jax.chips import topology_devices
 from clara_jax.errors import ClaraError
 from clara_jax.input_pipeline.buckets import Shapes
 from clara_jax.input_pipeline.records import RANKING_STAGES
@@ -68,7 +68,7 @@ def test_no_collective_carries_the_batch(stage, sizes):
     ("stage", "sizes"), [("scp", (8, 1)), pytest.param("end_to_end", (4, 2), marks=pytest.mark.slow)]
 )
 def test_a_step_for_a_tpu_sends_what_is_counted(stage, sizes):
-    found, counted = compiled(stage, make_mesh(*sizes, devices=topology.devices("v5e:2x4")))
+    found, counted = compiled(stage, make_mesh(*sizes, devices=topology_devices("v5e:2x4")))
     check_no_batch(found)
     assert sum(totals(found).values()) == pytest.approx(sum(counted.values()), rel=0.1)
 

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from clara_jax.aot import hlo_cost, topology
+from clara_jax.aot import hlo_cost
 from clara_jax.aot.hlo import HloModule
 from clara_jax.aot.hlo_cost import collectives, totals
+from clara_jax.chips import topology_devices
 from clara_jax.model.sharding import make_mesh
 from tests.aot.test_planning import lower, needs_libtpu
 
@@ -50,7 +51,7 @@ def test_loops_multiply_what_is_in_them(repeats):
 
 @needs_libtpu
 def test_programs_for_a_tpu_are_read_as_well():
-    check(program(make_mesh(8, 1, devices=topology.devices("v5e:2x4")), REPEATS), REPEATS)
+    check(program(make_mesh(8, 1, devices=topology_devices("v5e:2x4")), REPEATS), REPEATS)
 
 
 def product(**options):
@@ -58,7 +59,7 @@ def product(**options):
     size = 1024
     read = compiled(
         lambda w, x: jnp.einsum("be,ef->bf", x, w),
-        make_mesh(8, 1, devices=topology.devices("v5e:2x4")),
+        make_mesh(8, 1, devices=topology_devices("v5e:2x4")),
         ((size, size), jax.P("data")),
         ((8 * size, size), jax.P("data")),
         dtype=jnp.bfloat16,
@@ -168,7 +169,7 @@ def test_a_loop_that_nobody_can_count_is_said_to_be_one():
 @needs_libtpu
 @pytest.mark.parametrize("stage", [pytest.param("scp", marks=pytest.mark.slow), "end_to_end"])
 def test_the_train_step_reads_whole(stage):
-    read = HloModule.parse(lower(stage, make_mesh(8, 1, devices=topology.devices("v5e:2x4"))).compile().as_text())
+    read = HloModule.parse(lower(stage, make_mesh(8, 1, devices=topology_devices("v5e:2x4"))).compile().as_text())
     found = collectives(read, 8)
     assert "all-gather" in {c.kind for c in found}
     assert max(c.times for c in found) >= 3  # layers

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from clara_jax.aot import topology, workload
+from clara_jax.aot import workload
+from clara_jax.chips import parse_topology, topology_devices
 from clara_jax.errors import ClaraError
 from clara_jax.input_pipeline.buckets import Shapes
 from clara_jax.method.clara import ClaraConfig, ClaraModel
@@ -61,7 +62,7 @@ def test_the_abstract_state_is_shaped_and_placed_as_the_real_one():
 @needs_libtpu
 @pytest.mark.parametrize("stage", [pytest.param("scp", marks=pytest.mark.slow), "end_to_end"])
 def test_the_real_step_compiles_for_a_slice_that_is_not_there(stage):
-    compiled = lower(stage, make_mesh(4, 2, devices=topology.devices("v5e:2x4"))).compile()
+    compiled = lower(stage, make_mesh(4, 2, devices=topology_devices("v5e:2x4"))).compile()
     memory = compiled.memory_analysis()
     assert memory.argument_size_in_bytes > 0 and memory.temp_size_in_bytes > 0
     # The state is donated: its outputs take its place.
@@ -75,7 +76,7 @@ def test_each_remat_policy_keeps_less_than_the_one_before():
     sizes = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 16, "vocab_size": 4096}
     sizes = BASE | sizes | {"num_attention_heads": 8, "num_key_value_heads": 4}
     shapes = dataclasses.replace(SHAPES, documents=1, encoder_width=240, prompt_length=1024, target_length=128)
-    mesh, device, host = make_mesh(2, 4, devices=topology.devices("v5e:2x4")), {}, {}
+    mesh, device, host = make_mesh(2, 4, devices=topology_devices("v5e:2x4")), {}, {}
     for remat in ("none", "names", "full", "offload"):
         model = dataclasses.replace(MODEL, config=ModelConfig.from_hf(sizes), remat=remat)
         memory = lower("scp", mesh, model, shapes).compile().memory_analysis()
@@ -86,23 +87,23 @@ def test_each_remat_policy_keeps_less_than_the_one_before():
 
 def test_topologies_that_cannot_be():
     with pytest.raises(ClaraError, match="known are v4, v5e, v5p, v6e, tpu7x"):
-        topology.parse("v9:2x2")
+        parse_topology("v9:2x2")
     with pytest.raises(ClaraError, match="chips along each axis"):
-        topology.parse("v5e:8")
-    chip, shape = topology.parse("v5p:4x4x4")
+        parse_topology("v5e:8")
+    chip, shape = parse_topology("v5p:4x4x4")
     assert (chip.name, shape) == ("v5p", (4, 4, 4))
 
 
 def test_a_missing_libtpu_names_its_cure(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ClaraError, match="pip install libtpu"):
-        topology.devices("v5e:2x4")
+        topology_devices("v5e:2x4")
 
 
 @needs_libtpu
 def test_a_mesh_that_does_not_match_the_topology():
     with pytest.raises(ClaraError, match="does not match the 8 devices"):
-        make_mesh(3, 2, devices=topology.devices("v5e:2x4"))
+        make_mesh(3, 2, devices=topology_devices("v5e:2x4"))
 
 
 def test_a_batch_that_the_mesh_does_not_divide():

@@ -4,6 +4,7 @@ import json
 import struct
 import time
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -79,7 +80,10 @@ def test_tensors_that_nobody_reads_are_named(base, mesh, name):
 
 def test_tensors_that_say_nothing_new(base, mesh):
     further = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(8, np.float32)}
-    opened(base, mesh, lambda tensors: tensors | further | {"lm_head.weight": tensors["model.embed_tokens.weight"]})
+    added = opened(
+        base, mesh, lambda tensors: tensors | further | {"lm_head.weight": tensors["model.embed_tokens.weight"]}
+    )
+    jax.tree.map(np.testing.assert_array_equal, added, opened(base, mesh, lambda tensors: tensors))
 
 
 @pytest.mark.parametrize("copies", [1, 2])

@@ -10,9 +10,10 @@ from clara_jax.data.synthetic import asked, documents, record, records, write
 from clara_jax.data.synthetic_world import SyntheticConfig
 from clara_jax.errors import ClaraError
 from clara_jax.input_pipeline.records import STAGES, read_records
+from tests.configurations import changed
 
-SMALL = SyntheticConfig(name_words=12, train_partners=8, eval_partners=4, train_records=200, eval_records=60)
-COMPLEX = dataclasses.replace(SMALL, complex_share=0.5, attributes=3, phrasings=3, paraphrase_share=0.5)
+SMALL = SyntheticConfig(world=dict(name_words=12, train_partners=8, eval_partners=4), records=dict(train=200, eval=60))
+COMPLEX = changed(SMALL, world=dict(attributes=3, phrasings=3), records=dict(complex_share=0.5, paraphrase_share=0.5))
 PINNED = (
     ("Which genre is Debrilic Fisetsong?",),
     ("chant",),
@@ -33,23 +34,43 @@ def words(text):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (dict(seed=-1), "config.synthetic.seed is -1; it must be zero or positive"),
-        (dict(name_words=3), "name_words is 3; it must be from 4 to 400"),
-        (dict(train_partners=1), "train_partners is 1; it must be at least 2"),
-        (dict(train_partners=60), "train_partners is 60; with eval_partners 8 it may not exceed name_words 64"),
-        (dict(eval_records=0), "eval_records is 0; it must be at least 1"),
-        (dict(attributes=4), "attributes is 4; it must be from 1 to 3"),
-        (dict(values=1), "values is 1; it must be from 2 to 24"),
-        (dict(phrasings=0), "phrasings is 0; it must be from 1 to 3"),
-        (dict(candidates=999), "candidates is 999; it must be from 1 "),
-        (dict(complex_share=0.1, instruct_documents=1), "instruct_documents is 1; it must be from 2 "),
-        (dict(hard_share=1.5), "hard_share is 1.5; it must be from 0 to 1"),
+        (dict(seed=-1), "config.synthetic.seed is -1; it must be a whole number, zero or positive"),
+        (dict(world=dict(name_words=3)), "world.name_words is 3; it must be from 4 to 400"),
+        (dict(world=dict(name_words="9")), "world.name_words is '9'; it must be a whole number from 4 to 400"),
+        (dict(world=dict(train_partners=1)), "train_partners is 1; it must be at least 2"),
+        (
+            dict(world=dict(train_partners=60)),
+            "train_partners is 60; with eval_partners 8 it may not exceed name_words 64",
+        ),
+        (dict(records=dict(eval=0)), "records.eval is 0; it must be a whole number, at least 1"),
+        (dict(world=dict(attributes=4)), "attributes is 4; it must be from 1 to 3"),
+        (dict(world=dict(attribute_values=1)), "values is 1; it must be from 2 to 24"),
+        (dict(world=dict(phrasings=0)), "phrasings is 0; it must be from 1 to 3"),
+        (dict(records=dict(candidates=999)), "records.candidates is 999; it must be from 1 "),
+        (
+            dict(records=dict(complex_share=0.1, instruct_documents=1)),
+            "records.instruct_documents is 1; it must be from 2 ",
+        ),
+        (dict(records=dict(hard_share=1.5)), "hard_share is 1.5; it must be a number in [0, 1]"),
+        (
+            dict(valeus=3),
+            "valeus: there is no such field; did you mean config.synthetic.world.attribute_values?",
+        ),
     ],
 )
 def test_bad_values_are_named(fields, message):
     with pytest.raises(ClaraError, match="config.synthetic") as error:
         SyntheticConfig(**fields)
     assert message in str(error.value)
+
+
+def test_old_names_of_fields_work_and_warn(capsys):
+    old = SyntheticConfig(seed=3, name_words=12, train_partners=8, eval_partners=4, train_records=9)
+    assert old == changed(SMALL, seed=3, records=dict(train=9, eval=512))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4
+    message = "config.synthetic.train_records is now config.synthetic.records.train; the old name will go in the next"
+    assert any(message in line for line in lines)
 
 
 def test_unknown_names_and_indices():
@@ -76,7 +97,7 @@ def test_a_record_never_changes():
 def test_records_depend_on_config_split_and_index_alone(config):
     for stage in STAGES:
         whole = records(config, stage, "eval")
-        assert len(whole) == config.eval_records
+        assert len(whole) == config.records.eval
         synthetic._world.cache_clear()
         assert [record(config, stage, "eval", i) for i in (59, 3, 0)] == [whole[i] for i in (59, 3, 0)]
         other_seed = records(dataclasses.replace(config, seed=1), stage, "eval")
@@ -85,8 +106,9 @@ def test_records_depend_on_config_split_and_index_alone(config):
 
 
 def test_any_of_a_million_records_is_made_at_once():
-    config = dataclasses.replace(SMALL, name_words=400, train_partners=300, eval_partners=100, train_records=10**6)
-    assert config.entities("train") == 360_000
+    world = dict(name_words=400, train_partners=300, eval_partners=100)
+    config = changed(SMALL, world=world, records=dict(train=10**6))
+    assert config.world.entities("train") == 360_000
     assert record(config, "end_to_end", "train", 999_999).where == "synthetic:train:999999"
 
 
@@ -94,7 +116,7 @@ def test_evaluation_entities_are_unseen_but_their_words_are_not():
     by_split = {split: list(documents(COMPLEX, split)) for split in ("train", "eval")}
     names = {split: {document.id for document in by_split[split]} for split in by_split}
     for split in by_split:
-        assert len(by_split[split]) == len(names[split]) == COMPLEX.entities(split)
+        assert len(by_split[split]) == len(names[split]) == COMPLEX.world.entities(split)
         assert all(name(document.text) == document.id for document in by_split[split])
     assert not names["train"] & names["eval"]
     seen, unseen = (set().union(*(words(document.text) for document in by_split[split])) for split in by_split)
@@ -107,7 +129,7 @@ def test_evaluation_entities_are_unseen_but_their_words_are_not():
 @pytest.mark.parametrize("config", [SMALL, COMPLEX])
 @pytest.mark.parametrize("stage", ["instruct", "end_to_end", "retrieval"])
 def test_the_gold_documents_answer_and_no_other(config, stage):
-    count = config.instruct_documents if stage == "instruct" else config.candidates
+    count = config.records.instruct_documents if stage == "instruct" else config.records.candidates
     for r in records(config, stage, "train"):
         (question,), (answer,) = r.questions, r.answers
         assert r.gold_answers == r.answers and len(r.documents) == count
@@ -136,14 +158,14 @@ def test_stages_ask_the_same_question_and_gold_documents_stand_anywhere():
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_complex_share(share):
-    config = dataclasses.replace(SMALL, complex_share=share)
+    config = changed(SMALL, records=dict(complex_share=share))
     complex_ones = sum("the maker of" in r.questions[0] for r in records(config, "end_to_end", "train"))
     assert complex_ones == share * 200
 
 
 def test_hard_candidates_share_a_word_or_the_fact():
     def alike(share):
-        config = dataclasses.replace(SMALL, hard_share=share)
+        config = changed(SMALL, records=dict(hard_share=share))
         pairs = []
         for r in records(config, "end_to_end", "train"):
             gold = r.documents[r.positives[0]]
@@ -156,9 +178,9 @@ def test_hard_candidates_share_a_word_or_the_fact():
 
 
 def test_answers_cannot_be_guessed():
-    """Over all questions the most frequent answer is right about once in ``values`` times, and so is the most frequent
-    one to a name word."""
-    config = SyntheticConfig(values=4, attributes=1, phrasings=1, train_records=4000)
+    """Over all questions the most frequent answer is right about once in ``attribute_values`` times, and so is
+    the most frequent one to a name word."""
+    config = SyntheticConfig(world=dict(attribute_values=4, attributes=1, phrasings=1), records=dict(train=4000))
     by_question, by_word = defaultdict(Counter), defaultdict(Counter)
     for r in records(config, "instruct", "train"):
         first, second = name(r.documents[r.positives[0]]).split()
@@ -190,7 +212,7 @@ def test_scp_asks_for_every_fact_or_says_it_again():
 
 def _entity(config, name):
     world = synthetic._world(config)
-    numbers = range(config.entities("train"))
+    numbers = range(config.world.entities("train"))
     return next(world.entity("train", n) for n in numbers if world.name(world.entity("train", n)) == name)
 
 
@@ -208,7 +230,7 @@ def test_everything_is_asked_about_a_document_once(config):
     rounds = list(asked(config, "eval"))
     kinds = [[(question.fact, question.places) for question in questions] for questions in rounds]
     assert all(kind == kinds[0] for kind in kinds)  # every round is balanced
-    assert len(kinds[0]) == 3 * config.attributes + (config.complex_share > 0)
+    assert len(kinds[0]) == 3 * config.world.attributes + (config.records.complex_share > 0)
     texts = {document.id: document for document in documents(config, "eval")}
     assert len(rounds) * 3 == len(texts) and {one.document.id for questions in rounds for one in questions} == set(
         texts

@@ -67,7 +67,7 @@ def test_data_sets(tmp_path):
 
 
 def test_tokens(tmp_path):
-    examples = records(SyntheticConfig(train_records=200, eval_records=1), "retrieval", "train")
+    examples = records(SyntheticConfig(records=dict(train=200, eval=1)), "retrieval", "train")
     encoding, tokenizer = Encoding("retrieval", 2, 3, seed=4), ClaraTokenizer(tiny_tokenizer(), 96, 4)
 
     def read():

@@ -26,7 +26,8 @@ from clara_jax.retrieval.verifying import damaged_chunks
 from tests.data.builders.files import questions, write
 from tests.locations import ROOT
 from tests.test_rag_pipeline import said, versions, write_checkpoint
-from tests.test_resume import CODE, assert_equal_runs, write_place
+from tests.test_resume import CODE, CONFIG, assert_equal_runs
+from tests.tiny import write_place
 
 pytestmark = pytest.mark.drill
 # Mounts a disk of $3 bytes on $1 that only these commands see, runs the command there and, unless that went well, gives
@@ -96,7 +97,7 @@ def check(tmp_path, command, tries, half, whole):
 
 
 def test_checkpoints_of_a_training_run(tmp_path):
-    place = write_place(tmp_path)
+    place = write_place(tmp_path, CONFIG)
     command = [sys.executable, "-c", CODE, "train", f"--config={place}/config.py", f"--workdir={tmp_path}/disk/run"]
 
     def half(disk):

@@ -7,7 +7,8 @@ The fast tests kill once or twice (`tests/test_resume.py`, `tests/test_rag_pipel
 import pytest
 
 from tests.test_rag_pipeline import killed_compression, write_checkpoint
-from tests.test_resume import killed_at_random_moments, write_place
+from tests.test_resume import CONFIG, killed_at_random_moments
+from tests.tiny import write_place
 
 
 @pytest.mark.slow
@@ -19,7 +20,7 @@ def test_a_compression_killed_twenty_times(tmp_path, mesh):
 @pytest.mark.drill
 def test_a_training_of_four_stages_killed_twenty_times(tmp_path):
     stages = "scp+instruct+retrieval+end_to_end"
-    ended = killed_at_random_moments(write_place(tmp_path), stages, 20, cache=True)
+    ended = killed_at_random_moments(write_place(tmp_path, CONFIG), stages, 20, cache=True)
     print(f"\n20 kills; {ended} times the run had come to its end first, and was begun anew")
 
 
@@ -27,4 +28,4 @@ def test_a_training_of_four_stages_killed_twenty_times(tmp_path):
 @pytest.mark.parametrize("stage", ["instruct", "retrieval"])
 def test_a_stage_that_compiles_killed_ten_times(stage, tmp_path):
     """The other two are among the slow tests."""
-    killed_at_random_moments(write_place(tmp_path), stage, 10, cache=False)
+    killed_at_random_moments(write_place(tmp_path, CONFIG), stage, 10, cache=False)

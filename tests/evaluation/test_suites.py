@@ -1,6 +1,5 @@
 """Suites by name: the released layout, users' files, and one line for whatever is not there."""
 
-import dataclasses
 import json
 import os
 
@@ -9,10 +8,13 @@ import pytest
 from clara_jax.data.synthetic_world import SyntheticConfig
 from clara_jax.errors import ClaraError
 from clara_jax.evaluation.suites import MODES, NAMES, PARTS, SETS, open_suites
+from tests.configurations import changed
 from tests.evaluation.test_needle import DOCUMENTS
 from tests.locations import shared_data
 
-WORLD = SyntheticConfig(name_words=12, train_partners=8, eval_partners=4, eval_records=20, paraphrase_share=0.0)
+WORLD = SyntheticConfig(
+    world=dict(name_words=12, train_partners=8, eval_partners=4), records=dict(eval=20, paraphrase_share=0.0)
+)
 
 
 def write(path, *lines):
@@ -164,7 +166,7 @@ def test_the_world(data):
     suites = open_suites(["world"], None, None, WORLD, 0)
     assert names(suites) == ["world/end_to_end", "world/documents", "world/needle"]
     assert names(open_suites(["world/hard"], data, 3, WORLD, 0)) == ["world/hard"]
-    told = dataclasses.replace(WORLD, paraphrase_share=0.5)
+    told = changed(WORLD, records=dict(paraphrase_share=0.5))
     assert names(open_suites(["world"], None, 6, told, 0))[3:] == ["world/paraphrase"]
 
 

@@ -1,6 +1,5 @@
 """Suites in the synthetic world: answerable, in its vocabulary, balanced where they say so."""
 
-import dataclasses
 from collections import Counter
 
 import pytest
@@ -9,11 +8,13 @@ from clara_jax.data.synthetic import vocabulary
 from clara_jax.data.synthetic_world import SyntheticConfig
 from clara_jax.errors import ClaraError
 from clara_jax.evaluation.suites import PARTS, usual_parts, world_suite
+from tests.configurations import changed
 
 WORLD = SyntheticConfig(
-    name_words=12, train_partners=8, eval_partners=4, eval_records=60, phrasings=1, paraphrase_share=0.0, candidates=5
+    world=dict(name_words=12, train_partners=8, eval_partners=4, phrasings=1),
+    records=dict(eval=60, paraphrase_share=0.0, candidates=5),
 )
-TOLD = dataclasses.replace(WORLD, phrasings=2, paraphrase_share=0.3)
+TOLD = changed(WORLD, world=dict(phrasings=2), records=dict(paraphrase_share=0.3))
 
 
 def words(text):
@@ -51,7 +52,7 @@ def test_paraphrases_only_where_the_world_has_some():
 
 
 def test_needles_are_balanced():
-    for world in (WORLD, dataclasses.replace(WORLD, complex_share=0.5)):
+    for world in (WORLD, changed(WORLD, records=dict(complex_share=0.5))):
         facts = 6 if world is WORLD else 7
         cases = world_suite("needle", world).cases
         assert len(cases) == 60 // facts * facts
@@ -105,4 +106,4 @@ def test_other_words_tell_the_same_world():
     references = [[case.references for case in suite.cases] for suite in (usual, other)]
     assert references[0] == references[1]
     with pytest.raises(ClaraError, match="world/other_words: the model was trained on all 3 phrasings"):
-        world_suite("other_words", dataclasses.replace(WORLD, phrasings=3))
+        world_suite("other_words", changed(WORLD, world=dict(phrasings=3)))

@@ -30,7 +30,7 @@ BATCH, STEPS = 8, 24
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     path = tmp_path_factory.mktemp("loading")
-    config = SyntheticConfig(train_records=60, eval_records=1, candidates=3, attributes=3)
+    config = SyntheticConfig(world=dict(attributes=3), records=dict(train=60, eval=1, candidates=3))
     write(config, path, ["scp", "end_to_end"])
     return path
 

@@ -1,7 +1,5 @@
 """The word-level tokenizer, alone and as the base of CLaRa's."""
 
-import dataclasses
-
 import pytest
 
 from clara_jax.data.synthetic import documents, records, vocabulary
@@ -9,16 +7,11 @@ from clara_jax.data.synthetic_world import SyntheticConfig
 from clara_jax.input_pipeline import prompts
 from clara_jax.input_pipeline.tokenization import ClaraTokenizer
 from clara_jax.input_pipeline.word_level import word_level_tokenizer
+from tests.configurations import changed
 
 CONFIG = SyntheticConfig(
-    name_words=8,
-    train_partners=4,
-    eval_partners=4,
-    train_records=80,
-    attributes=3,
-    phrasings=3,
-    values=24,
-    complex_share=0.4,
+    world=dict(name_words=8, train_partners=4, eval_partners=4, attributes=3, phrasings=3, attribute_values=24),
+    records=dict(train=80, complex_share=0.4),
 )
 
 
@@ -48,7 +41,7 @@ def test_every_text_of_the_corpus_comes_back(tokenizer):
 def test_prompts_have_no_unknown_word(tokenizer):
     clara = ClaraTokenizer(tokenizer, doc_max_length=24, memory_tokens=4)
     for stage in ("scp", "instruct", "end_to_end"):
-        for r in records(dataclasses.replace(CONFIG, paraphrase_share=0.6), stage, "train"):
+        for r in records(changed(CONFIG, records=dict(paraphrase_share=0.6)), stage, "train"):
             encoded = clara.encode_prompt(prompts.record_prompt(r, stage, 2))
             assert tokenizer.unk_token_id not in encoded.ids
             assert not encoded.lost_memories

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clara_jax.aot import topology
+from clara_jax.chips import topology_devices
 from clara_jax.errors import ClaraError
 from clara_jax.model.attention import attention, blocks, choose, make_attention_mask
 from clara_jax.model.sharding import make_mesh
@@ -247,7 +247,7 @@ def test_what_cannot_be_is_refused_in_one_line(monkeypatch, platform, kind, impl
 def test_a_step_for_tpus_holds_the_kernel_and_no_scores():
     """Compiled on this machine for a slice that is not there."""
     shapes = dataclasses.replace(planned.SHAPES, prompt_length=320)
-    lowered = planned.lower("end_to_end", make_mesh(4, 2, devices=topology.devices("v5e:2x4")), shapes=shapes)
+    lowered = planned.lower("end_to_end", make_mesh(4, 2, devices=topology_devices("v5e:2x4")), shapes=shapes)
     text = lowered.compile().as_text()
     assert "tpu_custom_call" in text and "splash_mha_dkv_segmented" in text
     lengths = {320, 384}  # of the prompts, and of the blocks that hold them

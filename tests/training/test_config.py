@@ -7,7 +7,7 @@ import typing
 import pytest
 from ml_collections import ConfigDict, config_dict
 
-from clara_jax.data.synthetic_world import SyntheticConfig
+from clara_jax.data.synthetic_world import SYNTHETIC_NAMES
 from clara_jax.errors import ClaraError
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.method.stages import STAGES
@@ -270,16 +270,22 @@ def groups(cls=RunConfig):
     found = {cls}
     for hint in (*typing.get_type_hints(cls).values(), *([StageConfig] if cls is RunConfig else ())):
         found |= groups(hint) if dataclasses.is_dataclass(hint) else set()
-    return found - {SyntheticConfig}
+    return found
 
 
 def test_groups_are_small_and_their_fields_described():
-    assert len(groups()) == 13
+    assert len(groups()) == 16
     for cls in groups():
         fields = [name for name, hint in typing.get_type_hints(cls).items() if not dataclasses.is_dataclass(hint)]
         assert len(fields) <= 12, cls
         if cls is not ClaraConfig:
             assert all(cls.__pydantic_fields__[name].description for name in fields), cls
+
+
+def test_every_field_can_be_given_by_a_flag():
+    """A flag finds a field as an attribute of a ConfigDict, which has methods, too."""
+    for cls in groups():
+        assert not [field.name for field in dataclasses.fields(cls) if hasattr(ConfigDict, field.name)], cls
 
 
 def flat(values, names):
@@ -298,18 +304,23 @@ def flat(values, names):
 def test_old_names_are_read_in_groups(capsys):
     """Of a ``config.json`` that an earlier version wrote, without a word, and of a config file, with a warning each."""
     fields = dict(optimizer=dict(steps=3), topk=dict(k=2, method="softsort"), evaluation=dict(data=("b.jsonl",)))
-    run = RunConfig((stage(**fields),), ModelSection("smollm2"), saving=dict(keep=7), reporting=dict(profile=(1, 3)))
+    groups = dict(saving=dict(keep=7), reporting=dict(profile=(1, 3)), synthetic=dict(records=dict(train=5)))
+    run = RunConfig((stage(**fields),), ModelSection("smollm2"), **groups)
     written = json.loads(json.dumps(to_json(run)))
     old = flat(written, RUN_NAMES) | {"stages": [flat(one, STAGE_NAMES) for one in written["stages"]]}
+    old["synthetic"] = flat(written["synthetic"], SYNTHETIC_NAMES)
+    assert old["synthetic"].keys() == {*SYNTHETIC_NAMES, "seed"}
     assert not {"saving", "reporting"} & old.keys() and old["stages"][0].keys() == {*STAGE_NAMES, "name", "trains"}
     assert from_json(old) == from_json(written) == run and capsys.readouterr().err == ""
 
     given = ConfigDict(dict(stages=("scp",), model=dict(base="smollm2"), keep=7, profile=(1, 3)))
     given.scp = ConfigDict(dict(train_data=("a.jsonl",), steps=3, top_k=2, topk_method="softsort"))
+    given.synthetic = ConfigDict(dict(train_records=5))
     given.scp.evaluation = ConfigDict(dict(data=("b.jsonl",)))
     assert resolve(given) == run
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 6
+    assert len(lines) == 7
+    assert any("config.synthetic.train_records is now config.synthetic.records.train;" in line for line in lines)
     assert "warning: config.scp.top_k is now config.scp.topk.k; the old name will go in the next version" in lines
     assert "warning: config.keep is now config.saving.keep; the old name will go in the next version" in lines
     given.scp.topk = ConfigDict(dict(k=3))

@@ -22,7 +22,7 @@ from clara_jax.training.stage_data import StageData, StageRecords
 from tests.configurations import changed
 from tests.data import tiny_tokenizer
 
-WORLD = SyntheticConfig(train_records=40, eval_records=6, candidates=3)
+WORLD = SyntheticConfig(records=dict(train=40, eval=6, candidates=3))
 
 
 class Bundle:

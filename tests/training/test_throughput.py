@@ -18,6 +18,7 @@ from clara_jax.model.sharding import put_batch
 from clara_jax.training import throughput
 from clara_jax.training.step import make_loss
 from clara_jax.training.throughput import Work, adapter_weights, block_weights, blocks_flops, step_flops
+from tests.model.test_config import MISTRAL_7B
 
 TINY = {
     "model_type": "llama",
@@ -142,18 +143,7 @@ def test_padding_is_not_counted():
 def test_mistral_7b_is_4n_per_token():
     """6.98 billion weights in the blocks. At 2,048 tokens attention adds 5.8 hundredths of 4N, an adapter of rank
     16 nine thousandths."""
-    config = ModelConfig.from_hf(
-        {
-            "model_type": "mistral",
-            "hidden_size": 4096,
-            "intermediate_size": 14336,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "vocab_size": 32000,
-            "sliding_window": None,
-        }
-    )
+    config = ModelConfig.from_hf(MISTRAL_7B)
     weights = 32 * block_weights(config)
     assert weights == 6_979_321_856
     assert 32 * adapter_weights(config, 16) == 41_943_040

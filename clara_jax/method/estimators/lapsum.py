@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Float32, Int32, ScalarLike
-
-from clara_jax.method.topk import usable_scores
-from clara_jax.model.sharding import Array
+from jaxtyping import Bool, Float32, Int32
 
 
 def lapsum(
@@ -20,27 +17,8 @@ def lapsum(
     return taken * laplace_mask(s, jnp.any(allowed, axis=0), len(indices))
 
 
-def lapsum_mask(
-    scores: Float[jax.Array, "B D"], k: int, temperature: ScalarLike, mask: Bool[Array, "B D"] | None = None
-) -> Float32[jax.Array, "B D"]:
-    """Return LapSum's soft mask of the k best documents, whatever their rank.
-
-    Args:
-      scores: [B, D] of any dtype. A NaN counts as absent.
-      k: ranks.
-      temperature: τ, above 0, in the unit of the scores.
-      mask: bool [B, D], which candidates exist.
-
-    Returns:
-      q float32 [B, D]; a row sums to k, or to the number of its candidates where they are fewer.
-    """
-    scores, mask = usable_scores(scores, k, mask)
-    s = jnp.where(mask, scores.astype(jnp.float32) / temperature, 0)
-    return jax.vmap(laplace_mask, (0, 0, None))(s, mask, k)
-
-
 def laplace_mask(s: Float32[jax.Array, " D"], mask: Bool[jax.Array, " D"], k: int) -> Float32[jax.Array, " D"]:
-    """Return LaplaceCDF(s - b), whose sum over the candidates is k; [D] for scores [D]."""
+    """Return q = LaplaceCDF(s - b) of the candidates [D]: it sums to k, or to their number where they are fewer."""
     fixed, n = jax.lax.stop_gradient(s), jnp.sum(mask)
     b = _border(fixed, mask, jnp.minimum(k, n - 0.5))
 

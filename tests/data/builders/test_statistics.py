@@ -133,7 +133,7 @@ def test_from_files_and_from_a_data_set(stage, tmp_path, capsys):
     train, held_out = write(tmp_path / "t.jsonl", lines), write(tmp_path / "e.jsonl.gz", lines)
     statistics(stage, "--train", train, "--eval", held_out, "--output", tmp_path / "out")
     printed = capsys.readouterr()
-    assert "train: 2 records" in printed.out or "train: 3 records" in printed.out
+    assert f"train: {len(lines)} records" in printed.out
     assert "eval against train" in printed.out and "(100.00%)" in printed.out
     report = json.loads((tmp_path / "out" / "statistics.json").read_text())
     assert report["unit"] == "words" and report["leaks"]["eval"]["records"]["found"] == len(lines)

@@ -18,8 +18,7 @@ import pydantic
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError, core_schema
 
-from clara_jax.errors import ClaraError
-from clara_jax.method.stages import STAGES
+from clara_jax.errors import ClaraError, warn_line
 
 T = TypeVar("T")
 
@@ -63,7 +62,7 @@ def section(name: str = "", old_names: Mapping[str, str] = MappingProxyType({}))
 
     Args:
       name: the section's, below "config" or a stage, for messages.
-      old_names: names that its fields had, and the paths that they have now.
+      old_names: names that its fields had, and the paths that they have now; each works, with a warning.
     """
 
     def decorate(cls: type[T]) -> type[T]:
@@ -72,27 +71,18 @@ def section(name: str = "", old_names: Mapping[str, str] = MappingProxyType({}))
 
         def __init__(self: Any, *args: Any, **values: Any) -> None:  # noqa: N807 - it becomes the class's
             values = dict(zip(fields, args, strict=False)) | values
+            parts = ("config", name, values.get("name", "") if "name" in fields else "")
+            where = ".".join(part for part in parts if part and isinstance(part, str))
+            values = in_groups(values, old_names, where)
             try:
                 validate(self, **values)
             except pydantic.ValidationError as error:
-                parts = ("config", name, values.get("name", "") if "name" in fields else "")
-                where = ".".join(part for part in parts if part and isinstance(part, str))
                 raise _in_words(error, made, where, old_names) from None
 
         made.__init__ = __init__
         return made
 
     return decorate
-
-
-def stage_kind(name: str) -> str:
-    """Return the one of `STAGES` that a section's name stands for.
-
-    It is the name itself, or the longest stage that the name begins with, followed by "_"; the name as it is where
-    there is none.
-    """
-    fitting = [stage for stage in STAGES if name == stage or name.startswith(f"{stage}_")]
-    return max(fitting, key=len, default=name)
 
 
 def checked(cls: type) -> BeforeValidator:
@@ -109,6 +99,45 @@ def checked(cls: type) -> BeforeValidator:
         return cls(**{field.name: getattr(found, field.name) for field in dataclasses.fields(cls)})
 
     return BeforeValidator(make)
+
+
+def group_paths(groups: Mapping[str, str]) -> dict[str, str]:
+    """Return old name -> path, of names by their group, "old:new" where they changed."""
+    pairs = ((group, *name.partition(":")[::2]) for group, names in groups.items() for name in names.split())
+    return {old: f"{group}.{new or old}" for group, old, new in pairs}
+
+
+def in_groups(values: Mapping[str, Any], paths: Mapping[str, str], where: str, warn: bool = True) -> dict[str, Any]:
+    """Return the fields of a section with those that have old names in their groups.
+
+    Args:
+      values: by name, groups as mappings.
+      paths: old name -> path, as of `group_paths`.
+      where: the section, for messages: "config.scp".
+      warn: whether an old name gets a warning.
+
+    Raises:
+      ClaraError: a field that is given by both of its names.
+    """
+    result = {name: value for name, value in values.items() if name not in paths}
+    for old in values.keys() & paths.keys():
+        group, _, new = paths[old].partition(".")
+        fields = result.get(group, {})
+        if not isinstance(fields, Mapping):
+            raise ClaraError(f"{where}.{group} is {fields!r}; it must be a section")
+        if new in fields:
+            raise ClaraError(f"{where}.{old} and {where}.{group}.{new} are one field; give the latter alone")
+        result[group] = {**fields, new: values[old]}
+    if warn:
+        for old in values:
+            if old in paths:
+                warn_old_name(f"{where}.{old}", f"{where}.{paths[old]}")
+    return result
+
+
+def warn_old_name(old: str, new: str) -> None:
+    """Warn that a field has another name."""
+    warn_line(f"{old} is now {new}; the old name will go in the next version")
 
 
 def check(section: Any, field: str, condition: bool, rule: str) -> None:

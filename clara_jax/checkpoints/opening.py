@@ -12,7 +12,7 @@ import json
 import os
 import reprlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from clara_jax.input_pipeline.document_tokenizer import further_special_tokens
 from clara_jax.input_pipeline.prompts import PROMPT_VERSION
 from clara_jax.input_pipeline.tokenization import ClaraTokenizer
 from clara_jax.method.clara import ROLES, ClaraConfig, ClaraModel
-from clara_jax.method.parameters import declare, flatten, initialise_adapters, split, unflatten
+from clara_jax.method.parameters import declare, flatten, initialise_adapters, split, unflatten, within
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.declare import abstract, initialise
 from clara_jax.model.precision import resolve
@@ -111,6 +111,28 @@ def fresh(bundle: Bundle, seed: int = 0) -> Bundle:
         base = initialise(declared["base"], base_key, bundle.mesh)
     params = initialise_adapters(declared, base, key, bundle.mesh)
     return dataclasses.replace(bundle, params=params, trained=(), history=())
+
+
+def reset(bundle: Bundle, subtrees: Sequence[str], key: jax.Array) -> Bundle:
+    """Return the model with some subtrees of its adapters and added rows as if no stage had trained them.
+
+    They are fresh, drawn from the key; a query reasoner is the compressor's copy, from which it starts.
+
+    Raises:
+      ClaraError: a subtree that does not exist.
+    """
+    chosen, kept = split(bundle.params, subtrees, "reset")
+    if not chosen:
+        return bundle
+    model = bundle.model
+    declared = declare(model.config, model.clara, model.base_dtype)
+    drawn = flatten(initialise_adapters(declared, bundle.params["base"], key, bundle.mesh))
+    leaves = kept | {path: drawn[path] for path in chosen}
+    for path in chosen:
+        if path.startswith("lora/query_reasoner/"):
+            leaves[path] = jnp.copy(leaves[path.replace("query_reasoner", "compressor")])
+    trained = tuple(name for name in bundle.trained if not any(within(name, subtree) for subtree in subtrees))
+    return dataclasses.replace(bundle, params=unflatten(leaves), trained=trained)
 
 
 def load(

@@ -1,4 +1,4 @@
-"""Names of fields before they were in groups: each is accepted for one version more.
+"""Names of fields before they were in groups: each is accepted for one version more; and fields that came later.
 
 A stage's ``learning_rate`` is now ``optimizer.learning_rate``. Configurations and command lines that use an old name
 get a warning; a ``config.json`` that an earlier version wrote is read without one.
@@ -51,6 +51,9 @@ RUN_NAMES = _paths(
     }
 )
 
+# Fields that stages have gained since, with the value by which those of before worked.
+STAGE_ADDED: dict[str, Any] = {"reset": []}
+
 
 def in_groups(values: Mapping[str, Any], paths: Mapping[str, str], where: str, warn: bool = True) -> dict[str, Any]:
     """Return the fields of a section with those that have old names in their groups.
@@ -96,7 +99,7 @@ def json_in_groups(values: Mapping[str, Any]) -> dict[str, Any]:
     stages = values.get("stages", ())
     if isinstance(stages, list) and all(isinstance(stage, Mapping) for stage in stages):
         values["stages"] = [
-            in_groups(stage, STAGE_NAMES, f"config.{stage.get('name')}", warn=False) for stage in stages
+            STAGE_ADDED | in_groups(stage, STAGE_NAMES, f"config.{stage.get('name')}", warn=False) for stage in stages
         ]
     return values
 

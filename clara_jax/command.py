@@ -87,7 +87,9 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--base": dict(metavar="NAME", help="where the base model lies, if not where the checkpoint says"),
     "--batch-size": dict(type=int, metavar="N", help="texts, or answers, of a device call"),
     "--candidates": dict(type=int, metavar="N", help="documents or chunks that the choice is made from"),
-    "--checkpoint": dict(metavar="DIR", help="a training run, one of its checkpoints, or a released one"),
+    "--checkpoint": dict(
+        metavar="DIR", help="a training run, one of its checkpoints, or a released one (a Hub id, too)"
+    ),
     "--compress-rate": dict(type=int, metavar="N", help="tokens of a document for each memory vector"),
     "--config": dict(metavar="FILE[:ARG]", help="a Python file with get_config(arg); its docstring lists arguments"),
     "--doc-max-length": dict(type=int, metavar="N", help="longest document, in tokens"),

@@ -139,6 +139,11 @@ class Released:
         np.save(file, memories.float().numpy())
         return {"seconds": seconds}
 
+    def save(self, precision: str, folder: str) -> dict[str, Any]:
+        """Write the model that compresses as its training script does, into a folder."""
+        self._model("stage2", precision, "read").save_pretrained(folder)
+        return {}
+
     def question(self, precision: str, question: str, documents: list[str], tokens: int) -> dict[str, Any]:
         """Answer with so many tokens from documents that are compressed and ranked for it."""
         model = self._model("stage2", precision, "read")

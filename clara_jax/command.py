@@ -90,7 +90,9 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--base": dict(metavar="NAME", help="the base model (smollm2, a directory, a .gguf file)"),
     "--batch-size": dict(type=int, metavar="N", help="texts, answers or examples of a device call"),
     "--candidates": dict(type=int, metavar="N", help="documents or chunks that the choice is made from"),
-    "--checkpoint": dict(metavar="DIR", help="a training run, one of its checkpoints, or a released one"),
+    "--checkpoint": dict(
+        metavar="DIR", help="a training run, one of its checkpoints, or a released one (a Hub id, too)"
+    ),
     "--compress-rate": dict(type=int, metavar="N", help="tokens of a document for each memory vector"),
     "--config": dict(
         metavar="NAME[:ARG]",

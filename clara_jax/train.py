@@ -106,7 +106,8 @@ def _show(result: RunResult, config: RunConfig) -> None:
         questions, documents, k=topk.k if stage.ranks else None, max_new_tokens=stage.evaluation.answer_tokens
     )
     for record, answer in zip(asked, answers, strict=True):
-        say(f"\nQuestion: {record.questions[0]}\nAnswer:   {answer.text}   (reference: {record.gold_answers[0]})")
+        reference = f"   (reference: {record.gold_answers[0]})" if record.gold_answers else ""
+        say(f"\nQuestion: {record.questions[0]}\nAnswer:   {answer.text}{reference}")
         for source in answer.sources:
             gold = " (gold)" if int(source.id.partition("#")[0]) in record.positives else ""
             score = "" if source.score is None else f", score {source.score:+.3f}"

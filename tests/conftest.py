@@ -4,6 +4,7 @@ import gc
 import mmap
 import os
 import tarfile
+from collections import Counter
 from glob import glob
 
 import jax
@@ -67,11 +68,18 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """What was skipped is listed with its reason (-rs); this is what was not even chosen."""
+    """Whatever was not checked is listed: what was skipped, with its reason, and what was not even chosen."""
+    skipped = Counter()
+    for report in terminalreporter.stats.get("skipped", ()):
+        reason = report.longrepr[2] if isinstance(report.longrepr, list | tuple) else str(report.longrepr)
+        skipped[report.nodeid.partition("::")[0], reason.removeprefix("Skipped: ")] += 1
+    lines = [f"{file}, {count} skipped: {reason}" for (file, reason), count in sorted(skipped.items())]
     if config.option.markexpr == config.getini("addopts")[1]:
-        terminalreporter.write_line(
-            "not run: tests marked slow (python -m pytest -q -m slow) and drill (python -m pytest -q -m drill)"
-        )
+        lines.append("tests marked slow (python -m pytest -q -m slow) and drill (python -m pytest -q -m drill)")
+    if lines:
+        terminalreporter.section("not checked")
+    for line in lines:
+        terminalreporter.write_line(line)
 
 
 def pytest_collection_finish():

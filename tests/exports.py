@@ -21,14 +21,17 @@ TRAINED = ("lora/compressor", "lora/query_reasoner", "lora/generator", "tokens/m
 def bundle(base, clara=SMALL):
     """On a base model's directory."""
     mesh = make_mesh(1, 1, devices=jax.devices()[:1])
-    fresh = opening.from_base(str(base), clara, mesh, "float32")
+    return drawn(opening.from_base(str(base), clara, mesh, "float32"))
+
+
+def drawn(fresh):
+    """A fresh model with other adapters, as if it were trained."""
     rng = np.random.default_rng(3)
 
-    def drawn(leaf):
+    def draw(leaf):
         return jax.device_put(0.3 * rng.normal(size=leaf.shape).astype(np.float32), leaf.sharding)
 
-    lora = jax.tree.map(drawn, fresh.params["lora"])
-    params = {**fresh.params, "lora": lora}
+    params = {**fresh.params, "lora": jax.tree.map(draw, fresh.params["lora"])}
     return dataclasses.replace(fresh, params=params, trained=TRAINED, history=({"stage": "end_to_end"},))
 
 

@@ -29,6 +29,12 @@ def golden_dir() -> Path:
     return _folder("CLARA_GOLDEN_DIR", "golden") or pytest.skip("no golden files: set CLARA_GOLDEN_DIR")
 
 
+def golden_smollm2(name: str) -> Path:
+    """A file of the golden folder's part on SmolLM2; skips where the folder has none, as those of other bases."""
+    path = golden_dir() / "smollm2" / name
+    return path if path.is_file() else pytest.skip(f"no golden files of SmolLM2 in {golden_dir()}")
+
+
 def shared_data() -> Path:
     """The folder of real QA data; skips where the default is absent."""
     return _folder("CLARA_SHARED_DATA", "data") or pytest.skip("no real data: set CLARA_SHARED_DATA")

@@ -1,6 +1,7 @@
 """The benchmark against the released code: its logic, and, where that code and its environment are named, all of it
 on a tiny model."""
 
+import dataclasses
 import json
 import os
 import re
@@ -9,13 +10,17 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from benchmarks import against_released, released_driver
 from benchmarks.against_released import OURS, RELEASED, Measurements, ReleasedProcess, measure, parse, read, rows, table
 from benchmarks.released_rows import ROWS, BenchmarkRow, Inputs
+from clara_jax.api import Clara
+from clara_jax.checkpoints import exporting, opening
 from clara_jax.errors import ClaraError
-from tests import tiny
+from clara_jax.method.parameters import flatten
+from tests import exports, tiny
 from tests.locations import ROOT
 
 CODE, PYTHON = "CLARA_RELEASED_CODE", "CLARA_RELEASED_PYTHON"
@@ -171,19 +176,76 @@ class TestMeasurements:
         assert lines[3] == "| compress | 6.00 s |  |  | 6.00 s (float32) |  |  |"
 
 
-@pytest.mark.slow
-def test_both_sides_do_the_same_on_a_tiny_model(tmp_path):
-    named = {name: os.environ.get(name) for name in (CODE, PYTHON)}
-    if not all(named.values()):
+@pytest.fixture
+def released():
+    """The released code and its environment's interpreter, as arguments of the benchmark; skips where they are not."""
+    code, python = os.environ.get(CODE), os.environ.get(PYTHON)
+    if not code or not python:
         pytest.skip(f"set {CODE} to a checkout of the released code and {PYTHON} to its environment's interpreter")
+    return SimpleNamespace(released=code, released_python=python, k=2)
+
+
+SIZES = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+SIZES |= dict(rms_norm_eps=1e-5, rope_theta=1e4, max_position_embeddings=2048, hidden_act="silu")
+LONGROPE = dict(type="longrope", short_factor=[1.0, 1.1, 1.3, 1.6, 2.0, 2.5], long_factor=[2.0, 3.0, 5.0, 8, 12, 17])
+PHI3 = dict(model_type="phi3", sliding_window=None, pad_token_id=0)
+ARCHITECTURES = {
+    "mistral": dict(model_type="mistral", sliding_window=None, tie_word_embeddings=False),
+    "llama": dict(model_type="llama", tie_word_embeddings=True),
+    "qwen2": dict(model_type="qwen2", tie_word_embeddings=True, use_sliding_window=False),
+    "qwen3": dict(model_type="qwen3", head_dim=32, tie_word_embeddings=False, use_sliding_window=False),
+    "phi3": PHI3 | dict(tie_word_embeddings=False, original_max_position_embeddings=2048),
+    "phi4_mini": PHI3
+    | dict(tie_word_embeddings=True, partial_rotary_factor=0.75, rope_scaling=LONGROPE)
+    | dict(original_max_position_embeddings=1024),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_round_trip_through_the_released_code(released, name, tmp_path, mesh, monkeypatch):
+    """Ours, the released format, the released code, the released format, ours: the same memories and parameters."""
+    tokenizer, clara = tiny.tokenizer(), exports.SMALL
+    if name.startswith("qwen"):  # as theirs: no bos, and special tokens that have no role
+        tokenizer.bos_token = None
+        tokenizer.add_special_tokens({"extra_special_tokens": ["<s>"]})
+        clara = dataclasses.replace(clara, missing_bos="first_special")
+    base = opening.from_scratch(SIZES | ARCHITECTURES[name], tokenizer, clara, mesh, "float32")
+    bundle = dataclasses.replace(exports.drawn(base), history=({"stage": "end_to_end", "top_k": 2},))
+    folder = tmp_path / "one"
+    folder.mkdir()
+    exporting.export_released(bundle, folder / "checkpoint")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    documents = [tiny.document(i) for i in range(3)]
+    with ReleasedProcess(released, folder, 1) as other:
+        other.ask("compress", precision="float32", documents=documents, file=str(tmp_path / "memories.npy"))
+        other.ask("save", precision="float32", folder=str(tmp_path / "back"))
+    np.testing.assert_allclose(np.load(tmp_path / "memories.npy"), Clara(bundle).compress(documents).array, atol=1e-4)
+    found = opening.load(tmp_path / "back", mesh, precision="float32")
+    assert found.top_k == 2
+    ours, theirs = (flatten(one.params) for one in (bundle, found))
+    assert set(ours) == set(theirs)
+    for path, leaf in ours.items():
+        np.testing.assert_array_equal(np.asarray(theirs[path]), np.asarray(leaf), err_msg=path)
+
+
+@pytest.mark.slow
+def test_both_sides_do_the_same_on_a_tiny_model(released, tmp_path):
     # Long enough for the questions that the released code pads to 1,043 positions.
     base = tiny.write_base(tmp_path / "base", max_position_embeddings=2048)
     config = json.loads((base / "tokenizer_config.json").read_text())
     (base / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "PreTrainedTokenizerFast"}))
     out = tmp_path / "out.json"
     counts = [f"--{name.replace('_', '-')}={number}" for name, number in COUNTS.items()]
-    command = [sys.executable, "-m", "benchmarks.against_released", f"--released={named[CODE]}", f"--base={base}"]
-    command += [f"--released-python={named[PYTHON]}", f"--data={_data(tmp_path / 'data')}", f"--output={out}", *counts]
+    command = [sys.executable, "-m", "benchmarks.against_released", f"--released={released.released}", f"--base={base}"]
+    command += [
+        f"--released-python={released.released_python}",
+        f"--data={_data(tmp_path / 'data')}",
+        f"--output={out}",
+        *counts,
+    ]
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(out.read_text())

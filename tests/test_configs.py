@@ -77,6 +77,33 @@ def test_arguments_of_the_paper_configs():
         assert resolve(load("phi4_mini_scp", f"rate={rate}")).clara.memory_tokens == 256 // rate
 
 
+@pytest.mark.parametrize("name", PAPER)
+def test_like_the_paper_or_the_release(name):
+    paper, release = (resolve(load(name, f"like={like}")) for like in ("paper", "release"))
+    assert paper == resolve(load(name))
+    (one,), (other,) = paper.stages, release.stages
+    assert (one.optimizer.betas, other.optimizer.betas) == ((0.9, 0.999), (0.9, 0.95))
+    is_last = one.name == "end_to_end"
+    assert release.clara.max_length == (1024 if is_last else 2048)
+    assert (other.optimizer.schedule, other.optimizer.minimum_ratio) == (
+        ("constant", 0.1) if is_last else ("cosine_with_minimum", 0.1)
+    )
+    assert other.optimizer.warmup == (0 if is_last else 0.03) and other.topk.k == 5
+    assert one.reset == other.reset == (("lora/generator",) if one.name == "instruct" else ())
+    # Nothing else differs.
+    optimizer = {field: getattr(one.optimizer, field) for field in ("betas", "schedule", "warmup")}
+    same = dataclasses.replace(release, stages=(changed(other, optimizer=optimizer),), clara=paper.clara)
+    assert same == paper
+    with pytest.raises(ClaraError, match="like=code: it must be one of paper, release"):
+        load(name, "like=code")
+
+
+def test_the_schedule_goes_before_what_it_is_like():
+    for like, schedule in (("paper", "constant"), ("release", "cosine")):
+        (stage,) = resolve(load("mistral7b_end_to_end", f"like={like},schedule={schedule}")).stages
+        assert stage.optimizer.schedule == schedule
+
+
 def test_smollm2_arguments():
     run = resolve(load("smollm2"))
     assert [stage.name for stage in run.stages] == ["autoencode_16", "instruct_16", "instruct_32", "instruct_64"]

@@ -87,7 +87,7 @@ def test_a_model_comes_back_from_the_released_format_as_it_was(bundle, tmp_path)
     same(bundle, loaded)
     config = json.loads((tmp_path / "released/config.json").read_text())
     assert config["training_stage"] == "stage2" and config["compr_rate"] == 8 and config["lora_r"] == 4
-    assert loaded.history == ({"stage": "released stage2"},)
+    assert loaded.history == ({"stage": "released stage2", "top_k": 5},)
     exporting.export_released(loaded, tmp_path / "again")
     assert json.loads((tmp_path / "again/config.json").read_text()) == config
 
@@ -118,7 +118,7 @@ def test_golden_checkpoint_is_written_as_the_released_code_wrote_it(folder, tmp_
             np.testing.assert_array_equal(found[name], wanted[name], err_msg=name)
     wanted = json.loads((source / "config.json").read_text())
     found = json.loads((tmp_path / "out/config.json").read_text())
-    free = {"decoder_model_name", "transformers_version", "generation_top_k", "attn_implementation"}
+    free = {"decoder_model_name", "transformers_version", "attn_implementation"}
     assert {k: v for k, v in found.items() if k not in free} == {k: v for k, v in wanted.items() if k not in free}
 
 
@@ -182,6 +182,44 @@ def test_a_base_from_scratch_travels_along(tmp_path):
         found = opening.load(tmp_path / f"moved {name}", mesh, precision="float32")
         for path, leaf in flatten(made.params).items():
             np.testing.assert_array_equal(np.asarray(flatten(found.params)[path]), np.asarray(leaf), err_msg=path)
+
+
+def released_config(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
+def test_a_base_that_is_written_along_is_named_from_anywhere_and_goes_where_the_checkpoint_goes(bundle, tmp_path):
+    whole = dataclasses.replace(bundle, base_overrides=("base",), trained=("base", *bundle.trained))
+    for name, export in (("peft", exporting.export_peft), ("released", exporting.export_released)):
+        export(whole, tmp_path / name)
+    assert released_config(tmp_path / "released")["decoder_model_name"] == str(tmp_path / "released/base")
+    named = json.loads((tmp_path / "peft/generator/adapter_config.json").read_text())["base_model_name_or_path"]
+    assert named == str(tmp_path / "peft/base")
+    # Another model at the place that is named is not taken for it.
+    (tmp_path / "released").rename(tmp_path / "moved")
+    tiny.write_base(tmp_path / "released/base", seed=9)
+    same(whole, opening.load(tmp_path / "moved", bundle.mesh, precision="float32"))
+
+
+def test_k_is_the_runs_in_the_released_format_and_back(bundle, tmp_path):
+    history = ({"stage": "instruct", "top_k": 2}, {"stage": "end_to_end", "top_k": 3})
+    exporting.export_released(dataclasses.replace(bundle, history=history), tmp_path / "out")
+    assert released_config(tmp_path / "out")["generation_top_k"] == 3
+    assert opening.load(tmp_path / "out", bundle.mesh).top_k == 3
+    for k in (0, True, "5", 2**40):
+        (tmp_path / "out/config.json").write_text(
+            json.dumps(released_config(tmp_path / "out") | {"generation_top_k": k})
+        )
+        with pytest.raises(ClaraError, match='config.json: "generation_top_k" .* is not a positive whole number'):
+            opening.load(tmp_path / "out", bundle.mesh)
+
+
+def test_adapters_in_the_released_format_carry_tied_tables_by_both_names(bundle, tmp_path):
+    exporting.export_released(bundle, tmp_path / "out")
+    assert list(read_pth(tmp_path / "out/decoder_first_last_layers.pth")) == ["model.embed_tokens.weight"]
+    for role, state in read_pth(tmp_path / "out/adapters.pth").items():
+        assert [name for name in state if "lora" not in name] == ["model.embed_tokens.weight", "lm_head.weight"], role
+        assert np.shares_memory(state["model.embed_tokens.weight"], state["lm_head.weight"])
 
 
 def test_tensors_are_split_into_shards(tmp_path):
@@ -307,3 +345,28 @@ def test_a_model_without_bos_is_not_exported_to_the_released_format(bundle, tmp_
     added = opening._added_tokens(tokenizer, ClaraConfig(doc_max_length=32, compress_rate=8, lora_rank=4))
     with pytest.raises(ClaraError, match="no bos token.*--format peft"):
         exporting.export_released(dataclasses.replace(bundle, tokenizer=added), tmp_path / "out")
+
+
+def test_what_stands_for_a_missing_bos_in_the_released_format(tmp_path, mesh, capsys):
+    tokenizer = tiny.tokenizer()
+    tokenizer.bos_token = None
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<s>"]})
+    tiny.write_base(tmp_path / "tiny")
+    tokenizer.save_pretrained(tmp_path / "tiny")
+    (tmp_path / "tiny").rename(tmp_path / "Qwen-tiny")
+    first = exports.bundle(tmp_path / "Qwen-tiny", dataclasses.replace(exports.SMALL, missing_bos="first_special"))
+    assert first.tokenizer.lacks_bos and first.tokenizer.bos_id == tokenizer.convert_tokens_to_ids("<s>")
+    exporting.export_released(first, tmp_path / "out")
+    found = opening.load(tmp_path / "out", mesh, precision="float32")
+    same(first, found)
+    assert found.tokenizer.bos_id == first.tokenizer.bos_id and "warning" not in capsys.readouterr().err
+    # The released code goes by the base's name.
+    exporting.export_released(first, tmp_path / "other", base_name="models/tiny")
+    assert "models/tiny has no bos token, for which the released code finds another where" in capsys.readouterr().err
+    exporting.export_released(dataclasses.replace(first, base_overrides=("base",)), tmp_path / "whole")
+    assert released_config(tmp_path / "whole")["decoder_model_name"] == str(tmp_path / "whole/qwen_base")
+    assert json.loads((tmp_path / "whole/qwen_base/tokenizer_config.json").read_text())["additional_special_tokens"]
+    # A run that has the first memory token there is not what the released code would make of it.
+    old = exports.bundle(tmp_path / "Qwen-tiny", dataclasses.replace(exports.SMALL, missing_bos="memory_token"))
+    with pytest.raises(ClaraError, match='trained with missing_bos "memory_token"; export --format peft'):
+        exporting.export_released(old, tmp_path / "old")

@@ -31,7 +31,7 @@ def get_config(arg=None):
         dict(
             scp=stage("scp"),
             instruct=stage("instruct", topk=dict(k=2)),
-            retrieval=stage("end_to_end", topk=topk),
+            retrieval=stage("retrieval", topk=topk),
             end_to_end=stage("end_to_end", topk=topk, evaluation=dict(answers=8, gradients=True)),
         ),
         model=dict(base=args.base, precision="float32"),

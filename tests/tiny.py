@@ -122,7 +122,7 @@ def with_adapters(bundle: Bundle) -> Bundle:
 
 
 def write_records(directory: Path, count: int = 24, candidates: int = 4) -> Path:
-    """scp.jsonl, instruct.jsonl and end_to_end.jsonl of ``count`` records each."""
+    """scp.jsonl, instruct.jsonl, end_to_end.jsonl and, without answers, retrieval.jsonl of ``count`` records each."""
     directory.mkdir(parents=True, exist_ok=True)
     scp, instruct, end_to_end = [], [], []
     for i in range(count):
@@ -136,6 +136,7 @@ def write_records(directory: Path, count: int = 24, candidates: int = 4) -> Path
         record = {"question": question, "docs": docs, "answer": answer, "gold_answer": answer, "pos_index": [positive]}
         instruct.append(record | {"docs": docs[: 1 + i % 2] if positive <= i % 2 else [document(i)], "pos_index": []})
         end_to_end.append(record)
-    for name, records in (("scp", scp), ("instruct", instruct), ("end_to_end", end_to_end)):
+    retrieval = [{name: record[name] for name in ("question", "docs", "pos_index")} for record in end_to_end]
+    for name, records in dict(scp=scp, instruct=instruct, end_to_end=end_to_end, retrieval=retrieval).items():
         (directory / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     return directory

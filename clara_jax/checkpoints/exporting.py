@@ -18,7 +18,7 @@ from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.checkpoints.names import EMBEDDING, HEAD, MEMORY_MAP, export_base, export_lora, lora_modules
 from clara_jax.checkpoints.peft_folders import TABLES
 from clara_jax.distributed import gather
-from clara_jax.errors import ClaraError
+from clara_jax.errors import ClaraError, warn_line
 from clara_jax.files import folder_when_whole
 from clara_jax.formats.base import SMOLLM2
 from clara_jax.formats.hugging_face import write_config, write_tensors
@@ -30,6 +30,7 @@ from clara_jax.method.parameters import split
 
 FORMATS = ("peft", "released", "merged", "compact")
 DTYPES = ("float32", "bfloat16")
+TOP_K = 5  # documents that the released code reads where nothing says how many
 BASE = "base"  # folder of a base model that others cannot find by a name
 
 
@@ -51,7 +52,7 @@ def export_peft(bundle: Bundle, directory: str | Path, dtype: str = "float32", b
     # These are few numbers, so they keep the dtype of training.
     tables |= {f"{MEMORY_MAP}{name}": np.asarray(leaf) for name, leaf in bundle.params["tokens"].get("map", {}).items()}
     with folder_when_whole(directory) as folder:
-        name = _write_base_unless_named(bundle, folder, base_name)
+        name = _write_base_unless_named(bundle, folder, Path(directory).absolute() / BASE, base_name)
         about = {
             "stage": _stage(bundle),
             "trained": list(bundle.trained),
@@ -101,23 +102,32 @@ def export_released(
             f'memory_places is "{clara.memory_places}": in the released format memory tokens stand at the text\'s end; '
             "export --format peft"
         )
-    if tokenizer.bos_id is None:
+    if not tokenizer.has_released_ends:
+        trained = "without one" if tokenizer.bos_id is None else f'with missing_bos "{tokenizer.missing_bos}"'
         raise ClaraError(
-            "the base's tokenizer has no bos token: the released code would let the first memory token stand for it, "
-            "and this model was trained without one; export --format peft"
+            "the base's tokenizer has no bos token (or no eos), and the released code would put another token in its "
+            f"place: this model was trained {trained}; export --format peft"
         )
     adapters, tables = _adapters(bundle, dtype), _tables(bundle, dtype)
     if not bundle.ranks:
         del adapters["query_reasoner"]  # neither has the released code before the end-to-end stage
     with folder_when_whole(directory) as folder:
         stage = _stage(bundle).removeprefix("released ")
+        # Only of a base whose name has "qwen" in it does the released code look for what stands for a missing bos.
+        along = Path(directory).absolute() / (f"qwen_{BASE}" if tokenizer.lacks_bos else BASE)
+        name = _write_base_unless_named(bundle, folder, along, base_name)
+        if tokenizer.lacks_bos and "qwen" not in name.lower():
+            warn_line(
+                f"the base {name} has no bos token, for which the released code finds another where the base's name "
+                'has "qwen" in it alone: it will not open this export; give such a name with --base-name'
+            )
         config = {
-            "decoder_model_name": _write_base_unless_named(bundle, folder, base_name),
+            "decoder_model_name": name,
             "doc_max_length": clara.doc_max_length,
             "compr_rate": clara.compress_rate,
             "lora_r": clara.lora_rank,
             "different_mem_tokens": clara.different_mem_tokens,
-            "generation_top_k": 5,
+            "generation_top_k": bundle.top_k or TOP_K,
             "max_new_tokens": 128,
             "training_stage": released.STAGES.get(stage, stage if stage in released.STAGES.values() else "stage1"),
         }
@@ -220,8 +230,15 @@ def _write_model(
         _compare(folder, {"": {name: array}}, {"": {name: found[name]}})
 
 
-def _write_base_unless_named(bundle: Bundle, folder: Path, name: str | None) -> str:
-    """Return the base's name for a configuration; a base that others cannot find is written into the folder."""
+def _write_base_unless_named(bundle: Bundle, folder: Path, along: Path, name: str | None) -> str:
+    """Return the base's name for a configuration; a base that others cannot find is written into the folder.
+
+    Args:
+      bundle: the model.
+      folder: that is being filled.
+      along: where a base that is written will lie: a whole path, which holds from any working directory.
+      name: the one that is given, if any.
+    """
     known = bundle.base["name"]
     whole = "base" in bundle.base_overrides
     if whole or known == SMOLLM2 or known.lower().endswith(".gguf"):
@@ -229,8 +246,8 @@ def _write_base_unless_named(bundle: Bundle, folder: Path, name: str | None) -> 
             return name
         base = bundle.params["base"]
         tables = {tensor: np.asarray(base[part]["table"]) for tensor, part in _table_parts(bundle).items()}
-        _write_model(bundle, folder / BASE, base, tables, bundle.model.base_dtype.name, added=False)
-        return BASE
+        _write_model(bundle, folder / along.name, base, tables, bundle.model.base_dtype.name, added=False)
+        return str(along)
     return name or known
 
 

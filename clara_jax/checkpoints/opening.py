@@ -12,16 +12,16 @@ import json
 import os
 import reprlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from clara_jax.checkpoints import compact, peft_folders, released, run
 from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.checkpoints.description import Description
+from clara_jax.checkpoints.locating import locate
 from clara_jax.checkpoints.names import BASE_HINT, load_base
 from clara_jax.errors import ClaraError
 from clara_jax.formats.base import BaseModel, open_base
@@ -30,15 +30,11 @@ from clara_jax.input_pipeline.document_tokenizer import further_special_tokens
 from clara_jax.input_pipeline.prompts import PROMPT_VERSION
 from clara_jax.input_pipeline.tokenization import ClaraTokenizer
 from clara_jax.method.clara import ROLES, ClaraConfig, ClaraModel
-from clara_jax.method.parameters import declare, flatten, initialise_adapters, split, unflatten
+from clara_jax.method.parameters import declare, flatten, initialise_adapters, split, unflatten, within
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.declare import abstract, initialise
 from clara_jax.model.precision import resolve
 from clara_jax.model.sharding import platform
-from clara_jax.shipped import folder_of
-
-# Each is a module with FILES, ``describe`` and ``load``; the first one is taken whose files are all there.
-FORMATS = (compact, released, peft_folders, run)
 
 
 def from_base(
@@ -113,6 +109,28 @@ def fresh(bundle: Bundle, seed: int = 0) -> Bundle:
     return dataclasses.replace(bundle, params=params, trained=(), history=())
 
 
+def reset(bundle: Bundle, subtrees: Sequence[str], key: jax.Array) -> Bundle:
+    """Return the model with some subtrees of its adapters and added rows as if no stage had trained them.
+
+    They are fresh, drawn from the key; a query reasoner is the compressor's copy, from which it starts.
+
+    Raises:
+      ClaraError: a subtree that does not exist.
+    """
+    chosen, kept = split(bundle.params, subtrees, "reset")
+    if not chosen:
+        return bundle
+    model = bundle.model
+    declared = declare(model.config, model.clara, model.base_dtype)
+    drawn = flatten(initialise_adapters(declared, bundle.params["base"], key, bundle.mesh))
+    leaves = kept | {path: drawn[path] for path in chosen}
+    for path in chosen:
+        if path.startswith("lora/query_reasoner/"):
+            leaves[path] = jnp.copy(leaves[path.replace("query_reasoner", "compressor")])
+    trained = tuple(name for name in bundle.trained if not any(within(name, subtree) for subtree in subtrees))
+    return dataclasses.replace(bundle, params=unflatten(leaves), trained=trained)
+
+
 def load(
     path: str | Path,
     mesh: jax.sharding.Mesh,
@@ -124,8 +142,8 @@ def load(
 
     Args:
       path: a training run's directory, one of its checkpoints, a checkpoint in the released format, folders that
-        `clara_jax.checkpoints.exporting` wrote (PEFT, compact), or the name of a model inside the package
-        (`clara_jax.shipped`).
+        `clara_jax.checkpoints.exporting` wrote (PEFT, compact), the name of a model inside the package
+        (`clara_jax.shipped`), or a Hub id (`clara_jax.checkpoints.locating`).
       mesh: of the devices.
       base: where the base lies, if not where the checkpoint says.
       precision: one of `clara_jax.model.precision.CHOICES`; default as trained (released checkpoints: "bfloat16").
@@ -134,17 +152,10 @@ def load(
     Raises:
       ClaraError: nothing there, damaged, made on another base, or of another shape.
     """
-    if not isinstance(path, str | os.PathLike):
-        raise ClaraError(f"{path!r} is no path; give that of a directory")
-    path = folder_of(path) or Path(path)
-    if not os.path.isdir(path):  # also False of a string that cannot be a path
-        raise ClaraError(
-            f"{path}: no such directory; give a training run, one of its checkpoints, or a released CLaRa checkpoint"
-        )
-    form = next(form for form in FORMATS if all((path / name).is_file() for name in form.FILES))
+    folder, form = locate(path)
 
     # What the checkpoint says of its model, and the base that it was made on.
-    about = form.describe(path)
+    about: Description = form.describe(folder)
     if about.note:
         print(about.note, file=sys.stderr)
     if about.prompt_version != PROMPT_VERSION:
@@ -189,7 +200,11 @@ def _open_base_of(about: Description, base: str | None) -> BaseModel:
     name = base or about.base["name"]
     if not isinstance(name, str) or not name:
         raise ClaraError(f'{about.source}: "{about.base_field}" names no base; give one {BASE_HINT}')
-    if not base and os.path.isdir(about.path / name):
+    # A base that was written along goes where the checkpoint goes, while its path says where both were written.
+    along = about.path / Path(name).name
+    if not base and os.path.isabs(name) and os.path.isfile(along / "config.json"):
+        name = str(along.resolve())
+    elif not base and os.path.isdir(about.path / name):
         name = str((about.path / name).resolve())
     elif not base and os.path.isabs(name) and not os.path.exists(name):
         raise ClaraError(
@@ -240,8 +255,8 @@ def _released_missing_bos(tokenizer: PreTrainedTokenizerFast) -> str:
     The name of the choice is part of a tokenizer's hash: where both choices give the same tokens it stays what it was
     before there were two.
     """
-    complete = tokenizer.bos_token is not None and tokenizer.eos_token is not None
-    return "memory_token" if complete or not further_special_tokens(tokenizer) else "first_special"
+    same_bos = tokenizer.bos_token is not None or not further_special_tokens(tokenizer)
+    return "memory_token" if same_bos and tokenizer.eos_token is not None else "first_special"
 
 
 def _reference(opened: BaseModel) -> dict[str, Any]:

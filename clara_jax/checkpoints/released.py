@@ -74,6 +74,13 @@ def describe(path: Path) -> Description:
         raise ClaraError(
             f'{path / "config.json"}: "sep" {config["sep"]!r} is not supported; prompts have <SEP> between memories'
         )
+    k = config.get("generation_top_k")
+    if k is not None and (not isinstance(k, int) or isinstance(k, bool) or not 0 < k <= LARGEST):
+        raise ClaraError(
+            f'{path / "config.json"}: "generation_top_k" {reprlib.repr(k)} is not a positive whole number below '
+            f"{LARGEST:,}"
+        )
+    stage = {"stage": f"released {config.get('training_stage', '')}".strip()}
     return Description(
         path=path,
         source=path / "config.json",
@@ -85,7 +92,7 @@ def describe(path: Path) -> Description:
         },
         base={"name": config.get("decoder_model_name")},
         precision="bfloat16",
-        history=({"stage": f"released {config.get('training_stage', '')}".strip()},),
+        history=(stage if k is None else stage | {"top_k": k},),
         overrides=BASE_TABLES,
         base_field="decoder_model_name",
         released_bos=True,
@@ -153,7 +160,9 @@ def write_released(
     fixed |= {"lora_r_compressor": config["lora_r"]}
     write_json(directory / "config.json", dict(sorted({**_UNUSED, **fixed, **config}.items())))
     names = {role: name for name, role in ROLES.items()}
-    write_pth(directory / "adapters.pth", {names[role]: {**state, **tables} for role, state in adapters.items()})
+    # PEFT repeats the resized tables in every adapter, and tied ones by both of their names.
+    repeated = {EMBEDDING: tables[EMBEDDING], HEAD: tables.get(HEAD, tables[EMBEDDING])}
+    write_pth(directory / "adapters.pth", {names[role]: {**state, **repeated} for role, state in adapters.items()})
     write_pth(directory / "decoder_first_last_layers.pth", tables)
 
 

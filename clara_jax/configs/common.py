@@ -34,6 +34,15 @@ END_TO_END = dict(
 # the first place (docs/topk.md, "Which one is best").
 RELAXED_SORT = dict(method="neuralsort", temperature=0.1)  # of the group topk
 
+# What the released scripts and code have where Table 10 says something else, or nothing.
+RELEASED_BETAS = (0.9, 0.95)
+RELEASED_COMPRESSION = dict(
+    optimizer=dict(betas=RELEASED_BETAS, schedule="cosine_with_minimum", minimum_ratio=0.1),
+    topk=dict(k=5),  # its evaluation has the model of either stage read five documents
+)
+RELEASED_END_TO_END = dict(optimizer=dict(betas=RELEASED_BETAS, schedule="constant", warmup=0.0))
+RELEASED_MAX_LENGTH = dict(scp=2048, instruct=2048, end_to_end=1024)
+
 
 class Arguments(Protocol):
     """The values of a configuration's argument, as attributes; each has the type of its default."""
@@ -147,22 +156,31 @@ def paper(stage: str, arg: str | None, base: str) -> ConfigDict:
       ``--config.<stage>.evaluation.data``;
     - ``base``: another path or name of the base model (default: the paper's, or what ``start`` was trained on);
     - ``start``: the run directory or checkpoint to start from, as instruct and end_to_end do;
-    - ``schedule``, for end_to_end: the paper's "cosine" (default) or the released scripts' "constant".
+    - ``like``: "paper" (default), Table 10; "release": where the released scripts differ from it, as they do
+      (docs/training.md#like-the-paper-like-the-release);
+    - ``schedule``, for end_to_end: "cosine" (the paper's) or "constant" (the released scripts'); default by ``like``.
+
+    Like the released code, instruct starts with a fresh adapter of the generator.
     """
-    keys = dict(rate=16, data="data", base="", start="")
+    keys = dict(rate=16, data="data", base="", start="", like="paper")
     if stage == "end_to_end":
-        keys["schedule"] = "cosine"
+        keys["schedule"] = ""
     args = parse_arg(arg, **keys)
+    as_released = choose("like", args.like, dict(paper=False, release=True))
     train = dict(
         scp="stage1_pretrain*.train.jsonl",
         instruct="stage1_2_instruction.train.jsonl",
         end_to_end="stage2_end_to_end.train.jsonl",
     )
-    schedule = choose("schedule", args.get("schedule", "cosine"), dict(cosine="cosine", constant="constant"))
+    schedule = args.get("schedule") or ""
     fields = merged(
         END_TO_END if stage == "end_to_end" else COMPRESSION,
+        (RELEASED_END_TO_END if stage == "end_to_end" else RELEASED_COMPRESSION) if as_released else {},
         dict(
-            optimizer=dict(schedule=schedule),
+            optimizer=dict(schedule=choose("schedule", schedule, dict(cosine="cosine", constant="constant")))
+            if schedule
+            else {},
+            reset=("lora/generator",) if stage == "instruct" else (),
             # What the paper leaves open: batches of few shapes, so that less of a step is padding (docs/results.md).
             # Packing would do better in scp where there are several rows for each device: that depends on the mesh.
             data=dict(train=(os.path.join(args.data, train[stage]),), buckets=4),
@@ -171,6 +189,7 @@ def paper(stage: str, arg: str | None, base: str) -> ConfigDict:
     return run(
         {stage: fields},
         model=dict(base=args.base or ("" if args.start else base), precision="bfloat16", remat="dots"),
-        clara=dict(doc_max_length=256, compress_rate=args.rate, lora_rank=16, lora_alpha=32.0, lora_dropout=0.1),
+        clara=dict(doc_max_length=256, compress_rate=args.rate, lora_rank=16, lora_alpha=32.0, lora_dropout=0.1)
+        | (dict(max_length=RELEASED_MAX_LENGTH[stage]) if as_released else {}),
         initial_checkpoint=args.start or None,
     )

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clara_jax.errors import ClaraError
+from clara_jax.formats import hub
 from clara_jax.formats.gguf_file import GGUFFile
 from clara_jax.formats.safetensors_files import open_tensors, weight_files
 from clara_jax.strict_json import parse
@@ -95,7 +96,7 @@ def open_base(name: str) -> BaseModel:
             return _open_gguf(name, path)
         raise ClaraError(f"{name}: a base model is a directory or a .gguf file; give the directory of this file")
     # A Hub id may also be a mistyped relative path; the message of a failed download mentions both.
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", name) and path.suffix.lower() != ".gguf":
+    if re.fullmatch(hub.NAME, name) and path.suffix.lower() != ".gguf":
         return _open_directory(name, _download(name))
     raise ClaraError(
         f'{name[:200]}: no such directory or .gguf file; give one, a Hub id such as "org/model", or "{SMOLLM2}"'
@@ -190,33 +191,8 @@ def _packaged_smollm2() -> Path | None:
 
 def _download(hub_id: str) -> Path:
     """Return the directory of a Hub model: downloaded, or from the cache where the Hub cannot be reached."""
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
-
     hint = f'give a directory or a .gguf file, or install "{SMOLLM2}": {_SMOLLM2_INSTALL}'
-    try:
-        # A cheap request first: an unreachable Hub would cost the download several long retries.
-        HfApi().model_info(hub_id, timeout=10)
-        reachable = True
-    except GatedRepoError:
-        raise ClaraError(f"{hub_id}: a gated model; accept its terms on the Hub and log in, or {hint}") from None
-    except RepositoryNotFoundError:
-        raise ClaraError(f"{hub_id}: no such directory, and no such model on the Hugging Face Hub; {hint}") from None
-    except Exception:
-        reachable = False
-    try:
-        return Path(
-            snapshot_download(
-                hub_id,
-                allow_patterns=list(_HUB_FILES),
-                ignore_patterns=list(_HUB_IGNORED),
-                local_files_only=not reachable,
-            )
-        )
-    except LocalEntryNotFoundError:
-        raise ClaraError(f"{hub_id}: no such directory, and the Hugging Face Hub cannot be reached; {hint}") from None
-    except Exception as error:
-        raise ClaraError(f"{hub_id}: the download from the Hugging Face Hub failed ({error}); {hint}") from None
+    return hub.download(hub_id, hub.files_of(hub_id, hint), _HUB_FILES, _HUB_IGNORED, hint)
 
 
 def _file_digest(path: str) -> bytes:

@@ -134,10 +134,7 @@ class DocumentTokenizer:
     def _choose_ends(self) -> None:
         tokenizer: Any = self._tokenizer  # it has its special tokens by __getattr__, which gives them no types
         if self.missing_bos != "omit":
-            further = further_special_tokens(self._base) if self.missing_bos == "first_special" else []
-            stand_in = (*further, self._memory_names[0])[0]
-            tokenizer.bos_token = tokenizer.bos_token or stand_in
-            tokenizer.eos_token = tokenizer.eos_token or stand_in
+            tokenizer.bos_token, tokenizer.eos_token = self._ends(self.missing_bos)
         if tokenizer.eos_token is None:
             raise ClaraError(
                 'the base model\'s tokenizer has no end token; name it as "eos_token" in tokenizer_config.json'
@@ -147,6 +144,24 @@ class DocumentTokenizer:
         self.bos_id: int | None = tokenizer.bos_token_id
         self.eos_id: int = tokenizer.eos_token_id
         self.pad_id: int = next(x for x in (tokenizer.pad_token_id, self.bos_id, self.eos_id) if x is not None)
+
+    def _ends(self, missing_bos: str) -> tuple[str, str]:
+        """Return bos and eos, and what stands for one that is missing."""
+        base: Any = self._base
+        stand_ins = [self._memory_names[0]] * 2
+        if missing_bos == "first_special":
+            stand_ins = [*further_special_tokens(self._base), *self.special_ids]
+        return base.bos_token or stand_ins[0], base.eos_token or stand_ins[1]
+
+    @property
+    def lacks_bos(self) -> bool:
+        """Whether the base's tokenizer has no bos, whatever stands for it."""
+        return self._base.bos_token is None
+
+    @property
+    def has_released_ends(self) -> bool:
+        """Whether what stands for a missing bos or eos is what the released code puts there."""
+        return (self._bos_token, self._eos_token) == self._ends("first_special")
 
     def _special_pattern(self) -> re.Pattern:
         """Return a pattern that matches every string that the tokenizer would read as a special token."""

@@ -165,7 +165,7 @@ def record_prompt(record: Record, stage: str, k: int, seed: int = 0, texts: Sequ
     documents = slots if texts is None else texts
     match record.kind:
         case "question":
-            return question(record.questions[0], documents, record.answers[0])
+            return question(record.questions[0], documents, next(iter(record.answers), None))
         case "paraphrase":
             return paraphrase(record.answers[0], paraphrase_instruction(record, seed), documents)
         case "autoencode":

@@ -2,11 +2,12 @@
 
 The fields are those of the released training data (released checkpoint format, "Training records"):
 
-- scp: ``data_type`` ("qa" or "paraphrase"), ``question``, ``answers``, one document in ``docs``;
+- scp: ``data_type`` ("qa", which it is where it is absent, or "paraphrase"), ``question``, ``answers``, one document
+  in ``docs``;
 - autoencode, continue: a passage, in ``text`` or as the one document in ``docs``; of continue a document in ``docs``
   with what follows it in ``answer``, too;
-- instruct, end_to_end, retrieval: ``question``, ``docs``, ``answer``, and optionally ``gold_answer``, ``pos_index``,
-  ``qid``.
+- instruct, end_to_end, retrieval: ``question``, ``docs``, ``answer`` (retrieval needs none), and optionally
+  ``gold_answer``, ``pos_index``, ``qid``.
 
 Documents may also stand under ``context`` or ``content``, answers under ``answer``, ``answers``, ``golden_answers`` or
 ``gold_answer``. A field that is null counts as missing.
@@ -43,7 +44,7 @@ class Record:
       documents: at least one; exactly one for scp, autoencode and continue.
       questions: qa: one or more; question: one; none for the others.
       answers: the targets: qa: one per question; paraphrase: the text; question: the target; autoencode: the
-        document; continue: what follows it. Empty only where none was asked for, see `parse_record`, and of a passage
+        document; continue: what follows it. Empty only where none is needed, see `parse_record`, and of a passage
         that is not divided yet (see `clara_jax.input_pipeline.windows`).
       gold_answers: every reference an answer may be compared with; empty where ``answers`` is.
       positives: sorted indices into ``documents``; empty where none is known.
@@ -125,14 +126,16 @@ def parse_record(fields: Any, stage: str, where: str, answered: bool = True) -> 
       fields: the decoded JSON value.
       stage: one of `ALL_STAGES`.
       where: what messages begin with, e.g. "file.jsonl:17".
-      answered: training needs an answer. Evaluation does not: there a field of answers that is "" or [] is taken for
-        missing, and a record without any is one without references.
+      answered: training needs an answer, but for retrieval, which learns from positive documents alone. Evaluation
+        does not: where none is needed, a field of answers that is "" or [] is taken for missing, and a record without
+        any is one without references.
 
     Raises:
       ClaraError: not a record of this stage.
     """
     if not isinstance(fields, Mapping):
         raise ClaraError(f"{where}: the line holds {json_kind(fields)}; each line must be a JSON object")
+    answered = answered and stage != "retrieval"
     if not answered:
         fields = {name: value for name, value in fields.items() if name not in ANSWER_FIELDS or not _is_blank(value)}
     if stage in TEXT_STAGES:
@@ -151,10 +154,9 @@ def parse_record(fields: Any, stage: str, where: str, answered: bool = True) -> 
 
 
 def _scp(fields: Mapping, stage: str, where: str, answered: bool):
-    kind = fields.get("data_type")
+    kind = "qa" if fields.get("data_type") is None else fields["data_type"]  # as in the released code
     if kind not in ("qa", "paraphrase"):
-        problem = "is missing" if kind is None else f"is {kind!r}"
-        raise ClaraError(f'{where}: "data_type" {problem}; an scp record needs "qa" or "paraphrase"')
+        raise ClaraError(f'{where}: "data_type" is {kind!r}; an scp record is "qa" (also without it) or "paraphrase"')
     name, answers = _answers(fields, where, answered)
     if kind == "paraphrase":
         return kind, (), answers[:1], answers

@@ -78,7 +78,8 @@ class ClaraTokenizer(DocumentTokenizer):
           memory_tokens: M, memory tokens of a document.
           different_mem_tokens: M different memory tokens, or one token M times.
           missing_bos: for a tokenizer without bos or eos: "omit" the bos, or let the first "memory_token" stand in for
-            them, or, as the released code, the "first_special" token without a role; where there is none, the same.
+            them, or, as the released code, the "first_special" token without a role (for an eos the second one), the
+            added tokens among them.
           max_length: longest prompt with its target, in tokens.
 
         Raises:

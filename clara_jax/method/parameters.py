@@ -88,20 +88,25 @@ def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def split(params: Params, subtrees: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def split(params: Params, subtrees: Iterable[str], field: str = "trains") -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the leaves under the named subtrees, and the rest, both as flat dicts by path.
+
+    Args:
+      params: the model's parameters.
+      subtrees: their paths.
+      field: of the configuration that names them, for error messages.
 
     Raises:
       ClaraError: a subtree that does not exist. `MAP` is valid for a model without a memory map, too.
     """
     leaves, subtrees = flatten(params), tuple(subtrees)
     for name in subtrees:
-        if name != MAP and not any(_under(path, name) for path in leaves):
+        if name != MAP and not any(within(path, name) for path in leaves):
             raise ClaraError(
-                f"trains: there is no subtree {name!r} in the parameters; known: base, lora/<role>, tokens/memory, "
+                f"{field}: there is no subtree {name!r} in the parameters; known: base, lora/<role>, tokens/memory, "
                 f"{MAP} and what lies below them"
             )
-    chosen = {path: leaf for path, leaf in leaves.items() if any(_under(path, name) for name in subtrees)}
+    chosen = {path: leaf for path, leaf in leaves.items() if any(within(path, name) for name in subtrees)}
     return chosen, {path: leaf for path, leaf in leaves.items() if path not in chosen}
 
 
@@ -112,8 +117,9 @@ def merge(chosen: Mapping[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]:
 
 def overlap(one: str, other: str) -> bool:
     """Return whether two subtrees share a leaf: they are the same, or one lies in the other."""
-    return _under(one, other) or _under(other, one)
+    return within(one, other) or within(other, one)
 
 
-def _under(path: str, subtree: str) -> bool:
+def within(path: str, subtree: str) -> bool:
+    """Return whether a path is a subtree's own, or lies in it."""
     return path == subtree or path.startswith(f"{subtree}/")

@@ -152,7 +152,7 @@ class RunConfig:
     workdir: Text = ""
     """The run directory; the command's `--workdir` goes before it."""
     initial_checkpoint: Text | None = None
-    """A run directory, one of its checkpoints, or a released CLaRa checkpoint,
+    """A run directory, one of its checkpoints, or a released CLaRa checkpoint, also by its hub id,
     docs/training.md#starting-from-a-checkpoint."""
     scratch: ScratchSection = ScratchSection()
     synthetic: SyntheticConfig = SyntheticConfig()

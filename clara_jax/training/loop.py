@@ -93,6 +93,7 @@ def run(config: RunConfig, workdir: Path, stop: StopSignal) -> RunResult | None:
             start = find_start(config, workdir, mesh, [part for read in records for part in read.train])
             for stage in config.stages:
                 split(start.bundle.params, stage.subtrees)
+                split(start.bundle.params, stage.reset, "reset")
             left = range(start.position.number, len(config.stages))
             bundles = {i: bundle_of(config, i, start) for i in left}
             data = {i: StageData.encode(config, config.stages[i], bundles[i], records[i]) for i in left}

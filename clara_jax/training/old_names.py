@@ -1,4 +1,4 @@
-"""Names of fields before they were in groups: each is accepted for one version more.
+"""Names of fields before they were in groups: each is accepted for one version more; and fields that came later.
 
 A stage's ``learning_rate`` is now ``optimizer.learning_rate``. Configurations and command lines that use an old name
 get a warning; a ``config.json`` that an earlier version wrote is read without one.
@@ -44,6 +44,9 @@ RUN_NAMES = group_paths(
     }
 )
 
+# Fields that stages have gained since, with the value by which those of before worked.
+STAGE_ADDED: dict[str, Any] = {"reset": []}
+
 
 def run_in_groups(values: Mapping[str, Any], where: str = "config") -> dict[str, Any]:
     """Return the content of a configuration's ConfigDict, as a mapping, with all fields in their groups."""
@@ -61,7 +64,7 @@ def json_in_groups(values: Mapping[str, Any]) -> dict[str, Any]:
     stages = values.get("stages", ())
     if isinstance(stages, list) and all(isinstance(stage, Mapping) for stage in stages):
         values["stages"] = [
-            in_groups(stage, STAGE_NAMES, f"config.{stage.get('name')}", warn=False) for stage in stages
+            STAGE_ADDED | in_groups(stage, STAGE_NAMES, f"config.{stage.get('name')}", warn=False) for stage in stages
         ]
     return values
 

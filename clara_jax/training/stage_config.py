@@ -284,6 +284,9 @@ class StageConfig:
     saving: StageSavingConfig = StageSavingConfig()
     trains: Annotated[tuple[Name, ...], "a tuple of names of subtrees"] | None = None
     """Subtrees of the parameters that are trained, e.g. `lora/generator`; none: those of the stage."""
+    reset: Names = ()
+    """Subtrees of `lora` and `tokens` that the stage starts afresh, as if none had trained them; none: it goes on with
+    what the one before has left. See docs/training.md#what-a-stage-starts-from."""
 
     def __post_init__(self):
         if self.kind not in STAGES:
@@ -328,6 +331,8 @@ class StageConfig:
         text = f"with documents=text nothing reads {', '.join(untouched)}; name lora/generator (or base) alone"
         rule("trains", not as_texts or not untouched, text)
         rule("trains", self.trains is None or bool(self.trains), "name at least one subtree, or leave it out")
+        fresh = all(overlap(name, "lora") or overlap(name, "tokens") for name in self.reset)
+        rule("reset", fresh, "only subtrees of lora and tokens are started afresh, e.g. lora/generator")
         text = f"{self.name} trains {', '.join(trained)}: memories that are kept would grow old; leave it empty"
         rule("data.memories", not data.memories or not trained, text)
         text = "only end_to_end and retrieval read memories that are kept"

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from clara_jax.checkpoints.bundle import Bundle
+from clara_jax.checkpoints.opening import reset
 from clara_jax.checkpoints.run import CheckpointWriter
 from clara_jax.chips import peak_flops
 from clara_jax.distributed import Agreement, is_main
@@ -33,6 +34,7 @@ from clara_jax.training.step import TrainState, compiled_programs, init_state, m
 from clara_jax.training.stopping import Stopped, StopSignal
 from clara_jax.training.throughput import step_flops
 
+RESET = np.uint32(2**32 - 1)  # is folded into a stage's key for what it starts afresh; steps have lower numbers
 START_STRENGTH = 0.02  # of the states in a memory that starts on a scaffold
 
 
@@ -52,8 +54,12 @@ def train_stage(
         checkpoint that cannot be written.
       Stopped: ``stop`` was set; the state is saved, or, while documents are compressed, the finished memories are.
     """
-    bundle, first, number = start.bundle, start.position.step, start.position.number
-    mesh, stage = bundle.mesh, config.stages[number]
+    first, number = start.position.step, start.position.number
+    mesh, stage = start.bundle.mesh, config.stages[number]
+    key = jax.random.fold_in(jax.random.key(config.seed), number)
+    if not start.checkpoint:  # which has been reset
+        start = start._replace(bundle=reset(start.bundle, stage.reset, jax.random.fold_in(key, RESET)))
+    bundle = start.bundle
     steps = stage.optimizer.total_steps(len(data.examples))
 
     # Data: the batch of each step, and the model at the rate that it has.
@@ -66,7 +72,7 @@ def train_stage(
     state = init_state(trained, optimizer, first)
     if start.checkpoint:
         state = dataclasses.replace(state, optimizer=load_optimizer(start.checkpoint, state.optimizer))
-    key = put_whole(jax.random.fold_in(jax.random.key(config.seed), number), mesh)
+    key = put_whole(key, mesh)
     # All learning rates at once: asking the device for one in every step would make the host wait for the step before.
     learning_rates = np.asarray(jax.vmap(learning_rate_schedule(stage.optimizer, steps))(np.arange(steps)))
     parts, changing = stage.optimizer.accumulate, schedules(stage, steps)

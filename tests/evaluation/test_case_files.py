@@ -109,7 +109,7 @@ def test_compressed_files(tmp_path):
         (question_cases, [QUESTION, "{"], "a.jsonl:2: column 1: not JSON"),
         (question_cases, [QA], 'a.jsonl:1: "question" is a list'),
         (question_cases, [QUESTION | {"answer": 3}], 'a.jsonl:1: "answer" is a number'),
-        (scp_cases, [QUESTION], 'a.jsonl:1: "data_type" is missing'),
+        (scp_cases, [QUESTION | {"docs": ["a", "b"]}], 'a.jsonl:1: "docs" holds 2 documents'),
         (paraphrase_cases, [PARAPHRASE | {"docs": ["a", "b"]}], 'a.jsonl:1: "docs" holds 2 documents'),
         (paraphrase_cases, [{"question": "Who?"}], 'a.jsonl:1: "text" is missing'),
         (paraphrase_cases, ["[]"], "a.jsonl:1: the line holds a list"),

@@ -196,7 +196,7 @@ def test_the_world(data):
         ("counterfactual:mine/scp.jsonl", "no question whose answer another one's could take the place of"),
         ("scp:absent.jsonl", "absent.jsonl nor absent.jsonl: no such file"),
         ("scp:mine", "mine: no such file"),
-        ("scp:mine/some.jsonl", 'some.jsonl:1: "data_type" is missing'),
+        ("scp:mine/some.jsonl", 'some.jsonl:1: "docs" holds 2 documents; an scp record has exactly one'),
         ("needle:mine/some.jsonl", "needle: no document has 75 words"),
     ],
 )

@@ -16,7 +16,7 @@ from clara_jax.errors import ClaraError
 from clara_jax.formats.base import open_base
 from clara_jax.formats.gguf_file import GGUFFile
 from clara_jax.model.config import ModelConfig
-from tests.locations import golden_dir, golden_folders
+from tests.locations import golden_folders, golden_smollm2
 
 LAYERS, WIDTH, HEADS, KV_HEADS, MLP, ROWS = 2, 64, 4, 2, 96, 48
 HEAD = WIDTH // HEADS
@@ -549,12 +549,12 @@ def smollm2():
 
 class TestSmolLM2:
     def test_golden_configuration(self, smollm2):
-        golden = json.loads((golden_dir() / "smollm2" / "golden_torch_fp32.json").read_text())["config"]
+        golden = json.loads(golden_smollm2("golden_torch_fp32.json").read_text())["config"]
         assert {key: smollm2[0].config[key] for key in golden} == golden
 
     def test_golden_token_ids(self, smollm2):
         _, tokenizer = smollm2
-        golden = json.loads((golden_dir() / "smollm2" / "golden_torch_fp32.json").read_text())
+        golden = json.loads(golden_smollm2("golden_torch_fp32.json").read_text())
         for record in golden["teacher_forced"]:
             assert tokenizer.encode(record["text"]) == record["ids"]
         for record in golden["greedy"]:
@@ -566,13 +566,13 @@ class TestSmolLM2:
 
     def test_golden_special_tokens(self, smollm2):
         _, tokenizer = smollm2
-        golden = json.loads((golden_dir() / "smollm2" / "tokenizer_config.json").read_text())
+        golden = json.loads(golden_smollm2("tokenizer_config.json").read_text())
         for name in ("bos_token", "eos_token", "unk_token", "pad_token", "chat_template"):
             assert getattr(tokenizer, name) == golden[name]
 
     def test_golden_tokenizer_on_much_text(self, smollm2):
         _, tokenizer = smollm2
-        exact = Tokenizer.from_file(str(golden_dir() / "smollm2" / "tokenizer.json"))
+        exact = Tokenizer.from_file(str(golden_smollm2("tokenizer.json")))
         assert tokenizer.get_vocab() == exact.get_vocab()
         rng = random.Random(0)
         alphabet = [*"aeiou thn,.'\"0123456789\n\t\ré北😀\u200d\u00a0", "  ", "'ll", "<|im_end|>", "<|im_start|>"]

@@ -81,7 +81,6 @@ def without(fields, name):
         ("end_to_end", QUESTION | {"pos_index": [0.0]}, '"pos_index"[0] is a number; it must be a whole number'),
         ("end_to_end", QUESTION | {"pos_index": [True]}, '"pos_index"[0] is true or false'),
         ("end_to_end", QUESTION | {"pos_index": 0}, '"pos_index" is a number'),
-        ("scp", without(QA, "data_type"), '"data_type" is missing'),
         ("scp", QA | {"data_type": "poem"}, "\"data_type\" is 'poem'"),
         ("scp", QA | {"answers": ["A1"]}, '"question" has 2 entries and "answers" has 1'),
         ("scp", QA | {"question": []}, '"question" is empty'),
@@ -97,6 +96,22 @@ def test_bad_line_is_named(tmp_path, stage, fields, message):
         read_records([path], stage)
     assert str(caught.value).startswith(f"{path}:2: {message}")
     assert "\n" not in str(caught.value)
+
+
+def test_a_missing_kind_is_qa_as_in_the_released_code():
+    for kind in ({}, {"data_type": None}):
+        assert parse_record(without(QA, "data_type") | kind, "scp", "f:1") == parse_record(QA, "scp", "f:1")
+
+
+@pytest.mark.parametrize("nothing", [{}, {"answer": None}, {"answer": ""}, {"golden_answers": []}])
+def test_retrieval_needs_no_answer(nothing, tmp_path):
+    fields = without(QUESTION, "answer") | {"pos_index": [1]}
+    path = write(tmp_path / "a.jsonl", fields | nothing, fields | {"answer": "Ann"})
+    one, other = read_records(path, "retrieval")
+    assert (one.questions, one.answers, one.gold_answers, one.positives) == (("Who?",), (), (), (1,))
+    assert other.answers == ("Ann",)
+    with pytest.raises(ClaraError, match='a.jsonl:1: "(golden_answers|answer)" is'):
+        read_records(path, "end_to_end")
 
 
 @pytest.mark.parametrize("nothing", [{}, {"answer": None}, {"answer": ""}, {"answer": " "}, {"golden_answers": []}])

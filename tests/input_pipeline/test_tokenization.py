@@ -67,7 +67,18 @@ def test_missing_bos():
     base.add_special_tokens({"extra_special_tokens": ["<|tool|>", "<|end|>"]})
     first = ClaraTokenizer(base, 16, 4, missing_bos="first_special")
     assert first.decode([first.bos_id], special=True) == "<|tool|>"
-    assert ClaraTokenizer(base, 16, 4, missing_bos="memory_token").bos_id == first.memory_ids[0]
+    other = ClaraTokenizer(base, 16, 4, missing_bos="memory_token")
+    assert other.bos_id == first.memory_ids[0]
+    assert [one.lacks_bos for one in (first, other, ClaraTokenizer(tiny_tokenizer(), 16, 4))] == [True, True, False]
+    assert [one.has_released_ends for one in (first, plain, stand_in, other, omit)] == [True, True, True, False, False]
+    # An eos is the second one, which without further tokens of the base is a memory token.
+    base.eos_token = None
+    ends = ClaraTokenizer(base, 16, 4, missing_bos="first_special")
+    assert (ends.bos_id, ends.decode([ends.eos_id], special=True)) == (first.bos_id, "<|end|>")
+    base = tiny_tokenizer(bos=None)
+    base.eos_token = None
+    ends = ClaraTokenizer(base, 16, 4, missing_bos="first_special")
+    assert (ends.bos_id, ends.eos_id) == ends.memory_ids[:2]
     # A memory token that stands alone, as a bos here, is no memory.
     tokenizer = ClaraTokenizer(tiny_tokenizer(REFUSING_TEMPLATE, bos=None), 16, 4, missing_bos="memory_token")
     encoded = tokenizer.encode_prompt(prompts.question("Who?", 1))

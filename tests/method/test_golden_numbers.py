@@ -22,6 +22,7 @@ from tests.locations import golden_folders
 
 pytestmark = pytest.mark.usefixtures("optimized")
 FOLDERS = golden_folders()
+RELATIVE = 2e-5  # of the largest: what float32 alone makes of logits of 8 and more in the released code
 STAGE_FILES = {stage.reference_name: stage for stage in STAGES.values() if stage.reference_name}
 ADAPTERS = {"encoder_adapter": "compressor", "decoder_adapter": "generator", "query_reasoner_adapter": "query_reasoner"}
 
@@ -157,4 +158,5 @@ def check_outputs(model, params, batch, objective, arrays):
         if name == "logits":  # what stands at padding is nobody's business
             attended = batch.prompt.segment_ids == 1
             value, expected = value[attended], expected[attended]
-        np.testing.assert_allclose(value, expected, rtol=0, atol=1e-5 if name == "mse_loss" else 1e-4, err_msg=name)
+        allowed = 1e-5 if name == "mse_loss" else max(1e-4, RELATIVE * np.abs(expected).max())
+        np.testing.assert_allclose(value, expected, rtol=0, atol=allowed, err_msg=name)

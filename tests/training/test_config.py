@@ -310,7 +310,8 @@ def test_old_names_are_read_in_groups(capsys):
     old = flat(written, RUN_NAMES) | {"stages": [flat(one, STAGE_NAMES) for one in written["stages"]]}
     old["synthetic"] = flat(written["synthetic"], SYNTHETIC_NAMES)
     assert old["synthetic"].keys() == {*SYNTHETIC_NAMES, "seed"}
-    assert not {"saving", "reporting"} & old.keys() and old["stages"][0].keys() == {*STAGE_NAMES, "name", "trains"}
+    assert not {"saving", "reporting"} & old.keys()
+    assert old["stages"][0].keys() == {*STAGE_NAMES, "name", "trains", "reset"}
     assert from_json(old) == from_json(written) == run and capsys.readouterr().err == ""
 
     given = ConfigDict(dict(stages=("scp",), model=dict(base="smollm2"), keep=7, profile=(1, 3)))

@@ -87,11 +87,10 @@ def read(paths: Sequence[str], stage: str, log: Log | None = None) -> Iterator[d
 
 def _stage_kind(fields: Any) -> str:
     """Return "scp" or "a question"; lines that are neither are refused later, as one of them."""
-    if not isinstance(fields, Mapping) or fields.get("data_type") is None:
+    if not isinstance(fields, Mapping):
         return "a question"
-    if fields["data_type"] == "paraphrase" or isinstance(fields.get("question"), list):
-        return "scp"
-    return "a question"
+    is_scp = fields.get("data_type") == "paraphrase" or isinstance(fields.get("question"), list)
+    return "scp" if is_scp else "a question"
 
 
 def _fields(record: Record, id: str) -> dict[str, Any]:
@@ -104,10 +103,7 @@ def _fields(record: Record, id: str) -> dict[str, Any]:
             "answers": list(record.answers),
             "docs": list(record.documents),
         }
-    return fields | {
-        "question": record.questions[0],
-        "docs": list(record.documents),
-        "answer": record.answers[0],
-        "golden_answers": list(record.gold_answers),
-        "pos_index": list(record.positives),
-    }
+    fields |= {"question": record.questions[0], "docs": list(record.documents)}
+    if record.answers:  # retrieval needs none
+        fields |= {"answer": record.answers[0], "golden_answers": list(record.gold_answers)}
+    return fields | {"pos_index": list(record.positives)}

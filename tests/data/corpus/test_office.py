@@ -8,8 +8,9 @@ from clara_jax.data.corpus.tables import table_text
 from clara_jax.errors import ClaraError
 from tests.data.corpus import archive, book, parts_of, slides, word, write
 
-ENTITIES = (
-    '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY secret SYSTEM "file:///etc/passwd">'
+SECRET = '<!DOCTYPE x [<!ENTITY j "expanded"><!ENTITY secret SYSTEM "file:///etc/passwd">]>'
+BOMB = (
+    '<!DOCTYPE x [<!ENTITY secret ""><!ENTITY a "aaaaaaaaaa">'
     + "".join(f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in zip("abcdefghi", "bcdefghij", strict=True))
     + "]>"
 )
@@ -88,17 +89,22 @@ def test_a_table_does_not_grow_without_end(monkeypatch):
         table_text("a" * 70 + "\n" + "1\n" * 100)
 
 
-def test_entities_are_not_expanded_and_nothing_else_is_read(tmp_path):
-    """In a book's package and in a Word file's body."""
-    parts = parts_of(book({"a.xhtml": "Text."}, title="&j;&secret;"))
-    parts["O/book.opf"] = ENTITIES.encode() + parts["O/book.opf"]
-    (document,) = read(tmp_path / "a", {"a.epub": archive(parts)})
-    assert document.title == "a" and document.text == "Text."
+def with_entities(kind, declared):
+    """A file whose title or text has two entities."""
+    if kind == "epub":
+        parts = parts_of(book({"a.xhtml": "Text."}, title="&j;&secret;"))
+        return archive(parts | {"O/book.opf": declared.encode() + parts["O/book.opf"]})
     parts = parts_of(word(["Text."]))
     body = parts["word/document.xml"].replace(b"Text.", b"Text.&j;&secret;")
-    parts["word/document.xml"] = body.replace(b"?>", b"?>" + ENTITIES.encode(), 1)
-    (document,) = read(tmp_path / "b", {"a.docx": archive(parts)})
-    assert document.text == "Text."
+    return archive(parts | {"word/document.xml": body.replace(b"?>", b"?>" + declared.encode(), 1)})
+
+
+@pytest.mark.parametrize("kind", ["epub", "docx"])
+def test_entities_are_not_expanded_and_nothing_else_is_read(kind, tmp_path):
+    (document,) = read(tmp_path / "a", {f"a.{kind}": with_entities(kind, SECRET)})
+    assert (document.title, document.text) == ("a", "Text.")
+    with pytest.raises(ClaraError, match="entity amplification"):
+        read(tmp_path / "b", {f"a.{kind}": with_entities(kind, BOMB)})
 
 
 @pytest.mark.parametrize("kind", ["docx", "pptx", "epub"])

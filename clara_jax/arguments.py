@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import difflib
+import glob
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -39,8 +40,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
     arguments, rest = parser.parse_known_args(argv[1:])
     for name in (given.partition("=")[0] for given in rest if given.startswith("--")):
         if not name.startswith(("--config.", "--noconfig.")):
-            near = difflib.get_close_matches(name, parser._option_string_actions, 1)
-            parser.error(f"unknown option {name}" + (f"; did you mean {near[0]}?" if near else ""))
+            command.refuse_unknown(parser, name)
     named = [] if arguments.config is None else [f"--config={arguments.config}"]
     arguments.config = _config([argv[0], *named, *rest])
     return arguments
@@ -60,15 +60,17 @@ def _config(argv: Sequence[str]) -> Any:
         rest = values(list(argv))
     except ClaraError:
         raise
-    except FileNotFoundError as error:
-        raise ClaraError(
-            f"--config: {error.filename or error} does not exist; name a file, e.g. --config configs/smollm2.py"
-        ) from None
     except Exception as error:  # absl and ml_collections raise what they like; a configuration file is a program
         raise ClaraError(f"--config: {type(error).__name__}: {error}") from None
     if len(rest) > 1:
         raise ClaraError(f"unexpected argument {rest[1]!r}; see --help")
     return values["config"].value
+
+
+def _configurations(missing: str) -> list[str]:
+    """Return the paths of configuration files in the folder of a missing one, and in ``configs``, as one types them."""
+    folders = dict.fromkeys((os.path.dirname(missing), "configs"))
+    return [path for folder in folders for path in sorted(glob.glob(os.path.join(glob.escape(folder), "*.py")))]
 
 
 class _GroupedParser(flags.ArgumentParser):
@@ -81,11 +83,14 @@ class _GroupedParser(flags.ArgumentParser):
         """Return the configuration of a file.
 
         Raises:
-          ClaraError: it has not a field that a flag names.
+          ClaraError: there is no such file; it has not a field that a flag names.
         """
         from clara_jax.training.old_names import run_in_groups
 
-        config = self._parser.parse(argument)
+        config, path = self._parser.parse(argument), argument.partition(":")[0]
+        if not isinstance(config, ConfigDict) and not os.path.isfile(path):
+            near = command.did_you_mean(path, _configurations(path)) or "; name one, e.g. configs/smollm2.py"
+            raise ClaraError(f"--config: {path}: there is no such file{near}")
         if isinstance(config, ConfigDict):
             config = ConfigDict(run_in_groups(_plain(config)))
             for override in self._overrides:

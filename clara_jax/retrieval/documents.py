@@ -70,7 +70,7 @@ def _read(given: str, chunker: Chunker, follow_links: bool) -> Iterator[ChunkedD
             raise ClaraError(f"{given}: holds records of {sources[0].stage}, not a corpus")
         yield from _joined((item for source in sources for item in source), chunker)
         return
-    for file in find_files([given], follow_links)[0]:
+    for file in find_files([given], follow_links, "documents")[0]:
         if file.kind == JSONL:
             yield from _lines(file.path, file.name, chunker)
         else:

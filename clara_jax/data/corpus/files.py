@@ -47,7 +47,9 @@ class InputFile:
         return os.path.getsize(self.path) if os.path.isfile(self.path) else 0
 
 
-def find_files(inputs: Iterable[str], follow_links: bool = False) -> tuple[list[InputFile], collections.Counter[str]]:
+def find_files(
+    inputs: Iterable[str], follow_links: bool = False, option: str = "--input"
+) -> tuple[list[InputFile], collections.Counter[str]]:
     """Find the files of some inputs, in the inputs' order, those of a folder sorted by name.
 
     Args:
@@ -56,6 +58,7 @@ def find_files(inputs: Iterable[str], follow_links: bool = False) -> tuple[list[
         files (``gs://...``) are taken, remote folders are not.
       follow_links: read files outside of a folder to which links in it, or found by a pattern, lead. Links to files
         within it are always read.
+      option: by which the inputs were named, for messages.
 
     Returns:
       the files; how many files in folders were passed over: because of their suffix, by suffix, and ``LINKS``.
@@ -66,7 +69,7 @@ def find_files(inputs: Iterable[str], follow_links: bool = False) -> tuple[list[
     found: dict[str, InputFile] = {}
     ignored: collections.Counter[str] = collections.Counter()
     for given in inputs:
-        for path in data_files([given], "--input"):
+        for path in data_files([given], option):
             folder = not is_remote(path) and os.path.isdir(path)
             root = path if folder else _root(given, path)
             varies = folder or _varies(given, path)
@@ -87,7 +90,7 @@ def find_files(inputs: Iterable[str], follow_links: bool = False) -> tuple[list[
     if not found:
         links = f" ({ignored[LINKS]} {LINKS}: --follow-links reads them)" if ignored[LINKS] else ""
         raise ClaraError(
-            f"--input: {', '.join(inputs)}: nothing to read{links}; files must be one of {', '.join(KINDS)}"
+            f"{option}: {', '.join(inputs)}: nothing to read{links}; files must be one of {', '.join(KINDS)}"
         )
     return list(found.values()), ignored
 

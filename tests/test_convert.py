@@ -87,7 +87,7 @@ def test_a_model_comes_back_from_the_released_format_as_it_was(bundle, tmp_path)
     same(bundle, loaded)
     config = json.loads((tmp_path / "released/config.json").read_text())
     assert config["training_stage"] == "stage2" and config["compr_rate"] == 8 and config["lora_r"] == 4
-    assert loaded.history == ({"stage": "released stage2"},)
+    assert loaded.history == ({"stage": "released stage2", "top_k": 5},)
     exporting.export_released(loaded, tmp_path / "again")
     assert json.loads((tmp_path / "again/config.json").read_text()) == config
 

@@ -17,7 +17,7 @@ FLOORS = [
     {"method", "text"},
     {"checkpoints", "data"},
     {"inference"},
-    {"results", "retrieval", "training"},
+    {"inputs", "results", "retrieval", "training"},
     {"arguments", "api"},
     {"aot"},
     {"analysis", "base_lm", "rag_pipeline", "synthesis"},

@@ -117,7 +117,7 @@ def export_released(
             "compr_rate": clara.compress_rate,
             "lora_r": clara.lora_rank,
             "different_mem_tokens": clara.different_mem_tokens,
-            "generation_top_k": 5,
+            "generation_top_k": bundle.top_k or 5,
             "max_new_tokens": 128,
             "training_stage": released.STAGES.get(stage, stage if stage in released.STAGES.values() else "stage1"),
         }

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from clara_jax.checkpoints import compact, peft_folders, released, run
-from clara_jax.checkpoints.bundle import Bundle
+from clara_jax.checkpoints.bundle import SCRATCH, Bundle
 from clara_jax.checkpoints.description import Description
 from clara_jax.checkpoints.names import BASE_HINT, load_base
 from clara_jax.errors import ClaraError
@@ -96,7 +96,7 @@ def from_scratch(
     declared = declare(model.config, clara, model.base_dtype)
     params = initialise_adapters(declared, initialise(declared["base"], base_key, mesh), key, mesh)
     digest = hashlib.sha256(json.dumps([config, seed], sort_keys=True).encode()).hexdigest()
-    return Bundle(model, params, added, mesh, {"name": "scratch", "hash": digest, "config": config}, ("base",))
+    return Bundle(model, params, added, mesh, {"name": SCRATCH, "hash": digest, "config": config}, ("base",))
 
 
 def fresh(bundle: Bundle, seed: int = 0) -> Bundle:

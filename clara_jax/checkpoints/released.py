@@ -85,7 +85,7 @@ def describe(path: Path) -> Description:
         },
         base={"name": config.get("decoder_model_name")},
         precision="bfloat16",
-        history=({"stage": f"released {config.get('training_stage', '')}".strip()},),
+        history=({"stage": f"released {config.get('training_stage', '')}".strip(), **_top_k(config)},),
         overrides=BASE_TABLES,
         base_field="decoder_model_name",
         released_bos=True,
@@ -131,6 +131,12 @@ def tensors(about: Description) -> tuple[dict[str, dict[str, np.ndarray]], dict[
     if EMBEDDING not in tables:
         raise ClaraError(f'{path / "decoder_first_last_layers.pth"}: "{EMBEDDING}" is missing')
     return adapters, tables
+
+
+def _top_k(config: Mapping[str, Any]) -> dict[str, int]:
+    """Return the number of documents that the model answers from, where the configuration says it."""
+    k = config.get("generation_top_k")
+    return {"top_k": k} if isinstance(k, int) and not isinstance(k, bool) and 0 < k <= LARGEST else {}
 
 
 def write_released(

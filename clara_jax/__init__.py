@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from clara_jax.api import Clara
     from clara_jax.errors import ClaraError
     from clara_jax.rag_pipeline import RagPipeline
-    from clara_jax.results import Answer, Memories, Ranking, Source
+    from clara_jax.results import Answer, Hit, Memories, Ranking
 
 moved.install()
 
 __version__ = "0.1.0"
 
-__all__ = ["Answer", "Clara", "ClaraError", "Memories", "RagPipeline", "Ranking", "Source"]
+__all__ = ["Answer", "Clara", "ClaraError", "Hit", "Memories", "RagPipeline", "Ranking"]
 
 
 def __getattr__(name: str) -> Any:
@@ -36,7 +36,7 @@ def __getattr__(name: str) -> Any:
         from clara_jax.api import Clara
 
         return Clara
-    if name in __all__:
+    if name in (*__all__, "Source"):  # the old name of Hit, which warns
         from clara_jax import results
 
         return getattr(results, name)

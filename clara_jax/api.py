@@ -16,7 +16,7 @@ import numbers
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, overload
 
 import jax
 import numpy as np
@@ -24,7 +24,7 @@ import numpy as np
 from clara_jax.checkpoints import opening
 from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.deprecation import renamed_method
-from clara_jax.errors import ClaraError
+from clara_jax.errors import ClaraError, ClaraWarning
 from clara_jax.inference.decode import Sampling
 from clara_jax.inference.encode import encode_texts
 from clara_jax.inference.engine import Engine
@@ -32,14 +32,22 @@ from clara_jax.inference.ranking import rank_memories
 from clara_jax.inference.requests import Request, Result
 from clara_jax.inference.weights import check as check_weights
 from clara_jax.input_pipeline import prompts
+from clara_jax.inputs import (
+    LongDocuments,
+    beyond_training,
+    check_ids,
+    check_positive,
+    check_texts,
+    chunk_ids,
+    split_texts,
+    unread,
+)
 from clara_jax.method.stages import STAGES, inherit
 from clara_jax.model.sharding import divisible, make_mesh
-from clara_jax.results import Answer, Memories, Ranking, Source
+from clara_jax.results import Answer, AnswerStream, Memories, Ranking
 from clara_jax.text.chunks import chunker_of
-from clara_jax.text.documents import CorpusDocument
 
 GREEDY = Sampling()
-LongDocuments = Literal["chunk", "cut"]
 
 
 class Clara:
@@ -60,8 +68,8 @@ class Clara:
           ClaraError: an unknown name.
         """
         rows = batch_size if rows is None else rows
-        _positive("batch_size", batch_size)
-        _positive("rows", rows)
+        check_positive("batch_size", batch_size)
+        check_positive("rows", rows)
         if weights is not None:
             check_weights(weights)
         self.bundle, self._weights = bundle, weights
@@ -70,6 +78,16 @@ class Clara:
         # copy of the compressor.
         self._params = inherit(STAGES["end_to_end"], bundle.params, bundle.trained)
         self._fingerprint = bundle.fingerprint()
+        self._warned = False  # of documents that it cannot read
+
+    def __repr__(self) -> str:
+        """Return the base, the sizes, the precision and the stages of the training."""
+        bundle, clara = self.bundle, self.bundle.model.clara
+        stages = " → ".join(str(entry.get("stage", "?")) for entry in bundle.history) or "untrained"
+        return (
+            f"Clara({bundle.base['name']}, {clara.memory_tokens} vectors × {bundle.model.config.embed_dim} for up to "
+            f"{clara.doc_max_length} tokens, {bundle.model.precision}, {stages}, k {self.usual_k})"
+        )
 
     @classmethod
     def load(
@@ -127,21 +145,35 @@ class Clara:
         Raises:
           ClaraError: an empty document; ids that are not one per document or not unique.
         """
-        texts, names = self._pieces(_texts(documents, "documents"), ids, long)
-        sequences = self.bundle.tokenizer.encode_documents(texts)
-        return Memories(tuple(names), self._encode("compressor", sequences), tuple(texts), self._fingerprint)
+        given = check_texts(documents, "documents")
+        pieces = split_texts(given, check_ids(ids, len(given)), self.bundle.tokenizer, long)
+        self.warn_of_unread(pieces.texts)
+        array = self._encode("compressor", self.bundle.tokenizer.encode_documents(pieces.texts))
+        return Memories(pieces.ids, array, pieces.texts, self._fingerprint, pieces.documents)
 
-    def rank(self, questions: Sequence[str], memories: Memories | Sequence[Memories], k: int = 5) -> Ranking:
+    def warn_of_unread(self, texts: Iterable[str]) -> None:
+        """Warn, once in this model's life, where it cannot read documents; see `clara_jax.inputs.unread`."""
+        if not self._warned and (message := unread(self.bundle, texts)):
+            self._warned = True
+            warnings.warn(message, ClaraWarning, stacklevel=3)
+
+    def rank(
+        self,
+        questions: Sequence[str],
+        memories: Memories | Sequence[Memories],
+        k: int | Literal["trained"] = "trained",
+    ) -> Ranking:
         """Rank memories by their cosine with the query reasoner's encoding of each question.
 
         Args:
           questions: texts.
           memories: one collection for all questions, or one for each question.
-          k: the number of memories to return; fewer where a question has fewer.
+          k: the number of memories to return, fewer where a question has fewer; "trained" is `usual_k`.
         """
-        questions = _texts(questions, "questions")
+        k = self.usual_k if k == "trained" else k
+        questions = check_texts(questions, "questions")
         candidates = self._candidates(memories, len(questions))
-        _positive("k", k)
+        check_positive("k", k)
         return self._rank(questions, candidates, k)
 
     def encode_questions(self, questions: Sequence[str]) -> np.ndarray:
@@ -150,12 +182,45 @@ class Clara:
         The cosine between an encoding and a document's memory is the document's score.
         """
         if not self.bundle.ranks:
-            warnings.warn(
-                "this checkpoint has no trained query reasoner; questions are read as documents are", stacklevel=3
-            )
-        return self._encode("query_reasoner", self.bundle.tokenizer.encode_documents(_texts(questions, "questions")))
+            message = "this checkpoint has no trained query reasoner; questions are read as documents are"
+            warnings.warn(message, ClaraWarning, stacklevel=3)
+        return self._encode(
+            "query_reasoner", self.bundle.tokenizer.encode_documents(check_texts(questions, "questions"))
+        )
 
     read = renamed_method("Clara.read", encode_questions)
+
+    @overload
+    def answer(
+        self,
+        questions: Sequence[str],
+        documents: Sequence[Sequence[str]] | None = None,
+        *,
+        memories: Memories | Sequence[Memories] | None = None,
+        k: int | Literal["trained"] | None = "trained",
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        long: LongDocuments = "chunk",
+        stream: Literal[False] = False,
+    ) -> list[Answer]: ...
+
+    @overload
+    def answer(
+        self,
+        questions: Sequence[str],
+        documents: Sequence[Sequence[str]] | None = None,
+        *,
+        memories: Memories | Sequence[Memories] | None = None,
+        k: int | Literal["trained"] | None = "trained",
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        long: LongDocuments = "chunk",
+        stream: Literal[True],
+    ) -> AnswerStream: ...
 
     def answer(
         self,
@@ -169,31 +234,37 @@ class Clara:
         top_p: float = 1.0,
         seed: int = 0,
         long: LongDocuments = "chunk",
-    ) -> list[Answer]:
+        stream: bool = False,
+    ) -> list[Answer] | AnswerStream:
         """Answer questions from their documents, or from memories made before.
 
         Args:
           questions: texts.
           documents: a list for each question, of any lengths; each text is compressed once, however often it occurs.
           memories: instead of documents: one collection for all questions, or one for each.
-          k: the number of best candidates that the generator reads; "trained" is `usual_k`; None gives it all
-            candidates in their order, without ranking.
+          k: the number of best candidates that the generator reads; "trained" is `usual_k`, and more than that warns;
+            None gives it all candidates in their order, without ranking.
           max_new_tokens: see `Sampling`.
           temperature: see `Sampling`.
           top_p: see `Sampling`.
           seed: of the first question; question i is sampled with ``seed + i``.
           long: see `compress`.
+          stream: return an iterator of the pieces of the answer's text, of one question alone.
 
         Raises:
           ClaraError: neither or both of documents and memories; a question without candidates; memories of another
-          model.
+          model; a stream of several answers.
         """
-        questions = _texts(questions, "questions")
+        questions = check_texts(questions, "questions")
         if (documents is None) == (memories is None):
             raise ClaraError("answer: give either documents (a list for each question) or memories")
+        if stream and len(questions) != 1:
+            raise ClaraError(f"stream: one answer can be streamed at a time, not {len(questions)}; ask one by one")
         k = self.usual_k if k == "trained" else k
         if k is not None:
-            _positive("k", k)
+            check_positive("k", k)
+            if message := beyond_training(self.bundle, k):
+                warnings.warn(message, ClaraWarning, stacklevel=2)
         if documents is not None:
             candidates = self._compress_lists(documents, len(questions), long)
         else:
@@ -202,26 +273,19 @@ class Clara:
         for question, found in zip(questions, candidates, strict=True):
             if not len(found):
                 raise ClaraError(f"answer: the question {question!r} has no documents")
-        if k is None:
-            chosen = [list(range(len(found))) for found in candidates]
-            scores: list[list[float | None]] = [[None] * len(found) for found in candidates]
-        else:
-            ranking = self._rank(questions, candidates, k)
-            chosen = [[int(i) for i in row if i >= 0] for row in ranking.indices]
-            scores = [[float(s) for s in row[: len(c)]] for row, c in zip(ranking.scores, chosen, strict=True)]
-        selected = [found.take(rows) for found, rows in zip(candidates, chosen, strict=True)]
+        selected, scores = self._select(questions, candidates, k)
         asked = [prompts.question(question, len(read)) for question, read in zip(questions, selected, strict=True)]
         sampling = Sampling(max_new_tokens, temperature, top_p)
-        answers = []
-        results = self.generate(asked, [read.array for read in selected], sampling, seed)
-        for result, read, row_scores in zip(results, selected, scores, strict=True):
-            sources = tuple(
-                Source(name, rank, score, text)
-                for rank, (name, score, text) in enumerate(zip(read.ids, row_scores, read.texts, strict=True), 1)
-            )
-            text = self.bundle.tokenizer.decode(result.tokens)
-            answers.append(Answer(text, sources, result.tokens, result.log_probability))
-        return answers
+        requests = self._requests(asked, [read.array for read in selected], sampling, seed)
+        count = chunker_of(self.bundle.tokenizer).count
+        sources = [read.hits(row, count(read.texts)) for read, row in zip(selected, scores, strict=True)]
+        decode = self.bundle.tokenizer.decode
+        if stream:
+            return AnswerStream(self.engine, requests[0], decode, sources[0])
+        return [
+            Answer(decode(result.tokens), hits, result.tokens, result.log_probability)
+            for result, hits in zip(self.engine.generate(requests), sources, strict=True)
+        ]
 
     def paraphrase(
         self,
@@ -245,7 +309,7 @@ class Clara:
           seed: of the first document; document i is sampled with ``seed + i``.
           long: see `compress`.
         """
-        documents = _texts(documents, "documents")
+        documents = check_texts(documents, "documents")
         instruction = prompts.PARAPHRASE_INSTRUCTIONS[0] if instruction is None else instruction
         if instruction.count("{docs}") != 1:
             raise ClaraError('instruction: must contain "{docs}" once, where the memory stands')
@@ -255,57 +319,23 @@ class Clara:
         generated = self.generate(asked, arrays, Sampling(max_new_tokens, temperature, top_p), seed)
         return [self.bundle.tokenizer.decode(result.tokens) for result in generated]
 
-    def _pieces(
-        self, documents: list[str], ids: Sequence[str] | None, long: LongDocuments
-    ) -> tuple[list[str], list[str]]:
-        """Return documents as texts that the compressor reads whole or cuts, and their ids."""
-        if long not in ("chunk", "cut"):
-            raise ClaraError(f'long: {long!r} must be "chunk" or "cut"')
-        names = [str(i) for i in range(len(documents))] if ids is None else [str(name) for name in ids]
-        if len(names) != len(documents) or len(set(names)) != len(names):
-            raise ClaraError(
-                f"ids: {len(names)} names, {len(set(names))} of them different, for {len(documents)} documents; "
-                "give one unique name each"
-            )
-        tokenizer = self.bundle.tokenizer
-        if long == "cut":
-            cut = [name for name, text in zip(names, documents, strict=True) if tokenizer.is_cut(text)]
-            if cut:
-                warnings.warn(
-                    f"{len(cut)} document(s) longer than {self.bundle.model.clara.doc_max_length} tokens lose their "
-                    "end "
-                    f"({', '.join(cut[:3])}{', ...' if len(cut) > 3 else ''}); long='chunk' keeps it",
-                    stacklevel=3,
-                )
-            return documents, names
-        texts, chunk_names = [], []
-        chunker = chunker_of(tokenizer)
-        for number, (name, text) in enumerate(zip(names, documents, strict=True)):
-            chunks = chunker(CorpusDocument(name, "", text, f"documents[{number}]"))
-            texts += [chunk.text for chunk in chunks]
-            chunk_names += [name] if len(chunks) == 1 else [f"{name}#{number}" for number in range(len(chunks))]
-        return texts, chunk_names
-
     def _compress_lists(self, documents: Sequence[Sequence[str]], count: int, long: LongDocuments) -> list[Memories]:
         """Return the memories of each question's documents; equal texts are compressed once."""
         lists = not isinstance(documents, str | Mapping) and isinstance(documents, Collection)
         if not lists or len(documents) != count or any(isinstance(texts, str) for texts in documents):
             raise ClaraError(f"documents: a list of texts for each of the {count} questions is needed")
-        lists = [_texts(texts, f"documents[{i}]") for i, texts in enumerate(documents)]
+        lists = [check_texts(texts, f"documents[{i}]") for i, texts in enumerate(documents)]
         unique = list(dict.fromkeys(text for texts in lists for text in texts))
         together = self.compress(unique, long=long)
         rows: dict[str, list[int]] = {}
-        for row, name in enumerate(together.ids):
-            rows.setdefault(unique[int(name.partition("#")[0])], []).append(row)
+        for row, name in enumerate(together.documents):
+            rows.setdefault(unique[int(name)], []).append(row)
         results = []
         for texts in lists:
             taken = together.take([row for text in texts for row in rows[text]])
-            names = [
-                f"{i}{'' if len(rows[text]) == 1 else f'#{part}'}"
-                for i, text in enumerate(texts)
-                for part in range(len(rows[text]))
-            ]
-            results.append(dataclasses.replace(taken, ids=tuple(names)))
+            names = [name for i, text in enumerate(texts) for name in chunk_ids(str(i), len(rows[text]))]
+            numbers = [str(i) for i, text in enumerate(texts) for _ in rows[text]]
+            results.append(dataclasses.replace(taken, ids=tuple(names), documents=tuple(numbers)))
         return results
 
     def _candidates(self, memories: Memories | Sequence[Memories], count: int) -> list[Memories]:
@@ -326,6 +356,19 @@ class Clara:
                     "memories: they were made by another model (fingerprint differs); compress the documents again"
                 )
         return lists
+
+    def _select(
+        self, questions: list[str], candidates: list[Memories], k: int | None
+    ) -> tuple[list[Memories], list[list[float | None]]]:
+        """Return the k best memories of each question and their scores; all in their order where k is None."""
+        if k is None:
+            return candidates, [[None] * len(found) for found in candidates]
+        ranking = self._rank(questions, candidates, k)
+        chosen = [[int(i) for i in row if i >= 0] for row in ranking.indices]
+        scores: list[list[float | None]] = [
+            [float(s) for s in row[: len(c)]] for row, c in zip(ranking.scores, chosen, strict=True)
+        ]
+        return [found.take(rows) for found, rows in zip(candidates, chosen, strict=True)], scores
 
     def _rank(self, questions: list[str], candidates: list[Memories], k: int) -> Ranking:
         queries = self.encode_questions(questions)
@@ -384,6 +427,12 @@ class Clara:
         Raises:
           ClaraError: a prompt that is longer than ``max_length``.
         """
+        return self.engine.generate(self._requests(asked, memories, sampling, seed))
+
+    def _requests(
+        self, asked: Sequence[prompts.Prompt], memories: Sequence[np.ndarray], sampling: Sampling, seed: int
+    ) -> list[Request]:
+        """Return the engine's requests for prompts; prompt i is sampled with ``seed + i``."""
         if not isinstance(seed, numbers.Integral):
             raise ClaraError(f"seed: {seed!r} is no whole number")
         requests = []
@@ -392,22 +441,4 @@ class Clara:
                 requests.append(self.request(prompt, read, sampling, seed + number))
             except ClaraError as error:
                 raise ClaraError(f"prompt {number}: {error}") from None
-        return self.engine.generate(requests)
-
-
-def _positive(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ClaraError(f"{name}: {value!r} is not a positive whole number")
-
-
-def _texts(texts: Sequence[str], name: str) -> list[str]:
-    if isinstance(texts, str):
-        raise ClaraError(f"{name}: is one text; give a list of texts")
-    # A dict or bytes can be iterated over, but is no list of texts.
-    if not isinstance(texts, Iterable) or isinstance(texts, bytes | Mapping):
-        raise ClaraError(f"{name}: is of type {type(texts).__name__}; give a list of texts")
-    result = list(texts)  # a generator can be read only once
-    for number, text in enumerate(result):
-        if not isinstance(text, str) or not text.strip():
-            raise ClaraError(f"{name}[{number}]: {text!r} is no text; each must be a non-empty string")
-    return result
+        return requests

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import difflib
+import glob
 import os
 import re
 from collections.abc import Sequence
@@ -40,8 +40,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
     arguments, rest = parser.parse_known_args(argv[1:])
     for name in (given.partition("=")[0] for given in rest if given.startswith("--")):
         if not name.startswith(("--config.", "--noconfig.")):
-            near = difflib.get_close_matches(name, parser._option_string_actions, 1)
-            parser.error(f"unknown option {name}" + (f"; did you mean {near[0]}?" if near else ""))
+            command.refuse_unknown(parser, name)
     named = [] if arguments.config is None else [f"--config={_existing(arguments.config)}"]
     arguments.config = _config([argv[0], *named, *rest])
     return arguments
@@ -53,8 +52,15 @@ def _existing(named: str) -> str:
     drive, rest = os.path.splitdrive(found)
     file = drive + rest.partition(":")[0]
     if not os.path.isfile(file):
-        raise ClaraError(f"--config: {file} does not exist; {configs.hint(file)}")
+        near = command.did_you_mean(file, [*configs.names(), *_files_beside(file)])
+        raise ClaraError(f"--config: {file}: there is no such file{near or f'; {configs.choice()}'}")
     return found
+
+
+def _files_beside(missing: str) -> list[str]:
+    """Return the paths of configuration files in the folder of a missing one, and in ``configs``, as one types them."""
+    folders = dict.fromkeys((os.path.dirname(missing), "configs"))
+    return [path for folder in folders for path in sorted(glob.glob(os.path.join(glob.escape(folder), "*.py")))]
 
 
 def _config(argv: Sequence[str]) -> Any:

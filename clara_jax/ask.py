@@ -29,6 +29,7 @@ EXAMPLES = """examples:
   python -m clara_jax.ask --checkpoint runs/first --store stores/first          (asks for questions)"""
 
 SHOWN = 160  # characters of a source's text
+EXITS, HELPS = ("exit", "quit", ":q"), ("help", "?")  # words that are no questions
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_checkpoint_option(parser, DEFAULT)
     option(parser, "--store", "python -m clara_jax.compress makes one")
     add("--documents", nargs="+", metavar="PATH", help="instead of a store: files and folders, compressed first")
-    add("--questions", metavar="FILE", help="a question a line, or .jsonl with the field question")
+    add("--questions", metavar="FILE", help="a question a line, or .jsonl with the field question; each is shown")
     option(parser, "--strict", "with --documents")
     option(parser, "--k", "default: as the model was trained")
     option(parser, "--candidates", "20; JSON lists them", default=20)
@@ -76,9 +77,17 @@ def main() -> None:
     if arguments.question is not None and arguments.questions:
         raise ClaraError("give either a question or --questions")
     questions = _file(arguments.questions) if arguments.questions else None
+    if arguments.where is not None:
+        from clara_jax.retrieval.conditions import compiled
+
+        compiled(arguments.where)  # refused before a model is opened
     with _pipeline(arguments) as pipeline:
-        for question in _asked(arguments, questions):
-            _answer(pipeline, arguments, question)
+        if arguments.question is not None:
+            _answer(pipeline, arguments, arguments.question)
+        elif questions is not None:
+            _answer_all(pipeline, arguments, questions)
+        else:
+            _converse(pipeline, arguments)
 
 
 @contextlib.contextmanager
@@ -116,23 +125,61 @@ def _add(pipeline: RagPipeline, arguments: argparse.Namespace) -> None:
     pipeline.finish()
 
 
-def _asked(arguments: argparse.Namespace, questions: list[str] | None) -> Iterator[str]:
-    if arguments.question is not None:
-        yield arguments.question
-    elif questions is not None:
-        yield from questions
-    else:
-        interactive = sys.stdin.isatty()
-        while True:
+def _answer_all(pipeline: RagPipeline, arguments: argparse.Namespace, questions: list[tuple[str, str]]) -> None:
+    """Answer the questions of a file, each shown with its answer as soon as it is there.
+
+    Raises:
+      ClaraError: at the end, where some could not be answered; the reason of each has been printed.
+    """
+    failed = 0
+    for where, question in questions:
+        if not arguments.json:
+            print(f"> {question}", flush=True)
+        try:
+            _answer(pipeline, arguments, question)
+        except ClaraError as error:
+            failed += 1
+            print(f"error: {where}: {error}", file=sys.stderr, flush=True)
+    if failed:
+        raise ClaraError(f"{arguments.questions}: {failed} of {len(questions)} questions were not answered; see above")
+
+
+def _converse(pipeline: RagPipeline, arguments: argparse.Namespace) -> None:
+    """Answer questions as they are typed, until there are no more or one of `EXITS` is."""
+    interactive = sys.stdin.isatty()
+    if interactive:
+        with contextlib.suppress(ImportError):  # on Windows there is none
+            import readline  # noqa: F401  (input() then edits lines, and the arrow keys bring earlier ones back)
+        print(f"{len(pipeline.store):,} chunks; help explains, exit ends", file=sys.stderr, flush=True)
+    while True:
+        try:
+            line = input("question> " if interactive else "").strip()
+        except EOFError:
+            if interactive:
+                print()
+            return
+        if line.lower() in EXITS:
+            return
+        if line.lower() in HELPS:
+            print(_help(pipeline, arguments), flush=True)
+        elif line:
             try:
-                line = input("question> " if interactive else "").strip()
-            except EOFError:
-                return
-            if line:
-                yield line
+                _answer(pipeline, arguments, line)
+            except ClaraError as error:  # the next question may be a better one
+                print(f"error: {error}", file=sys.stderr, flush=True)
 
 
-def _file(path: str) -> list[str]:
+def _help(pipeline: RagPipeline, arguments: argparse.Namespace) -> str:
+    k, how = arguments.k or pipeline.usual_k, arguments.how or pipeline.usual_how
+    return (
+        f"Type a question. It is answered from the {k} best of {len(pipeline.store):,} chunks, found by {how}, which "
+        "are\nlisted with their scores below the answer. Each question stands for itself. "
+        f"{', '.join(EXITS)}, or the end of input, ends.\nOther options: python -m clara_jax.ask --help"
+    )
+
+
+def _file(path: str) -> list[tuple[str, str]]:
+    """Return the questions of a file, each with its place."""
     from clara_jax.formats.jsonl import decode, raw_lines
 
     questions = []
@@ -144,7 +191,7 @@ def _file(path: str) -> list[str]:
             question = line.decode("utf-8", "replace")
         if not isinstance(question, str) or not question.strip():
             raise ClaraError(f'{where}: "question" is missing; each line needs one')
-        questions.append(question.strip())
+        questions.append((where, question.strip()))
     if not questions:
         raise ClaraError(f"{path}: holds no question")
     return questions
@@ -186,10 +233,7 @@ def _text(answer: RagAnswer) -> str:
     context = answer.context
     abstained = "the best chunk's score is below the threshold" if context.hits else "nothing found"
     lines = [f"(no answer: {abstained})" if answer.text is None else answer.text]
-    for hit in context.sources:
-        text = " ".join(hit.text.split())
-        shown = text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
-        lines.append(f"  {hit.rank}. {hit.score:+.3f}  {hit.id}  {shown}")
+    lines += [f"  {hit.line(SHOWN)}" for hit in context.sources]
     times = ", ".join(f"{name} {value:.0f} ms" for name, value in answer.milliseconds.items())
     lines.append(f"  {times}; {len(answer.tokens)} tokens; {context.compress_ratio:.1f} text tokens per memory read")
     return "\n".join(lines)

@@ -100,6 +100,11 @@ class BaseLM:
         name = local.resolve().name if local.exists() else base
         return cls(name, engine, chats, bundle.tokenizer, model.config.embed_dim)
 
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """What a server says of its defaults: nothing, as there is no retrieval."""
+        return {}
+
     def request(self, messages: Messages, sampling: Sampling = GREEDY, seed: int = 0) -> Request:
         """Return the engine's request for a chat, up to the assistant's next message.
 

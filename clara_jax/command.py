@@ -9,19 +9,23 @@ from __future__ import annotations
 import argparse
 import codecs
 import contextlib
+import difflib
 import errno
 import io
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from clara_jax import compile_cache, extras, tpu_flags
-from clara_jax.errors import ClaraError, ReportedByMainError, warn_line
+from clara_jax.errors import ClaraError, ClaraWarning, ReportedByMainError, warn_line
 from clara_jax.shipped import DEFAULT
 
 NO_COMPILE_CACHE = "--no-compile-cache"
 invoked = "python -m clara_jax."  # how a command was started, before its name; `clara_jax.__main__` has another way
+_FORMAT_WARNING = warnings.formatwarning
 # The errors of a write to standard output that is a full disk or a closed pipe.
 _NO_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EPIPE)
 # How JAX's message begins where JAX_PLATFORMS names a platform that is not there.
@@ -45,6 +49,7 @@ def run(main: Callable[[], None], compiles: bool = True) -> None:
       compiles: False for a command that compiles nothing, or that measures compilation.
     """
     _speak_utf8()
+    warnings.formatwarning = _format_warning
     tpu_flags.set_defaults()
     tpu_flags.skip_absent()
     if NO_COMPILE_CACHE in sys.argv[1:]:
@@ -119,12 +124,63 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 _SHORT = {"--k": "-k"}
 
 
+# What argparse says of a bad command line, and what is said here; what matches none is said as it is.
+_REFUSALS = (
+    (r"argument (\S+): invalid int value: (.*)", r"\1: \2 is no whole number"),
+    (r"argument (\S+): invalid float value: (.*)", r"\1: \2 is no number"),
+    (r"argument (\S+): expected (?:one|at least one) argument", r"\1: needs a value after it"),
+    (r"argument (\S+): ignored explicit argument (.*)", r"\1: takes no value, and \2 is given"),
+    (r"argument (\S+): not allowed with argument (\S+)", r"\1: cannot be given together with \2"),
+    (r"ambiguous option: (\S+) could match (.*)", r"\1 may stand for \2; write it out"),
+    (r"the following arguments are required: (.*)", r"\1: is missing"),
+)
+_UNKNOWN = "unrecognized arguments: "
+_BAD_CHOICE = re.compile(r"argument (\S+): invalid choice: '?(.*?)'? \(choose from (.*)\)", re.DOTALL)
+
+
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+    """A parser whose errors are one line that names what was typed."""
 
     def error(self, message: str) -> NoReturn:
         """Refuse the command line."""
+        if message.startswith(_UNKNOWN):
+            refuse_unknown(self, message.removeprefix(_UNKNOWN).partition(" ")[0])
+        for theirs, ours in _REFUSALS:
+            if match := re.fullmatch(theirs, message, re.DOTALL):
+                message = match.expand(ours)
+                break
+        if match := _BAD_CHOICE.fullmatch(message):
+            option, value, choices = match[1], match[2], match[3].replace("'", "").split(", ")
+            message = f"{option}: {value!r} must be one of {', '.join(choices)}{did_you_mean(value, choices)}"
         raise ClaraError(f"{message}; see {self.prog} --help")
+
+
+def refuse_unknown(parser: argparse.ArgumentParser, given: str) -> NoReturn:
+    """Refuse what a parser does not know.
+
+    Args:
+      parser: with its subcommands' parsers, whose options are known, too.
+      given: an option, or what stands where none is expected.
+
+    Raises:
+      ClaraError: always, with the nearest known option.
+    """
+    if not given.startswith("-"):
+        parser.error(f"unexpected argument {given!r}")
+    name = given.partition("=")[0]
+    parser.error(f"unknown option {name}{did_you_mean(name, _option_names(parser))}")
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """Return the end of a message about an unknown name: the nearest known one, or nothing where none is near."""
+    near = difflib.get_close_matches(given, list(known), 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _option_names(parser: argparse.ArgumentParser) -> list[str]:
+    names = [name for name, action in parser._option_string_actions.items() if action.help != argparse.SUPPRESS]
+    inner = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return names + [name for choices in inner for one in choices.values() for name in _option_names(one)]
 
 
 class _Renamed(argparse.Action):
@@ -199,6 +255,13 @@ def add_compile_option(parser: argparse.ArgumentParser) -> None:
 def add_checkpoint_option(parser: argparse.ArgumentParser, default: str | None = None) -> None:
     """Add ``--checkpoint``, the model that a command opens; the one inside the package where none is named."""
     add_option(parser, "--checkpoint", f"default: {DEFAULT}, which is in the package", default=default)
+
+
+def _format_warning(message: Warning | str, category: type[Warning], *place: Any, **line: Any) -> str:
+    """Return what Python prints of a warning: ours in one line, without the place in the code."""
+    if issubclass(category, ClaraWarning):
+        return f"warning: {' '.join(str(message).split())}\n"
+    return _FORMAT_WARNING(message, category, *place, **line)
 
 
 def _check_directory() -> None:

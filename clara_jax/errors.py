@@ -20,6 +20,10 @@ class ClaraError(Exception):
         super().__init__(line)
 
 
+class ClaraWarning(UserWarning):
+    """What a user should know of a result; commands print it as one line, ``warning: <message>``."""
+
+
 class ReportedByMainError(ClaraError):
     """A problem that the main process has found and printed; the other processes end with this error."""
 

@@ -9,24 +9,28 @@ print(answer.text, [(hit.document, hit.score) for hit in answer.context.sources]
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from clara_jax import distributed
 from clara_jax.api import GREEDY, Clara
 from clara_jax.checkpoints import opening
 from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.deprecation import renamed_attributes, renamed_method
-from clara_jax.errors import ClaraError
+from clara_jax.errors import ClaraError, ClaraWarning
 from clara_jax.inference.decode import Sampling
 from clara_jax.inference.engine import Engine
 from clara_jax.inference.requests import Request
 from clara_jax.input_pipeline import prompts
+from clara_jax.inputs import beyond_training, unread
 from clara_jax.model.sharding import make_mesh
 from clara_jax.results import Hit, RagAnswer, RetrievedContext
 from clara_jax.retrieval import ann
@@ -45,6 +49,7 @@ from clara_jax.text.documents import CorpusDocument
 MOST_TURNS = 32  # earlier messages of a conversation that are considered
 CANDIDATES = 20  # of a question by default, as in the paper
 FEWEST_FOR_VECTORS = 50_000  # fewest chunks for which `finish` makes search vectors
+_WATCHED = 16  # documents by which `add` sees whether the model can read them
 _HOST_SHARE, _DEVICE_SHARE = 1 / 4, 1 / 2  # of memory that the store's memories may take
 
 
@@ -132,6 +137,10 @@ class RagPipeline:
         made = DocumentStore.open_or_make(store, bundle.compressor_fingerprint(), chosen, *sizes)
         return cls(clara, made, budget)
 
+    def __repr__(self) -> str:
+        """Return the store with its size, and the model."""
+        return f"RagPipeline({self.store.location}, {len(self.store):,} chunks, {self.clara!r})"
+
     # --- documents ---
 
     def read(
@@ -157,7 +166,19 @@ class RagPipeline:
         Raises:
           ClaraError: a document without text or with a bad id, or two with one id; the store refuses.
         """
-        return index(self.store, self.clara.bundle, self.chunk(documents), self.clara.batch_size, done)
+        chunked = self._watched(self.chunk(documents))
+        return index(self.store, self.clara.bundle, chunked, self.clara.batch_size, done)
+
+    def _watched(self, documents: Iterable[ChunkedDocument]) -> Iterator[ChunkedDocument]:
+        """Pass documents on, after a warning where the model cannot read the first of them."""
+        first = list(itertools.islice(documents, _WATCHED))
+        if distributed.is_main():
+            self.clara.warn_of_unread(chunk.text for document in first for chunk in document.chunks)
+        yield from itertools.chain(first, documents)
+
+    def unread(self, documents: Iterable[ChunkedDocument]) -> str | None:
+        """Return a warning where the model cannot read documents, else None; see `clara_jax.inputs.unread`."""
+        return unread(self.clara.bundle, (chunk.text for document in documents for chunk in document.chunks))
 
     def chunk(self, documents: Iterable[str | CorpusDocument | ChunkedDocument]) -> Iterable[ChunkedDocument]:
         """Split documents into chunks for this model; of equal texts the first one counts.
@@ -216,22 +237,30 @@ class RagPipeline:
         return self.clara.usual_k
 
     @property
+    def defaults(self) -> dict[str, Any]:
+        """What questions are answered with where nothing else is said: "k" and "how"."""
+        return {"k": self.usual_k, "how": self.usual_how}
+
+    @property
     def usual_how(self) -> str:
         """The default search: "memory" where the model was trained to rank, else "words"."""
         return "memory" if self.clara.bundle.ranks else "words"
 
-    def search(self, question: str, k: int = 5, how: str | None = None, where: str | None = None) -> list[Hit]:
+    def search(
+        self, question: str, k: int | None = None, how: str | None = None, where: str | None = None
+    ) -> list[Hit]:
         """Return the k best chunks for a question; see `Search`.
 
         Args:
           question: the query.
-          k: the number of chunks.
+          k: the number of chunks; default `usual_k`.
           how: see `Search`; default `usual_how`.
           where: see `Search`.
 
         Raises:
           ClaraError: no question, an unknown search, a condition that cannot be parsed.
         """
+        k = self.usual_k if k is None else k
         return self._found(question, k, how or self.usual_how, where)[0]
 
     def ask(
@@ -254,7 +283,8 @@ class RagPipeline:
           question: the query.
           history: the conversation before, (role, text) each, with the roles "user" and "assistant": the user's
             messages are part of the search's query, and the generator reads as many of the last messages as fit.
-          k: the number of chunks that the generator reads; default `usual_k`.
+          k: the number of chunks that the generator reads; default `usual_k`; more than the model was trained with
+            warns, and is a warning of the context.
           how: see `Search`; default `usual_how`.
           where: see `Search`.
           expand: the number of best chunks that are also given as text, for names and numbers that a memory has lost.
@@ -279,8 +309,14 @@ class RagPipeline:
             memories = self.store.memories([hit.id for hit in selected])
         read = max(1, len(selected)) * self.store.encoding.shape[0]
         ratio = sum(hit.tokens for hit in selected) / read
-        found = RetrievedContext(question, tuple(hits), len(selected), None, ratio, milliseconds, searched)
-        if not hits or (abstain_below is not None and hits[0].score < abstain_below):
+        warned = tuple(filter(None, [beyond_training(self.clara.bundle, k)]))
+        for message in warned:
+            warnings.warn(message, ClaraWarning, stacklevel=2)
+        found = RetrievedContext(
+            question, tuple(hits), len(selected), None, ratio, milliseconds, searched, warnings=warned
+        )
+        best = hits[0].score if hits else None
+        if best is None or (abstain_below is not None and best < abstain_below):
             return found
         beside = [hit.text for hit in selected[:expand]]
         while True:
@@ -342,6 +378,32 @@ class RagPipeline:
         scores = np.empty(len(texts))
         scores[ranking.indices[0]] = ranking.scores[0]
         return scores.tolist()
+
+    def embed(self, texts: Sequence[str], query: bool = False) -> np.ndarray:
+        """Return one vector of each text, float32 [n, E] of length 1: the mean of its memory vectors.
+
+        A long text is read in chunks, all of whose memory vectors are averaged.
+
+        Args:
+          texts: documents, or questions.
+          query: whether the query reasoner reads them, as questions; else the compressor does, as documents.
+
+        Raises:
+          ClaraError: an empty text.
+        """
+        if query:
+            memories = self.clara.encode_questions(texts)
+            rows = np.arange(len(memories))
+        else:
+            compressed = self.clara.compress(texts)
+            memories, rows = compressed.array, np.array(compressed.documents, int)
+        sums = np.zeros((len(texts), memories.shape[2]), np.float32)
+        np.add.at(sums, rows, memories.astype(np.float32).mean(axis=1))
+        return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        """Return the number of tokens of texts together."""
+        return sum(self._chunker.count(texts))
 
     def warm_up(self, max_new_tokens: int = 64) -> None:
         """Compile the programs of first questions.

@@ -50,7 +50,7 @@ def main() -> None:
 
     config, workdir = arguments.config, arguments.workdir
     if config is None and not workdir:
-        raise ClaraError(f"--config is missing; {configs.hint('')}")
+        raise ClaraError(f"--config is missing; {configs.choice()}")
     distributed.initialise(arguments.coordinator, arguments.processes, arguments.process)
     logging.getLogger("absl").setLevel(logging.WARNING)
     if config is None:

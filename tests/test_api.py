@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import pickle
+import warnings
 
 import numpy as np
 import pytest
 
-from clara_jax import Clara, ClaraError
+from clara_jax import Clara, ClaraError, Memories
 from clara_jax.checkpoints import opening
+from clara_jax.errors import ClaraWarning
 from clara_jax.method.clara import ClaraConfig
 from tests.tiny import document, with_adapters, write_base
 
@@ -230,3 +232,39 @@ def test_a_hostile_released_checkpoint_is_refused_and_never_executed(tmp_path, m
     with pytest.raises(ClaraError, match="adapters.pth"):
         Clara.load(tmp_path, mesh=mesh)
     assert not (tmp_path / "executed").exists()
+
+
+def test_a_streamed_answer_is_the_unstreamed_one(clara):
+    memories = clara.compress(DOCUMENTS)
+    for options in ({}, {"temperature": 1.5, "seed": 3}):
+        (whole,) = clara.answer(QUESTIONS[:1], memories=memories, k=2, max_new_tokens=20, **options)
+        stream = clara.answer(QUESTIONS[:1], memories=memories, k=2, max_new_tokens=20, stream=True, **options)
+        assert stream.sources == whole.sources and stream.answer is None
+        assert "".join(stream) == whole.text and stream.answer.tokens == whole.tokens
+    for options, said in (({"k": 0}, "k: 0"), ({"seed": "x"}, "seed")):
+        with pytest.raises(ClaraError, match=said):  # before the first piece is asked for
+            clara.answer(QUESTIONS[:1], memories=memories, stream=True, **options)
+    with pytest.raises(ClaraError, match="stream: one answer can be streamed at a time, not 3"):
+        clara.answer(QUESTIONS, memories=memories, stream=True)
+
+
+def test_more_documents_than_were_trained_with_are_warned_of(clara):
+    learned = Clara(dataclasses.replace(clara.bundle, history=({"stage": "instruct", "top_k": 2},)), batch_size=4)
+    memories = learned.compress(DOCUMENTS)
+    assert learned.rank(QUESTIONS, memories).indices.shape == (3, 2)
+    with pytest.warns(ClaraWarning, match="k: 3 documents are read, and the model was trained to read 2"):
+        learned.answer(QUESTIONS[:1], memories=memories, k=3, max_new_tokens=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for model, k in ((learned, "trained"), (learned, 1), (clara, 6)):  # what the last one learned is not known
+            model.answer(QUESTIONS[:1], memories=memories, k=k, max_new_tokens=2)
+    assert "instruct, k 2)" in repr(learned) and "untrained, k 5)" in repr(clara)
+
+
+def test_a_saved_collection_answers_as_before(clara, tmp_path):
+    memories = clara.compress(DOCUMENTS[:2], ids=["a", "b"])
+    memories.save(tmp_path / "m")
+    found = Memories.load(tmp_path / "m", clara.fingerprint)
+    before, after = (clara.answer(QUESTIONS[:1], memories=one, max_new_tokens=4)[0] for one in (memories, found))
+    assert before.sources == after.sources and before.tokens == after.tokens
+    assert {source.document for source in after.sources} == {"a", "b"} and after.sources[0].tokens > 5

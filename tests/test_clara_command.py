@@ -45,4 +45,8 @@ def test_a_command_calls_itself_as_it_was_started(words, says):
 def test_mistakes_are_one_line():
     assert run("trian")[:3] == (2, "", ["error: there is no command trian; did you mean train?"])
     code, _, said, _ = run("train", "--config", "nowhere.py")
-    assert code == 2 and len(said) == 1 and said[0].startswith("error: --config: nowhere.py does not exist;")
+    assert (
+        code == 2
+        and len(said) == 1
+        and said[0].startswith("error: --config: nowhere.py: there is no such file; name a file, or one of demo, ")
+    )

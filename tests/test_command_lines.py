@@ -8,7 +8,7 @@ import pytest
 
 from clara_jax import arguments, command
 from clara_jax.data import __main__ as data_command
-from clara_jax.errors import ClaraError
+from clara_jax.errors import ClaraError, ClaraWarning
 from tests.locations import ROOT
 
 COMMANDS = ("ask", "compress", "convert", "evaluate", "serve", "train", "aot.__main__")
@@ -83,11 +83,64 @@ def test_a_benchmark_says_how_it_is_started():
 def test_a_mistake_is_one_line():
     parser = command.make_parser("ask", "Asks.")
     command.add_option(parser, "--k", "default: 5")
-    with pytest.raises(
-        ClaraError, match="^argument -k/--k: invalid int value: 'x'; see python -m clara_jax.ask --help$"
-    ):
+    with pytest.raises(ClaraError, match="^-k/--k: 'x' is no whole number; see python -m clara_jax.ask --help$"):
         parser.parse_args(["--k", "x"])
     assert parser.parse_args(["-k", "3"]).k == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--documnts", "x"], "unknown option --documnts; did you mean --documents?; see"),
+        (["--precison=float32"], "unknown option --precison; did you mean --precision?; see"),
+        (["--zzz"], "unknown option --zzz; see"),
+        (["one", "two"], "unexpected argument 'two'; see"),
+        (["--how", "memroy"], "--how: 'memroy' must be one of memory, words, both; did you mean memory?; see"),
+        (["--top-p", "half"], "--top-p: 'half' is no number; see"),
+        (["--store"], "--store: needs a value after it; see"),
+        (["--json=yes"], "--json: takes no value, and 'yes' is given; see"),
+    ],
+)
+def test_a_mistake_is_told_in_our_words(given, said):
+    from clara_jax import ask
+
+    with pytest.raises(ClaraError) as caught:
+        ask.parser().parse_args(given)
+    assert str(caught.value) == f"{said} python -m clara_jax.ask --help"
+
+
+def test_a_mistake_in_a_subcommand_is_told_with_its_options():
+    parser = command.make_parser("data", "Data.")
+    one = parser.add_subparsers().add_parser("corpus")
+    command.add_option(one, "--output", required=True)
+    with pytest.raises(ClaraError, match="^--output: is missing; see python -m clara_jax.data corpus --help$"):
+        parser.parse_args(["corpus"])
+    with pytest.raises(ClaraError, match="^unknown option --outptu; did you mean --output?"):
+        parser.parse_args(["corpus", "--output", "x", "--outptu", "y"])
+
+
+def test_a_missing_configuration_is_told_with_the_nearest_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "smoke.py").touch()
+
+    def parse(path):
+        return arguments.parse(command.make_parser("train", "Trains."), ["train", "--config", path])
+
+    for given, said in (
+        ("configs/smok.py", "--config: configs/smok.py: there is no such file; did you mean configs/smoke.py?"),
+        ("config/smoke.py:ci", "--config: config/smoke.py: there is no such file; did you mean configs/smoke.py?"),
+        ("zzz.py", "--config: zzz.py: there is no such file; name a file, or one of demo, mistral7b_end_to_end"),
+    ):
+        with pytest.raises(ClaraError) as caught:
+            parse(given)
+        assert str(caught.value) == said
+
+
+def test_our_warnings_are_one_line_in_a_command(monkeypatch):
+    warning = command._format_warning(ClaraWarning("a\nb"), ClaraWarning, "api.py", 7)
+    assert warning == "warning: a b\n"
+    assert "api.py:7" in command._format_warning(UserWarning("x"), UserWarning, "api.py", 7)
 
 
 def test_an_old_name_works_and_warns(capsys):

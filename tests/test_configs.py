@@ -250,8 +250,7 @@ def test_a_configuration_is_taken_by_its_name_from_any_folder(tmp_path, monkeypa
     Path("smoke").write_text("def get_config(arg=None): raise ValueError('mine')")
     with pytest.raises(ClaraError, match="ValueError: mine"):
         train.parse(train.parser(), ["train", "--config=smoke"])
-    for name in ("smokes", "configs/smokes.py:ci"):
-        with pytest.raises(ClaraError, match=f"{name.partition(':')[0]} does not exist; did you mean smoke?"):
-            train.parse(train.parser(), ["train", "--config", name])
+    with pytest.raises(ClaraError, match="smokes: there is no such file; did you mean smoke?"):
+        train.parse(train.parser(), ["train", "--config", "smokes:ci"])
     with pytest.raises(ClaraError, match="name a file, or one of demo, mistral"):
         train.parse(train.parser(), ["train", "--config", "mine.py"])

@@ -21,7 +21,7 @@ from tests.locations import ROOT
 
 OURS = ("clara_jax", "benchmarks", "examples")
 # What a sentence may leave out where it names a command, or an option of it, alone.
-INCOMPLETE = r"arguments are required: |expected (one|at least one) argument"
+INCOMPLETE = r": is missing|needs a value|arguments are required: |expected (one|at least one) argument"
 
 
 class Parsed(BaseException):

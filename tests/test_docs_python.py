@@ -115,6 +115,8 @@ class Names(ast.NodeVisitor):
     def item(self, found):
         """Return what an iteration over a value gives."""
         arguments = typing.get_args(found.hint) if isinstance(found, Instance) else ()
+        if isinstance(found, Instance) and isinstance(found.hint, types.UnionType):
+            return self.item(Instance(arguments[0]))  # of several results the usual one stands first
         one_type = arguments and _class_of(found.hint) in (list, tuple, collections.abc.Sequence)
         return Instance(arguments[0]) if one_type else None
 
@@ -260,7 +262,7 @@ for answer in clara.answer([], memories=memories):
         "got an unexpected keyword argument 'bas'",
         "got an unexpected keyword argument 'ides'",
         "Answer has no txt",
-        "Source has no skore",
+        "Hit has no skore",
         "Clara has no ask",
         "clara_jax.api has no none",
     ]

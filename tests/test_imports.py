@@ -17,7 +17,7 @@ FLOORS = [
     {"method", "text"},
     {"checkpoints", "data"},
     {"inference"},
-    {"results", "retrieval", "training"},
+    {"inputs", "results", "retrieval", "training"},
     {"api", "configs"},
     {"arguments"},
     {"aot"},

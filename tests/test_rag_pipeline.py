@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -20,7 +21,7 @@ from clara_jax import compress as compress_command
 from clara_jax.api import Clara
 from clara_jax.checkpoints import opening
 from clara_jax.data import __main__ as data_command
-from clara_jax.errors import ClaraError
+from clara_jax.errors import ClaraError, ClaraWarning
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.model import precision as precisions
 from clara_jax.rag_pipeline import RagPipeline
@@ -304,7 +305,40 @@ def test_what_is_usual_follows_the_training(clara, tmp_path):
     history = ({"stage": "instruct", "top_k": 2}, {"stage": "import"})
     trained = dataclasses.replace(clara.bundle, trained=("lora/query_reasoner",), history=history)
     rag = RagPipeline(Clara(trained), store)
-    assert (rag.usual_k, rag.usual_how) == (2, "memory")
+    assert (rag.usual_k, rag.usual_how) == (2, "memory") and rag.defaults == {"k": 2, "how": "memory"}
+    rag.add(texts(1, 2, 3))
+    assert len(rag.search("Who?")) == 2 and rag.ask("Who?").selected == 2 and not rag.ask("Who?", k=1).warnings
+    with pytest.warns(ClaraWarning, match="trained to read 2"):
+        assert "k: 3 documents are read" in rag.ask("Who?", k=3).warnings[0]
+
+
+def test_documents_that_the_model_cannot_read_are_warned_of_once(clara, tmp_path):
+    rag = pipeline(Clara(clara.bundle, batch_size=4), tmp_path / "store")
+    greek = [CorpusDocument("g", "", "Η θάλασσα είναι ήρεμη σήμερα.", "")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rag.add(texts(1, 2))
+    with pytest.warns(ClaraWarning, match="tokenizer does not know"):
+        rag.add(greek)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rag.add([dataclasses.replace(greek[0], id="again")])
+    assert "tokenizer does not know" in rag.unread(rag.chunk(greek)) and rag.unread(rag.chunk(texts(1))) is None
+
+
+def test_an_embedding_is_the_mean_of_the_memory_vectors(clara, tmp_path):
+    rag = pipeline(clara, tmp_path / "store")
+    written = [document(1), "\n\n".join(map(document, range(8)))]  # one chunk, and several
+    memories = clara.compress(written)
+    expected = []
+    for name in "01":
+        rows = [row for row, one in enumerate(memories.documents) if one == name]
+        pooled = memories.array[rows].reshape(-1, memories.array.shape[2]).mean(axis=0)
+        expected.append(pooled / np.linalg.norm(pooled))
+    assert memories.documents.count("1") > 1
+    np.testing.assert_allclose(rag.embed(written), expected, atol=1e-5)
+    query = clara.encode_questions(["Who?"])[0].mean(axis=0)
+    np.testing.assert_allclose(rag.embed(["Who?"], query=True)[0], query / np.linalg.norm(query), atol=1e-5)
 
 
 def corpus_file(path, count):

@@ -23,6 +23,8 @@ from clara_jax.input_pipeline.tokenization import ClaraTokenizer
 from clara_jax.method.clara import END, ClaraModel
 from clara_jax.method.parameters import COMPRESSOR, overlap, split, unflatten
 
+SCRATCH = "scratch"  # the name of a base that was made from scratch
+
 
 @dataclasses.dataclass(frozen=True)
 class Bundle:

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from clara_jax.checkpoints.bundle import Bundle
+from clara_jax.checkpoints.bundle import SCRATCH, Bundle
 from clara_jax.checkpoints.description import Description
 from clara_jax.checkpoints.locating import locate
 from clara_jax.checkpoints.names import BASE_HINT, load_base
@@ -92,7 +92,7 @@ def from_scratch(
     declared = declare(model.config, clara, model.base_dtype)
     params = initialise_adapters(declared, initialise(declared["base"], base_key, mesh), key, mesh)
     digest = hashlib.sha256(json.dumps([config, seed], sort_keys=True).encode()).hexdigest()
-    return Bundle(model, params, added, mesh, {"name": "scratch", "hash": digest, "config": config}, ("base",))
+    return Bundle(model, params, added, mesh, {"name": SCRATCH, "hash": digest, "config": config}, ("base",))
 
 
 def fresh(bundle: Bundle, seed: int = 0) -> Bundle:

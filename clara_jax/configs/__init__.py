@@ -4,7 +4,6 @@ A command takes one by its name, ``--config smoke``, from any folder, and by its
 ``--config configs/smoke.py``; a file of one's own by its path.
 """
 
-import difflib
 from pathlib import Path
 
 _SHARED = ("__init__", "common")
@@ -26,7 +25,6 @@ def path_of(named: str) -> str:
     return f"{Path(__file__).with_name(file)}.py{colon}{arg}"
 
 
-def hint(named: str) -> str:
-    """Return what to do about a configuration that is not there: the nearest name, or all of them."""
-    near = difflib.get_close_matches(Path(named).stem, names(), n=1)
-    return f"did you mean {near[0]}?" if near else f"name a file, or one of {', '.join(names())}"
+def choice() -> str:
+    """Return what to give, for messages."""
+    return f"name a file, or one of {', '.join(names())}"

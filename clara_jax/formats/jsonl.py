@@ -7,6 +7,7 @@ files are written locally, whole or not at all.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import glob
 import gzip
 import io
@@ -55,9 +56,19 @@ def data_files(patterns: Iterable[str], field: str) -> tuple[str, ...]:
         found = _remote_files(path, field) if is_remote(path) else _local_files(path)
         if not found:
             what = "matches no file" if glob.has_magic(path) else "does not exist"
-            raise ClaraError(f"{field}: {path} {what}")
+            raise ClaraError(f"{field}: {path} {what}{'' if is_remote(path) else _nearest(path)}")
         files += [name for name in found if name not in files]
     return tuple(files)
+
+
+def _nearest(path: str) -> str:
+    """Return the end of a message about a missing path: the nearest name in its folder, if one is near."""
+    folder, name = os.path.split(path.rstrip("/"))
+    try:
+        near = difflib.get_close_matches(name, os.listdir(folder or "."), 1)
+    except OSError:  # of the folder, which is missing as well
+        return ""
+    return f"; did you mean {os.path.join(folder, near[0])}?" if near else ""
 
 
 def is_remote(path: str) -> bool:

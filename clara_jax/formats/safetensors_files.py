@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -99,6 +100,20 @@ def map_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     return {name: tensors[name] for name in tensors}
 
 
+def open_metadata(file: Path, remedy: str = "download it again") -> dict[str, str]:
+    """Return the metadata of one safetensors file; {} where it has none.
+
+    Args:
+      file: its path.
+      remedy: the end of the message about a damaged one.
+
+    Raises:
+      ClaraError: no such file; a truncated or damaged one.
+    """
+    with _file_errors(file, remedy), safe_open(file, framework="numpy") as opened:
+        return opened.metadata() or {}
+
+
 def _weight_map(index: Path) -> dict[str, str]:
     try:
         weight_map = parse(index.read_text(encoding="utf-8"))["weight_map"]
@@ -119,6 +134,16 @@ def _weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
+@contextlib.contextmanager
+def _file_errors(file: Path, remedy: str = "download it again") -> Iterator[None]:
+    try:
+        yield
+    except SafetensorError as error:
+        raise ClaraError(f"{file}: truncated, damaged, or not a safetensors file ({error}); {remedy}") from None
+    except OSError as error:
+        raise ClaraError(f"{file}: cannot be read ({error.strerror or error})") from None
+
+
 class _Place:
     """The place of one tensor: file, first byte, dtype and shape."""
 
@@ -127,7 +152,7 @@ class _Place:
 
 
 def _header(file: Path) -> dict[str, _Place]:
-    try:
+    with _file_errors(file):
         # Checks the header: offsets in order, sizes that fit dtype and shape, nothing beyond the file. The bytes are
         # read here: the package's numpy interface does not know all dtypes in all its versions.
         with safe_open(file, framework="numpy"):
@@ -135,12 +160,6 @@ def _header(file: Path) -> dict[str, _Place]:
         with open(file, "rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             entries = parse(stream.read(length))
-    except SafetensorError as error:
-        raise ClaraError(
-            f"{file}: truncated, damaged, or not a safetensors file ({error}); download it again"
-        ) from None
-    except OSError as error:
-        raise ClaraError(f"{file}: cannot be read ({error.strerror or error})") from None
     return {
         name: _Place(file, 8 + length + entry["data_offsets"][0], entry["dtype"], tuple(entry["shape"]))
         for name, entry in entries.items()

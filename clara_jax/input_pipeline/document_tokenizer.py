@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self
 
@@ -77,6 +78,7 @@ class DocumentTokenizer:
         self._add_tokens()
         self._choose_ends()
         self._specials = self._special_pattern()
+        self._strange: dict[int, bool] = {}  # by token, see `_is_strange`
 
     def with_memories(self, doc_max_length: int, memory_tokens: int) -> Self:
         """Return the same tokenizer for documents of another longest length and another number of memory tokens.
@@ -211,6 +213,23 @@ class DocumentTokenizer:
             if len(held) == 4 or "\ufffd" not in self._tokenizer.decode(held):
                 held, number = [], number + 1
         return groups
+
+    def unknown_share(self, texts: Sequence[str]) -> float:
+        """Return the share of the texts' tokens that the tokenizer does not know as a part of a word; 0 without tokens.
+
+        These are its token for the unknown, and those of parts of a character.
+        """
+        counts: Counter[int] = Counter()
+        for ids in self._encode([self.plain(text) for text in texts]):
+            counts.update(ids)
+        return sum(count for token, count in counts.items() if self._is_strange(token)) / max(1, counts.total())
+
+    def _is_strange(self, token: int) -> bool:
+        """Return whether a token stands for the unknown or for a part of a character; each is decoded once."""
+        if token not in self._strange:
+            alone = self._tokenizer.decode([token])
+            self._strange[token] = token == self._tokenizer.unk_token_id or _REPLACEMENT in alone
+        return self._strange[token]
 
     # --- documents and questions ---
 

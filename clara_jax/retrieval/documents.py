@@ -99,7 +99,7 @@ def _read(
     named = [given for given in inputs if given not in datasets]
     if named:
         refuse = lambda path, error: report.skip(path, error, real_path(path))  # noqa: E731
-        files, ignored = find_files(named, follow_links, refuse)
+        files, ignored = find_files(named, follow_links, refuse, "documents")
         report.ignored.update(ignored)
         yield from _files(files, chunker, report)
     for given in datasets:

@@ -96,6 +96,7 @@ class Service:
                 inside=worker.inside,
                 limit=worker.limit,
                 needs_key=self._limits.key is not None,
+                **worker.defaults,
             )
             return JSONResponse(body.model_dump(), 200 if status == "ok" else 503)
 

@@ -13,6 +13,7 @@ from clara_jax.errors import ClaraError
 from clara_jax.retrieval.table import StoreError
 from clara_jax.serving import schema
 from clara_jax.serving.clients import ClientGoneError
+from clara_jax.serving.validation_messages import explain
 from clara_jax.serving.worker import QueueFullError, ServerStoppingError
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -32,20 +33,12 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 
-
-# Messages for fields that OpenAI's API has and this server does not support.
-_NOT_DONE = {
-    "tools": "no tools are called here; leave it out, or empty",
-    "tool_choice": 'no tools are called here; leave it out, or "none" or "auto"',
-    "functions": "no functions are called here; leave it out, or empty",
-    "function_call": 'no functions are called here; leave it out, or "none" or "auto"',
-    "logprobs": "log-probabilities are not reported here; leave it out, or false",
-    "top_logprobs": "log-probabilities are not reported here; leave it out",
-    "logit_bias": "no bias is added here; leave it out, or empty",
-    "frequency_penalty": "there are no penalties here; leave it out, or 0",
-    "presence_penalty": "there are no penalties here; leave it out, or 0",
-    "modalities": 'answers are text; leave it out, or ["text"]',
-    "n": "there is one answer; leave it out, or 1",
+# What the framework says of a request that reaches no route, and what this server says.
+_USUAL = {
+    "Not Found": "{sent}: there is no such route; /openapi.json lists them",
+    "Method Not Allowed": "{sent}: the route has another method; /openapi.json lists them",
+    "There was an error parsing the body": "the body cannot be read as JSON: it is nested too deeply, or has a number "
+    "of thousands of digits",
 }
 
 
@@ -74,8 +67,11 @@ def explained(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
 def explain_errors(app: FastAPI) -> None:
     """Register the handlers that answer an application's errors in this format."""
 
-    async def answer(_: Request, error: Exception) -> JSONResponse:
+    async def answer(request: Request, error: Exception) -> JSONResponse:
         status, body, headers = explained(error)
+        if isinstance(error, HTTPException) and error.detail in _USUAL:
+            sent = f"{request.method} {request.url.path[:200]}"
+            body = schema.error(_USUAL[error.detail].format(sent=sent), "invalid_request_error")
         return JSONResponse(body, status, headers)
 
     ours = (ClaraError, QueueFullError, ServerStoppingError, ClientGoneError)
@@ -84,10 +80,5 @@ def explain_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = max(error.errors(), key=lambda e: len(e["loc"]))  # in a union, of the member that matched furthest
-        field = ".".join(str(part) for part in first["loc"] if part != "body")
-        reason = _NOT_DONE.get(field.partition(".")[0]) or first["msg"]
-        if field.startswith("messages.") and ".content." in field and first["loc"][-1] == "type":
-            reason = "parts of the type text alone are read here; no images, sounds or files"
-        words = f"{field}: {reason}" if field else reason
-        return JSONResponse(schema.error(words, "invalid_request_error", field or None), 422)
+        words, field = explain(error.errors(), error.body)
+        return JSONResponse(schema.error(words, "invalid_request_error", field), 422)

@@ -151,6 +151,7 @@ class StoreChatRequest(ChatRequest):
 class Chunk(Hit):
     """A retrieved chunk; ``score`` is a cosine, BM25, or the sum of reciprocal ranks, by ``how``."""
 
+    score: float
     __pydantic_config__ = ConfigDict(extra="ignore")  # else that of the model it stands in
 
 
@@ -159,7 +160,8 @@ class Found(BaseModel):
 
     ``compress_ratio`` is the text tokens of the selected chunks over the memory vectors that were read instead.
     ``searched`` is the query of the search: the question or, in a conversation, the user's messages "concatenated" up
-    to it; ``turns`` is the number of messages before the question that the generator read.
+    to it; ``turns`` is the number of messages before the question that the generator read. ``warnings`` are what should
+    be known of the answer: more chunks were read (k) than the model was trained with.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -172,6 +174,7 @@ class Found(BaseModel):
     searched_as: Literal["question", "concatenated"]
     turns: int
     milliseconds: dict[str, float]
+    warnings: list[str]
 
 
 class Said(BaseModel):
@@ -235,7 +238,7 @@ class SearchRequest(Sent):
     """A question, and options of the retrieval."""
 
     question: Question
-    k: Count | None = 5
+    k: Count | None = Field(default=None, description="chunks; as many as the model was trained to read")
     how: How | None = Field(default=None, description="memory where the model ranks, else words")
     where: Where
 
@@ -282,12 +285,16 @@ class AddRequest(Sent):
 
 
 class AddResponse(BaseModel):
-    """The number of added documents; the numbers of chunks that were compressed, unchanged and removed."""
+    """The number of added documents; the numbers of chunks that were compressed, unchanged and removed.
+
+    ``warnings`` say where the model cannot read the documents.
+    """
 
     documents: int
     compressed: int
     unchanged: int
     removed: int
+    warnings: list[str] = []
 
 
 class ListedDocument(BaseModel):
@@ -314,13 +321,18 @@ class DeleteResponse(BaseModel):
 
 
 class Health(BaseModel):
-    """The state of the server; ``status`` is "ok", "stopping" or "failed"."""
+    """The state of the server; ``status`` is "ok", "stopping" or "failed".
+
+    ``k`` and ``how`` are what an answer is given from where a request does not say it; null of a base alone.
+    """
 
     status: Literal["ok", "stopping", "failed"]
     answering: int
     inside: int
     limit: int
     needs_key: bool
+    k: int | None = None
+    how: How | None = None
 
 
 class ErrorText(BaseModel):

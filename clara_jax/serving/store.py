@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import uuid
 from collections.abc import Iterator
 from importlib import resources
 from typing import Annotated, Any
 
+import numpy as np
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import HTMLResponse
 from starlette.exceptions import HTTPException
@@ -13,11 +16,12 @@ from starlette.exceptions import HTTPException
 from clara_jax.errors import ClaraError
 from clara_jax.inference.requests import Request as EngineRequest
 from clara_jax.inference.requests import Result
+from clara_jax.inputs import check_texts
 from clara_jax.rag_pipeline import RagPipeline
 from clara_jax.results import Hit, RetrievedContext
 from clara_jax.retrieval.documents import ChunkedDocument
 from clara_jax.retrieval.indexing import IndexReport
-from clara_jax.serving import schema
+from clara_jax.serving import rerank_schema, schema
 from clara_jax.serving.app import Service
 from clara_jax.serving.chat import ChatCompletion, sampling
 from clara_jax.serving.guard import RequestLimits
@@ -81,6 +85,45 @@ def store_app(worker: Worker, limits: RequestLimits) -> FastAPI:
         order = sorted(range(len(scores)), key=lambda i: -scores[i])
         return schema.RankResponse(results=[schema.Ranked(index=i, score=scores[i]) for i in order])
 
+    @app.post("/v1/rerank", response_model_exclude_none=True)
+    async def rerank(body: rerank_schema.RerankRequest, request: Request) -> rerank_schema.RerankResponse:
+        """Rank given documents for a query, in the form of Cohere's and Jina's rerankers."""
+        texts = body.texts
+
+        def score(library: RagPipeline) -> tuple[list[float], int]:
+            return library.rank(body.query, texts), library.count_tokens([body.query, *texts])
+
+        scores, tokens = await within(request, worker.run(score))
+        results = [
+            rerank_schema.Reranked(
+                index=i,
+                relevance_score=scores[i],
+                document=rerank_schema.TextDocument(text=texts[i]) if body.return_documents else None,
+            )
+            for i in sorted(range(len(scores)), key=lambda i: -scores[i])[: body.top_n]
+        ]
+        return rerank_schema.RerankResponse(
+            id=uuid.uuid4().hex,
+            model=MODEL,
+            results=results,
+            usage=rerank_schema.TokensRead(prompt_tokens=tokens, total_tokens=tokens),
+            meta=rerank_schema.RerankMeta(tokens=rerank_schema.InputTokens(input_tokens=tokens)),
+        )
+
+    @app.post("/v1/embeddings")
+    async def embeddings(body: rerank_schema.EmbeddingsRequest, request: Request) -> rerank_schema.EmbeddingsResponse:
+        """Embed texts, in the form of OpenAI's: the mean of a text's memory vectors, at length 1."""
+        texts = check_texts(body.texts, "input")
+        parts = await within(request, worker.run(_embed, texts, body.input_type == "query"))
+        vectors, tokens = [vector for part, _ in parts for vector in part], sum(count for _, count in parts)
+        as_text = body.encoding_format == "base64"
+        data = [
+            rerank_schema.Embedding(index=i, embedding=_base64(vector) if as_text else vector.tolist())
+            for i, vector in enumerate(vectors)
+        ]
+        usage = rerank_schema.TokensRead(prompt_tokens=tokens, total_tokens=tokens)
+        return rerank_schema.EmbeddingsResponse(data=data, model=MODEL, usage=usage)
+
     @app.post("/v1/documents")
     async def add(body: schema.AddRequest, request: Request) -> schema.AddResponse:
         """Add documents to the store, or replace those with the same ids; unchanged chunks are not compressed again.
@@ -88,9 +131,11 @@ def store_app(worker: Worker, limits: RequestLimits) -> FastAPI:
         The work goes on where it takes longer than the time limit of a request.
         """
         documents = [_document(new) for new in body.documents]
-        report = sum(await within(request, worker.run(_add, documents)), IndexReport())
+        parts = await within(request, worker.run(_add, documents))
+        report = sum((part for part, _ in parts), IndexReport())
+        warnings = list(dict.fromkeys(warning for _, warning in parts if warning))
         service.metrics.compressed.inc(report.compressed)
-        return schema.AddResponse(**vars(report))
+        return schema.AddResponse(**vars(report), warnings=warnings)
 
     @app.get("/v1/documents")
     async def documents(
@@ -141,20 +186,32 @@ class _SourcedCompletion(ChatCompletion):
             "searched_as": "question" if context.searched == context.question else "concatenated",
             "turns": context.turns,
             "milliseconds": context.milliseconds | ({} if result is None else result.milliseconds),
+            "warnings": list(context.warnings),
         }
         return {"found": found}
 
 
-def _add(pipeline: RagPipeline, documents: list[CorpusDocument]) -> Iterator[IndexReport]:
-    """Index documents in small groups, after all of them have been checked."""
+def _add(pipeline: RagPipeline, documents: list[CorpusDocument]) -> Iterator[tuple[IndexReport, str | None]]:
+    """Index documents in small groups, after all of them have been checked; yield what to warn of with each report."""
     group: list[ChunkedDocument] = []
     for document in [*pipeline.chunk(documents), None]:
         if group and (document is None or sum(len(one.chunks) for one in group) >= _CHUNKS_PER_TURN):
-            yield pipeline.add(group)
+            yield pipeline.add(group), pipeline.unread(group)
             group = []
         if document is not None:
             group.append(document)
     pipeline.finish()
+
+
+def _embed(pipeline: RagPipeline, texts: list[str], query: bool) -> Iterator[tuple[np.ndarray, int]]:
+    """Embed texts in small groups; yield vectors and the number of tokens."""
+    for start in range(0, len(texts), _CHUNKS_PER_TURN):
+        group = texts[start : start + _CHUNKS_PER_TURN]
+        yield pipeline.embed(group, query), pipeline.count_tokens(group)
+
+
+def _base64(vector: np.ndarray) -> str:
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode()
 
 
 def _document(new: schema.NewDocument) -> CorpusDocument:

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from clara_jax.inference.engine import Engine
 from clara_jax.inference.requests import Request, RequestHandle, Result
+from clara_jax.inference.streaming import TextStream
 
 logger = logging.getLogger(__name__)
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # decoded from a character that is not complete yet
 _LEAST_TURN = 0.05  # seconds of other work between two steps of the engine
 
 
@@ -30,6 +29,11 @@ class ServedModel(Protocol):
     @property
     def engine(self) -> Engine:
         """The engine that decodes answers."""
+        ...
+
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        """What requests that do not say otherwise are answered with, for `schema.Health`; it never changes."""
         ...
 
     def text(self, tokens: Sequence[int]) -> str:
@@ -71,6 +75,7 @@ class Answering:
         about: Any,
         handle: RequestHandle | None,
         loop: asyncio.AbstractEventLoop,
+        decode: Callable[[list[int]], str],
         endings: Sequence[str] = (),
     ):
         """Make an answer for a submitted request.
@@ -79,12 +84,13 @@ class Answering:
           about: further facts, see `Ask`.
           handle: of the request; None where the model abstains.
           loop: of the coroutine that reads the answer.
-          endings: stop texts; the answer ends before the first of them.
+          decode: see `TextStream`.
+          endings: see `TextStream`.
         """
-        self.about, self._handle, self._loop, self._endings = about, handle, loop, endings
+        self.about, self._handle, self._loop = about, handle, loop
         self.request = None if handle is None else handle.request
+        self._stream = None if handle is None else TextStream(handle, decode, endings)
         self._items: asyncio.Queue[str | Finished | Exception] = asyncio.Queue()
-        self._sent = ""
 
     async def __aiter__(self) -> AsyncIterator[str | Finished]:
         """Yield the answer's items.
@@ -108,33 +114,16 @@ class Answering:
     def _put(self, item: str | Finished | Exception) -> None:
         _on(self._loop, self._items.put_nowait, item)
 
-    def _update(self, text: Callable[[list[int]], str]) -> bool:
+    def _update(self) -> bool:
         """Pass on new text, and return whether the answer is finished."""
-        handle = self._handle
-        assert handle is not None  # the worker keeps only answers of the engine
-        whole = text(handle.tokens)
-        place = min((at for at in map(whole.find, self._endings) if at >= 0), default=-1)
-        if place >= 0:
-            handle.finish()
-            whole = whole[:place]
-        result = handle.result
-        if place >= 0 and result is not None:  # the engine may have ended it in the same step
-            result = dataclasses.replace(result, ended="stop")
-        # Sent text cannot be taken back, so an incomplete character or stop text waits for its rest.
-        sure = whole if result is not None else whole.rstrip(_REPLACEMENT)
-        if result is None:
-            sure = sure[: len(sure) - max((_begun(sure, ending) for ending in self._endings), default=0)]
-        if len(sure) > len(self._sent) and sure.startswith(self._sent):
-            self._put(sure[len(self._sent) :])
-            self._sent = sure
-        if result is not None:
-            self._put(Finished(whole, result))
-        return result is not None
-
-
-def _begun(text: str, ending: str) -> int:
-    """Return the number of characters at the end of a text that may begin an ending."""
-    return next((n for n in range(min(len(ending) - 1, len(text)), 0, -1) if text.endswith(ending[:n])), 0)
+        stream = self._stream
+        assert stream is not None  # the worker keeps only answers of the engine
+        piece = stream.update()
+        if piece:
+            self._put(piece)
+        if stream.result is not None:
+            self._put(Finished(stream.whole, stream.result))
+        return stream.result is not None
 
 
 class Worker:
@@ -144,6 +133,7 @@ class Worker:
       limit: the largest number of requests inside the server, those being answered included.
       rows: answers that are decoded together.
       prefix_cache: the engine's prefix cache.
+      defaults: see `ServedModel`.
     """
 
     def __init__(self, model: ServedModel, queue: int):
@@ -154,7 +144,7 @@ class Worker:
           queue: requests that may wait for a row of the engine.
         """
         self._model, self.rows, self.prefix_cache = model, model.engine.rows, model.engine.prefix_cache
-        self.limit = queue + self.rows
+        self.limit, self.defaults = queue + self.rows, model.defaults
         self._jobs: deque[_Job] = deque()  # waiting; this and the next lines are changed under the condition
         self._job: _Job | None = None  # the running one
         self._answers: list[Answering] = []
@@ -199,7 +189,7 @@ class Worker:
 
         Args:
           ask: makes the engine's request.
-          endings: see `Answering`.
+          endings: see `TextStream`.
 
         Raises:
           QueueFullError: it was not begun.
@@ -211,7 +201,7 @@ class Worker:
         def begin(model: ServedModel) -> Answering:
             request, about = ask(model)
             handle = None if request is None else model.engine.submit(request)
-            answering = Answering(about, handle, loop, endings)
+            answering = Answering(about, handle, loop, model.text, endings)
             with self._changed:
                 if self._ended:
                     raise ServerStoppingError
@@ -311,7 +301,7 @@ class Worker:
 
     def _step(self) -> None:
         self._model.engine.step()
-        going = [answering for answering in self._answers if not answering._update(self._model.text)]
+        going = [answering for answering in self._answers if not answering._update()]
         with self._changed:
             self._answers = going
 

@@ -55,6 +55,20 @@ def test_unknown_file_systems_are_one_line():
         data_files(["nowhere://x.jsonl"], "train_data")
 
 
+def test_a_missing_file_is_told_with_the_nearest_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "ferry.md").touch()
+    for given, said in (
+        ("nots/", "--corpus: nots/ does not exist; did you mean notes?"),
+        ("notes/fery.md", "--corpus: notes/fery.md does not exist; did you mean notes/ferry.md?"),
+        ("zzz/x", "--corpus: zzz/x does not exist"),
+    ):
+        with pytest.raises(ClaraError) as caught:
+            data_files([given], "--corpus")
+        assert str(caught.value) == said
+
+
 def test_data_files(tmp_path, monkeypatch):
     for name in ("b.jsonl", "a.jsonl", "odd[1].jsonl"):
         (tmp_path / name).touch()

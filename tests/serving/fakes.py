@@ -117,10 +117,26 @@ class FakePipeline:
         request = Request([ord(c) for c in text], [-1] * len(text), np.zeros((0, 1, 1)), sampling, seed)
         request = None if silent else request
         selected, times = min(k, len(hits)), {"read": 1.0}
-        return RetrievedContext(question, tuple(hits), selected, request, 16.0, times, searched, len(history))
+        warned = (f"k: {k} are many",) if k > 5 else ()
+        return RetrievedContext(question, tuple(hits), selected, request, 16.0, times, searched, len(history), warned)
 
     def text(self, tokens):
         return "".join(map(chr, tokens))
+
+    defaults = {"k": 5, "how": "memory"}
+
+    def unread(self, documents):
+        """Say that Greek cannot be read."""
+        return "Greek" if any("α" in chunk.text for one in documents for chunk in one.chunks) else None
+
+    def embed(self, texts, query=False):
+        """Make of each text its length and whether it was a query, in two numbers."""
+        self._here()
+        self.embedded = [*getattr(self, "embedded", []), len(texts)]
+        return np.array([[len(text), query] for text in texts], np.float32)
+
+    def count_tokens(self, texts):
+        return sum(len(text.split()) for text in texts)
 
     def rank(self, question, texts):
         self._here()
@@ -156,6 +172,8 @@ class FakePipeline:
 
 class FakeBaseLM:
     """A base that says "answer to <all messages>"."""
+
+    defaults = {}
 
     def __init__(self, rows=4, pause=0.0):
         self.engine = FakeEngine(rows, pause)

@@ -43,7 +43,8 @@ def test_a_chunk_on_the_wire_has_the_fields_of_a_hit():
     components = store_app(workers[0], RequestLimits()).openapi()["components"]["schemas"]
     types = {str: "string", int: "integer", float: "number"}
     chunk = components["Chunk"]
-    fields = {name: types[kind] for name, kind in typing.get_type_hints(Hit).items()}
+    hints = typing.get_type_hints(Hit) | {"score": float}  # what a store finds has one
+    fields = {name: types[kind] for name, kind in hints.items()}
     assert {name: field["type"] for name, field in chunk["properties"].items()} == fields
     assert chunk["required"] == list(chunk["properties"]) == [field.name for field in dataclasses.fields(Hit)]
     assert chunk["type"] == "object" and "additionalProperties" not in chunk

@@ -160,7 +160,7 @@ def test_the_newer_name_of_the_system(url):
     ("fields", "status", "message"),
     [
         ({"n": 2}, 422, "n: "),
-        ({"response_format": {"type": "json_object"}}, 422, "response_format.type: Input should be 'text'"),
+        ({"response_format": {"type": "json_object"}}, 422, "response_format.type: \"json_object\" must be 'text'"),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, 422, "response_format.type: "),
         ({"tools": [{"type": "function", "function": {"name": "x"}}]}, 422, "tools: "),
         ({"messages": []}, 422, "messages: "),

@@ -82,7 +82,10 @@ def _refuse(path: str, error: ClaraError) -> NoReturn:
 
 
 def find_files(
-    inputs: Iterable[str], follow_links: bool = False, refuse: Callable[[str, ClaraError], None] = _refuse
+    inputs: Iterable[str],
+    follow_links: bool = False,
+    refuse: Callable[[str, ClaraError], None] = _refuse,
+    option: str = "--input",
 ) -> tuple[list[InputFile], collections.Counter[str]]:
     """Find the files of some inputs, in the inputs' order, those of a folder sorted by name.
 
@@ -94,6 +97,7 @@ def find_files(
         within it are always read.
       refuse: called with each path that cannot be read (a folder without permission, a named file of no known kind) and
         the error, which it raises by default.
+      option: by which the inputs were named, for messages.
 
     Returns:
       the files; how many files in folders were passed over: because of their suffix, by suffix, ``LINKS`` and
@@ -105,7 +109,7 @@ def find_files(
     found: dict[str, InputFile] = {}
     ignored: collections.Counter[str] = collections.Counter()
     for given in inputs:
-        for path in data_files([given], "--input"):
+        for path in data_files([given], option):
             folder = not is_remote(path) and os.path.isdir(path)
             root = path if folder else _root(given, path)
             varies = folder or _varies(given, path)
@@ -126,7 +130,7 @@ def find_files(
     if not found:
         links = f" ({ignored[LINKS]} {LINKS}: --follow-links reads them)" if ignored[LINKS] else ""
         raise ClaraError(
-            f"--input: {', '.join(inputs)}: nothing to read{links}; files must be one of {', '.join(KINDS)}"
+            f"{option}: {', '.join(inputs)}: nothing to read{links}; files must be one of {', '.join(KINDS)}"
         )
     return list(found.values()), ignored
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from clara_jax import arguments, command
+from clara_jax import arguments, command, configs
 from clara_jax.data import __main__ as data_command
 from clara_jax.errors import ClaraError, ClaraWarning
 from tests.locations import ROOT
@@ -130,7 +130,7 @@ def test_a_missing_configuration_is_told_with_the_nearest_name(tmp_path, monkeyp
     for given, said in (
         ("configs/smok.py", "--config: configs/smok.py: there is no such file; did you mean configs/smoke.py?"),
         ("config/smoke.py:ci", "--config: config/smoke.py: there is no such file; did you mean configs/smoke.py?"),
-        ("zzz.py", "--config: zzz.py: there is no such file; name a file, or one of demo, mistral7b_end_to_end"),
+        ("zzz.py", f"--config: zzz.py: there is no such file; {configs.choice()}"),
     ):
         with pytest.raises(ClaraError) as caught:
             parse(given)

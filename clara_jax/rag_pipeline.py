@@ -180,28 +180,13 @@ class RagPipeline:
         """Return a warning where the model cannot read documents, else None; see `clara_jax.inputs.unread`."""
         return unread(self.clara.bundle, (chunk.text for document in documents for chunk in document.chunks))
 
-    def chunk(self, documents: Iterable[str | CorpusDocument | ChunkedDocument]) -> Iterable[ChunkedDocument]:
+    def chunk(self, documents: Iterable[str | CorpusDocument | ChunkedDocument]) -> Iterator[ChunkedDocument]:
         """Split documents into chunks for this model; of equal texts the first one counts.
 
         Raises:
           ClaraError: as `add`.
         """
-        seen: set[str] = set()
-        for document in [documents] if isinstance(documents, str) else documents:
-            if isinstance(document, ChunkedDocument):  # `read` has checked these
-                yield document
-                continue
-            if isinstance(document, str):
-                document = chunking.text_document(document)
-                if document.id in seen:
-                    continue
-            chunked = chunking.chunk_document(document, self._chunker)
-            if not chunked.chunks:
-                raise ClaraError(f"document {chunked.id!r}: holds no text")
-            if chunked.id in seen:
-                raise ClaraError(f"document {chunked.id!r} twice; each needs an id of its own")
-            seen.add(chunked.id)
-            yield chunked
+        return chunking.chunk_all([documents] if isinstance(documents, str) else documents, self._chunker)
 
     cut = renamed_method("RagPipeline.cut", chunk)
 

@@ -36,6 +36,36 @@ class ChunkedDocument(NamedTuple):
     metadata: DocumentMetadata = DocumentMetadata()
 
 
+def chunk_all(
+    documents: Iterable[str | CorpusDocument | ChunkedDocument], chunker: Chunker
+) -> Iterator[ChunkedDocument]:
+    """Split documents into chunks; of equal texts the first one counts.
+
+    Args:
+      documents: texts, whole documents, or chunked ones, which pass as they are.
+      chunker: that cuts them.
+
+    Raises:
+      ClaraError: a document without text or with a bad id, or two with one id.
+    """
+    seen: set[str] = set()
+    for document in documents:
+        if isinstance(document, ChunkedDocument):  # `read` has checked these
+            yield document
+            continue
+        if isinstance(document, str):
+            document = text_document(document)
+            if document.id in seen:
+                continue
+        chunked = chunk_document(document, chunker)
+        if not chunked.chunks:
+            raise ClaraError(f"document {chunked.id!r}: holds no text")
+        if chunked.id in seen:
+            raise ClaraError(f"document {chunked.id!r} twice; each needs an id of its own")
+        seen.add(chunked.id)
+        yield chunked
+
+
 def chunk_document(document: CorpusDocument, chunker: Chunker) -> ChunkedDocument:
     """Split a document into chunks; a blank one has none.
 

@@ -16,8 +16,11 @@ from clara_jax import compile_cache
 from clara_jax.aot.topology import ABSENT
 from tests.locations import ROOT
 
-# Before these modules are imported: shapes and dtypes in their signatures are checked whenever they are called.
-jaxtyping.install_import_hook("clara_jax.method", "beartype.beartype")
+# Before these modules are imported: shapes and dtypes in their signatures are checked whenever they are called. As for
+# pyright, a whole number may stand for a float.
+CHECKED = [f"clara_jax.{room}" for room in ("inference", "method", "model")]
+CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+jaxtyping.install_import_hook(CHECKED, CHECKER)
 jax.config.update("jax_num_cpu_devices", 8)
 KEPT = ROOT / "tests" / "kept" / "2026_11.tar.gz"
 # Tests compile much and run little. So do the processes that they start. `optimized` is for what needs the rest.
@@ -98,6 +101,12 @@ def kept(tmp_path, monkeypatch):
         archive.extractall(tmp_path, filter="data")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Check no signatures: for tests whose objects only look like what is annotated."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture(scope="session")

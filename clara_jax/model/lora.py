@@ -9,6 +9,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int32, UInt32
 
 from clara_jax.model.declare import ProjectionGroup
 from clara_jax.model.output_major import OutputMajor, stored_product
@@ -29,7 +30,9 @@ class Dropout:
     positions: jax.Array  # int32 [B, T]
     rate: float = flax.struct.field(pytree_node=False)
 
-    def __call__(self, x: jax.Array, site: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: Float[jax.Array, "B T *channels"], site: Int32[jax.Array, ""]
+    ) -> Float[jax.Array, "B T *channels"]:
         """Drop entries of x [B, T, ...] and scale the rest by 1 / (1 - rate); ``site`` numbers layer and group."""
         keys = jax.random.key_data(jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(self.keys, site))
         keys = jnp.take_along_axis(keys, jnp.maximum(self.segment_ids - 1, 0)[..., None], axis=1)  # of tokens
@@ -45,7 +48,7 @@ def _seed(key: jax.Array, position: jax.Array) -> jax.Array:
     return jax.random.bits(jax.random.fold_in(key, position))
 
 
-def mix(x: jax.Array) -> jax.Array:
+def mix(x: UInt32[jax.Array, "*shape"]) -> UInt32[jax.Array, "*shape"]:
     """Scatter uint32 counters over all uint32 values: the finalizer of MurmurHash3 (Appleby 2011).
 
     Dropout needs a bit for every channel of every adapter's input. JAX's generator would take longer than the adapters,
@@ -72,7 +75,9 @@ class LoRALinear(nn.Module):
     scale: float
     operands: Any = None
 
-    def __call__(self, x: jax.Array, layer: jax.Array, dropout: Dropout | None) -> dict[str, jax.Array]:
+    def __call__(
+        self, x: Float[jax.Array, "B T *inputs"], layer: Int32[jax.Array, ""], dropout: Dropout | None
+    ) -> dict[str, Float[jax.Array, "B T ..."]]:
         """Map x [B, T, inputs...] to {name: [B, T, outputs...]} in x's dtype."""
         ins = next(iter(self.projections.values())).input_letters
         # After attention and inside the MLP the contracted axis is split over "model": the sum over it must be

@@ -23,7 +23,7 @@ from clara_jax.model.attention import AttentionMask, attention, make_attention_m
 from clara_jax.model.cache import KVCache
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.declare import ProjectionGroup, declare_base, initialise, projection_groups
-from clara_jax.model.lora import Dropout, LoRALinear
+from clara_jax.model.lora import SITES, Dropout, LoRALinear
 from clara_jax.model.output_major import OutputMajor, stored_product
 from clara_jax.model.products import product
 from clara_jax.model.rope import rotate, rotations
@@ -71,7 +71,6 @@ class RMSNorm(nn.Module):
 
 def project(
     groups: Mapping[str, ProjectionGroup],
-    first_site: int,
     scale: float,
     operands: Any,
     x: Float[jax.Array, "B T *inputs"],
@@ -80,8 +79,8 @@ def project(
 ) -> dict[str, Float[jax.Array, "B T ..."]]:
     """Apply several projection groups to one input; call it inside a module's compact method."""
     results = {}
-    for site, (name, group) in enumerate(groups.items(), first_site):
-        results |= LoRALinear(group, site, scale, operands, name=name)(x, layer, dropout)
+    for name, group in groups.items():
+        results |= LoRALinear(group, SITES[name], scale, operands, name=name)(x, layer, dropout)
     return results
 
 
@@ -100,7 +99,7 @@ class Attention(nn.Module):
         config = self.config
         groups = projection_groups(config)["attention"]
         out = {"o": groups.pop("o")}
-        y = project(groups, 0, self.lora_scale, self.operands, x, layer, context.dropout)
+        y = project(groups, self.lora_scale, self.operands, x, layer, context.dropout)
         q, k, v = y["q"], y["k"], y["v"]
         if config.qk_norm:
             q = RMSNorm(config.norm_eps, name="q_norm")(q)
@@ -109,7 +108,7 @@ class Attention(nn.Module):
         q, k = rotate(q, context.rotation), rotate(k, context.rotation)
         self.sow(INTERMEDIATES, "queries", q)
         mixed = attention(q, k, v, context.attention_mask, cached)
-        return project(out, 4, self.lora_scale, self.operands, mixed, layer, context.dropout)["o"], (k, v)
+        return project(out, self.lora_scale, self.operands, mixed, layer, context.dropout)["o"], (k, v)
 
 
 class MLP(nn.Module):
@@ -126,9 +125,9 @@ class MLP(nn.Module):
         """Return the output [B, T, E]."""
         groups = projection_groups(self.config)["mlp"]
         down = {"down": groups.pop("down")}
-        y = project(groups, 8, self.lora_scale, self.operands, x, layer, dropout)
+        y = project(groups, self.lora_scale, self.operands, x, layer, dropout)
         y = jax.nn.silu(y["gate"]) * y["up"]
-        return project(down, 12, self.lora_scale, self.operands, y, layer, dropout)["down"]
+        return project(down, self.lora_scale, self.operands, y, layer, dropout)["down"]
 
 
 class Block(nn.Module):

@@ -14,13 +14,13 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from clara_jax import compile_cache
 from clara_jax.aot.topology import ABSENT
+from tests import signatures  # noqa: F401  (by its name below)
 from tests.locations import ROOT
 
-# Before these modules are imported: shapes and dtypes in their signatures are checked whenever they are called. As for
-# pyright, a whole number may stand for a float.
-CHECKED = [f"clara_jax.{room}" for room in ("inference", "method", "model")]
-CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
-jaxtyping.install_import_hook(CHECKED, CHECKER)
+# Before these modules are imported: shapes and dtypes in their signatures are checked whenever they are called.
+jaxtyping.install_import_hook(
+    [f"clara_jax.{room}" for room in ("inference", "method", "model")], "tests.signatures.checked"
+)
 jax.config.update("jax_num_cpu_devices", 8)
 KEPT = ROOT / "tests" / "kept" / "2026_11.tar.gz"
 # Tests compile much and run little. So do the processes that they start. `optimized` is for what needs the rest.

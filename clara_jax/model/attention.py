@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int32
 
 from clara_jax.errors import ClaraError
 from clara_jax.model.blockwise import additive, blockwise
-from clara_jax.model.sharding import BATCH
+from clara_jax.model.sharding import BATCH, Array
 
 IMPLEMENTATIONS = ("auto", "xla", "blockwise", "splash", "cudnn")
 LANES = 128  # splash's blocks are multiples of a vector register's lanes
@@ -44,7 +44,7 @@ class AttentionMask:
 
 def make_attention_mask(
     implementation: str,
-    sequences: Bool[jax.Array, "B T"] | Int32[jax.Array, "B T"],
+    sequences: Bool[Array, "B T"] | Int32[Array, "B T"],
     positions: Int32[jax.Array, "B T"],
     window: int | None,
     head_dim: int,

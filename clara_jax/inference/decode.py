@@ -129,7 +129,7 @@ def generate(
     """
     shape, limit = prompt_ids.shape[:1], sampling.max_new_tokens
 
-    def same(value: float, dtype: jnp.dtype) -> jax.Array:
+    def same(value: float, dtype: Any) -> jax.Array:
         return jnp.full(shape, value, dtype, out_sharding=jax.P(BATCH))
 
     state = initial_state(

@@ -15,10 +15,13 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from clara_jax import compile_cache
 from clara_jax.chips import ABSENT
+from tests import signatures  # noqa: F401  (by its name below)
 from tests.locations import ROOT
 
 # Before these modules are imported: shapes and dtypes in their signatures are checked whenever they are called.
-jaxtyping.install_import_hook("clara_jax.method", "beartype.beartype")
+jaxtyping.install_import_hook(
+    [f"clara_jax.{room}" for room in ("inference", "method", "model")], "tests.signatures.checked"
+)
 jax.config.update("jax_num_cpu_devices", 8)
 KEPT = ROOT / "tests" / "kept" / "2026_11.tar.gz"
 # Tests compile much and run little. So do the processes that they start. `optimized` is for what needs the rest.
@@ -106,6 +109,12 @@ def kept(tmp_path, monkeypatch):
         archive.extractall(tmp_path, filter="data")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Check no signatures: for tests whose objects only look like what is annotated."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ from clara_jax.results import RagAnswer
         ("clara_jax.rag_pipeline", "Asked", "RetrievedContext"),
         ("clara_jax.base_lm", "Plain", "BaseLM"),
         ("clara_jax.results", "Source", "Hit"),
+        ("clara_jax.method.merging", "merge", "merge_adapter"),
         ("clara_jax.text.documents", "Document", "CorpusDocument"),
         ("clara_jax.retrieval.rows", "StoredChunk", "Chunk"),
         ("clara_jax.retrieval.document_store", "StoredChunk", "Chunk"),

@@ -94,6 +94,7 @@ def test_one_process_does_everything_itself(mesh222):
         np.testing.assert_array_equal(distributed.gather(placed["x"]), x)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_rows_of_a_process_follow_its_devices(monkeypatch):
     """Devices need not stand in the order of their processes, and a part may lie in several processes."""
 
@@ -123,6 +124,7 @@ def test_what_a_lost_process_leaves_to_read():
             assert "Traceback" in distributed.explain(error)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_mesh_of_slices(monkeypatch):
     """A replica for each slice, and none that is cut by one."""
 

@@ -25,7 +25,7 @@ from clara_jax.formats.hugging_face import write_config, write_tensors
 from clara_jax.formats.safetensors_files import open_tensors
 from clara_jax.input_pipeline.prompts import MARKERS, PROMPT_VERSION
 from clara_jax.method.clara import END, ROLES, STATE
-from clara_jax.method.merging import merge
+from clara_jax.method.merging import merge_adapter
 from clara_jax.method.parameters import split
 
 FORMATS = ("peft", "released", "merged", "compact")
@@ -155,7 +155,7 @@ def export_merged(bundle: Bundle, directory: str | Path, role: str = "generator"
         raise ClaraError(f"role: {role!r} must be one of {', '.join(ROLES)}")
     dtype = dtype or str(bundle.model.base_dtype.name)
     _check_dtype(dtype)
-    base = merge(bundle.model, bundle.params, role, bundle.mesh, jnp.dtype(dtype))
+    base = merge_adapter(bundle.model, bundle.params, role, bundle.mesh, jnp.dtype(dtype))
     with folder_when_whole(directory) as folder:
         _write_model(bundle, folder, base, _tables(bundle, dtype), dtype, added=True)
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Float32, Int32, UInt32
 
 from clara_jax.errors import ClaraError
 from clara_jax.method.clara import ClaraModel
@@ -76,7 +77,12 @@ class DecodeState:
     seed: jax.Array
 
 
-def initial_state(limit: jax.Array, temperature: jax.Array, top_p: jax.Array, seed: jax.Array) -> DecodeState:
+def initial_state(
+    limit: Int32[jax.Array, " B"],
+    temperature: Float32[jax.Array, " B"],
+    top_p: Float32[jax.Array, " B"],
+    seed: UInt32[jax.Array, " B"],
+) -> DecodeState:
     """Return the state of rows [B] of which no token has been sampled yet."""
     zero = jnp.zeros_like(limit)
     return DecodeState(zero, zero, limit, limit < 1, zero.astype(jnp.float32), temperature, top_p, seed)
@@ -100,11 +106,11 @@ class Generated(NamedTuple):
 def generate(
     model: ClaraModel,
     params: Any,
-    prompt_ids: jax.Array,
-    prompt_mask: jax.Array,
-    memory_index: jax.Array,
-    memories: jax.Array | None,
-    seeds: jax.Array,
+    prompt_ids: Int32[jax.Array, "B T"],
+    prompt_mask: Bool[jax.Array, "B T"],
+    memory_index: Int32[jax.Array, "B T"],
+    memories: Float[jax.Array, "B K M E"] | None,
+    seeds: UInt32[jax.Array, " B"],
     sampling: Sampling,
     end_ids: tuple[int, ...],
 ) -> Generated:
@@ -123,7 +129,7 @@ def generate(
     """
     shape, limit = prompt_ids.shape[:1], sampling.max_new_tokens
 
-    def same(value: float, dtype: jnp.dtype) -> jax.Array:
+    def same(value: float, dtype: Any) -> jax.Array:
         return jnp.full(shape, value, dtype, out_sharding=jax.P(BATCH))
 
     state = initial_state(
@@ -153,12 +159,12 @@ def role_of(params: Any) -> str | None:
 def prefill(
     model: ClaraModel,
     params: Any,
-    ids: jax.Array,
-    mask: jax.Array,
-    memory_index: jax.Array,
-    memories: jax.Array | None,
+    ids: Int32[jax.Array, "B T"],
+    mask: Bool[jax.Array, "B T"],
+    memory_index: Int32[jax.Array, "B T"],
+    memories: Float[jax.Array, "B K M E"] | None,
     caches: tuple[KVCache, ...],
-) -> tuple[jax.Array, KVCache]:
+) -> tuple[Float[jax.Array, "B 1 E"], KVCache]:
     """Run the model over prompts: the state of the last token of each row, [B, 1, E], and the tokens' keys and values.
 
     Args:
@@ -184,7 +190,7 @@ def decode(
     steps: int,
     mode: Mode,
     end_ids: tuple[int, ...],
-) -> tuple[DecodeState, jax.Array, KVCache]:
+) -> tuple[DecodeState, Int32[jax.Array, "B {steps}"], KVCache]:
     """Generate up to ``steps`` tokens of each row; stop early when all rows are done.
 
     The caches do not change, and the loop carries the keys and values of the new tokens only: a few slots instead of
@@ -227,7 +233,12 @@ def decode(
 
 
 def sample_next(
-    model: ClaraModel, params: Any, states: jax.Array, state: DecodeState, mode: Mode, end_ids: tuple[int, ...]
+    model: ClaraModel,
+    params: Any,
+    states: Float[jax.Array, "B 1 E"],
+    state: DecodeState,
+    mode: Mode,
+    end_ids: tuple[int, ...],
 ) -> DecodeState:
     """Sample the next token of each row from its last-layer state, [B, 1, E]; done rows get the first end token."""
     logits = join_logits(*model.logits(params, states))[:, 0]

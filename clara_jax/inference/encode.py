@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from clara_jax.distributed import gather
 from clara_jax.input_pipeline.batches import Sequences, with_memory
@@ -20,7 +21,7 @@ LENGTH_MULTIPLE = 32  # lengths are rounded up to it, so that few shapes are com
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def encode_batch(model: ClaraModel, role: str, params: Any, texts: Sequences) -> jax.Array:
+def encode_batch(model: ClaraModel, role: str, params: Any, texts: Sequences) -> Float[jax.Array, "N M E"]:
     """Return memories [N, M, E] of N rows of one text, see `clara_jax.method.compressor.encode`."""
     return encode(model, params, role, texts).memory[:, 0]
 

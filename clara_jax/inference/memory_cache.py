@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 
 import numpy as np
+from jaxtyping import Int
 
 from clara_jax import distributed
 from clara_jax.checkpoints.bundle import Bundle
@@ -21,7 +22,7 @@ Parts = Iterator[tuple[int, int]]  # after each batch: documents done so far, to
 def complete_store(
     open_store: Callable[[], MemoryStore],
     bundle: Bundle,
-    documents: Sequence[np.ndarray],
+    documents: Sequence[Int[np.ndarray, " _"]],
     batch_size: int,
     work: Callable[[Parts, int], None],
 ) -> MemoryStore:

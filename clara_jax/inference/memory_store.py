@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import tensorstore
+from jaxtyping import Bool, Float, Int, Shaped
 
 from clara_jax.errors import ClaraError
 from clara_jax.locks import locked
@@ -28,12 +29,12 @@ _DAMAGE = ("DATA_LOSS", "NOT_FOUND", "FAILED_PRECONDITION")  # the status codes 
 _REMEDY = "delete the directory, and its documents are compressed anew"
 
 
-def document_key(ids: np.ndarray) -> bytes:
+def document_key(ids: Int[np.ndarray, " T"]) -> bytes:
     """Return a document's key, a hash of its token ids, int32 [T]."""
     return hashlib.blake2b(np.ascontiguousarray(ids, "<i4").tobytes(), digest_size=_KEY_BYTES).digest()
 
 
-def document_keys(documents: Sequence[np.ndarray]) -> np.ndarray:
+def document_keys(documents: Sequence[Int[np.ndarray, " _"]]) -> Shaped[np.ndarray, " N"]:
     """Return the keys of documents, void16 [N]."""
     return np.frombuffer(b"".join(map(document_key, documents)), _KEY)
 
@@ -72,7 +73,7 @@ class MemoryStore:
         """The dtype of memories."""
         return self._memories.dtype.numpy_dtype
 
-    def has(self, keys: np.ndarray) -> np.ndarray:
+    def has(self, keys: Shaped[np.ndarray, " N"]) -> Bool[np.ndarray, " N"]:
         """Return which of the keys, void16 [N], are in the store; bool [N]."""
         return self._find(keys) >= 0
 
@@ -89,7 +90,7 @@ class MemoryStore:
             self._read_all()
             yield
 
-    def append(self, keys: np.ndarray, memories: np.ndarray) -> None:
+    def append(self, keys: Shaped[np.ndarray, " N"], memories: Float[np.ndarray, "N M E"]) -> None:
         """Add documents in new blocks; within `writing`.
 
         Args:
@@ -110,7 +111,7 @@ class MemoryStore:
             self._keys[start : start + len(keys)].write(keys.view(np.uint8).reshape(-1, _KEY_BYTES)).result()
         self._index(np.concatenate([self._rows, np.zeros(start - len(self._rows), _KEY), keys]))
 
-    def read(self, keys: np.ndarray) -> np.ndarray:
+    def read(self, keys: Shaped[np.ndarray, " N"]) -> Float[np.ndarray, "N M E"]:
         """Read the memories of documents, [N, M, E]; equal keys are read once.
 
         Args:
@@ -126,7 +127,7 @@ class MemoryStore:
         with self._errors("read"):
             return self._memories[rows].read().result()[places]
 
-    def read_documents(self, documents: Sequence[np.ndarray | None]) -> np.ndarray:
+    def read_documents(self, documents: Sequence[Int[np.ndarray, " _"] | None]) -> Float[np.ndarray, "N M E"]:
         """Read memories by token ids, [N, M, E]; zeros where a document is None."""
         result = np.zeros((len(documents), *self.shape), self.dtype)
         there = {place: ids for place, ids in enumerate(documents) if ids is not None}

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float
 
 from clara_jax.model.cache import KVCache
 
@@ -68,7 +69,7 @@ def split_at(memory_index: Sequence[int]) -> int:
     return last + 1 if last + 1 < len(memory_index) else 0
 
 
-def key(ids: Sequence[int], memory_index: Sequence[int], memories: np.ndarray, beyond: bool) -> bytes:
+def key(ids: Sequence[int], memory_index: Sequence[int], memories: Float[np.ndarray, "K M E"], beyond: bool) -> bytes:
     """Return a digest of a prefix: of its tokens, the positions of memories among them, and the memories.
 
     Args:

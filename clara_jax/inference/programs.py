@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int32
 
 from clara_jax.inference.decode import DecodeState, Mode, decode, initial_state, sample_next
 from clara_jax.method.clara import ClaraModel
@@ -49,12 +50,12 @@ class SamplingArrays(NamedTuple):
 def insert(
     model: ClaraModel,
     params: Any,
-    states: jax.Array,
+    states: Float[jax.Array, "P 1 E"],
     sampling: SamplingArrays,
     parts: tuple[KVCache, ...],
     cache: KVCache,
     state: DecodeState,
-    source: jax.Array,
+    source: Int32[jax.Array, " B"],
     mode: Mode,
     end_ids: tuple[int, ...],
 ) -> tuple[KVCache, DecodeState]:
@@ -95,11 +96,11 @@ def advance(
     params: Any,
     cache: KVCache,
     state: DecodeState,
-    live: jax.Array,
+    live: Bool[jax.Array, " B"],
     steps: int,
     mode: Mode,
     end_ids: tuple[int, ...],
-) -> tuple[KVCache, DecodeState, jax.Array]:
+) -> tuple[KVCache, DecodeState, Int32[jax.Array, "B {steps}"]]:
     """Decode up to ``steps`` tokens of all rows that are not done.
 
     Args:
@@ -122,7 +123,9 @@ def advance(
 
 
 @partial(jax.jit, static_argnames=("model", "slots"))
-def first_slots(model: ClaraModel, cache: KVCache, row: jax.Array, length: jax.Array, slots: int) -> KVCache:
+def first_slots(
+    model: ClaraModel, cache: KVCache, row: Int32[jax.Array, ""], length: Int32[jax.Array, ""], slots: int
+) -> KVCache:
     """Copy the first slots of a row, [L, 1, G, slots, C], whole on every device; ``length`` of them are valid."""
     spec = kv_cache_spec(model.config, jax.sharding.get_abstract_mesh(), rows=False)
     k, v = (x[:, :, :, :slots].at[:, row[None]].get(out_sharding=spec) for x in (cache.k, cache.v))
@@ -139,7 +142,7 @@ def stack(model: ClaraModel, parts: list[KVCache]) -> KVCache:
 
 @partial(jax.jit, static_argnames=("model", "slots"))
 def resize(
-    model: ClaraModel, cache: KVCache, state: DecodeState, source: jax.Array, slots: int
+    model: ClaraModel, cache: KVCache, state: DecodeState, source: Int32[jax.Array, " B"], slots: int
 ) -> tuple[KVCache, DecodeState]:
     """Return cache and state with another number of rows and with more slots.
 
@@ -147,7 +150,7 @@ def resize(
       model: backbone and hyperparameters.
       cache: of all rows.
       state: of all rows.
-      source: int32, the old row of each new one.
+      source: int32 [B], the old row of each of the B new ones.
       slots: of the new cache.
     """
     cache = _pick(cache, source, model)

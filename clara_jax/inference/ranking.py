@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jaxtyping import Float, Float32, Int
 
 from clara_jax.distributed import gather
 from clara_jax.method.reranker import EXCLUDED, cosine_scores
@@ -15,8 +16,12 @@ _cosine = jax.jit(cosine_scores)
 
 
 def rank_memories(
-    queries: np.ndarray, candidates: Sequence[np.ndarray], k: int, batch_size: int, mesh: jax.sharding.Mesh
-) -> tuple[np.ndarray, np.ndarray]:
+    queries: Float[np.ndarray, "q M E"],
+    candidates: Sequence[Float[np.ndarray, "_ M E"]],
+    k: int,
+    batch_size: int,
+    mesh: jax.sharding.Mesh,
+) -> tuple[Int[np.ndarray, "q ranks"], Float32[np.ndarray, "q ranks"]]:
     """Rank each question's candidates.
 
     Args:

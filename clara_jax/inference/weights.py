@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from clara_jax.errors import ClaraError
 from clara_jax.method.clara import ClaraModel
-from clara_jax.method.merging import merge
+from clara_jax.method.merging import merge_adapter
 from clara_jax.model.output_major import OutputMajor
 from clara_jax.model.precision import has_instructions
 
@@ -79,11 +79,11 @@ def prepare(
         return model, {**params, "lora": {"generator": params["lora"]["generator"]}}
     dtype = jnp.dtype(_STORED[weights] or params["base"]["embed"]["table"].dtype)
     if any(device.platform != "cpu" for device in mesh.devices.flat):
-        return model, {**params, "base": merge(model, params, "generator", mesh, dtype), "lora": {}}
+        return model, {**params, "base": merge_adapter(model, params, "generator", mesh, dtype), "lora": {}}
     if single_row and weights == "merged" and not has_instructions():
         dtype = jnp.dtype(jnp.float32)
     model = dataclasses.replace(model, precision="float32")
-    base = merge(model, params, "generator", mesh, dtype, output_major=not single_row or dtype != jnp.float32)
+    base = merge_adapter(model, params, "generator", mesh, dtype, output_major=not single_row or dtype != jnp.float32)
     with jax.set_mesh(mesh):
         for name in ("embed", "lm_head"):
             if name in base:

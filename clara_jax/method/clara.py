@@ -10,6 +10,7 @@ from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32, Int32, Key
 
 from clara_jax.errors import ClaraError
 from clara_jax.input_pipeline.document_tokenizer import FRAME, MISSING_BOS
@@ -19,7 +20,7 @@ from clara_jax.model.config import ModelConfig
 from clara_jax.model.lora import Dropout
 from clara_jax.model.precision import PRECISIONS, check
 from clara_jax.model.sharding import Array
-from clara_jax.model.transformer import INTERMEDIATES, REMAT_POLICIES, Transformer, positions_of
+from clara_jax.model.transformer import INTERMEDIATES, REMAT_POLICIES, Mask, Transformer, positions_of
 
 ROLES = ("compressor", "query_reasoner", "generator")
 MEMORY_MAPS = (STATE, AFFINE) = ("state", "affine")
@@ -142,8 +143,8 @@ class ClaraModel:
         """Dtype of the base's parameters."""
         return jnp.dtype(PRECISIONS[self.precision].stored)
 
-    def embed(self, params: Any, ids: Array) -> jax.Array:
-        """Return the embeddings [B, T, E] of token ids [B, T]."""
+    def embed(self, params: Any, ids: Int32[Array, "B T"]) -> Float[jax.Array, "B T E"]:
+        """Return the embeddings [B, T, E] of token ids, int32 [B, T]."""
         return self._apply(params, None, ids, method="embed")
 
     @overload
@@ -151,36 +152,36 @@ class ClaraModel:
         self,
         params: Any,
         role: str | None,
-        x: jax.Array,
-        mask: Array,
+        x: Float[jax.Array, "B T E"],
+        mask: Mask,
         caches: Sequence[KVCache] = (),
         dropout: Dropout | None = None,
         return_kv: Literal[False] = False,
-    ) -> tuple[jax.Array, None]: ...
+    ) -> tuple[Float[jax.Array, "B T E"], None]: ...
 
     @overload
     def forward(
         self,
         params: Any,
         role: str | None,
-        x: jax.Array,
-        mask: Array,
+        x: Float[jax.Array, "B T E"],
+        mask: Mask,
         caches: Sequence[KVCache] = (),
         dropout: Dropout | None = None,
         *,
         return_kv: Literal[True],
-    ) -> tuple[jax.Array, KVCache]: ...
+    ) -> tuple[Float[jax.Array, "B T E"], KVCache]: ...
 
     def forward(
         self,
         params: Any,
         role: str | None,
-        x: jax.Array,
-        mask: Array,
+        x: Float[jax.Array, "B T E"],
+        mask: Mask,
         caches: Sequence[KVCache] = (),
         dropout: Dropout | None = None,
         return_kv: bool = False,
-    ) -> tuple[jax.Array, KVCache | None]:
+    ) -> tuple[Float[jax.Array, "B T E"], KVCache | None]:
         """Return the last-layer states of embeddings, [B, T, E] both, and the tokens' keys and values if asked for.
 
         Args:
@@ -195,8 +196,13 @@ class ClaraModel:
         return self._apply(params, role, x, mask, caches, dropout, return_kv)
 
     def queries(
-        self, params: Any, role: str | None, x: jax.Array, mask: Array, caches: Sequence[KVCache]
-    ) -> tuple[jax.Array, KVCache]:
+        self,
+        params: Any,
+        role: str | None,
+        x: Float[jax.Array, "B T E"],
+        mask: Mask,
+        caches: Sequence[KVCache],
+    ) -> tuple[Float[jax.Array, "L B T H C"], KVCache]:
         """Return the queries of attention in `forward`, compute dtype [L, B, T, H, C], and the tokens' keys and values.
 
         The keys and values come after those of the caches.
@@ -205,11 +211,13 @@ class ClaraModel:
         (q,) = variables[INTERMEDIATES]["layers"]["attention"]["queries"]
         return q, kv
 
-    def logits(self, params: Any, states: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    def logits(
+        self, params: Any, states: Float[jax.Array, "B T E"]
+    ) -> tuple[Float32[jax.Array, "B T V"], Float32[jax.Array, "B T added"] | None]:
         """Return float32 logits of the vocabulary and of the added tokens for states [B, T, E]."""
         return self._apply(params, None, states, method="unembed")
 
-    def dropout(self, keys: jax.Array | None, segment_ids: Array) -> Dropout | None:
+    def dropout(self, keys: Key[jax.Array, "B S"] | None, segment_ids: Int32[Array, "B T"]) -> Dropout | None:
         """Return the dropout of a batch; None without keys or at rate 0.
 
         Args:

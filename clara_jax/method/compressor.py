@@ -45,7 +45,7 @@ def encode(
       keys: PRNG keys [N, S], for dropout; None without.
       scaffold: β, of models with a memory map. The Python number 0.0 leaves its computation out.
     """
-    x, encoded = read(model, params, role, texts, keys)
+    x, encoded = encode_before_map(model, params, role, texts, keys)
     if "map" not in params["tokens"]:
         return encoded
     pooled = None
@@ -55,22 +55,22 @@ def encode(
     return encoded._replace(memory=memory.astype(encoded.memory.dtype))
 
 
-def read(
+def encode_before_map(
     model: ClaraModel, params: Any, role: str, texts: Sequences, keys: Key[jax.Array, "N S"] | None
 ) -> tuple[Float[jax.Array, "N T E"], Encoded]:
     """Return the texts' embeddings [N, T, E] and their encoding before any memory map; arguments as of `encode`."""
     x, segment_ids = model.embed(params, texts.ids), texts.segment_ids
     if model.clara.memory_places == END:
         states, _ = model.forward(params, role, x, segment_ids, dropout=model.dropout(keys, segment_ids))
-        return x, read_states(states, texts)
+        return x, pool_states(states, texts)
     order = order_by_runs(texts)
     moved, moved_ids = jnp.take_along_axis(x, order[..., None], axis=1), jnp.take_along_axis(segment_ids, order, axis=1)
     states, _ = model.forward(params, role, moved, moved_ids, dropout=model.dropout(keys, moved_ids))
-    return x, read_states(jnp.take_along_axis(states, jnp.argsort(order, axis=1)[..., None], axis=1), texts)
+    return x, pool_states(jnp.take_along_axis(states, jnp.argsort(order, axis=1)[..., None], axis=1), texts)
 
 
-def read_states(states: Float[Array, "N T E"], texts: Sequences) -> Encoded:
-    """Return memories and means of the texts' last-layer states [N, T, E]."""
+def pool_states(states: Float[Array, "N T E"], texts: Sequences) -> Encoded:
+    """Gather the last-layer states [N, T, E] at the memory tokens, and average those of text and memory tokens."""
     at = texts.memory_positions
     memory = jnp.take_along_axis(states, reshape_rows(at, -1)[..., None], axis=1)
     memory = reshape_rows(memory, *at.shape[1:], states.shape[-1])

@@ -8,12 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from clara_jax.deprecation import renamed_attributes
 from clara_jax.method.clara import ClaraModel
 from clara_jax.model.declare import projection_groups
 from clara_jax.model.output_major import OutputMajor
 
 
-def merge(
+def merge_adapter(
     model: ClaraModel,
     params: Any,
     role: str,
@@ -71,3 +72,6 @@ def _merge(
     wide = kernel.astype(jnp.float32) + scale * product
     merged = wide.astype(dtype or kernel.dtype)
     return OutputMajor(jnp.einsum(f"L{ins}{outs}->L{outs}{ins}", merged)) if output_major else merged
+
+
+__getattr__ = renamed_attributes(__name__, {"merge": "merge_adapter"})

@@ -15,6 +15,9 @@ EXCLUDED = -1e9
 def cosine_scores(query: Float[Array, "B M E"], documents: Float[Array, "B D M E"]) -> Float32[jax.Array, "B D"]:
     """Return s_i = cos(q, M_i) of flattened memories (equation of s_i in section 3), in float32.
 
+    Its Jacobians are JAX's derivatives of these lines, none is written by hand: ∂s_i/∂q = M_i / (‖q‖ ‖M_i‖) -
+    s_i q / ‖q‖², and the same with q and M_i exchanged (A.16).
+
     Args:
       query: [B, M, E].
       documents: [B, D, M, E].

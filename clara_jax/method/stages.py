@@ -23,7 +23,7 @@ from clara_jax.input_pipeline.batches import Batch, DistinctSequences, Sequences
 from clara_jax.input_pipeline.tokenization import IGNORED
 from clara_jax.method.appendix.marginal import document_log_likelihoods, marginal_loss
 from clara_jax.method.clara import ClaraModel
-from clara_jax.method.compressor import Encoded, alignment_loss, encode, read
+from clara_jax.method.compressor import Encoded, alignment_loss, encode, encode_before_map
 from clara_jax.method.estimators.methods import METHODS, select
 from clara_jax.method.generator import CE_OVER, RECORDS, TOKENS, answer_terms, label_weights
 from clara_jax.method.memory_map import calibrated_map, pool_runs
@@ -173,7 +173,7 @@ def end_to_end_loss(
     terms, selected, indices = answer_from_best(model, params, batch, objective, scores, documents, keys)
     terms |= _degenerate(scores, batch, objective)
     if objective.marginal_weight:
-        terms["marginal"] = jnp.sum(probability_loss(model, params, batch, objective, scores, selected, indices))
+        terms["marginal"] = jnp.sum(selected_marginal_loss(model, params, batch, objective, scores, selected, indices))
     if batch.positives is not None:
         terms["recall"] = jnp.sum(recall(indices, batch.positives & batch.document_valid))
     return terms
@@ -202,7 +202,7 @@ def answer_from_best(
     return terms, selected, indices
 
 
-def probability_loss(
+def selected_marginal_loss(
     model: ClaraModel,
     params: Any,
     batch: Batch,
@@ -211,7 +211,11 @@ def probability_loss(
     selected: Float[jax.Array, "B K M E"],
     indices: Int32[jax.Array, "B K"],
 ) -> Float32[jax.Array, " B"]:
-    """Return `marginal_loss` of scores [B, D], over the selected documents of `answer_from_best`; float32 [B]."""
+    """Return -log Σ_d p(d|x) p(y|x, d) of each question, d over the documents that `answer_from_best` selected.
+
+    Its gradient in the scores [B, D] is the probability path of appendix A (`clara_jax.method.appendix.marginal`);
+    float32 [B].
+    """
     likelihoods = document_log_likelihoods(model, params, batch.prompt, selected)
     chosen, exist = (jnp.take_along_axis(x, indices, axis=1) for x in (scores, batch.document_valid))
     return marginal_loss(chosen, exist, likelihoods, objective.temperature)
@@ -328,7 +332,7 @@ def calibrate(model: ClaraModel, params: Any, batch: Batch, strength: float) -> 
     """Return initial values of the memory map for the documents of a batch, see `calibrated_map`."""
     assert isinstance(batch.documents, Sequences)  # stages that train the map have texts
     texts = jax.tree.map(join_rows, batch.documents)
-    x, encoded = read(model, params, "compressor", texts, None)
+    x, encoded = encode_before_map(model, params, "compressor", texts, None)
     valid = reshape_rows(batch.document_valid, batch.documents.ids.shape[1], -1)  # [B, D, S]
     return calibrated_map(encoded.memory, pool_runs(x, texts), join_rows(valid), strength)
 

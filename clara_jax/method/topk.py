@@ -8,7 +8,7 @@ known from the scores alone, tells which documents are left at each rank, so tha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +21,27 @@ DEGENERATE = ("nan_scores", "too_few")
 # more than -τ log ε = 18.4 τ, the p of later ranks lie on it.
 EPSILON = 1e-8
 
-# The soft choice of one row: s [D], divided by τ and 0 for absent documents; indices [K] in order; taken [K, D], the
-# hard choice, a row for each rank; allowed [K, D], false where the document or the rank does not exist -> p [K, D].
-SoftChoice = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+
+@runtime_checkable
+class SoftChoice(Protocol):
+    """The soft choice of one row, whose gradient replaces that of the hard one."""
+
+    def __call__(
+        self,
+        s: Float32[jax.Array, " D"],
+        indices: Int32[jax.Array, " K"],
+        taken: Float32[jax.Array, "K D"],
+        allowed: Bool[jax.Array, "K D"],
+    ) -> Float32[jax.Array, "K D"]:
+        """Return p, a row for each rank; zeros where nothing is allowed.
+
+        Args:
+          s: scores over temperature, 0 for absent documents.
+          indices: the chosen documents, best first.
+          taken: the hard choice, a row for each rank.
+          allowed: False where the document or the rank does not exist.
+        """
+        ...
 
 
 def algorithm_1(scores: Float[jax.Array, " D"], k: int, temperature: ScalarLike) -> Float32[jax.Array, "K D"]:

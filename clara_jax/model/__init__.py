@@ -10,5 +10,9 @@ One legend for the shape letters, used in every einsum and comment of the packag
  T    tokens of a sequence                         F    MLP dimension
  S    key/value slots that attention reads         V    vocabulary of the base
  L    layers                                       R    LoRA rank
+ N    rows of any kind, put together               Q    query heads of a key/value head
 ====  ==========================================  ====  ======================================
+
+Signatures of `clara_jax.model`, `clara_jax.method` and `clara_jax.inference` give shapes and dtypes in these letters
+(jaxtyping). Nothing is checked where the package is used; the tests check every call (`tests/conftest.py`).
 """

@@ -10,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from itertools import accumulate
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention
+from jaxtyping import Bool, Float, Int32
 
 from clara_jax.errors import ClaraError
 from clara_jax.model.blockwise import additive, blockwise
-from clara_jax.model.sharding import BATCH
+from clara_jax.model.sharding import BATCH, Array
 
 IMPLEMENTATIONS = ("auto", "xla", "blockwise", "splash", "cudnn")
 LANES = 128  # splash's blocks are multiples of a vector register's lanes
@@ -42,12 +44,12 @@ class AttentionMask:
 
 def make_attention_mask(
     implementation: str,
-    sequences: jax.Array,
-    positions: jax.Array,
+    sequences: Bool[Array, "B T"] | Int32[Array, "B T"],
+    positions: Int32[jax.Array, "B T"],
     window: int | None,
     head_dim: int,
-    dtype: jnp.dtype,
-    cached: Sequence[tuple[int, jax.Array]] = (),
+    dtype: Any,
+    cached: Sequence[tuple[int, Int32[jax.Array, " B"]]] = (),
 ) -> AttentionMask:
     """Build the attention mask of T new tokens.
 
@@ -128,12 +130,12 @@ def choose(implementation: str, head_dim: int, dtype: jnp.dtype, cached: bool, w
 
 
 def attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    q: Float[jax.Array, "B T H C"],
+    k: Float[jax.Array, "B T G C"],
+    v: Float[jax.Array, "B T G C"],
     mask: AttentionMask,
-    cached: Sequence[tuple[jax.Array, jax.Array]] = (),
-) -> jax.Array:
+    cached: Sequence[tuple[Float[jax.Array, "B G _ C"], Float[jax.Array, "B G _ C"]]] = (),
+) -> Float[jax.Array, "B T H C"]:
     """Compute softmax(q kᵀ / √C) v over what the mask allows, scores and softmax in float32.
 
     Args:

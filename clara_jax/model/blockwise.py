@@ -12,6 +12,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Float32
 
 from clara_jax.model.products import contracted_last
 
@@ -27,13 +28,19 @@ def chunks(length: int) -> list[tuple[int, int]]:
     return [(begin, min(begin + size, length)) for begin in range(0, length, size)]
 
 
-def additive(mask: jax.Array) -> jax.Array:
+def additive(mask: Bool[jax.Array, "*shape"]) -> Float32[jax.Array, "*shape"]:
     """Return what is added to scores: 0 where ``mask`` is true, else the lowest float32."""
     return jnp.where(mask, jnp.float32(0), jnp.finfo(jnp.float32).min)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def blockwise(operands: jnp.dtype, q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array) -> jax.Array:
+def blockwise(
+    operands: jnp.dtype,
+    q: Float[jax.Array, "B T H C"],
+    k: Float[jax.Array, "B T G C"],
+    v: Float[jax.Array, "B T G C"],
+    bias: Float32[jax.Array, "B T T"],
+) -> Float[jax.Array, "B T H C"]:
     """Compute softmax(q kᵀ / √C + bias) v of causal rows on one device, scores and softmax in float32.
 
     Args:
@@ -99,23 +106,23 @@ def _product(operands: jnp.dtype):
     return partial(jnp.einsum, precision=exact, preferred_element_type=jnp.float32)
 
 
-def _split_heads(x: jax.Array, groups: int) -> jax.Array:
+def _split_heads(x: Float[jax.Array, "B T H C"], groups: int) -> Float[jax.Array, "B {groups} H//{groups} T C"]:
     """Reshape [B, T, H, C] to [B, G, H / G, T, C]."""
     batch, length, heads, channels = x.shape
     return x.reshape(batch, length, groups, heads // groups, channels).transpose(0, 2, 3, 1, 4)
 
 
-def _join_heads(x: jax.Array) -> jax.Array:
+def _join_heads(x: Float[jax.Array, "B G Q T C"]) -> Float[jax.Array, "B T G*Q C"]:
     """Undo `_split_heads`."""
     batch, groups, each, length, channels = x.shape
     return x.transpose(0, 3, 1, 2, 4).reshape(batch, length, groups * each, channels)
 
 
-def _flat(x: jax.Array) -> jax.Array:
+def _flat(x: Float[jax.Array, "B G Q T X"]) -> Float[jax.Array, "B G Q*T X"]:
     """Reshape [B, G, H / G, T, ...] to [B, G, H / G · T, ...]: the queries of a key/value head in one axis."""
     return x.reshape(*x.shape[:2], -1, x.shape[-1])
 
 
-def _chunk(x: jax.Array, length: int) -> jax.Array:
+def _chunk(x: Float[jax.Array, "B G N X"], length: int) -> Float[jax.Array, "B G N//{length} {length} X"]:
     """Undo `_flat` for chunks of ``length`` queries."""
     return x.reshape(*x.shape[:2], -1, length, x.shape[-1])

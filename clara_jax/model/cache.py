@@ -8,6 +8,7 @@ from __future__ import annotations
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Int32
 
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.sharding import BATCH, spec
@@ -31,7 +32,7 @@ class KVCache:
         """Slots of a row, S."""
         return self.k.shape[3]
 
-    def put(self, new: KVCache, at: jax.Array) -> KVCache:
+    def put(self, new: KVCache, at: Int32[jax.Array, " B"]) -> KVCache:
         """Return a cache with all slots of ``new`` written from slot ``at`` of each row on.
 
         Args:
@@ -45,7 +46,7 @@ class KVCache:
 
         return KVCache(write(self.k, new.k), write(self.v, new.v), at + new.lengths)
 
-    def cut(self, at: jax.Array, slots: int) -> KVCache:
+    def cut(self, at: Int32[jax.Array, " B"], slots: int) -> KVCache:
         """Return ``slots`` slots from slot ``at``, int32 [B], of each row on; none of them counts as valid."""
 
         def take(x: jax.Array) -> jax.Array:
@@ -54,7 +55,7 @@ class KVCache:
 
         return KVCache(take(self.k), take(self.v), jnp.zeros_like(self.lengths))
 
-    def replace_where(self, rows: jax.Array, other: KVCache) -> KVCache:
+    def replace_where(self, rows: Bool[jax.Array, " B"], other: KVCache) -> KVCache:
         """Return a cache with the given rows, bool [B], taken from another one of the same shape."""
         k, v = (
             jnp.where(rows[None, :, None, None, None], new.astype(x.dtype), x)

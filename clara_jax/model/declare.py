@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Key
 
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.sharding import shardings
@@ -44,7 +45,7 @@ class Leaf:
     init: str = "normal"
     scale: float = 0.02
 
-    def value(self, key: jax.Array) -> jax.Array:
+    def value(self, key: Key[jax.Array, ""]) -> jax.Array:
         """Return an initial value, drawn with a PRNG key."""
         match self.init:
             case "normal":
@@ -206,7 +207,7 @@ def abstract(tree: Tree, mesh: jax.sharding.Mesh) -> dict[str, Any]:
     return map_leaves(lambda path, leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed[path]), tree)
 
 
-def initialise(tree: Tree, key: jax.Array, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+def initialise(tree: Tree, key: Key[jax.Array, ""], mesh: jax.sharding.Mesh) -> dict[str, Any]:
     """Return initial values, created on the mesh; each depends on the key and the leaf's path and shape alone."""
     paths = map_leaves(lambda path, _: path, tree)
     hashes = np.array([zlib.crc32(path.encode()) for path in jax.tree.leaves(paths)], np.uint32)

@@ -9,11 +9,17 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int32, UInt32
 
 from clara_jax.model.declare import ProjectionGroup
 from clara_jax.model.output_major import OutputMajor, stored_product
 from clara_jax.model.products import product
 from clara_jax.model.sharding import BATCH, join_rows, split_rows
+
+# Where dropout is drawn in a block: a number for each projection group, which is folded into an example's key with the
+# layer's. A group that is stored in the place of several has the first one's. Other numbers are other masks: they stay.
+SITES = {"q": 0, "k": 1, "v": 2, "qkv": 0, "o": 4, "gate": 8, "up": 9, "gate_up": 8, "down": 12}
+SITES_OF_LAYER = 16
 
 
 @flax.struct.dataclass
@@ -29,8 +35,15 @@ class Dropout:
     positions: jax.Array  # int32 [B, T]
     rate: float = flax.struct.field(pytree_node=False)
 
-    def __call__(self, x: jax.Array, site: jax.Array) -> jax.Array:
-        """Drop entries of x [B, T, ...] and scale the rest by 1 / (1 - rate); ``site`` numbers layer and group."""
+    def __call__(
+        self, x: Float[jax.Array, "B T *channels"], site: Int32[jax.Array, ""]
+    ) -> Float[jax.Array, "B T *channels"]:
+        """Drop entries of x and scale the rest by 1 / (1 - rate).
+
+        Args:
+          x: input of a projection group.
+          site: the group's, ``SITES_OF_LAYER * layer + SITES[group]``.
+        """
         keys = jax.random.key_data(jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(self.keys, site))
         keys = jnp.take_along_axis(keys, jnp.maximum(self.segment_ids - 1, 0)[..., None], axis=1)  # of tokens
         keys = jax.random.wrap_key_data(keys, impl=jax.random.key_impl(self.keys))
@@ -45,7 +58,7 @@ def _seed(key: jax.Array, position: jax.Array) -> jax.Array:
     return jax.random.bits(jax.random.fold_in(key, position))
 
 
-def mix(x: jax.Array) -> jax.Array:
+def mix(x: UInt32[jax.Array, "*shape"]) -> UInt32[jax.Array, "*shape"]:
     """Scatter uint32 counters over all uint32 values: the finalizer of MurmurHash3 (Appleby 2011).
 
     Dropout needs a bit for every channel of every adapter's input. JAX's generator would take longer than the adapters,
@@ -61,7 +74,7 @@ class LoRALinear(nn.Module):
 
     Attributes:
       projections: by name.
-      site: number of the group inside its block, for dropout.
+      site: of its dropout, one of `SITES`.
       scale: alpha / rank.
       operands: the dtype in which x is multiplied with a kernel; default x's. A and B are multiplied in x's: their rank
         is too small for a processor's bfloat16 instructions.
@@ -72,7 +85,9 @@ class LoRALinear(nn.Module):
     scale: float
     operands: Any = None
 
-    def __call__(self, x: jax.Array, layer: jax.Array, dropout: Dropout | None) -> dict[str, jax.Array]:
+    def __call__(
+        self, x: Float[jax.Array, "B T *inputs"], layer: Int32[jax.Array, ""], dropout: Dropout | None
+    ) -> dict[str, Float[jax.Array, "B T ..."]]:
         """Map x [B, T, inputs...] to {name: [B, T, outputs...]} in x's dtype."""
         ins = next(iter(self.projections.values())).input_letters
         # After attention and inside the MLP the contracted axis is split over "model": the sum over it must be
@@ -80,7 +95,7 @@ class LoRALinear(nn.Module):
         summed = jax.P(BATCH, None) if ins != "E" else None
         params = self.variables["params"]
         adapter = self.variables.get("lora")
-        dropped = x if adapter is None or dropout is None else dropout(x, layer * 16 + self.site)
+        dropped = x if adapter is None or dropout is None else dropout(x, layer * SITES_OF_LAYER + self.site)
         # Rows and tokens become one axis N: with two, XLA on CPU computes every output's gradient a second time,
         # transposed, for the gradient of its kernel.
         length = x.shape[1]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32
 
 
 @flax.struct.dataclass
@@ -23,7 +24,9 @@ class OutputMajor:
     values: jax.Array
 
 
-def stored_product(equation: str, x: jax.Array, values: jax.Array, out_sharding: jax.P | None = None) -> jax.Array:
+def stored_product(
+    equation: str, x: Float[jax.Array, "N ..."], values: Float[jax.Array, " ..."], out_sharding: jax.P | None = None
+) -> Float32[jax.Array, "N ..."]:
     """Multiply x [N, ...] with weights in the dtype they are stored in, summed in float32; float32 [N, ...].
 
     Args:

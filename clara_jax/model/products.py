@@ -18,16 +18,17 @@ import jax
 import jax.numpy as jnp
 from jax.core import ShapedArray
 from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Float
 
 
 def product(
     equation: str,
-    x: jax.Array,
-    weights: jax.Array,
+    x: Float[jax.Array, " ..."],
+    weights: Float[jax.Array, " ..."],
     operands: Any = None,
     out_sharding: jax.P | None = None,
     result: Any = None,
-) -> jax.Array:
+) -> Float[jax.Array, " ..."]:
     """Compute ``jnp.einsum(equation, x, weights)``.
 
     Args:
@@ -87,7 +88,7 @@ class _Types(NamedTuple):
     weights: ShapedArray
 
 
-def contracted_last(x: jax.Array, letters: str, kept: str) -> tuple[jax.Array, str]:
+def contracted_last(x: Float[jax.Array, " ..."], letters: str, kept: str) -> tuple[Float[jax.Array, " ..."], str]:
     """Return x with the axes that are not among ``kept`` moved to the end, and its letters in the new order."""
     order = sorted(range(x.ndim), key=lambda axis: letters[axis] not in kept)
     moved = x.transpose(order)

@@ -7,11 +7,12 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32, Int32
 
 from clara_jax.model.config import RopeConfig
 
 
-def inverse_frequencies(rope: RopeConfig, long: bool = False) -> np.ndarray:
+def inverse_frequencies(rope: RopeConfig, long: bool = False) -> Float32[np.ndarray, " pairs"]:
     """Return radians per position of each rotating pair, float32 [channels / 2]; ``long``: LongRoPE's second table."""
     frequencies = rope.theta ** -(np.arange(0, rope.channels, 2, dtype=np.float64) / rope.channels)
     if rope.kind == "linear":
@@ -33,7 +34,9 @@ def inverse_frequencies(rope: RopeConfig, long: bool = False) -> np.ndarray:
     return frequencies.astype(np.float32)
 
 
-def rotations(rope: RopeConfig, positions: jax.Array, attended: jax.Array) -> tuple[jax.Array, jax.Array]:
+def rotations(
+    rope: RopeConfig, positions: Int32[jax.Array, "B T"], attended: Int32[jax.Array, " B #T"]
+) -> tuple[Float32[jax.Array, "B T pairs"], Float32[jax.Array, "B T pairs"]]:
     """Return cosines and sines of the tokens' angles, float32 [B, T, channels / 2].
 
     Args:
@@ -50,7 +53,10 @@ def rotations(rope: RopeConfig, positions: jax.Array, attended: jax.Array) -> tu
     return jnp.cos(angles) * rope.attention_scale, jnp.sin(angles) * rope.attention_scale
 
 
-def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
+def rotate(
+    x: Float[jax.Array, "B T heads C"],
+    rotation: tuple[Float32[jax.Array, "B T pairs"], Float32[jax.Array, "B T pairs"]],
+) -> Float[jax.Array, "B T heads C"]:
     """Rotate the first channels of each head, x [B, T, heads, C]; pairs are (i, i + channels/2). The rest passes."""
     cos, sin = (r[:, :, None, :] for r in rotation)
     half = cos.shape[-1]

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType
+from jaxtyping import Int64, Shaped
 
 from clara_jax import tpu_flags
 from clara_jax.errors import ClaraError
@@ -193,7 +194,7 @@ def local_parts(mesh: jax.sharding.Mesh) -> list[int]:
     return [number for number, devices in enumerate(parts) if any(device.process_index == here for device in devices)]
 
 
-def local_rows(count: int, mesh: jax.sharding.Mesh) -> np.ndarray:
+def local_rows(count: int, mesh: jax.sharding.Mesh) -> Int64[np.ndarray, " rows"]:
     """Return which of ``count`` rows, a number that the mesh divides, this process's devices hold; int64, in order."""
     return np.arange(count).reshape(batch_shards(mesh), -1)[local_parts(mesh)].ravel()
 
@@ -234,24 +235,24 @@ def place(value: np.ndarray, sharding: jax.NamedSharding) -> jax.Array:
 # explicitly.
 
 
-def join_rows(x: Array) -> jax.Array:
+def join_rows(x: Shaped[Array, "B D *rest"]) -> Shaped[jax.Array, " B*D *rest"]:
     """Reshape [B, D, ...] to [B · D, ...], every device keeping its rows."""
     rows, _, *rest = jax.typeof(x).sharding.spec
     return jnp.reshape(x, (x.shape[0] * x.shape[1], *x.shape[2:]), out_sharding=jax.P(rows, *rest))
 
 
-def split_rows(x: Array, count: int) -> jax.Array:
+def split_rows(x: Shaped[Array, " N *rest"], count: int) -> Shaped[jax.Array, "N//{count} {count} *rest"]:
     """Reshape [B · D, ...] to [B, D, ...] with D = ``count``, the inverse of `join_rows`."""
     rows, *rest = jax.typeof(x).sharding.spec
     return jnp.reshape(x, (x.shape[0] // count, count, *x.shape[1:]), out_sharding=jax.P(rows, None, *rest))
 
 
-def reshape_rows(x: Array, *shape: int) -> jax.Array:
+def reshape_rows(x: Shaped[Array, "B ..."], *shape: int) -> Shaped[jax.Array, "B ..."]:
     """Reshape [B, ...] to [B, *shape]; only rows are split over devices."""
     rows = jax.typeof(x).sharding.spec[0]
     return jnp.reshape(x, (x.shape[0], *shape), out_sharding=jax.P(rows, *(None for _ in shape)))
 
 
-def microbatches(x: Array, parts: int) -> jax.Array:
+def microbatches(x: Shaped[Array, " B *rest"], parts: int) -> Shaped[jax.Array, "{parts} B//{parts} *rest"]:
     """Reshape [B, ...] to [parts, B / parts, ...], every part spread over the devices as the batch is."""
     return jnp.moveaxis(split_rows(x, parts), 1, 0)

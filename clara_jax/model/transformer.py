@@ -17,12 +17,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Bool, Float, Float32, Int32, Key
 
 from clara_jax.model.attention import AttentionMask, attention, make_attention_mask
 from clara_jax.model.cache import KVCache
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.declare import ProjectionGroup, declare_base, initialise, projection_groups
-from clara_jax.model.lora import Dropout, LoRALinear
+from clara_jax.model.lora import SITES, Dropout, LoRALinear
 from clara_jax.model.output_major import OutputMajor, stored_product
 from clara_jax.model.products import product
 from clara_jax.model.rope import rotate, rotations
@@ -43,7 +44,9 @@ REMAT_POLICIES = {
 
 # Collection of values for analysis: a program computes them only where `apply` gets it as mutable.
 INTERMEDIATES = "intermediates"
-KeysValues = tuple[tuple[jax.Array, jax.Array], ...]  # of one layer, [B, G, S, C], part by part
+Mask = Bool[Array, "B T"] | Int32[Array, "B T"]  # see `Transformer.__call__`
+# Of one layer, part by part; parts differ in their number of slots.
+KeysValues = tuple[tuple[Float[jax.Array, "B G _ C"], Float[jax.Array, "B G _ C"]], ...]
 
 
 class Context(NamedTuple):
@@ -59,7 +62,7 @@ class RMSNorm(nn.Module):
 
     eps: float
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, "*shape"]) -> Float[jax.Array, "*shape"]:
         """Normalize x [..., E] (or heads [..., C])."""
         wide = x.astype(jnp.float32)
         wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
@@ -68,17 +71,16 @@ class RMSNorm(nn.Module):
 
 def project(
     groups: Mapping[str, ProjectionGroup],
-    first_site: int,
     scale: float,
     operands: Any,
-    x: jax.Array,
-    layer: jax.Array,
+    x: Float[jax.Array, "B T *inputs"],
+    layer: Int32[jax.Array, ""],
     dropout: Dropout | None,
-) -> dict[str, jax.Array]:
+) -> dict[str, Float[jax.Array, "B T ..."]]:
     """Apply several projection groups to one input; call it inside a module's compact method."""
     results = {}
-    for site, (name, group) in enumerate(groups.items(), first_site):
-        results |= LoRALinear(group, site, scale, operands, name=name)(x, layer, dropout)
+    for name, group in groups.items():
+        results |= LoRALinear(group, SITES[name], scale, operands, name=name)(x, layer, dropout)
     return results
 
 
@@ -91,13 +93,13 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, layer: jax.Array, cached: KeysValues, context: Context
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        self, x: Float[jax.Array, "B T E"], layer: Int32[jax.Array, ""], cached: KeysValues, context: Context
+    ) -> tuple[Float[jax.Array, "B T E"], tuple[Float[jax.Array, "B T G C"], Float[jax.Array, "B T G C"]]]:
         """Return the output [B, T, E], and the keys and values [B, T, G, C] of the T tokens."""
         config = self.config
         groups = projection_groups(config)["attention"]
         out = {"o": groups.pop("o")}
-        y = project(groups, 0, self.lora_scale, self.operands, x, layer, context.dropout)
+        y = project(groups, self.lora_scale, self.operands, x, layer, context.dropout)
         q, k, v = y["q"], y["k"], y["v"]
         if config.qk_norm:
             q = RMSNorm(config.norm_eps, name="q_norm")(q)
@@ -106,7 +108,7 @@ class Attention(nn.Module):
         q, k = rotate(q, context.rotation), rotate(k, context.rotation)
         self.sow(INTERMEDIATES, "queries", q)
         mixed = attention(q, k, v, context.attention_mask, cached)
-        return project(out, 4, self.lora_scale, self.operands, mixed, layer, context.dropout)["o"], (k, v)
+        return project(out, self.lora_scale, self.operands, mixed, layer, context.dropout)["o"], (k, v)
 
 
 class MLP(nn.Module):
@@ -117,13 +119,15 @@ class MLP(nn.Module):
     operands: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, layer: jax.Array, dropout: Dropout | None) -> jax.Array:
+    def __call__(
+        self, x: Float[jax.Array, "B T E"], layer: Int32[jax.Array, ""], dropout: Dropout | None
+    ) -> Float[jax.Array, "B T E"]:
         """Return the output [B, T, E]."""
         groups = projection_groups(self.config)["mlp"]
         down = {"down": groups.pop("down")}
-        y = project(groups, 8, self.lora_scale, self.operands, x, layer, dropout)
+        y = project(groups, self.lora_scale, self.operands, x, layer, dropout)
         y = jax.nn.silu(y["gate"]) * y["up"]
-        return project(down, 12, self.lora_scale, self.operands, y, layer, dropout)["down"]
+        return project(down, self.lora_scale, self.operands, y, layer, dropout)["down"]
 
 
 class Block(nn.Module):
@@ -135,7 +139,9 @@ class Block(nn.Module):
     return_kv: bool
 
     @nn.compact
-    def __call__(self, x: jax.Array, layer: jax.Array, cached: KeysValues, context: Context):
+    def __call__(
+        self, x: Float[jax.Array, "B T E"], layer: Int32[jax.Array, ""], cached: KeysValues, context: Context
+    ) -> tuple[Float[jax.Array, "B T E"], tuple[Float[jax.Array, "B G T C"], ...] | None]:
         """Return the states [B, T, E], and the tokens' keys and values [B, G, T, C] or None."""
         x = checkpoint_name(x, "block_in")
         eps = self.config.norm_eps
@@ -167,7 +173,7 @@ class Transformer(nn.Module):
     remat: str = "none"
     attention: str = "auto"
 
-    def init(self, key: jax.Array, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    def init(self, key: Key[jax.Array, ""], mesh: jax.sharding.Mesh) -> dict[str, Any]:
         """Return fresh values of the parameters that `clara_jax.model.declare` declares: ``{"params": ...}``.
 
         In place of flax's, which would trace a call to find them.
@@ -178,7 +184,7 @@ class Transformer(nn.Module):
         """
         return {"params": initialise(declare_base(self.config, self.dtype), key, mesh)}
 
-    def embed(self, ids: jax.Array) -> jax.Array:
+    def embed(self, ids: Int32[Array, "B T"]) -> Float[jax.Array, "B T E"]:
         """Return embeddings [B, T, E] of int32 [B, T]; ids from V on are rows of the ``tokens`` collection."""
         table = self.variables["params"]["embed"]["table"]
         known, out = jnp.minimum(ids, self.config.vocab_size - 1), jax.P(BATCH, None, None)
@@ -197,12 +203,12 @@ class Transformer(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: jax.Array,
-        mask: jax.Array,
+        x: Float[jax.Array, "B T E"],
+        mask: Mask,
         caches: Sequence[KVCache] = (),
         dropout: Dropout | None = None,
         return_kv: bool = False,
-    ) -> tuple[jax.Array, KVCache | None]:
+    ) -> tuple[Float[jax.Array, "B T E"], KVCache | None]:
         """Run the blocks and the final norm.
 
         Args:
@@ -228,7 +234,7 @@ class Transformer(nn.Module):
         k, v = kv
         return x, KVCache(k, v, jnp.sum(mask != 0, axis=1, dtype=jnp.int32))
 
-    def _scan(self, x: jax.Array, cached: KeysValues, context: Context, return_kv: bool) -> tuple[jax.Array, Any]:
+    def _scan(self, x: jax.Array, cached: Any, context: Context, return_kv: bool) -> tuple[jax.Array, Any]:
         """Run all blocks by one program of a block, over weights that are stacked along the layers."""
         block = Block
         if self.remat != "none":
@@ -243,7 +249,7 @@ class Transformer(nn.Module):
         )(self.config, self.lora_scale, self.operands, return_kv, name="layers")
         return layers(x, jnp.arange(self.config.layers, dtype=jnp.int32), cached, context)
 
-    def _one_by_one(self, x: jax.Array, cached: KeysValues, context: Context, return_kv: bool) -> tuple[jax.Array, Any]:
+    def _one_by_one(self, x: jax.Array, cached: Any, context: Context, return_kv: bool) -> tuple[jax.Array, Any]:
         """Run the blocks one by one over weights that are not stacked; for inference only (no adapter, no gradient)."""
         block = Block(self.config, self.lora_scale, self.operands, return_kv, parent=None)
         kvs = []
@@ -253,7 +259,9 @@ class Transformer(nn.Module):
             kvs.append(kv)
         return x, jax.tree.map(lambda *parts: jnp.stack(parts), *kvs)
 
-    def unembed(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    def unembed(
+        self, x: Float[jax.Array, "B T E"]
+    ) -> tuple[Float32[jax.Array, "B T V"], Float32[jax.Array, "B T added"] | None]:
         """Return float32 logits of the base's vocabulary [B, T, V] and of the added tokens [B, T, added].
 
         They are separate because the first are split over "model" and the second whole; `join_logits` concatenates
@@ -274,7 +282,7 @@ class Transformer(nn.Module):
         added = jnp.einsum("BTE,SE->BTS", x, rows.astype(x.dtype), preferred_element_type=jnp.float32)
         return logits, added
 
-    def _context(self, mask: jax.Array, caches: Sequence[KVCache], dropout: Dropout | None) -> Context:
+    def _context(self, mask: Mask, caches: Sequence[KVCache], dropout: Dropout | None) -> Context:
         """Compute positions, rotations and the attention mask, once for all layers."""
         before = sum((part.lengths for part in caches), jnp.int32(0))
         before = before[:, None] if caches else before
@@ -289,7 +297,7 @@ class Transformer(nn.Module):
         return Context(attention_mask, rotations(self.config.rope, positions, attended), dropout)
 
 
-def positions_of(mask: Array) -> jax.Array:
+def positions_of(mask: Mask) -> Int32[jax.Array, "B T"]:
     """Return the tokens' positions in their sequences, int32 [B, T], for a mask as of `Transformer.__call__`."""
     before = jnp.cumsum(mask != 0, axis=1, dtype=jnp.int32) - 1
     if mask.dtype == bool:
@@ -299,7 +307,9 @@ def positions_of(mask: Array) -> jax.Array:
     return jnp.maximum(before - jax.lax.cummax(jnp.where(begins, before, 0), axis=1), 0)
 
 
-def join_logits(base: jax.Array, added: jax.Array | None) -> jax.Array:
+def join_logits(
+    base: Float32[jax.Array, "B T V"], added: Float32[jax.Array, "B T added"] | None
+) -> Float32[jax.Array, "B T _"]:
     """Concatenate the logits of `Transformer.unembed`: [B, T, V + added], whole along the vocabulary."""
     if added is None:
         return base

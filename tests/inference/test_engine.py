@@ -18,6 +18,7 @@ from clara_jax.inference.engine import Engine, _bucket
 from clara_jax.inference.prefix_cache import key, split_at
 from clara_jax.inference.requests import Request
 from clara_jax.method.clara import ClaraConfig
+from clara_jax.method.merging import merge_adapter
 from clara_jax.model.sharding import make_mesh, put_batch
 from tests.tiny import write_base
 
@@ -262,7 +263,7 @@ def run(bundle, model, params):
 def test_unstacked_layers_compute_what_the_stack_does(bundle, single_row):
     model, params = ready.prepare(bundle.model, bundle.params, "merged", bundle.mesh, single_row)
     assert isinstance(params["base"]["layers"], tuple) and len(params["base"]["layers"]) == model.config.layers
-    stacked = ready.merge(bundle.model, bundle.params, "generator", bundle.mesh)
+    stacked = merge_adapter(bundle.model, bundle.params, "generator", bundle.mesh)
     assert ready.size(params) == ready.size({"base": stacked, "lora": {}})
     ours, theirs = run(bundle, model, params), run(bundle, model, {**params, "base": stacked})
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=2e-5), ours, theirs)

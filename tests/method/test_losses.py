@@ -7,7 +7,7 @@ import pytest
 
 from clara_jax.errors import ClaraError
 from clara_jax.input_pipeline.batches import Sequences, memory_at_end
-from clara_jax.method.compressor import alignment_loss, read_states
+from clara_jax.method.compressor import alignment_loss, pool_states
 from clara_jax.method.reranker import contrastive_loss, cosine_scores
 from clara_jax.method.stages import Objective, recall
 
@@ -21,7 +21,7 @@ def test_alignment_loss_in_both_conventions(mesh):
     mask[2] = False  # an absent document
     texts = Sequences(np.zeros(mask.shape, np.int32), mask.astype(np.int32), memory_at_end(mask.shape, 2))
     with jax.set_mesh(mesh):
-        encoded = read_states(jnp.asarray(states), jax.tree.map(jnp.asarray, texts))
+        encoded = pool_states(jnp.asarray(states), jax.tree.map(jnp.asarray, texts))
     valid = mask.any(axis=1)[:, None]
     np.testing.assert_array_equal(encoded.memory[:, 0], states[:, -2:])
     squared = [np.sum((states[i, :-2][mask[i, :-2]].mean(0) - states[i, -2:].mean(0)) ** 2) for i in (0, 1)]

@@ -29,8 +29,8 @@ from clara_jax.method.stages import (
     Terms,
     answer_from_best,
     normalize,
-    probability_loss,
     rank_documents,
+    selected_marginal_loss,
 )
 
 
@@ -61,7 +61,7 @@ def score_gradients(
     representation, (selected, indices) = jax.grad(represented, has_aux=True)(scores)
 
     def probable(scores: jax.Array) -> jax.Array:
-        return jnp.sum(probability_loss(model, params, batch, objective, scores, selected, indices))
+        return jnp.sum(selected_marginal_loss(model, params, batch, objective, scores, selected, indices))
 
     return jax.grad(probable)(scores), representation
 

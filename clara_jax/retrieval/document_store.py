@@ -96,7 +96,12 @@ class DocumentStore(ChunkReader):
         if not cls.exists(location):
             with errors(location, "made"):
                 # Another writer may make it at the same time; the compressor is checked below.
-                connect(location).create_table(_CHUNKS, schema=schema(size, about), exist_ok=True)
+                try:
+                    connect(location).create_table(_CHUNKS, schema=schema(size, about), exist_ok=True)
+                except ValueError as error:
+                    # It is there. LanceDB spells the type of JSON otherwise once it is stored, and compares.
+                    if "does not match existing" not in str(error):
+                        raise
         store = cls.open(location)
         store._table.have_unique("id")
         store._index("words", _WORDS)

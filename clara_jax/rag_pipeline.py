@@ -146,10 +146,7 @@ class RagPipeline:
     def read(
         self, inputs: Sequence[str], follow_links: bool = False, report: ReadReport | None = None
     ) -> Iterable[ChunkedDocument]:
-        """Read documents of files, folders and data sets in chunks for this model.
-
-        See `clara_jax.retrieval.documents.read`: with a report, what cannot be read is left out and listed there.
-        """
+        """Read files, folders and data sets, in chunks for this model; see `clara_jax.retrieval.documents.read`."""
         return chunking.read(inputs, self._chunker, follow_links, report)
 
     def add(

@@ -156,10 +156,9 @@ class ChunkReader:
         names = ["document", "title_min", "source_min", "document_count", "tokens_sum"]
         names += [f"{name}_min" for name in known]
         taken = grouped.select(names).slice(offset, limit).to_pylist()
-        blank = {name: "" for name in names}  # null of a document that was written before the column was there
-        return [
-            StoredDocument(*(blank[name] if row[name] is None else row[name] for name in names)) for row in taken
-        ], grouped.num_rows
+        # Null stands in rows that were written before the column was there.
+        listed = [StoredDocument(*("" if row[name] is None else row[name] for name in names)) for row in taken]
+        return listed, grouped.num_rows
 
     def stats(self) -> dict[str, Any]:
         """Return statistics of the store: documents, chunks, tokens, bytes, and the compressor and encoding."""

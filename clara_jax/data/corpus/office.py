@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Iterator
 from typing import Any
 
-from lxml import etree
+from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]  # compiled, and has no stubs
 
 from clara_jax.data.corpus.extraction import html_text, refusing
 from clara_jax.errors import ClaraError

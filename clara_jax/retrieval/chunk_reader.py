@@ -157,7 +157,8 @@ class ChunkReader:
         names += [f"{name}_min" for name in known]
         taken = grouped.select(names).slice(offset, limit).to_pylist()
         # Null stands in rows that were written before the column was there.
-        listed = [StoredDocument(*("" if row[name] is None else row[name] for name in names)) for row in taken]
+        values: list[list[Any]] = [["" if row[name] is None else row[name] for name in names] for row in taken]
+        listed = [StoredDocument(*one) for one in values]
         return listed, grouped.num_rows
 
     def stats(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@
     column     = name | "fields." name | "fields." in double quotes: any name
 
 A text stands in single quotes, and a quote within it is doubled; in LIKE, % stands for any characters and _ for one.
-A document's own field (`clara_jax.text.documents.DocumentMetadata.fields`) is compared as a text or as a number, as the
+A document's field (`clara_jax.text.documents.DocumentMetadata.fields`) is compared as a text or as a number, as the
 value is; a document without the field meets no comparison with it. The SQL is generated from the parsed parts, so the
 store sees only operators and literals of this grammar.
 """
@@ -36,7 +36,7 @@ COLUMNS: dict[str, type] = {
     "type": str,
     "modified": str,
 }
-FIELDS = "fields"  # "fields.NAME" is a document's own field
+FIELDS = "fields"  # "fields.NAME" is a field of the document
 LONGEST = 100_000  # characters of a condition
 MOST = 1000  # comparisons and values, together
 DEEPEST = 16  # parentheses and NOTs within each other
@@ -140,7 +140,7 @@ class _Reader:
     def _column(self) -> tuple[str, Callable[[str], str], type | None]:
         """Read a column: its name, its SQL for a value that it is compared with, and its type.
 
-        A document's own field has none: what it is compared with decides.
+        A document's field has none: what it is compared with decides.
         """
         token = self._token
         name, field = token.lower(), token[len(FIELDS) + 1 :].strip('"')

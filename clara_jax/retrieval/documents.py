@@ -110,7 +110,7 @@ def read(
             report.skip(
                 place,
                 ClaraError(
-                    f"{place}: there is a document {document.id!r} before; each needs an id of its own, which of "
+                    f"{place}: there is a document {document.id!r} before; each needs another id, which of "
                     "a file is its path below the folder that is named, and the chunks of one stand together"
                 ),
                 file,

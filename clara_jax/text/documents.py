@@ -17,7 +17,7 @@ class DocumentMetadata:
       path: the real path of its file, or its URL; "" for a document of no file.
       type: the kind of its file, one of `clara_jax.data.corpus.files.KINDS`, or "dataset".
       modified: when its file was last changed, as "2026-11-30T18:08:42Z"; "" where unknown.
-      fields: its own fields (of a JSONL line, or the author that a file names): texts, finite numbers, booleans.
+      fields: its further fields (of a JSONL line, or the author that a file names): texts, finite numbers, booleans.
     """
 
     path: str = ""

@@ -95,7 +95,7 @@ REPLY["usage"] = {"prompt_tokens": 3, "completion_tokens": 10**30}
 ADAPTER = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "none", "target_modules": ["q_proj"]}
 HTML = "<html><head><meta charset='utf-8'><title>T</title></head><body><main><p>A. B. C.</p></main></body></html>"
 HTML = HTML.replace("A. ", "A sentence. " * 20)
-# Read in a process of its own, which takes longer; and what is nearly always a text of some kind.
+# Read in a separate process, which takes longer; and what is nearly always a text of some kind.
 CONFINED = ("a.html", "a.pdf", "a.docx", "a.pptx", "a.epub", "document.xml", "slide1.xml", "book.opf")
 NEVER_REFUSED = ("answer.txt", "a.txt", "a.md", "a.csv")
 

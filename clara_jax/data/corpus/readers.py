@@ -44,7 +44,7 @@ TEXT_FIELDS = ("text", "contents", "content", "body")
 # The modules that read some kinds, and the packages that hold them where these are called otherwise.
 PACKAGES = {HTML: "trafilatura", PDF: "pypdf", DOCX: "docx", PPTX: "pptx", EPUB: "trafilatura"}
 _DISTRIBUTIONS = {"docx": "python-docx", "pptx": "python-pptx"}
-MOST_FIELDS, LONGEST_FIELD = 64, 2000  # of a document's own fields; characters
+MOST_FIELDS, LONGEST_FIELD = 64, 2000  # of a document's further fields; characters
 LARGEST = 2**28  # bytes of a document's file when it is unpacked
 # Of a core, to extract the text of an HTML, PDF, Office or EPUB file: no honest file needs a tenth of it.
 SECONDS, SECONDS_PER_MB = 60.0, 30.0

@@ -189,7 +189,7 @@ def released_config(folder):
 
 
 def test_a_base_that_is_written_along_is_named_from_anywhere_and_goes_where_the_checkpoint_goes(bundle, tmp_path):
-    whole = dataclasses.replace(bundle, base_overrides=("base",), trained=("base", *bundle.trained))
+    whole = dataclasses.replace(bundle, base_overrides=("base",))
     for name, export in (("peft", exporting.export_peft), ("released", exporting.export_released)):
         export(whole, tmp_path / name)
     assert released_config(tmp_path / "released")["decoder_model_name"] == str(tmp_path / "released/base")

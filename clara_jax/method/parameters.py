@@ -121,5 +121,5 @@ def overlap(one: str, other: str) -> bool:
 
 
 def within(path: str, subtree: str) -> bool:
-    """Return whether a path is a subtree's own, or lies in it."""
+    """Return whether a path is that of a subtree, or lies in it."""
     return path == subtree or path.startswith(f"{subtree}/")

@@ -73,7 +73,7 @@ def make_attention_mask(
     if chosen != "xla":  # kernels need rows that are split over the mesh; callers with few rows may have them whole
         sequences, positions = (jax.reshard(x, jax.P(BATCH, None)) for x in (sequences, positions))
     if chosen == "splash":
-        return AttentionMask(chosen, dtype, sequences=sequences.astype(jnp.int32))
+        return AttentionMask(chosen, dtype, sequences=jnp.asarray(sequences, jnp.int32))
     at = jnp.arange(length, dtype=jnp.int32)
     mask = (at <= at[:, None]) & (sequences[:, :, None] == sequences[:, None, :])
     if window is not None:

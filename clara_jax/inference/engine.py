@@ -300,7 +300,7 @@ class Engine:
                 mode=_widest(handle for handle in self._running if handle is not None),
                 end_ids=self._end_ids,
             )
-        self._hand_out(gather(tokens), np.flatnonzero(live))
+        self._hand_out(gather(tokens), np.flatnonzero(live).tolist())
 
     def _hand_out(self, tokens: np.ndarray, rows: Iterable[int]) -> None:
         """Append the new tokens [B, steps] to the requests of the given rows, and free the rows that are done."""

@@ -62,7 +62,7 @@ def test_what_an_extra_holds_is_named(place):
 def test_readmes_first_question_is_answered(place):
     """Last of all: it installs the extras."""
     install(place, f"{place / 'source'}[serve]")
-    question = "Who set the record of the Lantern Race?"
+    question = "In which year was the boat club founded?"
     first, _ = clara(place, "ask", "--documents", "source/examples/documents", question)
-    assert "Tomas Lindqvist" in first and "boat_club.md" in first
+    assert "1962" in first.splitlines()[0] and "boat_club.md" in first
     assert clara(place, "ask", "--documents", "source/examples/documents", question)[0] == first

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import runpy
 import sys
 
@@ -41,8 +40,8 @@ def main() -> None:
         command.invoked = "clara "
         runpy.run_module(f"clara_jax.{name}", run_name="__main__", alter_sys=True)
     else:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        raise ClaraError(f"there is no command {name}; " + (f"did you mean {near[0]}?" if near else "see clara --help"))
+        near = command.did_you_mean(name, COMMANDS) or "; see clara --help"
+        raise ClaraError(f"there is no command {name}{near}")
 
 
 def start() -> None:

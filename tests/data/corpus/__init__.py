@@ -4,7 +4,11 @@ import io
 import zipfile
 
 import pypdf
+import pytest
 from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
+
+from clara_jax.data.corpus.readers import read_documents
+from clara_jax.errors import ClaraError
 
 
 def pdf(pages, title=None, password=None, algorithm="RC4-128") -> bytes:
@@ -103,3 +107,14 @@ def write(folder, files) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content.encode() if isinstance(content, str) else content)
     return str(folder)
+
+
+def read(folder, files):
+    return list(read_documents([write(folder, files)]))
+
+
+def refusal(folder, files):
+    with pytest.raises(ClaraError) as caught:
+        read(folder, files)
+    assert "\n" not in str(caught.value)
+    return str(caught.value).replace(str(folder), "")

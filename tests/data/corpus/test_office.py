@@ -3,10 +3,9 @@
 import pytest
 
 from clara_jax.data.corpus import office, readers
-from clara_jax.data.corpus.readers import read_documents
 from clara_jax.data.corpus.tables import table_text
 from clara_jax.errors import ClaraError
-from tests.data.corpus import archive, book, parts_of, slides, word, write
+from tests.data.corpus import archive, book, parts_of, read, refusal, slides, word
 
 SECRET = '<!DOCTYPE x [<!ENTITY j "expanded"><!ENTITY secret SYSTEM "file:///etc/passwd">]>'
 BOMB = (
@@ -14,17 +13,6 @@ BOMB = (
     + "".join(f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in zip("abcdefghi", "bcdefghij", strict=True))
     + "]>"
 )
-
-
-def read(folder, files):
-    return list(read_documents([write(folder, files)]))
-
-
-def refusal(folder, files):
-    with pytest.raises(ClaraError) as caught:
-        read(folder, files)
-    assert "\n" not in str(caught.value)
-    return str(caught.value).replace(str(folder), "")
 
 
 def test_word(tmp_path):

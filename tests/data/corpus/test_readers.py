@@ -7,25 +7,13 @@ import pytest
 
 from clara_jax.data.corpus import readers
 from clara_jax.data.corpus.files import find_files
-from clara_jax.data.corpus.readers import read_documents
 from clara_jax.errors import ClaraError
-from tests.data.corpus import pdf, write
+from tests.data.corpus import pdf, read, refusal, write
 
 PAGE = """<!doctype html><html><head><title>The ferry | Harbour</title><meta property="og:title" content="The ferry">
 </head><body><nav><a href="/">Home</a></nav><main><h1>The ferry</h1><p>The ferry to Ulm Island leaves from Pier 4 every
 hour. It takes forty minutes.</p><ul><li>Adults pay six.</li><li>Children pay two.</li></ul><p>Tickets are sold on board
 &amp; at the pier.</p></main><footer>Copyright Harbour</footer></body></html>"""
-
-
-def read(folder, files):
-    return list(read_documents([write(folder, files)]))
-
-
-def refusal(folder, files):
-    with pytest.raises(ClaraError) as caught:
-        read(folder, files)
-    assert "\n" not in str(caught.value)
-    return str(caught.value).replace(str(folder), "")
 
 
 def test_text_is_kept_and_named_by_its_path(tmp_path):

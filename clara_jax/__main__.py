@@ -6,7 +6,7 @@ import runpy
 import sys
 
 from clara_jax import __version__, command
-from clara_jax.errors import ClaraError
+from clara_jax.errors import ClaraError, did_you_mean
 
 COMMANDS = {
     "ask": "answer questions from documents, with their passages",
@@ -40,7 +40,7 @@ def main() -> None:
         command.invoked = "clara "
         runpy.run_module(f"clara_jax.{name}", run_name="__main__", alter_sys=True)
     else:
-        near = command.did_you_mean(name, COMMANDS) or "; see clara --help"
+        near = did_you_mean(name, COMMANDS) or "; see clara --help"
         raise ClaraError(f"there is no command {name}{near}")
 
 

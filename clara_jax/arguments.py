@@ -13,7 +13,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from clara_jax import command, configs
-from clara_jax.errors import ClaraError
+from clara_jax.errors import ClaraError, did_you_mean
 
 _OVERRIDE = re.compile(r"(--?(?:no)?config\.)([^=[]+)(.*)", re.DOTALL)
 
@@ -52,7 +52,7 @@ def _existing(named: str) -> str:
     drive, rest = os.path.splitdrive(found)
     file = drive + rest.partition(":")[0]
     if not os.path.isfile(file):
-        near = command.did_you_mean(file, [*configs.names(), *_files_beside(file)])
+        near = did_you_mean(file, [*configs.names(), *_files_beside(file)])
         raise ClaraError(f"--config: {file}: there is no such file{near or f'; {configs.choice()}'}")
     return found
 

@@ -9,18 +9,17 @@ from __future__ import annotations
 import argparse
 import codecs
 import contextlib
-import difflib
 import errno
 import io
 import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from clara_jax import compile_cache, extras, tpu_flags
-from clara_jax.errors import ClaraError, ClaraWarning, ReportedByMainError, warn_line
+from clara_jax.errors import ClaraError, ClaraWarning, ReportedByMainError, did_you_mean, warn_line
 from clara_jax.shipped import DEFAULT
 
 NO_COMPILE_CACHE = "--no-compile-cache"
@@ -169,12 +168,6 @@ def refuse_unknown(parser: argparse.ArgumentParser, given: str) -> NoReturn:
         parser.error(f"unexpected argument {given!r}")
     name = given.partition("=")[0]
     parser.error(f"unknown option {name}{did_you_mean(name, _option_names(parser))}")
-
-
-def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """Return the end of a message about an unknown name: the nearest known one, or nothing where none is near."""
-    near = difflib.get_close_matches(given, list(known), 1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _option_names(parser: argparse.ArgumentParser) -> list[str]:

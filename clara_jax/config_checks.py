@@ -7,7 +7,6 @@ string below a field describes it.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +17,7 @@ import pydantic
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError, core_schema
 
-from clara_jax.errors import ClaraError, warn_line
+from clara_jax.errors import ClaraError, did_you_mean, nearest_name, warn_line
 
 T = TypeVar("T")
 
@@ -173,8 +172,7 @@ def require(condition: bool, where: str, field: str, value: Any, rule: str) -> N
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return the end of a message about an unknown name: the nearest known one, or all known ones."""
     known = tuple(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
+    return did_you_mean(name, known) or f"; known are {', '.join(known)}"
 
 
 def nearest_field(name: str, known: Iterable[str], paths: Mapping[str, str], where: str) -> str:
@@ -187,8 +185,9 @@ def nearest_field(name: str, known: Iterable[str], paths: Mapping[str, str], whe
       where: what the paths are below; "" for nothing.
     """
     known = tuple(known)
-    if name in paths or not difflib.get_close_matches(name, known, n=1):
-        for near in difflib.get_close_matches(name, paths, n=1):
+    if name in paths or not nearest_name(name, known):
+        near = nearest_name(name, paths)
+        if near:
             return f"; did you mean {'.'.join(filter(None, (where, paths[near])))}?"
     return nearest(name, known)
 

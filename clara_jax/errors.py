@@ -1,6 +1,8 @@
 """The exceptions whose messages are for users, and how users are warned."""
 
+import difflib
 import sys
+from collections.abc import Iterable
 
 _LONGEST = 1600  # characters of a message
 
@@ -26,6 +28,17 @@ class ClaraWarning(UserWarning):
 
 class ReportedByMainError(ClaraError):
     """A problem that the main process has found and printed; the other processes end with this error."""
+
+
+def nearest_name(given: str, known: Iterable[str]) -> str | None:
+    """Return the known name that is spelled most like a given one, or None where none is near."""
+    return next(iter(difflib.get_close_matches(given, list(known), 1)), None)
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """Return the end of a message about an unknown name: the nearest known one, or nothing where none is near."""
+    near = nearest_name(given, known)
+    return f"; did you mean {near}?" if near else ""
 
 
 def warn_line(message: str) -> None:

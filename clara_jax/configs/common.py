@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import typing
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from typing import Any, Protocol
 from ml_collections import ConfigDict, config_dict
 
 from clara_jax.config_checks import in_groups
-from clara_jax.errors import ClaraError
+from clara_jax.errors import ClaraError, did_you_mean
 from clara_jax.training.config import RunConfig
 from clara_jax.training.old_names import STAGE_NAMES, run_in_groups
 from clara_jax.training.stage_config import StageConfig
@@ -68,10 +67,9 @@ def parse_arg(arg: str | None, **defaults: Any) -> Arguments:
     for part in filter(None, (arg or "").split(",")):
         key, equals, text = (piece.strip() for piece in part.partition("="))
         if not equals or key not in defaults:
-            near = difflib.get_close_matches(key, defaults, n=1)
             problem = "there is no such key" if equals else "write key=value"
-            hint = f"did you mean {near[0]}?" if near and equals else f"known are {', '.join(defaults)}"
-            raise ClaraError(f"config argument {part!r}: {problem}; {hint}")
+            hint = (equals and did_you_mean(key, defaults)) or f"; known are {', '.join(defaults)}"
+            raise ClaraError(f"config argument {part!r}: {problem}{hint}")
         kind = type(defaults[key])
         try:
             values[key] = kind(text)

@@ -7,7 +7,6 @@ files are written locally, whole or not at all.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import glob
 import gzip
 import io
@@ -22,7 +21,7 @@ from typing import Any, TypeVar
 
 import fsspec
 
-from clara_jax.errors import ClaraError
+from clara_jax.errors import ClaraError, nearest_name
 from clara_jax.files import replaced_when_whole
 from clara_jax.strict_json import parse
 
@@ -65,10 +64,10 @@ def _nearest(path: str) -> str:
     """Return the end of a message about a missing path: the nearest name in its folder, if one is near."""
     folder, name = os.path.split(path.rstrip("/"))
     try:
-        near = difflib.get_close_matches(name, os.listdir(folder or "."), 1)
+        near = nearest_name(name, os.listdir(folder or "."))
     except OSError:  # of the folder, which is missing as well
         return ""
-    return f"; did you mean {os.path.join(folder, near[0])}?" if near else ""
+    return f"; did you mean {os.path.join(folder, near)}?" if near else ""
 
 
 def is_remote(path: str) -> bool:

@@ -41,30 +41,40 @@ ROLES = ("compressor", "query_reasoner", "generator")
 
 
 def init(key, vocabulary):
-    """Return {"base", "lora": {role: ...}, "tokens"}; layers are stacked on a leading axis."""
+    """Return {"base", "lora": {role: ...}, "tokens"}; layers are stacked on a leading axis.
+
+    A kernel keeps the scale of its input; those that write to the residual stream, of which there are 2L, are smaller
+    by 1 / sqrt(2L) (GPT-2). B is zero: an adapter begins as no change (Hu et al. 2021). The table's scale and the added
+    rows' are `clara_jax.model.declare`'s, which were found by measurement.
+    """
     keys = iter(jax.random.split(key, 200))
 
     def normal(*shape, scale):
         return scale * jax.random.normal(next(keys), shape)
 
     def kernel(name, ins, outs):
-        return {"kernel": {name: normal(LAYERS, *ins, *outs, scale=np.prod(ins) ** -0.5)}}
+        writes = (2 * LAYERS) ** -0.5 if name in ("o", "down") else 1.0
+        return {"kernel": {name: normal(LAYERS, *ins, *outs, scale=writes * np.prod(ins) ** -0.5)}}
 
-    def adapter(name, ins, outs):  # B is zero: an adapter begins as no change
-        return {"a": normal(LAYERS, *ins, R, scale=np.prod(ins) ** -0.5), "b": {name: jnp.zeros((LAYERS, R, *outs))}}
+    def adapter(name, ins, outs):
+        bound = np.prod(ins) ** -0.5
+        a = jax.random.uniform(next(keys), (LAYERS, *ins, R), minval=-bound, maxval=bound)
+        return {"a": a, "b": {name: jnp.zeros((LAYERS, R, *outs))}}
 
     def blocks(make):
         return {part: {name: make(name, *axes) for name, axes in maps.items()} for part, maps in MAPS.items()}
 
     norms = {name: {"scale": jnp.ones((LAYERS, E))} for name in ("attention_norm", "mlp_norm")}
+    table = normal(vocabulary, E, scale=2.4 * E**-0.5)
+    mean, spread = jnp.mean(table, axis=0), jnp.std(table, axis=0)
     return {
         "base": {
-            "embed": {"table": normal(vocabulary, E, scale=E**-0.5)},
+            "embed": {"table": table},
             "layers": blocks(kernel) | norms,
             "final_norm": {"scale": jnp.ones(E)},
         },
         "lora": {role: {"layers": blocks(adapter)} for role in ROLES},
-        "tokens": {"memory": normal(M, E, scale=E**-0.5), "markers": normal(3, E, scale=E**-0.5)},
+        "tokens": {"memory": mean + normal(M, E, scale=spread), "markers": mean + normal(3, E, scale=spread)},
     }
 
 

@@ -12,6 +12,7 @@ COMMANDS = {
     "ask": "answer questions from documents, with their passages",
     "compress": "compress documents into a store",
     "serve": "a page, and an OpenAI-compatible server",
+    "mcp": "the same for clients of the Model Context Protocol",
     "train": "train a model",
     "evaluate": "measure models beside their controls, and write a report",
     "data": "prepare records and corpora",

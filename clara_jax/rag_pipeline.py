@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -61,6 +62,7 @@ class RagPipeline:
     Attributes:
       clara: the model.
       store: the documents.
+      lock: threads that share the pipeline hold it while they call a method (`clara_jax.integrations`).
     """
 
     def __init__(self, clara: Clara, store: DocumentStore, budget: int | None = None):
@@ -76,7 +78,7 @@ class RagPipeline:
           ClaraError: the store was made with another compressor.
         """
         store.check(clara.bundle.compressor_fingerprint())
-        self.clara, self.store = clara, store
+        self.clara, self.store, self.lock = clara, store, threading.RLock()
         self._chunker = chunker_of(clara.bundle.tokenizer)
         self._search = Search(store, clara.bundle.mesh, budget or _budget(clara.bundle.mesh))
 

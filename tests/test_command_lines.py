@@ -11,7 +11,7 @@ from clara_jax.data import __main__ as data_command
 from clara_jax.errors import ClaraError, ClaraWarning
 from tests.locations import ROOT
 
-COMMANDS = ("ask", "compress", "convert", "evaluate", "serve", "train", "aot.__main__")
+COMMANDS = ("ask", "compress", "convert", "evaluate", "mcp", "serve", "train", "aot.__main__")
 BENCHMARKS = tuple(
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for path in sorted((ROOT / "benchmarks").rglob("*.py"))

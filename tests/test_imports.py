@@ -22,9 +22,9 @@ FLOORS = [
     {"arguments"},
     {"aot"},
     {"analysis", "base_lm", "rag_pipeline", "synthesis"},
-    {"evaluation", "serving"},
+    {"evaluation", "integrations", "serving"},
 ]
-COMMANDS = {"__main__", "ask", "compress", "convert", "evaluate", "serve", "synthesize", "train"}
+COMMANDS = {"__main__", "ask", "compress", "convert", "evaluate", "mcp", "serve", "synthesize", "train"}
 LARGEST_SHARE, MOST_LINES = 0.2, 450
 
 

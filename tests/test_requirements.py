@@ -13,12 +13,15 @@ from tests.locations import ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OPTIONAL = PROJECT["optional-dependencies"]
 # Packages that others of ours always bring, and those that no extra has: they are asked for where they are used.
-BROUGHT = {"markupsafe", "pydantic_core", "starlette"}
+BROUGHT = {"markupsafe", "mcp_types", "pydantic_core", "starlette"}
 # The packages whose names differ from those of the modules in them.
 DISTRIBUTION = {
     "absl": "absl-py",
     "backports": "backports.zstd",
     "docx": "python-docx",
+    "haystack": "haystack-ai",
+    "langchain_core": "langchain-core",
+    "llama_index": "llama-index-core",
     "ml_collections": "ml-collections",
     "orbax": "orbax-checkpoint",
     "pptx": "python-pptx",
@@ -57,7 +60,10 @@ def listed(file):
 def test_requirements_are_the_package_with_all_extras():
     assert listed("requirements.txt") == sorted({*PROJECT["dependencies"], *needs("all")})
     assert listed("requirements-aot.txt") == OPTIONAL["aot"]
-    assert set(named_extras(OPTIONAL["all"][0])) == OPTIONAL.keys() - {"all", "aot", "documents"}
+    integrations = {"haystack", "langchain", "llamaindex", "mcp"}  # other people's tools, which the tests alone need
+    assert set(named_extras(OPTIONAL["all"][0])) == OPTIONAL.keys() - {"all", "aot", "documents", *integrations}
+    packages = {one for name in integrations for one in OPTIONAL[name] if name_of(one) != PROJECT["name"]}
+    assert packages <= set(listed("requirements-dev.txt"))
 
 
 def imported(path):
@@ -74,7 +80,7 @@ def imported(path):
 
 
 def test_every_import_has_its_package():
-    core, everything = set(map(name_of, PROJECT["dependencies"])), set(map(name_of, needs("all")))
+    core, everything = set(map(name_of, PROJECT["dependencies"])), set(map(name_of, set().union(*map(needs, OPTIONAL))))
     missing, unnamed = set(), set()
     for path in (ROOT / "clara_jax").rglob("*.py"):
         for package in set(imported(path)) - BROUGHT:

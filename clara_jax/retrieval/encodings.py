@@ -9,17 +9,18 @@ import numpy as np
 
 from clara_jax.errors import ClaraError
 
-INT8 = "int8"
 _FLOATS = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-ENCODINGS = (*_FLOATS, INT8)
-_SCALE = np.dtype("<f4")  # of int8: one for each memory vector, the largest magnitude over 127
+_LARGEST = {"int8": 127, "int4": 7}  # magnitude of the whole numbers
+ENCODINGS = (*_FLOATS, *_LARGEST)
+_SCALE = np.dtype("<f4")  # of whole numbers: one for each memory vector, its largest magnitude over theirs
 
 
 class MemoryEncoding:
     """A codec of memories [n, M, E] as bytes [n, `size`].
 
     Args:
-      name: one of `ENCODINGS`. "int8" keeps each memory vector as whole numbers with one scale.
+      name: one of `ENCODINGS`. "int8" and "int4" keep each memory vector as whole numbers with one scale; "int4" two
+        of them a byte, the first in its low half.
       memory_tokens: M.
       width: E.
 
@@ -31,13 +32,16 @@ class MemoryEncoding:
         if name not in ENCODINGS:
             raise ClaraError(f"memory encoding {name!r} must be one of {', '.join(ENCODINGS)}")
         self.name, self.shape = name, (memory_tokens, width)
-        numbers = memory_tokens * width
-        self.size = numbers + memory_tokens * _SCALE.itemsize if name == INT8 else numbers * _FLOATS[name].itemsize
+        self._vector = -(-width // 2) if name == "int4" else width  # bytes of a vector's whole numbers
+        if name in _LARGEST:
+            self.size = memory_tokens * (self._vector + _SCALE.itemsize)
+        else:
+            self.size = memory_tokens * width * _FLOATS[name].itemsize
 
     @property
     def dtype(self) -> np.dtype:
-        """The dtype of `decode`: a float that holds every stored value exactly, or for "int8" within its rounding."""
-        return _FLOATS["bfloat16" if self.name == INT8 else self.name]
+        """The dtype of `decode`: a float that holds each stored value exactly, or bfloat16 for whole numbers."""
+        return _FLOATS.get(self.name, _FLOATS["bfloat16"])
 
     def encode(self, memories: np.ndarray) -> np.ndarray:
         """Encode memories of a float dtype [n, M, E] as uint8 [n, size].
@@ -46,9 +50,11 @@ class MemoryEncoding:
           ClaraError: a number that the encoding cannot hold.
         """
         memories = memories.astype(np.float32)
-        if self.name == INT8:
-            scales = np.maximum(np.abs(memories).max(axis=-1, keepdims=True), np.finfo(_SCALE).tiny) / 127
-            parts = np.rint(memories / scales).astype(np.int8), scales.astype(_SCALE)
+        if self.name in _LARGEST:
+            largest = np.maximum(np.abs(memories).max(axis=-1, keepdims=True), np.finfo(_SCALE).tiny)
+            scales = (largest / _LARGEST[self.name]).astype(_SCALE)
+            numbers = np.rint(memories / scales).astype(np.int8)
+            parts = _packed(numbers) if self.name == "int4" else numbers, scales
         else:
             with np.errstate(over="ignore"):
                 parts = (memories.astype(_FLOATS[self.name]),)
@@ -59,11 +65,25 @@ class MemoryEncoding:
     def decode(self, rows: np.ndarray) -> np.ndarray:
         """Decode uint8 [n, size] to memories [n, M, E] of `dtype`."""
         tokens, width = self.shape
-        if self.name != INT8:
+        if self.name in _FLOATS:
             return np.ascontiguousarray(rows).view(self.dtype).reshape(-1, tokens, width)
-        numbers = np.ascontiguousarray(rows[:, : tokens * width]).view(np.int8).reshape(-1, tokens, width)
-        scales = np.ascontiguousarray(rows[:, tokens * width :]).view(_SCALE).reshape(-1, tokens, 1)
+        end = tokens * self._vector
+        packed = np.ascontiguousarray(rows[:, :end]).view(np.int8).reshape(-1, tokens, self._vector)
+        numbers = _unpacked(packed, width) if self.name == "int4" else packed
+        scales = np.ascontiguousarray(rows[:, end:]).view(_SCALE).reshape(-1, tokens, 1)
         return (numbers * scales).astype(self.dtype)
+
+
+def _packed(numbers: np.ndarray) -> np.ndarray:
+    """Return whole numbers from -8 to 7, int8 [..., E], two a byte, int8 [..., (E + 1) // 2]."""
+    even = np.pad(numbers, [(0, 0)] * (numbers.ndim - 1) + [(0, numbers.shape[-1] % 2)])
+    return (even[..., ::2] & 15) | (even[..., 1::2] << 4)
+
+
+def _unpacked(packed: np.ndarray, width: int) -> np.ndarray:
+    """Return the whole numbers of `_packed`, int8 [..., width]."""
+    pairs = np.stack([packed << 4 >> 4, packed >> 4], axis=-1)  # shifts of int8 keep the sign
+    return pairs.reshape(*packed.shape[:-1], 2 * packed.shape[-1])[..., :width]
 
 
 def _bytes_of_rows(array: np.ndarray) -> np.ndarray:

@@ -63,11 +63,22 @@ def test_encodings_keep_what_they_promise(name):
     back = encoding.decode(rows)
     assert back.dtype == encoding.dtype
     error = np.abs(back.astype(np.float32) - memories)
-    if name == "int8":  # half a step of the vector's scale, and the rounding of bfloat16
-        assert (error <= np.abs(memories).max(-1, keepdims=True) / 254 + 2**-8 * np.abs(memories)).all()
+    steps = {"int8": 127, "int4": 7}
+    if name in steps:  # half a step of the vector's scale, and the rounding of bfloat16
+        assert (error <= np.abs(memories).max(-1, keepdims=True) / (2 * steps[name]) + 2**-8 * np.abs(memories)).all()
     else:
         np.testing.assert_array_equal(back, memories.astype(encoding.dtype))
     assert encoding.decode(encoding.encode(memories[:0])).shape == (0, M, E)
+
+
+@pytest.mark.parametrize("width", [1, 4, 7])
+def test_int4_keeps_each_of_its_numbers_in_half_a_byte(width):
+    numbers = RNG.integers(-7, 8, (50, M, width))
+    numbers[..., 0] = 7  # so that the scale is 1
+    encoding = MemoryEncoding("int4", M, width)
+    rows = encoding.encode(numbers.astype(np.float32))
+    assert rows.shape == (50, M * ((width + 1) // 2 + 4))
+    np.testing.assert_array_equal(encoding.decode(rows).astype(int), numbers)
 
 
 def test_what_an_encoding_cannot_hold_is_refused():
@@ -75,8 +86,8 @@ def test_what_an_encoding_cannot_hold_is_refused():
     with pytest.raises(ClaraError, match="float16 cannot hold"):
         MemoryEncoding("float16", M, E).encode(huge)
     MemoryEncoding("bfloat16", M, E).encode(huge)
-    with pytest.raises(ClaraError, match="int4"):
-        MemoryEncoding("int4", M, E)
+    with pytest.raises(ClaraError, match="int3"):
+        MemoryEncoding("int3", M, E)
 
 
 def test_documents_are_replaced_whole(tmp_path):
@@ -131,7 +142,7 @@ def test_another_compressor_or_encoding_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-@pytest.mark.parametrize("encoding", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("encoding", ["float32", "bfloat16", "int8", "int4"])
 def test_exact_search_is_brute_force_and_follows_the_store(tmp_path, monkeypatch, devices, encoding):
     monkeypatch.setattr(exact_search, "BLOCK_BYTES", 16 * M * E * 4)  # several blocks
     monkeypatch.setattr(exact_search, "LEAST_ROWS", 8)

@@ -47,6 +47,7 @@ RUN_NAMES = group_paths(
 
 # Fields that stages, and the section of the model, have gained since, with the value by which those of before worked.
 STAGE_ADDED: dict[str, Any] = {"reset": []}
+STAGE_TOPK_ADDED: dict[str, Any] = {"search_every": None}
 MODEL_ADDED: dict[str, Any] = {"quantization": NONE}
 
 
@@ -70,6 +71,9 @@ def json_in_groups(values: Mapping[str, Any]) -> dict[str, Any]:
         values["stages"] = [
             STAGE_ADDED | in_groups(stage, STAGE_NAMES, f"config.{stage.get('name')}", warn=False) for stage in stages
         ]
+        for stage in values["stages"]:
+            if isinstance(stage.get("topk"), Mapping):
+                stage["topk"] = STAGE_TOPK_ADDED | dict(stage["topk"])
     return values
 
 

@@ -10,9 +10,10 @@ import pytest
 
 from clara_jax import convert
 from clara_jax.checkpoints import exporting, opening
-from clara_jax.checkpoints.compact import dequantize, quantize
+from clara_jax.checkpoints.compact import rank_axis
 from clara_jax.errors import ClaraError
 from clara_jax.method.parameters import flatten
+from clara_jax.model.quantization import dequantize, quantize
 from clara_jax.model.sharding import make_mesh
 from tests import exports, tiny
 
@@ -72,10 +73,11 @@ def test_a_query_reasoner_without_training_is_the_compressor_and_not_stored(mode
 
 def test_scales_are_one_for_each_rank_component():
     leaf = np.random.default_rng(0).normal(size=(3, 4, 90)).astype(np.float32) * np.arange(1, 5)[:, None]
-    values, scales = quantize(leaf)
+    assert rank_axis(leaf) == 2 and rank_axis(leaf.swapaxes(1, 2)) == 1
+    values, scales = quantize(leaf, rank_axis(leaf))
     assert values.dtype == np.int8 and scales.shape == (3, 4, 1)
     assert np.abs(dequantize(values, scales) - leaf).max(-1) == pytest.approx(np.abs(leaf).max(-1) / 254, rel=0.5)
-    values, scales = quantize(np.zeros((2, 3, 5), np.float32))
+    values, scales = quantize(np.zeros((2, 3, 5), np.float32), 2)
     assert not values.any() and not dequantize(values, scales).any()
 
 

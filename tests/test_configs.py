@@ -174,7 +174,7 @@ def test_smoke_with_documents_as_text_differs_in_nothing_else():
         for one, other in zip(memory.stages, text.stages, strict=True)
     ]
     assert dataclasses.replace(text, stages=tuple(back)) == memory
-    with pytest.raises(ClaraError, match="config argument 'texts': it must be ci, text or retrieval"):
+    with pytest.raises(ClaraError, match="config argument 'texts': it must be ci, text, retrieval or mips"):
         load("smoke", "texts")
 
 

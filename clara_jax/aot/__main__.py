@@ -76,10 +76,12 @@ def _plan(arguments: argparse.Namespace, names: Sequence[str]) -> None:
     base = base_config(config.model.base, arguments.base_config)
     sizes = ModelConfig.from_hf(base, arguments.base_config or config.model.base)
     precision = resolve_precision(config.model.precision, "tpu")
-    model = ClaraModel(sizes, config.clara, precision, config.model.remat, config.model.attention)
+    quantization = config.model.quantization
+    model = ClaraModel(sizes, config.clara, precision, config.model.remat, config.model.attention, quantization)
     mesh = make_mesh(**config.mesh_sizes, devices=chips.topology_devices(arguments.topology))
     where = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    print(f"{arguments.topology}: {mesh.size} devices, mesh {where}; {precision}, remat {config.model.remat}")
+    how = f"{precision}, remat {config.model.remat}, quantization {quantization}"
+    print(f"{arguments.topology}: {mesh.size} devices, mesh {where}; {how}")
     reports = []
     for stage in config.stages:
         optimizer = stage.optimizer

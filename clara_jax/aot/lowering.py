@@ -16,6 +16,7 @@ from clara_jax.inference.encode import encode_batch
 from clara_jax.input_pipeline.batches import Sequences
 from clara_jax.input_pipeline.buckets import Shapes
 from clara_jax.method.clara import ClaraModel
+from clara_jax.model.quantization import NONE
 from clara_jax.model.sharding import BATCH, batch_shards
 from clara_jax.training.optimizer import make_optimizer
 from clara_jax.training.stage_config import StageConfig
@@ -105,7 +106,7 @@ def inference(
 def decode_bytes(model: ClaraModel, rows: int, slots: int, mesh: jax.sharding.Mesh) -> float:
     """Return the bytes that a device reads for one token of every row: kernels, LM head, keys and values."""
     config, width = model.config, model.dtype.itemsize
-    weights = config.layers * block_weights(config) + config.vocab_size * config.embed_dim
-    kernels = weights * width / mesh.shape["model"]
+    blocks, head = config.layers * block_weights(config), config.vocab_size * config.embed_dim
+    kernels = (blocks * (width if model.quantization == NONE else 1) + head * width) / mesh.shape["model"]
     cache = 2 * config.layers * math.ceil(rows / batch_shards(mesh)) * slots * config.kv_heads * config.head_dim
     return kernels + cache * width

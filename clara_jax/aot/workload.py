@@ -134,8 +134,8 @@ def full_batch(batch: Batch) -> Batch:
 
 
 def params(model: ClaraModel, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """Return all parameters; the base is stored in the compute dtype."""
-    return abstract(declare(model.config, model.clara, model.base_dtype), mesh)
+    """Return all parameters; the base is stored in the compute dtype, or quantized."""
+    return abstract(declare(model.config, model.clara, model.base_dtype, model.quantization), mesh)
 
 
 def state_and_frozen(

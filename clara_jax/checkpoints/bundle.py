@@ -22,6 +22,7 @@ from clara_jax.input_pipeline.prompts import PROMPT_VERSION
 from clara_jax.input_pipeline.tokenization import ClaraTokenizer
 from clara_jax.method.clara import END, ClaraModel
 from clara_jax.method.parameters import COMPRESSOR, overlap, split, unflatten
+from clara_jax.model.quantization import NONE
 
 SCRATCH = "scratch"  # the name of a base that was made from scratch
 
@@ -78,9 +79,10 @@ class Bundle:
             clara.doc_max_length,
             clara.memory_tokens,
         )
-        # The default adds nothing, so models from before this option keep their fingerprints.
+        # Defaults add nothing, so models from before these options keep their fingerprints.
         places = [] if clara.memory_places == END else [clara.memory_places]
-        digest.update(json.dumps([*facts, clara.lora_scale, self.model.precision, *places]).encode())
+        kernels = [] if self.model.quantization == NONE else [self.model.quantization]
+        digest.update(json.dumps([*facts, clara.lora_scale, self.model.precision, *places, *kernels]).encode())
         stored, _ = split(self.params, subtrees)
         for path, leaf in sorted(stored.items()):
             digest.update(path.encode())
@@ -160,6 +162,7 @@ class Bundle:
             "history": [dict(entry) for entry in self.history],
             "clara": dataclasses.asdict(self.model.clara),
             "precision": self.model.precision,
+            "quantization": self.model.quantization,
         }
         # Loading a checkpoint that holds the base does not read the base's files, which name these tokens.
         if "base" in self.base_overrides and self.further_ends:

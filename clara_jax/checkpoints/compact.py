@@ -24,6 +24,7 @@ from clara_jax.errors import ClaraError
 from clara_jax.formats.hugging_face import write_json
 from clara_jax.formats.json_file import read_object
 from clara_jax.formats.safetensors_files import map_tensors
+from clara_jax.model.quantization import NONE, dequantize, quantize
 from clara_jax.model.sharding import place
 from clara_jax.strict_json import sealed, unsealed
 
@@ -51,7 +52,7 @@ def write_compact(directory: Path, about: Mapping[str, Any], leaves: Mapping[str
       directory: where ``model.json`` and ``model.safetensors`` are written.
       about: content of ``model.json``; kind, dtype and the checksum are added.
       leaves: float32 arrays by path. Matrices are stored in ``dtype``; vectors, such as a memory map, stay float32.
-      dtype: one of `DTYPES`. int8 has one float32 scale for each rank component of each layer (`quantize`).
+      dtype: one of `DTYPES`. int8 has one float32 scale for each rank component of each layer (`rank_axis`).
     """
     tensors: dict[str, np.ndarray] = {}
     for name, leaf in leaves.items():
@@ -61,7 +62,7 @@ def write_compact(directory: Path, about: Mapping[str, Any], leaves: Mapping[str
         elif dtype == "bfloat16":
             tensors[name] = np.ascontiguousarray(leaf.astype(ml_dtypes.bfloat16))
         else:
-            tensors[name], tensors[name + SCALE] = quantize(leaf)
+            tensors[name], tensors[name + SCALE] = quantize(leaf, rank_axis(leaf))
     save_file(tensors, directory / WEIGHTS)
     description = {"kind": KIND, "dtype": dtype, "sha256": _sha256(directory / WEIGHTS), **about}
     write_json(directory / ABOUT, sealed(description))
@@ -92,6 +93,7 @@ def describe(directory: Path) -> Description:
         clara=about["clara"],
         base=about["base"],
         precision=about["precision"],
+        quantization=about.get("quantization", NONE),
         history=tuple(about["history"]),
         trained=tuple(about["trained"]),
         prompt_version=about["prompt_version"],
@@ -137,21 +139,12 @@ def tensors(about: Description) -> Iterator[tuple[str, np.ndarray]]:
             yield name, np.asarray(leaf, np.float32) if scales is None else dequantize(leaf, scales)
 
 
-def quantize(leaf: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return int8 values and float32 scales with leaf ~ values * scales.
+def rank_axis(leaf: np.ndarray) -> int:
+    """Return the longest axis after the first, that of the stacked layers.
 
-    The scales are shared along the longest axis after the first, that of the stacked layers: for a LoRA matrix, along
-    the embedding or MLP axis, so that each rank component of each layer has its own scale.
+    For a LoRA matrix it is the embedding or MLP axis: shared along it, each rank component of each layer has a scale.
     """
-    axis = 1 + int(np.argmax(leaf.shape[1:]))
-    scales = np.abs(leaf).max(axis, keepdims=True) / 127
-    values = np.rint(leaf / np.where(scales > 0, scales, 1)).astype(np.int8)
-    return values, scales.astype(np.float32)
-
-
-def dequantize(values: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """Return float32 values * scales, the inverse of `quantize` up to rounding."""
-    return values.astype(np.float32) * scales
+    return 1 + int(np.argmax(leaf.shape[1:]))
 
 
 def _sha256(path: Path) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clara_jax.input_pipeline.prompts import PROMPT_VERSION
+from clara_jax.model.quantization import NONE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Description:
       released_bos: whether a missing bos is what the released code puts there, which depends on the base's tokenizer.
       further_ends: see `Bundle`; of a checkpoint that holds the whole base, whose files are not opened.
       note: a line for whoever opens it.
+      quantization: of the base's kernels in training, one of `clara_jax.model.quantization.CHOICES`.
     """
 
     path: Path
@@ -49,3 +51,4 @@ class Description:
     released_bos: bool = False
     further_ends: tuple[int, ...] = ()
     note: str = ""
+    quantization: str = NONE

@@ -27,6 +27,7 @@ from clara_jax.input_pipeline.prompts import MARKERS, PROMPT_VERSION
 from clara_jax.method.clara import END, ROLES, STATE
 from clara_jax.method.merging import merge_adapter
 from clara_jax.method.parameters import split
+from clara_jax.model.quantization import NONE
 
 FORMATS = ("peft", "released", "merged", "compact")
 DTYPES = ("float32", "bfloat16")
@@ -58,6 +59,8 @@ def export_peft(bundle: Bundle, directory: str | Path, dtype: str = "float32", b
             "trained": list(bundle.trained),
             "clara": dataclasses.asdict(clara),
             "precision": bundle.model.precision,
+            # A base that is written along is written as the numbers that its int8 stands for.
+            "quantization": NONE if _writes_base(bundle, base_name) else bundle.model.quantization,
             "base": name,
         }
         lora = {
@@ -101,6 +104,11 @@ def export_released(
         raise ClaraError(
             f'memory_places is "{clara.memory_places}": in the released format memory tokens stand at the text\'s end; '
             "export --format peft"
+        )
+    if bundle.model.quantization != NONE:
+        raise ClaraError(
+            "the model was trained on its base in int8: in the released format adapters go with the base as it is; "
+            "export --format peft, whose description says so, or --format merged"
         )
     if not tokenizer.has_released_ends:
         trained = "without one" if tokenizer.bos_id is None else f'with missing_bos "{tokenizer.missing_bos}"'
@@ -185,6 +193,7 @@ def export_compact(bundle: Bundle, directory: str | Path, dtype: str = "bfloat16
         "clara": dataclasses.asdict(bundle.model.clara),
         "history": [dict(entry) for entry in bundle.history],
         "precision": bundle.model.precision,
+        "quantization": bundle.model.quantization,
         "prompt_version": PROMPT_VERSION,
         "tokenizer": bundle.tokenizer.tokenizer_hash(),
         "trained": list(bundle.trained),
@@ -239,16 +248,18 @@ def _write_base_unless_named(bundle: Bundle, folder: Path, along: Path, name: st
       along: where a base that is written will lie: a whole path, which holds from any working directory.
       name: the one that is given, if any.
     """
-    known = bundle.base["name"]
-    whole = "base" in bundle.base_overrides
-    if whole or known == SMOLLM2 or known.lower().endswith(".gguf"):
-        if name is not None:
-            return name
+    if _writes_base(bundle, name):
         base = bundle.params["base"]
         tables = {tensor: np.asarray(base[part]["table"]) for tensor, part in _table_parts(bundle).items()}
         _write_model(bundle, folder / along.name, base, tables, bundle.model.base_dtype.name, added=False)
         return str(along)
-    return name or known
+    return name or bundle.base["name"]
+
+
+def _writes_base(bundle: Bundle, name: str | None) -> bool:
+    """Return whether an export has to hold its base: others cannot find it, and no other name is given."""
+    known = bundle.base["name"]
+    return name is None and ("base" in bundle.base_overrides or known == SMOLLM2 or known.lower().endswith(".gguf"))
 
 
 def _adapters(bundle: Bundle, dtype: str) -> dict[str, dict[str, np.ndarray]]:

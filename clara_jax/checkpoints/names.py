@@ -17,6 +17,15 @@ from clara_jax.errors import ClaraError
 from clara_jax.method.clara import ROLES
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.declare import Projection, ProjectionGroup, projection_groups
+from clara_jax.model.quantization import (
+    KERNEL_PARTS,
+    SCALES,
+    VALUES,
+    is_quantized,
+    quantize_kernel,
+    quantized_kernels,
+    wide_kernel,
+)
 from clara_jax.model.sharding import place
 
 Leaves = Mapping[str, jax.ShapeDtypeStruct]  # declared leaves by path, each with its sharding
@@ -46,7 +55,7 @@ def load_base(
     Args:
       config: its ``vocab_size`` may be below the table's rows (tables padded beyond the tokenizer): the rest is left
         out.
-      leaves: those that are wanted, by path: "base/layers/mlp/up/kernel/up".
+      leaves: those that are wanted, by path: "base/layers/mlp/up/kernel/up", or `KERNEL_PARTS` of a quantized one.
       tensors: name -> array, see `open_base`.
       source: prefix of error messages.
 
@@ -91,7 +100,20 @@ def load_base(
             return read("model.norm.weight", leaf.shape).astype(leaf.dtype)
         return read({_EMBED: EMBEDDING, _LM_HEAD: HEAD}[path], leaf.shape, rows=config.vocab_size).astype(leaf.dtype)
 
-    return {path: place(whole(path, leaf), leaf.sharding) for path, leaf in leaves.items()}
+    def quantized(kernel: str) -> dict[str, np.ndarray]:
+        shape, name = leaves[f"{kernel}/{VALUES}"].shape, kernel.removeprefix("base/layers/")
+        inputs = len(shape) - len(leaves[f"{kernel}/{SCALES}"].shape)
+        # One layer at a time: the kernel is not in memory as it is in the files.
+        layers = [
+            quantize_kernel(layer_tensor(name, layer).reshape(1, *shape[1:]), inputs) for layer in range(config.layers)
+        ]
+        return {f"{kernel}/{part}": np.concatenate([layer[part] for layer in layers]) for part in KERNEL_PARTS}
+
+    arrays: dict[str, jax.Array] = {}
+    for kernel in quantized_kernels(leaves):
+        arrays |= {path: place(array, leaves[path].sharding) for path, array in quantized(kernel).items()}
+    plain = {path: leaf for path, leaf in leaves.items() if path not in arrays}
+    return arrays | {path: place(whole(path, leaf), leaf.sharding) for path, leaf in plain.items()}
 
 
 def _stacked(leaf: jax.ShapeDtypeStruct, layer: Callable[[int], np.ndarray]) -> np.ndarray:
@@ -161,7 +183,10 @@ def _uncalled_for(source: str, name: str) -> str:
 
 
 def export_base(config: ModelConfig, base: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield (Hugging Face name, array in the stored dtype) of every tensor; the inverse of `load_base`."""
+    """Yield (Hugging Face name, array in the stored dtype) of every tensor; the inverse of `load_base`.
+
+    Quantized kernels are yielded as the float32 that they stand for.
+    """
     for name, path in ((EMBEDDING, "embed"), (HEAD, "lm_head")):
         if path in base:
             yield name, np.asarray(base[path]["table"])
@@ -178,11 +203,18 @@ def export_base(config: ModelConfig, base: Mapping[str, Any]) -> Iterator[tuple[
             leaves = layers[part][group]
             ins, _ = _sizes(projections)
             name = f"{prefix}{PARTS[part]}.{group}_proj"
-            kernels = [np.asarray(leaves["kernel"][m][layer]).reshape(ins, -1) for m in projections]
+            kernels = [_kernel(leaves["kernel"][m], layer).reshape(ins, -1) for m in projections]
             yield f"{name}.weight", np.concatenate(kernels, axis=1).T
             if "bias" in leaves:
                 biases = [np.asarray(leaves["bias"][m][layer]).reshape(-1) for m in projections]
                 yield f"{name}.bias", np.concatenate(biases)
+
+
+def _kernel(kernel: Any, layer: int) -> np.ndarray:
+    """Return one layer of a stacked kernel, which may be quantized."""
+    if is_quantized(kernel):
+        return np.asarray(wide_kernel({part: array[layer : layer + 1] for part, array in kernel.items()}))[0]
+    return np.asarray(kernel[layer])
 
 
 def load_adapters(

@@ -18,11 +18,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from clara_jax.checkpoints.bundle import SCRATCH, Bundle
 from clara_jax.checkpoints.description import Description
 from clara_jax.checkpoints.locating import locate
 from clara_jax.checkpoints.names import BASE_HINT, load_base
+from clara_jax.distributed import gather
 from clara_jax.errors import ClaraError
 from clara_jax.formats.base import BaseModel, open_base
 from clara_jax.formats.hf_tokenizers import PreTrainedTokenizerFast
@@ -32,9 +34,10 @@ from clara_jax.input_pipeline.tokenization import ClaraTokenizer
 from clara_jax.method.clara import ROLES, ClaraConfig, ClaraModel
 from clara_jax.method.parameters import declare, flatten, initialise_adapters, split, unflatten, within
 from clara_jax.model.config import ModelConfig
-from clara_jax.model.declare import abstract, initialise
+from clara_jax.model.declare import abstract, declare_base, initialise
 from clara_jax.model.precision import resolve
-from clara_jax.model.sharding import platform
+from clara_jax.model.quantization import KERNEL_PARTS, NONE, quantize_kernel, quantized_kernels
+from clara_jax.model.sharding import place, platform
 
 
 def from_base(
@@ -44,8 +47,18 @@ def from_base(
     precision: str = "bfloat16",
     remat: str = "none",
     seed: int = 0,
+    quantization: str = NONE,
 ) -> Bundle:
     """Make fresh adapters on a base given by name, or opened (see `open_base`).
+
+    Args:
+      base: its name, or opened.
+      clara: the method's numbers.
+      mesh: of the devices.
+      precision: one of `clara_jax.model.precision.CHOICES`.
+      remat: see `ClaraModel`.
+      seed: of the adapters.
+      quantization: of the base's kernels, one of `clara_jax.model.quantization.CHOICES`.
 
     Raises:
       ClaraError: a base that cannot be opened, has no chat template, or does not fit the mesh.
@@ -53,8 +66,8 @@ def from_base(
     opened = base if isinstance(base, BaseModel) else open_base(base)
     tokenizer = _added_tokens(opened.load_tokenizer(), clara)
     config = _model_config(opened.config, f"{opened.path}: config.json", tokenizer)
-    model = ClaraModel(config, clara, resolve(precision, platform(mesh)), remat)
-    declared = declare(config, clara, model.base_dtype)
+    model = ClaraModel(config, clara, resolve(precision, platform(mesh)), remat, quantization=quantization)
+    declared = declare(config, clara, model.base_dtype, quantization)
     leaves = flatten({"base": abstract(declared["base"], mesh)})
     weights = unflatten(load_base(config, leaves, opened.tensors, opened.path))["base"]
     params = initialise_adapters(declared, weights, jax.random.key(seed), mesh)
@@ -105,6 +118,8 @@ def fresh(bundle: Bundle, seed: int = 0) -> Bundle:
     declared, base = declare(model.config, model.clara, model.base_dtype), bundle.params["base"]
     if "base" in bundle.base_overrides:
         base = initialise(declared["base"], base_key, bundle.mesh)
+        leaves = abstract(declare_base(model.config, model.base_dtype, model.quantization), bundle.mesh)
+        base = unflatten(_quantized(flatten(base), flatten(leaves)))
     params = initialise_adapters(declared, base, key, bundle.mesh)
     return dataclasses.replace(bundle, params=params, trained=(), history=())
 
@@ -121,7 +136,7 @@ def reset(bundle: Bundle, subtrees: Sequence[str], key: jax.Array) -> Bundle:
     if not chosen:
         return bundle
     model = bundle.model
-    declared = declare(model.config, model.clara, model.base_dtype)
+    declared = declare(model.config, model.clara, model.base_dtype)  # of the base, nothing is drawn
     drawn = flatten(initialise_adapters(declared, bundle.params["base"], key, bundle.mesh))
     leaves = kept | {path: drawn[path] for path in chosen}
     for path in chosen:
@@ -137,6 +152,7 @@ def load(
     base: str | None = None,
     precision: str | None = None,
     remat: str = "none",
+    quantization: str | None = None,
 ) -> Bundle:
     """Load a model from a checkpoint of any format.
 
@@ -148,9 +164,11 @@ def load(
       base: where the base lies, if not where the checkpoint says.
       precision: one of `clara_jax.model.precision.CHOICES`; default as trained (released checkpoints: "bfloat16").
       remat: see `ClaraModel`.
+      quantization: of the base's kernels, one of `clara_jax.model.quantization.CHOICES`; default as trained.
 
     Raises:
-      ClaraError: nothing there, damaged, made on another base, or of another shape.
+      ClaraError: nothing there, damaged, made on another base, or of another shape; kernels of which the checkpoint has
+        int8 alone are asked for without quantization.
     """
     folder, form = locate(path)
 
@@ -171,24 +189,45 @@ def load(
         config = _model_config(about.base["config"], str(about.source), tokenizer)
     else:
         config = _model_config(opened.config, f"{opened.path}: config.json", tokenizer)
-    model = ClaraModel(config, clara, resolve(precision or about.precision, platform(mesh)), remat)
+    quantization = quantization or about.quantization
+    precision = resolve(precision or about.precision, platform(mesh))
+    model = ClaraModel(config, clara, precision, remat, quantization=quantization)
 
     # Its parameters, declared once: those that the checkpoint holds, and the others, which are the base's.
     overrides = tuple(name for name in about.overrides if not (config.tied and name == "base/lm_head"))
-    declared = abstract(declare(config, clara, model.base_dtype), mesh)
-    stored, rest = split(declared, ("lora", "tokens", *overrides))
-    arrays = form.load(about, stored)
+    kept = ("lora", "tokens", *overrides)
+    stored, _ = split(abstract(declare(config, clara, model.base_dtype, about.quantization), mesh), kept)
+    wanted, rest = split(abstract(declare(config, clara, model.base_dtype, quantization), mesh), kept)
+    if quantization == NONE and quantized_kernels(stored):
+        raise ClaraError(
+            f"{about.path}: holds its base's kernels as int8, from which no others come back; open it with "
+            "quantization int8 (--config.model.quantization=int8 in training)"
+        )
+    arrays = _quantized(form.load(about, stored), wanted)
     trained = about.trained
     if trained is None:
         roles = (role for role in ROLES if any(name.startswith(f"lora/{role}/") for name in arrays))
         trained = (*(f"lora/{role}" for role in roles), "tokens/memory")
     # A query reasoner that no stage has trained equals the compressor, and need not be stored.
-    for name in [name for name in stored if name not in arrays]:
+    for name in [name for name in wanted if name not in arrays]:
         arrays[name] = jnp.copy(arrays[name.replace("query_reasoner", "compressor")])
     if opened is not None:
         arrays |= load_base(config, rest, opened.tensors, opened.path)
     ends = about.further_ends if opened is None else opened.end_ids
     return Bundle(model, unflatten(arrays), tokenizer, mesh, dict(about.base), overrides, trained, about.history, ends)
+
+
+def _quantized(arrays: Mapping[str, jax.Array], leaves: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """Return arrays by path, with kernels quantized that ``leaves`` declare so, one at a time on the host."""
+    arrays = dict(arrays)
+    for kernel in quantized_kernels(leaves):
+        if kernel not in arrays:
+            continue  # it is quantized already
+        values, scales = (leaves[f"{kernel}/{part}"] for part in KERNEL_PARTS)
+        wide = np.asarray(gather(arrays.pop(kernel)), np.float32)
+        for part, array in quantize_kernel(wide, len(values.shape) - len(scales.shape)).items():
+            arrays[f"{kernel}/{part}"] = place(array, leaves[f"{kernel}/{part}"].sharding)
+    return arrays
 
 
 def _open_base_of(about: Description, base: str | None) -> BaseModel:

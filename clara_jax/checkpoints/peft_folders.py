@@ -25,6 +25,7 @@ from clara_jax.errors import ClaraError
 from clara_jax.formats.hugging_face import write_json
 from clara_jax.formats.json_file import read_object
 from clara_jax.formats.safetensors_files import map_tensors
+from clara_jax.model.quantization import NONE
 
 KIND = "clara_jax PEFT export"
 FILES = (ABOUT, TABLES) = ("export.json", "embeddings.safetensors")  # a directory that holds them is such an export
@@ -109,6 +110,7 @@ def describe(directory: Path) -> Description:
         clara=clara,
         base={"name": about["base"]},
         precision=about["precision"],
+        quantization=about.get("quantization", NONE),
         history=({"stage": about["stage"]},),
         trained=tuple(about["trained"]),
         overrides=BASE_TABLES,

@@ -50,6 +50,7 @@ from clara_jax.formats.base import end_tokens
 from clara_jax.formats.json_file import json_text
 from clara_jax.method.parameters import flatten, unflatten
 from clara_jax.model.precision import PRECISIONS
+from clara_jax.model.quantization import NONE, kernel_of
 
 ARRAYS = "arrays"
 FILES = ()  # any directory may be one, or a run's
@@ -196,6 +197,7 @@ def describe(path: Path) -> Description:
         clara=metadata["clara"],
         base=metadata["base"],
         precision=metadata["precision"],
+        quantization=metadata.get("quantization", NONE),  # absent in checkpoints from before there was one
         history=tuple(metadata["history"]),
         trained=tuple(metadata["trained"]),
         overrides=tuple(metadata["own"]),
@@ -218,7 +220,9 @@ def load(about: Description, leaves: Mapping[str, jax.ShapeDtypeStruct]) -> dict
     stored = jnp.dtype(PRECISIONS[about.precision].stored)  # the base's dtype, which may be another one now
     targets = {
         name: jax.ShapeDtypeStruct(
-            leaf.shape, stored if name.startswith("base/") else leaf.dtype, sharding=leaf.sharding
+            leaf.shape,
+            stored if name.startswith("base/") and not kernel_of(name) else leaf.dtype,
+            sharding=leaf.sharding,
         )
         for name, leaf in leaves.items()
     }

@@ -4,13 +4,15 @@
     python -m clara_jax.train --workdir runs/smoke_ci --config configs/smoke.py:ci
     python -m clara_jax.train --workdir runs/smoke_text --config configs/smoke.py:text
     python -m clara_jax.train --workdir runs/smoke_retrieval --config configs/smoke.py:retrieval
+    python -m clara_jax.train --workdir runs/smoke_mips --config configs/smoke.py:mips
 
 An invented world of people, places and works; a tokenizer with a token for every word; the three stages of the paper.
 Everything is measured on entities that no training record knows, with two controls: no memory, and another document's
 memory. ``ci`` takes under a minute: too short to answer well, long enough that losses must fall, which is checked.
 ``text`` is the control of equal data: the same records, batches, rates and steps, with the documents as texts in the
 generator's prompt; in end_to_end a question has its positive document there, as if a perfect retriever had found it.
-``retrieval`` trains the query reasoner contrastively, with relevance labels, in the place of end_to_end.
+``retrieval`` trains the query reasoner contrastively, with relevance labels, in the place of end_to_end. ``mips`` draws
+the candidates of end_to_end from all documents, every 50 steps, in the place of those that the records name.
 """
 
 from clara_jax.configs import common
@@ -39,9 +41,9 @@ CI = {
 
 
 def get_config(arg=None):
-    """Return the configuration; ``arg`` is "ci", "text", "retrieval", or nothing."""
-    if arg not in (None, "", "ci", "text", "retrieval"):
-        raise ClaraError(f"config argument {arg!r}: it must be ci, text or retrieval")
+    """Return the configuration; ``arg`` is "ci", "text", "retrieval", "mips", or nothing."""
+    if arg not in (None, "", "ci", "text", "retrieval", "mips"):
+        raise ClaraError(f"config argument {arg!r}: it must be ci, text, retrieval or mips")
     ci, text = arg == "ci", arg == "text"
     shared = dict(
         data=dict(train=("synthetic:train",), documents="text" if text else "memory"),
@@ -51,6 +53,9 @@ def get_config(arg=None):
     stages = {name: common.merged(shared, fields, CI[name] if ci else {}) for name, fields in STAGES.items()}
     if arg == "retrieval":
         stages["retrieval"] = stages.pop("end_to_end")
+    if arg == "mips":
+        searched = dict(data=dict(memories="run"), topk=dict(search_every=50))
+        stages["end_to_end"] = common.merged(stages["end_to_end"], searched)
     if text:
         trains = dict(scp=("base", "lora/generator"))
         stages = {name: fields | dict(trains=trains.get(name)) for name, fields in stages.items()}

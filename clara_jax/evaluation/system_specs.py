@@ -287,4 +287,5 @@ def _about(path: str, bundle: Bundle) -> dict[str, Any]:
         "compress_rate": bundle.model.clara.compress_rate,
         "doc_max_length": bundle.model.clara.doc_max_length,
         "precision": bundle.model.precision,
+        "quantization": bundle.model.quantization,
     }

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
 from clara_jax.distributed import gather
-from clara_jax.method.reranker import EXCLUDED, cosine_scores
-from clara_jax.model.sharding import put_batch
+from clara_jax.method.reranker import EXCLUDED, cosine, cosine_scores
+from clara_jax.model.sharding import BATCH, put_batch
 
 _cosine = jax.jit(cosine_scores)
 
@@ -46,6 +48,35 @@ def rank_memories(
             indices[start + row, : len(picked)] = picked
             scores[start + row, : len(picked)] = block[row, picked]
     return indices, scores
+
+
+@partial(jax.jit, static_argnums=(4, 5))
+def best_rows(
+    queries: jax.Array, rows: jax.Array, norms: jax.Array, usable: jax.Array, k: int, mesh: jax.sharding.Mesh
+) -> tuple[jax.Array, jax.Array]:
+    """Return scores float32 [Q, shards·k] and places int32 [Q, shards·k] of each shard's best rows.
+
+    Args:
+      queries: float32 [Q, X].
+      rows: [R, X], sharded over the batch axes.
+      norms: float32 [R], sharded likewise.
+      usable: bool [R], sharded likewise; rows that are not get the score -inf.
+      k: the number of rows of each shard.
+      mesh: of the rows.
+    """
+
+    def best_of_shard(queries, rows, norms, usable):
+        dot = jnp.einsum("QX,RX->QR", queries, rows.astype(jnp.float32), precision="highest")
+        lengths = jnp.linalg.norm(queries, axis=1, keepdims=True) * norms
+        scores = jnp.where(usable, cosine(dot, lengths), -jnp.inf)
+        best, places = jax.lax.top_k(scores, k)
+        return best, places + jax.lax.axis_index(BATCH) * len(rows)
+
+    split = jax.P(BATCH)
+    out = jax.P(None, BATCH)
+    return jax.shard_map(best_of_shard, mesh=mesh, in_specs=(jax.P(), split, split, split), out_specs=(out, out))(
+        queries, rows, norms, usable
+    )
 
 
 def _scores(

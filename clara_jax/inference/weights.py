@@ -46,7 +46,8 @@ def choose(model: ClaraModel, params: Any, mesh: jax.sharding.Mesh) -> str:
     if not all(of_device and "bytes_limit" in of_device for of_device in stats):
         return "merged"
     limit = min(of_device["bytes_limit"] for of_device in stats)
-    sharded = sum(leaf.nbytes for leaf in jax.tree.leaves(params["base"]["layers"])) / mesh.devices.size
+    base, width = params["base"], params["base"]["embed"]["table"].dtype.itemsize  # of the copy, quantized base or not
+    sharded = sum(width * leaf.size for leaf in jax.tree.leaves(base["layers"])) / mesh.devices.size
     return "merged" if sharded <= _SHARE * limit else "adapter"
 
 

@@ -19,6 +19,8 @@ from clara_jax.model.cache import KVCache
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.lora import Dropout
 from clara_jax.model.precision import PRECISIONS, check
+from clara_jax.model.quantization import NONE
+from clara_jax.model.quantization import check as check_quantization
 from clara_jax.model.sharding import Array
 from clara_jax.model.transformer import INTERMEDIATES, REMAT_POLICIES, Mask, Transformer, positions_of
 
@@ -111,6 +113,7 @@ class ClaraModel:
         every platform.
       remat: what is stored of each block for the backward pass, a name of `REMAT_POLICIES`.
       attention: one of `IMPLEMENTATIONS`; "auto" depends on the mesh's devices.
+      quantization: of the base's kernels, one of `clara_jax.model.quantization.CHOICES`.
     """
 
     config: ModelConfig
@@ -118,9 +121,11 @@ class ClaraModel:
     precision: str = "bfloat16"
     remat: str = "none"
     attention: str = "auto"
+    quantization: str = NONE
 
     def __post_init__(self):
         check(self.precision)
+        check_quantization(self.quantization)
         positions, document = self.config.max_positions, self.clara.doc_max_length + FRAME + self.clara.memory_tokens
         for name, length in (("max_length", self.clara.max_length), ("doc_max_length", document)):
             if length > positions:
@@ -140,7 +145,7 @@ class ClaraModel:
 
     @property
     def base_dtype(self) -> Any:
-        """Dtype of the base's parameters."""
+        """Dtype of the base's parameters, but for kernels that are quantized."""
         return jnp.dtype(PRECISIONS[self.precision].stored)
 
     def embed(self, params: Any, ids: Int32[Array, "B T"]) -> Float[jax.Array, "B T E"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from clara_jax.deprecation import renamed_attributes
 from clara_jax.method.clara import ClaraModel
 from clara_jax.model.declare import projection_groups
 from clara_jax.model.output_major import OutputMajor
+from clara_jax.model.quantization import wide_kernel
 
 
 def merge_adapter(
@@ -29,7 +31,7 @@ def merge_adapter(
       params: the model's parameters.
       role: whose adapter.
       mesh: that the parameters are on.
-      dtype: of the projections; default the base's.
+      dtype: of the projections; default the base's. A quantized base is dequantized.
       output_major: with each kernel's outputs first (`clara_jax.model.output_major`).
     """
     base, adapter = params["base"], params["lora"][role]
@@ -46,7 +48,7 @@ def merge_adapter(
                         low["b"][name],
                         letters=(linear.input_letters, linear.output_letters),
                         scale=model.clara.lora_scale,
-                        dtype=dtype,
+                        dtype=dtype or base["embed"]["table"].dtype,
                         output_major=output_major,
                     )
                     for name, linear in group.items()
@@ -57,20 +59,20 @@ def merge_adapter(
 
 @partial(jax.jit, static_argnames=("letters", "scale", "dtype", "output_major"))
 def _merge(
-    kernel: jax.Array,
+    kernel: jax.Array | Mapping[str, jax.Array],
     a: jax.Array,
     b: jax.Array,
     letters: tuple[str, str],
     scale: float,
-    dtype: jnp.dtype | None,
+    dtype: jnp.dtype,
     output_major: bool,
 ) -> jax.Array | OutputMajor:
     """Return kernel + scale · A B of all layers, summed in float32."""
     ins, outs = letters
+    wide = wide_kernel(kernel)
     with jax.default_matmul_precision("highest"):
-        product = jnp.einsum(f"L{ins}R,LR{outs}->L{ins}{outs}", a, b, out_sharding=jax.typeof(kernel).sharding)
-    wide = kernel.astype(jnp.float32) + scale * product
-    merged = wide.astype(dtype or kernel.dtype)
+        product = jnp.einsum(f"L{ins}R,LR{outs}->L{ins}{outs}", a, b, out_sharding=jax.typeof(wide).sharding)
+    merged = (wide + scale * product).astype(dtype)
     return OutputMajor(jnp.einsum(f"L{ins}{outs}->L{outs}{ins}", merged)) if output_major else merged
 
 

@@ -19,6 +19,7 @@ from clara_jax.input_pipeline.prompts import MARKERS
 from clara_jax.method.clara import AFFINE, ROLES, ClaraConfig
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.declare import declare_added_rows, declare_affine, declare_base, declare_lora, initialise
+from clara_jax.model.quantization import NONE
 
 Params = Mapping[str, Any]
 MAP = "tokens/map"  # what stages train by default, and a model may lack
@@ -26,14 +27,16 @@ MAP = "tokens/map"  # what stages train by default, and a model may lack
 COMPRESSOR = ("base", "lora/compressor", "tokens/memory", "tokens/markers", MAP)
 
 
-def declare(config: ModelConfig, clara: ClaraConfig, base_dtype: Any = jnp.bfloat16) -> Params:
-    """Declare all parameters."""
+def declare(
+    config: ModelConfig, clara: ClaraConfig, base_dtype: Any = jnp.bfloat16, quantization: str = NONE
+) -> Params:
+    """Declare all parameters; base_dtype and quantization are those of `ClaraModel`."""
     memory = clara.memory_tokens if clara.different_mem_tokens else 1
     tokens = declare_added_rows(config, memory, len(MARKERS))
     if clara.memory_map == AFFINE:
         tokens |= {"map": declare_affine(config.embed_dim)}
     return {
-        "base": declare_base(config, base_dtype),
+        "base": declare_base(config, base_dtype, quantization),
         "lora": dict.fromkeys(ROLES, declare_lora(config, clara.lora_rank)),
         "tokens": tokens,
     }

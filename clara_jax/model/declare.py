@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Key
 
 from clara_jax.model.config import ModelConfig
+from clara_jax.model.quantization import INT8, NONE, SCALES, VALUES
 from clara_jax.model.sharding import shardings
 
 Tree = Mapping[str, Any]
@@ -103,8 +104,11 @@ def projection_groups(config: ModelConfig) -> dict[str, dict[str, ProjectionGrou
     return {"attention": single | out, "mlp": {"gate": {"gate": wide}, "up": {"up": wide}} | down}
 
 
-def declare_base(config: ModelConfig, dtype: Any = jnp.bfloat16) -> dict[str, Any]:
+def declare_base(config: ModelConfig, dtype: Any = jnp.bfloat16, quantization: str = NONE) -> dict[str, Any]:
     """Declare the base model: embedding table [V, E], stacked blocks, final norm, and the LM head if untied.
+
+    With the quantization "int8" each kernel is a pair of leaves (`clara_jax.model.quantization`), which have no initial
+    values; all else is as without.
 
     Initial values are for a base from scratch: kernels keep the scale of their input, those that write to the residual
     stream are smaller by 1/√(2L), for there are 2L of them (GPT-2), and the tables are scaled by 1/√E.
@@ -114,17 +118,23 @@ def declare_base(config: ModelConfig, dtype: Any = jnp.bfloat16) -> dict[str, An
     def norm(size: int, stacked: bool = True) -> Leaf:
         return Leaf(((stack,) if stacked else ()) + (size,), ((None,) if stacked else ()) + (None,), dtype, "ones")
 
-    def leaves_of(group: ProjectionGroup) -> dict[str, dict[str, Leaf]]:
-        leaves: dict[str, dict[str, Leaf]] = {"kernel": {}}
+    def leaves_of(group: ProjectionGroup) -> dict[str, dict[str, Any]]:
+        leaves: dict[str, dict[str, Any]] = {"kernel": {}}
         for name, m in group.items():
             _, in_sizes, in_axes = zip(*m.inputs, strict=True)
             _, out_sizes, out_axes = zip(*m.outputs, strict=True)
             shape, axes = (stack, *in_sizes, *out_sizes), (None, *in_axes, *out_axes)
             writes = (2 * stack) ** -0.5 if "E" in m.output_letters else 1.0
             leaves["kernel"][name] = Leaf(shape, axes, dtype, scale=writes * math.prod(in_sizes) ** -0.5)
-            if m.bias:  # sharded as the projection's output, which is whole along the embedding axis
-                axes = (None, *(None if axis == "embed" else axis for axis in out_axes))
-                leaves.setdefault("bias", {})[name] = Leaf((stack, *out_sizes), axes, dtype, "zeros")
+            # Sharded as the projection's output, which is whole along the embedding axis.
+            of_outputs = (None, *(None if axis == "embed" else axis for axis in out_axes))
+            if quantization == INT8:
+                leaves["kernel"][name] = {
+                    VALUES: Leaf(shape, axes, jnp.int8, "zeros"),
+                    SCALES: Leaf((stack, *out_sizes), of_outputs, jnp.float32, "zeros"),
+                }
+            if m.bias:
+                leaves.setdefault("bias", {})[name] = Leaf((stack, *out_sizes), of_outputs, dtype, "zeros")
         return leaves
 
     layers: dict[str, Any] = {

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int32, UInt32
 from clara_jax.model.declare import ProjectionGroup
 from clara_jax.model.output_major import OutputMajor, stored_product
 from clara_jax.model.products import product
+from clara_jax.model.quantization import is_quantized, quantized_product
 from clara_jax.model.sharding import BATCH, join_rows, split_rows
 
 # Where dropout is drawn in a block: a number for each projection group, which is folded into an example's key with the
@@ -111,7 +112,8 @@ class LoRALinear(nn.Module):
             if isinstance(kernel, OutputMajor):
                 y = stored_product(f"N{ins},{outs}{ins}->N{outs}", x, kernel.values, summed).astype(x.dtype)
             else:
-                y = product(f"N{ins},{ins}{outs}->N{outs}", x, kernel, self.operands, summed)
+                multiply = quantized_product if is_quantized(kernel) else product
+                y = multiply(f"N{ins},{ins}{outs}->N{outs}", x, kernel, self.operands, summed)
             if linear.bias:
                 y += params["bias"][name].astype(x.dtype)
             if low_rank is not None:

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterable, Iterator
-from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from clara_jax.method.reranker import cosine
+from clara_jax.inference.ranking import best_rows
 from clara_jax.model.sharding import BATCH, batch_shards
 from clara_jax.retrieval.document_store import DocumentStore
 
@@ -97,7 +95,7 @@ class ExactSearch:
                 usable[: len(block.ids)] &= np.fromiter((name in allowed for name in block.ids), bool, len(block.ids))
             width = min(-(-k // _WIDTH) * _WIDTH, len(usable) // self._shards)
             with jax.set_mesh(self._mesh):
-                best = _best(flat, block.rows, block.norms, self._place(usable), width, self._mesh)
+                best = best_rows(flat, block.rows, block.norms, self._place(usable), width, self._mesh)
                 scores, places = jax.device_get(best)
             for hits, row_scores, row_places in zip(found, scores, places, strict=False):
                 hits += [(block.ids[p], float(s)) for s, p in zip(row_scores, row_places, strict=True) if s > -np.inf]
@@ -158,32 +156,3 @@ class ExactSearch:
     def _place(self, array: np.ndarray) -> jax.Array:
         spec = jax.P(BATCH, *(None,) * (array.ndim - 1))
         return jax.device_put(array, jax.NamedSharding(self._mesh, spec))
-
-
-@partial(jax.jit, static_argnums=(4, 5))
-def _best(
-    queries: jax.Array, rows: jax.Array, norms: jax.Array, usable: jax.Array, k: int, mesh: jax.sharding.Mesh
-) -> tuple[jax.Array, jax.Array]:
-    """Return scores float32 [Q, shards·k] and places int32 [Q, shards·k] of each shard's best rows.
-
-    Args:
-      queries: float32 [Q, X].
-      rows: [R, X], sharded over the batch axes.
-      norms: float32 [R], sharded likewise.
-      usable: bool [R], sharded likewise; rows that are not get the score -inf.
-      k: the number of rows of each shard.
-      mesh: of the rows.
-    """
-
-    def best_of_shard(queries, rows, norms, usable):
-        dot = jnp.einsum("QX,RX->QR", queries, rows.astype(jnp.float32), precision="highest")
-        lengths = jnp.linalg.norm(queries, axis=1, keepdims=True) * norms
-        scores = jnp.where(usable, cosine(dot, lengths), -jnp.inf)
-        best, places = jax.lax.top_k(scores, k)
-        return best, places + jax.lax.axis_index(BATCH) * len(rows)
-
-    split = jax.P(BATCH)
-    out = jax.P(None, BATCH)
-    return jax.shard_map(best_of_shard, mesh=mesh, in_specs=(jax.P(), split, split, split), out_specs=(out, out))(
-        queries, rows, norms, usable
-    )

@@ -31,9 +31,12 @@ from clara_jax.data.synthetic_world import SyntheticConfig
 from clara_jax.errors import ClaraError
 from clara_jax.formats.jsonl import ON_ERROR
 from clara_jax.method.clara import AFFINE, ClaraConfig
+from clara_jax.method.parameters import overlap
 from clara_jax.method.stages import STAGES
 from clara_jax.model.attention import IMPLEMENTATIONS
 from clara_jax.model.precision import CHOICES
+from clara_jax.model.quantization import CHOICES as QUANTIZATIONS
+from clara_jax.model.quantization import NONE
 from clara_jax.model.sharding import AXES
 from clara_jax.model.transformer import REMAT_POLICIES
 from clara_jax.training.old_names import RUN_NAMES
@@ -62,6 +65,9 @@ class ModelSection:
     """`bfloat16`: base and compute; adapters, norms, softmax and losses stay float32. `float32` throughout. `mixed`:
     base stored and multiplied as bfloat16, all else float32. `auto` goes by the devices; a run keeps what it began
     with. See docs/training.md#precision."""
+    quantization: Annotated[str, OneOf(QUANTIZATIONS)] = NONE
+    """`int8`: the base's kernels stand in memory as int8, a scale for each output channel: half of bfloat16's bytes.
+    They are frozen; adapters and added rows are trained in float32 as ever (QLoRA). See docs/training.md#int8."""
     remat: Annotated[str, OneOf(REMAT_POLICIES)] = "none"
     """What the backward pass keeps of a block: `none` (everything), `full` (its input), `dots` (matrix products),
     `names` (its input and the output of attention), `offload` (the same, in the host's memory); see
@@ -201,11 +207,20 @@ class RunConfig:
             rule = 'only a memory map has one; set config.clara.memory_map="affine"'
             good = not stage.objective.has_scaffold or clara.memory_map == AFFINE
             require(good, f"{stage.name}.", "objective.scaffold", stage.objective.scaffold, rule)
+            good = self.model.quantization == NONE or not any(overlap(name, "base") for name in stage.subtrees)
+            rule = "config.model.quantization=int8 freezes the base; leave it out, or set that to none"
+            require(good, f"{stage.name}.", "trains", stage.subtrees, rule)
         if not self.model.base and not self.initial_checkpoint:
             raise ClaraError(
                 "config.model.base is empty: name a base model (smollm2, a directory, a .gguf file or a hub id), "
                 "or a checkpoint to start from in config.initial_checkpoint"
             )
+        good = self.model.quantization == NONE or self.model.base != SCRATCH or bool(self.initial_checkpoint)
+        rule = (
+            "it freezes the base, and a fresh one knows nothing; name another base, or a checkpoint that has trained "
+            "this one in config.initial_checkpoint"
+        )
+        require(good, "model.", "quantization", self.model.quantization, rule)
 
     def clara_of(self, stage: StageConfig) -> ClaraConfig:
         """Return the method's numbers in a stage: the run's, but for those that the stage names."""

@@ -12,6 +12,7 @@ from typing import Any
 from clara_jax.config_checks import group_paths, in_groups, warn_old_name
 from clara_jax.data.synthetic_world import SYNTHETIC_NAMES
 from clara_jax.method.stages import STAGES, stage_kind
+from clara_jax.model.quantization import NONE
 
 STAGE_NAMES = group_paths(
     {
@@ -44,8 +45,10 @@ RUN_NAMES = group_paths(
     }
 )
 
-# Fields that stages have gained since, with the value by which those of before worked.
+# Fields that stages, and the section of the model, have gained since, with the value by which those of before worked.
 STAGE_ADDED: dict[str, Any] = {"reset": []}
+STAGE_TOPK_ADDED: dict[str, Any] = {"search_every": None}
+MODEL_ADDED: dict[str, Any] = {"quantization": NONE}
 
 
 def run_in_groups(values: Mapping[str, Any], where: str = "config") -> dict[str, Any]:
@@ -61,11 +64,16 @@ def run_in_groups(values: Mapping[str, Any], where: str = "config") -> dict[str,
 def json_in_groups(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of a ``config.json`` with all fields in their groups, whichever version has written it."""
     values = in_groups({**values, **_synthetic(values, "config", warn=False)}, RUN_NAMES, "config", warn=False)
+    if isinstance(values.get("model"), Mapping):
+        values["model"] = MODEL_ADDED | dict(values["model"])
     stages = values.get("stages", ())
     if isinstance(stages, list) and all(isinstance(stage, Mapping) for stage in stages):
         values["stages"] = [
             STAGE_ADDED | in_groups(stage, STAGE_NAMES, f"config.{stage.get('name')}", warn=False) for stage in stages
         ]
+        for stage in values["stages"]:
+            if isinstance(stage.get("topk"), Mapping):
+                stage["topk"] = STAGE_TOPK_ADDED | dict(stage["topk"])
     return values
 
 

@@ -87,7 +87,7 @@ def find_start(config: RunConfig, workdir: Path, mesh: jax.sharding.Mesh, record
 def _highest_rung(
     config: RunConfig, workdir: Path, mesh: jax.sharding.Mesh, records: Sequence[Sequence[Record]]
 ) -> Start:
-    precision, remat = config.model.precision, config.model.remat
+    precision, remat, quantization = config.model.precision, config.model.remat, config.model.quantization
     # The resume ladder; the first rung that holds is taken.
     # 1. The run is finished: nothing to do. `is_finished` tells before any data is read.
     # 2. Its newest intact checkpoint: go on after that step, or with the next stage.
@@ -101,7 +101,8 @@ def _highest_rung(
     # 3. Another run, or a released checkpoint, that the configuration names.
     if config.initial_checkpoint:
         _say(config, f"opening {config.initial_checkpoint}")
-        bundle = opening.load(config.initial_checkpoint, mesh, config.model.base or None, precision, remat)
+        base = config.model.base or None
+        bundle = opening.load(config.initial_checkpoint, mesh, base, precision, remat, quantization)
         _check_same_sizes(config, bundle)
         return Start(bundle.with_limits(config.clara.max_length, config.clara.lora_dropout), Position())
     # 4. A fresh base with fresh adapters.
@@ -114,7 +115,7 @@ def _highest_rung(
         )
     # 5. A given base with fresh adapters.
     _say(config, f"opening {config.model.base}")
-    bundle = opening.from_base(config.model.base, config.clara, mesh, precision, remat, config.seed)
+    bundle = opening.from_base(config.model.base, config.clara, mesh, precision, remat, config.seed, quantization)
     return Start(bundle, Position())
 
 

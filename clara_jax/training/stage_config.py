@@ -197,6 +197,10 @@ class TopKConfig:
     """Documents that the generator reads (`scp`: one)."""
     candidates: Count = 20
     """`end_to_end`, `retrieval`: documents that the query reasoner ranks."""
+    search_every: Count | None = None
+    """`end_to_end`: candidates come from a search over the documents of all training records, drawn again every so many
+    steps with the query reasoner as it is then; docs/training.md#candidates-from-the-whole-corpus. None: those of the
+    records."""
     method: Annotated[str, OneOf(METHODS)] = "iterative"
     """Whose gradient stands in for that of the choice, see docs/topk.md: the paper's is `iterative`; our configs take
     `neuralsort`, at a `temperature` of 0.1."""
@@ -340,6 +344,9 @@ class StageConfig:
         # Of the ranking.
         nothing = f"{self.name} ranks nothing" + (" with documents=text" if as_texts else "")
         rule("topk.learn_temperature", not topk.learn_temperature or self.ranks, nothing)
+        searches = self.kind == "end_to_end" and self.ranks and bool(data.memories)
+        text = "only end_to_end with stored memories searches; set data.memories=run"
+        rule("topk.search_every", topk.search_every is None or searches, text)
         if self.kind == "end_to_end":
             rule("topk.k", topk.k <= topk.candidates, f"it may not exceed candidates {topk.candidates}")
         is_end_to_end = not objective.marginal_weight or self.kind == "end_to_end"

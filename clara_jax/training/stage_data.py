@@ -37,6 +37,7 @@ from clara_jax.input_pipeline.tokenization import ClaraTokenizer
 from clara_jax.input_pipeline.windows import START, cut_records
 from clara_jax.model.sharding import batch_shards, local_parts, local_rows
 from clara_jax.training.config import RunConfig
+from clara_jax.training.corpus_search import CorpusSearch, DrawnExamples
 from clara_jax.training.stage_config import QUESTIONS, StageConfig, entry_kind
 from clara_jax.training.stopping import StopSignal
 from clara_jax.training.stored_memories import open_memories
@@ -187,6 +188,8 @@ class StageData:
         mixture = Mixture(tuple(map(len, parts)), stage.data.weights) if stage.data.weights else None
         if stage.data.memories:
             sizes = without_texts(sizes)
+        if stage.topk.search_every:  # which fills each record's candidates up
+            sizes[:, 0] = stage.topk.candidates
         ladder = shape_ladder(sizes, bundle.tokenizer, stage.data.buckets)
         row = plan_row(sizes, bundle.tokenizer.memory_tokens, stage.data.pack) if stage.data.pack else None
         if config.reporting.progress:
@@ -206,12 +209,14 @@ class StageBatches:
       memories: of the stage's documents, where they were compressed before.
       processes: rows of a batch over those of this process. What it counts in its rows is taken to be as much in those
         of every other process.
+      search: of the candidates, where they come from the whole corpus.
     """
 
     loader: BatchLoader
     at_rates: tuple[Bundle, ...]
     memories: MemoryReader | None
     processes: float
+    search: CorpusSearch | None
 
     @staticmethod
     def plan(
@@ -233,9 +238,13 @@ class StageBatches:
         seed = config.seed + number
         plan = BatchPlan(data.sizes, data.ladder, stage.optimizer.batch_size, steps, seed, data.mixture)
         multiple = stage.optimizer.accumulate * batch_shards(mesh)
-        memories = distinct = None
+        memories = distinct = search = None
+        examples = data.examples
         if stage.data.memories:
             memories = open_memories(stage, bundle, data.documents, stop, config.reporting.progress, workdir)
+            if stage.topk.search_every:
+                examples = DrawnExamples(examples)
+                search = CorpusSearch(stage, bundle, examples, data.held_out, memories)
         elif stage.ranks:
             distinct = planned_counts(plan, document_numbers(data.examples), multiple)
         length = bundle.model.clara.doc_max_length
@@ -243,7 +252,7 @@ class StageBatches:
         rates = [make_rate(data.sizes, data.ladder, tokenizer, at_rate.tokenizer) for at_rate in further]
         loader = BatchLoader(
             plan,
-            data.examples,
+            examples,
             data.sizes,
             tokenizer,
             data.row,
@@ -253,7 +262,8 @@ class StageBatches:
             distinct,
             rates,
         )
-        return StageBatches(loader, (bundle, *further), memories, batch_shards(mesh) / len(local_parts(mesh)))
+        processes = batch_shards(mesh) / len(local_parts(mesh))
+        return StageBatches(loader, (bundle, *further), memories, processes, search)
 
 
 def _cut(stage: StageConfig, tokenizer: ClaraTokenizer, records: Sequence[Record], seed: int) -> Sequence[Record]:

@@ -13,6 +13,7 @@ from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.input_pipeline.rates import with_fewer
 from clara_jax.input_pipeline.records import TEXT_STAGES
 from clara_jax.method.generator import TOKENS
+from clara_jax.method.parameters import merge
 from clara_jax.method.topk import DEGENERATE
 from clara_jax.metrics.controls import HELD_OUT_CONTROLS
 from clara_jax.model.sharding import put_whole
@@ -36,7 +37,7 @@ class StageEvaluator:
     """
 
     def __init__(self, stage: StageConfig, bundle: Bundle, data: StageData, batches: StageBatches, steps: int):
-        self._stage, self._mesh, self._steps = stage, bundle.mesh, steps
+        self._stage, self._mesh, self._steps, self._search = stage, bundle.mesh, steps, batches.search
         kinds = [record.kind if record.kind in TEXT_STAGES else "" for record in data.held_out_records]
         found = sorted(set(kinds)) or [""]
         self._evaluations = {}  # by the prefix of the names of their values
@@ -80,6 +81,8 @@ class StageEvaluator:
             if found is None:
                 return None
             values |= {f"{prefix}{name}": value for name, value in found.items()}
+        if self._search is not None:
+            values |= self._search.recall(merge(trained, frozen))
         return values
 
     @property

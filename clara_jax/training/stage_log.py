@@ -15,6 +15,7 @@ from clara_jax.distributed import is_main, say
 from clara_jax.errors import ClaraError
 from clara_jax.input_pipeline.loader import BatchLoader
 from clara_jax.method.stages import Terms
+from clara_jax.model.quantization import NONE
 from clara_jax.training.config import RunConfig
 from clara_jax.training.metrics import MetricWriter, NoMetricWriter, device_memory
 from clara_jax.training.resume import Position
@@ -112,6 +113,8 @@ class StageLog:
             "seconds": round(self.seconds, 1),
             "top_k": self._stage.topk.k,
         }
+        if self._config.model.quantization != NONE:
+            summary["quantization"] = self._config.model.quantization
         summary |= {f"held_out_{name}": [first[name], last[name]] for name in last if name in first}
         self._metrics.write({**summary, **compilations, **device_memory(), "finished": True})
         self.position = dataclasses.replace(self.position, finished=True)

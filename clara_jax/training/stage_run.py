@@ -21,6 +21,7 @@ from clara_jax.method.parameters import MAP, flatten, merge, split, unflatten
 from clara_jax.method.stages import calibrate, inherit
 from clara_jax.model.sharding import put_rows, put_whole
 from clara_jax.training.config import RunConfig
+from clara_jax.training.corpus_search import CorpusSearch
 from clara_jax.training.metrics import MetricWriter, NoMetricWriter, Progress
 from clara_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from clara_jax.training.profile import Profile
@@ -64,7 +65,10 @@ def train_stage(
 
     # Data: the batch of each step, and the model at the rate that it has.
     batches = StageBatches.plan(config, workdir, number, bundle, data, steps, stop)
-    loader, upcoming = batches.loader, batches.loader.ahead(first, steps)
+    loader, search = batches.loader, batches.search
+    if search is not None and start.checkpoint and not search.due(first):
+        search.restore(start.checkpoint)
+    upcoming = loader.ahead(first, steps) if search is None else search.batches(first, loader)
 
     # State: what is trained, from a checkpoint or from the stage before, with its optimizer; the rest is frozen.
     trained, frozen = _parameters(start, stage, batches)
@@ -86,7 +90,7 @@ def train_stage(
     log = StageLog(config, workdir, start.position, metrics, data.rejected, loader)
     trains = tuple(name for name in stage.subtrees if name != MAP or "map" in bundle.params["tokens"])
     agreement = Agreement(mesh)
-    checkpointer = _Checkpointer(config, workdir, bundle, trains, frozen, log, checkpoints, agreement)
+    checkpointer = _Checkpointer(config, workdir, bundle, trains, frozen, log, checkpoints, agreement, search)
 
     # Steps.
     profile = Profile(config.reporting.profile, workdir / "profile")
@@ -116,6 +120,9 @@ def train_stage(
             if stopping:
                 raise checkpointer.stopped(state, steps)
             profile.at(step)
+            if search is not None and search.due(step):
+                search.draw(step, merge(state.trained, frozen), loader)
+                upcoming = search.batches(step, loader)
             batch, rate = next(upcoming), loader.rate(step)
             tokens = round(batches.processes * batch.tokens)
             facts = {"learning_rate": learning_rates[step], "tokens": tokens, "padding": batch.padding}
@@ -176,7 +183,9 @@ class _Checkpointer:
         log: StageLog,
         checkpoints: CheckpointWriter,
         agreement: Agreement,
+        search: CorpusSearch | None,
     ):
+        self._search = search
         self._stage, self._minutes = config.stages[log.position.number], config.saving.minutes
         self._workdir, self._bundle, self._trains, self._frozen = workdir, bundle, trains, frozen
         self._log, self._checkpoints, self._agreement = log, checkpoints, agreement
@@ -202,6 +211,9 @@ class _Checkpointer:
         arrays |= {"optimizer": named_optimizer(state.optimizer)}
         if LOG_TEMPERATURE in state.trained:
             arrays |= unflatten({LOG_TEMPERATURE: state.trained[LOG_TEMPERATURE]})
+        # Between two draws; the next step draws anew otherwise, or there is none.
+        if self._search is not None and not position.finished and not self._search.due(position.step):
+            arrays |= self._search.arrays()
         place = (position.number, self._stage.name, position.step)
         self._checkpoints.save(*place, arrays, metadata, write_extra, wait=wait)
         self._saved, self._saved_step = time.monotonic(), position.step

@@ -6,6 +6,7 @@
     python -m clara_jax.data build end_to_end --train records.jsonl --output data/built
     python -m clara_jax.data stats end_to_end --train records.jsonl --eval dev.jsonl
     python -m clara_jax.data inspect end_to_end records.jsonl --number 3
+    python -m clara_jax.data public --output data/public
 
 Each has a --help.
 """
@@ -25,6 +26,7 @@ COMMANDS = {
     "passages": ("windows_command", "add_arguments", "run", "windows of passages, for stages from text alone"),
     "build": ("build_command", "add_arguments", "run", "records or passages to a data set"),
     "stats": ("build_command", "add_statistics_arguments", "run_statistics", "lengths, duplicates, leaks"),
+    "public": ("public.command", "add_arguments", "run", "the folder of real data, from public downloads"),
     "inspect": ("inspect_command", "add_arguments", "run", "a record as the model sees it"),
 }
 

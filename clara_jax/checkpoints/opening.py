@@ -191,6 +191,16 @@ def load(
     return Bundle(model, unflatten(arrays), tokenizer, mesh, dict(about.base), overrides, trained, about.history, ends)
 
 
+def trained_precision(path: str | Path) -> str:
+    """Return the precision in which a checkpoint says that it was trained, without opening its arrays.
+
+    Raises:
+      ClaraError: as `load`.
+    """
+    folder, form = locate(path)
+    return form.describe(folder).precision
+
+
 def _open_base_of(about: Description, base: str | None) -> BaseModel:
     """Open a checkpoint's base: the one given, or the one that it names, by a Hub id or a folder, perhaps within it.
 

@@ -76,7 +76,11 @@ class HeldOut:
 
     def repeats(self, text: str) -> bool:
         """Return whether a passage has more than `SHARED_RUNS` runs of eight words in common with them."""
-        return int(np.isin(runs(words(text)), self._runs).sum()) > SHARED_RUNS
+        found = runs(words(text))
+        if not len(self._runs) or not len(found):
+            return False
+        places = np.minimum(np.searchsorted(self._runs, found), len(self._runs) - 1)
+        return int((self._runs[places] == found).sum()) > SHARED_RUNS
 
 
 def wiki_leads(archive: Path, pattern: str, output: Path, held_out: HeldOut) -> dict[str, int]:

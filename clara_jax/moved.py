@@ -22,6 +22,7 @@ _MOVED = {
         "base gguf_file gguf_header hugging_face json_file safetensors_files torch_file torch_pickle"
     ),
     ("data", "formats"): "jsonl",
+    ("data.builders", "data"): "command:build_command passages",
     ("data", "input_pipeline"): (
         "batches chat_templates distinct encoding loading:loader mixture packing plan:sampler prompts "
         "rates records shapes:buckets token_cache tokenization turns windows word_level"

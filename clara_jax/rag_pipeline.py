@@ -123,11 +123,11 @@ class RagPipeline:
         mesh = mesh or make_mesh()
         there = DocumentStore.open(store) if DocumentStore.exists(store) else None
 
-        def load(precision: str | None) -> Bundle:
+        def load(precision: str) -> Bundle:
             bundle = opening.load(checkpoint, mesh, base, precision)
             return bundle.at_rate(rate or rate_of(there, bundle))
 
-        bundle = load(precision) if precision else suited(load, there)
+        bundle = load(precision) if precision else suited(load, opening.trained_precision(checkpoint), mesh, there)
         clara = Clara(bundle, batch_size, weights, rows)
         if not create:
             # Where there is no store, opening raises the error that names it.

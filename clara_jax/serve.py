@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -52,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     option(parser, "--weights", "default: what is fastest and fits into memory")
     option(parser, "--base", "default: where the checkpoint says")
     option(parser, "--precision", "default: by the store, else by the processor; of a base bfloat16", choices=CHOICES)
-    add("--no-warm-up", action="store_true", help="listen at once; the first questions wait for the compiler")
+    add("--no-warm-up", action="store_true", help="compile when the first questions come, not before")
     command.add_compile_option(parser)
     return parser
 
@@ -69,11 +70,10 @@ def main() -> None:
     from clara_jax.serving.guard import LOOPBACK, RequestLimits
     from clara_jax.serving.worker import Worker
 
+    print("opening the model ...", flush=True)
     model, app, what = _base(arguments) if arguments.text is not None else _store(arguments)
-    if not arguments.no_warm_up:
-        print("compiling ...", flush=True)
-        model.warm_up()
-    worker = Worker(model, arguments.queue)
+    starting = None if arguments.no_warm_up else _Starting(model.warm_up)
+    worker = Worker(model, arguments.queue, starting)
     limits = RequestLimits(
         key,
         LOOPBACK if local else None,
@@ -84,7 +84,33 @@ def main() -> None:
     if not local and key is None:
         print(f"warning: anyone who reaches {arguments.host} may use all of it; give --api-key-file", flush=True)
     print(f"{what}, weights {model.engine.weights}, {worker.rows} rows", flush=True)
-    _listen(app(worker, limits), worker, arguments)
+    _listen(app(worker, limits), worker, arguments, starting)
+
+
+class _Starting:
+    """Compile the programs of first questions in the worker's thread, and say so.
+
+    Attributes:
+      error: what ended it, if it has failed.
+      failed: is called then.
+    """
+
+    def __init__(self, warm_up: Callable[[], None]):
+        self.error: Exception | None = None
+        self.failed: Callable[[], None] = lambda: None
+        self._warm_up = warm_up
+
+    def __call__(self) -> None:
+        """Do it."""
+        print("compiling, or loading what was compiled before; questions wait until then ...", flush=True)
+        began = time.monotonic()
+        try:
+            self._warm_up()
+        except Exception as error:
+            self.error = error
+            self.failed()
+            raise
+        print(f"ready after {time.monotonic() - began:.1f} s", flush=True)
 
 
 def _check_mode(arguments: argparse.Namespace) -> None:
@@ -125,7 +151,7 @@ def _base(arguments: argparse.Namespace) -> tuple[Any, Callable[..., Any], str]:
     return lm, partial(text_app, model=lm.name), lm.name
 
 
-def _listen(app: Any, worker: Any, arguments: argparse.Namespace) -> None:
+def _listen(app: Any, worker: Any, arguments: argparse.Namespace, starting: _Starting | None) -> None:
     import uvicorn
 
     class Server(uvicorn.Server):
@@ -162,8 +188,13 @@ def _listen(app: Any, worker: Any, arguments: argparse.Namespace) -> None:
     print(f"listening at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, signal.SIG_IGN)  # uvicorn handles both while it runs, and raises them again at its end
+    if starting is not None:
+        starting.failed = lambda: setattr(server, "should_exit", True)
+        server.should_exit = starting.error is not None
     server.run(sockets)
     worker.end()
+    if starting is not None and starting.error is not None:
+        raise starting.error
     if not worker.join(_LAST_SECONDS):
         # The thread is inside XLA, compiling: nothing can stop it, and ending the interpreter would abort the process.
         # All clients have got their error, and a store's commits are whole or not there.

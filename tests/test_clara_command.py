@@ -8,7 +8,19 @@ import pytest
 
 from clara_jax import __main__ as clara
 from clara_jax import __version__
+from clara_jax.data import __main__ as data
 from tests.locations import ROOT
+
+# What takes a tenth of a second or more to import, each.
+SLOW = {"aiohttp", "array_record", "bm25s", "fastapi", "flax", "fsspec", "grain", "huggingface_hub", "jax", "lancedb"}
+SLOW |= {"matplotlib", "openai", "optax", "orbax", "pyarrow", "scipy", "sklearn", "tensorflow_datasets", "tensorstore"}
+SLOW |= {"tokenizers", "transformers", "uvicorn"}
+SUBCOMMANDS = {
+    "convert": ["import", "export"],
+    "data": list(data.COMMANDS),
+    "evaluate": ["compare"],
+    "synthesize": ["answers", "statistics", "review"],
+}
 
 
 def run(*words):
@@ -26,6 +38,15 @@ def test_help_and_version():
     assert all(f"\n  {name} " in out for name in clara.COMMANDS)
     assert run()[1] == out
     assert run("--version")[:3] == (0, f"clara_jax {__version__}\n", [])
+
+
+@pytest.mark.parametrize("name", sorted(clara.COMMANDS))
+def test_help_of_no_command_waits_for_libraries(name):
+    for words in ([name], *([name, inner] for inner in SUBCOMMANDS.get(name, ()))):
+        code, out, said, imported = run(*words, "--help")
+        assert code == 0 and not said and out.startswith(f"usage: clara {' '.join(words)} ")
+        slow = SLOW & {module.partition(".")[0] for module in imported}
+        assert not slow, f"{words}: {', '.join(sorted(slow))}"
 
 
 def test_every_command_is_there_and_no_other():

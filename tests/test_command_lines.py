@@ -39,7 +39,7 @@ def all_parsers(monkeypatch):
 
     mains = (data_command.main, synthesize.main, evaluate.main)
     lines = (
-        ["data"],
+        *(["data", name] for name in data_command.COMMANDS),  # each adds its options when it is called
         ["synthesize"],
         ["synthesize", "answers"],
         ["synthesize", "statistics"],

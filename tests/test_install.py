@@ -1,8 +1,10 @@
 """An empty environment outside the checkout: the package, and README's first commands with their answers.
 
-Run by ``python -m pytest -q -m slow tests/test_install.py``, a few minutes; needs an index of packages.
+Run by ``python -m pytest -q -s -n 0 -m slow tests/test_install.py``, a few minutes, with the seconds of each command;
+needs an index of packages.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import pytest
 from tests.locations import ROOT
 
 pytestmark = pytest.mark.slow
+QUESTION = "In which year was the boat club founded?"
 CORE = {"fastapi", "lancedb", "openai", "pytest", "scikit-learn", "libtpu", "uvicorn"}  # that the core does without
 
 
@@ -32,16 +35,21 @@ def place(tmp_path_factory):
 
 
 def install(folder, *words):
-    command = [folder / "env/bin/pip", "install", "--quiet", "--disable-pip-version-check", *words]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    timed(folder, "pip", "install", "--quiet", "--disable-pip-version-check", *words)
 
 
 def clara(folder, *words, code=0):
-    """Return what a command prints, each stream, with its seconds printed for who runs the tests with -s."""
-    began = time.monotonic()
-    done = subprocess.run([folder / "env/bin/clara", *words], cwd=folder, capture_output=True, text=True)
-    print(f"clara {' '.join(words)}: {time.monotonic() - began:.1f} s")
+    """Return what a command prints, each stream."""
+    return timed(folder, "clara", *words, code=code)
+
+
+def timed(folder, program, *words, code=0):
+    """Run a program of the environment; its seconds are printed, which -s shows."""
+    began, before = time.monotonic(), os.times()
+    done = subprocess.run([folder / "env/bin" / program, *words], cwd=folder, capture_output=True, text=True)
+    after = os.times()
+    spent = after.children_user - before.children_user + after.children_system - before.children_system
+    print(f"{program} {' '.join(words)}: {time.monotonic() - began:.1f} s, {spent:.1f} s of a processor", flush=True)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout, done.stderr
 
@@ -62,7 +70,10 @@ def test_what_an_extra_holds_is_named(place):
 def test_readmes_first_question_is_answered(place):
     """Last of all: it installs the extras."""
     install(place, f"{place / 'source'}[serve]")
-    question = "In which year was the boat club founded?"
-    first, _ = clara(place, "ask", "--documents", "source/examples/documents", question)
-    assert "1962" in first.splitlines()[0] and "boat_club.md" in first
-    assert clara(place, "ask", "--documents", "source/examples/documents", question)[0] == first
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f'clara ask --documents examples/documents "{QUESTION}"' in readme and 'pip install ".[serve]"' in readme
+    first, again = (
+        clara(place, "ask", "--documents", "source/examples/documents", QUESTION)[0].splitlines() for _ in range(2)
+    )
+    assert "1962" in first[0] and "boat_club.md" in first[1]
+    assert again[:-1] == first[:-1]  # the last line has the times

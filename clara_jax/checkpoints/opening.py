@@ -230,6 +230,16 @@ def _quantized(arrays: Mapping[str, jax.Array], leaves: Mapping[str, jax.ShapeDt
     return arrays
 
 
+def trained_precision(path: str | Path) -> str:
+    """Return the precision in which a checkpoint says that it was trained, without opening its arrays.
+
+    Raises:
+      ClaraError: as `load`.
+    """
+    folder, form = locate(path)
+    return form.describe(folder).precision
+
+
 def _open_base_of(about: Description, base: str | None) -> BaseModel:
     """Open a checkpoint's base: the one given, or the one that it names, by a Hub id or a folder, perhaps within it.
 

@@ -6,25 +6,28 @@
     python -m clara_jax.data build end_to_end --train records.jsonl --output data/built
     python -m clara_jax.data stats end_to_end --train records.jsonl --eval dev.jsonl
     python -m clara_jax.data inspect end_to_end records.jsonl --number 3
+    python -m clara_jax.data public --output data/public
 
 Each has a --help.
 """
 
 from __future__ import annotations
 
-from clara_jax import command
-from clara_jax.data import inspection, windows_command
-from clara_jax.data.builders import command as builders
-from clara_jax.data.corpus import command as corpus
-from clara_jax.data.importers import command as importers
+import importlib
+import sys
 
+from clara_jax import command
+
+# Of each: the module of its arguments and its work, which is imported when it is called, the names of both functions
+# there, and what it does.
 COMMANDS = {
-    "import": (importers.add_arguments, importers.run, "published data sets to records"),
-    "corpus": (corpus.add_arguments, corpus.run, "folders of documents to passages"),
-    "passages": (windows_command.add_arguments, windows_command.run, "windows of passages, for stages from text alone"),
-    "build": (builders.add_arguments, builders.run, "records or passages to a data set"),
-    "stats": (builders.add_statistics_arguments, builders.run_statistics, "lengths, duplicates, leaks"),
-    "inspect": (inspection.add_arguments, inspection.run, "a record as the model sees it"),
+    "import": ("importers.command", "add_arguments", "run", "published data sets to records"),
+    "corpus": ("corpus.command", "add_arguments", "run", "folders of documents to passages"),
+    "passages": ("windows_command", "add_arguments", "run", "windows of passages, for stages from text alone"),
+    "build": ("build_command", "add_arguments", "run", "records or passages to a data set"),
+    "stats": ("build_command", "add_statistics_arguments", "run_statistics", "lengths, duplicates, leaks"),
+    "public": ("public.command", "add_arguments", "run", "the folder of real data, from public downloads"),
+    "inspect": ("inspect_command", "add_arguments", "run", "a record as the model sees it"),
 }
 
 
@@ -32,10 +35,12 @@ def main() -> None:
     """Run the command line."""
     parser = command.make_parser("data", __doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (add_arguments, run, description) in COMMANDS.items():
+    for name, (module, add_arguments, run, description) in COMMANDS.items():
         subparser = commands.add_parser(name, help=description, description=description)
-        add_arguments(subparser)
-        subparser.set_defaults(run=run)
+        if sys.argv[1:2] == [name]:
+            chosen = importlib.import_module(f"clara_jax.data.{module}")
+            getattr(chosen, add_arguments)(subparser)
+            subparser.set_defaults(run=getattr(chosen, run))
     arguments = parser.parse_args()
     arguments.run(arguments)
 

@@ -8,11 +8,8 @@ import json
 from clara_jax import command
 from clara_jax.errors import ClaraError
 from clara_jax.files import replaced_when_whole
-from clara_jax.formats.base import open_base
 from clara_jax.formats.jsonl import data_files
 from clara_jax.input_pipeline.records import TEXT_STAGES, read_records
-from clara_jax.input_pipeline.tokenization import ClaraTokenizer
-from clara_jax.input_pipeline.windows import START, cut_records
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +31,10 @@ def run(arguments: argparse.Namespace) -> None:
             raise ClaraError(f"--{name}: {value} must be at least 1")
     if not 0 <= arguments.seed < 2**64:
         raise ClaraError(f"--seed: {arguments.seed} must be from 0 to 2^64 - 1")
+    from clara_jax.formats.base import open_base
+    from clara_jax.input_pipeline.tokenization import ClaraTokenizer
+    from clara_jax.input_pipeline.windows import START, cut_records
+
     records = read_records(data_files(arguments.files, "passages"), arguments.kind, arguments.limit)
     tokenizer = ClaraTokenizer(open_base(arguments.tokenizer).load_tokenizer(), arguments.tokens, memory_tokens=1)
     windows = cut_records(records, tokenizer, START, arguments.seed)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-from clara_jax.data.builders.passages import parse_passage
+from clara_jax.data.passages import parse_passage
 from clara_jax.errors import ClaraError
 from clara_jax.formats.jsonl import parse_lines
 from clara_jax.input_pipeline.records import DOCUMENT_FIELDS, Record, parse_documents, parse_record

@@ -19,8 +19,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import fsspec
-
 from clara_jax.errors import ClaraError, nearest_name
 from clara_jax.files import replaced_when_whole
 from clara_jax.strict_json import parse
@@ -201,6 +199,8 @@ def open_binary(path: str) -> io.BufferedReader | gzip.GzipFile | zstd.ZstdFile:
       ClaraError: no driver for the path's scheme.
     """
     if is_remote(path):
+        import fsspec
+
         try:
             file = fsspec.open(path, "rb").open()  # pyright: ignore[reportAttributeAccessIssue]  # one path, one file
         except (ImportError, ValueError) as error:  # fsspec names the package that is missing
@@ -265,6 +265,8 @@ def _local_files(path: str) -> list[str]:
 
 
 def _remote_files(path: str, field: str) -> list[str]:
+    import fsspec
+
     try:
         system, name = fsspec.core.url_to_fs(path)
         found = sorted(system.glob(name)) if glob.has_magic(name) else [name] if system.exists(name) else []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import jax
+
 from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.model.precision import AUTO, resolve
 from clara_jax.model.sharding import platform
@@ -12,26 +14,27 @@ from clara_jax.retrieval.document_store import DocumentStore
 _ALIKE = {"float32", "mixed"}  # interchangeable precisions: the processor decides which of them is faster
 
 
-def suited(load: Callable[[str | None], Bundle], store: DocumentStore | None) -> Bundle:
+def suited(load: Callable[[str], Bundle], trained: str, mesh: jax.sharding.Mesh, store: DocumentStore | None) -> Bundle:
     """Open a model in the precision that suits a store and the devices.
 
     A model of one of the precisions `_ALIKE` is opened in that of the store's memories, or for a new store in that for
     the devices; any other model as it was trained.
 
     Args:
-      load: opens the model in a precision; None: as it was trained.
+      load: opens the model in a precision.
+      trained: that in which it was trained.
+      mesh: of the devices.
       store: None where there is none yet.
     """
-    bundle = load(None)
-    trained, usual = bundle.model.precision, resolve(AUTO, platform(bundle.mesh))
+    trained, usual = (resolve(precision, platform(mesh)) for precision in (trained, AUTO))
     if not {trained, usual} <= _ALIKE:
-        return bundle
-    wanted = None if store is None else store.fingerprint
+        return load(trained)
+    wanted, opened = None if store is None else store.fingerprint, {}
     for name in sorted(_ALIKE, key=lambda name: name != usual):
-        found = bundle if name == trained else load(name)
-        if wanted in (None, found.compressor_fingerprint()):
-            return found
-    return bundle
+        opened[name] = load(name)
+        if wanted in (None, opened[name].compressor_fingerprint()):
+            return opened[name]
+    return opened[trained]
 
 
 def rate_of(store: DocumentStore | None, bundle: Bundle) -> int | None:

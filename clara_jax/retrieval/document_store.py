@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from lancedb.index import FTS, IvfSq
-from lancedb.query import MatchQuery
 
 from clara_jax.deprecation import renamed_attributes
 from clara_jax.errors import ClaraError
 from clara_jax.retrieval.chunk_reader import ChunkReader
 from clara_jax.retrieval.encodings import MemoryEncoding
+from clara_jax.retrieval.lance import FTS, IvfSq, MatchQuery
 from clara_jax.retrieval.rows import ABOUT, METADATA, among, as_bytes, as_rows, binary, schema, vector_array
 from clara_jax.retrieval.table import Locks, Table, connect, errors, names
 from clara_jax.retrieval.words import asked

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from clara_jax.data.builders.passages import Passage, parse_passage
-from clara_jax.data.builders.source import INFO, RecordSource, dataset_directory, read_metadata
 from clara_jax.data.corpus.files import JSONL, KINDS, InputFile, find_files, real_path, same_content
 from clara_jax.data.corpus.readers import json_document, read_file
+from clara_jax.data.layout import INFO
+from clara_jax.data.passages import Passage, parse_passage
 from clara_jax.errors import ClaraError
 from clara_jax.formats.jsonl import decode, is_remote, raw_lines
 from clara_jax.retrieval.read_report import ReadReport
@@ -178,6 +178,8 @@ def _note(report: ReadReport, file: InputFile, document: CorpusDocument) -> None
 
 
 def _dataset(given: str, chunker: Chunker, report: ReadReport) -> Iterator[ChunkedDocument]:
+    from clara_jax.data.builders.source import RecordSource, dataset_directory, read_metadata  # TFDS is slow to import
+
     directory = dataset_directory(given)
     sources = [RecordSource(directory, split) for split in read_metadata(directory)["splits"]]
     if sources[0].stage != "corpus":

@@ -12,14 +12,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-os.environ.setdefault("LANCEDB_LOG", "error")  # read once, at import; it warns of conflicts, which are retried here
+import pyarrow as pa
+import tenacity
 
-import lancedb  # noqa: E402
-import pyarrow as pa  # noqa: E402
-import tenacity  # noqa: E402
-
-from clara_jax.errors import ClaraError  # noqa: E402
-from clara_jax.locks import locked  # noqa: E402
+from clara_jax.errors import ClaraError
+from clara_jax.locks import locked
+from clara_jax.retrieval.lance import lancedb
 
 T = TypeVar("T")
 INDEX_CACHE, METADATA_CACHE = 128 << 20, 32 << 20  # bytes that a connection keeps of indexes and of files' metadata

@@ -86,10 +86,14 @@ class Service:
                 raise HTTPException(404, f"there is no model {model!r}; the one here is {self._model!r}")
             return schema.Model(id=self._model)
 
-        @self.app.get("/health", responses={503: {"model": schema.Health, "description": "stopping, or failed"}})
+        @self.app.get(
+            "/health", responses={503: {"model": schema.Health, "description": "starting, stopping or failed"}}
+        )
         async def health() -> Response:
-            """Return whether the server accepts requests."""
+            """Return whether a request is answered at once: not before the programs of first questions are there."""
             status = "failed" if not worker.alive else "stopping" if worker.stopping else "ok"
+            if status == "ok" and worker.preparing:
+                status = "starting"
             body = schema.Health(
                 status=status,
                 answering=worker.answering,

@@ -321,12 +321,13 @@ class DeleteResponse(BaseModel):
 
 
 class Health(BaseModel):
-    """The state of the server; ``status`` is "ok", "stopping" or "failed".
+    """The state of the server.
 
+    ``status`` is "ok", "starting" (it compiles, or loads compiled programs; requests wait), "stopping" or "failed".
     ``k`` and ``how`` are what an answer is given from where a request does not say it; null of a base alone.
     """
 
-    status: Literal["ok", "stopping", "failed"]
+    status: Literal["ok", "starting", "stopping", "failed"]
     answering: int
     inside: int
     limit: int

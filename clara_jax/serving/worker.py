@@ -136,12 +136,13 @@ class Worker:
       defaults: see `ServedModel`.
     """
 
-    def __init__(self, model: ServedModel, queue: int):
+    def __init__(self, model: ServedModel, queue: int, prepare: Callable[[], None] | None = None):
         """Start the thread.
 
         Args:
           model: owned by the thread from now on.
           queue: requests that may wait for a row of the engine.
+          prepare: called in the thread before anything else; requests that come meanwhile wait.
         """
         self._model, self.rows, self.prefix_cache = model, model.engine.rows, model.engine.prefix_cache
         self.limit, self.defaults = queue + self.rows, model.defaults
@@ -150,6 +151,7 @@ class Worker:
         self._answers: list[Answering] = []
         self._changed = threading.Condition()
         self._stopping = self._ended = False
+        self._prepare = prepare
         self.inside = 0  # changed by the event loop's thread alone
         self._thread = threading.Thread(target=self._run, name="clara-worker", daemon=True)
         self._thread.start()
@@ -158,6 +160,11 @@ class Worker:
     def stopping(self) -> bool:
         """Whether new work is refused."""
         return self._stopping
+
+    @property
+    def preparing(self) -> bool:
+        """Whether requests wait for what is done before the first of them."""
+        return self._prepare is not None
 
     @property
     def answering(self) -> int:
@@ -275,6 +282,9 @@ class Worker:
 
     def _run(self) -> None:
         try:
+            if self._prepare is not None:
+                self._prepare()
+                self._prepare = None
             while self._wait():
                 began = time.monotonic()
                 if self._answers:

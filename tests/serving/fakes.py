@@ -200,10 +200,10 @@ class Served:
         self.worker.end()
 
 
-def serve(pipeline=None, queue=8, app=store_app, **limits):
+def serve(pipeline=None, queue=8, app=store_app, prepare=None, **limits):
     """A server on a free port of the loopback interface."""
     pipeline = pipeline or FakePipeline()
-    worker = Worker(pipeline, queue)
+    worker = Worker(pipeline, queue, prepare)
     config = uvicorn.Config(app(worker, RequestLimits(**limits)), log_level="warning", timeout_graceful_shutdown=5)
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))

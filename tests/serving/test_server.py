@@ -443,6 +443,42 @@ def test_a_failure_is_one_answer_and_not_the_end(served):
     assert httpx.post(f"{server.url}/v1/chat/completions", json=chat()).status_code == 200
 
 
+def test_until_first_programs_are_there_it_says_so_and_requests_wait():
+    ready, answers = threading.Event(), []
+    server = serve(prepare=ready.wait)
+
+    def ask():
+        answers.append(httpx.post(f"{server.url}/v1/chat/completions", json=chat(), timeout=60))
+
+    try:
+        health = httpx.get(f"{server.url}/health", timeout=60)
+        assert (health.status_code, health.json()["status"]) == (503, "starting")
+        asking = threading.Thread(target=ask)
+        asking.start()
+        asking.join(0.2)
+        assert not answers
+        ready.set()
+        asking.join(60)
+        assert answers[0].status_code == 200
+        health = httpx.get(f"{server.url}/health", timeout=60)
+        assert (health.status_code, health.json()["status"]) == (200, "ok")
+    finally:
+        ready.set()
+        server.end()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_server_that_cannot_get_ready_says_that_it_failed():
+    server = serve(prepare=lambda: 1 / 0)
+    try:
+        assert server.worker.join(60)
+        health = httpx.get(f"{server.url}/health", timeout=60)
+        assert (health.status_code, health.json()["status"]) == (503, "failed")
+        assert httpx.post(f"{server.url}/v1/chat/completions", json=chat(), timeout=60).status_code == 503
+    finally:
+        server.end()
+
+
 def test_what_is_under_way_is_finished_and_what_comes_is_refused(served):
     server = served(pipeline=FakePipeline(rows=1, pause=0.05))
     with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=chat(stream=True), timeout=30) as response:

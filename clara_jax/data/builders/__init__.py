@@ -5,9 +5,9 @@ Importing this package registers ``clara_scp``, ``clara_instruct``, ``clara_end_
 
 from clara_jax.data.builders.build import BuildReport, SplitReport, build
 from clara_jax.data.builders.fingerprint import fingerprint
-from clara_jax.data.builders.passages import Passage, parse_passage
 from clara_jax.data.builders.schema import PASSAGE, RECORD
 from clara_jax.data.builders.source import RecordSource, dataset_directory, read_metadata
+from clara_jax.data.passages import Passage, parse_passage
 
 __all__ = [
     "PASSAGE",

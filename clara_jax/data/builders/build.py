@@ -11,7 +11,8 @@ from pathlib import Path
 
 from clara_jax.data.builders.datasets import DATASETS, REJECTED, SHARD_BYTES
 from clara_jax.data.builders.reading import schema_of
-from clara_jax.data.builders.source import INFO, read_metadata
+from clara_jax.data.builders.source import read_metadata
+from clara_jax.data.layout import INFO
 from clara_jax.errors import ClaraError
 from clara_jax.files import sync
 from clara_jax.formats.jsonl import data_files

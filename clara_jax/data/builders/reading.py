@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, cast
 
-from clara_jax.data.builders.passages import parse_passage
 from clara_jax.data.builders.schema import PASSAGE, RECORD, Item, Schema
+from clara_jax.data.layout import CORPUS, STAGES
+from clara_jax.data.passages import parse_passage
 from clara_jax.errors import ClaraError
 from clara_jax.formats.jsonl import Rejects, parse_lines
-from clara_jax.input_pipeline.records import STAGES as RECORD_STAGES
 from clara_jax.input_pipeline.records import check_file, parse_record
-
-CORPUS = "corpus"
-STAGES = (*RECORD_STAGES, CORPUS)
 
 
 def schema_of(stage: str) -> Schema:

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
-from clara_jax.data.builders.passages import Passage
+from clara_jax.data.passages import Passage
 from clara_jax.input_pipeline.records import Record
 
 Item = TypeVar("Item", Record, Passage)

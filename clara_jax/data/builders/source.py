@@ -13,12 +13,12 @@ from typing import Any, SupportsIndex
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from clara_jax.data.builders.fingerprint import FORMAT, fingerprint
-from clara_jax.data.builders.reading import STAGES, schema_of
+from clara_jax.data.builders.reading import schema_of
 from clara_jax.data.builders.schema import Item
+from clara_jax.data.layout import INFO, METADATA, STAGES
 from clara_jax.errors import ClaraError
 from clara_jax.strict_json import parse, unsealed
 
-METADATA, INFO = "metadata.json", "dataset_info.json"
 # The fields of the metadata (`read_metadata`), of each of its splits and of each shard, with their types.
 _WHOLE = {"stage": str, "fingerprint": str, "splits": dict}
 _SPLIT = {"fingerprint": str, "records": int, "with_positives": int, "rejected": int, "files": list, "shards": list}

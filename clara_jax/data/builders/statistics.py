@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from clara_jax.data.builders.overlap import Overlap, runs
-from clara_jax.data.builders.passages import Passage
+from clara_jax.data.passages import Passage
 from clara_jax.input_pipeline.records import Record
 from clara_jax.spelling import normal_form
 from clara_jax.text.counting import count_words

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from clara_jax.data.build_command import add_arguments, add_statistics_arguments, run, run_statistics
 from clara_jax.data.builders import build
-from clara_jax.data.builders.command import add_arguments, add_statistics_arguments, run, run_statistics
 from clara_jax.data.builders.overlap import RUN, Overlap, runs
 from clara_jax.data.builders.statistics import measure
 from clara_jax.errors import ClaraError

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from pathlib import Path
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING
 
 from clara_jax import command
-from clara_jax.data.builders import report
-from clara_jax.data.builders.build import build
-from clara_jax.data.builders.datasets import ON_ERROR
-from clara_jax.data.builders.reading import STAGES, ItemReader
-from clara_jax.data.builders.schema import Item
-from clara_jax.data.builders.source import INFO, RecordSource, dataset_directory, read_metadata
-from clara_jax.data.builders.statistics import measure
+from clara_jax.data.layout import INFO, STAGES
 from clara_jax.errors import ClaraError
 from clara_jax.files import replaced_when_whole
-from clara_jax.formats.jsonl import data_files
+from clara_jax.formats.jsonl import ON_ERROR, data_files
 from clara_jax.text.counting import WORDS, open_counter
+
+if TYPE_CHECKING:
+    from clara_jax.data.builders.schema import Item
 
 SPLITS = ("train", "eval")
 STATISTICS, PICTURE = "statistics.json", "lengths.png"
@@ -42,6 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Build a data set and print a report."""
+    from clara_jax.data.builders.build import build
+
     files = {split: getattr(arguments, split) for split in SPLITS}
     options = {"on_error": arguments.on_error, "overwrite": arguments.overwrite, "progress": True}
     print(build(arguments.stage, files, arguments.output, **options))
@@ -69,13 +67,18 @@ def run_statistics(arguments: argparse.Namespace) -> None:
         )
     if arguments.limit is not None and arguments.limit < 1:
         raise ClaraError(f"--limit: {arguments.limit} must be at least 1")
+    from clara_jax.data.builders import report
+    from clara_jax.data.builders.statistics import measure
+
     count = open_counter(arguments.tokenizer, arguments.doc_max_length)
     unit = WORDS if arguments.tokenizer == WORDS else f"tokens of {arguments.tokenizer}"
     splits = {name: _watched(items, name, arguments.limit) for name, items in _splits(arguments).items()}
     statistics = measure(splits, count, arguments.doc_max_length, arguments.compress_rate)
     print(report.text(statistics, unit))
     if arguments.output:
-        _write(statistics | {"unit": unit}, unit, Path(arguments.output).expanduser())
+        folder = Path(arguments.output).expanduser()
+        _write(statistics | {"unit": unit}, folder)
+        report.draw(statistics, unit, folder / PICTURE)
 
 
 def _add_files(parser: argparse.ArgumentParser, what: str) -> None:
@@ -84,6 +87,9 @@ def _add_files(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def _splits(arguments: argparse.Namespace) -> dict[str, Iterable[Item]]:
+    from clara_jax.data.builders.reading import ItemReader
+    from clara_jax.data.builders.source import RecordSource, dataset_directory, read_metadata
+
     files = {split: getattr(arguments, split) for split in SPLITS if getattr(arguments, split)}
     if arguments.data:
         if files or arguments.stage:
@@ -98,15 +104,16 @@ def _splits(arguments: argparse.Namespace) -> dict[str, Iterable[Item]]:
 
 
 def _watched(items: Iterable[Item], name: str, limit: int | None) -> Iterable[Item]:
-    total = len(items) if isinstance(items, RecordSource) else None
+    from tqdm import tqdm
+
+    total = len(items) if isinstance(items, Sized) else None
     for number, item in enumerate(tqdm(items, desc=name, total=total, unit=" records")):
         if number == limit:
             return
         yield item
 
 
-def _write(statistics: dict, unit: str, folder: Path) -> None:
+def _write(statistics: dict, folder: Path) -> None:
     with replaced_when_whole(folder / STATISTICS) as temporary:
         folder.mkdir(parents=True, exist_ok=True)
         temporary.write_text(json.dumps(statistics, indent=1) + "\n", encoding="utf-8")
-    report.draw(statistics, unit, folder / PICTURE)

@@ -36,9 +36,9 @@ class Quote(NamedTuple):
 def quotes(texts: Sequence[str], question: str, answer: str) -> list[Quote | None]:
     """Return the sentence of each text that supports an answer best, None where none does.
 
-    A word counts more the fewer of all sentences have it, so that "the" hardly counts; the answer's words count twice
-    as much as the question's. A sentence supports an answer that has half of what the answer says beyond the question,
-    or half of the question, in these weights.
+    A word counts more the fewer of all sentences have it, so that "the" hardly counts; the words of the answer that are
+    not in the question count twice as much as the question's. A sentence supports an answer that has half of what the
+    answer says beyond the question, or half of the question, in these weights.
 
     Args:
       texts: the sources.
@@ -55,11 +55,11 @@ def quotes(texts: Sequence[str], question: str, answer: str) -> list[Quote | Non
         return sum(math.log1p(count / (common[word] or 1 / 2)) for word in chosen)
 
     asked, said = set(words(question)), set(words(answer))
-    new = said - asked or said  # "yes" aside, what answers a question is not in it
-    all_asked, all_said, all_new = (weight(part) or 1.0 for part in (asked, said, new))
+    new = said - asked or said
+    all_asked, all_new = weight(asked) or 1.0, weight(new) or 1.0
     found: list[Quote | None] = []
     for of, sets in zip(spans, read, strict=True):
-        scores = [2 * weight(said & one) / all_said + weight(asked & one) / all_asked for one in sets]
+        scores = [2 * weight(new & one) / all_new + weight(asked & one) / all_asked for one in sets]
         best = max(range(len(of)), key=scores.__getitem__, default=None)  # of equal ones the first
         if best is None:
             found.append(None)

@@ -93,7 +93,7 @@ def test_sources_are_open_quoted_and_cited(page, start):
 
 
 def test_an_answer_that_no_source_has_is_said_to_be_one(page, start):
-    page.goto(start().url)
+    page.goto(start({"a.md": "A fox."}).url)
     ask(page, "zebras")
     answered(page, "answer to zebras ✓")
     expect(page.locator(".turn")).to_contain_text("check it before you rely on it")

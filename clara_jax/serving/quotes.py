@@ -51,8 +51,7 @@ def quotes(texts: Sequence[str], question: str, answer: str) -> list[Quote | Non
     count = max(1, sum(map(len, read)))
 
     def weight(chosen: Iterable[str]) -> float:
-        # A word that no sentence has weighs most.
-        return sum(math.log1p(count / (common[word] or 1 / 2)) for word in chosen)
+        return sum(math.log1p(count / max(1, common[word])) for word in chosen)
 
     asked, said = set(words(question)), set(words(answer))
     new = said - asked or said

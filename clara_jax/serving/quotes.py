@@ -50,12 +50,13 @@ def quotes(texts: Sequence[str], question: str, answer: str) -> list[Quote | Non
     common = Counter(word for of in read for sentence in of for word in sentence)
     count = max(1, sum(map(len, read)))
 
-    def weight(chosen: Iterable[str]) -> float:
-        return sum(math.log1p(count / max(1, common[word])) for word in chosen)
+    def weight(chosen: Iterable[str], least: float = 1) -> float:
+        return sum(math.log1p(count / max(least, common[word])) for word in chosen)
 
     asked, said = set(words(question)), set(words(answer))
     new = said - asked or said
-    all_asked, all_new = weight(asked) or 1.0, weight(new) or 1.0
+    # A word of the answer that no sentence has speaks against them all; one of the question ("who") does not.
+    all_asked, all_new = weight(asked) or 1.0, weight(new, 1 / 2) or 1.0
     found: list[Quote | None] = []
     for of, sets in zip(spans, read, strict=True):
         scores = [2 * weight(new & one) / all_new + weight(asked & one) / all_asked for one in sets]

@@ -394,5 +394,6 @@ class ErrorResponse(BaseModel):
 
 
 def error(message: str, kind: str, param: str | None = None) -> dict[str, Any]:
-    """Return the body of an error response."""
+    """Return the body of an error response; characters of the message that are not shown are replaced."""
+    message = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in message)
     return ErrorResponse(error=ErrorText(message=message, type=kind, param=param)).model_dump()

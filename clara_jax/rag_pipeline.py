@@ -25,6 +25,7 @@ from clara_jax import distributed
 from clara_jax.api import GREEDY, Clara
 from clara_jax.checkpoints import opening
 from clara_jax.checkpoints.bundle import Bundle
+from clara_jax.data.corpus.files import InputFile
 from clara_jax.deprecation import renamed_attributes, renamed_method
 from clara_jax.errors import ClaraError, ClaraWarning
 from clara_jax.inference.decode import Sampling
@@ -151,6 +152,15 @@ class RagPipeline:
         """Read files, folders and data sets, in chunks for this model; see `clara_jax.retrieval.documents.read`."""
         return chunking.read(inputs, self._chunker, follow_links, report)
 
+    def read_files(
+        self, files: Sequence[InputFile], report: ReadReport, longest: int | None = None
+    ) -> Iterable[ChunkedDocument]:
+        """Read files, in chunks for this model; see `clara_jax.retrieval.documents.read_files`.
+
+        Unlike the other methods it may run in any thread, beside them.
+        """
+        return chunking.read_files(files, self._chunker, report, longest)
+
     def add(
         self,
         documents: Iterable[str | CorpusDocument | ChunkedDocument],
@@ -205,9 +215,9 @@ class RagPipeline:
         """Delete documents, and return how many of them were in the store."""
         return self.store.delete(documents)
 
-    def documents(self, offset: int = 0, limit: int = 100) -> tuple[list[StoredDocument], int]:
-        """Return documents in the order of their ids, and the number of all documents."""
-        return self.store.documents(offset, limit)
+    def documents(self, offset: int = 0, limit: int = 100, containing: str = "") -> tuple[list[StoredDocument], int]:
+        """Return documents in the order of their ids, and their number; see `ChunkReader.documents`."""
+        return self.store.documents(offset, limit, containing)
 
     def stats(self) -> dict[str, Any]:
         """Return the store's statistics; see `DocumentStore.stats`."""

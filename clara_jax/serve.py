@@ -47,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     add("--queue", type=int, default=64, metavar="N", help="requests that may wait beside them (64); more get a 429")
     add("--api-key-file", metavar="FILE", help="what clients must name, on its first line")
     add("--max-body", type=int, default=4, metavar="MIB", help="largest request (4)")
+    add("--max-file", type=int, default=16, metavar="MIB", help="largest file that is sent, e.g. from the page (16)")
     add("--body-seconds", type=float, default=20, metavar="S", help="until a request has arrived (20)")
     add("--request-seconds", type=float, default=300, metavar="S", help="until it is answered (300)")
     add("--drain-seconds", type=float, default=25, metavar="S", help="for what is under way when the server ends (25)")
@@ -61,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Run the command."""
     arguments = parser().parse_args()
-    for name in ("rows", "queue", "max_body", "body_seconds", "request_seconds", "drain_seconds"):
+    for name in ("rows", "queue", "max_body", "max_file", "body_seconds", "request_seconds", "drain_seconds"):
         if getattr(arguments, name) <= 0:
             raise ClaraError(f"--{name.replace('_', '-')}: {getattr(arguments, name)} must be above 0")
     _check_mode(arguments)
@@ -78,6 +79,7 @@ def main() -> None:
         key,
         LOOPBACK if local else None,
         arguments.max_body << 20,
+        arguments.max_file << 20,
         arguments.body_seconds,
         arguments.request_seconds,
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from markupsafe import Markup, escape
 
 from clara_jax import pages
 from clara_jax.errors import ClaraError
-from clara_jax.evaluation import html_plots, tables
-from clara_jax.evaluation.report import MISUSES
+from clara_jax.evaluation import html_plots, table_files, tables
+from clara_jax.evaluation.report import MISUSES, MOST_CASES
 from clara_jax.evaluation.tables import NOTHING, Report, amount, interval, titled
 from clara_jax.files import replaced_when_whole
 
 REPORT, PAGE = "report.json", "report.html"
+_LONGEST_NAME = 100  # characters of a file's name
 KINDS = {"question": "questions", "paraphrase": "documents to paraphrase", "autoencode": "windows to write out"}
 
 
@@ -52,7 +54,7 @@ def render(report: Report) -> str:
     return pages.render(
         "clara_jax.evaluation",
         "report.html",
-        {"breakable": _breakable},
+        {"breakable": _breakable, "csv": table_files.csv_address, "latex": table_files.latex_address, "slug": _slug},
         title=f"Evaluation of {', '.join(models)}" if models else "Evaluation",
         about=_about(report),
         level=f"{100 * report['level']:g}%" if report["level"] else "no",
@@ -78,6 +80,11 @@ def _about(report: Report) -> str:
 def _breakable(name: str) -> Markup:
     """Return a name in HTML with possible line breaks after its separators."""
     return Markup(str(escape(name)).replace("/", "/<wbr>").replace("_", "_<wbr>"))
+
+
+def _slug(name: str) -> str:
+    """Return a name as that of a file."""
+    return re.sub(r"[^\w@.]+", "-", name).strip("-.")[:_LONGEST_NAME] or "table"
 
 
 def _memory(report: Report, model: str) -> dict[str, Any]:
@@ -120,6 +127,7 @@ def _suite(report: Report, suite: Mapping[str, Any], name: str) -> dict[str, Any
         "tags": tables.by_tag(report, suite),
         "heats": tables.heats(report, suite),
         "examples": _examples(report, suite),
+        "cases": _cases(report, suite, f"{name}-cases"),
     }
 
 
@@ -194,15 +202,73 @@ def _examples(report: Report, suite: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def _cases(report: Report, suite: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    """Return every case that the report has, each with the filters that let it pass; None where it has none."""
+    found = suite.get("answers")  # reports of earlier versions have none
+    if found is None:
+        return None
+    systems = {system["name"]: system for system in suite["systems"]}
+    filters = _filters(report, suite)
+    cases = []
+    for case in found["cases"]:
+        by_system = {answer["system"]: answer for answer in case["answers"]}
+        passes = [number for number, (_, test) in enumerate(filters) if test(by_system)]
+        cases.append(_example(report, suite, case, systems) | {"filters": [f"f{number}" for number in passes]})
+    counts = [sum(f"f{number}" in case["filters"] for case in cases) for number in range(len(filters))]
+    cut = f" The first {MOST_CASES:,} are here, the others in the predictions." if suite["cases"] > len(cases) else ""
+    return {
+        "id": name,
+        "about": f"With memory is {found['with']}, without is {found['without'] or 'not asked'}, "
+        f"the text is read by {found['text'] or 'nobody'}.{cut}",
+        "filters": [
+            {"name": title, "count": count, "key": f"f{number}"}
+            for number, ((title, _), count) in enumerate(zip(filters, counts, strict=True))
+        ],
+        "cases": cases,
+    }
+
+
+def _filters(
+    report: Report, suite: Mapping[str, Any]
+) -> list[tuple[str, Callable[[Mapping[str, Mapping[str, Any]]], bool]]]:
+    """Return names of filters, and whether the answers to a case, by system, pass them."""
+    main, found = suite["main"], suite["answers"]
+    filters: list[tuple[str, Callable[[Mapping[str, Mapping[str, Any]]], bool]]] = [("all", lambda answers: True)]
+
+    def add(title: str, first: str, second: str | None, field: str, test: Callable[[Any, Any], bool]) -> None:
+        def passes(answers: Mapping[str, Mapping[str, Any]]) -> bool:
+            values = [answers.get(system, {}).get(field) for system in (first, second)]
+            return None not in values and test(*values)
+
+        if second is not None:
+            filters.append((title, passes))
+
+    memory, none, text = found["with"], found["without"], found["text"]
+    if suite["kind"] == "question":
+        add("right with memory, wrong without", memory, none, "right", lambda a, b: a and not b)
+        add("wrong with memory, right without", memory, none, "right", lambda a, b: b and not a)
+        add("right both ways", memory, none, "right", lambda a, b: a and b)
+        add("wrong both ways", memory, none, "right", lambda a, b: not a and not b)
+        add("right with memory, wrong with the text", memory, text, "right", lambda a, b: a and not b)
+        add("wrong with memory, right with the text", memory, text, "right", lambda a, b: b and not a)
+    else:
+        for other, what in ((none, "without"), (text, "with the text")):
+            add(f"better with memory than {what}", memory, other, main, lambda a, b: a > b)
+            add(f"worse with memory than {what}", memory, other, main, lambda a, b: a < b)
+    return filters
+
+
 def _example(
     report: Report, suite: Mapping[str, Any], example: Mapping[str, Any], systems: Mapping[str, Any]
 ) -> dict[str, Any]:
     main, unit = suite["main"], report["metrics"][suite["main"]]["unit"]
     return {
         "title": example["question"] or f"Case {example['case']}",
+        "filters": [],
         "references": "; ".join(example["references"]),
         "answers": [
-            tables.named(systems[answer["system"]]) | {"text": answer["answer"], "value": amount(answer[main], unit)}
+            tables.named(systems[answer["system"]])
+            | {"text": answer["answer"], "value": amount(answer[main], unit), "right": answer.get("right")}
             for answer in example["answers"]
         ],
         "sources": [_source(source) for source in example["sources"]],

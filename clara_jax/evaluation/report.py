@@ -35,7 +35,8 @@ COMPARED = (
 )
 GROUPED = ("f1", "exact_match", "cover_match", "followed", "tokens_right", "rougeL")  # metrics by tag
 NORMALISED = ("f1", "exact_match", "rougeL")
-SHOWN = 600  # characters of a text that an example shows
+SHOWN = 600  # characters of a text that a case shows
+MOST_CASES = 1000  # of a suite that are shown
 
 
 def build(
@@ -61,7 +62,8 @@ def build(
       resamples: draws of the bootstrap.
 
     Returns:
-      {"format", "seed", "resamples", "level", "plan", "metrics", "suites", "uses_memory"}. Statistics are {"mean",
+      {"format", "seed", "resamples", "level", "plan", "metrics", "suites", "uses_memory"}. Of a suite, "examples" are
+      the best and worst cases of its best model and "answers" the first `MOST_CASES` of all. Statistics are {"mean",
       "low", "high", "n"}, those of differences with "p"; metrics that no case has are left out. A mean among
       "normalised" is None where the text is no better than no memory.
 
@@ -161,6 +163,7 @@ def _suite(suite: Suite, aggregator: Aggregator, examples: int) -> dict[str, Any
         "digest": suite.digest(),
         "systems": [_system(suite, aggregator, system, systems) for system in systems],
         "examples": _examples(suite, aggregator, systems, examples),
+        "answers": _answers(suite, aggregator, systems),
     }
 
 
@@ -297,10 +300,7 @@ def _examples(suite: Suite, aggregator: Aggregator, systems: Sequence[str], coun
     Wins are cases in which its answer is as good as any and most above the others, failures those in which it is most
     below the best of them.
     """
-    main = MAIN[suite.kind]
-    candidates = [system for system in systems if condition_of(system) == CLARA]
-    means = {system: found[main]["mean"] for system in candidates if (found := aggregator.means(system, (main,)))}
-    best = max(means, key=means.__getitem__, default=None)
+    main, best = MAIN[suite.kind], _best(suite, aggregator, systems)
     if best is None:
         return None
     others = [system for system in systems if model_of(system) != "rank" and system != best]
@@ -320,6 +320,40 @@ def _examples(suite: Suite, aggregator: Aggregator, systems: Sequence[str], coun
     return {"system": best, "wins": list(map(show, wins)), "failures": list(map(show, failures))}
 
 
+def _best(suite: Suite, aggregator: Aggregator, systems: Sequence[str]) -> str | None:
+    """Return the model that does best from its memories; None where none was asked."""
+    main = MAIN[suite.kind]
+    candidates = [system for system in systems if condition_of(system) == CLARA]
+    means = {system: found[main]["mean"] for system in candidates if (found := aggregator.means(system, (main,)))}
+    return max(means, key=means.__getitem__, default=None)
+
+
+def _answers(suite: Suite, aggregator: Aggregator, systems: Sequence[str]) -> dict[str, Any] | None:
+    """Return the first cases with the answers of all systems, and the systems by which they can be told apart.
+
+    "with" is the model that does best from its memories, "without" the same without them, and "text" a model that reads
+    the documents; None where it was not asked.
+    """
+    best = _best(suite, aggregator, systems)
+    if best is None:
+        return None
+    none = f"{model_of(best)}/{NONE}"
+    return {
+        "with": best,
+        "without": none if none in systems else None,
+        "text": next(iter(teachers(best, systems)), None),
+        "cases": [
+            _example(case, place, aggregator, best, systems) for place, case in enumerate(suite.cases[:MOST_CASES])
+        ],
+    }
+
+
+def _is_right(case: Case, place: int, aggregator: Aggregator, system: str) -> bool | None:
+    """Return whether the answer to a question holds a right one; None of others, and where that is not known."""
+    covered = plain(aggregator.value(system, "cover_match", place)) if case.kind == "question" else None
+    return None if covered is None else covered > 0
+
+
 def _example(case: Case, place: int, aggregator: Aggregator, best: str, systems: Sequence[str]) -> dict[str, Any]:
     main = MAIN[case.kind]
     answers = []
@@ -327,18 +361,20 @@ def _example(case: Case, place: int, aggregator: Aggregator, best: str, systems:
         prediction = aggregator.predictions[system].get(case.id)
         if prediction is not None and prediction.answer is not None:
             value = plain(aggregator.value(system, main, place))
-            answers.append({"system": system, "answer": _short(prediction.answer), main: value})
+            right = _is_right(case, place, aggregator, system)
+            answers.append({"system": system, "answer": _short(prediction.answer), main: value, "right": right})
     return {
         "case": case.id,
         "question": _short(case.question),
         "references": [_short(text) for text in case.references],
         "answers": answers,
-        "sources": _sources(case, aggregator.predictions[best][case.id]),
+        "sources": _sources(case, aggregator.predictions[best].get(case.id)),
     }
 
 
-def _sources(case: Case, prediction: Prediction) -> list[dict[str, Any]]:
+def _sources(case: Case, prediction: Prediction | None) -> list[dict[str, Any]]:
     """Return the documents that were read, in the prompt's order, and after them the right ones that were not."""
+    prediction = prediction or Prediction(case.id)
     ranks = {document: rank for rank, document in enumerate(prediction.order or ())}
     right = gold(case)
     return [

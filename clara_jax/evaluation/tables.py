@@ -193,16 +193,17 @@ def heats(report: Report, suite: Mapping[str, Any]) -> dict[str, Any] | None:
             {
                 "name": name,
                 "cells": [
-                    {"text": amount(value["mean"], unit), "share": round(value["mean"], 3)}
+                    cell(value, unit) | {"share": round(value["mean"], 3)}
                     if (value := cells.get((name, column)))
-                    else {"text": NOTHING, "share": 0}
+                    else plain_cell(NOTHING) | {"share": 0}
                     for column in columns
                 ],
             }
             for name in names
         ]
         title = f"{report['metrics'][main]['title']} by {down} and {across}"
-        tables.append({"name": system["name"], "columns": columns, "rows": rows})
+        corner = f"{down} by {across}"
+        tables.append({"name": system["name"], "corner": corner, "columns": columns, "rows": rows})
     return {"title": title, "tables": tables} if tables else None
 
 
@@ -213,20 +214,32 @@ def named(system: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": system["name"], "control": system["control"], "description": description}
 
 
-def cell(statistic: Mapping[str, Any] | None, unit: str, best: bool = False) -> dict[str, str]:
+def cell(statistic: Mapping[str, Any] | None, unit: str, best: bool = False) -> dict[str, Any]:
     """Return the cell of a mean with its interval; empty where there is none."""
     if statistic is None:
         return plain_cell("")
     mark = "best" if best else ""
-    return {"text": amount(statistic["mean"], unit), "interval": interval(statistic, unit), "mark": mark}
+    return {
+        "text": amount(statistic["mean"], unit),
+        "interval": interval(statistic, unit),
+        "mark": mark,
+        "numbers": _numbers(statistic, unit),
+    }
 
 
-def plain_cell(text: str, mark: str = "") -> dict[str, str]:
-    """Return a cell of text, without an interval."""
-    return {"text": text, "interval": "", "mark": mark}
+def plain_cell(text: str, mark: str = "") -> dict[str, Any]:
+    """Return a cell of text, without an interval and numbers."""
+    return {"text": text, "interval": "", "mark": mark, "numbers": {}}
 
 
-def lead(difference: Mapping[str, Any] | None, unit: str, tested: bool = False) -> dict[str, str]:
+def _numbers(statistic: Mapping[str, Any], unit: str) -> dict[str, float]:
+    """Return the numbers of a statistic in the unit that is shown: shares in percent, p as it is."""
+    scale = {"mean": 100.0, "low": 100.0, "high": 100.0} if unit == "share" else {}
+    known = {name: statistic.get(name) for name in ("mean", "low", "high", "p")}
+    return {name: round(value * scale.get(name, 1.0), 6) for name, value in known.items() if value is not None}
+
+
+def lead(difference: Mapping[str, Any] | None, unit: str, tested: bool = False) -> dict[str, Any]:
     """Return the cell of a difference, marked by the side of 0 that all of its interval is on.
 
     Args:
@@ -239,7 +252,8 @@ def lead(difference: Mapping[str, Any] | None, unit: str, tested: bool = False) 
     known = difference["low"] is not None
     mark = "yes" if known and difference["low"] > 0 else "no" if known and difference["high"] < 0 else "open"
     bounds = interval(difference, unit) + (f", p {chance(difference['p'])}" if known and tested else "")
-    return {"text": change(difference, unit), "interval": bounds, "mark": mark}
+    numbers = _numbers(difference, unit)
+    return {"text": change(difference, unit), "interval": bounds, "mark": mark, "numbers": numbers}
 
 
 def summary(report: Report) -> str:

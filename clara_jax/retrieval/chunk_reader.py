@@ -147,14 +147,25 @@ class ChunkReader:
             ids, encoded = self._whole_memories(batch)
             yield ids, batch["key"].to_pylist(), self.encoding.decode(encoded)
 
-    def documents(self, offset: int = 0, limit: int | None = None) -> tuple[list[StoredDocument], int]:
-        """Return documents in the order of their ids, and the number of all documents."""
+    def documents(
+        self, offset: int = 0, limit: int | None = None, containing: str = ""
+    ) -> tuple[list[StoredDocument], int]:
+        """Return documents in the order of their ids, and the number of all that fit.
+
+        Args:
+          offset: documents that are left out at the beginning.
+          limit: documents at most.
+          containing: a text that the id or the title of a document must contain, in capitals or not; "" fits all.
+        """
         known = [name for name in self._metadata_columns() if name != "fields"]
         rows = self._rows(None, ["document", "title", "source", "tokens", *known])
         sums = [("title", "min"), ("source", "min"), ("document", "count"), ("tokens", "sum")]
         grouped = rows.group_by("document").aggregate(sums + [(name, "min") for name in known]).sort_by("document")
         names = ["document", "title_min", "source_min", "document_count", "tokens_sum"]
         names += [f"{name}_min" for name in known]
+        if containing:
+            wanted, shown = containing.casefold(), zip(*(grouped[name].to_pylist() for name in names[:2]), strict=True)
+            grouped = grouped.filter(pa.array([wanted in f"{one}\n{title}".casefold() for one, title in shown]))
         taken = grouped.select(names).slice(offset, limit).to_pylist()
         # Null stands in rows that were written before the column was there.
         values: list[list[Any]] = [["" if row[name] is None else row[name] for name in names] for row in taken]

@@ -73,7 +73,7 @@ def chunk_document(document: CorpusDocument, chunker: Chunker) -> ChunkedDocumen
       ClaraError: an id that is empty, too long or holds control characters.
     """
     chunks = tuple(chunk.stored for chunk in chunker(document))
-    return ChunkedDocument(_checked(document.id, document.source), chunks, document.metadata)
+    return ChunkedDocument(checked_id(document.id, document.source), chunks, document.metadata)
 
 
 def text_document(text: str) -> CorpusDocument:
@@ -103,7 +103,29 @@ def read(
         document that comes twice, or a passage longer than the compressor reads.
     """
     report = ReadReport(strict=True) if report is None else report
-    for kind, file, document in _read(inputs, chunker, follow_links, report):
+    yield from _distinct(_read(inputs, chunker, follow_links, report), report)
+
+
+def read_files(
+    files: Sequence[InputFile], chunker: Chunker, report: ReadReport, longest: int | None = None
+) -> Iterator[ChunkedDocument]:
+    """Read the documents of files that have been found already; see `read`.
+
+    Args:
+      files: in order.
+      chunker: for documents that are not chunked yet.
+      report: see `read`.
+      longest: characters of a file that is one document; a longer one cannot be read. None for any number.
+
+    Raises:
+      ClaraError: see `read`.
+    """
+    yield from _distinct(_files(files, chunker, report, longest), report)
+
+
+def _distinct(found: Iterable[tuple[str, str, ChunkedDocument]], report: ReadReport) -> Iterator[ChunkedDocument]:
+    """Yield the documents of (kind, real path, document), the first of those with one id."""
+    for kind, file, document in found:
         if document.id in report.ids:
             source = document.chunks[0].source if document.chunks else ""
             place = source or document.id
@@ -140,7 +162,7 @@ def _read(
 
 
 def _files(
-    files: Sequence[InputFile], chunker: Chunker, report: ReadReport
+    files: Sequence[InputFile], chunker: Chunker, report: ReadReport, longest: int | None = None
 ) -> Iterator[tuple[str, str, ChunkedDocument]]:
     report.found, same = len(files), same_content(files)
     for file in files:
@@ -162,6 +184,8 @@ def _files(
                 raise ClaraError(report.known[file.path])
             else:
                 document = read_file(file)
+                if longest is not None and len(document.text) > longest:
+                    raise ClaraError(f"{file.path}: holds more than {longest:,} characters of text; divide it")
                 _note(report, file, document)
                 yield file.kind, path, chunk_document(document, chunker)
         except ClaraError as error:
@@ -263,14 +287,23 @@ def _document_of(parts: Sequence[Passage], chunker: Chunker, metadata: DocumentM
                 f"{part.where}: has {tokens} tokens, and the compressor reads {chunker.max_tokens}; cut the corpus "
                 "with this model's tokenizer (python -m clara_jax.data corpus --tokenizer)"
             )
-    document = _checked(first.document or first.id, first.where)
+    document = checked_id(first.document or first.id, first.where)
     chunks = (
         Chunk(x.id, document, x.title, x.text, x.source, x.start, x.end, n) for x, n in zip(parts, counts, strict=True)
     )
     return ChunkedDocument(document, tuple(chunks), metadata)
 
 
-def _checked(name: str, where: str) -> str:
+def checked_id(name: str, where: str) -> str:
+    """Return the id of a document.
+
+    Args:
+      name: the id.
+      where: the document's place, for messages; "" where there is none.
+
+    Raises:
+      ClaraError: it is empty, too long or holds a control character.
+    """
     if not name.strip() or len(name) > LONGEST_ID or any(ord(letter) < 32 or letter == "\x7f" for letter in name):
         raise ClaraError(
             f"{where or 'a document'}: the id {name[:40]!r} must be from 1 to {LONGEST_ID} characters, none of them a "

@@ -49,16 +49,17 @@ class ChatCompletion:
 
     async def pieces(self) -> AsyncIterator[dict[str, Any]]:
         """Yield the chunks of a streamed completion."""
-        yield self._piece({"role": "assistant", "content": ""}) | self.beside(None)
-        result = None
+        yield self._piece({"role": "assistant", "content": ""}) | await self.beside(None)
+        finished: Finished | None = None
         async for item in self.answering:
             if isinstance(item, Finished):
-                result = item.result
+                finished = item
             else:
                 yield self._piece({"content": item})
-        if result is None:
+        if finished is None:
             yield self._piece({"content": self.unanswered})
-        yield self._piece({}, _reason(result)) | self.beside(result)
+        result = None if finished is None else finished.result
+        yield self._piece({}, _reason(result)) | await self.beside(finished)
         counted = self._counted(result)
         if self._usage:
             yield self._piece(None) | {"usage": counted}
@@ -75,7 +76,7 @@ class ChatCompletion:
             "object": "chat.completion",
             "choices": [{"index": 0, "message": message, "finish_reason": _reason(result)}],
             "usage": self._counted(result),
-            **self.beside(result),
+            **await self.beside(finished),
         }
 
     def _piece(self, delta: dict[str, Any] | None, reason: str | None = None) -> dict[str, Any]:
@@ -93,11 +94,11 @@ class ChatCompletion:
         prompt, answer = 0 if request is None else len(request.ids), 0 if result is None else len(result.tokens)
         return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
 
-    def beside(self, result: Result | None) -> dict[str, Any]:
+    async def beside(self, finished: Finished | None) -> dict[str, Any]:
         """Return additional fields, of the whole and of a stream's first and last chunk.
 
         Args:
-          result: None before the answer, and where there is none.
+          finished: None before the answer, and where there is none.
         """
         return {}
 

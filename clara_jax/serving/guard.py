@@ -17,10 +17,12 @@ from clara_jax.serving.metrics import Metrics
 from clara_jax.serving.schema import error
 
 OPEN = ("/", "/health", "/favicon.ico")  # paths that need no key
+FILES = "/v1/files/"  # paths below it take a file each, as it is
+_MOST_FILES = 2  # that are received or read at one time: they are larger than other requests
+_POLICY = "content-security-policy"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _HEADERS = {
-    "content-security-policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-    "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    _POLICY: "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
 }
@@ -36,7 +38,8 @@ class RequestLimits:
       key: that a client must send ("Authorization: Bearer ..."), None for none.
       hosts: allowed names in the Host header, and in the Origin header of pages; None for any. This refuses a page of
         another origin whose domain name resolves to this server (DNS rebinding).
-      body: bytes of a request.
+      body: bytes of a request, and characters of an uploaded file's text.
+      file: bytes of an uploaded file.
       body_seconds: until a request has arrived.
       request_seconds: until it is answered.
     """
@@ -44,6 +47,7 @@ class RequestLimits:
     key: str | None = None
     hosts: tuple[str, ...] | None = None
     body: int = 4 << 20
+    file: int = 16 << 20
     body_seconds: float = 20.0
     request_seconds: float = 300.0
 
@@ -53,6 +57,7 @@ class Guard:
 
     def __init__(self, app: Callable[..., Any], limits: RequestLimits, metrics: Metrics):
         self._app, self._limits, self._metrics = app, limits, metrics
+        self._files = 0  # inside
 
     async def __call__(self, scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]) -> None:
         """Check a request, pass it on to the application or refuse it, and count it."""
@@ -67,17 +72,23 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                added = [(k.encode(), v.encode()) for k, v in _HEADERS.items()]
+                # A response may bring a policy: the page, which has a script.
+                known = [name for name, _ in message["headers"]]
+                added = [(k.encode(), v.encode()) for k, v in _HEADERS.items() if k.encode() not in known]
                 message["headers"] = [*message["headers"], *added, *shared]
             await send(message)
 
+        takes_file = scope["path"].startswith(FILES) and scope["method"] == "PUT"
+        self._files += takes_file
         try:
             body, refused = None, self._refused(scope, headers)
             if refused is None and shared and _is_preflight(scope, headers):
                 await _preflight(watched, headers)
                 return
             if refused is None:
-                body, refused = await self._body(scope, receive)
+                body, refused = await self._body(receive, self._limits.file if takes_file else self._limits.body)
+            if refused is None and body is not None and not takes_file:
+                refused = _unreadable(body)
             if refused is not None:
                 await _send_error(watched, *refused)
             elif body is not None:
@@ -85,6 +96,7 @@ class Guard:
             else:
                 status = 499  # the client has disconnected, so no response is sent
         finally:
+            self._files -= takes_file
             # Paths without a route have one label, as their number is unbounded.
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.requests.labels(route, str(status)).inc()
@@ -117,14 +129,13 @@ class Guard:
             kind, _, given = headers.get("authorization", "").partition(" ")
             if kind.lower() != "bearer" or not hmac.compare_digest(given.encode(), self._limits.key.encode()):
                 return 401, "the key is missing or wrong: Authorization: Bearer KEY", "authentication_error"
-        length = headers.get("content-length", "")
-        if length.isdigit() and int(length) > self._limits.body:
-            return self._large()
-        return None
+        takes_file = scope["path"].startswith(FILES) and scope["method"] == "PUT"
+        if takes_file and self._files > _MOST_FILES:
+            return 429, f"{_MOST_FILES} files are being read; send this one again in a second", "rate_limit_error"
+        length, most = headers.get("content-length", ""), self._limits.file if takes_file else self._limits.body
+        return _large(most) if length.isdigit() and int(length) > most else None
 
-    async def _body(
-        self, scope: dict[str, Any], receive: Callable[..., Any]
-    ) -> tuple[bytes | None, tuple[int, str, str] | None]:
+    async def _body(self, receive: Callable[..., Any], most: int) -> tuple[bytes | None, tuple[int, str, str] | None]:
         """Read the whole body: return it, None where the client has disconnected; and a refusal, or None."""
         parts, size = [], 0
         try:
@@ -135,16 +146,17 @@ class Guard:
                         return None, None
                     parts.append(message.get("body", b""))
                     size += len(parts[-1])
-                    if size > self._limits.body:
-                        return None, self._large()
+                    if size > most:
+                        return None, _large(most)
                     if not message.get("more_body", False):
-                        return _readable(b"".join(parts))
+                        return b"".join(parts), None
         except TimeoutError:
             words = f"the request took longer than {self._limits.body_seconds:g} seconds to arrive"
             return None, (408, words, "timeout_error")
 
-    def _large(self) -> tuple[int, str, str]:
-        return 413, f"the request is larger than {self._limits.body:,} bytes", "invalid_request_error"
+
+def _large(most: int) -> tuple[int, str, str]:
+    return 413, f"the request is larger than {most:,} bytes", "invalid_request_error"
 
 
 def _is_preflight(scope: dict[str, Any], headers: dict[str, str]) -> bool:
@@ -154,7 +166,7 @@ def _is_preflight(scope: dict[str, Any], headers: dict[str, str]) -> bool:
 
 async def _preflight(send: Callable[..., Any], asked: dict[str, str]) -> None:
     headers = [
-        (b"access-control-allow-methods", b"GET, POST, DELETE, OPTIONS"),
+        (b"access-control-allow-methods", b"GET, POST, PUT, DELETE, OPTIONS"),
         (b"access-control-allow-headers", asked.get("access-control-request-headers", "").encode("latin-1")),
         (b"access-control-max-age", _PREFLIGHT_SECONDS),
     ]
@@ -162,17 +174,17 @@ async def _preflight(send: Callable[..., Any], asked: dict[str, str]) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-def _readable(body: bytes) -> tuple[bytes | None, tuple[int, str, str] | None]:
-    """Return the body, or a refusal: JSON can escape half of a surrogate pair, which is no character."""
+def _unreadable(body: bytes) -> tuple[int, str, str] | None:
+    """Return a refusal of a body, or None: JSON can escape half of a surrogate pair, which is no character."""
     if _SURROGATE.search(body):
         try:
             json.dumps(strict_json.parse(body), ensure_ascii=False).encode()
         except UnicodeEncodeError:
             words = "the request holds half of a surrogate pair; send the character whole"
-            return None, (400, words, "invalid_request_error")
+            return 400, words, "invalid_request_error"
         except (ValueError, RecursionError):
             pass  # other mistakes are reported where the body is parsed
-    return body, None
+    return None
 
 
 def _replayed(body: bytes, receive: Callable[..., Any]) -> Callable[..., Any]:
@@ -204,5 +216,6 @@ async def _send_error(send: Callable[..., Any], status: int, message: str, kind:
     body = json.dumps(error(message, kind)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     headers += [(b"connection", b"close")] + [(b"www-authenticate", b"Bearer")] * (status == 401)
+    headers += [(b"retry-after", b"1")] * (status == 429)
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

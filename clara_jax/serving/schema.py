@@ -155,13 +155,27 @@ class Chunk(Hit):
     __pydantic_config__ = ConfigDict(extra="ignore")  # else that of the model it stands in
 
 
+class Quoted(BaseModel):
+    """The sentence of a retrieved chunk that shares the most words with the answer and the question.
+
+    ``start`` and ``end`` count the characters (code points) of the chunk's text; ``answers`` says whether the sentence
+    has most of what the answer says beyond the question. Words are compared, so this proves nothing.
+    """
+
+    id: str
+    start: int
+    end: int
+    answers: bool
+
+
 class Found(BaseModel):
     """The retrieval results of an answer.
 
     ``compress_ratio`` is the text tokens of the selected chunks over the memory vectors that were read instead.
     ``searched`` is the query of the search: the question or, in a conversation, the user's messages "concatenated" up
     to it; ``turns`` is the number of messages before the question that the generator read. ``warnings`` are what should
-    be known of the answer: more chunks were read (k) than the model was trained with.
+    be known of the answer: more chunks were read (k) than the model was trained with. ``quotes`` are of the sources
+    and of the first three candidates, those of them that share a word with the answer; none before the answer.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -175,6 +189,7 @@ class Found(BaseModel):
     turns: int
     milliseconds: dict[str, float]
     warnings: list[str]
+    quotes: list[Quoted]
 
 
 class Said(BaseModel):
@@ -297,6 +312,34 @@ class AddResponse(BaseModel):
     warnings: list[str] = []
 
 
+class Skipped(BaseModel):
+    """A part of a file that could not be read, and why."""
+
+    place: str
+    reason: str
+
+
+class FileResponse(AddResponse):
+    """What became of a file: `AddResponse`, and what of it was not read.
+
+    ``ids`` are those of its documents, ``skipped`` the first of its lines that could not be read and ``skipped_count``
+    the number of them all. ``note`` is what else is to be known of the reading, e.g. a guessed encoding.
+    """
+
+    ids: list[str]
+    skipped: list[Skipped]
+    skipped_count: int
+    note: str
+
+
+class FileKinds(BaseModel):
+    """The files that can be sent: ends of their names, the most bytes of one, the most characters of its text."""
+
+    suffixes: list[str]
+    most_bytes: int
+    most_characters: int
+
+
 class ListedDocument(BaseModel):
     """A document of the store, with the numbers of its chunks and tokens."""
 
@@ -308,7 +351,7 @@ class ListedDocument(BaseModel):
 
 
 class ListResponse(BaseModel):
-    """Documents of the store, and the number of all."""
+    """Documents of the store, and the number of all that fit the question."""
 
     documents: list[ListedDocument]
     total: int
@@ -352,5 +395,6 @@ class ErrorResponse(BaseModel):
 
 
 def error(message: str, kind: str, param: str | None = None) -> dict[str, Any]:
-    """Return the body of an error response."""
+    """Return the body of an error response; characters of the message that are not shown are replaced."""
+    message = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in message)
     return ErrorResponse(error=ErrorText(message=message, type=kind, param=param)).model_dump()

@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import hashlib
+import re
 import uuid
 from collections.abc import Iterator
 from importlib import resources
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import FastAPI, Query, Request
+from fastapi import FastAPI, Path, Query, Request
 from fastapi.responses import HTMLResponse
 from starlette.exceptions import HTTPException
 
+from clara_jax.data.corpus.files import KINDS
 from clara_jax.errors import ClaraError
 from clara_jax.inference.requests import Request as EngineRequest
-from clara_jax.inference.requests import Result
 from clara_jax.inputs import check_texts
 from clara_jax.rag_pipeline import RagPipeline
 from clara_jax.results import Hit, RetrievedContext
-from clara_jax.retrieval.documents import ChunkedDocument
+from clara_jax.retrieval.documents import LONGEST_ID, ChunkedDocument
 from clara_jax.retrieval.indexing import IndexReport
 from clara_jax.serving import rerank_schema, schema
 from clara_jax.serving.app import Service
 from clara_jax.serving.chat import ChatCompletion, sampling
-from clara_jax.serving.guard import RequestLimits
-from clara_jax.serving.worker import Worker
+from clara_jax.serving.guard import FILES, RequestLimits
+from clara_jax.serving.quotes import quotes
+from clara_jax.serving.uploads import Upload, UploadReader
+from clara_jax.serving.worker import Finished, Worker
 from clara_jax.text.documents import CorpusDocument
 
 MODEL = "clara"
 ABSTAINED = "The documents do not seem to answer this question."
 _CHUNKS_PER_TURN = 16  # chunks that are compressed between two steps of the engine
+_QUOTED = 3  # candidates that have a quote, besides the sources
+_SHOWN = 20  # lines of a file that could not be read
+_FILE = {"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {"format": "binary"}}}}}
 _NOT_FOUND: dict[int | str, dict[str, Any]] = {
     404: {"model": schema.ErrorResponse, "description": "there is no such document"}
 }
@@ -131,20 +139,54 @@ def store_app(worker: Worker, limits: RequestLimits) -> FastAPI:
         The work goes on where it takes longer than the time limit of a request.
         """
         documents = [_document(new) for new in body.documents]
+        return schema.AddResponse(**await added(documents, request))
+
+    async def added(documents: list[CorpusDocument] | list[ChunkedDocument], request: Request) -> dict[str, Any]:
         parts = await within(request, worker.run(_add, documents))
         report = sum((part for part, _ in parts), IndexReport())
-        warnings = list(dict.fromkeys(warning for _, warning in parts if warning))
         service.metrics.compressed.inc(report.compressed)
-        return schema.AddResponse(**vars(report), warnings=warnings)
+        return vars(report) | {"warnings": list(dict.fromkeys(warning for _, warning in parts if warning))}
+
+    @app.get(FILES.rstrip("/"))
+    async def kinds() -> schema.FileKinds:
+        """Return which files can be sent."""
+        return schema.FileKinds(suffixes=list(KINDS), most_bytes=limits.file, most_characters=limits.body)
+
+    reader = UploadReader()
+
+    @app.put(FILES + "{name:path}", openapi_extra=_FILE)
+    async def put(
+        name: Annotated[str, Path(min_length=1, max_length=LONGEST_ID)], request: Request
+    ) -> schema.FileResponse:
+        """Add the documents of a file, whose content is the body; `compress` reads the same kinds in the same way.
+
+        The name is the id of its document, and names no file here. Documents with the same ids are replaced.
+        """
+        content = await request.body()
+
+        async def read() -> Upload:
+            read_files = await worker.run(lambda library: library.read_files)
+            return await reader.read(content, name, limits.body, read_files)
+
+        upload = await within(request, read())
+        skipped = [schema.Skipped(place=place, reason=reason) for place, reason in upload.skipped.items()]
+        return schema.FileResponse(
+            **await added(upload.documents, request),
+            ids=[document.id for document in upload.documents],
+            skipped=skipped[:_SHOWN],
+            skipped_count=len(skipped),
+            note=upload.note,
+        )
 
     @app.get("/v1/documents")
     async def documents(
         request: Request,
         offset: Annotated[int, Query(ge=0, lt=2**31)] = 0,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        containing: Annotated[str, Query(max_length=200)] = "",
     ) -> schema.ListResponse:
-        """List documents of the store in the order of their ids."""
-        stored, total = await within(request, worker.run(lambda library: library.documents(offset, limit)))
+        """List documents of the store in the order of their ids, those whose id or title contains a text."""
+        stored, total = await within(request, worker.run(lambda library: library.documents(offset, limit, containing)))
         listed = [{name: getattr(one, name) for name in schema.ListedDocument.model_fields} for one in stored]
         return schema.ListResponse(documents=[schema.ListedDocument(**one) for one in listed], total=total)
 
@@ -156,10 +198,11 @@ def store_app(worker: Worker, limits: RequestLimits) -> FastAPI:
         return schema.DeleteResponse(deleted=document)
 
     page = resources.files("clara_jax.serving").joinpath("page/index.html").read_text("utf-8")
+    policy = {"content-security-policy": _policy(page)}
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def index() -> HTMLResponse:
-        return HTMLResponse(page)
+        return HTMLResponse(page, headers=policy)
 
     return app
 
@@ -174,9 +217,10 @@ class _SourcedCompletion(ChatCompletion):
         body = await super().whole()
         return body | {"sources": body["found"]["sources"]}
 
-    def beside(self, result: Result | None) -> dict[str, Any]:
-        """Return what was retrieved for the answer, and the times."""
+    async def beside(self, finished: Finished | None) -> dict[str, Any]:
+        """Return what was retrieved for the answer, the quotes and the times."""
         context: RetrievedContext = self.answering.about
+        quoted = [] if finished is None else await asyncio.to_thread(_quoted, context, finished.text)
         found = {
             "candidates": [vars(hit) for hit in context.hits],
             "sources": [vars(hit) for hit in context.sources],
@@ -185,13 +229,35 @@ class _SourcedCompletion(ChatCompletion):
             "searched": context.searched,
             "searched_as": "question" if context.searched == context.question else "concatenated",
             "turns": context.turns,
-            "milliseconds": context.milliseconds | ({} if result is None else result.milliseconds),
+            "milliseconds": context.milliseconds | ({} if finished is None else finished.result.milliseconds),
             "warnings": list(context.warnings),
+            "quotes": quoted,
         }
         return {"found": found}
 
 
-def _add(pipeline: RagPipeline, documents: list[CorpusDocument]) -> Iterator[tuple[IndexReport, str | None]]:
+def _quoted(context: RetrievedContext, answer: str) -> list[dict[str, Any]]:
+    hits = context.hits[: max(context.selected, _QUOTED)]
+    found = zip(hits, quotes([hit.text for hit in hits], context.question, answer), strict=True)
+    return [{"id": hit.id, **quote._asdict()} for hit, quote in found if quote is not None]
+
+
+def _policy(page: str) -> str:
+    """Return the content security policy of the page: its script and its style run, and none that came in later."""
+    allowed = []
+    for tag in ("script", "style"):
+        (inline,) = re.findall(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(inline.encode()).digest()).decode()
+        allowed.append(f"{tag}-src 'sha256-{digest}'")
+    return (
+        f"default-src 'none'; {'; '.join(allowed)}; img-src data:; connect-src 'self'; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+def _add(
+    pipeline: RagPipeline, documents: list[CorpusDocument] | list[ChunkedDocument]
+) -> Iterator[tuple[IndexReport, str | None]]:
     """Index documents in small groups, after all of them have been checked; yield what to warn of with each report."""
     group: list[ChunkedDocument] = []
     for document in [*pipeline.chunk(documents), None]:

@@ -112,7 +112,7 @@ class Answering:
             self._handle.cancel()
 
     def _put(self, item: str | Finished | Exception) -> None:
-        _on(self._loop, self._items.put_nowait, item)
+        on_loop(self._loop, self._items.put_nowait, item)
 
     def _update(self) -> bool:
         """Pass on new text, and return whether the answer is finished."""
@@ -250,7 +250,7 @@ class Worker:
             self._jobs.clear()
             self._changed.notify()
         for job in waiting:
-            _on(job.loop, job.fail, ServerStoppingError())
+            on_loop(job.loop, job.fail, ServerStoppingError())
         for answering in answers:
             answering._put(ServerStoppingError())
 
@@ -324,9 +324,9 @@ class Worker:
                 if isinstance(result, Iterator):
                     result = self._all(result)
             except Exception as error:
-                _on(job.loop, job.fail, error)
+                on_loop(job.loop, job.fail, error)
             else:
-                _on(job.loop, job.succeed, result)
+                on_loop(job.loop, job.succeed, result)
         finally:
             with self._changed:
                 self._job = None
@@ -357,7 +357,7 @@ class _Job:
             self.future.set_exception(error)
 
 
-def _on(loop: asyncio.AbstractEventLoop, call: Callable[..., Any], *arguments: Any) -> None:
+def on_loop(loop: asyncio.AbstractEventLoop, call: Callable[..., Any], *arguments: Any) -> None:
     """Schedule a call on the event loop, if it is still open."""
     with contextlib.suppress(RuntimeError):  # it has been closed
         loop.call_soon_threadsafe(call, *arguments)

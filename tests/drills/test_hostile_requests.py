@@ -37,6 +37,14 @@ POSTS = {
     "/v1/documents": DOCUMENTS,
 }
 GETS = ["/", "/health", "/metrics", "/v1/models", "/v1/models/clara", "/v1/documents", "/openapi.json", "/nothing"]
+GETS += ["/v1/files", "/v1/files/a.txt"]
+# Files that are sent, by suffix; much of what is in them is broken.
+FILES = {".txt": b"The ferry leaves.", ".jsonl": b'{"id": "a", "text": "One."}\n{"text": 7}\n', ".csv": b"a,b\n1,2\n"}
+FILES |= {
+    ".pdf": b"%PDF-1.4\n1 0 obj\n<<>>\nendobj\ntrailer\n<<>>\n",
+    ".html": b"<p>The ferry leaves.<script>x</script>",
+}
+FILES |= {".docx": b"PK\x03\x04 no archive", ".png": b"\x89PNG", ".txt.gz": gzip.compress(b"x" * 99), "": b"x"}
 # As JSON text: much of it is what no encoder writes.
 VALUES = ["null", "true", "0", "-1", "0.5", "1e999", "-1e999", "NaN", "-Infinity", "9" * 400, "9" * 5000, "1e-400"]
 VALUES += ["{}", "[]", "[null]", '""', '" "', '"\\u0000"', '"\\ud800"', '"x\\udfff"']
@@ -89,7 +97,8 @@ def hostile(rng):
     Returns:
       its kind, method, path, headers and body, and whether the client sends all of it.
     """
-    kind = rng.choice(("value", "value", "bytes", "utf-8", "type", "method", "path", "header", "length", "cut"))
+    kinds = ("value", "value", "bytes", "utf-8", "type", "method", "path", "header", "length", "cut", "file")
+    kind = rng.choice(kinds)
     path, method, headers, whole = rng.choice(list(POSTS)), b"POST", [("Content-Type", "application/json")], True
     body = json.dumps(POSTS[path]).encode()
     match kind:
@@ -127,6 +136,11 @@ def hostile(rng):
         case "length":
             headers += [rng.choice(LENGTHS)]
             body = rng.choice((body, b"5\r\nhello\r\n0\r\n\r\n", b"zz\r\n", b"ffffffffffffffff\r\n", b""))
+        case "file":
+            method, suffix = rng.choice((b"PUT", b"PUT", b"PUT", b"POST")), rng.choice(list(FILES))
+            path = f"/v1/files/{rng.choice([*PLACES, 'a', 'b%2Fc'])}{suffix}"
+            body = rng.choice((FILES[suffix], changed(FILES[suffix], rng), b"", b"\0" * 999))
+            headers = [("Content-Type", rng.choice(TYPES))]
         case "cut":
             body, whole = body[: rng.randrange(len(body))], False
     return kind, method, path, headers, body, whole
@@ -251,4 +265,4 @@ def test_a_thousand_requests(served, caplog):
     for (_, came), count in found.items():
         sums[came] += count
     print(f"\n{sum(sums.values())} requests: {dict(sums)}")
-    assert len({kind for kind, _ in found}) == 9
+    assert len({kind for kind, _ in found}) == 10

@@ -14,11 +14,13 @@ from clara_jax.errors import ClaraError
 from clara_jax.inference.requests import Request, Result
 from clara_jax.results import Hit, RetrievedContext
 from clara_jax.retrieval.chunk_reader import StoredDocument
-from clara_jax.retrieval.documents import ChunkedDocument
+from clara_jax.retrieval.documents import ChunkedDocument, read_files
 from clara_jax.retrieval.indexing import IndexReport
 from clara_jax.serving.guard import RequestLimits
 from clara_jax.serving.store import store_app
 from clara_jax.serving.worker import Worker
+from clara_jax.text.chunks import Chunker
+from clara_jax.text.counting import count_words
 
 TIMES = {"queued": 0.0, "first": 1.0, "total": 2.0}
 
@@ -144,6 +146,9 @@ class FakePipeline:
 
     def chunk(self, documents):
         for document in documents:
+            if isinstance(document, ChunkedDocument):
+                yield document
+                continue
             if not document.text.strip():
                 raise ClaraError(f"document {document.id!r}: holds no text")
             if any(ord(c) < 32 for c in document.id):
@@ -164,9 +169,12 @@ class FakePipeline:
         self._here()
         return sum(self.stored.pop(name, None) is not None for name in ids)
 
-    def documents(self, offset=0, limit=100):
+    def read_files(self, files, report, longest=None):
+        return read_files(files, Chunker(count_words, max_tokens=50), report, longest)
+
+    def documents(self, offset=0, limit=100, containing=""):
         self._here()
-        names = sorted(self.stored)
+        names = sorted(name for name in self.stored if containing.lower() in name.lower())
         return [StoredDocument(name, "", "", 1, 5) for name in names[offset : offset + limit]], len(names)
 
 

@@ -117,7 +117,7 @@ def find_files(
                 ignored[LINKS] += 1
                 continue
             for file in _walk(path, follow_links, ignored, refuse) if folder else [path]:
-                kind = _kind(file)
+                kind = kind_of(file)
                 # A named file is read wherever it leads; one from a folder or a pattern may be a stranger's.
                 if varies and not follow_links and _leads_out(file, root):
                     ignored[LINKS] += 1
@@ -160,7 +160,8 @@ def same_content(files: Sequence[InputFile]) -> dict[str, InputFile]:
     return same
 
 
-def _kind(path: str) -> str | None:
+def kind_of(path: str) -> str | None:
+    """Return the kind of a file by its suffix, one of the values of `KINDS`; None where there is none."""
     name = path.lower()
     for suffix in (GZIP, ZSTANDARD):
         name = name.removesuffix(suffix)

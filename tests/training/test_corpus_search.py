@@ -63,7 +63,15 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(place):
+def one_device():
+    with pytest.MonkeyPatch.context() as patch:
+        devices = jax.devices()[:1]
+        patch.setattr(jax, "devices", lambda *args: devices)
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(place, one_device):
     """A whole run, and its draws: (step, parameters, search, loader) as they were."""
     draws, draw = [], CorpusSearch.draw
 
@@ -73,11 +81,9 @@ def trained(place):
         draws.append((step, before, dict(self._drawn), self, loader))
 
     with pytest.MonkeyPatch.context() as patch:
-        devices = jax.devices()[:1]
-        patch.setattr(jax, "devices", lambda *args: devices)
         patch.setattr(CorpusSearch, "draw", noted)
         bundle = run(config(place), place / "run", StopSignal()).bundle
-        yield bundle, draws
+    return bundle, draws
 
 
 def test_candidates_are_the_best_of_the_corpus_and_the_positive_ones(trained, mesh):
@@ -147,7 +153,7 @@ def test_going_on_is_bit_for_bit(done, place, trained):
         assert all(np.array_equal(pairs[0][name], pairs[1][name]) for name in pairs[0]), mine.name
 
 
-def test_what_is_refused(place, tmp_path):
+def test_what_is_refused(place, one_device, tmp_path):
     for fields in (dict(data=dict(memories="")), dict(data=dict(documents="text"))):
         with pytest.raises(ClaraError, match="end_to_end.topk.search_every is 2; only end_to_end with stored memories"):
             stage("end_to_end", topk=dict(search_every=2), **fields)
@@ -158,7 +164,7 @@ def test_what_is_refused(place, tmp_path):
         (dict(k=5), "has 4 documents, and a prompt of k 5"),
     ):
         with pytest.raises(ClaraError, match=words):
-            run(config(place, **topk), tmp_path / "run", StopSignal())
+            run(config(place, **topk), tmp_path / next(iter(topk)), StopSignal())
     lines = [json.loads(line) for line in (place / "end_to_end.jsonl").read_text().splitlines()]
     lines[3] = {key: value for key, value in lines[3].items() if not key.startswith("pos")}
     (tmp_path / "end_to_end.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -236,12 +236,14 @@ def _filters(
     filters: list[tuple[str, Callable[[Mapping[str, Mapping[str, Any]]], bool]]] = [("all", lambda answers: True)]
 
     def add(title: str, first: str, second: str | None, field: str, test: Callable[[Any, Any], bool]) -> None:
+        if second is None:
+            return
+
         def passes(answers: Mapping[str, Mapping[str, Any]]) -> bool:
             values = [answers.get(system, {}).get(field) for system in (first, second)]
             return None not in values and test(*values)
 
-        if second is not None:
-            filters.append((title, passes))
+        filters.append((title, passes))
 
     memory, none, text = found["with"], found["without"], found["text"]
     if suite["kind"] == "question":

@@ -112,8 +112,11 @@ class LoRALinear(nn.Module):
             if isinstance(kernel, OutputMajor):
                 y = stored_product(f"N{ins},{outs}{ins}->N{outs}", x, kernel.values, summed).astype(x.dtype)
             else:
-                multiply = quantized_product if is_quantized(kernel) else product
-                y = multiply(f"N{ins},{ins}{outs}->N{outs}", x, kernel, self.operands, summed)
+                equation = f"N{ins},{ins}{outs}->N{outs}"
+                if is_quantized(kernel):
+                    y = quantized_product(equation, x, kernel, self.operands, summed)
+                else:
+                    y = product(equation, x, kernel, self.operands, summed)
             if linear.bias:
                 y += params["bias"][name].astype(x.dtype)
             if low_rank is not None:

@@ -8,7 +8,7 @@ after it is summed, and a kernel never exists in more than a byte a number outsi
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeGuard
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,7 @@ def quantize_kernel(kernel: np.ndarray, inputs: int) -> dict[str, np.ndarray]:
     return {VALUES: values, SCALES: scales.reshape(*kernel.shape[:1], *kernel.shape[1 + inputs :])}
 
 
-def is_quantized(kernel: Any) -> TypeGuard[Mapping[str, jax.Array]]:
+def is_quantized(kernel: Any) -> bool:
     """Return whether what stands in the place of a kernel is `KERNEL_PARTS`."""
     return isinstance(kernel, Mapping)
 
@@ -74,7 +74,7 @@ def quantized_kernels(paths: Iterable[str]) -> list[str]:
 
 def wide_kernel(kernel: jax.Array | Mapping[str, jax.Array]) -> Float32[jax.Array, "L ..."]:
     """Return a stacked kernel [L, in..., out...] in float32, quantized or not."""
-    if not is_quantized(kernel):
+    if not isinstance(kernel, Mapping):
         return kernel.astype(jnp.float32)
     values, scales = kernel[VALUES], kernel[SCALES]
     inputs = range(1, 1 + values.ndim - scales.ndim)

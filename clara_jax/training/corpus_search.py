@@ -58,6 +58,37 @@ class DrawnExamples(Sequence[Example]):
         return self.drawn.get(place) or self.given[place]
 
 
+def check_searchable(stage: StageConfig, examples: Sequence[Example]) -> None:
+    """Check that a stage's training examples can be joined by what a search of their documents finds.
+
+    Args:
+      stage: its configuration, with ``topk.search_every``.
+      examples: of its training records.
+
+    Raises:
+      ClaraError: a record without a positive document, or with fewer documents than are read; a corpus with fewer
+        documents than a question has candidates.
+    """
+    where, keys = f"config.{stage.name}.topk", set()
+    for example in examples:
+        if not example.positives:
+            raise ClaraError(
+                f"{where}.search_every: {example.where} marks no document as positive; what is drawn is joined by "
+                "the positive ones: mark one, or leave search_every out"
+            )
+        if len(example.documents) < stage.topk.k:
+            raise ClaraError(
+                f"{where}.search_every: {example.where} has {len(example.documents)} documents, and a prompt of k "
+                f"{stage.topk.k} places for memories; give each record as many documents, or lower {where}.k"
+            )
+        keys.update(map(document_key, example.documents))
+    if len(keys) < stage.topk.candidates:
+        raise ClaraError(
+            f"{where}.candidates is {stage.topk.candidates}, but the training records have {len(keys)} different "
+            "documents to search; lower it"
+        )
+
+
 class CorpusSearch:
     """The draws of a stage with ``topk.search_every``.
 
@@ -67,10 +98,6 @@ class CorpusSearch:
       examples: the stage's, as its batches read them.
       held_out: held-out ones, for `recall`.
       memories: of all documents.
-
-    Raises:
-      ClaraError: a record without a positive document, or with fewer documents than are read; a corpus with fewer
-        documents than a question has candidates.
     """
 
     def __init__(
@@ -84,28 +111,12 @@ class CorpusSearch:
         assert stage.topk.search_every is not None  # such a stage alone has one
         self._stage, self._bundle, self._examples, self._memories = stage, bundle, examples, memories
         self._every, self._candidates = stage.topk.search_every, stage.topk.candidates
-        where = f"config.{stage.name}.topk"
         # By a key of their tokens: records may repeat a document, and files may.
         self._numbers: dict[bytes, int] = {}
         self._documents: list[np.ndarray] = []
         for example in examples.given:
-            if not example.positives:
-                raise ClaraError(
-                    f"{where}.search_every: {example.where} marks no document as positive; what is drawn is joined by "
-                    "the positive ones: mark one, or leave search_every out"
-                )
-            if len(example.documents) < stage.topk.k:
-                raise ClaraError(
-                    f"{where}.search_every: {example.where} has {len(example.documents)} documents, and a prompt of k "
-                    f"{stage.topk.k} places for memories; give each record as many documents, or lower {where}.k"
-                )
             self._number(example.documents)
         self._train = len(self._documents)
-        if self._train < self._candidates:
-            raise ClaraError(
-                f"{where}.candidates is {self._candidates}, but the training records have {self._train} different "
-                "documents to search; lower it"
-            )
         # Measured over all documents, and drawn from those of training alone.
         self._held_out = [example for example in held_out if example.positives]
         self._golds = [self._gold(example) for example in self._held_out]

@@ -37,7 +37,7 @@ from clara_jax.input_pipeline.tokenization import ClaraTokenizer
 from clara_jax.input_pipeline.windows import START, cut_records
 from clara_jax.model.sharding import batch_shards, local_parts, local_rows
 from clara_jax.training.config import RunConfig
-from clara_jax.training.corpus_search import CorpusSearch, DrawnExamples
+from clara_jax.training.corpus_search import CorpusSearch, DrawnExamples, check_searchable
 from clara_jax.training.stage_config import QUESTIONS, StageConfig, entry_kind
 from clara_jax.training.stopping import StopSignal
 from clara_jax.training.stored_memories import open_memories
@@ -189,6 +189,7 @@ class StageData:
         if stage.data.memories:
             sizes = without_texts(sizes)
         if stage.topk.search_every:  # which fills each record's candidates up
+            check_searchable(stage, examples)
             sizes[:, 0] = stage.topk.candidates
         ladder = shape_ladder(sizes, bundle.tokenizer, stage.data.buckets)
         row = plan_row(sizes, bundle.tokenizer.memory_tokens, stage.data.pack) if stage.data.pack else None

@@ -165,6 +165,7 @@ def test_what_is_refused(place, one_device, tmp_path):
     ):
         with pytest.raises(ClaraError, match=words):
             run(config(place, **topk), tmp_path / next(iter(topk)), StopSignal())
+        assert not (tmp_path / next(iter(topk))).exists()  # refused before the first stage
     lines = [json.loads(line) for line in (place / "end_to_end.jsonl").read_text().splitlines()]
     lines[3] = {key: value for key, value in lines[3].items() if not key.startswith("pos")}
     (tmp_path / "end_to_end.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

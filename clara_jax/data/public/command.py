@@ -114,16 +114,16 @@ def _part(
     files = {one.file: downloads.path(one) for one in part.downloads}
     paths, patterns = list(files.values()), [one.members for one in part.downloads]
     make: dict[str, Callable[[], dict[str, int]]] = {
-        "squad": lambda: questions.squad(*paths, output, fits, seed),
-        "nq": lambda: questions.natural_questions(*paths, output, fits, seed),
-        "boolq": lambda: questions.boolq(*paths, output, fits),
-        "fairytaleqa": lambda: questions.fairytaleqa(*paths, *patterns, output, fits),
+        "squad": lambda: questions.squad(paths[0], paths[1], output, fits, seed),
+        "nq": lambda: questions.natural_questions(paths[0], output, fits, seed),
+        "boolq": lambda: questions.boolq(paths[0], output, fits),
+        "fairytaleqa": lambda: questions.fairytaleqa(paths[0], patterns[0], output, fits),
         "wikisplit": lambda: passages.wiki_split(paths[:-1], paths[-1:], output),
         **{
-            one: partial(questions.multi_hop, one, *paths[:1], output, fits, seed)
+            one: partial(questions.multi_hop, one, paths[0], output, fits, seed)
             for one in ("hotpotqa", "2wiki", "musique")
         },
-        "wiki_leads": lambda: passages.wiki_leads(*paths, *patterns, output, passages.HeldOut(held_out)),
+        "wiki_leads": lambda: passages.wiki_leads(paths[0], patterns[0], output, passages.HeldOut(held_out)),
         "openstax": lambda: passages.openstax(
             zip(BOOKS, paths, strict=True), downloads.path, output, passages.HeldOut(held_out)
         ),

@@ -27,8 +27,8 @@ def test_the_lowest_allowed_set(tmp_path):
     (tmp_path / "lowest.txt").write_text("\n".join(floors))
     venv.EnvBuilder(with_pip=True).create(tmp_path / "venv")
     python = str(tmp_path / "venv" / "bin" / "python")
-    install = [python, "-m", "pip", "install", "-q", "-r", str(tmp_path / "lowest.txt"), "pytest", "pytest-xdist"]
-    subprocess.run([*install, "hypothesis"], check=True, cwd=ROOT)
+    install = [python, "-m", "pip", "install", "-q", "-r", str(tmp_path / "lowest.txt")]
+    subprocess.run([*install, "pytest", "pytest-xdist", "beartype", "hypothesis"], check=True, cwd=ROOT)
     command = [python, "-m", "pytest", "-n", "0", "-q", "-p", "no:cacheprovider", *TESTED]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]

@@ -34,7 +34,13 @@ def opened(browser, **options):
     page = browser.new_page(**{"viewport": {"width": 1000, "height": 900}, **options})
     wrong = []
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+
+    def note(message):
+        # A refusal of the server, which the page shows, is none of its errors.
+        if message.type == "error" and not message.text.startswith("Failed to load resource"):
+            wrong.append(message.text)
+
+    page.on("console", note)
     page.set_default_timeout(10_000)
     yield page
     page.close()

@@ -129,13 +129,15 @@ def run(monkeypatch, *options):
 def test_a_base_is_served_ready_to_answer(tmp_path, monkeypatch, capsys):
     """All but the socket; its engine has compiled what a chat needs before the first comes."""
     served = []
-    monkeypatch.setattr(serve, "_listen", lambda app, worker, arguments: served.extend((app, worker)))
+    monkeypatch.setattr(serve, "_listen", lambda app, worker, *rest: served.extend((app, worker)))
     run(monkeypatch, "--text", str(write_base(tmp_path / "tiny")), "--precision", "float32", "--rows", "3")
     app, worker = served
     rows = jax.device_count()  # the next number that they divide
     assert worker.rows == rows and f"tiny, weights merged, {rows} rows" in capsys.readouterr().out
-    before = prefill._cache_size()
     with TestClient(app, base_url="http://127.0.0.1") as client:
+        while client.get("/health").status_code == 503:  # until it is ready
+            time.sleep(0.05)
+        before = prefill._cache_size()
         chat = {"messages": [{"role": "user", "content": "What is it?"}], "max_tokens": 64}
         assert client.post("/v1/chat/completions", json=chat).json()["model"] == "tiny"
         assert client.get("/").status_code == 404

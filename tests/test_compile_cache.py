@@ -13,6 +13,8 @@ import pytest
 from clara_jax import compile_cache
 from clara_jax.formats.jsonl import zstd
 from tests.locations import ROOT
+from tests.test_rag_pipeline import write_checkpoint
+from tests.tiny import document
 
 # A command as any other: what it prints, and how many programs it has compiled and loaded.
 CODE = """
@@ -28,6 +30,22 @@ def main():
     y = jax.jit(jax.grad(lambda x: jax.numpy.sum(jax.nn.softmax(x @ x) * x)))(x)
     hits, misses = (events[f"/jax/compilation_cache/cache_{name}"] for name in ("hits", "misses"))
     print(np.asarray(y).tobytes().hex(), hits, misses, sys.argv[1:])
+
+command.run(main)
+"""
+
+
+# `ask`, which ends with how many programs it has loaded and compiled.
+ASK = """
+from collections import Counter
+from clara_jax import ask, command
+
+def main():
+    import jax
+    events = Counter()
+    jax.monitoring.register_event_listener(lambda name, **_: events.update([name]))
+    ask.main()
+    print(*(events[f"/jax/compilation_cache/cache_{name}"] for name in ("hits", "misses")))
 
 command.run(main)
 """
@@ -62,6 +80,17 @@ def test_the_second_start_loads_the_same_bits_and_says_nothing(first):
     home, result = first
     (again, hits, misses, _), said = start(home)
     assert (again, misses, said) == (result, "0", "") and int(hits) > 0
+
+
+@pytest.mark.slow
+def test_a_second_question_compiles_nothing(mesh, tmp_path):
+    checkpoint, notes = write_checkpoint(tmp_path, mesh), tmp_path / "notes.txt"
+    notes.write_text(document(3))
+    words = ("--checkpoint", str(checkpoint), "--documents", str(notes), "--max-new-tokens", "4", "Where is it?")
+    said = [" ".join(start(tmp_path / "home", *words, code=ASK)[0]).split() for _ in range(2)]
+    (hits, compiled), (loaded, again) = ([int(count) for count in one[-2:]] for one in said)
+    assert compiled > 10
+    assert again == 0 and loaded == hits + compiled
 
 
 def test_a_flag_of_every_command_switches_it_off(first):

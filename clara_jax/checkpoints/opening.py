@@ -196,8 +196,12 @@ def load(
     # Its parameters, declared once: those that the checkpoint holds, and the others, which are the base's.
     overrides = tuple(name for name in about.overrides if not (config.tied and name == "base/lm_head"))
     kept = ("lora", "tokens", *overrides)
-    stored, _ = split(abstract(declare(config, clara, model.base_dtype, about.quantization), mesh), kept)
-    wanted, rest = split(abstract(declare(config, clara, model.base_dtype, quantization), mesh), kept)
+    declared = {
+        each: abstract(declare(config, clara, model.base_dtype, each), mesh)
+        for each in {about.quantization, quantization}  # usually one
+    }
+    stored, _ = split(declared[about.quantization], kept)
+    wanted, rest = split(declared[quantization], kept)
     if quantization == NONE and quantized_kernels(stored):
         raise ClaraError(
             f"{about.path}: holds its base's kernels as int8, from which no others come back; open it with "

@@ -28,6 +28,7 @@ from clara_jax.rag_pipeline import RagPipeline
 from clara_jax.retrieval import document_store, indexing
 from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.indexing import IndexReport
+from clara_jax.serving.uploads import read_upload
 from clara_jax.text.documents import CorpusDocument
 from tests.data.corpus import write
 from tests.drills.test_stores import Bucket
@@ -62,6 +63,15 @@ def pipeline(clara, path):
 
 def texts(*numbers):
     return [CorpusDocument(f"d{i}", "", document(i), "") for i in numbers]
+
+
+def test_files_that_are_sent_do_not_replace_each_other(clara, tmp_path):
+    """They have a kind and no path: two of one kind are not one file that was renamed."""
+    rag = pipeline(clara, tmp_path / "store")
+    for number in (1, 2, 1):
+        sent = read_upload(document(number).encode(), f"notes/{number}.md", 10_000, rag.read_files)
+        rag.add(sent.documents)
+    assert [one.id for one in rag.documents()[0]] == ["notes/1.md", "notes/2.md"]
 
 
 def contents(store):

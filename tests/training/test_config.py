@@ -13,7 +13,7 @@ from clara_jax.method.clara import ClaraConfig
 from clara_jax.method.stages import STAGES
 from clara_jax.training.config import ModelSection, RunConfig
 from clara_jax.training.config_parsing import from_json, resolve, to_json
-from clara_jax.training.old_names import RUN_NAMES, STAGE_NAMES
+from clara_jax.training.old_names import RUN_NAMES, STAGE_NAMES, STAGE_TOPK_ADDED
 from clara_jax.training.stage_config import OptimizerConfig, StageConfig
 from tests.configurations import stage
 
@@ -307,6 +307,8 @@ def test_old_names_are_read_in_groups(capsys):
     groups = dict(saving=dict(keep=7), reporting=dict(profile=(1, 3)), synthetic=dict(records=dict(train=5)))
     run = RunConfig((stage(**fields),), ModelSection("smollm2"), **groups)
     written = json.loads(json.dumps(to_json(run)))
+    for name, value in STAGE_TOPK_ADDED.items():  # since there are groups, and so without an old name
+        assert written["stages"][0]["topk"].pop(name) == value
     old = flat(written, RUN_NAMES) | {"stages": [flat(one, STAGE_NAMES) for one in written["stages"]]}
     old["synthetic"] = flat(written["synthetic"], SYNTHETIC_NAMES)
     assert old["synthetic"].keys() == {*SYNTHETIC_NAMES, "seed"}

@@ -187,6 +187,7 @@ def _listen(app: Any, worker: Any, arguments: argparse.Namespace, starting: _Sta
     except SystemExit:
         raise ClaraError(f"--port: {arguments.host}:{arguments.port} cannot be listened at; take another") from None
     host, port = sockets[0].getsockname()[:2]
+    sockets[0].listen(config.backlog)  # now, so that who reads the line may connect
     print(f"listening at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, signal.SIG_IGN)  # uvicorn handles both while it runs, and raises them again at its end

@@ -156,6 +156,8 @@ def _base(arguments: argparse.Namespace) -> tuple[Any, Callable[..., Any], str]:
 def _listen(app: Any, worker: Any, arguments: argparse.Namespace, starting: _Starting | None) -> None:
     import uvicorn
 
+    from clara_jax.serving.app import UVICORN
+
     class Server(uvicorn.Server):
         """A server that stops the worker before it stops listening."""
 
@@ -175,7 +177,7 @@ def _listen(app: Any, worker: Any, arguments: argparse.Namespace, starting: _Sta
         app,
         host=arguments.host,
         port=arguments.port,
-        log_level="warning",
+        **UVICORN,
         timeout_keep_alive=10,
         timeout_graceful_shutdown=int(arguments.drain_seconds) + _LAST_WORDS,
         limit_concurrency=4 * worker.limit + 64,

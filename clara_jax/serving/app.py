@@ -19,6 +19,9 @@ from clara_jax.serving.metrics import Metrics
 from clara_jax.serving.worker import Ask, Worker
 
 T = TypeVar("T")
+# How uvicorn serves, whatever else is installed: with the websockets package it would answer an upgrade, which no route
+# takes, and a strange one left the client waiting; another reader of HTTP has other limits.
+UVICORN: dict[str, Any] = {"log_level": "warning", "ws": "none", "http": "h11"}
 
 
 class Service:

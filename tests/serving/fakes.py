@@ -16,6 +16,7 @@ from clara_jax.results import Hit, RetrievedContext
 from clara_jax.retrieval.chunk_reader import StoredDocument
 from clara_jax.retrieval.documents import ChunkedDocument, read_files
 from clara_jax.retrieval.indexing import IndexReport
+from clara_jax.serving.app import UVICORN
 from clara_jax.serving.guard import RequestLimits
 from clara_jax.serving.store import store_app
 from clara_jax.serving.worker import Worker
@@ -212,7 +213,7 @@ def serve(pipeline=None, queue=8, app=store_app, prepare=None, **limits):
     """A server on a free port of the loopback interface."""
     pipeline = pipeline or FakePipeline()
     worker = Worker(pipeline, queue, prepare)
-    config = uvicorn.Config(app(worker, RequestLimits(**limits)), log_level="warning", timeout_graceful_shutdown=5)
+    config = uvicorn.Config(app(worker, RequestLimits(**limits)), **UVICORN, timeout_graceful_shutdown=5)
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     server = uvicorn.Server(config)

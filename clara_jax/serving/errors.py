@@ -60,7 +60,8 @@ def explained(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
             return 499, schema.error("the client has gone", "server_error"), {}
         case HTTPException():
             kind = "invalid_request_error" if error.status_code < 500 else "server_error"
-            return error.status_code, schema.error(str(error.detail), kind), dict(error.headers or {})
+            words = str(ClaraError(error.detail))  # of no more characters than any message has
+            return error.status_code, schema.error(words, kind), dict(error.headers or {})
     return 500, schema.error("the server failed; its log says why", "server_error"), {}
 
 

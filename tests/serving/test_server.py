@@ -86,6 +86,15 @@ def test_parts_and_the_last_question_of_a_chat(served):
     assert body["found"]["searched_as"] == "question" and body["found"]["turns"] == 0
 
 
+def test_an_upgrade_to_a_websocket_is_an_ordinary_request(served):
+    """Also where the websockets package is installed, which uvicorn would use."""
+    url = served().url
+    upgrade = {"connection": "Upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
+    key = {"sec-websocket-key": "MDEyMzQ1Njc4OWFiY2RlZg=="}
+    for headers in (upgrade, upgrade | key, upgrade | {"content-length": "0"}):
+        assert httpx.get(f"{url}/health", headers=headers, timeout=20).json()["status"] == "ok"
+
+
 def test_a_stream_is_the_answer_in_pieces(served):
     request = chat(stream=True, stream_options={"include_usage": True})
     response = httpx.post(f"{served().url}/v1/chat/completions", json=request)

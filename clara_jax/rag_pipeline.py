@@ -402,14 +402,15 @@ class RagPipeline:
     def warm_up(self, max_new_tokens: int = 64) -> None:
         """Compile the programs of first questions.
 
-        These are short and longer questions, alone, in a batch, and one after another on the same documents or on
-        others.
+        These are short and longer questions over `usual_k` chunks, alone, in a batch, and one after another on the same
+        documents or on others.
         """
+        k = self.usual_k
         for question in ("What is it?", f"What is it, {'and what else is it, ' * 4}?"):
-            prompt = prompts.question(question, 5)
+            prompt = prompts.question(question, k)
 
             def ask(number: int, prompt: prompts.Prompt = prompt) -> Request:
-                memories = np.full((5, *self.store.encoding.shape), number, self.clara.bundle.model.dtype)
+                memories = np.full((k, *self.store.encoding.shape), number, self.clara.bundle.model.dtype)
                 return self.clara.request(prompt, memories, Sampling(max_new_tokens))
 
             self.engine.warm_up(ask)

@@ -119,7 +119,8 @@ class ChunkReader:
         return {name: as_metadata(dict.fromkeys(METADATA.names) | row) for name, row in found.items()}
 
     def of_files(self, paths: Sequence[str]) -> list[str]:
-        """Return the ids of the documents that were read from some files, given by their real paths."""
+        """Return the ids of the documents that were read from some files, given by their real paths; "" is no file."""
+        paths = [path for path in paths if path]
         if not paths or "path" not in self._metadata_columns():
             return []
         return self._rows(among("path", paths), ["document"])["document"].unique().to_pylist()

@@ -172,8 +172,7 @@ class _Plan:
 def _plan(store: DocumentStore, documents: list[ChunkedDocument], chunks: list[Chunk], keys: list[bytes]) -> _Plan:
     ids = [document.id for document in documents]
     # A file is one document: named below another folder than before, it has another id, and the one before goes.
-    files = [document.metadata.path for document in documents if document.metadata.type in ONE_FILE]
-    renamed = store.of_files([path for path in files if path])  # one that was sent has a kind, and no path
+    renamed = store.of_files([document.metadata.path for document in documents if document.metadata.type in ONE_FILE])
     known = store.known([*ids, *(name for name in renamed if name not in ids)])
     metadata = store.metadata(ids)
     stale = {document.id for document in documents if metadata.get(document.id) != document.metadata}

@@ -10,7 +10,6 @@ compiled in them are counted: there should be none.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import statistics
@@ -18,17 +17,18 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
+import httpx
+
+from benchmarks.serving_load import PATIENCE, QUEUE, server
 from clara_jax import command
 from clara_jax.__main__ import COMMANDS
 from clara_jax.errors import ClaraError
 from clara_jax.formats.jsonl import read_json_lines
 
 HELP, ANSWER = 0.5, 3.0  # seconds that are asked for
-_PAUSE, _LONGEST = 0.05, 600.0  # seconds between two looks at the server's health; after which it has failed
+ROWS = 16  # of the server, as by default
 _HIT, _COMPILED = "Persistent compilation cache hit", "Finished XLA compilation"
 
 
@@ -60,33 +60,11 @@ def served(checkpoint: str, store: Path, documents: str, question: str) -> tuple
     """Start a server; return the seconds until it is ready, and those of its first answer."""
     timed("clara_jax.compress", "--checkpoint", checkpoint, "--store", str(store), "--corpus", documents)
     began = time.monotonic()
-    words = ["clara_jax.serve", "--checkpoint", checkpoint, "--store", str(store), "--port", "0"]
-    process = subprocess.Popen([sys.executable, "-m", *words], stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        said = iter(process.stdout)
-        address = next((line.split()[-1] for line in said if line.startswith("listening at ")), None)
-        if address is None:
-            raise ClaraError("the server ended before it listened")
-        while not _ready(address):
-            if time.monotonic() - began > _LONGEST or process.poll() is not None:
-                raise ClaraError("the server did not get ready")
-            time.sleep(_PAUSE)
+    with server(checkpoint, store, ROWS, QUEUE) as (address, _):
         ready = time.monotonic()
-        body = json.dumps({"messages": [{"role": "user", "content": question}]}).encode()
-        request = urllib.request.Request(f"{address}/v1/chat/completions", body, {"Content-Type": "application/json"})
-        urllib.request.urlopen(request, timeout=_LONGEST).read()
+        body = {"messages": [{"role": "user", "content": question}]}
+        httpx.post(f"{address}/v1/chat/completions", json=body, timeout=PATIENCE).raise_for_status()
         return ready - began, time.monotonic() - ready
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _ready(address: str) -> bool:
-    try:
-        return urllib.request.urlopen(f"{address}/health", timeout=_LONGEST).status == 200
-    except urllib.error.HTTPError:
-        return False
 
 
 def main() -> None:

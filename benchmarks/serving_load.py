@@ -36,6 +36,7 @@ from clara_jax.errors import ClaraError
 
 ROWS, QUEUE, SHORT_QUEUE = 16, 64, 4
 PATIENCE = 600  # seconds for a server to start, and for an answer
+_PAUSE = 0.05  # seconds between two looks at its health
 
 
 def parser() -> argparse.ArgumentParser:
@@ -94,7 +95,7 @@ def _fresh(base: str, directory: Path) -> str:
 
 @contextlib.contextmanager
 def server(checkpoint: str, store: Path, rows: int, queue: int) -> Iterator[tuple[str, subprocess.Popen]]:
-    """Run a server inside the block; yield its address and its process."""
+    """Run a server inside the block; yield its address and its process, once it answers at once."""
     options = ["--port", "0", "--rows", str(rows), "--queue", str(queue)]
     command = [sys.executable, "-m", "clara_jax.serve", "--checkpoint", checkpoint, "--store", str(store), *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -107,7 +108,12 @@ def server(checkpoint: str, store: Path, rows: int, queue: int) -> Iterator[tupl
                 break
         else:
             raise ClaraError(f"the server did not start: {''.join(lines)}")
-        yield line.split()[-1], process
+        address = line.split()[-1]
+        while httpx.get(f"{address}/health", timeout=PATIENCE).status_code != 200:  # its programs are compiled
+            if process.poll() is not None:
+                raise ClaraError("the server ended before it was ready")
+            time.sleep(_PAUSE)
+        yield address, process
         process.send_signal(signal.SIGTERM)
         if process.wait(PATIENCE):
             raise ClaraError(f"the server ended with exit code {process.returncode}")

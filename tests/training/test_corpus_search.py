@@ -63,14 +63,6 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def one_device():
-    with pytest.MonkeyPatch.context() as patch:
-        devices = jax.devices()[:1]
-        patch.setattr(jax, "devices", lambda *args: devices)
-        yield
-
-
-@pytest.fixture(scope="module")
 def trained(place, one_device):
     """A whole run, and its draws: (step, parameters, search, loader) as they were."""
     draws, draw = [], CorpusSearch.draw

@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
 
@@ -71,14 +70,6 @@ def place(tmp_path_factory):
     tiny.write_base(folder / "base")
     tiny.write_records(folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def one_device():
-    with pytest.MonkeyPatch.context() as patch:
-        devices = jax.devices()[:1]
-        patch.setattr(jax, "devices", lambda *args: devices)
-        yield
 
 
 @pytest.fixture(scope="module")

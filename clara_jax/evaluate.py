@@ -1,4 +1,7 @@
-"""Evaluate models on questions, with baselines, controls and intervals, into a report; or compare two reports."""
+"""Evaluate models on questions, with baselines, controls and intervals, into a report.
+
+``compare`` compares two reports; ``corpus`` searches a whole store for what answers the questions. Each has a --help.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ EXAMPLES = """examples:
   python -m clara_jax.evaluate --checkpoint trained=runs/smollm2 untrained=fresh:runs/smollm2 --data DIR \\
       --text-checkpoint tuned=runs/smollm2_text --suite compressor end_to_end --limit 20 --report reports/smollm2
   python -m clara_jax.evaluate compare reports/first reports/second
+  python -m clara_jax.evaluate corpus --store stores/first --questions dev.jsonl --report reports/corpus
 
 A checkpoint is a training run, one of its checkpoints, a released one, or fresh:PATH, its base with adapters that
 nothing has trained. Each is asked with its memories and, as controls, without them, with another question's, with
@@ -27,6 +31,8 @@ killed, the same command does the rest; further checkpoints and suites may be ad
 K = 5
 RESAMPLES = 2_000
 LEAST = dict(limit=1, resamples=1, batch_size=1, timed=0, inside=0, cram=0)  # the smallest value of an option
+DEPTHS = (1, 5, 20)  # of Recall@k over a whole corpus
+SEARCHES = ("memory", "words", "both")
 CRAMMED, CRAM_STEPS, CRAM_RATE = "crammed", 300, 0.05
 
 
@@ -78,6 +84,8 @@ def main() -> None:
     """Run the command."""
     if sys.argv[1:2] == ["compare"]:
         _compare(sys.argv[2:])
+    elif sys.argv[1:2] == ["corpus"]:
+        _corpus(sys.argv[2:])
     else:
         _evaluate(parser().parse_args())
 
@@ -179,6 +187,83 @@ def _compare(argv: list[str]) -> None:
     systems = {left: right for left, _, right in pairs} or None
     found = compare.compare(arguments.first, arguments.second, systems, arguments.seed, arguments.resamples)
     print(json.dumps(found, indent=1) if arguments.json else compare.text(found))
+
+
+CORPUS_EXAMPLES = """examples:
+  python -m clara_jax.compress --store stores/wiki --corpus wiki.jsonl.gz
+  python -m clara_jax.evaluate corpus --store stores/wiki --questions questions.jsonl --report reports/wiki
+  python -m clara_jax.data documents records.jsonl --output passages.jsonl     the documents of records, as a corpus
+
+A line of --questions has a question, and either the ids of the documents that answer it ("gold_passage"), or its
+documents with those that are right ("docs", "pos_index"), which the store must hold as well. Stopped or killed, the
+same command does the rest."""
+
+
+def corpus_parser() -> argparse.ArgumentParser:
+    """Return the parser of the subcommand ``corpus``."""
+    from clara_jax.shipped import DEFAULT
+
+    about = "Searches a whole store: how often what answers a question is among the first, by memories and by words."
+    parser = command.make_parser("evaluate corpus", about, CORPUS_EXAMPLES)
+    add, option = parser.add_argument, command.add_option
+    option(parser, "--store", "python -m clara_jax.compress makes one", required=True)
+    command.add_checkpoint_option(parser, DEFAULT)
+    add("--questions", nargs="+", required=True, metavar="FILE", help="JSONL, see below; .gz, .zst")
+    add("--report", required=True, type=Path, metavar="DIR", help="ranks of all questions, and results.json")
+    add(
+        "--how",
+        nargs="+",
+        choices=SEARCHES,
+        default=list(SEARCHES),
+        help="the searches; others are compared with the first",
+    )
+    shown = ", ".join(map(str, DEPTHS))
+    add("--depth", nargs="+", type=int, default=list(DEPTHS), metavar="N", help=f"the k of Recall@k ({shown})")
+    add("--first-pass", action="store_true", help="search vectors first, also where all memories fit")
+    add("--answers", action="store_true", help="also answer each question from what each search finds")
+    option(parser, "--k", "default: as the model was trained")
+    option(parser, "--max-new-tokens", "16", default=16)
+    option(parser, "--limit", "of the questions of each file; default: all")
+    option(parser, "--json")
+    option(parser, "--seed")
+    add("--resamples", type=int, default=RESAMPLES, metavar="N", help=f"of the bootstrap ({RESAMPLES:,})")
+    option(parser, "--batch-size", "16", default=16)
+    option(parser, "--base", "default: where the checkpoint says")
+    option(parser, "--precision", "default: as the store's", choices=CHOICES)
+    command.add_compile_option(parser)
+    return parser
+
+
+def _corpus(argv: list[str]) -> None:
+    arguments = corpus_parser().parse_args(argv)
+    for name, values in dict(depth=arguments.depth, limit=[arguments.limit], resamples=[arguments.resamples]).items():
+        if any(value is not None and value < 1 for value in values):
+            raise ClaraError(f"--{name}: must be at least 1")
+    from clara_jax.evaluation import whole_corpus
+    from clara_jax.evaluation.case_files import corpus_questions
+    from clara_jax.formats.jsonl import data_files
+    from clara_jax.rag_pipeline import RagPipeline
+
+    settings = whole_corpus.Settings(
+        tuple(sorted(set(arguments.depth))),
+        True if arguments.first_pass else None,
+        arguments.answers,
+        arguments.k,
+        arguments.max_new_tokens,
+    )
+    questions = corpus_questions(data_files(arguments.questions, "--questions"), arguments.limit)
+    pipeline = RagPipeline.open(
+        arguments.checkpoint,
+        arguments.store,
+        base=arguments.base,
+        precision=arguments.precision,
+        batch_size=arguments.batch_size,
+    )
+    searches = list(dict.fromkeys(arguments.how))
+    found = whole_corpus.measure(
+        pipeline, questions, searches, settings, arguments.report, arguments.seed, arguments.resamples
+    )
+    print(json.dumps(found, indent=1) if arguments.json else whole_corpus.text(found))
 
 
 if __name__ == "__main__":

@@ -63,6 +63,7 @@ class RagPipeline:
     Attributes:
       clara: the model.
       store: the documents.
+      retriever: the search of the store, for encoded questions.
       lock: threads that share the pipeline hold it while they call a method (`clara_jax.integrations`).
     """
 
@@ -81,7 +82,7 @@ class RagPipeline:
         store.check(clara.bundle.compressor_fingerprint())
         self.clara, self.store, self.lock = clara, store, threading.RLock()
         self._chunker = chunker_of(clara.bundle.tokenizer)
-        self._search = Search(store, clara.bundle.mesh, budget or _budget(clara.bundle.mesh))
+        self.retriever = Search(store, clara.bundle.mesh, budget or _budget(clara.bundle.mesh))
 
     @classmethod
     def open(
@@ -426,7 +427,7 @@ class RagPipeline:
         query = None if how == "words" else self.clara.encode_questions([question])[0]
         read = time.perf_counter()
         with self.store.reading():
-            found = self._search(question, query, k, how, where)
+            found = self.retriever(question, query, k, how, where)
             chunks = self.store.chunks([best.id for best in found])
         hits = [
             Hit(**dataclasses.asdict(chunk), score=best.score, rank=rank)

@@ -3,6 +3,7 @@
     python -m clara_jax.data import squad --input train-v1.1.json --output records.jsonl
     python -m clara_jax.data corpus --input folder/ --output corpus.jsonl
     python -m clara_jax.data passages corpus.jsonl --output windows.jsonl --tokens 64
+    python -m clara_jax.data documents records.jsonl --output passages.jsonl
     python -m clara_jax.data build end_to_end --train records.jsonl --output data/built
     python -m clara_jax.data stats end_to_end --train records.jsonl --eval dev.jsonl
     python -m clara_jax.data inspect end_to_end records.jsonl --number 3
@@ -24,6 +25,7 @@ COMMANDS = {
     "import": ("importers.command", "add_arguments", "run", "published data sets to records"),
     "corpus": ("corpus.command", "add_arguments", "run", "folders of documents to passages"),
     "passages": ("windows_command", "add_arguments", "run", "windows of passages, for stages from text alone"),
+    "documents": ("documents_command", "add_arguments", "run", "the documents of records to passages"),
     "build": ("build_command", "add_arguments", "run", "records or passages to a data set"),
     "stats": ("build_command", "add_statistics_arguments", "run_statistics", "lengths, duplicates, leaks"),
     "public": ("public.command", "add_arguments", "run", "the folder of real data, from public downloads"),

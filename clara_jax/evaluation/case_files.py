@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from clara_jax.data.passages import parse_passage
 from clara_jax.errors import ClaraError
 from clara_jax.formats.jsonl import parse_lines
 from clara_jax.input_pipeline.records import DOCUMENT_FIELDS, Record, parse_documents, parse_record
-from clara_jax.metrics.cases import Case
+from clara_jax.metrics.cases import Case, CorpusQuestion
 from clara_jax.metrics.controls import draws
 from clara_jax.text.titles import titled
 
 _WORD = re.compile(r"\S+")
+GOLD_FIELDS = ("gold_passages", "gold_passage")  # of a line: ids of the documents that answer it
+Q = TypeVar("Q", Case, CorpusQuestion)
 
 
 def question_cases(path: str, limit: int | None = None) -> tuple[Case, ...]:
@@ -99,6 +101,43 @@ def _window(case: Case, count: int, seed: int) -> Case | None:
     return dataclasses.replace(case, documents=(text,))
 
 
+def corpus_questions(paths: Sequence[str], limit: int | None = None) -> tuple[CorpusQuestion, ...]:
+    """Read questions to a whole corpus, each with the passages that answer it.
+
+    Args:
+      paths: JSONL files. A line names the documents that answer its question by their ids, in ``gold_passage`` or
+        ``gold_passages`` (one, or a list); or it is a record of ``instruct``, ``end_to_end`` or ``retrieval``, whose
+        positive documents these are. Records without a positive document are left out. Answers may be missing.
+      limit: questions of each file at most; lines after the last one are not looked at.
+
+    Raises:
+      ClaraError: a file that cannot be read or has no such question, a line that is none.
+    """
+    found: list[CorpusQuestion] = []
+    for path in paths:
+        asked = (question for question in parse_lines(path, _parse_corpus_question) if question is not None)
+        what = "questions with the passages that answer them (gold_passage, or pos_index)"
+        found += _numbered(asked, limit, path, what)
+    return _numbered(found, None, ", ".join(paths), "questions")
+
+
+def _parse_corpus_question(fields: Any, where: str) -> CorpusQuestion | None:
+    name = next((name for name in GOLD_FIELDS if isinstance(fields, Mapping) and fields.get(name)), None)
+    if name is None:
+        record = parse_record(fields, "instruct", where, answered=False)
+        texts = tuple(record.documents[place] for place in record.positives)
+        named = _name(record.qid, where)
+        return CorpusQuestion(named, record.questions[0], record.gold_answers, texts=texts) if texts else None
+    ids = [fields[name]] if isinstance(fields[name], str) else fields[name]
+    if not isinstance(ids, list) or not all(isinstance(one, str) and one for one in ids):
+        raise ClaraError(f'{where}: "{name}" must be the id of a document, or a list of ids')
+    # What a question and its answers may be is a record's business: the ids stand in the place of its documents.
+    answers = {"golden_answers": fields["gold_answers"]} if fields.get("gold_answers") else {}
+    record = parse_record({**fields, "docs": list(ids), **answers}, "instruct", where, answered=False)
+    documents = tuple(dict.fromkeys(ids))
+    return CorpusQuestion(_name(record.qid, where), record.questions[0], record.gold_answers, documents)
+
+
 def read_documents(path: str) -> Iterator[str]:
     """Yield every document of a file, in order.
 
@@ -144,9 +183,9 @@ def _name(given: str, where: str) -> str:
     return f"line {where.rpartition(':')[2]}" if given == where else given
 
 
-def _numbered(cases: Iterable[Case], limit: int | None, path: str, what: str) -> tuple[Case, ...]:
+def _numbered(cases: Iterable[Q], limit: int | None, path: str, what: str) -> tuple[Q, ...]:
     """Return the first cases, each with a unique name that does not depend on later ones."""
-    found: dict[str, Case] = {}
+    found: dict[str, Q] = {}
     for case in islice(cases, limit):
         name, count = case.id, 1
         while name in found:

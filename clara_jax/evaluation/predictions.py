@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from clara_jax.errors import ClaraError
 from clara_jax.strict_json import parse
@@ -67,19 +68,42 @@ class Prediction:
         return cls(**{**fields, **tuples})
 
 
-class PredictionFile:
-    """A JSONL file of predictions, to which lines are appended durably.
+class Result(Protocol):
+    """What a `ResultFile` holds: a dataclass, of one case each."""
 
-    Args:
-      path: made where missing, with its folder. An incomplete last line, as a killed process leaves it, is cut off.
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
-    Raises:
-      ClaraError: a line that is no prediction, or a case twice; the file system refuses.
+    @property
+    def case(self) -> str:
+        """The id of its case."""
+        ...
+
+
+R = TypeVar("R", bound=Result)
+
+
+class ResultFile(Generic[R]):
+    """A JSONL file of results, one for each case, to which lines are appended durably.
+
+    Attributes:
+      results: by case, in the order of the lines.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, from_json: Callable[[object], R], what: str):
+        """Open a file, made where missing, with its folder.
+
+        An incomplete last line, as a killed process leaves it, is cut off.
+
+        Args:
+          path: of the file.
+          from_json: returns the result of a decoded line, or raises a TypeError.
+          what: a word for a result, for messages.
+
+        Raises:
+          ClaraError: a line that is no such result, or a case twice; the file system refuses.
+        """
         self.path = Path(path)
-        self.predictions: dict[str, Prediction] = {}
+        self.results: dict[str, R] = {}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             content = self.path.read_bytes() if self.path.exists() else b""
@@ -90,23 +114,23 @@ class PredictionFile:
             raise ClaraError(f"{self.path}: cannot be opened: {error.strerror or error}") from error
         for number, line in enumerate(whole.splitlines(), 1):
             try:
-                prediction = Prediction.from_json(parse(line))
+                result = from_json(parse(line))
             except (ValueError, TypeError):
-                raise ClaraError(f"{self.path}:{number}: is no prediction; remove the file to begin it again") from None
-            if prediction.case in self.predictions:
-                raise ClaraError(f"{self.path}:{number}: the case {prediction.case!r} is there twice; remove the file")
-            self.predictions[prediction.case] = prediction
+                raise ClaraError(f"{self.path}:{number}: is no {what}; remove the file to begin it again") from None
+            if result.case in self.results:
+                raise ClaraError(f"{self.path}:{number}: the case {result.case!r} is there twice; remove the file")
+            self.results[result.case] = result
 
-    def append(self, predictions: Sequence[Prediction]) -> None:
-        """Append predictions of cases that are not there yet.
+    def append(self, results: Sequence[R]) -> None:
+        """Append results of cases that are not there yet.
 
         Args:
-          predictions: written and synced before the call returns.
+          results: written and synced before the call returns.
 
         Raises:
           ClaraError: the file system refuses.
         """
-        lines = [json.dumps(dataclasses.asdict(prediction), ensure_ascii=False) + "\n" for prediction in predictions]
+        lines = [json.dumps(dataclasses.asdict(result), ensure_ascii=False) + "\n" for result in results]
         try:
             with open(self.path, "ab") as file:
                 file.write("".join(lines).encode())
@@ -114,4 +138,16 @@ class PredictionFile:
                 os.fsync(file.fileno())
         except OSError as error:
             raise ClaraError(f"{self.path}: cannot be written: {error.strerror or error}") from error
-        self.predictions |= {prediction.case: prediction for prediction in predictions}
+        self.results |= {result.case: result for result in results}
+
+
+class PredictionFile(ResultFile[Prediction]):
+    """A JSONL file of predictions; see `ResultFile`."""
+
+    def __init__(self, path: str | os.PathLike):
+        super().__init__(path, Prediction.from_json, "prediction")
+
+    @property
+    def predictions(self) -> dict[str, Prediction]:
+        """Return the predictions by case."""
+        return self.results

@@ -1,4 +1,4 @@
-"""Evaluation cases, and suites of them."""
+"""Evaluation cases, suites of them, and questions to a whole corpus."""
 
 from __future__ import annotations
 
@@ -67,3 +67,26 @@ class Suite:
         """Return a hash of everything that is asked: equal exactly when results may be compared."""
         content = json.dumps([self.ranked, [case.fields() for case in self.cases]], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusQuestion:
+    """A question to a whole corpus, with what is known of the passages that answer it.
+
+    Attributes:
+      id: unique among the questions.
+      question: its text.
+      references: right answers; empty where none is known.
+      documents: ids of the documents of the corpus that answer it; empty where ``texts`` say which they are.
+      texts: the passages themselves.
+    """
+
+    id: str
+    question: str
+    references: tuple[str, ...]
+    documents: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+
+    def fields(self) -> dict[str, Any]:
+        """Return the fields as they are stored in JSON."""
+        return dataclasses.asdict(self)

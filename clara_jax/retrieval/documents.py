@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import operator
 import os
@@ -19,7 +18,7 @@ from clara_jax.errors import ClaraError
 from clara_jax.formats.jsonl import decode, is_remote, raw_lines
 from clara_jax.retrieval.read_report import ReadReport
 from clara_jax.text.chunks import Chunker
-from clara_jax.text.documents import Chunk, CorpusDocument, DocumentMetadata
+from clara_jax.text.documents import Chunk, CorpusDocument, DocumentMetadata, text_id
 
 T = TypeVar("T")
 LONGEST_ID = 512  # characters
@@ -78,8 +77,7 @@ def chunk_document(document: CorpusDocument, chunker: Chunker) -> ChunkedDocumen
 
 def text_document(text: str) -> CorpusDocument:
     """Return a text alone as a document; its id is a hash of it, so that the same text is the same document."""
-    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-    return CorpusDocument(f"text-{digest[:16]}", "", text, "")
+    return CorpusDocument(text_id(text), "", text, "")
 
 
 def read(

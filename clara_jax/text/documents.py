@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 
 from clara_jax.deprecation import renamed_attributes
@@ -85,3 +86,8 @@ class Chunk:
 CHUNK_FIELDS = tuple(field.name for field in dataclasses.fields(Chunk))
 
 __getattr__ = renamed_attributes(__name__, {"Document": "CorpusDocument"})
+
+
+def text_id(text: str) -> str:
+    """Return the id of a document that is known by its text alone, a hash of it."""
+    return f"text-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"

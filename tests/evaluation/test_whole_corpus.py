@@ -1,0 +1,190 @@
+"""Questions to a whole store: what is found at which rank, resumed, refused; documents of records as a corpus."""
+
+import json
+
+import numpy as np
+import pytest
+
+from clara_jax import evaluate
+from clara_jax.api import Clara
+from clara_jax.checkpoints import opening
+from clara_jax.data import __main__ as data_command
+from clara_jax.errors import ClaraError
+from clara_jax.evaluation import whole_corpus
+from clara_jax.evaluation.case_files import corpus_questions
+from clara_jax.evaluation.whole_corpus import Found, Settings, measure
+from clara_jax.method.clara import ClaraConfig
+from clara_jax.metrics.cases import CorpusQuestion
+from clara_jax.rag_pipeline import RagPipeline
+from clara_jax.retrieval.document_store import DocumentStore
+from clara_jax.text.documents import CorpusDocument
+from tests.tiny import document, with_adapters, write_base
+
+COUNT = 12
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, mesh):
+    """A model, and a store of twelve documents, of which "long" has several chunks."""
+    folder = tmp_path_factory.mktemp("place")
+    base = write_base(folder / "base")
+    clara = ClaraConfig(doc_max_length=32, compress_rate=8, lora_rank=4, max_length=384)
+    with_adapters(opening.from_base(str(base), clara, mesh, "float32")).save(folder / "checkpoint", "end_to_end")
+    pipeline = RagPipeline.open(folder / "checkpoint", folder / "store", create=True, encoding="float32", batch_size=4)
+    pipeline.add([CorpusDocument(f"d{i}", "", document(i), "") for i in range(COUNT)])
+    pipeline.add([CorpusDocument("long", "", "\n\n".join(document(i) for i in range(20, 26)), "")])
+    pipeline.finish()
+    return folder
+
+
+@pytest.fixture
+def pipeline(place):
+    return RagPipeline(Clara.load(place / "checkpoint", batch_size=4), DocumentStore.open(place / "store"))
+
+
+def questions():
+    asked = [CorpusQuestion(f"q{i}", document(i), (document(i).split()[0],), (f"d{i}",)) for i in range(COUNT)]
+    both = CorpusQuestion("both", document(3), (), ("d3", "long"))
+    return [*asked, both, CorpusQuestion("by text", document(4), ("x",), texts=(document(4),))]
+
+
+def write(path, lines):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_ranks_are_those_of_the_search(pipeline, tmp_path):
+    """By hand: what the store's search returns, and where the passage's chunks stand in it."""
+    results = measure(
+        pipeline, questions(), ["words", "memory"], Settings((1, 5)), tmp_path, resamples=200, progress=False
+    )
+    assert results["questions"] == COUNT + 2 and results["left_out"] == 0
+    for how in ("words", "memory"):
+        ranks = {}
+        for line in (tmp_path / "searches" / f"{how}.jsonl").read_text().splitlines():
+            found = Found.from_json(json.loads(line))
+            ranks[found.case] = found.ranks
+        at = {1: [], 5: []}
+        for question in questions():
+            hits = pipeline.search(question.question, 5, how)
+            passages = question.documents or ("d4",)
+            wanted = [next((hit.rank for hit in hits if hit.document == name), None) for name in passages]
+            assert ranks[question.id] == tuple(wanted)
+            for k, values in at.items():
+                values.append(np.mean([rank is not None and rank <= k for rank in wanted]))
+        for k, values in at.items():
+            assert results["searches"][how][f"recall@{k}"]["mean"] == pytest.approx(np.mean(values), abs=1e-6)
+    # The whole text of a document is found by its words first; that a search finds nothing would fail here.
+    assert results["searches"]["words"]["recall@1"]["mean"] > 0.8
+    assert "difference" in results["searches"]["memory"]["recall@5"]
+    shown = whole_corpus.text(results)
+    assert "recall@5" in shown and "p95" in shown and "14 questions" in shown
+
+
+def test_what_was_stopped_goes_on(pipeline, tmp_path, monkeypatch):
+    monkeypatch.setattr(whole_corpus, "TOGETHER", 4)
+    asked = (pipeline, questions(), ["words"], Settings((1, 5)))
+    whole = measure(*asked, tmp_path / "whole", resamples=50, progress=False)
+    real, calls = whole_corpus._search, []
+
+    def stopped(*arguments):
+        calls.append(len(arguments[1]))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(whole_corpus, "_search", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        measure(*asked, tmp_path / "part", progress=False)
+    path = tmp_path / "part" / "searches" / "words.jsonl"
+    kept = path.read_bytes()
+    assert len(kept.splitlines()) == 4
+    path.write_bytes(kept + b'{"case": "q4", "ra')  # killed while it wrote
+    again = measure(*asked, tmp_path / "part", resamples=50, progress=False)
+    assert calls[2:] == [4, 4, 2] and path.read_bytes().startswith(kept)
+    for found in (whole, again):
+        del found["searches"]["words"]["milliseconds"]
+    assert again == whole
+    with pytest.raises(ClaraError, match="settings is not what it was"):
+        measure(pipeline, questions(), ["words"], Settings((1, 3)), tmp_path / "part", progress=False)
+    with pytest.raises(ClaraError, match="questions is not what it was"):
+        measure(pipeline, questions()[:3], ["words"], Settings((1, 5)), tmp_path / "part", progress=False)
+
+
+def test_passages_that_the_store_lacks(pipeline, tmp_path):
+    asked = [*questions()[:2], CorpusQuestion("gone", "Where?", (), ("nowhere",))]
+    results = measure(pipeline, asked, ["words"], Settings((1,)), tmp_path / "one", resamples=50, progress=False)
+    assert (results["questions"], results["left_out"]) == (2, 1) and "1 are left out" in whole_corpus.text(results)
+    with pytest.raises(ClaraError, match="holds the passages of none of the 1 questions"):
+        measure(pipeline, asked[2:], ["words"], Settings((1,)), tmp_path / "two", progress=False)
+
+
+def test_the_command(place, tmp_path, monkeypatch, capsys):
+    """Both forms of questions, answers and JSON; and the documents of records as a corpus."""
+    records = [
+        {
+            "question": f"Where was number {i} born?",
+            "docs": [document(i), document(i + 1)],
+            "answer": "x",
+            "pos_index": [0],
+        }
+        for i in range(4)
+    ]
+    recorded = write(tmp_path / "records.jsonl", [*records, {**records[0], "pos_index": []}])
+    named = write(
+        tmp_path / "named.jsonl",
+        [{"question": "Where?", "gold_answers": ["there"], "gold_passage": "long", "source": "x"}],
+    )
+    corpus = tmp_path / "corpus.jsonl"
+    monkeypatch.setattr("sys.argv", ["data", "documents", str(recorded), "--output", str(corpus)])
+    data_command.main()
+    lines = [json.loads(line) for line in corpus.read_text().splitlines()]
+    assert [line["text"] for line in lines] == [document(i) for i in range(5)] and len(
+        {line["id"] for line in lines}
+    ) == 5
+    assert "5 passages of 5 records" in capsys.readouterr().out
+    command = ["evaluate", "corpus", "--checkpoint", str(place / "checkpoint"), "--store", str(place / "store")]
+    command += ["--questions", str(recorded), str(named), "--report", str(tmp_path / "report"), "--depth", "3", "1"]
+    command += [
+        "--answers",
+        "--k",
+        "2",
+        "--max-new-tokens",
+        "3",
+        "--resamples",
+        "50",
+        "--json",
+        "--how",
+        "memory",
+        "both",
+    ]
+    monkeypatch.setattr("sys.argv", command)
+    evaluate.main()
+    found = json.loads(capsys.readouterr().out)
+    assert found["questions"] == 5 and list(found["searches"]) == ["memory", "both"]
+    assert list(found["searches"]["memory"]) == ["recall@1", "recall@3", "mrr", "exact_match", "f1", "milliseconds"]
+    assert json.loads((tmp_path / "report" / "results.json").read_text()) == found
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"question": "Where?", "gold_passage": 3}, '1: "gold_passage" must be the id of a document'),
+        ({"question": "Where?", "gold_passages": ["a", 1]}, '1: "gold_passages" must be the id'),
+        ({"gold_passage": "a"}, '1: "question" is missing'),
+        ({"question": "Where?"}, '1: "docs" is missing'),
+        ({"question": "Where?", "docs": ["a"]}, "holds no questions with the passages that answer them"),
+        ([1], "must be a JSON object"),
+    ],
+)
+def test_lines_that_are_no_questions(tmp_path, line, message):
+    with pytest.raises(ClaraError, match=message):
+        corpus_questions([str(write(tmp_path / "asked.jsonl", [line]))])
+
+
+def test_questions_are_numbered_over_all_files(tmp_path):
+    line = {"qid": "a", "question": "Where?", "gold_passages": ["d1", "d2", "d1"], "gold_answers": ["x", "y"]}
+    path = str(write(tmp_path / "asked.jsonl", [line, line]))
+    found = corpus_questions([path, path], 1)
+    assert [question.id for question in found] == ["a", "a (2)"]
+    assert found[0].documents == ("d1", "d2") and found[0].references == ("x", "y")

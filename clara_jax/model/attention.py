@@ -24,6 +24,7 @@ from clara_jax.model.sharding import BATCH, Array
 IMPLEMENTATIONS = ("auto", "xla", "blockwise", "splash", "cudnn")
 LANES = 128  # splash's blocks are multiples of a vector register's lanes
 LONGEST_BLOCK = 512
+KERNEL_OUT = "kernel_out"  # the name of what splash's backward pass needs of its forward pass
 
 
 @flax.struct.dataclass
@@ -236,6 +237,7 @@ def _splash(q: jax.Array, k: jax.Array, v: jax.Array, sequences: jax.Array) -> j
         ),
         head_shards=1,
         q_seq_shards=1,
+        residual_checkpoint_name=KERNEL_OUT,
         interpret=jax.sharding.get_abstract_mesh().abstract_device.platform == "cpu",
     )
     mixed = jax.vmap(kernel)(q, k, v, splash_attention.SegmentIds(sequences, sequences))

@@ -9,6 +9,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float, Int32, UInt32
 
 from clara_jax.model.declare import ProjectionGroup
@@ -122,5 +123,5 @@ class LoRALinear(nn.Module):
             if low_rank is not None:
                 low, b = low_rank[0], low_rank[1][name].astype(x.dtype)
                 y += self.scale * jnp.einsum(f"NR,R{outs}->N{outs}", low, b, out_sharding=summed)
-            results[name] = split_rows(y, length)
+            results[name] = checkpoint_name(split_rows(y, length), name)  # see `transformer.REMAT_POLICIES`
         return results

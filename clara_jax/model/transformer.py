@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Bool, Float, Float32, Int32, Key
 
-from clara_jax.model.attention import AttentionMask, attention, make_attention_mask
+from clara_jax.model.attention import KERNEL_OUT, AttentionMask, attention, make_attention_mask
 from clara_jax.model.cache import KVCache
 from clara_jax.model.config import ModelConfig
 from clara_jax.model.declare import ProjectionGroup, declare_base, initialise, projection_groups
@@ -29,14 +29,20 @@ from clara_jax.model.products import product
 from clara_jax.model.rope import rotate, rotations
 from clara_jax.model.sharding import BATCH, Array
 
+# Values of a block by name, in the order in which the next one saves the most products for what it takes.
+_STATES = ("block_in", "attention_out")
+_MLP = ("gate", "up")
+_ATTENTION = ("q", "k", "v", KERNEL_OUT)
 REMAT_POLICIES = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "names": jax.checkpoint_policies.save_only_these_names("block_in", "attention_out"),
+    "names": jax.checkpoint_policies.save_only_these_names(*_STATES),
+    "mlp": jax.checkpoint_policies.save_only_these_names(*_STATES, *_MLP),
+    "products": jax.checkpoint_policies.save_only_these_names(*_STATES, *_MLP, *_ATTENTION),
     "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
-        names_which_can_be_offloaded=["block_in", "attention_out"],
+        names_which_can_be_offloaded=list(_STATES),
         offload_src="device",
         offload_dst="pinned_host",
     ),
@@ -162,7 +168,9 @@ class Transformer(nn.Module):
       dtype: of activations; norms, softmax and rotations are float32 whatever it is.
       operands: dtype of the products' inputs; default ``dtype``.
       remat: what is stored of a block for the backward pass: "none" (everything), "full" (its input), "dots" (matrix
-        products), "names" (its input and the output of attention), "offload" (the same, but in the host's memory).
+        products, those of adapters as well), "names" (its input and the output of attention), "mlp" (these, and gate
+        and up), "products" (these, queries, keys, values and what attention makes of them: no large product of the
+        forward pass runs twice), "offload" (what "names" does, but in the host's memory).
       attention: one of `attention.IMPLEMENTATIONS`; "auto" depends on the mesh's devices.
     """
 

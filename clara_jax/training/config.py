@@ -70,8 +70,8 @@ class ModelSection:
     They are frozen; adapters and added rows are trained in float32 as ever (QLoRA). See docs/training.md#int8."""
     remat: Annotated[str, OneOf(REMAT_POLICIES)] = "none"
     """What the backward pass keeps of a block: `none` (everything), `full` (its input), `dots` (matrix products),
-    `names` (its input and the output of attention), `offload` (the same, in the host's memory); see
-    docs/training.md#remat."""
+    `names` (its input and the output of attention), `mlp` (these, and gate and up), `products` (these, and what
+    attention reads and writes), `offload` (what `names` does, in the host's memory); see docs/training.md#remat."""
     attention: Annotated[str, OneOf(IMPLEMENTATIONS)] = "auto"
     """How attention is computed: `xla` (anywhere), `blockwise` (for CPUs), `splash` (TPU), `cudnn` (NVIDIA GPU,
     bfloat16); `auto` goes by the devices. See docs/training.md#attention."""

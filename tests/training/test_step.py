@@ -169,7 +169,10 @@ def test_a_kernel_for_attention_changes_nothing(mesh, mesh222):
     assert_same(plain, loss_and_gradients("scp", dataclasses.replace(model, attention="splash"), batch, mesh222))
 
 
-@pytest.mark.parametrize("remat", ["offload", pytest.param("names", marks=pytest.mark.slow)])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("names", "mlp")]
+
+
+@pytest.mark.parametrize("remat", ["offload", "products", *SLOW])
 def test_what_is_kept_of_a_block_changes_nothing(remat, mesh):
     batch = make_batch(make_model())
     plain = loss_and_gradients("scp", make_model(), batch, mesh)

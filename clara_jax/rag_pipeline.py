@@ -8,6 +8,7 @@ print(answer.text, [(hit.document, hit.score) for hit in answer.context.sources]
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -53,6 +54,8 @@ CANDIDATES = 20  # of a question by default, as in the paper
 FEWEST_FOR_VECTORS = 50_000  # fewest chunks for which `finish` makes search vectors
 _WATCHED = 16  # documents by which `add` sees whether the model can read them
 _HOST_SHARE, _DEVICE_SHARE = 1 / 4, 1 / 2  # of memory that the store's memories may take
+# Where the kernel says, inside a container, how many bytes it may use: cgroups of version 2, and of version 1.
+_CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 class RagPipeline:
@@ -439,7 +442,16 @@ def _budget(mesh: jax.sharding.Mesh) -> int:
     stats = [device.memory_stats() for device in mesh.local_devices]
     if all(device and "bytes_limit" in device for device in stats):
         return int(_DEVICE_SHARE * sum(device["bytes_limit"] for device in stats))
-    return int(_HOST_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return int(_HOST_SHARE * _host_memory())
+
+
+def _host_memory() -> int:
+    """Return the bytes of memory that this process may use: the machine's, or the limit of its container."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in _CONTAINER_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # outside of Linux and of containers; "max" is no limit
+            memory = min(memory, int(path.read_text()))
+    return memory
 
 
 __getattr__ = renamed_attributes(

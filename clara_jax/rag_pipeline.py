@@ -42,7 +42,7 @@ from clara_jax.retrieval.chunk_reader import StoredDocument
 from clara_jax.retrieval.compatibility import rate_of, suited
 from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.documents import ChunkedDocument
-from clara_jax.retrieval.encodings import closest_float
+from clara_jax.retrieval.encodings import DEFAULT_ENCODING
 from clara_jax.retrieval.indexing import IndexReport, index
 from clara_jax.retrieval.read_report import ReadReport
 from clara_jax.retrieval.search import Search
@@ -109,8 +109,8 @@ class RagPipeline:
           checkpoint: see `Clara.load`.
           store: a directory, or the URL of a bucket.
           create: make the store where there is none.
-          encoding: of memories in a new store, one of `clara_jax.retrieval.encodings.ENCODINGS`; default the float of
-            two bytes that is nearest to the model's precision.
+          encoding: of memories in a new store, one of `clara_jax.retrieval.encodings.ENCODINGS`; default "int8", and
+            of a store that is there its own.
           precision: see `Clara.load`; default as trained, but of a model that was trained in "float32" or "mixed", on a
             CPU, the one of the two in which the store's memories are, and for a new store the processor's faster one.
           base: see `Clara.load`.
@@ -136,10 +136,8 @@ class RagPipeline:
         if not create:
             # Where there is no store, opening raises the error that names it.
             return cls(clara, DocumentStore.open(store) if there is None else there, budget)
-        chosen = encoding or closest_float(bundle.model.precision)
+        chosen = encoding or (DEFAULT_ENCODING if there is None else there.encoding.name)
         sizes = bundle.model.clara.memory_tokens, bundle.model.config.embed_dim
-        if encoding is None and there is not None:
-            chosen = there.encoding.name
         made = DocumentStore.open_or_make(store, bundle.compressor_fingerprint(), chosen, *sizes)
         return cls(clara, made, budget)
 

@@ -12,6 +12,7 @@ from clara_jax.errors import ClaraError
 _FLOATS = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _LARGEST = {"int8": 127, "int4": 7}  # magnitude of the whole numbers
 ENCODINGS = (*_FLOATS, *_LARGEST)
+DEFAULT_ENCODING = "int8"  # of new stores: half the bytes of a float16, and no measurable loss (docs/results.md)
 _SCALE = np.dtype("<f4")  # of whole numbers: one for each memory vector, its largest magnitude over theirs
 
 
@@ -89,8 +90,3 @@ def _unpacked(packed: np.ndarray, width: int) -> np.ndarray:
 def _bytes_of_rows(array: np.ndarray) -> np.ndarray:
     """Return the bytes of an array's rows, uint8 [n, bytes of a row]."""
     return np.ascontiguousarray(array).view(np.uint8).reshape(len(array), math.prod(array.shape[1:]) * array.itemsize)
-
-
-def closest_float(precision: str) -> str:
-    """Return the encoding of two bytes that loses least of memories computed in a precision."""
-    return "bfloat16" if precision == "bfloat16" else "float16"

@@ -4,8 +4,9 @@
     python -m benchmarks.memory_codes --memories memories.safetensors
 
 A product code cuts each memory vector, divided by its length, into groups of numbers and keeps of each group the number
-of the nearest of 256 centroids, which k-means finds for each group; two in a row ("residual") code what the first one
-leaves. Centroids are trained on one half of the passages and measured on the other: a store grows after they are made.
+of the nearest of 256 centroids, which k-means finds for each group from 8,192 vectors; two in a row ("residual") code
+what the first one leaves. Centroids are trained on one half of the passages and measured on the other: a store grows
+after they are made.
 "Equalised" whole numbers are int8 and int4 of vectors whose every place was divided by its root mean square over the
 first half. The error is |x - x'|² / |x|². Ranking is by the cosine of whole passages: each of the second half asks, and
 is coded in the ranking of the others; "same first five" is the share of the exact ranking's first five that is found.
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,8 @@ from clara_jax.retrieval.encodings import MemoryEncoding
 CENTROIDS = 256
 FIRST = 5  # of a ranking
 _SCALE_BYTES = 4  # of a vector's length
-_ROUNDS = 12  # of k-means
+_ROUNDS = 8  # of k-means
+_TRAINED_ON = 8192  # vectors
 Coder = Callable[[np.ndarray], np.ndarray]  # vectors float32 [N, E] -> what is read back, [N, E]
 
 
@@ -46,7 +49,8 @@ class ProductCode:
 
     def __init__(self, vectors: np.ndarray, group: int, stages: int = 1, seed: int = 0):
         self._group, rng = group, np.random.default_rng(seed)
-        rest = self._groups(_directions(vectors)[0])
+        sample = rng.choice(len(vectors), min(len(vectors), _TRAINED_ON), replace=False)
+        rest = self._groups(_directions(vectors[sample])[0])
         self._books = []
         for _ in range(stages):
             book = np.stack([_centroids(part, rng) for part in rest])
@@ -117,19 +121,21 @@ def measure(memories: np.ndarray) -> list[dict[str, Any]]:
     vectors = memories.astype(np.float32)[order]
     train, test = vectors[: count // 2].reshape(-1, width), vectors[count // 2 :]
     scale = np.sqrt((train**2).mean(axis=0)) + 1e-8
-    packed = {name: MemoryEncoding(name, tokens, width).size for name in ("int8", "int4")}
-    coders: list[tuple[str, float, Coder]] = [
-        ("int8", packed["int8"], whole_numbers("int8", width)),
-        ("int8, equalised", packed["int8"], whole_numbers("int8", width, scale)),
-        ("int4", packed["int4"], whole_numbers("int4", width)),
-        ("int4, equalised", packed["int4"], whole_numbers("int4", width, scale)),
+    packed = {name: MemoryEncoding(name, tokens, width).size for name in ("int8", "int4", "int4-32")}
+    coders: list[tuple[str, int, Callable[[], Coder]]] = [
+        ("int8", packed["int8"], lambda: whole_numbers("int8", width)),
+        ("int8, equalised", packed["int8"], lambda: whole_numbers("int8", width, scale)),
+        ("int4", packed["int4"], lambda: whole_numbers("int4", width)),
+        ("int4-32", packed["int4-32"], lambda: whole_numbers("int4-32", width)),
+        ("int4, equalised", packed["int4"], lambda: whole_numbers("int4", width, scale)),
     ]
     for group, stages in ((2, 1), (4, 2), (4, 1), (8, 2), (8, 1)):
         name = f"{'residual' if stages > 1 else 'product'} code, groups of {group}"
         size = tokens * (width // group * stages + _SCALE_BYTES)
-        coders.append((name, size, ProductCode(train, group, stages)))
+        coders.append((name, size, partial(ProductCode, train, group, stages)))
     rows = []
-    for name, size, coder in coders:
+    for name, size, make in coders:
+        coder = make()
         read = coder(test.reshape(-1, width)).reshape(test.shape)
         rows.append({"code": name, "bytes": size, **_figures(test, read)})
         rows[-1]["centroid bytes"] = coder.centroid_bytes if isinstance(coder, ProductCode) else 0
@@ -164,6 +170,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = command.make_parser("memory_codes", __doc__, package="benchmarks")
     parser.add_argument("--memories", required=True, metavar="FILE", help="of benchmarks.memory_bytes --memories")
+    command.add_option(parser, "--limit", "of passages (256)", default=256)
     command.add_option(parser, "--output", "all figures, as JSON")
     return parser
 
@@ -171,7 +178,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Run the benchmark."""
     arguments = parser().parse_args()
-    array = Memories.load(arguments.memories).array
+    array = Memories.load(arguments.memories).array[: arguments.limit]
     if len(array) < 8 or array.shape[2] % 8:
         raise ClaraError(f"--memories: {arguments.memories}: at least 8 memories of a width that 8 divides are needed")
     print(f"{len(array)} passages of {array.shape[1]} × {array.shape[2]}, half of them to train on\n")

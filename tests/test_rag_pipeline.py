@@ -213,6 +213,19 @@ def test_two_writers_at_once(clara, tmp_path, monkeypatch, bucket):
         np.testing.assert_allclose(memory, clara.compress([chunk.text]).array[0], atol=1e-5)
 
 
+def test_a_store_keeps_its_encoding(checkpoint, tmp_path):
+    """New ones are of bytes; one that is there, from before that was the default, stays as it is."""
+    made = RagPipeline.open(checkpoint, tmp_path / "new", create=True)
+    made.add(texts(0))
+    assert made.store.encoding.name == "int8"
+    old = RagPipeline.open(checkpoint, tmp_path / "old", create=True, encoding="float16")
+    old.add(texts(0))
+    for create in (True, False):
+        assert RagPipeline.open(checkpoint, tmp_path / "old", create=create).store.encoding.name == "float16"
+    with pytest.raises(ClaraError, match="holds memories as float16, not int8"):
+        RagPipeline.open(checkpoint, tmp_path / "old", create=True, encoding="int8")
+
+
 def test_a_store_of_bytes(clara, tmp_path):
     """int8 memories find and answer as whole ones do, up to their rounding."""
     whole = pipeline(clara, tmp_path / "whole")

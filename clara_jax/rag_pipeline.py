@@ -8,7 +8,6 @@ print(answer.text, [(hit.document, hit.score) for hit in answer.context.sources]
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import os
@@ -43,6 +42,7 @@ from clara_jax.retrieval.compatibility import rate_of, suited
 from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.documents import ChunkedDocument
 from clara_jax.retrieval.encodings import DEFAULT_ENCODING
+from clara_jax.retrieval.exact_search import memory_budget
 from clara_jax.retrieval.indexing import IndexReport, index
 from clara_jax.retrieval.read_report import ReadReport
 from clara_jax.retrieval.search import Search
@@ -53,9 +53,6 @@ MOST_TURNS = 32  # earlier messages of a conversation that are considered
 CANDIDATES = 20  # of a question by default, as in the paper
 FEWEST_FOR_VECTORS = 50_000  # fewest chunks for which `finish` makes search vectors
 _WATCHED = 16  # documents by which `add` sees whether the model can read them
-_HOST_SHARE, _DEVICE_SHARE = 1 / 4, 1 / 2  # of memory that the store's memories may take
-# Where the kernel says, inside a container, how many bytes it may use: cgroups of version 2, and of version 1.
-_CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 class RagPipeline:
@@ -84,7 +81,7 @@ class RagPipeline:
         store.check(clara.bundle.compressor_fingerprint())
         self.clara, self.store, self.lock = clara, store, threading.RLock()
         self._chunker = chunker_of(clara.bundle.tokenizer)
-        self._search = Search(store, clara.bundle.mesh, budget or _budget(clara.bundle.mesh))
+        self._search = Search(store, clara.bundle.mesh, budget or memory_budget(clara.bundle.mesh))
 
     @classmethod
     def open(
@@ -109,8 +106,8 @@ class RagPipeline:
           checkpoint: see `Clara.load`.
           store: a directory, or the URL of a bucket.
           create: make the store where there is none.
-          encoding: of memories in a new store, one of `clara_jax.retrieval.encodings.ENCODINGS`; default "int8", and
-            of a store that is there its own.
+          encoding: of memories in a new store, one of `clara_jax.retrieval.encodings.ENCODINGS`; default "int8", of a
+            store that is there the one that it has.
           precision: see `Clara.load`; default as trained, but of a model that was trained in "float32" or "mixed", on a
             CPU, the one of the two in which the store's memories are, and for a new store the processor's faster one.
           base: see `Clara.load`.
@@ -434,22 +431,6 @@ class RagPipeline:
             for rank, (best, chunk) in enumerate(zip(found, chunks, strict=True), 1)
         ]
         return hits, {"read": 1000 * (read - began), "search": 1000 * (time.perf_counter() - read)}
-
-
-def _budget(mesh: jax.sharding.Mesh) -> int:
-    stats = [device.memory_stats() for device in mesh.local_devices]
-    if all(device and "bytes_limit" in device for device in stats):
-        return int(_DEVICE_SHARE * sum(device["bytes_limit"] for device in stats))
-    return int(_HOST_SHARE * _host_memory())
-
-
-def _host_memory() -> int:
-    """Return the bytes of memory that this process may use: the machine's, or the limit of its container."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for path in _CONTAINER_LIMITS:
-        with contextlib.suppress(OSError, ValueError):  # outside of Linux and of containers; "max" is no limit
-            memory = min(memory, int(path.read_text()))
-    return memory
 
 
 __getattr__ = renamed_attributes(

@@ -18,7 +18,6 @@ import pytest
 
 from clara_jax import ask as ask_command
 from clara_jax import compress as compress_command
-from clara_jax import rag_pipeline
 from clara_jax.api import Clara
 from clara_jax.checkpoints import opening
 from clara_jax.data import __main__ as data_command
@@ -598,16 +597,3 @@ def test_several_processes_fill_one_store(checkpoint, tmp_path):
     assert found.chunks(ids) == expected.chunks(ids)
     np.testing.assert_allclose(found.memories(ids), expected.memories(ids), atol=1e-5)
     assert "0 chunks compressed" in run(2, store)
-
-
-def test_the_memory_of_a_container_is_what_it_may_use(tmp_path, monkeypatch):
-    """The machine's memory is no measure there: a store of a quarter of it would be killed."""
-    machine = rag_pipeline._host_memory()
-    limits = [tmp_path / "memory.max", tmp_path / "limit_in_bytes"]
-    monkeypatch.setattr(rag_pipeline, "_CONTAINER_LIMITS", limits)
-    assert rag_pipeline._host_memory() >= machine > 2**28, "there are no files"
-    limits[0].write_text("max\n")
-    limits[1].write_text(f"{2**63 - 4096}\n")  # how version 1 says that there is none
-    assert rag_pipeline._host_memory() >= machine
-    limits[0].write_text(f"{2**28}\n")
-    assert rag_pipeline._host_memory() == 2**28

@@ -191,7 +191,8 @@ class ChunkReader:
                 documents.update(batch["document"].to_pylist())
                 chunks += batch.num_rows
                 tokens += int(np.sum(batch["tokens"].to_numpy(), dtype=np.int64))
-                text += pc.sum(pc.binary_length(batch["text"])).as_py() or 0
+                lengths = pc.call_function("binary_length", [batch["text"]])
+                text += int(np.sum(lengths.to_numpy(), dtype=np.int64))
 
         def times_text(each: float) -> float | None:
             return round(each * chunks / text, 2) if text else None

@@ -263,3 +263,16 @@ def test_fusion_keeps_what_all_rankings_agree_on(rankings):
         for y in places:
             better = all(x in r and (y not in r or r.index(x) < r.index(y)) for r in rankings)
             assert not (x != y and rankings and better) or places[x] < places[y]
+
+
+def test_the_memory_of_a_container_is_what_it_may_use(tmp_path, monkeypatch):
+    """The machine's memory is no measure there: a store of a quarter of it would be killed."""
+    machine = exact_search._host_memory()
+    limits = [tmp_path / "memory.max", tmp_path / "limit_in_bytes"]
+    monkeypatch.setattr(exact_search, "_CONTAINER_LIMITS", limits)
+    assert exact_search._host_memory() >= machine > 2**28, "there are no files"
+    limits[0].write_text("max\n")
+    limits[1].write_text(f"{2**63 - 4096}\n")  # how version 1 says that there is none
+    assert exact_search._host_memory() >= machine
+    limits[0].write_text(f"{2**28}\n")
+    assert exact_search._host_memory() == 2**28

@@ -1,7 +1,7 @@
 """Requests of the shape that Open WebUI (0.12) sends to an OpenAI-compatible connection.
 
-Its server asks for the models, streams the chat with the functions of its own that a model may call, and lets the same
-model write a title, tags and follow-up questions in the background, not streamed, by prompts of its own.
+Its server asks for the models, streams the chat with functions that the model may call, and lets the same model write a
+title, tags and follow-up questions in the background, not streamed, by prompts that it brings along.
 """
 
 import json
@@ -102,12 +102,12 @@ def test_a_streamed_conversation(url, tools):
     assert following[0]["found"]["searched"] == "where is the cat\nand the dog?" and following[0]["found"]["turns"] == 2
 
 
-def test_a_browser_that_asks_directly_sends_fields_of_its_own(url):
+def test_a_browser_that_asks_directly_sends_further_fields(url):
     beside = {"metadata": {"chat_id": "77aa", "variables": {"{{USER_NAME}}": "Ada"}}, "session_id": "x", "files": None}
     assert text_of(streamed(url, FIRST, **beside)) == "answer to where is the cat ✓"
 
 
-def test_titles_tags_and_follow_ups_are_questions_of_their_own(url):
+def test_titles_tags_and_follow_ups_are_questions_like_others(url):
     body = {"model": "clara", "messages": [{"role": "user", "content": TASK}], "stream": False, "max_tokens": 1000}
     answer = httpx.post(f"{url}/chat/completions", json=body, headers=HEADERS).json()
     assert len(answer["choices"]) == 1 and answer["choices"][0]["message"]["content"].startswith("answer to ### Task")

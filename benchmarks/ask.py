@@ -31,7 +31,7 @@ from clara_jax.method.clara import ClaraConfig
 from clara_jax.model.sharding import make_mesh
 from clara_jax.rag_pipeline import RagPipeline
 from clara_jax.retrieval.document_store import DocumentStore
-from clara_jax.retrieval.encodings import closest_float
+from clara_jax.retrieval.encodings import DEFAULT_ENCODING
 from clara_jax.retrieval.indexing import IndexReport
 from clara_jax.text.documents import CorpusDocument
 
@@ -84,8 +84,7 @@ def main() -> None:
     sampling, k = Sampling(arguments.max_new_tokens), arguments.k
     with tempfile.TemporaryDirectory() as folder:
         sizes = config.memory_tokens, bundle.model.config.embed_dim
-        encoding = closest_float(arguments.precision)
-        store = DocumentStore.open_or_make(folder, bundle.compressor_fingerprint(), encoding, *sizes)
+        store = DocumentStore.open_or_make(folder, bundle.compressor_fingerprint(), DEFAULT_ENCODING, *sizes)
         pipeline = RagPipeline(clara, store)
         indexer = RagPipeline(compressing, store)
         with tqdm(total=len(texts), unit=" chunks", desc="indexing") as bar:

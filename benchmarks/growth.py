@@ -47,7 +47,7 @@ from clara_jax.method.stages import STAGES
 from clara_jax.model.precision import PRECISIONS
 from clara_jax.model.sharding import make_mesh, put_batch
 from clara_jax.retrieval.document_store import DocumentStore
-from clara_jax.retrieval.encodings import closest_float
+from clara_jax.retrieval.encodings import DEFAULT_ENCODING
 from clara_jax.retrieval.exact_search import ExactSearch
 from clara_jax.training.optimizer import make_optimizer
 from clara_jax.training.stage_config import DataConfig, OptimizerConfig, StageConfig, TopKConfig
@@ -163,8 +163,7 @@ def searching(bundle: Bundle, sizes: Sequence[int], folder: Path) -> GrowthCase:
     shape = CLARA.memory_tokens, bundle.model.config.embed_dim
     world, calls = World(*shape), []
     for size in sizes:
-        encoding = closest_float(bundle.model.precision)
-        store = DocumentStore.open_or_make(folder / str(size), "synthetic", encoding, *shape)
+        store = DocumentStore.open_or_make(folder / str(size), "synthetic", DEFAULT_ENCODING, *shape)
         fill(store, world, size)
         asked, _ = questions(store, ASKED)
         search = ExactSearch(store, bundle.mesh, 2**62)

@@ -1,10 +1,12 @@
 """Measure what the storage formats of memories cost in answers and ranking: quality against bytes a passage.
 
     python -m benchmarks.memory_bytes --data ../shared/data/squad/stage2_end_to_end.dev.jsonl --limit 64
+        [--memories FILE] [--picture docs/images/memory_bytes.png] [--output FILE]
 
 Each question is answered from the memory of its right passage alone, as it was stored; and its candidates are ranked by
-their stored memories. Passages are compressed once, and every format stores the same memories. Differences are paired,
-to the memories as they were computed, with 95 % bootstrap intervals.
+their stored memories. Passages are compressed once, and every format stores the same memories; they stay in the file
+that --memories names, which benchmarks.memory_codes reads, too. Differences are paired, to the memories as they were
+computed, with 95 % bootstrap intervals.
 """
 
 from __future__ import annotations
@@ -17,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from clara_jax import command
 from clara_jax.api import Clara
 from clara_jax.errors import ClaraError
+from clara_jax.files import replaced_when_whole
 from clara_jax.input_pipeline.records import Record, read_records
 from clara_jax.metrics.answers import exact_match, token_f1
 from clara_jax.metrics.bootstrap import Bootstrap
@@ -30,6 +34,7 @@ from clara_jax.retrieval.encodings import ENCODINGS, MemoryEncoding
 from clara_jax.shipped import DEFAULT
 
 DEPTH = 5  # of the recall
+_AT_ONCE = 64  # passages
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,20 +44,54 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", required=True, metavar="FILE", help="records of end_to_end that name their positives")
     command.add_option(parser, "--limit", "64", default=64)
     command.add_option(parser, "--max-new-tokens", "16", default=16)
+    parser.add_argument("--memories", metavar="FILE", help="keeps the compressed passages; read where it is there")
+    parser.add_argument("--picture", metavar="FILE", help="F1 and recall against bytes, as PNG")
     command.add_option(parser, "--output", "all figures, as JSON")
     return parser
 
 
-def measure(clara: Clara, records: Sequence[Record], new_tokens: int) -> list[dict[str, Any]]:
+def passages(clara: Clara, records: Sequence[Record], file: str | None = None) -> Memories:
+    """Return the memories of all candidates of some records, each once.
+
+    Args:
+      clara: the model.
+      records: with candidates.
+      file: keeps the memories; what it holds is not compressed again.
+
+    Raises:
+      ClaraError: the file holds memories of another model, or cannot be written.
+    """
+    texts = list(dict.fromkeys(text for record in records for text in record.documents))
+    kept = Memories.load(file, clara.fingerprint) if file and Path(file).exists() else None
+    if kept is not None:
+        place = {text: row for row, text in enumerate(kept.texts)}
+        if all(text in place for text in texts):
+            return kept.take([place[text] for text in texts])
+    parts = []
+    with tqdm(total=len(texts), unit=" passages", desc="compressing") as bar:
+        for start in range(0, len(texts), _AT_ONCE):
+            parts.append(clara.compress(texts[start : start + _AT_ONCE], long="cut"))
+            bar.update(len(parts[-1]))
+    array = np.concatenate([part.array for part in parts])
+    memories = Memories(tuple(map(str, range(len(texts)))), array, tuple(texts), parts[0].fingerprint)
+    if file:
+        memories.save(file)
+    return memories
+
+
+def measure(
+    clara: Clara, records: Sequence[Record], new_tokens: int, memories: Memories | None = None
+) -> list[dict[str, Any]]:
     """Return a row of figures for the memories as they are computed, and one for each of `ENCODINGS`.
 
     Args:
       clara: the model.
       records: questions with candidates, positives and references.
       new_tokens: longest answer.
+      memories: `passages` of the records; None compresses them.
     """
-    texts = list(dict.fromkeys(text for record in records for text in record.documents))
-    memories = clara.compress(texts, long="cut")
+    memories = memories or passages(clara, records)
+    texts = memories.texts
     place = {text: row for row, text in enumerate(texts)}
     questions = [record.questions[0] for record in records]
     queries = clara.encode_questions(questions).astype(np.float32).reshape(len(questions), -1)
@@ -107,6 +146,33 @@ def _line(row: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw F1 and recall against bytes a passage, with the intervals of their paired differences, as PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    computed, *stored = rows
+    figure = Figure(figsize=(7.4, 3.4), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, metric in zip(figure.subplots(1, 2), ("F1", f"Recall@{DEPTH}"), strict=True):
+        axes.axhline(computed[metric], color="0.6", linestyle="--", linewidth=1, label="as computed")
+        for place, row in enumerate(stored):
+            _, low, high = row[f"{metric} difference"]
+            at, value = row["bytes"], row[metric]
+            spread = [[max(value - computed[metric] - low, 0)], [max(high - value + computed[metric], 0)]]
+            # float16 and bfloat16 take the same bytes: the second is drawn beside the first.
+            at *= 1.06 ** [other["bytes"] for other in stored[:place]].count(at)
+            axes.errorbar(at, value, spread, fmt="o", markersize=5, capsize=3, label=row["encoding"])
+        axes.set_xscale("log", base=2)
+        axes.set_xticks([row["bytes"] for row in stored], [f"{row['bytes'] / 1000:.0f}" for row in stored])
+        axes.minorticks_off()
+        axes.set_xlabel("kB a passage")
+        axes.set_ylabel(metric)
+    figure.axes[0].legend(fontsize="small")
+    with replaced_when_whole(path, "the picture cannot be written") as temporary:
+        figure.savefig(temporary, format="png")
+
+
 def main() -> None:
     """Run the benchmark."""
     arguments = parser().parse_args()
@@ -117,7 +183,9 @@ def main() -> None:
     names = ("F1", "EM", f"Recall@{DEPTH}")
     print("| stored as | bytes a passage | × its text | " + " | ".join(f"{x} | difference" for x in names) + " |")
     print("|---" * 9 + "|")
-    rows = measure(clara, records, arguments.max_new_tokens)
+    rows = measure(clara, records, arguments.max_new_tokens, passages(clara, records, arguments.memories))
+    if arguments.picture:
+        draw(rows, Path(arguments.picture))
     if arguments.output:
         Path(arguments.output).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 

@@ -27,7 +27,7 @@ from clara_jax.metrics.cosine import unit_vectors
 from clara_jax.model.sharding import put_batch
 from clara_jax.rag_pipeline import RagPipeline
 from clara_jax.retrieval.document_store import DocumentStore
-from clara_jax.retrieval.encodings import closest_float
+from clara_jax.retrieval.encodings import DEFAULT_ENCODING
 from clara_jax.text.documents import CorpusDocument
 from clara_jax.training.optimizer import make_optimizer
 from clara_jax.training.stage_config import DataConfig, OptimizerConfig, StageConfig, TopKConfig
@@ -109,8 +109,8 @@ class Ours:
         if self._pipeline is None:
             model = self.bundle.model
             sizes = model.clara.memory_tokens, model.config.embed_dim
-            encoding, place = closest_float(model.precision), self._folder / "store"
-            store = DocumentStore.open_or_make(place, self.bundle.compressor_fingerprint(), encoding, *sizes)
+            place, made_by = self._folder / "store", self.bundle.compressor_fingerprint()
+            store = DocumentStore.open_or_make(place, made_by, DEFAULT_ENCODING, *sizes)
             texts = dict.fromkeys(self.inputs.documents)
             documents = (CorpusDocument(str(i), "", text, "") for i, text in enumerate(texts))
             RagPipeline(self._compressing, store).add(documents)

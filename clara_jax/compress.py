@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from clara_jax import command, huge_pages
 from clara_jax.errors import ClaraError
 from clara_jax.model.precision import CHOICES
-from clara_jax.retrieval.encodings import ENCODINGS
+from clara_jax.retrieval.encodings import DEFAULT_ENCODING, ENCODINGS
 from clara_jax.shipped import DEFAULT
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     add("--verify", action="store_true", help="read all of the store, and name the chunks that are damaged")
     add("--compact", action="store_true", help="join the store's small files and remove what only old versions need")
     add("--index", action="store_true", help="make search vectors anew, for stores too large for the devices")
-    add("--encoding", choices=ENCODINGS, help="of memories in a new store (default: two bytes, by the precision)")
+    add("--encoding", choices=ENCODINGS, help=f"of memories in a new store ({DEFAULT_ENCODING})")
     option(parser, "--compress-rate", "where the model was trained for several")
     command.add_renamed_option(parser, "--rate", "--compress-rate", type=int)
     option(parser, "--batch-size", "32", default=32)
@@ -95,9 +95,11 @@ def main() -> None:
 def _list(location: str) -> None:
     from clara_jax.retrieval.document_store import DocumentStore
 
-    print(f"{'chunks':>7}  {'tokens':>9}  {'type':<8}  {'modified':<20}  document")
-    for one in DocumentStore.open(location).documents()[0]:
-        print(f"{one.chunks:>7}  {one.tokens:>9}  {one.type:<8}  {one.modified:<20}  {one.id}")
+    store = DocumentStore.open(location)
+    print(f"{'chunks':>7}  {'tokens':>9}  {'bytes':>11}  {'type':<8}  {'modified':<20}  document")
+    for one in store.documents()[0]:
+        size = one.chunks * store.encoding.size  # of its memories
+        print(f"{one.chunks:>7}  {one.tokens:>9}  {size:>11,}  {one.type:<8}  {one.modified:<20}  {one.id}")
 
 
 def _verify(location: str) -> None:

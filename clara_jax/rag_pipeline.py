@@ -41,7 +41,8 @@ from clara_jax.retrieval.chunk_reader import StoredDocument
 from clara_jax.retrieval.compatibility import rate_of, suited
 from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.documents import ChunkedDocument
-from clara_jax.retrieval.encodings import closest_float
+from clara_jax.retrieval.encodings import DEFAULT_ENCODING
+from clara_jax.retrieval.exact_search import memory_budget
 from clara_jax.retrieval.indexing import IndexReport, index
 from clara_jax.retrieval.read_report import ReadReport
 from clara_jax.retrieval.search import Search
@@ -52,7 +53,6 @@ MOST_TURNS = 32  # earlier messages of a conversation that are considered
 CANDIDATES = 20  # of a question by default, as in the paper
 FEWEST_FOR_VECTORS = 50_000  # fewest chunks for which `finish` makes search vectors
 _WATCHED = 16  # documents by which `add` sees whether the model can read them
-_HOST_SHARE, _DEVICE_SHARE = 1 / 4, 1 / 2  # of memory that the store's memories may take
 
 
 class RagPipeline:
@@ -82,7 +82,7 @@ class RagPipeline:
         store.check(clara.bundle.compressor_fingerprint())
         self.clara, self.store, self.lock = clara, store, threading.RLock()
         self._chunker = chunker_of(clara.bundle.tokenizer)
-        self.retriever = Search(store, clara.bundle.mesh, budget or _budget(clara.bundle.mesh))
+        self.retriever = Search(store, clara.bundle.mesh, budget or memory_budget(clara.bundle.mesh))
 
     @classmethod
     def open(
@@ -107,8 +107,8 @@ class RagPipeline:
           checkpoint: see `Clara.load`.
           store: a directory, or the URL of a bucket.
           create: make the store where there is none.
-          encoding: of memories in a new store, one of `clara_jax.retrieval.encodings.ENCODINGS`; default the float of
-            two bytes that is nearest to the model's precision.
+          encoding: of memories in a new store, one of `clara_jax.retrieval.encodings.ENCODINGS`; default "int8", of a
+            store that is there the one that it has.
           precision: see `Clara.load`; default as trained, but of a model that was trained in "float32" or "mixed", on a
             CPU, the one of the two in which the store's memories are, and for a new store the processor's faster one.
           base: see `Clara.load`.
@@ -134,10 +134,8 @@ class RagPipeline:
         if not create:
             # Where there is no store, opening raises the error that names it.
             return cls(clara, DocumentStore.open(store) if there is None else there, budget)
-        chosen = encoding or closest_float(bundle.model.precision)
+        chosen = encoding or (DEFAULT_ENCODING if there is None else there.encoding.name)
         sizes = bundle.model.clara.memory_tokens, bundle.model.config.embed_dim
-        if encoding is None and there is not None:
-            chosen = there.encoding.name
         made = DocumentStore.open_or_make(store, bundle.compressor_fingerprint(), chosen, *sizes)
         return cls(clara, made, budget)
 
@@ -434,13 +432,6 @@ class RagPipeline:
             for rank, (best, chunk) in enumerate(zip(found, chunks, strict=True), 1)
         ]
         return hits, {"read": 1000 * (read - began), "search": 1000 * (time.perf_counter() - read)}
-
-
-def _budget(mesh: jax.sharding.Mesh) -> int:
-    stats = [device.memory_stats() for device in mesh.local_devices]
-    if all(device and "bytes_limit" in device for device in stats):
-        return int(_DEVICE_SHARE * sum(device["bytes_limit"] for device in stats))
-    return int(_HOST_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 __getattr__ = renamed_attributes(

@@ -3,9 +3,10 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 
-from benchmarks import accelerator, memory_bytes
+from benchmarks import accelerator, memory_bytes, memory_codes
 from clara_jax.api import Clara
 from clara_jax.input_pipeline.records import Record
 from clara_jax.method.stages import STAGES
@@ -45,3 +46,57 @@ def test_formats_of_memories_are_measured_beside_the_memories_as_they_are(mesh, 
     assert 0 < computed["Recall@5"] <= 100 and computed["bytes"] is None
     sizes = {row["encoding"]: row["bytes"] for row in stored}
     assert sizes["float32"] == 2 * sizes["bfloat16"] and sizes["int4"] < sizes["int8"] < sizes["bfloat16"]
+
+
+def test_formats_of_memories_as_a_picture(mesh, tmp_path):
+    rows = [
+        {"encoding": "as computed", "bytes": None},
+        *({"encoding": name, "bytes": 2**i} for i, name in enumerate("abb")),
+    ]
+    for place, row in enumerate(rows):
+        for metric in ("F1", "Recall@5"):
+            row |= {metric: 30 - place, f"{metric} difference": [-place, -place - 2, -place + 1]}
+    memory_bytes.draw(rows, tmp_path / "bytes.png")
+    assert (tmp_path / "bytes.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_passages_are_compressed_once(mesh, tmp_path, monkeypatch):
+    clara = Clara.load(write_checkpoint(tmp_path, mesh), mesh=mesh, precision="float32")
+    records = [
+        Record("q", tuple(tiny.document(i) for i in range(at, at + 3)), ("q",), (), (), (0,), "", "") for at in (0, 2)
+    ]
+    file = str(tmp_path / "memories")
+    first = memory_bytes.passages(clara, records, file)
+    assert first.texts == tuple(tiny.document(i) for i in range(5))
+    np.testing.assert_array_equal(first.array, clara.compress(list(first.texts)).array)
+    monkeypatch.setattr(Clara, "compress", None)
+    again = memory_bytes.passages(clara, records[1:], file)
+    assert again.texts == first.texts[2:]
+    np.testing.assert_array_equal(again.array, first.array[2:])
+
+
+def test_product_codes_find_the_centroids_that_vectors_are_made_of():
+    rng = np.random.default_rng(0)
+    books = rng.normal(size=(8, 60, 2)).astype(np.float32)
+    books /= np.linalg.norm(books, axis=-1, keepdims=True) * np.sqrt(8)  # so that all vectors have length 1
+    vectors = np.concatenate([book[rng.integers(0, 60, 4000)] for book in books], axis=1) * 3
+    code = memory_codes.ProductCode(vectors[:3000], 2)
+    error = ((code(vectors[3000:]) - vectors[3000:]) ** 2).sum() / (vectors[3000:] ** 2).sum()
+    assert error < 1e-4 and code.centroid_bytes == 8 * 256 * 2 * 2
+
+
+def test_codes_of_memories_are_compared_at_their_bytes():
+    memories = np.random.default_rng(0).normal(size=(40, 8, 16)).astype(np.float32)
+    rows = {row["code"]: row for row in memory_codes.measure(memories)}
+    assert (
+        rows["int8"]["bytes"] == 8 * 20
+        and rows["int4"]["bytes"] == rows["product code, groups of 2"]["bytes"] == 8 * 12
+    )
+    assert (
+        rows["int8"]["error"]
+        < rows["int4-32"]["error"]
+        <= rows["int4"]["error"]
+        < rows["product code, groups of 8"]["error"]
+        < 1.2
+    )
+    assert rows["int8"]["same first five"] > rows["product code, groups of 8"]["same first five"]

@@ -212,6 +212,19 @@ def test_two_writers_at_once(clara, tmp_path, monkeypatch, bucket):
         np.testing.assert_allclose(memory, clara.compress([chunk.text]).array[0], atol=1e-5)
 
 
+def test_a_store_keeps_its_encoding(checkpoint, tmp_path):
+    """New ones are of bytes; one that is there, from before that was the default, stays as it is."""
+    made = RagPipeline.open(checkpoint, tmp_path / "new", create=True)
+    made.add(texts(0))
+    assert made.store.encoding.name == "int8"
+    old = RagPipeline.open(checkpoint, tmp_path / "old", create=True, encoding="float16")
+    old.add(texts(0))
+    for create in (True, False):
+        assert RagPipeline.open(checkpoint, tmp_path / "old", create=create).store.encoding.name == "float16"
+    with pytest.raises(ClaraError, match="holds memories as float16, not int8"):
+        RagPipeline.open(checkpoint, tmp_path / "old", create=True, encoding="int8")
+
+
 def test_a_store_of_bytes(clara, tmp_path):
     """int8 memories find and answer as whole ones do, up to their rounding."""
     whole = pipeline(clara, tmp_path / "whole")
@@ -368,7 +381,13 @@ def test_the_commands(checkpoint, tmp_path, monkeypatch, capsys):
     assert "40 documents, 40 chunks compressed, 0 unchanged, 0 removed" in capsys.readouterr().out
     run_command(compress_command, monkeypatch, *fill, "--stats", "--index")
     out = capsys.readouterr().out
-    assert "0 chunks compressed, 40 unchanged" in out and json.loads(out[out.index("{") :])["encoding"] == "float16"
+    stats = json.loads(out[out.index("{") :])
+    assert "0 chunks compressed, 40 unchanged" in out and stats["encoding"] == "int8", "the default of a new store"
+    texts = [json.loads(line)["text"].encode() for line in corpus.read_text("utf-8").splitlines()]
+    assert stats["text_bytes"] == sum(map(len, texts)) and stats["text_bytes_per_chunk"] == stats["text_bytes"] / 40
+    assert stats["memory_bytes"] == stats["memory_tokens"] * (stats["width"] + 4)
+    assert stats["memory_times_text"] == round(stats["memory_bytes"] / stats["text_bytes_per_chunk"], 2)
+    assert stats["bytes_per_chunk"] == round(stats["bytes"] / 40, 1) > stats["memory_bytes"]
     assert DocumentStore.open(store).projection() is not None
     run_command(compress_command, monkeypatch, "--store", store, "--delete", "d3", "nothing", "--verify", "--compact")
     out = capsys.readouterr().out

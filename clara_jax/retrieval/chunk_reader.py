@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from clara_jax.errors import ClaraError
 from clara_jax.retrieval.conditions import COLUMNS, FIELDS, compiled
@@ -19,6 +20,8 @@ from clara_jax.retrieval.encodings import MemoryEncoding
 from clara_jax.retrieval.rows import METADATA, among, as_bytes, as_chunk, as_metadata, damaged_memories
 from clara_jax.retrieval.table import StoreError, Table, errors
 from clara_jax.text.documents import CHUNK_FIELDS, Chunk, DocumentMetadata
+
+_STATS_ROWS = 8192  # chunks whose texts are measured at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,19 +177,41 @@ class ChunkReader:
         return listed, grouped.num_rows
 
     def stats(self) -> dict[str, Any]:
-        """Return statistics of the store: documents, chunks, tokens, bytes, and the compressor and encoding."""
+        """Return statistics of the store: documents, chunks, tokens, bytes, and the compressor and encoding.
+
+        "bytes" are those of all files of the newest version, "text_bytes" those of the chunks' texts in UTF-8, and
+        "memory_bytes" those of one chunk's memory. Both the latter and "bytes_per_chunk" are also given as multiples of
+        a chunk's text, None of an empty store.
+        """
+        documents, chunks, tokens, text = set(), 0, 0, 0
         with self.reading():
-            rows, version = self._rows(None, ["document", "tokens"]), self.version
+            version = self.version
             size = self._table.read(lambda table: table.stats()["total_bytes"])
+            for batch in self.rows(["document", "tokens", "text"], _STATS_ROWS):
+                documents.update(batch["document"].to_pylist())
+                chunks += batch.num_rows
+                tokens += int(np.sum(batch["tokens"].to_numpy(), dtype=np.int64))
+                lengths = pc.call_function("binary_length", [batch["text"]])
+                text += int(np.sum(lengths.to_numpy(), dtype=np.int64))
+
+        def times_text(each: float) -> float | None:
+            return round(each * chunks / text, 2) if text else None
+
+        each = size / chunks if chunks else 0.0
         return {
-            "documents": len(rows["document"].unique()),
-            "chunks": rows.num_rows,
-            "tokens": int(np.sum(rows["tokens"].to_numpy(), dtype=np.int64)),
+            "documents": len(documents),
+            "chunks": chunks,
+            "tokens": tokens,
             "bytes": size,
+            "bytes_per_chunk": round(each, 1),
+            "bytes_times_text": times_text(each),
+            "text_bytes": text,
+            "text_bytes_per_chunk": round(text / chunks, 1) if chunks else 0.0,
             "memory_tokens": self.encoding.shape[0],
             "width": self.encoding.shape[1],
             "encoding": self.encoding.name,
             "memory_bytes": self.encoding.size,
+            "memory_times_text": times_text(self.encoding.size),
             "fingerprint": self.fingerprint,
             "version": version,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -10,17 +11,33 @@ import numpy as np
 from clara_jax.errors import ClaraError
 
 _FLOATS = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-_LARGEST = {"int8": 127, "int4": 7}  # magnitude of the whole numbers
-ENCODINGS = (*_FLOATS, *_LARGEST)
-_SCALE = np.dtype("<f4")  # of whole numbers: one for each memory vector, its largest magnitude over theirs
+
+
+class _WholeNumbers(NamedTuple):
+    """Whole numbers with scales: the largest magnitude of a run of numbers over that of the whole ones."""
+
+    largest: int  # magnitude of the whole numbers
+    run: int | None  # numbers with one scale; None for all of a memory vector
+    scale: np.dtype
+
+
+# Few numbers of a memory vector are several times as large as the others. Of whole numbers up to 7, little is left of
+# those others under one scale; runs keep the damage to one of them (docs/results.md, "Bytes a passage").
+_WHOLE = {
+    "int8": _WholeNumbers(127, None, np.dtype("<f4")),
+    "int4": _WholeNumbers(7, None, np.dtype("<f4")),
+    "int4-32": _WholeNumbers(7, 32, np.dtype("<f2")),
+}
+ENCODINGS = (*_FLOATS, *_WHOLE)
+DEFAULT_ENCODING = "int8"  # of new stores: half the bytes of a float16, and no measurable loss (docs/results.md)
 
 
 class MemoryEncoding:
     """A codec of memories [n, M, E] as bytes [n, `size`].
 
     Args:
-      name: one of `ENCODINGS`. "int8" and "int4" keep each memory vector as whole numbers with one scale; "int4" two
-        of them a byte, the first in its low half.
+      name: one of `ENCODINGS`. "int8" and "int4" keep each memory vector as whole numbers with one scale, "int4-32"
+        with one for every 32 numbers. Of four bits there are two a byte, the first in its low half.
       memory_tokens: M.
       width: E.
 
@@ -32,11 +49,15 @@ class MemoryEncoding:
         if name not in ENCODINGS:
             raise ClaraError(f"memory encoding {name!r} must be one of {', '.join(ENCODINGS)}")
         self.name, self.shape = name, (memory_tokens, width)
-        self._vector = -(-width // 2) if name == "int4" else width  # bytes of a vector's whole numbers
-        if name in _LARGEST:
-            self.size = memory_tokens * (self._vector + _SCALE.itemsize)
-        else:
+        self._whole = _WHOLE.get(name)
+        if self._whole is None:
             self.size = memory_tokens * width * _FLOATS[name].itemsize
+            return
+        self._packs = self._whole.largest < 8
+        self._vector = -(-width // 2) if self._packs else width  # bytes of a vector's whole numbers
+        self._run = self._whole.run or width
+        self._runs = -(-width // self._run)
+        self.size = memory_tokens * (self._vector + self._runs * self._whole.scale.itemsize)
 
     @property
     def dtype(self) -> np.dtype:
@@ -50,14 +71,16 @@ class MemoryEncoding:
           ClaraError: a number that the encoding cannot hold.
         """
         memories = memories.astype(np.float32)
-        if self.name in _LARGEST:
-            largest = np.maximum(np.abs(memories).max(axis=-1, keepdims=True), np.finfo(_SCALE).tiny)
-            scales = (largest / _LARGEST[self.name]).astype(_SCALE)
-            numbers = np.rint(memories / scales).astype(np.int8)
-            parts = _packed(numbers) if self.name == "int4" else numbers, scales
-        else:
-            with np.errstate(over="ignore"):
+        with np.errstate(over="ignore"):
+            if self._whole is None:
                 parts = (memories.astype(_FLOATS[self.name]),)
+            else:
+                runs, (largest, _, dtype) = self._in_runs(memories), self._whole
+                needed = np.abs(runs).max(axis=-1, keepdims=True) / largest
+                scales = np.maximum(needed, np.finfo(dtype).tiny).astype(dtype)
+                numbers = np.rint(runs / scales.astype(np.float32)).astype(np.int8)
+                numbers = self._without_runs(numbers)
+                parts = _packed(numbers) if self._packs else numbers, scales
         if not all(np.isfinite(part.astype(np.float32)).all() for part in parts):
             raise ClaraError(f"a memory holds numbers that {self.name} cannot hold; choose another encoding")
         return np.concatenate([_bytes_of_rows(part) for part in parts], axis=1)
@@ -65,13 +88,25 @@ class MemoryEncoding:
     def decode(self, rows: np.ndarray) -> np.ndarray:
         """Decode uint8 [n, size] to memories [n, M, E] of `dtype`."""
         tokens, width = self.shape
-        if self.name in _FLOATS:
+        if self._whole is None:
             return np.ascontiguousarray(rows).view(self.dtype).reshape(-1, tokens, width)
         end = tokens * self._vector
         packed = np.ascontiguousarray(rows[:, :end]).view(np.int8).reshape(-1, tokens, self._vector)
-        numbers = _unpacked(packed, width) if self.name == "int4" else packed
-        scales = np.ascontiguousarray(rows[:, end:]).view(_SCALE).reshape(-1, tokens, 1)
-        return (numbers * scales).astype(self.dtype)
+        numbers = _unpacked(packed, width) if self._packs else packed
+        scales = np.ascontiguousarray(rows[:, end:]).view(self._whole.scale).reshape(-1, tokens, self._runs, 1)
+        decoded = self._in_runs(numbers) * scales.astype(np.float32)
+        return self._without_runs(decoded).astype(self.dtype)
+
+    def _in_runs(self, vectors: np.ndarray) -> np.ndarray:
+        """Return vectors [..., E] as runs with a scale each [..., R, run], the last one filled with zeros."""
+        missing = self._runs * self._run - vectors.shape[-1]
+        if missing:
+            vectors = np.pad(vectors, [(0, 0)] * (vectors.ndim - 1) + [(0, missing)])
+        return vectors.reshape(*vectors.shape[:-1], self._runs, self._run)
+
+    def _without_runs(self, runs: np.ndarray) -> np.ndarray:
+        """Return the vectors [..., E] of `_in_runs`."""
+        return runs.reshape(*runs.shape[:-2], self._runs * self._run)[..., : self.shape[1]]
 
 
 def _packed(numbers: np.ndarray) -> np.ndarray:
@@ -89,8 +124,3 @@ def _unpacked(packed: np.ndarray, width: int) -> np.ndarray:
 def _bytes_of_rows(array: np.ndarray) -> np.ndarray:
     """Return the bytes of an array's rows, uint8 [n, bytes of a row]."""
     return np.ascontiguousarray(array).view(np.uint8).reshape(len(array), math.prod(array.shape[1:]) * array.itemsize)
-
-
-def closest_float(precision: str) -> str:
-    """Return the encoding of two bytes that loses least of memories computed in a precision."""
-    return "bfloat16" if precision == "bfloat16" else "float16"

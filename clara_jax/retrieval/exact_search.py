@@ -7,8 +7,11 @@ scores its rows and keeps the k best; only these travel. A store that does not f
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -21,6 +24,26 @@ BLOCK_BYTES = 2**28
 LEAST_ROWS = 256  # of a block: small stores grow without new shapes
 _READ_ROWS = 1024  # chunks of a read
 _WIDTH = 8  # k is rounded up to a multiple of it, so that few shapes are compiled
+_HOST_SHARE, _DEVICE_SHARE = 1 / 4, 1 / 2  # of memory that the store's memories may take
+# Where the kernel says, inside a container, how many bytes it may use: cgroups of version 2, and of version 1.
+_CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+def memory_budget(mesh: jax.sharding.Mesh) -> int:
+    """Return the bytes that a store's memories may take on the devices of a mesh by default."""
+    stats = [device.memory_stats() for device in mesh.local_devices]
+    if all(device and "bytes_limit" in device for device in stats):
+        return int(_DEVICE_SHARE * sum(device["bytes_limit"] for device in stats))
+    return int(_HOST_SHARE * _host_memory())
+
+
+def _host_memory() -> int:
+    """Return the bytes of memory that this process may use: the machine's, or the limit of its container."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in _CONTAINER_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # outside of Linux and of containers; "max" is no limit
+            memory = min(memory, int(path.read_text()))
+    return memory
 
 
 @dataclasses.dataclass

@@ -87,6 +87,8 @@ class ChatRequest(Sent):
     """A request for a chat completion as OpenAI's.
 
     An option that would change the answer and is not supported here is refused, so that a client can leave it out.
+    Tools that the model may call, and need not, are left alone: an answer that calls none is one of those asked for.
+    Chat programs send theirs with every question.
     """
 
     messages: list[Message] = Field(min_length=1, max_length=1000)
@@ -104,9 +106,9 @@ class ChatRequest(Sent):
     n: Literal[1] | None = 1
     response_format: TextFormat | None = None
     modalities: list[Literal["text"]] | None = None
-    tools: list[Any] | None = Field(default=None, max_length=0, description="none are called")
+    tools: list[Any] | None = Field(default=None, description="none are called")
     tool_choice: Literal["none", "auto"] | None = Field(default=None, description="none are called")
-    functions: list[Any] | None = Field(default=None, max_length=0, description="the older name of tools")
+    functions: list[Any] | None = Field(default=None, description="the older name of tools")
     function_call: Literal["none", "auto"] | None = Field(default=None, description="none are called")
     logprobs: Literal[False] | None = Field(default=None, description="they are not reported")
     top_logprobs: Literal[0] | None = Field(default=None, description="they are not reported")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import hashlib
 import re
 import uuid
@@ -35,6 +36,7 @@ from clara_jax.text.documents import CorpusDocument
 
 MODEL = "clara"
 ABSTAINED = "The documents do not seem to answer this question."
+NO_TOOLS = "tools: none are called here; the answer is from the documents"
 _CHUNKS_PER_TURN = 16  # chunks that are compressed between two steps of the engine
 _QUOTED = 3  # candidates that have a quote, besides the sources
 _SHOWN = 20  # lines of a file that could not be read
@@ -74,6 +76,8 @@ def store_app(worker: Worker, limits: RequestLimits) -> FastAPI:
 
         def ask(pipeline: RagPipeline) -> tuple[EngineRequest | None, RetrievedContext]:
             context = pipeline.ask(question, **options)
+            if body.tools or body.functions:
+                context = dataclasses.replace(context, warnings=(*context.warnings, NO_TOOLS))
             return context.request, context
 
         return await service.answer(request, body, ask, _SourcedCompletion)

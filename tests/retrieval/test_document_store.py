@@ -63,8 +63,8 @@ def test_encodings_keep_what_they_promise(name):
     back = encoding.decode(rows)
     assert back.dtype == encoding.dtype
     error = np.abs(back.astype(np.float32) - memories)
-    steps = {"int8": 127, "int4": 7}
-    if name in steps:  # half a step of the vector's scale, and the rounding of bfloat16
+    steps = {"int8": 127, "int4": 7, "int4-32": 7}
+    if name in steps:  # half a step of the vector's scale, and the rounding of bfloat16 (E is below 32: one run)
         assert (error <= np.abs(memories).max(-1, keepdims=True) / (2 * steps[name]) + 2**-8 * np.abs(memories)).all()
     else:
         np.testing.assert_array_equal(back, memories.astype(encoding.dtype))
@@ -81,7 +81,27 @@ def test_int4_keeps_each_of_its_numbers_in_half_a_byte(width):
     np.testing.assert_array_equal(encoding.decode(rows).astype(int), numbers)
 
 
+@pytest.mark.parametrize("width", [31, 64, 70])
+def test_a_large_number_costs_its_neighbours_and_no_other_run(width):
+    memories = RNG.normal(size=(20, M, width)).astype(np.float32)
+    memories[..., 3] = 1000.0
+    memories[0] = 0.0
+    runs = MemoryEncoding("int4-32", M, width)
+    assert runs.size == M * ((width + 1) // 2 + 2 * -(-width // 32))
+    found = {name: MemoryEncoding(name, M, width) for name in ("int4", "int4-32")}
+    error = {}
+    for name, encoding in found.items():
+        back = encoding.decode(encoding.encode(memories)).astype(np.float32)
+        assert not back[0].any() and back.shape == memories.shape
+        error[name] = np.abs(back - memories)[..., 32:].max(initial=0)
+    if width > 32:
+        largest = np.abs(memories[..., 32:]).max()
+        assert error["int4-32"] < largest / 13 < error["int4"] == largest
+
+
 def test_what_an_encoding_cannot_hold_is_refused():
+    with pytest.raises(ClaraError, match="int4-32 cannot hold"):  # its scales are of two bytes
+        MemoryEncoding("int4-32", M, E).encode(np.full((1, M, E), 1e6, np.float32))
     huge = np.full((1, M, E), 1e6, np.float32)
     with pytest.raises(ClaraError, match="float16 cannot hold"):
         MemoryEncoding("float16", M, E).encode(huge)
@@ -142,7 +162,7 @@ def test_another_compressor_or_encoding_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-@pytest.mark.parametrize("encoding", ["float32", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("encoding", ["float32", "bfloat16", "int8", "int4", "int4-32"])
 def test_exact_search_is_brute_force_and_follows_the_store(tmp_path, monkeypatch, devices, encoding):
     monkeypatch.setattr(exact_search, "BLOCK_BYTES", 16 * M * E * 4)  # several blocks
     monkeypatch.setattr(exact_search, "LEAST_ROWS", 8)
@@ -243,3 +263,16 @@ def test_fusion_keeps_what_all_rankings_agree_on(rankings):
         for y in places:
             better = all(x in r and (y not in r or r.index(x) < r.index(y)) for r in rankings)
             assert not (x != y and rankings and better) or places[x] < places[y]
+
+
+def test_the_memory_of_a_container_is_what_it_may_use(tmp_path, monkeypatch):
+    """The machine's memory is no measure there: a store of a quarter of it would be killed."""
+    machine = exact_search._host_memory()
+    limits = [tmp_path / "memory.max", tmp_path / "limit_in_bytes"]
+    monkeypatch.setattr(exact_search, "_CONTAINER_LIMITS", limits)
+    assert exact_search._host_memory() >= machine > 2**28, "there are no files"
+    limits[0].write_text("max\n")
+    limits[1].write_text(f"{2**63 - 4096}\n")  # how version 1 says that there is none
+    assert exact_search._host_memory() >= machine
+    limits[0].write_text(f"{2**28}\n")
+    assert exact_search._host_memory() == 2**28

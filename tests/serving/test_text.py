@@ -162,7 +162,7 @@ def test_the_newer_name_of_the_system(url):
         ({"n": 2}, 422, "n: "),
         ({"response_format": {"type": "json_object"}}, 422, "response_format.type: \"json_object\" must be 'text'"),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, 422, "response_format.type: "),
-        ({"tools": [{"type": "function", "function": {"name": "x"}}]}, 422, "tools: "),
+        ({"tools": [{"type": "function", "function": {"name": "x"}}], "tool_choice": "required"}, 422, "tool_choice: "),
         ({"messages": []}, 422, "messages: "),
         ({"max_tokens": 2040}, 400, "max_new_tokens is 2040: together above the base's 2048 positions"),
         ({"messages": [{"role": "user", "content": "Oslo " * 4000}]}, 400, "above the base's 2048 positions"),

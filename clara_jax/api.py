@@ -28,7 +28,9 @@ from clara_jax.errors import ClaraError, ClaraWarning
 from clara_jax.inference.decode import Sampling
 from clara_jax.inference.encode import encode_texts
 from clara_jax.inference.engine import Engine
+from clara_jax.inference.generator_server import GeneratorServer
 from clara_jax.inference.ranking import rank_memories
+from clara_jax.inference.remote_engine import RemoteEngine
 from clara_jax.inference.requests import Request, Result
 from clara_jax.inference.weights import check as check_weights
 from clara_jax.input_pipeline import prompts
@@ -53,7 +55,14 @@ GREEDY = Sampling()
 class Clara:
     """A CLaRa model. Open one with `Clara.load`."""
 
-    def __init__(self, bundle: Bundle, batch_size: int = 16, weights: str | None = None, rows: int | None = None):
+    def __init__(
+        self,
+        bundle: Bundle,
+        batch_size: int = 16,
+        weights: str | None = None,
+        rows: int | None = None,
+        generator: str | GeneratorServer | None = None,
+    ):
         """Make the model that a bundle describes.
 
         Args:
@@ -63,15 +72,20 @@ class Clara:
             fastest one that fits into memory.
           rows: answers that are decoded together, rounded up likewise; default ``batch_size``. A model that is made for
             one row decodes a single answer faster.
+          generator: a server that writes the answers, or its URL (`clara_jax.inference.generator_server`); default the
+            model here.
 
         Raises:
-          ClaraError: an unknown name.
+          ClaraError: an unknown name; both weights and a generator; see `GeneratorServer`, `RemoteEngine.check`.
         """
         rows = batch_size if rows is None else rows
         check_positive("batch_size", batch_size)
         check_positive("rows", rows)
         if weights is not None:
+            if generator is not None:
+                raise ClaraError("weights: mean nothing where another server (generator) writes the answers")
             check_weights(weights)
+        self._generator = GeneratorServer(generator) if isinstance(generator, str) else generator
         self.bundle, self._weights = bundle, weights
         self.batch_size, self._rows = divisible(batch_size, bundle.mesh), divisible(rows, bundle.mesh)
         # A checkpoint from before the end-to-end stage has no trained query reasoner: that stage would start it as a
@@ -79,6 +93,8 @@ class Clara:
         self._params = inherit(STAGES["end_to_end"], bundle.params, bundle.trained)
         self._fingerprint = bundle.fingerprint()
         self._warned = False  # of documents that it cannot read
+        if self._generator is not None:
+            _ = self.engine  # made now, so that a server that cannot answer is known before any work is done
 
     def __repr__(self) -> str:
         """Return the base, the sizes, the precision and the stages of the training."""
@@ -101,6 +117,7 @@ class Clara:
         weights: str | None = None,
         rows: int | None = None,
         rate: int | None = None,
+        generator: str | GeneratorServer | None = None,
     ) -> Clara:
         """Open a trained model.
 
@@ -114,12 +131,14 @@ class Clara:
           weights: see `Clara`.
           rows: see `Clara`.
           rate: compress rate, of a model with one memory token for all places; default as it was trained last.
+          generator: see `Clara`.
 
         Raises:
-          ClaraError: see `clara_jax.checkpoints.opening.load`, `Bundle.at_rate`.
+          ClaraError: see `Clara`, `clara_jax.checkpoints.opening.load`, `Bundle.at_rate`.
         """
+        generator = GeneratorServer(generator) if isinstance(generator, str) else generator
         bundle = opening.load(path, mesh or make_mesh(), base, precision).at_rate(rate)
-        return cls(bundle, batch_size, weights, rows)
+        return cls(bundle, batch_size, weights, rows, generator)
 
     @property
     def usual_k(self) -> int:
@@ -385,9 +404,18 @@ class Clara:
         return memory
 
     @functools.cached_property
-    def engine(self) -> Engine:
+    def engine(self) -> Engine | RemoteEngine:
         """The engine that decodes answers, ``rows`` at a time; made when it is first needed."""
         bundle = self.bundle
+        if self._generator is not None:
+            size = bundle.tokenizer.total_vocab
+            sizes = bundle.model.clara.memory_tokens, bundle.model.config.embed_dim
+            remote = RemoteEngine(
+                bundle.model, self._params, bundle.mesh, size, bundle.end_ids, self._generator, self._rows
+            )
+            nothing = np.zeros((0, *sizes), bundle.model.dtype)
+            remote.check(self._params, self.request(prompts.question("What is it?", 0), nothing))
+            return remote
         return Engine(bundle.model, self._params, bundle.mesh, bundle.end_ids, self._rows, self._weights)
 
     def request(

@@ -16,6 +16,7 @@ OF = {
     "docx": "documents",
     "fastapi": "serve",
     "haystack": "haystack",
+    "httpx": "rag",
     "json_repair": "synthesis",
     "lancedb": "rag",
     "langchain_core": "langchain",

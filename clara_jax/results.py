@@ -16,6 +16,7 @@ from clara_jax.errors import ClaraError
 from clara_jax.files import replaced_when_whole
 from clara_jax.formats.safetensors_files import open_metadata, open_tensors
 from clara_jax.inference.engine import Engine
+from clara_jax.inference.remote_engine import RemoteEngine
 from clara_jax.inference.requests import Request
 from clara_jax.inference.streaming import TextStream
 from clara_jax.strict_json import parse
@@ -204,7 +205,13 @@ class AnswerStream(Iterator[str]):
       answer: None until the last piece has been taken.
     """
 
-    def __init__(self, engine: Engine, request: Request, decode: Callable[[list[int]], str], sources: Sequence[Hit]):
+    def __init__(
+        self,
+        engine: Engine | RemoteEngine,
+        request: Request,
+        decode: Callable[[list[int]], str],
+        sources: Sequence[Hit],
+    ):
         """Submit the request; tokens are decoded as pieces are taken.
 
         Args:
@@ -228,7 +235,11 @@ class AnswerStream(Iterator[str]):
         )
 
     def __next__(self) -> str:
-        """Return the next piece."""
+        """Return the next piece.
+
+        Raises:
+          ClaraError: see `TextStream.update`.
+        """
         while self.answer is None and not self._handle.cancelled:
             if self._handle.result is None:
                 self._engine.step()

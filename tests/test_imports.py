@@ -9,7 +9,19 @@ from tests.locations import ROOT
 # modules import each other, but not in a circle.
 FLOORS = [
     {"errors", "spelling", "strict_json", "deprecation", "tpu_flags"},
-    {"chips", "config_checks", "distributed", "extras", "files", "locks", "pages", "confined", "moved", "shipped"},
+    {
+        "chips",
+        "config_checks",
+        "distributed",
+        "extras",
+        "files",
+        "locks",
+        "pages",
+        "confined",
+        "moved",
+        "redaction",
+        "shipped",
+    },
     {"compile_cache", "huge_pages"},
     {"command"},
     {"formats", "metrics", "model"},

@@ -120,13 +120,12 @@ class RagPipeline:
           rows: see `Clara.load`.
           budget: see `RagPipeline`.
           rate: see `Clara.load`; default the store's, for a new one as it was trained last.
-          generator: see `Clara`: documents are searched here, and the answers written there.
+          generator: see `Clara.load`: documents are searched here, and the answers written there.
 
         Raises:
           ClaraError: see `Clara.load`, `DocumentStore.open`; a store of another compressor or encoding.
         """
-        generator = GeneratorServer(generator) if isinstance(generator, str) else generator
-        mesh = mesh or make_mesh()
+        server, mesh = GeneratorServer.connect(generator), mesh or make_mesh()
         there = DocumentStore.open(store) if DocumentStore.exists(store) else None
 
         def load(precision: str) -> Bundle:
@@ -134,14 +133,12 @@ class RagPipeline:
             return bundle.at_rate(rate or rate_of(there, bundle))
 
         bundle = load(precision) if precision else suited(load, opening.trained_precision(checkpoint), mesh, there)
-        clara = Clara(bundle, batch_size, weights, rows, generator)
+        clara = Clara(bundle, batch_size, weights, rows, server)
         if not create:
             # Where there is no store, opening raises the error that names it.
             return cls(clara, DocumentStore.open(store) if there is None else there, budget)
-        chosen = encoding or closest_float(bundle.model.precision)
+        chosen = encoding or (closest_float(bundle.model.precision) if there is None else there.encoding.name)
         sizes = bundle.model.clara.memory_tokens, bundle.model.config.embed_dim
-        if encoding is None and there is not None:
-            chosen = there.encoding.name
         made = DocumentStore.open_or_make(store, bundle.compressor_fingerprint(), chosen, *sizes)
         return cls(clara, made, budget)
 

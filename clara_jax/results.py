@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +131,34 @@ class Memories:
                 "again"
             )
         return cls(ids, array, texts, made_by, documents)
+
+
+def candidates_of(memories: Memories | Sequence[Memories], count: int, fingerprint: str) -> list[Memories]:
+    """Return the candidates of each question.
+
+    Args:
+      memories: one collection for all questions, or one for each.
+      count: the number of questions.
+      fingerprint: of the model that is to read them, `Clara.fingerprint`.
+
+    Raises:
+      ClaraError: something else, another number of collections, or memories of another model.
+    """
+    lists: list[Memories]
+    if isinstance(memories, Memories):
+        lists = [memories] * count
+    else:
+        lists = list(memories) if isinstance(memories, Iterable) else [memories]
+    if not all(isinstance(collection, Memories) for collection in lists):
+        raise ClaraError("memories: give what compress returned, once or a list with one for each question")
+    if len(lists) != count:
+        raise ClaraError(f"memories: {len(lists)} collections for {count} questions; give one for all or one for each")
+    for collection in lists:
+        if collection.fingerprint != fingerprint:
+            raise ClaraError(
+                "memories: they were made by another model (fingerprint differs); compress the documents again"
+            )
+    return lists
 
 
 def _strings(data: np.ndarray) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """A server in the wire formats of vLLM and of SGLang, which decodes a merged export greedily from prompt embeddings.
 
-It shares no code with the client: a tensor is unpacked by Python's unpickler, and every token is the argmax of a pass over
-the whole text so far, without a cache.
+It shares no code with the client: a tensor is unpacked by Python's unpickler, and every token is the argmax of a pass
+over the whole text so far, without a cache.
 """
 
 import base64
@@ -185,10 +185,8 @@ class GeneratorFixture:
         assert body["stream"] and body["return_token_ids"] and body["logprobs"] == 0 and body["temperature"] == 0
 
         def events():
-            made = list(self.merged.decode(x, body["max_tokens"], body["stop_token_ids"])) if not self.pause else None
-            for number, (token, score) in enumerate(
-                made or self.merged.decode(x, body["max_tokens"], body["stop_token_ids"]), 1
-            ):
+            answer = self.merged.decode(x, body["max_tokens"], body["stop_token_ids"])
+            for number, (token, score) in enumerate(answer, 1):
                 stopped = token in body["stop_token_ids"]
                 reason = "stop" if stopped else "length" if number == body["max_tokens"] else None
                 choice = {

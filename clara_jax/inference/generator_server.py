@@ -102,6 +102,11 @@ class GeneratorServer:
         self._folder = card.get("root") or self.model
 
     @classmethod
+    def connect(cls, generator: str | GeneratorServer | None) -> GeneratorServer | None:
+        """Return a connection for the keyword ``generator`` of the Python API: a URL, a connection, or None."""
+        return cls(generator) if isinstance(generator, str) else generator
+
+    @classmethod
     def of_options(cls, url: str | None, model: str | None) -> GeneratorServer | None:
         """Return the server of a command's ``--generator`` and ``--generator-model``, None without the first.
 

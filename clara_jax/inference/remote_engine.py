@@ -24,6 +24,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int32
 
+from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.distributed import gather
 from clara_jax.errors import ClaraError, ClaraWarning
 from clara_jax.inference.decode import Sampling, prefill
@@ -31,6 +32,7 @@ from clara_jax.inference.engine import bucket, check_request, next_power
 from clara_jax.inference.generator_server import GeneratorServer, GeneratorServerError, Piece
 from clara_jax.inference.prefix_cache import PrefixCache
 from clara_jax.inference.requests import Request, RequestHandle, Result
+from clara_jax.input_pipeline import prompts
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.generator import splice
 from clara_jax.model.sharding import batch_shards, put_batch
@@ -46,7 +48,7 @@ class RemoteEngine:
     Attributes:
       rows: the largest number of requests that are sent together.
       server: where to.
-      prefix_cache: empty; the server has its own.
+      prefix_cache: empty; the server caches prefixes itself.
     """
 
     def __init__(
@@ -83,6 +85,26 @@ class RemoteEngine:
         # What the threads have received.
         self._received: SimpleQueue[tuple[RequestHandle, Piece | ClaraError]] = SimpleQueue()
         self._log_probabilities: dict[RequestHandle, float] = {}
+
+    @classmethod
+    def open(cls, bundle: Bundle, params: Any, server: GeneratorServer, rows: int) -> RemoteEngine:
+        """Return an engine for a model, after its server has answered a test prompt as the model here does (`check`).
+
+        Args:
+          bundle: the model.
+          params: its parameters, all roles.
+          server: with the merged export of this model.
+          rows: the largest number of requests that are sent together.
+
+        Raises:
+          ClaraError: see `RemoteEngine` and `check`.
+        """
+        tokenizer, model = bundle.tokenizer, bundle.model
+        engine = cls(model, params, bundle.mesh, tokenizer.total_vocab, bundle.end_ids, server, rows)
+        prompt = tokenizer.encode_prompt(prompts.question("What is it?", 0))
+        nothing = np.zeros((0, model.clara.memory_tokens, model.config.embed_dim), model.dtype)
+        engine.check(params, Request(prompt.ids, prompt.memory_index, nothing))
+        return engine
 
     @property
     def busy(self) -> int:

@@ -1,4 +1,4 @@
-"""Answers that another server writes from prompt embeddings: the same as the engine's here, and every failure one line."""
+"""Answers that another server writes from prompt embeddings: the engine's here, and every failure is one line."""
 
 import contextlib
 import dataclasses
@@ -70,7 +70,7 @@ def test_the_answers_are_those_of_the_engine_here(local, start, kind, incrementa
     server = start(kind, incremental=incremental)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # it is the same model, which is checked at the beginning
-        there = Clara(local.bundle, 4, generator=server.url)
+        there = Clara(local.bundle, 4, generator=GeneratorServer(server.url))
     lists = [DOCUMENTS[i : i + 3] for i in range(4)]
     ours = local.answer(QUESTIONS, documents=lists, k=2, max_new_tokens=12)
     theirs = there.answer(QUESTIONS, documents=lists, k=2, max_new_tokens=12)
@@ -92,7 +92,7 @@ def test_an_end_token_ends_an_answer_and_is_not_part_of_it(local, start):
     first = local.answer(QUESTIONS[:1], documents=[DOCUMENTS[:3]], max_new_tokens=12)[0].tokens
     ends = (first[3],)
     bundle = dataclasses.replace(local.bundle)
-    stopping, there = Clara(bundle, 4), Clara(bundle, 4, generator=server.url)
+    stopping, there = Clara(bundle, 4), Clara(bundle, 4, generator=GeneratorServer(server.url))
     for one in (stopping, there):
         one.engine._end_ids = ends
     results = [one.answer(QUESTIONS[:1], documents=[DOCUMENTS[:3]], max_new_tokens=12)[0] for one in (stopping, there)]
@@ -102,7 +102,7 @@ def test_an_end_token_ends_an_answer_and_is_not_part_of_it(local, start):
 
 def test_what_is_sent_is_the_prompt_with_memories_in_their_places(local, start):
     server = start()
-    there = Clara(local.bundle, 4, generator=server.url)
+    there = Clara(local.bundle, 4, generator=GeneratorServer(server.url))
     memories = local.compress(DOCUMENTS[:2]).array
     prompt = prompts.question(QUESTIONS[0], 2)
     request = there.request(prompt, memories)
@@ -155,7 +155,7 @@ def test_the_pipeline_the_command_and_the_server(place, local, start, tmp_path, 
 
 def test_more_requests_than_rows_and_one_that_is_cancelled(local, start):
     server = start()
-    there = Clara(local.bundle, 4, rows=2, generator=server.url)
+    there = Clara(local.bundle, 4, rows=2, generator=GeneratorServer(server.url))
     memories = local.compress(DOCUMENTS[:1]).array
     requests = [there.request(prompts.question(question, 1), memories) for question in QUESTIONS]
     wanted = [result.tokens for result in local.engine.generate(requests)]
@@ -171,7 +171,7 @@ def test_more_requests_than_rows_and_one_that_is_cancelled(local, start):
 
 def test_a_client_that_leaves_ends_the_answer_there(local, start):
     server = start()
-    there = Clara(local.bundle, 4, generator=server.url)
+    there = Clara(local.bundle, 4, generator=GeneratorServer(server.url))
     server.pause = 0.05
     stream = there.answer(QUESTIONS[:1], documents=[DOCUMENTS[:2]], max_new_tokens=200, stream=True)
     next(stream)
@@ -184,34 +184,44 @@ def test_a_client_that_leaves_ends_the_answer_there(local, start):
     assert server.given_up == 1
 
 
-def refused(start, kind, path, answer, **options):
-    server = start(kind, **options)
-    server.answer = lambda asked, body: answer if asked == path else None
-    return server
+ANSWERS, MODELS = "/v1/completions", "/v1/models"
+REFUSALS = {
+    "not enabled": (ANSWERS, 400, "You must set `--enable-prompt-embeds` to input `prompt_embeds`."),
+    "width": (ANSWERS, 400, "`prompt_embeds` hidden_size 64 does not match the model's hidden_size 128."),
+    "no model": (ANSWERS, 404, "The model `x` does not exist."),
+    "proxy": (ANSWERS, 503, "no healthy upstream"),
+    "long": (ANSWERS, 400, "maximum context length is 128 tokens"),
+    "empty": (ANSWERS, 200, ""),
+    "key": (MODELS, 401, "Unauthorized"),
+    "another format": (MODELS, 200, ""),
+    "radix cache": ("/generate", 400, "input_embeds is provided while disable_radix_cache is False."),
+}
 
 
 @pytest.mark.parametrize(
-    "kind, path, answer, message",
+    "name, message",
     [
-        ("vllm", "/v1/completions", (400, {"error": {"message": "You must set `--enable-prompt-embeds` to input `prompt_embeds`."}}), "takes no embeddings; start it with --enable-prompt-embeds"),
-        ("vllm", "/v1/completions", (400, {"error": {"message": "`prompt_embeds` hidden_size 64 does not match the model's hidden_size 128."}}), "serves a model of another width (400: `prompt_embeds` hidden_size 64"),
-        ("vllm", "/v1/completions", (404, {"error": {"message": "The model `x` does not exist."}}), "has no /v1/completions (404: The model `x` does not exist.)"),
-        ("vllm", "/v1/completions", (503, {"detail": "no healthy upstream"}), "503: no healthy upstream"),
-        ("vllm", "/v1/completions", (400, {"error": {"message": "maximum context length is 128 tokens"}}), "refuses the prompt (400: maximum context length is 128"),
-        ("vllm", "/v1/completions", (200, {"choices": []}), "the connection broke off before the answer's end"),
-        ("vllm", "/v1/models", (401, {"error": "Unauthorized"}), "refuses the key (401: Unauthorized); set CLARA_GENERATOR_KEY"),
-        ("vllm", "/v1/models", (200, {"data": 3}), "its reply is not in the format of vLLM or SGLang"),
-        ("sglang", "/generate", (400, {"error": {"message": "input_embeds is provided while disable_radix_cache is False."}}), "takes no embeddings; start it with --disable-radix-cache"),
+        ("not enabled", "takes no embeddings; start it with --enable-prompt-embeds"),
+        ("width", "serves a model of another width (400: `prompt_embeds` hidden_size 64 does not match"),
+        ("no model", "has no /v1/completions (404: The model `x` does not exist.)"),
+        ("proxy", "503: no healthy upstream"),
+        ("long", "refuses the prompt (400: maximum context length is 128"),
+        ("empty", "the connection broke off before the answer's end"),
+        ("key", "refuses the key (401: Unauthorized); set CLARA_GENERATOR_KEY"),
+        ("another format", "its reply is not in the format of vLLM or SGLang"),
+        ("radix cache", "takes no embeddings; start it with --disable-radix-cache"),
     ],
-)  # fmt: skip
-def test_every_refusal_is_one_line(local, start, kind, path, answer, message):
-    server = refused(start, kind, path, answer)
+)
+def test_every_refusal_is_one_line(local, start, name, message):
+    path, status, words = REFUSALS[name]
+    server = start("sglang" if path == "/generate" else "vllm")
+    said = status, {"error": {"message": words}}
+    server.answer = lambda asked, body: said if asked == path else None
     with pytest.raises(ClaraError) as raised:
-        Clara(local.bundle, 4, generator=server.url)
+        Clara(local.bundle, 4, generator=GeneratorServer(server.url))
     assert str(raised.value).startswith(f"{server.url}: ") and message in str(raised.value)
     assert "\n" not in str(raised.value)
-    if "refuses the prompt" not in message:
-        assert isinstance(raised.value, GeneratorServerError)
+    assert isinstance(raised.value, GeneratorServerError) == (name != "long")
 
 
 def events(server, *lines):
@@ -245,7 +255,7 @@ TOKEN = '"logprobs": {"token_logprobs": [-0.1]}, "finish_reason": null'
 )
 def test_whatever_a_server_streams_a_failure_is_one_line(local, start, lines, message):
     server = start()
-    there = Clara(local.bundle, 4, generator=server.url)
+    there = Clara(local.bundle, 4, generator=GeneratorServer(server.url))
     events(server, *lines)
     with pytest.raises(GeneratorServerError) as raised:
         there.answer(QUESTIONS[:1], documents=[DOCUMENTS[:2]], max_new_tokens=16)
@@ -264,7 +274,7 @@ def test_no_server_and_a_slow_one(local, start):
     with pytest.raises(GeneratorServerError, match="no answer in 0.3 seconds"):
         there.answer(QUESTIONS[:1], documents=[DOCUMENTS[:2]])
     with pytest.raises(ClaraError, match="weights: mean nothing"):
-        Clara(local.bundle, 4, weights="merged", generator=server.url)
+        Clara(local.bundle, 4, weights="merged", generator=GeneratorServer(server.url))
 
 
 def test_no_message_shows_a_secret(start, monkeypatch):
@@ -289,11 +299,11 @@ def test_which_model_is_served(local, start, place, merged, tmp_path, mesh):
     # Its folder can be read from here: the base without the added tokens, and another model.
     server.cards = [{"id": "base", "owned_by": "vllm", "root": str(place / "base")}]
     with pytest.raises(ClaraError, match="whose vocab_size is .*, and not .* as of the model here; serve the export"):
-        Clara(local.bundle, 4, generator=server.url)
+        Clara(local.bundle, 4, generator=GeneratorServer(server.url))
     wide = write_base(tmp_path / "wide", hidden_size=128)
     server.cards = [{"id": "wide", "owned_by": "vllm", "root": str(wide)}]
     with pytest.raises(ClaraError, match="whose hidden_size is 128, and not 64"):
-        Clara(local.bundle, 4, generator=server.url)
+        Clara(local.bundle, 4, generator=GeneratorServer(server.url))
 
 
 def test_another_model_of_the_same_shape_is_warned_of(local, start, mesh, tmp_path):
@@ -301,7 +311,7 @@ def test_another_model_of_the_same_shape_is_warned_of(local, start, mesh, tmp_pa
     exporting.export_merged(other, tmp_path / "merged")
     server = generators.GeneratorFixture(generators.Merged(tmp_path / "merged", mesh), "vllm")
     with pytest.warns(ClaraWarning, match="gives a test prompt's next token the log-probability .* not quantized"):
-        Clara(local.bundle, 4, generator=server.url)
+        Clara(local.bundle, 4, generator=GeneratorServer(server.url))
     server.end()
 
 
@@ -314,7 +324,7 @@ def test_a_single_tensor_in_the_format_of_torch_save(dtype, tmp_path):
 
 def test_requests_that_no_engine_takes_are_refused_before_they_are_sent(local, start):
     server = start()
-    there = Clara(local.bundle, 4, generator=server.url)
+    there = Clara(local.bundle, 4, generator=GeneratorServer(server.url))
     sent = len(server.bodies)
     with pytest.raises(ClaraError, match="prompt 0: memories of the shape"):
         there.engine.generate([Request([5, 6], [0, -1], np.zeros((1, 2, 64), np.float32))])

@@ -23,6 +23,7 @@ OF = {
     "llama_index": "llamaindex",
     "lxml": "documents",
     "mcp": "mcp",
+    "mlflow": "mlflow",
     "openai": "synthesis",
     "pptx": "documents",
     "prometheus_client": "serve",
@@ -34,8 +35,10 @@ OF = {
     "sklearn": "eval",
     "starlette": "serve",
     "tenacity": "rag",
+    "trackio": "trackio",
     "trafilatura": "documents",
     "uvicorn": "serve",
+    "wandb": "wandb",
     "yaml": "documents",
 }
 

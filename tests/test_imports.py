@@ -36,7 +36,7 @@ FLOORS = [
     {"analysis", "base_lm", "rag_pipeline", "synthesis"},
     {"evaluation", "integrations", "serving"},
 ]
-COMMANDS = {"__main__", "ask", "compress", "convert", "evaluate", "mcp", "serve", "synthesize", "train"}
+COMMANDS = {"__main__", "ask", "compress", "convert", "evaluate", "mcp", "serve", "synthesize", "track", "train"}
 LARGEST_SHARE, MOST_LINES = 0.2, 450
 
 

@@ -15,25 +15,44 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from clara_jax.errors import ClaraError
 from clara_jax.formats.json_file import read_object
 from clara_jax.locks import locked
+from clara_jax.redaction import shown
+from clara_jax.training.goodput import GOODPUT
 from clara_jax.training.metrics import parse_row
 from clara_jax.training.resume import CONFIG, RUN, flat_fields
 from clara_jax.training.run_directory import write_json
 
 METRICS, STATE = "metrics.jsonl", "trackers.json"
 BATCH = 500  # rows that are sent together, between two notes of how far it is
+_SECRETS = ("WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "TRACKIO_WRITE_TOKEN", "HF_TOKEN")
 _DAMAGED = "delete it, and all rows are sent again"
+
+
+class TrackedRow(NamedTuple):
+    """A row for a tracker.
+
+    Attributes:
+      step: of the whole run: what the stages before had, and the stage's.
+      stage: its name.
+      stage_step: the stage's step.
+      values: by name, "<stage>/<name>".
+    """
+
+    step: int
+    stage: str
+    stage_step: int
+    values: Mapping[str, float]
 
 
 class Tracker(Protocol):
     """A run in an experiment tracker, open for more rows."""
 
-    def log(self, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
-        """Send rows: the step of the whole run, and values by name, "<stage>/<name>"; return when they are stored."""
+    def log(self, rows: Sequence[TrackedRow]) -> None:
+        """Send rows; return when the tracker has them."""
         ...
 
     def close(self, finished: bool) -> None:
@@ -58,14 +77,15 @@ class WandB:
         )
         self._stages: set[str] = set()
 
-    def log(self, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+    def log(self, rows: Sequence[TrackedRow]) -> None:
         """Send rows; the charts of a stage have the stage's step, or the whole run's, which is W&B's own."""
-        for step, values in rows:
-            for stage in {name.partition("/")[0] for name in values} - self._stages:
-                self._run.define_metric(f"{stage}/step")
-                self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
-                self._stages.add(stage)
-            self._run.log(dict(values), step=step)
+        for row in rows:
+            at = f"{row.stage}/step"
+            if row.stage not in self._stages:
+                self._run.define_metric(at)
+                self._run.define_metric(f"{row.stage}/*", step_metric=at)
+                self._stages.add(row.stage)
+            self._run.log({at: row.stage_step, **row.values}, step=row.step)
 
     def close(self, finished: bool) -> None:
         """Upload what is left, and close the run."""
@@ -95,10 +115,10 @@ class MLflow:
             self._client.log_batch(self._id, params=[Param(*pair) for pair in values[start : start + 100]])
         self._client.log_batch(self._id, tags=[RunTag("source", str(workdir.resolve()))])
 
-    def log(self, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+    def log(self, rows: Sequence[TrackedRow]) -> None:
         """Send rows, each value with the step of the whole run."""
         now = int(1000 * time.time())
-        metrics = [self._metric(name, value, now, step) for step, values in rows for name, value in values.items()]
+        metrics = [self._metric(name, value, now, row.step) for row in rows for name, value in row.values.items()]
         for start in range(0, len(metrics), 1000):  # of one request
             self._client.log_batch(self._id, metrics=metrics[start : start + 1000])
 
@@ -119,10 +139,10 @@ class Trackio:
             embed=False,
         )  # fmt: skip
 
-    def log(self, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+    def log(self, rows: Sequence[TrackedRow]) -> None:
         """Send rows, each with the step of the whole run."""
-        for step, values in rows:
-            self._run.log(dict(values), step=step)
+        for row in rows:
+            self._run.log(dict(row.values), step=row.step)
 
     def close(self, finished: bool) -> None:
         """Wait until all is stored."""
@@ -190,12 +210,14 @@ class MetricExport:
           ClaraError: a line that is no JSON object; the tracker refuses.
         """
         count = 0
-        batch: list[tuple[int, Mapping[str, float]]] = []
+        batch: list[TrackedRow] = []
         for row in self._rows():
             batch += self._new(row)
             if len(batch) >= BATCH:
                 count += self._send(batch)
                 batch = []
+        if self.finished:
+            batch += self._goodput()
         return count + self._send(batch)
 
     def close(self) -> None:
@@ -211,14 +233,14 @@ class MetricExport:
     def __exit__(self, *_: Any) -> None:
         self.close()
 
-    def _send(self, batch: Sequence[tuple[int, Mapping[str, float]]]) -> int:
+    def _send(self, batch: Sequence[TrackedRow]) -> int:
         if batch:
             self._asked(self._tracker.log, batch)
             write_json(self._state_path, self._state)
             self.sent += len(batch)
         return len(batch)
 
-    def _new(self, row: Mapping[str, Any]) -> list[tuple[int, Mapping[str, float]]]:
+    def _new(self, row: Mapping[str, Any]) -> list[TrackedRow]:
         """Return the step of the whole run and the values of a row, and note it as sent; nothing of one that was."""
         if "stage" not in row or not ("step" in row or row.get("finished")):
             return []
@@ -237,7 +259,19 @@ class MetricExport:
             if step <= marks[kind]:
                 return []
             marks[kind] = step
-        return [(marks["begins"] + step, dict(_values(row, stage, step)))]
+        return [TrackedRow(marks["begins"] + step, stage, step, dict(_values(row, stage)))]
+
+    def _goodput(self) -> list[TrackedRow]:
+        """Return what the finished run's time went into, once."""
+        path = self._workdir / GOODPUT
+        if GOODPUT in self._stages or not path.exists():
+            return []
+        total = read_object(path, "see whether the run is finished")
+        self._stages[GOODPUT] = {}
+        values = {f"goodput/{name}_seconds": value for name, value in total["seconds"].items()}
+        step = sum(one.get("steps", 0) for one in self._stages.values())
+        values |= {"goodput/wall_seconds": total["wall"], "goodput/goodput": total["goodput"]}
+        return [TrackedRow(step, "goodput", step, values)]
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         """Yield the whole lines that were written since the last call; all of them where the file was cut meanwhile."""
@@ -282,14 +316,14 @@ class MetricExport:
         except (ClaraError, ModuleNotFoundError):
             raise
         except Exception as error:
-            raise ClaraError(
-                f"{self._key}: {type(error).__name__}: {error}; what was sent is noted, give the command again"
-            ) from error
+            # One line without keys, and without the package's exception, which may show them.
+            words = shown(str(error), *(os.environ.get(name, "") for name in _SECRETS))
+            failed = f"{self._key}: {type(error).__name__}: {words}; what was sent is noted, give the command again"
+        raise ClaraError(failed)
 
 
-def _values(row: Mapping[str, Any], stage: str, step: int) -> Iterator[tuple[str, float]]:
+def _values(row: Mapping[str, Any], stage: str) -> Iterator[tuple[str, float]]:
     """Yield the numbers of a row by name; of a pair, a held-out value before and after a stage, both."""
-    yield f"{stage}/step", step
     for name, value in row.items():
         if name in ("stage", "step"):
             continue

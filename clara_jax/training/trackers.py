@@ -78,7 +78,7 @@ class WandB:
         self._stages: set[str] = set()
 
     def log(self, rows: Sequence[TrackedRow]) -> None:
-        """Send rows; the charts of a stage have the stage's step, or the whole run's, which is W&B's own."""
+        """Send rows; the charts of a stage have the stage's step, or the whole run's, which W&B counts by itself."""
         for row in rows:
             at = f"{row.stage}/step"
             if row.stage not in self._stages:

@@ -114,7 +114,7 @@ CODE = "import sys; sys.argv = sys.argv[1:]; from clara_jax import command, trai
 
 
 def test_a_run_that_is_killed_and_goes_on(tmp_path):
-    """A real one, in processes of its own: the categories sum to the time that the processes took."""
+    """A real one, in real processes: the categories sum to the time that the processes took."""
     place, run = write_place(tmp_path / "place", CONFIG), tmp_path / "run"
 
     def start():

@@ -14,6 +14,7 @@ COMMANDS = {
     "serve": "a page, and an OpenAI-compatible server",
     "mcp": "the same for clients of the Model Context Protocol",
     "train": "train a model",
+    "track": "send a run's metrics to W&B, MLflow or Trackio",
     "evaluate": "measure models beside their controls, and write a report",
     "data": "prepare records and corpora",
     "synthesize": "write training records about documents with a language model",

@@ -28,7 +28,9 @@ from clara_jax.errors import ClaraError, ClaraWarning
 from clara_jax.inference.decode import Sampling
 from clara_jax.inference.encode import encode_texts
 from clara_jax.inference.engine import Engine
+from clara_jax.inference.generator_server import GeneratorServer
 from clara_jax.inference.ranking import rank_memories
+from clara_jax.inference.remote_engine import RemoteEngine
 from clara_jax.inference.requests import Request, Result
 from clara_jax.inference.weights import check as check_weights
 from clara_jax.input_pipeline import prompts
@@ -44,7 +46,7 @@ from clara_jax.inputs import (
 )
 from clara_jax.method.stages import STAGES, inherit
 from clara_jax.model.sharding import divisible, make_mesh
-from clara_jax.results import Answer, AnswerStream, Memories, Ranking
+from clara_jax.results import Answer, AnswerStream, Memories, Ranking, candidates_of
 from clara_jax.text.chunks import chunker_of
 
 GREEDY = Sampling()
@@ -53,7 +55,14 @@ GREEDY = Sampling()
 class Clara:
     """A CLaRa model. Open one with `Clara.load`."""
 
-    def __init__(self, bundle: Bundle, batch_size: int = 16, weights: str | None = None, rows: int | None = None):
+    def __init__(
+        self,
+        bundle: Bundle,
+        batch_size: int = 16,
+        weights: str | None = None,
+        rows: int | None = None,
+        generator: GeneratorServer | None = None,
+    ):
         """Make the model that a bundle describes.
 
         Args:
@@ -63,15 +72,16 @@ class Clara:
             fastest one that fits into memory.
           rows: answers that are decoded together, rounded up likewise; default ``batch_size``. A model that is made for
             one row decodes a single answer faster.
+          generator: a server that writes the answers (`clara_jax.inference.generator_server`); default the model here.
 
         Raises:
-          ClaraError: an unknown name.
+          ClaraError: an unknown name; both weights and a generator; see `RemoteEngine.open`.
         """
         rows = batch_size if rows is None else rows
         check_positive("batch_size", batch_size)
         check_positive("rows", rows)
         if weights is not None:
-            check_weights(weights)
+            check_weights(weights, generator is None)
         self.bundle, self._weights = bundle, weights
         self.batch_size, self._rows = divisible(batch_size, bundle.mesh), divisible(rows, bundle.mesh)
         # A checkpoint from before the end-to-end stage has no trained query reasoner: that stage would start it as a
@@ -79,6 +89,8 @@ class Clara:
         self._params = inherit(STAGES["end_to_end"], bundle.params, bundle.trained)
         self._fingerprint = bundle.fingerprint()
         self._warned = False  # of documents that it cannot read
+        if generator is not None:  # now, so that a server that cannot answer is known before any work is done
+            self.engine = RemoteEngine.open(bundle, self._params, generator, self._rows)
 
     def __repr__(self) -> str:
         """Return the base, the sizes, the precision and the stages of the training."""
@@ -101,6 +113,7 @@ class Clara:
         weights: str | None = None,
         rows: int | None = None,
         rate: int | None = None,
+        generator: str | GeneratorServer | None = None,
     ) -> Clara:
         """Open a trained model.
 
@@ -114,12 +127,14 @@ class Clara:
           weights: see `Clara`.
           rows: see `Clara`.
           rate: compress rate, of a model with one memory token for all places; default as it was trained last.
+          generator: see `Clara`; or the server's URL.
 
         Raises:
-          ClaraError: see `clara_jax.checkpoints.opening.load`, `Bundle.at_rate`.
+          ClaraError: see `Clara`, `GeneratorServer`, `clara_jax.checkpoints.opening.load`, `Bundle.at_rate`.
         """
+        server = GeneratorServer.connect(generator)
         bundle = opening.load(path, mesh or make_mesh(), base, precision).at_rate(rate)
-        return cls(bundle, batch_size, weights, rows)
+        return cls(bundle, batch_size, weights, rows, server)
 
     @property
     def usual_k(self) -> int:
@@ -172,7 +187,7 @@ class Clara:
         """
         k = self.usual_k if k == "trained" else k
         questions = check_texts(questions, "questions")
-        candidates = self._candidates(memories, len(questions))
+        candidates = candidates_of(memories, len(questions), self._fingerprint)
         check_positive("k", k)
         return self._rank(questions, candidates, k)
 
@@ -269,7 +284,7 @@ class Clara:
             candidates = self._compress_lists(documents, len(questions), long)
         else:
             assert memories is not None  # one of the two is given, as checked above
-            candidates = self._candidates(memories, len(questions))
+            candidates = candidates_of(memories, len(questions), self._fingerprint)
         for question, found in zip(questions, candidates, strict=True):
             if not len(found):
                 raise ClaraError(f"answer: the question {question!r} has no documents")
@@ -338,25 +353,6 @@ class Clara:
             results.append(dataclasses.replace(taken, ids=tuple(names), documents=tuple(numbers)))
         return results
 
-    def _candidates(self, memories: Memories | Sequence[Memories], count: int) -> list[Memories]:
-        lists: list[Memories]
-        if isinstance(memories, Memories):
-            lists = [memories] * count
-        else:
-            lists = list(memories) if isinstance(memories, Iterable) else [memories]
-        if not all(isinstance(collection, Memories) for collection in lists):
-            raise ClaraError("memories: give what compress returned, once or a list with one for each question")
-        if len(lists) != count:
-            raise ClaraError(
-                f"memories: {len(lists)} collections for {count} questions; give one for all or one for each"
-            )
-        for collection in lists:
-            if collection.fingerprint != self._fingerprint:
-                raise ClaraError(
-                    "memories: they were made by another model (fingerprint differs); compress the documents again"
-                )
-        return lists
-
     def _select(
         self, questions: list[str], candidates: list[Memories], k: int | None
     ) -> tuple[list[Memories], list[list[float | None]]]:
@@ -385,7 +381,7 @@ class Clara:
         return memory
 
     @functools.cached_property
-    def engine(self) -> Engine:
+    def engine(self) -> Engine | RemoteEngine:
         """The engine that decodes answers, ``rows`` at a time; made when it is first needed."""
         bundle = self.bundle
         return Engine(bundle.model, self._params, bundle.mesh, bundle.end_ids, self._rows, self._weights)

@@ -58,6 +58,8 @@ def parser() -> argparse.ArgumentParser:
     option(parser, "--seed")
     option(parser, "--json", "one object a question")
     option(parser, "--base", "default: where the checkpoint says")
+    option(parser, "--generator", "default: answers are written here")
+    option(parser, "--generator-model", "default: the only one")
     option(parser, "--weights", "default: what is fastest and fits into memory")
     option(parser, "--precision", "default: by the store, else by the processor", choices=CHOICES)
     command.add_compile_option(parser)
@@ -92,10 +94,12 @@ def main() -> None:
 
 @contextlib.contextmanager
 def _pipeline(arguments: argparse.Namespace) -> Iterator[RagPipeline]:
+    from clara_jax.inference.generator_server import GeneratorServer
     from clara_jax.rag_pipeline import RagPipeline
 
     # Questions are answered one by one, as they come.
     options = {"base": arguments.base, "precision": arguments.precision, "weights": arguments.weights, "rows": 1}
+    options["generator"] = GeneratorServer.of_options(arguments.generator, arguments.generator_model)
     if arguments.store:
         yield RagPipeline.open(arguments.checkpoint, arguments.store, **options)
         return

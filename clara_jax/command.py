@@ -104,6 +104,10 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     ),
     "--doc-max-length": dict(type=int, metavar="N", help="longest document, in tokens"),
     "--follow-links": dict(action="store_true", help="read what links in folders lead to outside of them, too"),
+    "--generator": dict(
+        metavar="URL", help="vLLM or SGLang, which writes the answers; the key of the server in CLARA_GENERATOR_KEY"
+    ),
+    "--generator-model": dict(metavar="NAME", help="which of its models"),
     "--json": dict(action="store_true", help="print JSON instead of text"),
     "--k": dict(type=int, metavar="N", help="documents or chunks that the answer is given from"),
     "--limit": dict(type=int, metavar="N", help="take the first N alone"),

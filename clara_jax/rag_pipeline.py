@@ -30,6 +30,8 @@ from clara_jax.deprecation import renamed_attributes, renamed_method
 from clara_jax.errors import ClaraError, ClaraWarning
 from clara_jax.inference.decode import Sampling
 from clara_jax.inference.engine import Engine
+from clara_jax.inference.generator_server import GeneratorServer
+from clara_jax.inference.remote_engine import RemoteEngine
 from clara_jax.inference.requests import Request
 from clara_jax.input_pipeline import prompts
 from clara_jax.inputs import beyond_training, unread
@@ -100,6 +102,7 @@ class RagPipeline:
         rows: int | None = None,
         budget: int | None = None,
         rate: int | None = None,
+        generator: str | GeneratorServer | None = None,
     ) -> RagPipeline:
         """Open a model and a store of its memories.
 
@@ -118,11 +121,12 @@ class RagPipeline:
           rows: see `Clara.load`.
           budget: see `RagPipeline`.
           rate: see `Clara.load`; default the store's, for a new one as it was trained last.
+          generator: see `Clara.load`: documents are searched here, and the answers written there.
 
         Raises:
           ClaraError: see `Clara.load`, `DocumentStore.open`; a store of another compressor or encoding.
         """
-        mesh = mesh or make_mesh()
+        server, mesh = GeneratorServer.connect(generator), mesh or make_mesh()
         there = DocumentStore.open(store) if DocumentStore.exists(store) else None
 
         def load(precision: str) -> Bundle:
@@ -130,7 +134,7 @@ class RagPipeline:
             return bundle.at_rate(rate or rate_of(there, bundle))
 
         bundle = load(precision) if precision else suited(load, opening.trained_precision(checkpoint), mesh, there)
-        clara = Clara(bundle, batch_size, weights, rows)
+        clara = Clara(bundle, batch_size, weights, rows, server)
         if not create:
             # Where there is no store, opening raises the error that names it.
             return cls(clara, DocumentStore.open(store) if there is None else there, budget)
@@ -351,7 +355,7 @@ class RagPipeline:
         return answers
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> Engine | RemoteEngine:
         """The engine that decodes answers; a server calls its `Engine.step` itself."""
         return self.clara.engine
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from clara_jax.errors import ClaraError
 from clara_jax.files import replaced_when_whole
 from clara_jax.formats.safetensors_files import open_metadata, open_tensors
 from clara_jax.inference.engine import Engine
+from clara_jax.inference.remote_engine import RemoteEngine
 from clara_jax.inference.requests import Request
 from clara_jax.inference.streaming import TextStream
 from clara_jax.strict_json import parse
@@ -132,6 +133,34 @@ class Memories:
         return cls(ids, array, texts, made_by, documents)
 
 
+def candidates_of(memories: Memories | Sequence[Memories], count: int, fingerprint: str) -> list[Memories]:
+    """Return the candidates of each question.
+
+    Args:
+      memories: one collection for all questions, or one for each.
+      count: the number of questions.
+      fingerprint: of the model that is to read them, `Clara.fingerprint`.
+
+    Raises:
+      ClaraError: something else, another number of collections, or memories of another model.
+    """
+    lists: list[Memories]
+    if isinstance(memories, Memories):
+        lists = [memories] * count
+    else:
+        lists = list(memories) if isinstance(memories, Iterable) else [memories]
+    if not all(isinstance(collection, Memories) for collection in lists):
+        raise ClaraError("memories: give what compress returned, once or a list with one for each question")
+    if len(lists) != count:
+        raise ClaraError(f"memories: {len(lists)} collections for {count} questions; give one for all or one for each")
+    for collection in lists:
+        if collection.fingerprint != fingerprint:
+            raise ClaraError(
+                "memories: they were made by another model (fingerprint differs); compress the documents again"
+            )
+    return lists
+
+
 def _strings(data: np.ndarray) -> tuple[str, ...]:
     """Return the texts of a JSON list.
 
@@ -204,7 +233,13 @@ class AnswerStream(Iterator[str]):
       answer: None until the last piece has been taken.
     """
 
-    def __init__(self, engine: Engine, request: Request, decode: Callable[[list[int]], str], sources: Sequence[Hit]):
+    def __init__(
+        self,
+        engine: Engine | RemoteEngine,
+        request: Request,
+        decode: Callable[[list[int]], str],
+        sources: Sequence[Hit],
+    ):
         """Submit the request; tokens are decoded as pieces are taken.
 
         Args:
@@ -228,7 +263,11 @@ class AnswerStream(Iterator[str]):
         )
 
     def __next__(self) -> str:
-        """Return the next piece."""
+        """Return the next piece.
+
+        Raises:
+          ClaraError: see `TextStream.update`.
+        """
         while self.answer is None and not self._handle.cancelled:
             if self._handle.result is None:
                 self._engine.step()

@@ -51,6 +51,8 @@ def parser() -> argparse.ArgumentParser:
     add("--body-seconds", type=float, default=20, metavar="S", help="until a request has arrived (20)")
     add("--request-seconds", type=float, default=300, metavar="S", help="until it is answered (300)")
     add("--drain-seconds", type=float, default=25, metavar="S", help="for what is under way when the server ends (25)")
+    option(parser, "--generator", "default: answers are written here")
+    option(parser, "--generator-model", "default: the only one")
     option(parser, "--weights", "default: what is fastest and fits into memory")
     option(parser, "--base", "default: where the checkpoint says")
     option(parser, "--precision", "default: by the store, else by the processor; of a base bfloat16", choices=CHOICES)
@@ -85,7 +87,8 @@ def main() -> None:
     )
     if not local and key is None:
         print(f"warning: anyone who reaches {arguments.host} may use all of it; give --api-key-file", flush=True)
-    print(f"{what}, weights {model.engine.weights}, {worker.rows} rows", flush=True)
+    written = f"weights {model.engine.weights}" if arguments.generator is None else f"answers by {model.engine.server}"
+    print(f"{what}, {written}, {worker.rows} rows", flush=True)
     _listen(app(worker, limits), worker, arguments, starting)
 
 
@@ -120,13 +123,15 @@ def _check_mode(arguments: argparse.Namespace) -> None:
         if arguments.store is None:
             raise ClaraError("--store: is missing; give one, or a base alone with --text")
         return
-    for name in ("checkpoint", "store", "base"):
+    for name in ("checkpoint", "store", "base", "generator", "generator_model"):
         if getattr(arguments, name) is not None:
-            raise ClaraError(f"--{name}: means nothing with --text, which serves a base alone; leave one of them out")
+            option = f"--{name.replace('_', '-')}"
+            raise ClaraError(f"{option}: means nothing with --text, which serves a base alone; leave one of them out")
 
 
 def _store(arguments: argparse.Namespace) -> tuple[Any, Callable[..., Any], str]:
     """Open the pipeline; return it, the function that makes its application, and a description."""
+    from clara_jax.inference.generator_server import GeneratorServer
     from clara_jax.rag_pipeline import RagPipeline
     from clara_jax.serving.store import store_app
 
@@ -138,6 +143,7 @@ def _store(arguments: argparse.Namespace) -> tuple[Any, Callable[..., Any], str]
         precision=arguments.precision,
         batch_size=arguments.rows,
         weights=arguments.weights,
+        generator=GeneratorServer.of_options(arguments.generator, arguments.generator_model),
     )
     return pipeline, store_app, f"{len(pipeline.store):,} chunks"
 

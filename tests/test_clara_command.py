@@ -50,7 +50,7 @@ def test_help_of_no_command_waits_for_libraries(name):
 
 
 def test_every_command_is_there_and_no_other():
-    runs = {"ask", "compress", "convert", "evaluate", "mcp", "serve", "synthesize", "train", "aot", "data"}
+    runs = {"ask", "compress", "convert", "evaluate", "mcp", "serve", "synthesize", "track", "train", "aot", "data"}
     assert clara.COMMANDS.keys() == runs
     assert all(importlib.util.find_spec(f"clara_jax.{name}") for name in runs)
 

@@ -61,9 +61,12 @@ def test_requirements_are_the_package_with_all_extras():
     assert listed("requirements.txt") == sorted({*PROJECT["dependencies"], *needs("all")})
     assert listed("requirements-aot.txt") == OPTIONAL["aot"]
     integrations = {"haystack", "langchain", "llamaindex", "mcp"}  # other people's tools, which the tests alone need
-    assert set(named_extras(OPTIONAL["all"][0])) == OPTIONAL.keys() - {"all", "aot", "documents", *integrations}
-    packages = {one for name in integrations for one in OPTIONAL[name] if name_of(one) != PROJECT["name"]}
-    assert packages <= set(listed("requirements-dev.txt"))
+    trackers = {"mlflow", "trackio", "wandb"}  # likewise; heavy ones
+    outside = {"all", "aot", "documents", *integrations, *trackers}
+    assert set(named_extras(OPTIONAL["all"][0])) == OPTIONAL.keys() - outside
+    for names, file in ((integrations, "requirements-dev.txt"), (trackers, "requirements-slow.txt")):
+        packages = {one for name in names for one in OPTIONAL[name] if name_of(one) != PROJECT["name"]}
+        assert packages <= set(listed(file))
 
 
 def imported(path):

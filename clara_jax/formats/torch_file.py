@@ -9,7 +9,7 @@ import os
 import struct
 import zipfile
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -22,20 +22,20 @@ _STORAGES = {
 _ROOT = "archive/"
 
 
-def write_pth(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
-    """Write nested dicts of arrays in the layout of ``torch.save``: a zip of raw storages and a pickle.
+def write_pth(path: str | os.PathLike | BinaryIO, content: Mapping[str, Any] | np.ndarray) -> None:
+    """Write nested dicts of arrays, or one array, in the layout of ``torch.save``: a zip of raw storages and a pickle.
 
     An array that occurs several times (the same object) is stored once, like tensors that share a storage.
 
     Args:
-      path: the file.
-      content: str -> dict or array (float32, float16 or bfloat16).
+      path: the file, or a file object.
+      content: an array (float32, float16 or bfloat16), or str -> dict or array.
 
     Raises:
       OSError: the file system refuses.
     """
     arrays: dict[int, tuple[int, np.ndarray]] = {}
-    pickled = b"\x80\x02" + _dict(content, arrays) + b"."
+    pickled = b"\x80\x02" + _node(content, arrays) + b"."
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(_undated("data.pkl"), pickled)
         archive.writestr(_undated("byteorder"), "little")
@@ -51,11 +51,12 @@ def _undated(name: str) -> zipfile.ZipInfo:
     return zipfile.ZipInfo(_ROOT + name)
 
 
+def _node(node: Mapping[str, Any] | np.ndarray, arrays: dict[int, tuple[int, np.ndarray]]) -> bytes:
+    return _dict(node, arrays) if isinstance(node, Mapping) else _tensor(node, arrays)
+
+
 def _dict(content: Mapping[str, Any], arrays: dict[int, tuple[int, np.ndarray]]) -> bytes:
-    items = [
-        _text(name) + (_dict(node, arrays) if isinstance(node, Mapping) else _tensor(node, arrays))
-        for name, node in content.items()
-    ]
+    items = [_text(name) + _node(node, arrays) for name, node in content.items()]
     return b"}(" + b"".join(items) + b"u"  # EMPTY_DICT, MARK, the items, SETITEMS
 
 

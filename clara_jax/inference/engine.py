@@ -96,31 +96,12 @@ class Engine:
         """Queue a request.
 
         Raises:
-          ClaraError: a prompt without tokens or with nothing but shared ones, memories of another shape, a memory index
-            out of range, or more tokens than the base's positions.
+          ClaraError: see `check_request`.
         """
-        length, limit = len(request.ids), self._model.config.max_positions
-        vectors = (self._model.clara.memory_tokens, self._model.config.embed_dim)
-        if not length or len(request.memory_index) != length:
-            raise ClaraError(f"a prompt of {length} tokens and {len(request.memory_index)} memory indices")
-        if not 0 <= request.shared < length:
-            raise ClaraError(f"a prompt of {length} tokens of which {request.shared} are shared; one must be its own")
-        if request.memories.ndim != 3 or request.memories.shape[1:] != vectors:
-            raise ClaraError(
-                f"memories of the shape {request.memories.shape}; [K, {vectors[0]}, {vectors[1]}] is needed"
-            )
-        if max(request.memory_index) >= len(request.memories) * vectors[0]:
-            raise ClaraError(
-                f"a prompt with memory vector {max(request.memory_index)}; {len(request.memories)} memories"
-            )
-        if length + request.sampling.max_new_tokens > limit:
-            raise ClaraError(
-                f"the prompt has {length} tokens and max_new_tokens is {request.sampling.max_new_tokens}: together "
-                f"above the base's {limit} positions"
-            )
+        check_request(self._model, request)
         handle = RequestHandle(request)
         rope = self._model.config.rope
-        beyond = rope.kind == "longrope" and length > rope.original_positions
+        beyond = rope.kind == "longrope" and len(request.ids) > rope.original_positions
         self._waiting.append(_QueuedRequest(handle, self._budget > 0, beyond))
         return handle
 
@@ -254,7 +235,7 @@ class Engine:
         whole = jax.NamedSharding(self._mesh, jax.P())
         for row, queued in enumerate(group):
             if queued.prefix and queued.key not in self.prefix_cache:
-                slots = min(_bucket(queued.prefix), kv.slots)
+                slots = min(bucket(queued.prefix), kv.slots)
                 numbers = (place(np.asarray(number, np.int32), whole) for number in (row, queued.prefix))
                 self.prefix_cache.add(queued.key, programs.first_slots(self._model, kv, *numbers, slots))
 
@@ -263,7 +244,7 @@ class Engine:
         few = batch_shards(self._mesh)
         # Decoding one row takes as long as a few (all weights are read), but not as long as many.
         rows = few if self.busy + self.waiting <= few else self.rows
-        slots = _power(slots, CACHE)
+        slots = next_power(slots, CACHE)
         cache = self._cache
         with jax.set_mesh(self._mesh):
             if self.busy:
@@ -326,6 +307,30 @@ class Engine:
         self._running = [None if handle is None or handle.cancelled else handle for handle in self._running]
 
 
+def check_request(model: ClaraModel, request: Request) -> None:
+    """Refuse a request that the model cannot answer.
+
+    Raises:
+      ClaraError: a prompt without tokens or with nothing but shared ones, memories of another shape, a memory index out
+        of range, or more tokens than the base's positions.
+    """
+    length, limit = len(request.ids), model.config.max_positions
+    vectors = (model.clara.memory_tokens, model.config.embed_dim)
+    if not length or len(request.memory_index) != length:
+        raise ClaraError(f"a prompt of {length} tokens and {len(request.memory_index)} memory indices")
+    if not 0 <= request.shared < length:
+        raise ClaraError(f"a prompt of {length} tokens of which {request.shared} are shared; one must be its own")
+    if request.memories.ndim != 3 or request.memories.shape[1:] != vectors:
+        raise ClaraError(f"memories of the shape {request.memories.shape}; [K, {vectors[0]}, {vectors[1]}] is needed")
+    if max(request.memory_index) >= len(request.memories) * vectors[0]:
+        raise ClaraError(f"a prompt with memory vector {max(request.memory_index)}; {len(request.memories)} memories")
+    if length + request.sampling.max_new_tokens > limit:
+        raise ClaraError(
+            f"the prompt has {length} tokens and max_new_tokens is {request.sampling.max_new_tokens}: together "
+            f"above the base's {limit} positions"
+        )
+
+
 class _QueuedRequest:
     """A waiting request, with the shapes of its prefill.
 
@@ -352,10 +357,10 @@ class _QueuedRequest:
         self.cached = self.prefix if hit else 0
         self._prefix_slots = prefix_cache[self.key].slots if hit else 0
         request = self.handle.request
-        self.length = _bucket(len(request.ids) - self.cached)
+        self.length = bucket(len(request.ids) - self.cached)
         # Memories beyond those that fit are not used in the prompt.
         fit = max(1, self.length // request.memories.shape[1])
-        self.memories = 1 if hit or not len(request.memories) else _power(len(request.memories), fit)
+        self.memories = 1 if hit or not len(request.memories) else next_power(len(request.memories), fit)
         self.shape = self.length, self._prefix_slots, self.memories
 
     def slots(self, steps: int) -> int:
@@ -370,16 +375,16 @@ def _widest(handles: Iterable[RequestHandle]) -> Mode:
     return MODES[max(MODES.index(handle.request.sampling.mode) for handle in handles)]
 
 
-def _bucket(number: int) -> int:
+def bucket(number: int) -> int:
     """Return the next of 32, 64, 128, 192, 256, 384, ...
 
     Few shapes are compiled, and at most a third of a long row is padding.
     """
-    size = _power(number, 32)
+    size = next_power(number, 32)
     return size * 3 // 4 if number <= size * 3 // 4 and size > 128 else size
 
 
-def _power(number: int, least: int = 1) -> int:
+def next_power(number: int, least: int = 1) -> int:
     """Return the smallest of least, 2 · least, 4 · least, ... that is not below ``number``."""
     while least < number:
         least *= 2

@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from clara_jax.errors import ClaraError
 from clara_jax.inference.decode import Sampling
 
 Ended = Literal["stop", "length", "cancelled"]
@@ -60,11 +61,13 @@ class RequestHandle:
     Attributes:
       tokens: of the answer so far, without the end token.
       result: None until the answer has ended.
+      error: why there will be no result, None where there will; of answers that another server writes.
     """
 
     def __init__(self, request: Request):
         self.request, self.tokens = request, list[int]()
         self.result: Result | None = None
+        self.error: ClaraError | None = None
         self.cancelled = False
         self._submitted = time.perf_counter()
         self._admitted: float | None = None

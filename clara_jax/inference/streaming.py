@@ -33,8 +33,14 @@ class TextStream:
         self.result: Result | None = None
 
     def update(self) -> str:
-        """Return the text that is new since the last call, and finish the request where a stop text is complete."""
+        """Return the text that is new since the last call, and finish the request where a stop text is complete.
+
+        Raises:
+          ClaraError: the answer has failed (`RequestHandle.error`).
+        """
         handle = self._handle
+        if handle.error is not None and handle.result is None:
+            raise handle.error
         whole = self._decode(handle.tokens)
         place = min((at for at in map(whole.find, self._endings) if at >= 0), default=-1)
         if place >= 0:

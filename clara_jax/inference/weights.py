@@ -26,12 +26,18 @@ WEIGHTS = ("adapter", *_STORED)
 _SHARE = 1 / 4  # of an accelerator's memory that a merged copy may take unasked
 
 
-def check(weights: str) -> None:
+def check(weights: str, here: bool = True) -> None:
     """Raise an error for a name that is not in `WEIGHTS`.
 
+    Args:
+      weights: the name.
+      here: whether answers are written here, and not by another server.
+
     Raises:
-      ClaraError: an unknown name.
+      ClaraError: an unknown name, or any where answers are not written here.
     """
+    if not here:
+        raise ClaraError("weights: mean nothing where another server (generator) writes the answers")
     if weights == "int8":
         raise ClaraError(
             "weights: 'int8' is gone, it was never faster than float32; 'merged-bfloat16' reads half of float32's bytes"

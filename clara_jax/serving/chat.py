@@ -12,6 +12,7 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import Response
 
+from clara_jax.errors import ClaraError
 from clara_jax.inference.decode import Sampling
 from clara_jax.inference.requests import Result
 from clara_jax.serving import schema
@@ -133,7 +134,7 @@ class Events(Response):
             async with asyncio.timeout(self._seconds):
                 async for piece in self._completion.pieces():
                     await event(json.dumps(piece, ensure_ascii=False))
-        except (TimeoutError, ServerStoppingError) as error:
+        except (TimeoutError, ServerStoppingError, ClaraError) as error:
             failed = error
         # Sending waits for a client that does not read.
         async with asyncio.timeout(_LAST_WORDS):

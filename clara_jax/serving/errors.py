@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from clara_jax.errors import ClaraError
+from clara_jax.inference.generator_server import GeneratorServerError
 from clara_jax.retrieval.table import StoreError
 from clara_jax.serving import schema
 from clara_jax.serving.clients import ClientGoneError
@@ -28,6 +29,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
         422: "a field is missing or wrong",
         429: "as many requests wait as may; try again after Retry-After seconds",
         500: "the store is damaged or cannot be written, and where; or the server failed",
+        502: "the server that writes the answers (--generator) cannot be reached, or fails, and why",
         503: "the server is stopping",
         504: "the request took too long",
     }.items()
@@ -47,6 +49,8 @@ def explained(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
     match error:
         case StoreError():
             return 500, schema.error(str(error), "server_error"), {}
+        case GeneratorServerError():
+            return 502, schema.error(str(error), "server_error"), {}
         case ClaraError():
             return 400, schema.error(str(error), "invalid_request_error"), {}
         case QueueFullError():

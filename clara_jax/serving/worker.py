@@ -15,7 +15,9 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from clara_jax.errors import ClaraError
 from clara_jax.inference.engine import Engine
+from clara_jax.inference.remote_engine import RemoteEngine
 from clara_jax.inference.requests import Request, RequestHandle, Result
 from clara_jax.inference.streaming import TextStream
 
@@ -27,7 +29,7 @@ class ServedModel(Protocol):
     """A model that a worker serves: a pipeline, or a base alone."""
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> Engine | RemoteEngine:
         """The engine that decodes answers."""
         ...
 
@@ -97,6 +99,7 @@ class Answering:
 
         Raises:
           ServerStoppingError: the server ended before the answer did.
+          ClaraError: the answer has failed, see `RequestHandle.error`.
         """
         while self._handle is not None:
             item = await self._items.get()
@@ -115,10 +118,14 @@ class Answering:
         on_loop(self._loop, self._items.put_nowait, item)
 
     def _update(self) -> bool:
-        """Pass on new text, and return whether the answer is finished."""
+        """Pass on new text, or the error of an answer that has failed, and return whether the answer is finished."""
         stream = self._stream
         assert stream is not None  # the worker keeps only answers of the engine
-        piece = stream.update()
+        try:
+            piece = stream.update()
+        except ClaraError as error:
+            self._put(error)
+            return True
         if piece:
             self._put(piece)
         if stream.result is not None:

@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
-from urllib.parse import SplitResult, parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 import aiohttp
 import openai
@@ -29,19 +29,9 @@ from aiolimiter import AsyncLimiter
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential, wait_random
 
 from clara_jax.errors import ClaraError
+from clara_jax.redaction import address_of, basic, error_message, repeats, secrets_of, shown
 from clara_jax.strict_json import parse
-from clara_jax.synthesis.completion import (
-    Completion,
-    CompletionRequest,
-    RefusedError,
-    basic,
-    error_message,
-    estimated_tokens,
-    redacted,
-    repeats,
-    secrets_of,
-    text_of,
-)
+from clara_jax.synthesis.completion import Completion, CompletionRequest, RefusedError, estimated_tokens, text_of
 
 Structured = Literal["schema", "object", "none"]
 STRUCTURED: tuple[Structured, ...] = ("schema", "object", "none")
@@ -63,7 +53,6 @@ _INSTEAD = {"max_tokens": {"max_tokens": "max_completion_tokens"}}  # OpenAI's n
 _UNWANTED = re.compile(
     r"unsupported|not supported|not permitted|extra|unknown|unrecogni[sz]ed|unexpected", re.IGNORECASE
 )
-_MESSAGE_LENGTH = 200  # characters of a server's message
 
 
 class _SchemaRefusedError(RefusedError):
@@ -166,7 +155,7 @@ class Endpoint:
         key = (key or "").strip()
         if not (key.isascii() and key.isprintable()):
             raise ClaraError("the key has characters that no key has; set it anew")
-        address = _parts(url)
+        address = address_of(url)
         self._secrets = [key, *(secrets_of(url) if address else ())]
         self._url = self._shown(url.partition("?")[0])
         if address is None:
@@ -381,9 +370,7 @@ class Endpoint:
 
     def _shown(self, words: str) -> str:
         """Return a server's message in one short line, without secrets and control characters."""
-        clean = "".join(c if c.isprintable() else " " for c in redacted(words, *self._secrets))
-        line = " ".join(clean.split())
-        return line if len(line) <= _MESSAGE_LENGTH else f"{line[: _MESSAGE_LENGTH - 1]}…"
+        return shown(words, *self._secrets)
 
 
 def _limiter(per_minute: float | None) -> AsyncLimiter | None:
@@ -399,16 +386,6 @@ def _failure(state: RetryCallState) -> _RetryableError:
     error = state.outcome.exception() if state.outcome is not None else None
     assert isinstance(error, _RetryableError), "tenacity retries for these alone"
     return error
-
-
-def _parts(url: str) -> SplitResult | None:
-    """Return the parts of a server's URL, None where it is not one."""
-    try:
-        parts = urlsplit(url)
-        parts.port  # noqa: B018
-    except ValueError:
-        return None
-    return parts if parts.scheme in ("http", "https") and parts.hostname else None
 
 
 def _unwanted(error: openai.APIStatusError, words: str) -> str | None:

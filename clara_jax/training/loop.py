@@ -7,6 +7,7 @@ import dataclasses
 import os
 import shutil
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from clara_jax.model.sharding import check_batch, make_mesh
 from clara_jax.training.config import RunConfig
 from clara_jax.training.config_parsing import to_json
 from clara_jax.training.curves import draw
+from clara_jax.training.goodput import GOODPUT, Goodput
 from clara_jax.training.metrics import MetricWriter, NoMetricWriter, read_metrics
 from clara_jax.training.profile import check_profiler
 from clara_jax.training.resume import CONFIG, RUN, Position, Start, find_start, is_finished, resolved_precision
@@ -51,7 +53,8 @@ def run(config: RunConfig, workdir: Path, stop: StopSignal) -> RunResult | None:
     """Train every stage of a configuration, or those that are left.
 
     The run directory gets ``config.json`` (resolved), ``run.json`` (versions, commit, command, one entry per start; the
-    fingerprint at the end), ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/`` and ``curves.png``. Lines of the data
+    fingerprint at the end), ``metrics.jsonl``, ``goodput.json``, ``tensorboard/``, ``checkpoints/`` and ``curves.png``.
+    Lines of the data
     that were left out are in ``rejected.jsonl``; where it is evaluated on the synthetic corpus, documents and questions
     that no training record knows are in ``world/``.
 
@@ -68,6 +71,7 @@ def run(config: RunConfig, workdir: Path, stop: StopSignal) -> RunResult | None:
         trains in it; a loss that is not finite; a disk that is full.
       Stopped: ``stop`` was set, and everything is saved.
     """
+    began = time.monotonic()
     if not distributed.is_main():
         config = dataclasses.replace(config, reporting=dataclasses.replace(config.reporting, progress=False))
     # What the configuration leaves open is recorded as it was decided.
@@ -102,16 +106,20 @@ def run(config: RunConfig, workdir: Path, stop: StopSignal) -> RunResult | None:
             _forget_empty(workdir)
         log["starts"].append(environment())
         distributed.on_main(write_json, workdir / RUN, log)
+        place = None if start.newest is None else start.newest.name
+        goodput = Goodput(workdir / GOODPUT, place, distributed.is_main(), began=began)
         stack.enter_context(jax.set_mesh(mesh))
         metrics = stack.enter_context(_open_metrics(config, workdir, start.position.metrics_bytes))
         checkpoints = stack.enter_context(CheckpointWriter(workdir, config.saving.keep, config.saving.best or None))
         for number in left:
             start = start._replace(bundle=bundle_of(config, number, start))
-            bundle = train_stage(config, workdir, start, data[number], metrics, checkpoints, stop)
+            bundle = train_stage(config, workdir, start, data[number], metrics, checkpoints, stop, goodput)
             start = Start(bundle, Position(number + 1, metrics_bytes=metrics.sync()))
-        checkpoints.wait()
+        with goodput.measure("saving"):
+            checkpoints.wait()
         finished = {"fingerprint": start.bundle.fingerprint()}
         distributed.on_main(_conclude, config, workdir, log | {"finished": finished})
+        goodput.write()
         return RunResult(start.bundle, records[-1].held_out)
 
 

@@ -181,14 +181,19 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
         lines = Path(path).read_text().splitlines()
     except OSError as error:
         raise ClaraError(f"{path}: cannot read metrics: {error.strerror}") from error
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            rows.append({name: _number(value) for name, value in row.items()})
-        except (ValueError, AttributeError) as error:
-            raise ClaraError(f"{path}:{number}: not a JSON object") from error
-    return rows
+    return [parse_row(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
+
+
+def parse_row(line: str | bytes, where: str | Path) -> dict[str, Any]:
+    """Return the row in a line of a metrics file.
+
+    Raises:
+      ClaraError: it is no JSON object; ``where`` begins the message.
+    """
+    try:
+        return {name: _number(value) for name, value in json.loads(line).items()}
+    except (ValueError, AttributeError) as error:
+        raise ClaraError(f"{where}: not a JSON object") from error
 
 
 def _plain(value: Any) -> Any:

@@ -61,11 +61,19 @@ class Position:
 
 
 class Start(NamedTuple):
-    """A model at a place in a run, and the checkpoint with the optimizer's state of that place, if any."""
+    """A model at a place in a run.
+
+    Attributes:
+      bundle: the model.
+      position: the place.
+      checkpoint: with the optimizer's state of that place, if any.
+      newest: the checkpoint of this run that it was read from: ``checkpoint``, or the last of the stage before.
+    """
 
     bundle: Bundle
     position: Position
     checkpoint: Path | None = None
+    newest: Path | None = None
 
 
 def find_start(config: RunConfig, workdir: Path, mesh: jax.sharding.Mesh, records: Sequence[Sequence[Record]]) -> Start:
@@ -96,8 +104,9 @@ def _highest_rung(
         bundle = opening.load(newest, mesh, config.model.base if config.model.base != SCRATCH else None, None, remat)
         position = Position(**read_metadata(newest)["training"])
         if not position.finished:
-            return Start(bundle, position, newest)
-        return Start(bundle, Position(position.number + 1, metrics_bytes=position.metrics_bytes))
+            return Start(bundle, position, newest, newest)
+        following = Position(position.number + 1, metrics_bytes=position.metrics_bytes)
+        return Start(bundle, following, newest=newest)
     # 3. Another run, or a released checkpoint, that the configuration names.
     if config.initial_checkpoint:
         _say(config, f"opening {config.initial_checkpoint}")
@@ -152,7 +161,7 @@ def check_same_config(config: RunConfig, workdir: Path) -> None:
     path = workdir / CONFIG
     # The run may have been begun by a version whose fields had other names.
     written = json_in_groups(read_object(path, "choose another --workdir"))
-    began, now = (dict(_fields(tree)) for tree in (written, to_json(config)))
+    began, now = (dict(flat_fields(tree)) for tree in (written, to_json(config)))
     for field in [*now, *(field for field in began if field not in now)]:
         section, _, inner = field.partition(".")
         free = inner in RESUMABLE_STAGE_FIELDS if stage_kind(section) in STAGES else field in RESUMABLE_FIELDS
@@ -202,16 +211,16 @@ def _check_same_sizes(config: RunConfig, bundle: Bundle) -> None:
             )
 
 
-def _fields(tree: Any, name: str = "") -> Iterator[tuple[str, str]]:
+def flat_fields(tree: Any, name: str = "") -> Iterator[tuple[str, str]]:
     """Yield (dotted name, value as JSON) of every leaf; stages by their names."""
     if isinstance(tree, dict):
         for key, value in tree.items():
             if key == "stages":
                 yield "stages", json.dumps([stage["name"] for stage in value])
                 value = {stage["name"]: stage for stage in value}
-                yield from _fields(value, name)
+                yield from flat_fields(value, name)
             else:
-                yield from _fields(value, f"{name}.{key}" if name else key)
+                yield from flat_fields(value, f"{name}.{key}" if name else key)
     else:
         yield name, json.dumps(tree)
 

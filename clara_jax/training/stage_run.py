@@ -13,15 +13,17 @@ import numpy as np
 
 from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.checkpoints.opening import reset
+from clara_jax.checkpoints.retention import checkpoint_directory
 from clara_jax.checkpoints.run import CheckpointWriter
 from clara_jax.chips import peak_flops
-from clara_jax.distributed import Agreement, is_main
+from clara_jax.distributed import Agreement, is_main, say
 from clara_jax.errors import warn_line
 from clara_jax.method.parameters import MAP, flatten, merge, split, unflatten
 from clara_jax.method.stages import calibrate, inherit
 from clara_jax.model.sharding import put_rows, put_whole
 from clara_jax.training.config import RunConfig
 from clara_jax.training.corpus_search import CorpusSearch
+from clara_jax.training.goodput import Goodput
 from clara_jax.training.metrics import MetricWriter, NoMetricWriter, Progress
 from clara_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from clara_jax.training.profile import Profile
@@ -47,6 +49,7 @@ def train_stage(
     metrics: MetricWriter | NoMetricWriter,
     checkpoints: CheckpointWriter,
     stop: StopSignal,
+    goodput: Goodput,
 ) -> Bundle:
     """Train one stage of a run, from a position in it to its end, and return the model.
 
@@ -64,7 +67,8 @@ def train_stage(
     steps = stage.optimizer.total_steps(len(data.examples))
 
     # Data: the batch of each step, and the model at the rate that it has.
-    batches = StageBatches.plan(config, workdir, number, bundle, data, steps, stop)
+    with goodput.measure("compressing" if stage.data.memories else "starting"):
+        batches = StageBatches.plan(config, workdir, number, bundle, data, steps, stop)
     loader, search = batches.loader, batches.search
     if search is not None and start.checkpoint and not search.due(first):
         search.restore(start.checkpoint)
@@ -90,7 +94,7 @@ def train_stage(
     log = StageLog(config, workdir, start.position, metrics, data.rejected, loader)
     trains = tuple(name for name in stage.subtrees if name != MAP or "map" in bundle.params["tokens"])
     agreement = Agreement(mesh)
-    checkpointer = _Checkpointer(config, workdir, bundle, trains, frozen, log, checkpoints, agreement, search)
+    checkpointer = _Checkpointer(config, workdir, bundle, trains, frozen, log, checkpoints, agreement, search, goodput)
 
     # Steps.
     profile = Profile(config.reporting.profile, workdir / "profile")
@@ -103,12 +107,13 @@ def train_stage(
         devices=mesh.size,
         peak_flops=peak_flops(mesh.devices.flat[0].device_kind),
     )
-    with stop.deferred(), profile, progress:
+    with stop.deferred(), profile, progress, goodput.measure("steps"):
         for step in range(first, steps + 1):
             if evaluator.due(step):
                 log.read()
                 if log.position.evaluated != step:  # unless the run began from a position that has it
-                    values = evaluator(step, state.trained, frozen, lambda: agreement.now(stop()))
+                    with goodput.measure("evaluating"):
+                        values = evaluator(step, state.trained, frozen, lambda: agreement.now(stop()))
                     if values is None:
                         raise checkpointer.stopped(state, steps)
                     log.evaluated(values)
@@ -121,9 +126,11 @@ def train_stage(
                 raise checkpointer.stopped(state, steps)
             profile.at(step)
             if search is not None and search.due(step):
-                search.draw(step, merge(state.trained, frozen), loader)
+                with goodput.measure("compressing"):
+                    search.draw(step, merge(state.trained, frozen), loader)
                 upcoming = search.batches(step, loader)
-            batch, rate = next(upcoming), loader.rate(step)
+            with goodput.measure("data"):
+                batch, rate = next(upcoming), loader.rate(step)
             tokens = round(batches.processes * batch.tokens)
             facts = {"learning_rate": learning_rates[step], "tokens": tokens, "padding": batch.padding}
             placed, train_step, model = put_rows(batch, mesh), step_at[rate], batches.at_rates[rate].model
@@ -132,6 +139,7 @@ def train_stage(
                 state, values = train_step(state, frozen, placed, key)
             if compiled_programs(train_step) > compiled:  # such a call returns when it is compiled, not when computed
                 facts["compile_seconds"] = time.monotonic() - began
+                goodput.move("compiling", facts["compile_seconds"])
             log.read()  # of the step before, while this one is under way
             flops = step_flops(model.config, model.clara.lora_rank, stage.name, trains, batch)
             progress.update(loss=log.loss, tokens=tokens, flops=round(batches.processes * flops))
@@ -143,6 +151,8 @@ def train_stage(
         }
         finished = checkpointer.finish(state, log.finish(compilations))
         _warn_of_scaffold(config, number, steps)
+    goodput.write()
+    say(f"{stage.name}: {goodput.line()}")
     return finished
 
 
@@ -184,8 +194,9 @@ class _Checkpointer:
         checkpoints: CheckpointWriter,
         agreement: Agreement,
         search: CorpusSearch | None,
+        goodput: Goodput,
     ):
-        self._search = search
+        self._search, self._goodput = search, goodput
         self._stage, self._minutes = config.stages[log.position.number], config.saving.minutes
         self._workdir, self._bundle, self._trains, self._frozen = workdir, bundle, trains, frozen
         self._log, self._checkpoints, self._agreement = log, checkpoints, agreement
@@ -204,6 +215,19 @@ class _Checkpointer:
     def save(self, state: TrainState, wait: bool = False) -> None:
         """Save the state; ``wait`` until the disk holds it."""
         self._log.read()
+        with self._goodput.measure("saving"):
+            self._save(state, wait)
+        self._goodput.saved(self._name)
+        self._saved, self._saved_step = time.monotonic(), self._log.position.step
+        self._agreement.forget()
+
+    @property
+    def _name(self) -> str:
+        """The name of the checkpoint of the position."""
+        position = self._log.position
+        return checkpoint_directory(self._workdir, position.number, self._stage.name, position.step).name
+
+    def _save(self, state: TrainState, wait: bool) -> None:
         position = self._log.saved()
         arrays, metadata, write_extra = self._with(state).contents(self._stage.name)
         metadata |= {"training": dataclasses.asdict(position), "finished": position.finished}
@@ -216,15 +240,17 @@ class _Checkpointer:
             arrays |= self._search.arrays()
         place = (position.number, self._stage.name, position.step)
         self._checkpoints.save(*place, arrays, metadata, write_extra, wait=wait)
-        self._saved, self._saved_step = time.monotonic(), position.step
-        self._agreement.forget()
 
     def stopped(self, state: TrainState, steps: int) -> Stopped:
         """Save unless that is done, wait until the disk holds it, and return the exception for a run that stops."""
         step = self._log.position.step
         if step != self._saved_step:
             self.save(state, wait=True)
-        self._checkpoints.wait()
+        with self._goodput.measure("saving"):
+            self._checkpoints.wait()
+        self._goodput.saved(self._name)
+        self._goodput.write()
+        say(self._goodput.line())
         return Stopped(
             f"stopped at {self._stage.name} step {step} of {steps}, saved in {self._workdir}; the same command goes on "
             "from there"

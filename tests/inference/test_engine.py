@@ -14,7 +14,7 @@ from clara_jax.checkpoints import opening
 from clara_jax.inference import programs
 from clara_jax.inference import weights as ready
 from clara_jax.inference.decode import Sampling, generate, prefill
-from clara_jax.inference.engine import Engine, _bucket
+from clara_jax.inference.engine import Engine, bucket
 from clara_jax.inference.prefix_cache import key, split_at
 from clara_jax.inference.requests import Request
 from clara_jax.method.clara import ClaraConfig
@@ -386,7 +386,7 @@ def test_refusals(bundle):
 
 
 def test_buckets_hold_their_number():
-    sizes = [_bucket(number) for number in range(1, 3000)]
+    sizes = [bucket(number) for number in range(1, 3000)]
     assert all(number <= size for number, size in enumerate(sizes, 1))
     assert all(size <= 2 * number for number, size in enumerate(sizes, 1) if number > 32)
     assert all(size <= 1.5 * number for number, size in enumerate(sizes, 1) if number > 128)

@@ -28,7 +28,7 @@ TIMES = {"queued": 0.0, "first": 1.0, "total": 2.0}
 
 class FakeHandle:
     def __init__(self, request):
-        self.request, self.tokens, self.result, self.cancelled = request, [], None, False
+        self.request, self.tokens, self.result, self.cancelled, self.error = request, [], None, False, None
 
     def cancel(self):
         self.cancelled = True

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from tenacity import wait_none
 
 from clara_jax.errors import ClaraError
+from clara_jax.redaction import redacted
 from clara_jax.synthesis import endpoint as module
-from clara_jax.synthesis.completion import Completion, CompletionRequest, RefusedError, redacted
+from clara_jax.synthesis.completion import Completion, CompletionRequest, RefusedError
 from clara_jax.synthesis.endpoint import Endpoint
 from tests.synthesis.scripted import Misbehaviour, Scripted, fails, raw, says
 

@@ -42,17 +42,16 @@ from clara_jax.retrieval.compatibility import rate_of, suited
 from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.documents import ChunkedDocument
 from clara_jax.retrieval.encodings import closest_float
-from clara_jax.retrieval.indexing import IndexReport, index
+from clara_jax.retrieval.indexing import IndexReport, index, stage
 from clara_jax.retrieval.read_report import ReadReport
-from clara_jax.retrieval.search import Search
+from clara_jax.retrieval.search import Search, usual_budget
+from clara_jax.retrieval.shards import Shard
 from clara_jax.text.chunks import chunker_of
 from clara_jax.text.documents import CorpusDocument
 
 MOST_TURNS = 32  # earlier messages of a conversation that are considered
 CANDIDATES = 20  # of a question by default, as in the paper
-FEWEST_FOR_VECTORS = 50_000  # fewest chunks for which `finish` makes search vectors
 _WATCHED = 16  # documents by which `add` sees whether the model can read them
-_HOST_SHARE, _DEVICE_SHARE = 1 / 4, 1 / 2  # of memory that the store's memories may take
 
 
 class RagPipeline:
@@ -81,7 +80,7 @@ class RagPipeline:
         store.check(clara.bundle.compressor_fingerprint())
         self.clara, self.store, self.lock = clara, store, threading.RLock()
         self._chunker = chunker_of(clara.bundle.tokenizer)
-        self._search = Search(store, clara.bundle.mesh, budget or _budget(clara.bundle.mesh))
+        self._search = Search(store, clara.bundle.mesh, budget or usual_budget(clara.bundle.mesh))
 
     @classmethod
     def open(
@@ -147,10 +146,14 @@ class RagPipeline:
     # --- documents ---
 
     def read(
-        self, inputs: Sequence[str], follow_links: bool = False, report: ReadReport | None = None
+        self,
+        inputs: Sequence[str],
+        follow_links: bool = False,
+        report: ReadReport | None = None,
+        wanted: chunking.Wanted = chunking.every,
     ) -> Iterable[ChunkedDocument]:
         """Read files, folders and data sets, in chunks for this model; see `clara_jax.retrieval.documents.read`."""
-        return chunking.read(inputs, self._chunker, follow_links, report)
+        return chunking.read(inputs, self._chunker, follow_links, report, wanted)
 
     def read_files(
         self, files: Sequence[InputFile], report: ReadReport, longest: int | None = None
@@ -177,6 +180,15 @@ class RagPipeline:
         """
         chunked = self._watched(self.chunk(documents))
         return index(self.store, self.clara.bundle, chunked, self.clara.batch_size, done)
+
+    def stage(
+        self,
+        documents: Iterable[ChunkedDocument],
+        shard: Shard,
+        done: Callable[[IndexReport], None] = lambda part: None,
+    ) -> IndexReport:
+        """Compress the documents of a shard beside the store; see `clara_jax.retrieval.indexing.stage`."""
+        return stage(self.store, shard, self.clara.bundle, self._watched(documents), self.clara.batch_size, done)
 
     def _watched(self, documents: Iterable[ChunkedDocument]) -> Iterator[ChunkedDocument]:
         """Pass documents on, after a warning where the model cannot read the first of them."""
@@ -205,11 +217,7 @@ class RagPipeline:
         Args:
           vectors: whether to recompute search vectors; None: where there are none yet and the store is large.
         """
-        self.store.index_words()
-        if vectors or (vectors is None and len(self.store) >= FEWEST_FOR_VECTORS and self.store.projection() is None):
-            ann.build(self.store)
-        elif self.store.projection() is not None:
-            self.store.index_vectors()
+        ann.finish(self.store, vectors)
 
     def delete(self, documents: Sequence[str]) -> int:
         """Delete documents, and return how many of them were in the store."""
@@ -433,13 +441,6 @@ class RagPipeline:
             for rank, (best, chunk) in enumerate(zip(found, chunks, strict=True), 1)
         ]
         return hits, {"read": 1000 * (read - began), "search": 1000 * (time.perf_counter() - read)}
-
-
-def _budget(mesh: jax.sharding.Mesh) -> int:
-    stats = [device.memory_stats() for device in mesh.local_devices]
-    if all(device and "bytes_limit" in device for device in stats):
-        return int(_DEVICE_SHARE * sum(device["bytes_limit"] for device in stats))
-    return int(_HOST_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 __getattr__ = renamed_attributes(

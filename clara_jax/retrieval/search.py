@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from clara_jax.retrieval.exact_search import ExactSearch
 HOW = ("memory", "words", "both")
 SURVIVORS = 20  # candidates of the first pass for each chunk of the result
 FUSED = 50  # best chunks of each ranking that are fused
+_HOST_SHARE, _DEVICE_SHARE = 1 / 4, 1 / 2  # of memory that the store's memories may take
 _RRF = 60  # the constant of reciprocal rank fusion, added to every rank (Cormack et al. 2009)
 
 
@@ -103,6 +105,14 @@ class Search:
         if version != self._projected:
             self._projection, self._projected = Projection.read(self._store), version
         return self._projection
+
+
+def usual_budget(mesh: jax.sharding.Mesh) -> int:
+    """Return the bytes that memories take on devices at most, where nothing is said: a share of what there is."""
+    stats = [device.memory_stats() for device in mesh.local_devices]
+    if all(device and "bytes_limit" in device for device in stats):
+        return int(_DEVICE_SHARE * sum(device["bytes_limit"] for device in stats))
+    return int(_HOST_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def fuse(rankings: Sequence[Sequence[ScoredId]]) -> list[ScoredId]:

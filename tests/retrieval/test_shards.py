@@ -1,0 +1,265 @@
+"""Workers of shards: what they publish together is what one writer writes, once, whatever happens to them."""
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from clara_jax import command
+from clara_jax import compress as compress_command
+from clara_jax.api import Clara
+from clara_jax.errors import ClaraError
+from clara_jax.rag_pipeline import RagPipeline
+from clara_jax.retrieval import ann, indexing, publishing
+from clara_jax.retrieval.document_store import DocumentStore
+from clara_jax.retrieval.indexing import IndexReport
+from clara_jax.retrieval.publishing import discard, publish
+from clara_jax.retrieval.read_report import ReadReport
+from clara_jax.retrieval.rows import METADATA
+from clara_jax.retrieval.shards import Shard
+from clara_jax.retrieval.staging import Files
+from clara_jax.retrieval.verifying import damaged_chunks
+from clara_jax.text.documents import CHUNK_FIELDS
+from tests.test_rag_pipeline import checkpoint, pipeline, write_checkpoint  # noqa: F401
+from tests.tiny import document
+
+COLUMNS = [*CHUNK_FIELDS, "words", "key", "memory", "facts_checksum", "memory_checksum", "vector", *METADATA.names]
+
+
+@pytest.fixture(scope="module")
+def clara(checkpoint, mesh):  # noqa: F811
+    return Clara.load(checkpoint, mesh=mesh, batch_size=4)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    lines = [
+        {"id": f"line {i}", "title": f"Title {i}", "text": "\n\n".join(document(i + j) for j in range(1 + i % 7)), "n": i}
+        for i in range(40)
+    ]
+    (folder / "lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + "no JSON\n")
+    passages = [
+        {"id": f"p{i}-{j}", "document": f"p{i}", "title": "", "text": document(i), "source": "x", "start": 0, "end": 1}
+        for i in range(9)
+        for j in range(2)
+    ]
+    (folder / "passages.jsonl").write_text("".join(json.dumps(line) + "\n" for line in passages))
+    for i in range(6):
+        (folder / f"file {i}.md").write_text(f"# File {i}\n\n{document(100 + i)}\n")
+    return folder
+
+
+def stage(rag, corpus, index, count, done=lambda part: None):
+    shard = Shard(index, count)
+    return rag.stage(rag.read([str(corpus)], False, ReadReport(), shard.holds), shard, done)
+
+
+def fill(rag, corpus):
+    return rag.add(rag.read([str(corpus)], False, ReadReport()))
+
+
+def hashed(model, params, role, texts, tokenizer, mesh, batch_size):
+    """Memories that are a function of each text alone; in the last bits, the model's depend on the batch."""
+    for i, ids in enumerate(texts):
+        rng = np.random.default_rng(np.asarray(ids, np.int64))
+        yield [i], rng.normal(size=(1, model.clara.memory_tokens, model.config.embed_dim)).astype(np.float32)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The number of chunks of every call of the compressor, which is `hashed`."""
+    sizes = []
+    monkeypatch.setattr(indexing, "encode_texts", lambda *given: sizes.append(len(given[3])) or hashed(*given))
+    return sizes
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    monkeypatch.setattr(indexing, "FEWEST", 8)
+    monkeypatch.setattr(indexing._Pace, "chunks", 8)
+
+
+def rows(store):
+    """All columns of all rows, by the id."""
+    found = {row["id"]: row for batch in store.rows(COLUMNS, 1000) for row in batch.to_pylist()}
+    assert len(found) == len(store)
+    return found
+
+
+def test_the_model_compresses_a_shard_as_the_whole_corpus(clara, corpus, tmp_path):
+    one, many = pipeline(clara, tmp_path / "one"), pipeline(clara, tmp_path / "many")
+    fill(one, corpus)
+    for index in range(2):
+        stage(many, corpus, index, 2)
+    publish(many.store)
+    ids = sorted(one.store.index()[0])
+    assert sorted(many.store.index()[0]) == ids
+    np.testing.assert_allclose(many.store.memories(ids), one.store.memories(ids), atol=1e-5)
+    assert many.answer("Where was Ada born?", k=3).context.sources
+
+
+def test_shards_divide_every_corpus():
+    names = [f"document {i}" for i in range(3000)]
+    held = [[name for name in names if Shard(i, 3).holds(name)] for i in range(3)]
+    assert sorted(sum(held, [])) == sorted(names) and min(map(len, held)) > 900
+    with pytest.raises(ClaraError, match="numbered from 0 to 2"):
+        Shard(3, 3)
+
+
+def test_what_is_published_is_what_one_writer_writes(clara, corpus, tmp_path, calls, small_parts):
+    one, many = pipeline(clara, tmp_path / "one"), pipeline(clara, tmp_path / "many")
+    expected = fill(one, corpus)
+    parts = []
+    for index in (2, 0, 1):  # in any order
+        with pytest.raises(ClaraError, match=r"shards are not finished|nothing waits"):
+            publish(many.store)
+        stage(many, corpus, index, 3, parts.append)
+    assert len(many.store) == 0 and many.documents()[1] == 0 and len(parts) > 6
+    version = many.store.version
+    assert publish(many.store) == expected
+    # The rows in one commit; the second one is the index of words.
+    assert many.store.version <= version + 2
+    assert rows(many.store) == rows(one.store)
+    assert many.store.documents(limit=1000) == one.store.documents(limit=1000)
+    assert damaged_chunks(many.store) == []
+    assert dict(many.store.words("painter Kyoto", 500)).keys() == dict(one.store.words("painter Kyoto", 500)).keys()
+    # Nothing is left, nothing is published twice.
+    assert not list((tmp_path / "many" / ".staged").rglob("*.json"))
+    with pytest.raises(ClaraError, match="nothing waits"):
+        publish(many.store)
+    # The ordinary writer goes on with it.
+    del calls[:]
+    assert fill(many, corpus) == IndexReport(expected.documents, 0, expected.compressed, 0) and not any(calls)
+    many.store.tidy(now=True)
+    assert many.store.delete(["line 3"]) == 1 and len(rows(many.store)) == len(rows(one.store)) - 4
+    fill(many, corpus)
+    assert rows(many.store) == rows(one.store)
+
+
+def test_only_what_is_new_or_changed_is_compressed_and_the_rest_replaced(clara, corpus, tmp_path, calls):
+    one, many = pipeline(clara, tmp_path / "one"), pipeline(clara, tmp_path / "many")
+    for rag in (one, many):
+        fill(rag, corpus)
+        ann.build(rag.store)
+    lines = [json.loads(line) for line in (corpus / "lines.jsonl").read_text().splitlines()[:-1]]
+    lines[0]["text"] = document(300)  # shorter and other
+    lines[6]["text"] += "\n\n" + document(301)  # longer
+    lines[7]["n"] = "other"  # its metadata alone
+    lines.append({"id": "new", "text": document(302)})
+    (corpus / "lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    del calls[:]
+    expected = fill(one, corpus)
+    assert sum(calls) == expected.compressed
+    del calls[:]
+    for index in range(2):
+        stage(many, corpus, index, 2)
+    assert sum(calls) == expected.compressed
+    assert publish(many.store) == expected
+    found, wanted = rows(many.store), rows(one.store)
+    for row in (*found.values(), *wanted.values()):  # each store has a basis of its own
+        assert len(row.pop("vector")) == 256
+    assert found == wanted
+
+
+def test_a_document_that_was_added_meanwhile_is_replaced(clara, corpus, tmp_path, calls):
+    one, many = pipeline(clara, tmp_path / "one"), pipeline(clara, tmp_path / "many")
+    fill(one, corpus)
+    for index in range(2):
+        stage(many, corpus, index, 2)
+    (tmp_path / "other.jsonl").write_text(json.dumps({"id": "line 5", "text": document(900)}) + "\n")
+    fill(many, tmp_path / "other.jsonl")
+    assert publish(many.store).compressed
+    assert rows(many.store) == rows(one.store)
+
+
+def test_a_worker_goes_on_where_it_was(clara, corpus, tmp_path, calls, small_parts):
+    one, many = pipeline(clara, tmp_path / "one"), pipeline(clara, tmp_path / "many")
+    expected = fill(one, corpus)
+    del calls[:]
+    seen = []
+
+    def stop(part):
+        seen.append(part)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stage(many, corpus, 0, 2, stop)
+    assert sum(calls) == sum(part.compressed for part in seen)
+    report = stage(many, corpus, 0, 2)
+    assert sum(calls) == report.compressed  # nothing was compressed again
+    assert stage(many, corpus, 0, 2) == report and sum(calls) == report.compressed
+    # A part whose file has gone, and one whose record is damaged, are computed again.
+    files = sorted((tmp_path / "many" / "chunks.lance" / "data").iterdir())
+    files[0].unlink()
+    stage(many, corpus, 1, 2)
+    with pytest.raises(ClaraError, match=r"files of shards 0 have gone; run these shards again"):
+        publish(many.store)
+    records = sorted(Files(many.store, "2/0").names())
+    path = Files(many.store, "2/0").path(next(name for name in records if name.startswith("0-")))
+    path.write_text(path.read_text().replace('"report": [', '"report": [1'))
+    del calls[:]
+    assert stage(many, corpus, 0, 2) == report and 0 < sum(calls) < report.compressed
+    # What another corpus left behind is not published.
+    assert publish(many.store) == expected and rows(many.store) == rows(one.store)
+    there = {path.name for path in (tmp_path / "many" / "chunks.lance" / "data").iterdir()}
+    assert there == publishing._files(publishing.lance.dataset(many.store.table_url))
+
+
+def test_a_corpus_that_changes_between_two_runs_of_a_worker(clara, corpus, tmp_path, calls):
+    one, many = pipeline(clara, tmp_path / "one"), pipeline(clara, tmp_path / "many")
+    for index in range(2):
+        stage(many, corpus, index, 2)
+    lines = (corpus / "lines.jsonl").read_text().splitlines(keepends=True)
+    (corpus / "lines.jsonl").write_text("".join([*lines[5:], json.dumps({"id": "z", "text": document(7)}) + "\n"]))
+    fill(one, corpus)
+    for index in range(2):
+        stage(many, corpus, index, 2)
+    publish(many.store)
+    assert rows(many.store) == rows(one.store)
+
+
+def test_publishing_that_was_killed_is_done_again_without_doubles(clara, corpus, tmp_path, calls, monkeypatch):
+    one, many = pipeline(clara, tmp_path / "one"), pipeline(clara, tmp_path / "many")
+    fill(one, corpus)
+    for index in range(2):
+        stage(many, corpus, index, 2)
+    for module, name in ((ann, "finish"), (publishing, "_forget")):  # both after the commit
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(module, name, _interrupt)
+            publish(many.store)
+    staged = Files(many.store)
+    staged.remove("2/1/done.json")
+    publish(many.store)
+    assert rows(many.store) == rows(one.store) and not [name for name in staged.names() if name.endswith("json")]
+
+
+def _interrupt(*given):
+    raise KeyboardInterrupt
+
+
+def test_parts_are_forgotten(clara, corpus, tmp_path):
+    many = pipeline(clara, tmp_path / "many")
+    stage(many, corpus, 0, 2)
+    with pytest.raises(ClaraError, match=r"parts of 2 shards wait there, not of 3; go on with --shards 2, or .*--discard"):
+        stage(many, corpus, 0, 3)
+    assert discard(many.store) > 0 and discard(many.store) == 0
+    assert not list((tmp_path / "many" / "chunks.lance").glob("data/*"))
+    assert stage(many, corpus, 0, 3).compressed
+
+
+def test_one_worker_a_shard(clara, corpus, tmp_path):
+    many = pipeline(clara, tmp_path / "many")
+
+    def second(part):
+        with pytest.raises(ClaraError, match="another process works on shard 0 of 2"):
+            stage(pipeline(clara, tmp_path / "many"), corpus, 0, 2)
+
+    stage(many, corpus, 0, 2, second)

@@ -1,22 +1,18 @@
 """Workers of shards: what they publish together is what one writer writes, once, whatever happens to them."""
 
 import json
-import multiprocessing
-import os
-import signal
+import random
 import sys
-import time
 
 import numpy as np
 import pytest
 
+from benchmarks import shards as shards_benchmark
 from clara_jax import command
 from clara_jax import compress as compress_command
 from clara_jax.api import Clara
 from clara_jax.errors import ClaraError
-from clara_jax.rag_pipeline import RagPipeline
 from clara_jax.retrieval import ann, indexing, publishing
-from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.indexing import IndexReport
 from clara_jax.retrieval.publishing import discard, publish
 from clara_jax.retrieval.read_report import ReadReport
@@ -41,7 +37,12 @@ def corpus(tmp_path):
     folder = tmp_path / "corpus"
     folder.mkdir()
     lines = [
-        {"id": f"line {i}", "title": f"Title {i}", "text": "\n\n".join(document(i + j) for j in range(1 + i % 7)), "n": i}
+        {
+            "id": f"line {i}",
+            "title": f"Title {i}",
+            "text": "\n\n".join(document(i + j) for j in range(1 + i % 7)),
+            "n": i,
+        }
         for i in range(40)
     ]
     (folder / "lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + "no JSON\n")
@@ -138,7 +139,7 @@ def test_what_is_published_is_what_one_writer_writes(clara, corpus, tmp_path, ca
     del calls[:]
     assert fill(many, corpus) == IndexReport(expected.documents, 0, expected.compressed, 0) and not any(calls)
     many.store.tidy(now=True)
-    assert many.store.delete(["line 3"]) == 1 and len(rows(many.store)) == len(rows(one.store)) - 4
+    assert many.store.delete(["line 3"]) == 1 and len(rows(many.store)) == len(rows(one.store)) - 2
     fill(many, corpus)
     assert rows(many.store) == rows(one.store)
 
@@ -248,7 +249,9 @@ def _interrupt(*given):
 def test_parts_are_forgotten(clara, corpus, tmp_path):
     many = pipeline(clara, tmp_path / "many")
     stage(many, corpus, 0, 2)
-    with pytest.raises(ClaraError, match=r"parts of 2 shards wait there, not of 3; go on with --shards 2, or .*--discard"):
+    with pytest.raises(
+        ClaraError, match=r"parts of 2 shards wait there, not of 3; go on with --shards 2, or .*--discard"
+    ):
         stage(many, corpus, 0, 3)
     assert discard(many.store) > 0 and discard(many.store) == 0
     assert not list((tmp_path / "many" / "chunks.lance").glob("data/*"))
@@ -263,3 +266,60 @@ def test_one_worker_a_shard(clara, corpus, tmp_path):
             stage(pipeline(clara, tmp_path / "many"), corpus, 0, 2)
 
     stage(many, corpus, 0, 2, second)
+
+
+def run(monkeypatch, capsys, *arguments):
+    """The command's exit code, and what it has printed."""
+    monkeypatch.setattr(sys, "argv", ["clara_jax.compress", *map(str, arguments)])
+    code = 0
+    try:
+        command.run(compress_command.main)
+    except SystemExit as stop:
+        code = stop.code
+    return code, "".join(capsys.readouterr())
+
+
+def test_the_command(checkpoint, corpus, tmp_path, monkeypatch, capsys):  # noqa: F811
+    model = ("--checkpoint", checkpoint, "--precision", "float32")
+    store, given = ("--store", tmp_path / "store"), ("--corpus", corpus)
+    for shard in (0, 1):
+        code, said = run(monkeypatch, capsys, *model, *store, *given, "--shard", shard, "--shards", 2)
+        assert code == 0 and f"shard {shard} of 2: " in said and "lines.jsonl:41: column 1: not JSON" in said
+        code, said = run(monkeypatch, capsys, *store, "--publish")
+        assert (code, "1 of 2 shards are not finished: 1; run them (--shard I --shards 2)" in said) == (
+            (2, True) if shard == 0 else (0, False)
+        )
+    assert "store: published 55 documents, 91 chunks compressed, 0 unchanged, 0 removed" in said
+    code, said = run(monkeypatch, capsys, *model, *store, *given)
+    assert code == 0 and "55 documents, 0 chunks compressed, 91 unchanged, 0 removed" in said
+    run(monkeypatch, capsys, *model, *store, *given, "--shard", 0, "--shards", 40)
+    assert "parts forgotten" in run(monkeypatch, capsys, *store, "--discard")[1]
+    # A shard of which there is no document is none to complain of.
+    code, said = run(monkeypatch, capsys, *model, *store, *given, "--shard", 999, "--shards", 1000)
+    assert code == 0 and "0 documents" in said
+    for arguments, message in (
+        ((*given, "--shard", 2, "--shards", 2), "shards are numbered from 0 to 1"),
+        ((*given, "--shard", 1), "--shard I, --shards N and --corpus go together"),
+        (("--shard", 1, "--shards", 2, "--list"), "--shard I, --shards N and --corpus go together"),
+        ((*given, "--shard", 1, "--shards", 2, "--sync"), "--sync: not together with --shard"),
+        (("--publish", "--store", tmp_path / "none"), "no store is there"),
+    ):
+        code, said = run(monkeypatch, capsys, *store, *arguments)
+        assert code == 2 and message in said and said.count("\n") == 1, said
+
+
+def test_a_killed_worker(tmp_path):
+    """The drill of ``python -m benchmarks.shards --kills``, with one; it fails where a chunk is not there once."""
+    workers = shards_benchmark.Workers(tmp_path, 2, 120, 20.0, 0.2)
+    workers.kill_workers(1, random.Random(0))
+    shards_benchmark.published(workers.location)
+    shards_benchmark.check(workers.location, 120)
+    assert 120 <= workers.compressed() < 240
+
+
+@pytest.mark.slow
+def test_twenty_killed_workers(tmp_path):
+    workers, rng = shards_benchmark.Workers(tmp_path, 4, 2400, 20.0, 2.0), random.Random(1)
+    workers.kill_workers(20, rng)
+    workers.kill_publishing(5, rng)
+    shards_benchmark.check(workers.location, 2400)

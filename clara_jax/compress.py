@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import TYPE_CHECKING
+import os
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from clara_jax import command, huge_pages
 from clara_jax.errors import ClaraError
@@ -28,6 +31,7 @@ EXAMPLES = """examples:
   python -m clara_jax.compress --store stores/first --verify --compact
   python -m clara_jax.compress --store stores/large --corpus corpus/ --shard 3 --shards 16     one of 16 workers
   python -m clara_jax.compress --store stores/large --publish                                  when all have finished
+  python -m clara_jax.compress --store stores/large --corpus corpus/ --ray local --shards 16   both, on a Ray cluster
 
 A document is known by its id: the path below the folder that was named, or a JSONL line's "id". Given again, it is
 replaced; chunks that are as they were are not compressed again. Stopped or killed, the same command does the rest.
@@ -55,6 +59,12 @@ def parser() -> argparse.ArgumentParser:
     add("--sync", action="store_true", help="delete documents that are gone from the folders of --corpus")
     add("--shard", type=int, metavar="I", help="compress this part of --corpus alone, beside the store (from 0)")
     add("--shards", type=int, metavar="N", help="into how many parts --corpus is divided")
+    add(
+        "--ray",
+        metavar="ADDRESS",
+        help="compress all shards by the workers of a Ray cluster (local: one of this machine), and publish",
+    )
+    add("--resources", nargs="+", metavar="NAME=N", help="of each worker of --ray, e.g. TPU=4 (default: CPU=1)")
     add("--publish", action="store_true", help="put what the workers of all shards have compressed into the store")
     add("--discard", action="store_true", help="forget what workers of shards have compressed")
     add("--delete", nargs="+", metavar="ID", help="take documents out of the store")
@@ -95,9 +105,11 @@ def main() -> None:
         distributed.on_main(_discard, arguments.store)
     if shard:
         _stage(arguments, shard)
-    elif arguments.publish:
+    if arguments.ray:
+        _on_ray(arguments)
+    if arguments.publish:
         distributed.on_main(_publish, arguments.store)
-    if not shard and (arguments.corpus or arguments.index):
+    if not arguments.shards and (arguments.corpus or arguments.index):
         _compress(arguments)
     if arguments.verify:
         distributed.on_main(_verify, arguments.store)
@@ -111,17 +123,49 @@ def main() -> None:
 
 
 def _shard(arguments: argparse.Namespace) -> Shard | None:
-    """Return the shard that is to be compressed, None where the whole corpus is."""
-    if arguments.shard is None and arguments.shards is None:
+    """Return the shard that this process is to compress, None where it is all of the corpus, or --ray does it."""
+    if arguments.resources and not arguments.ray:
+        raise ClaraError("--resources: are of the workers of --ray")
+    if arguments.shard is arguments.shards is arguments.ray is None:
         return None
-    if arguments.shard is None or arguments.shards is None or not arguments.corpus:
-        raise ClaraError("--shard I, --shards N and --corpus go together")
+    if not arguments.shards or not arguments.corpus or (arguments.shard is None) == (arguments.ray is None):
+        raise ClaraError("--corpus and --shards N go together with --shard I, or with --ray ADDRESS")
     for option in ("sync", "publish", "delete", "index", "compact"):
         if getattr(arguments, option):
-            raise ClaraError(f"--{option}: not together with --shard; give it when all shards are published")
+            raise ClaraError(f"--{option}: not together with --shards; give it when all shards are published")
     from clara_jax.retrieval.shards import Shard
 
-    return Shard(arguments.shard, arguments.shards)
+    return None if arguments.ray else Shard(arguments.shard, arguments.shards)
+
+
+def _resources(given: Sequence[str]) -> dict[str, float]:
+    """Return the amounts of resources by their names."""
+    found = {}
+    for one in given:
+        name, _, amount = one.partition("=")
+        if not re.fullmatch(r"\d+(\.\d+)?", amount) or not name or not float(amount):
+            raise ClaraError(f"--resources: {one!r} must be a name and a positive number, e.g. TPU=4")
+        found[name] = float(amount)
+    return found
+
+
+def _on_ray(arguments: argparse.Namespace) -> None:
+    resources = _resources(arguments.resources or ["CPU=1"])
+    from clara_jax.integrations import ray
+    from clara_jax.retrieval.shards import Shard
+
+    Shard(0, arguments.shards)  # there is one at least
+    model = {
+        name: ray.absolute(value) if isinstance(value, str) else value for name, value in _model(arguments).items()
+    }
+    corpus = [ray.absolute(given) for given in arguments.corpus]
+    if "://" not in arguments.store:
+        model["store"] = os.path.abspath(os.path.expanduser(arguments.store))  # it need not be there yet
+    counts, report = ray.compress(
+        arguments.ray, arguments.shards, resources, model, corpus, arguments.follow_links, arguments.strict
+    )
+    print(f"{arguments.store}: compressed {_counts(counts)}", report.table(), sep="\n", flush=True)
+    _publish(arguments.store)
 
 
 def _publish(location: str) -> None:
@@ -172,12 +216,11 @@ def _verify(location: str) -> None:
     print(f"{location}: {count:,} chunks are as they were written", flush=True)
 
 
-def _open(arguments: argparse.Namespace) -> RagPipeline:
-    from clara_jax.rag_pipeline import RagPipeline
-
-    return RagPipeline.open(
-        arguments.checkpoint,
-        arguments.store,
+def _model(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of `RagPipeline.open`."""
+    return dict(
+        checkpoint=arguments.checkpoint,
+        store=arguments.store,
         create=bool(arguments.corpus),
         encoding=arguments.encoding,
         base=arguments.base,
@@ -185,6 +228,12 @@ def _open(arguments: argparse.Namespace) -> RagPipeline:
         batch_size=arguments.batch_size,
         rate=arguments.compress_rate,
     )
+
+
+def _open(arguments: argparse.Namespace) -> RagPipeline:
+    from clara_jax.rag_pipeline import RagPipeline
+
+    return RagPipeline.open(**_model(arguments))
 
 
 def _stage(arguments: argparse.Namespace, shard: Shard) -> None:

@@ -17,13 +17,12 @@ from clara_jax.data.layout import INFO
 from clara_jax.data.passages import Passage, parse_passage
 from clara_jax.errors import ClaraError
 from clara_jax.formats.jsonl import decode, is_remote, raw_lines
-from clara_jax.retrieval.read_report import ReadReport
+from clara_jax.retrieval.read_report import DATASET, ReadReport
 from clara_jax.text.chunks import Chunker
 from clara_jax.text.documents import Chunk, CorpusDocument, DocumentMetadata
 
 T = TypeVar("T")
 LONGEST_ID = 512  # characters
-DATASET = "dataset"  # the type of documents of a built data set
 ONE_FILE = frozenset(KINDS.values()) - {JSONL}  # types of documents that are a whole file
 MOST_BAD_LINES = 1000  # of a file, after which the rest of it is left out
 Wanted = Callable[[str], bool]  # of a document's id: whether it is to be read

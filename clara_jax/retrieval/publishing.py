@@ -173,7 +173,7 @@ def _without(fragments: Iterable[Any], documents: pa.Array) -> tuple[list[int], 
         return removed, changed
     for fragment in fragments:
         there = fragment.to_table(columns=["document"])["document"].unique().cast(pa.large_string())
-        gone = there.filter(pc.is_in(there, documents)).to_pylist()
+        gone = there.filter(pc.call_function("is_in", [there], pc.SetLookupOptions(documents))).to_pylist()
         if gone:
             left = fragment.delete(among("document", gone))
             removed += [fragment.fragment_id] if left is None else []

@@ -96,7 +96,8 @@ class Staging:
         """
         about = self.store.fingerprint, self.store.encoding.name, *self.store.encoding.shape
         stated = [
-            (one.id, dataclasses.astuple(one.metadata), list(map(dataclasses.astuple, one.chunks))) for one in documents
+            (one.id, dataclasses.astuple(one.metadata), [dataclasses.astuple(chunk) for chunk in one.chunks])
+            for one in documents
         ]
         digest = hashlib.sha256(json.dumps([*about, stated]).encode())
         digest.update(b"".join(keys))

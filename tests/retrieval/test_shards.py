@@ -299,9 +299,12 @@ def test_the_command(checkpoint, corpus, tmp_path, monkeypatch, capsys):  # noqa
     assert code == 0 and "0 documents" in said
     for arguments, message in (
         ((*given, "--shard", 2, "--shards", 2), "shards are numbered from 0 to 1"),
-        ((*given, "--shard", 1), "--shard I, --shards N and --corpus go together"),
-        (("--shard", 1, "--shards", 2, "--list"), "--shard I, --shards N and --corpus go together"),
-        ((*given, "--shard", 1, "--shards", 2, "--sync"), "--sync: not together with --shard"),
+        ((*given, "--shard", 1), "--corpus and --shards N go together with --shard I, or with --ray ADDRESS"),
+        ((*given, "--shards", 2), "--corpus and --shards N go together with --shard I, or with --ray ADDRESS"),
+        (("--shard", 1, "--shards", 2, "--list"), "--corpus and --shards N go together with --shard I"),
+        ((*given, "--shard", 1, "--shards", 2, "--sync"), "--sync: not together with --shards"),
+        ((*given, "--resources", "TPU=4"), "--resources: are of the workers of --ray"),
+        ((*given, "--ray", "local", "--shards", 2, "--resources", "TPU"), "'TPU' must be a name and a positive number"),
         (("--publish", "--store", tmp_path / "none"), "no store is there"),
     ):
         code, said = run(monkeypatch, capsys, *store, *arguments)

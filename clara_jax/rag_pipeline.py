@@ -45,15 +45,15 @@ from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.documents import ChunkedDocument
 from clara_jax.retrieval.encodings import DEFAULT_ENCODING
 from clara_jax.retrieval.exact_search import memory_budget
-from clara_jax.retrieval.indexing import IndexReport, index
+from clara_jax.retrieval.indexing import IndexReport, index, stage
 from clara_jax.retrieval.read_report import ReadReport
 from clara_jax.retrieval.search import Search
+from clara_jax.retrieval.shards import Shard
 from clara_jax.text.chunks import chunker_of
 from clara_jax.text.documents import CorpusDocument
 
 MOST_TURNS = 32  # earlier messages of a conversation that are considered
 CANDIDATES = 20  # of a question by default, as in the paper
-FEWEST_FOR_VECTORS = 50_000  # fewest chunks for which `finish` makes search vectors
 _WATCHED = 16  # documents by which `add` sees whether the model can read them
 
 
@@ -150,10 +150,14 @@ class RagPipeline:
     # --- documents ---
 
     def read(
-        self, inputs: Sequence[str], follow_links: bool = False, report: ReadReport | None = None
+        self,
+        inputs: Sequence[str],
+        follow_links: bool = False,
+        report: ReadReport | None = None,
+        wanted: chunking.Wanted = chunking.every,
     ) -> Iterable[ChunkedDocument]:
         """Read files, folders and data sets, in chunks for this model; see `clara_jax.retrieval.documents.read`."""
-        return chunking.read(inputs, self._chunker, follow_links, report)
+        return chunking.read(inputs, self._chunker, follow_links, report, wanted)
 
     def read_files(
         self, files: Sequence[InputFile], report: ReadReport, longest: int | None = None
@@ -180,6 +184,15 @@ class RagPipeline:
         """
         chunked = self._watched(self.chunk(documents))
         return index(self.store, self.clara.bundle, chunked, self.clara.batch_size, done)
+
+    def stage(
+        self,
+        documents: Iterable[ChunkedDocument],
+        shard: Shard,
+        done: Callable[[IndexReport], None] = lambda part: None,
+    ) -> IndexReport:
+        """Compress the documents of a shard beside the store; see `clara_jax.retrieval.indexing.stage`."""
+        return stage(self.store, shard, self.clara.bundle, self._watched(documents), self.clara.batch_size, done)
 
     def _watched(self, documents: Iterable[ChunkedDocument]) -> Iterator[ChunkedDocument]:
         """Pass documents on, after a warning where the model cannot read the first of them."""
@@ -208,11 +221,7 @@ class RagPipeline:
         Args:
           vectors: whether to recompute search vectors; None: where there are none yet and the store is large.
         """
-        self.store.index_words()
-        if vectors or (vectors is None and len(self.store) >= FEWEST_FOR_VECTORS and self.store.projection() is None):
-            ann.build(self.store)
-        elif self.store.projection() is not None:
-            self.store.index_vectors()
+        ann.finish(self.store, vectors)
 
     def delete(self, documents: Sequence[str]) -> int:
         """Delete documents, and return how many of them were in the store."""
@@ -403,11 +412,7 @@ class RagPipeline:
         return sum(self._chunker.count(texts))
 
     def warm_up(self, max_new_tokens: int = 64) -> None:
-        """Compile the programs of first questions.
-
-        These are short and longer questions over `usual_k` chunks, alone, in a batch, and one after another on the same
-        documents or on others.
-        """
+        """Compile the programs of first questions: short and longer ones over `usual_k` chunks, alone and together."""
         k = self.usual_k
         for question in ("What is it?", f"What is it, {'and what else is it, ' * 4}?"):
             prompt = prompts.question(question, k)

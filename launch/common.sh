@@ -46,3 +46,22 @@ run() {
     "$@"
   fi
 }
+
+# Sets `publish` to the command that publishes what workers of the given one compress: the same program and store.
+# shellcheck disable=SC2034 # the scripts read it
+publication() {
+  publish=()
+  local store='' named=''
+  while (($#)); do
+    case $1 in
+      --store) store=${2-} ;;
+      --store=*) store=${1#*=} ;;
+      --shard | --shard=* | --shards | --shards=* | --publish) mistake "leave $1 to this script" ;;
+    esac
+    [[ $1 != --* ]] || named=1
+    [[ -n $named ]] || publish+=("$1")
+    shift
+  done
+  [[ -n $store ]] || mistake "the command must name a --store"
+  publish+=(--store "$store" --publish)
+}

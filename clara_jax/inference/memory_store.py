@@ -195,6 +195,14 @@ class MemoryStore:
         return array
 
     def _kvstore(self, name: str) -> Any:
+        if self.location.startswith("s3://"):
+            bucket, _, path = self.location.removeprefix("s3://").partition("/")
+            return {
+                "driver": "s3",
+                "bucket": bucket,
+                "path": "/".join(filter(None, [path.strip("/"), name, ""])),
+                **_s3(),
+            }
         if "://" in self.location:
             return f"{self.location.rstrip('/')}/{name}/"
         return {"driver": "file", "path": os.path.join(os.path.abspath(self.location), name) + "/"}
@@ -234,6 +242,18 @@ class MemoryStore:
             reason = str(error).partition(" [")[0]
             hint = f"; {_REMEDY}" if any(kind in reason for kind in _DAMAGE) else ""
             raise ClaraError(f"{self.location}: memories cannot be {what}: {reason}{hint}") from error
+
+
+def _s3() -> dict[str, Any]:
+    """Return what the usual variables of the environment say of S3; by itself TensorStore does not look at these."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    found: dict[str, Any] = {"endpoint": endpoint} if endpoint else {}
+    if endpoint and region:  # of Amazon's, it asks the bucket
+        found["aws_region"] = region
+    if "AWS_ACCESS_KEY_ID" in os.environ:  # else it looks for files and roles, and says which are not there
+        found["aws_credentials"] = {"type": "environment"}
+    return found
 
 
 def _whole_blocks(rows: int) -> int:

@@ -22,6 +22,7 @@ from clara_jax.retrieval.rows import VECTOR_WIDTH
 
 SAMPLE = 2048  # memories that a basis is fitted to
 ROWS = 512  # memories of a read
+FEWEST_FOR_VECTORS = 50_000  # fewest chunks for which `finish` makes search vectors
 WRITTEN = 32 * 1024  # search vectors of a write, which reads the whole column of ids
 
 
@@ -90,6 +91,20 @@ def build(store: DocumentStore, seed: int = 0) -> None:
                 names, vectors = [], []
         if names:
             store.set_vectors(names, np.concatenate(vectors))
+        store.index_vectors()
+
+
+def finish(store: DocumentStore, vectors: bool | None = None) -> None:
+    """Bring the indexes up to date where they lag, after documents have been added.
+
+    Args:
+      store: the chunks.
+      vectors: whether to recompute search vectors; None: where there are none yet and the store is large.
+    """
+    store.index_words()
+    if vectors or (vectors is None and len(store) >= FEWEST_FOR_VECTORS and store.projection() is None):
+        build(store)
+    elif store.projection() is not None:
         store.index_vectors()
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,7 @@ from clara_jax.retrieval.table import Locks, Table, connect, errors, names
 from clara_jax.retrieval.words import asked
 from clara_jax.text.documents import Chunk, DocumentMetadata
 
+T = TypeVar("T")
 FORMAT = 2
 _CHUNKS, _PROJECTION = "chunks", "projection"
 _FEWEST_INDEXED = 10_000  # chunks; of fewer, every search vector is scored
@@ -134,6 +135,16 @@ class DocumentStore(ChunkReader):
             )
         return about
 
+    @property
+    def url(self) -> str:
+        """The place of the database, without a slash at the end."""
+        return self.location.rstrip("/")
+
+    @property
+    def table_url(self) -> str:
+        """The place of the table of chunks, as Lance opens it."""
+        return f"{self.url}/{_CHUNKS}.lance"
+
     # --- writing ---
 
     def writing(self) -> contextlib.AbstractContextManager[None]:
@@ -179,9 +190,17 @@ class DocumentStore(ChunkReader):
             merge.execute(rows, on_bad_vectors="null")
 
         with self.writing():
-            self._table.have_columns(METADATA)
+            self.have_columns(METADATA)
             self._table.commit("written", merge)
             self._table.tidy()
+
+    def have_columns(self, columns: pa.Schema) -> None:
+        """Add columns that a store of an earlier version does not have; see `Table.have_columns`."""
+        self._table.have_columns(columns)
+
+    def commit(self, what: str, work: Callable[[str], T]) -> T:
+        """Return ``work(table_url)``, which commits by Lance itself; see `Table.commit`."""
+        return self._table.commit(what, lambda table: work(self.table_url))
 
     def delete(self, documents: Sequence[str]) -> int:
         """Delete documents, damaged ones too.

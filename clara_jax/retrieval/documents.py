@@ -16,15 +16,15 @@ from clara_jax.data.layout import INFO
 from clara_jax.data.passages import Passage, parse_passage
 from clara_jax.errors import ClaraError
 from clara_jax.formats.jsonl import decode, is_remote, raw_lines
-from clara_jax.retrieval.read_report import ReadReport
+from clara_jax.retrieval.read_report import DATASET, ReadReport
 from clara_jax.text.chunks import Chunker
 from clara_jax.text.documents import Chunk, CorpusDocument, DocumentMetadata, text_id
 
 T = TypeVar("T")
 LONGEST_ID = 512  # characters
-DATASET = "dataset"  # the type of documents of a built data set
 ONE_FILE = frozenset(KINDS.values()) - {JSONL}  # types of documents that are a whole file
 MOST_BAD_LINES = 1000  # of a file, after which the rest of it is left out
+Wanted = Callable[[str], bool]  # of a document's id: whether it is to be read
 
 
 class ChunkedDocument(NamedTuple):
@@ -80,8 +80,17 @@ def text_document(text: str) -> CorpusDocument:
     return CorpusDocument(text_id(text), "", text, "")
 
 
+def every(document: str) -> bool:
+    """Return True: every document is wanted."""
+    return True
+
+
 def read(
-    inputs: Sequence[str], chunker: Chunker, follow_links: bool = False, report: ReadReport | None = None
+    inputs: Sequence[str],
+    chunker: Chunker,
+    follow_links: bool = False,
+    report: ReadReport | None = None,
+    wanted: Wanted = every,
 ) -> Iterator[ChunkedDocument]:
     """Read the documents of some inputs: those of files and folders in order, then those of data sets.
 
@@ -95,13 +104,15 @@ def read(
       follow_links: see `clara_jax.data.corpus.files.find_files`.
       report: is filled while documents are read, and decides whether one that cannot be read is an error; by default
         the first one is.
+      wanted: whether a document is to be read, by its id. A file that is one document which is not is not opened; of a
+        file of lines all are looked at, and those that are not wanted are not cut into chunks.
 
     Raises:
       ClaraError: an input that does not exist, or nothing to read; in a strict reading also what cannot be read, a
         document that comes twice, or a passage longer than the compressor reads.
     """
     report = ReadReport(strict=True) if report is None else report
-    yield from _distinct(_read(inputs, chunker, follow_links, report), report)
+    yield from _distinct(_read(inputs, chunker, follow_links, report, wanted), report)
 
 
 def read_files(
@@ -142,7 +153,7 @@ def _distinct(found: Iterable[tuple[str, str, ChunkedDocument]], report: ReadRep
 
 
 def _read(
-    inputs: Sequence[str], chunker: Chunker, follow_links: bool, report: ReadReport
+    inputs: Sequence[str], chunker: Chunker, follow_links: bool, report: ReadReport, wanted: Wanted
 ) -> Iterator[tuple[str, str, ChunkedDocument]]:
     """Yield (kind, real path of the file or data set, document)."""
     datasets = [given for given in inputs if not is_remote(given) and _is_dataset(given)]
@@ -151,20 +162,26 @@ def _read(
         refuse = lambda path, error: report.skip(path, error, real_path(path))  # noqa: E731
         files, ignored = find_files(named, follow_links, refuse, "documents")
         report.ignored.update(ignored)
-        yield from _files(files, chunker, report)
+        yield from _files(files, chunker, report, wanted=wanted)
     for given in datasets:
         report.files[DATASET] += 1
         report.paths.add(real_path(given))
-        for document in _dataset(given, chunker, report):
+        for document in _dataset(given, chunker, report, wanted):
             yield DATASET, real_path(given), document
 
 
 def _files(
-    files: Sequence[InputFile], chunker: Chunker, report: ReadReport, longest: int | None = None
+    files: Sequence[InputFile],
+    chunker: Chunker,
+    report: ReadReport,
+    longest: int | None = None,
+    wanted: Wanted = every,
 ) -> Iterator[tuple[str, str, ChunkedDocument]]:
     report.found, same = len(files), same_content(files)
     for file in files:
         report.at += 1
+        if file.kind != JSONL and not wanted(file.name):
+            continue
         other, path = same.get(file.path), real_path(file.path)
         report.paths.add(path)
         if other is not None and other.path in report.skipped:
@@ -176,7 +193,7 @@ def _files(
             continue
         try:
             if file.kind == JSONL:
-                for document in _lines(file, chunker, report):
+                for document in _lines(file, chunker, report, wanted):
                     yield file.kind, path, document
             elif file.path in report.known:
                 raise ClaraError(report.known[file.path])
@@ -199,7 +216,7 @@ def _note(report: ReadReport, file: InputFile, document: CorpusDocument) -> None
         report.notes[file.path] = "; ".join(filter(None, notes))
 
 
-def _dataset(given: str, chunker: Chunker, report: ReadReport) -> Iterator[ChunkedDocument]:
+def _dataset(given: str, chunker: Chunker, report: ReadReport, wanted: Wanted) -> Iterator[ChunkedDocument]:
     from clara_jax.data.builders.source import RecordSource, dataset_directory, read_metadata  # TFDS is slow to import
 
     directory = dataset_directory(given)
@@ -207,14 +224,14 @@ def _dataset(given: str, chunker: Chunker, report: ReadReport) -> Iterator[Chunk
     if sources[0].stage != "corpus":
         raise ClaraError(f"{given}: holds records of {sources[0].stage}, not a corpus")
     passages = (item for source in sources for item in source)
-    yield from _joined(passages, chunker, report, DocumentMetadata(real_path(given), DATASET))
+    yield from _joined(passages, chunker, report, DocumentMetadata(real_path(given), DATASET), wanted)
 
 
 def _is_dataset(given: str) -> bool:
     return os.path.isfile(os.path.join(given, INFO)) or any(Path(given).glob(f"clara_*/*/{INFO}"))
 
 
-def _lines(file: InputFile, chunker: Chunker, report: ReadReport) -> Iterator[ChunkedDocument]:
+def _lines(file: InputFile, chunker: Chunker, report: ReadReport, wanted: Wanted) -> Iterator[ChunkedDocument]:
     """Read lines that are documents, and runs of lines that are chunks of one document."""
     metadata, bad = file.metadata, 0
 
@@ -234,24 +251,27 @@ def _lines(file: InputFile, chunker: Chunker, report: ReadReport) -> Iterator[Ch
             else:
                 yield is_chunk, where, line
 
-    def parsed(run: Iterable[tuple[bool, str, bytes]], parse: Callable[[bytes, str], T]) -> Iterator[T]:
+    def parsed(run: Iterable[tuple[bool, str, bytes]], parse: Callable[[bytes, str], T | None]) -> Iterator[T]:
         for _, where, line in run:
             try:
                 item = parse(line, where)
             except ClaraError as error:
                 skip(where, error)
             else:
-                yield item
+                if item is not None:
+                    yield item
 
-    def whole(line: bytes, where: str) -> ChunkedDocument:
+    def whole(line: bytes, where: str) -> ChunkedDocument | None:
         document = json_document(line, where, file.name)
+        if not wanted(document.id):
+            return None
         stated = dataclasses.replace(metadata, fields=document.metadata.fields)
         return chunk_document(dataclasses.replace(document, metadata=stated), chunker)
 
     for is_chunk, run in itertools.groupby(lines(), operator.itemgetter(0)):
         if is_chunk:
             passages = parsed(run, lambda line, where: parse_passage(decode(line, where), where))
-            yield from _joined(passages, chunker, report, metadata)
+            yield from _joined(passages, chunker, report, metadata, wanted)
         else:
             yield from parsed(run, whole)
 
@@ -264,9 +284,11 @@ def _is_chunk(line: bytes, where: str) -> bool:
 
 
 def _joined(
-    passages: Iterable[Passage], chunker: Chunker, report: ReadReport, metadata: DocumentMetadata
+    passages: Iterable[Passage], chunker: Chunker, report: ReadReport, metadata: DocumentMetadata, wanted: Wanted
 ) -> Iterator[ChunkedDocument]:
-    for _, group in itertools.groupby(passages, lambda passage: passage.document or passage.id):
+    for name, group in itertools.groupby(passages, lambda passage: passage.document or passage.id):
+        if not wanted(name):
+            continue
         parts = list(group)
         try:
             document = _document_of(parts, chunker, metadata)

@@ -6,8 +6,10 @@ import collections
 from collections.abc import Iterable, Mapping
 
 from clara_jax.data.corpus.cleaning import one_line
+from clara_jax.data.corpus.files import JSONL
 from clara_jax.errors import ClaraError
 
+DATASET = "dataset"  # the kind of documents of a built data set
 SHOWN = 100  # lines of one part of the table
 
 
@@ -61,6 +63,18 @@ class ReadReport:
             raise error
         self.skipped[place] = str(error).removeprefix(f"{' '.join(place.split())}: ")
         self.failed.add(path)
+
+    def join(self, other: ReadReport) -> None:
+        """Add the report of another shard of the same corpus, whose documents this one does not have."""
+        for kind, count in other.files.items():
+            # All shards look at a file of many documents; one that is a document alone belongs to one of them.
+            shared = kind in (JSONL, DATASET)
+            self.files[kind] = max(self.files[kind], count) if shared else self.files[kind] + count
+        self.documents += other.documents
+        self.ignored |= other.ignored
+        self.skipped |= other.skipped
+        self.same |= other.same
+        self.notes |= other.notes
 
     def check_any(self) -> None:
         """Check that there is something to go on with.

@@ -23,7 +23,7 @@ T = TypeVar("T")
 INDEX_CACHE, METADATA_CACHE = 128 << 20, 32 << 20  # bytes that a connection keeps of indexes and of files' metadata
 COMMITS = 16  # after which a small table is compacted
 _ROWS = 1000  # of a large table for each further commit, as compaction rewrites the table
-_KEPT = datetime.timedelta(hours=1)  # longer than any read of one version, where readers have no locks
+KEPT = datetime.timedelta(hours=1)  # longer than any read of one version, where readers have no locks
 _AT_ONCE = datetime.timedelta(milliseconds=1)
 _WAIT, _TRIES = 0.025, 40  # seconds between two checks for readers, and their number
 _PANICS = ("PanicException", "RustPanic")  # of LanceDB's Rust code on a damaged file; no module exports these classes
@@ -199,7 +199,7 @@ class Table:
             if not (due or now):
                 return
             with errors(self.location, "tidied"):
-                self._optimize(_KEPT)
+                self._optimize(KEPT)
                 with self._locks.nobody_reads() as nobody:
                     if nobody:  # the merged small files still belong to the version before
                         self._optimize(_AT_ONCE)

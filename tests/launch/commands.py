@@ -1,4 +1,4 @@
-"""How the tests call the launch scripts: never with the gcloud or sbatch of the machine they run on."""
+"""How the tests call the launch scripts: never with the gcloud, kubectl or sbatch of the machine they run on."""
 
 import os
 import subprocess
@@ -8,10 +8,10 @@ LAUNCH = Path(__file__).parents[2] / "launch"
 
 
 def environment(directory: Path, **programs: str) -> dict[str, str]:
-    """An environment in which gcloud and sbatch are these shell programs; by default ones that fail the test."""
+    """An environment where gcloud, kubectl and sbatch are these shell programs; by default ones that fail the test."""
     bin_directory = directory / "bin"
     bin_directory.mkdir(exist_ok=True)
-    for program in ("gcloud", "sbatch", "srun"):
+    for program in ("gcloud", "kubectl", "sbatch", "srun"):
         path = bin_directory / program
         path.write_text("#!/usr/bin/env bash\n" + programs.get(program, f"echo {program} must not run; exit 99\n"))
         path.chmod(0o755)

@@ -8,11 +8,13 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.launch.commands import LAUNCH, environment, launch
 
 SCRIPTS = sorted(path.name for path in LAUNCH.glob("*.sh") if path.stat().st_mode & stat.S_IXUSR)
 POD = ("pod", "--zone", "z")
+COMPRESS = ("python", "-m", "clara_jax.compress", "--store", "s 1", "--corpus", "c")
 
 
 @pytest.fixture
@@ -29,8 +31,10 @@ def dry(script, *arguments, env):
 
 def test_all_scripts_are_there():
     assert SCRIPTS == [
+        "gke_shards.sh",
         "local.sh",
         "slurm.sh",
+        "slurm_shards.sh",
         "tpu_create.sh",
         "tpu_run.sh",
         "tpu_setup.sh",
@@ -84,6 +88,14 @@ MISTAKES = [
     ("slurm.sh", ("--nodes", "2.5", "--", "true"), "--nodes is '2.5'"),
     ("slurm.sh", ("--per", "rack", "--", "true"), "--per is 'rack'; it must be gpu or node"),
     ("slurm.sh", ("--gpu", "8", "--", "true"), "unknown option --gpu"),
+    ("slurm_shards.sh", ("--", *COMPRESS), "--shards is missing"),
+    ("slurm_shards.sh", ("--shards", "4"), "say which command to run, behind --"),
+    ("slurm_shards.sh", ("--shards", "4", "--", "true"), "the command must name a --store"),
+    ("slurm_shards.sh", ("--shards", "4", "--", *COMPRESS, "--shard", "1"), "leave --shard to this script"),
+    ("slurm_shards.sh", ("--shards", "4", "--at-once", "x", "--", *COMPRESS), "--at-once is 'x'"),
+    ("gke_shards.sh", ("--shards", "4", "--", *COMPRESS), "--image is missing"),
+    ("gke_shards.sh", ("--shards", "4", "--image", "i", "--tpu", "v4", "--", *COMPRESS), "--tpu is 'v4'"),
+    ("gke_shards.sh", ("--image", "i", "--resource", "gpu", "--", *COMPRESS), "--resource is 'gpu'"),
 ]
 
 
@@ -103,6 +115,8 @@ def test_what_is_not_installed_is_one_line(tmp_path):
     for script, arguments, program in (
         ("tpu_run.sh", (*POD, "--", "true"), "gcloud"),
         ("slurm.sh", ("--", "true"), "sbatch"),
+        ("slurm_shards.sh", ("--shards", "2", "--", *COMPRESS), "sbatch"),
+        ("gke_shards.sh", ("--shards", "2", "--image", "i", "--", *COMPRESS), "kubectl"),
     ):
         result = launch(script, *arguments, env={"PATH": str(tools)})
         assert result.returncode == 2 and f"there is no {program} here" in result.stderr
@@ -195,3 +209,72 @@ def test_slurm(env):
     assert "--cpus-per-task=6" in step
     _, line = dry("slurm.sh", "--per", "node", "--gpus", "4", "--partition", "big", "--", "x", env=env)
     assert {"--ntasks-per-node=1", "--gpus-per-node=4", "--partition=big"} < set(line)
+
+
+def test_slurm_shards(env):
+    folder, array, publish = dry(
+        "slurm_shards.sh", "--shards", "16", "--at-once", "4", "--gpus", "2", "--qos", "q", "--", *COMPRESS, env=env
+    )
+    assert folder == ["mkdir", "-p", "slurm-logs"]
+    assert {"--array=0-15%4", "--gpus-per-node=2", "--requeue", "--ntasks=1", "--parsable", "--qos=q"} < set(array)
+    task = array[-1].removeprefix("--wrap=")
+    # What the shell of a task makes of it.
+    said = subprocess.run(
+        ["bash", "-c", 'srun() { printf "%s\n" "$@"; }; ' + task.removeprefix("exec ")],
+        env={**env, "SLURM_ARRAY_TASK_ID": "3"},
+        capture_output=True,
+        text=True,
+    )
+    assert said.stdout.splitlines()[-11:] == [*COMPRESS, "--shard", "3", "--shards", "16"]
+    assert "--dependency=afterok:ARRAY" in publish and not any(word.startswith("--gpus") for word in publish)
+    command = shlex.split(publish[-1].removeprefix("--wrap="))
+    assert command == ["exec", "python", "-m", "clara_jax.compress", "--store", "s 1", "--publish"]
+
+
+def test_slurm_shards_waits_for_the_array(tmp_path):
+    env = environment(tmp_path, sbatch=f'printf "%s\\n" "$*" >>{tmp_path}/asked; echo "77;cluster"')
+    result = launch("slurm_shards.sh", "--shards", "2", "--logs", str(tmp_path), "--", *COMPRESS, env=env)
+    assert result.returncode == 0, result.stderr
+    assert "--dependency=afterok:77 " in (tmp_path / "asked").read_text().splitlines()[1]
+
+
+def test_gke_shards(env):
+    arguments = ("--shards", "16", "--at-once", "4", "--image", "host/clara:1", "--tpu", "v5e", "--spot")
+    further = ("--volume", "claim", "--secret", "keys", "--service-account", "me")
+    result = launch("gke_shards.sh", "--dry-run", *arguments, *further, "--", *COMPRESS, 'it\'s "x"', env=env)
+    assert result.returncode == 0, result.stderr
+    workers, publish = list(yaml.safe_load_all(result.stdout))[:2]
+    assert workers["kind"] == publish["kind"] == "Job" and workers["apiVersion"] == "batch/v1"
+    spec = workers["spec"]
+    assert spec["podFailurePolicy"]["rules"][0]["onPodConditions"] == [{"type": "DisruptionTarget"}]
+    assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 16, 4)
+    pod = spec["template"]["spec"]
+    assert pod["nodeSelector"]["cloud.google.com/gke-tpu-accelerator"] == "tpu-v5-lite-podslice"
+    assert pod["nodeSelector"]["cloud.google.com/gke-spot"] == "true" and pod["serviceAccountName"] == "me"
+    (container,) = pod["containers"]
+    assert container["image"] == "host/clara:1" and container["resources"]["limits"] == {"google.com/tpu": 8}
+    assert container["envFrom"] == [{"secretRef": {"name": "keys"}}]
+    assert container["volumeMounts"][0]["mountPath"] == "/shared"
+    shell = [*container["command"]]
+    assert shell[:2] == ["/bin/sh", "-c"] and shell[4:] == [*COMPRESS, 'it\'s "x"']
+    said = subprocess.run(
+        [*shell[:4], "printf", "%s\n", *shell[4:]],
+        env={**env, "JOB_COMPLETION_INDEX": "5"},
+        capture_output=True,
+        text=True,
+    )
+    assert said.stdout.splitlines() == [*COMPRESS, 'it\'s "x"', "--shard", "5", "--shards", "16"]
+    (container,) = publish["spec"]["template"]["spec"]["containers"]
+    assert container["command"] == ["python", "-m", "clara_jax.compress", "--store", "s 1", "--publish"]
+    assert "resources" not in container and publish["metadata"]["name"] == "clara-shards-publish"
+
+
+def test_gke_shards_submits_waits_and_publishes(tmp_path):
+    kubectl = f"""echo "$1" >>{tmp_path}/asked
+[[ $1 != apply ]] || cat >/dev/null
+[[ $1 != get ]] || echo "$([[ $(grep -c get {tmp_path}/asked) == 1 ]] || echo Complete) 1 of 2"
+"""
+    env = environment(tmp_path, kubectl=kubectl) | {"CLARA_POLL_SECONDS": "0"}
+    result = launch("gke_shards.sh", "--shards", "2", "--image", "i", "--", *COMPRESS, env=env)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "asked").read_text().split() == ["apply", "get", "get", "apply", "get"]

@@ -1,7 +1,7 @@
 """Measure how shards of a corpus add up: chunks a second of several workers, and what kills do to them.
 
-    python -m benchmarks.shards [--chunks 2400] [--workers 4] [--milliseconds 80] [--repeats 3]
-    python -m benchmarks.shards --kills 20 --milliseconds 20
+    python -m benchmarks.shards [--chunks 4800] [--workers 4] [--milliseconds 40] [--repeats 3]
+    python -m benchmarks.shards --kills 20 --chunks 2400 --milliseconds 20
 
 The compressor is a null one with a fixed service time: it sleeps, then gives memories that are a function of the text.
 So it stands for one on an accelerator of each worker's own, and a machine with few cores suffices for many. All else is
@@ -242,9 +242,9 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = command.make_parser("shards", __doc__, package="benchmarks")
     add = parser.add_argument
-    add("--chunks", type=int, default=2400, metavar="N", help="of the corpus (2400)")
+    add("--chunks", type=int, default=4800, metavar="N", help="of the corpus (4800)")
     add("--workers", type=int, default=4, metavar="N", help="compared with one (4)")
-    add("--milliseconds", type=float, default=80.0, metavar="T", help="of compressing a chunk (80)")
+    add("--milliseconds", type=float, default=40.0, metavar="T", help="of compressing a chunk (40)")
     add("--kills", type=int, metavar="N", help="kill workers so often instead, and check what is published")
     command.add_option(parser, "--repeats", "3", default=3)
     command.add_option(parser, "--seed")

@@ -31,12 +31,14 @@ pytestmark = pytest.mark.slow
 for package in ("moto", "boto3", "flask", "s3fs"):
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed: pip install -r requirements-slow.txt", allow_module_level=True)
+import s3fs  # noqa: E402
 
 FAILING = 0.1  # of the requests, where the server fails now and then
 
 
 @pytest.fixture
 def server():
+    s3fs.S3FileSystem.clear_instance_cache()  # which knows the endpoint of the server before
     with object_stores.s3() as faults:
         yield faults
 
@@ -69,7 +71,7 @@ def test_the_command_fills_and_asks_from_a_corpus_in_a_bucket(
         maybe_failing.client.put_object(
             Bucket=object_stores.BUCKET, Key=f"corpus/{name}", Body=(tmp_path / name).read_bytes()
         )
-    model = ("--checkpoint", checkpoint, "--precision", "float32", "--batch-size", 4)
+    model = ("--checkpoint", checkpoint, "--precision", "float32", "--encoding", "float32", "--batch-size", 4)
     corpus = ("--corpus", "s3://bucket/corpus/*")
     code, printed = run(monkeypatch, capsys, *model, "--store", "s3://bucket/stores/one", *corpus)
     assert code == 0 and "41 documents, 41 chunks compressed" in printed, printed
@@ -163,7 +165,7 @@ def test_memories_for_training_and_a_killed_writer(maybe_failing):
         process = context.Process(target=append_on_and_on, args=(location, 300 * kill), daemon=True)
         process.start()
         before, waited = len(store), time.monotonic()
-        while len(store) == before and time.monotonic() < waited + 120:
+        while len(store) == before and time.monotonic() < waited + 120:  # readers beside the writer
             store = MemoryStore(location, "f" * 64, 2, 8, "float32")
         time.sleep(rng.uniform(0, 0.5))
         os.kill(process.pid, signal.SIGKILL)

@@ -30,6 +30,7 @@ else:
 
 T = TypeVar("T")
 GZIP, ZSTANDARD = ".gz", ".zst"
+REMOTE_BLOCK = 2**20  # bytes of a remote file that are read at a time
 LONGEST_LINE = 2**28  # bytes, unpacked: a small compressed file may hold a line that no memory does
 ON_ERROR = ("stop", "skip")  # what happens at a line that is no item: an error, or it is rejected
 
@@ -94,6 +95,10 @@ def raw_lines(path: str) -> Iterator[tuple[str, bytes]]:
         raise ClaraError(f"{path}: is a directory; name a JSONL file") from None
     except (OSError, EOFError, zlib.error, zstd.ZstdError) as error:  # damaged compressed files are among them
         raise ClaraError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    except Exception as error:
+        if isinstance(error, ClaraError) or not is_remote(path):
+            raise
+        raise ClaraError(f"{path}: cannot be read: {error}") from error  # each driver raises errors of its own
 
 
 def decode(line: bytes, where: str) -> Any:
@@ -202,9 +207,11 @@ def open_binary(path: str) -> io.BufferedReader | gzip.GzipFile | zstd.ZstdFile:
         import fsspec
 
         try:
-            file = fsspec.open(path, "rb").open()  # pyright: ignore[reportAttributeAccessIssue]  # one path, one file
+            opened = fsspec.open(path, "rb").open()  # pyright: ignore[reportAttributeAccessIssue]  # one path, one file
         except (ImportError, ValueError) as error:  # fsspec names the package that is missing
             raise ClaraError(f"{path}: cannot be opened: {error}") from error
+        # A bucket's files read lines of any length only, one request for a block each time.
+        file = io.BufferedReader(opened, REMOTE_BLOCK)
     else:
         file = open(path, "rb")
     if path.endswith(GZIP):
@@ -270,6 +277,6 @@ def _remote_files(path: str, field: str) -> list[str]:
     try:
         system, name = fsspec.core.url_to_fs(path)
         found = sorted(system.glob(name)) if glob.has_magic(name) else [name] if system.exists(name) else []
-    except (ImportError, ValueError, OSError) as error:
+    except Exception as error:  # each driver raises errors of its own, as those of botocore
         raise ClaraError(f"{field}: {path}: {error}") from error
     return [system.unstrip_protocol(name) for name in found]

@@ -137,12 +137,13 @@ class MemoryStore:
 
     def _read_all(self) -> None:
         """Open the arrays as they are now, and read the keys."""
-        # Every stored key has its memory: a missing file is an error, and must not be read as fill values.
-        whole = {"fill_missing_data_reads": False, "store_data_equal_to_fill_value": True}
-        self._memories = self._open("memories", self._item, self._dtype, self._about, whole)
+        # The keys first: of those that are read, the memories are there, whatever is written meanwhile.
         self._keys = self._open("keys", (_KEY_BYTES,), "uint8", {}, {})
         with self._errors("read"):
             self._index(np.ascontiguousarray(self._keys.read().result()).view(_KEY).reshape(-1))
+        # Every stored key has its memory: a missing file is an error, and must not be read as fill values.
+        whole = {"fill_missing_data_reads": False, "store_data_equal_to_fill_value": True}
+        self._memories = self._open("memories", self._item, self._dtype, self._about, whole)
         if len(self._rows) > self._memories.shape[0]:
             raise self._changed()
 

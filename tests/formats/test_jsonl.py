@@ -6,7 +6,7 @@ import fsspec
 import pytest
 
 from clara_jax.errors import ClaraError
-from clara_jax.formats.jsonl import data_files, read_json_lines, write_json_lines, zstd
+from clara_jax.formats.jsonl import data_files, raw_lines, read_json_lines, write_json_lines, zstd
 
 TEXT = '\ufeff{"a": 1}\n\n{"a": "ß"}\n'.encode()
 
@@ -107,3 +107,29 @@ def test_what_is_written_is_read_and_the_same_lines_give_the_same_bytes(tmp_path
     path = tmp_path / "x" / name
     assert [value for _, value in read_json_lines(str(path))] == values
     assert path.read_bytes() == (tmp_path / "y" / name).read_bytes()
+
+
+class Blocks(fsspec.spec.AbstractBufferedFile):
+    """A file as those of buckets are: it is read by blocks, and its lines may be of any length."""
+
+    def _fetch_range(self, start, end):
+        return LINES[start:end]
+
+
+class Bucket(fsspec.AbstractFileSystem):
+    protocol = "blocks"
+
+    def info(self, path, **kwargs):
+        return {"name": path, "size": len(LINES), "type": "file"}
+
+    def _open(self, path, mode="rb", **kwargs):
+        return Blocks(self, path, mode, block_size=10, cache_type="readahead")
+
+
+LINES = b'{"n": 1}\n' * 1000
+
+
+def test_lines_of_a_bucket():
+    fsspec.register_implementation("blocks", Bucket, clobber=True)
+    lines = list(raw_lines("blocks://x.jsonl"))
+    assert len(lines) == 1000 and lines[-1] == ("blocks://x.jsonl:1000", b'{"n": 1}\n')

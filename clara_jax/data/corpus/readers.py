@@ -35,7 +35,7 @@ from clara_jax.data.corpus.files import (
 from clara_jax.data.corpus.markdown import first_heading, without_front_matter
 from clara_jax.data.corpus.tables import table_text
 from clara_jax.errors import ClaraError
-from clara_jax.formats.jsonl import checked_utf8, decode, json_kind, open_binary, raw_lines, zstd
+from clara_jax.formats.jsonl import checked_utf8, decode, is_remote, json_kind, open_binary, raw_lines, zstd
 from clara_jax.text.documents import CorpusDocument, DocumentMetadata
 
 # Spellings of a JSONL line's fields, the first present one counts: BEIR has "_id", Pyserini "contents".
@@ -189,6 +189,10 @@ def _content(path: str) -> bytes:
             content = file.read(LARGEST + 1)
     except (OSError, EOFError, zlib.error, zstd.ZstdError) as error:
         raise ClaraError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    except Exception as error:
+        if isinstance(error, ClaraError) or not is_remote(path):
+            raise
+        raise ClaraError(f"{path}: cannot be read: {error}") from error  # each driver raises errors of its own
     if len(content) > LARGEST:
         raise ClaraError(f"{path}: holds more than {LARGEST // 2**20:,} MiB; divide it, or write it as JSONL")
     return content

@@ -4,7 +4,7 @@
     python -m benchmarks.shards --kills 20 --chunks 2400 --milliseconds 20
 
 The compressor is a null one with a fixed service time: it sleeps, then gives memories that are a function of the text.
-So it stands for one on an accelerator of each worker's own, and a machine with few cores suffices for many. All else is
+So it stands for one on an accelerator for each worker, and a machine with few cores suffices for many. All else is
 the real thing: workers are processes that plan, encode and write parts of a store as
 ``python -m clara_jax.compress --shard`` does, one commit publishes them, and at the end every row is compared with what
 it should be.

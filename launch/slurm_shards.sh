@@ -5,7 +5,7 @@
 #   launch/slurm_shards.sh --shards 64 --at-once 16 -- \
 #     python -m clara_jax.compress --checkpoint /shared/runs/e2e --store /shared/stores/wiki --corpus /shared/wiki/
 #
-# Each task of the array is the command with --shard I --shards N, on GPUs of its own. A task that is preempted, or whose
+# Each task of the array is the command with --shard I --shards N, on other GPUs. A task that is preempted, or whose
 # node fails, is queued again by itself and goes on where it was. A last job, which begins when all tasks have ended
 # well, publishes what they have compressed; after a failure, give the same command again, and it compresses the rest.
 # The checkout, the store and the corpus lie on a shared disk, or the latter two in a bucket.

@@ -98,7 +98,7 @@ def raw_lines(path: str) -> Iterator[tuple[str, bytes]]:
     except Exception as error:
         if isinstance(error, ClaraError) or not is_remote(path):
             raise
-        raise ClaraError(f"{path}: cannot be read: {error}") from error  # each driver raises errors of its own
+        raise ClaraError(f"{path}: cannot be read: {error}") from error  # each driver raises other errors
 
 
 def decode(line: bytes, where: str) -> Any:
@@ -277,6 +277,6 @@ def _remote_files(path: str, field: str) -> list[str]:
     try:
         system, name = fsspec.core.url_to_fs(path)
         found = sorted(system.glob(name)) if glob.has_magic(name) else [name] if system.exists(name) else []
-    except Exception as error:  # each driver raises errors of its own, as those of botocore
+    except Exception as error:  # each driver raises other errors, as those of botocore
         raise ClaraError(f"{field}: {path}: {error}") from error
     return [system.unstrip_protocol(name) for name in found]

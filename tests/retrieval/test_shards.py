@@ -164,7 +164,7 @@ def test_only_what_is_new_or_changed_is_compressed_and_the_rest_replaced(clara, 
     assert sum(calls) == expected.compressed
     assert publish(many.store) == expected
     found, wanted = rows(many.store), rows(one.store)
-    for row in (*found.values(), *wanted.values()):  # each store has a basis of its own
+    for row in (*found.values(), *wanted.values()):  # each store has another basis
         assert len(row.pop("vector")) == 256
     assert found == wanted
 

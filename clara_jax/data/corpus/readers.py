@@ -192,7 +192,7 @@ def _content(path: str) -> bytes:
     except Exception as error:
         if isinstance(error, ClaraError) or not is_remote(path):
             raise
-        raise ClaraError(f"{path}: cannot be read: {error}") from error  # each driver raises errors of its own
+        raise ClaraError(f"{path}: cannot be read: {error}") from error  # each driver raises other errors
     if len(content) > LARGEST:
         raise ClaraError(f"{path}: holds more than {LARGEST // 2**20:,} MiB; divide it, or write it as JSONL")
     return content

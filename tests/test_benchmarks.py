@@ -6,8 +6,9 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import accelerator, memory_bytes, memory_codes
+from benchmarks import accelerator, memory_bytes, memory_codes, vector_index
 from clara_jax.api import Clara
+from clara_jax.errors import ClaraError
 from clara_jax.input_pipeline.records import Record
 from clara_jax.method.stages import STAGES
 from clara_jax.retrieval.encodings import ENCODINGS
@@ -100,3 +101,24 @@ def test_codes_of_memories_are_compared_at_their_bytes():
         < 1.2
     )
     assert rows["int8"]["same first five"] > rows["product code, groups of 8"]["same first five"]
+
+
+def test_indexes_of_search_vectors_go_on_and_are_measured(monkeypatch, tmp_path, capsys):
+    """Two of three, then the third in the same folder: each finds what the inner products of all vectors find."""
+    command = ["vector_index", "--vectors", "3000", "--questions", "6", "--probes", "50", "--folder", str(tmp_path)]
+    for indexes in (("ivf_sq", "ivf_pq"), ("ivf_sq", "ivf_rq")):
+        monkeypatch.setattr(sys, "argv", [*command, "--index", *indexes])
+        vector_index.main()
+    found = json.loads((tmp_path / "results.json").read_text())["indexes"]
+    assert list(found) == ["ivf_sq", "ivf_pq", "ivf_rq"]
+    for about in found.values():
+        alone, rescored = about["rows"]
+        assert (alone["search"], rescored["search"]) == ("index alone", "rescored") and about["bytes"] > 0
+        # Of 400 survivors the exact score loses hardly any; chance is 0.02.
+        assert rescored["recall@5"] > 0.8 and rescored["recall@20"] >= alone["recall@20"] > 0.3
+    queries = vector_index.questions(2, 500)
+    exact = vector_index.vectors(0, 500)
+    assert vector_index.best(queries, 500)[0].tolist() == np.argsort(-(exact @ queries[0]))[:20].tolist()
+    monkeypatch.setattr(sys, "argv", [*command, "--vectors", "2000"])
+    with pytest.raises(ClaraError, match="holds 3,000 vectors"):
+        vector_index.main()

@@ -74,7 +74,9 @@ def test_the_command_fills_and_asks_from_a_corpus_in_a_bucket(
     model = ("--checkpoint", checkpoint, "--precision", "float32", "--encoding", "float32", "--batch-size", 4)
     corpus = ("--corpus", "s3://bucket/corpus/*")
     code, printed = run(monkeypatch, capsys, *model, "--store", "s3://bucket/stores/one", *corpus)
-    assert code == 0 and "41 documents, 41 chunks compressed" in printed, printed
+    assert code == 0 and "one: 41 documents, " in printed, printed
+    # Where the answer to a commit is lost, it is found done, and its chunks count as there before.
+    assert "41 chunks compressed" in printed or maybe_failing.share
     code, printed = run(monkeypatch, capsys, *model, "--store", "s3://bucket/stores/one", *corpus, "--compact")
     assert code == 0 and "41 documents, 0 chunks compressed, 41 unchanged" in printed, printed
     for shard in range(2):

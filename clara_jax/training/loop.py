@@ -54,9 +54,8 @@ def run(config: RunConfig, workdir: Path, stop: StopSignal) -> RunResult | None:
 
     The run directory gets ``config.json`` (resolved), ``run.json`` (versions, commit, command, one entry per start; the
     fingerprint at the end), ``metrics.jsonl``, ``goodput.json``, ``tensorboard/``, ``checkpoints/`` and ``curves.png``.
-    Lines of the data
-    that were left out are in ``rejected.jsonl``; where it is evaluated on the synthetic corpus, documents and questions
-    that no training record knows are in ``world/``.
+    Lines of the data that were left out are in ``rejected.jsonl``; where it is evaluated on the synthetic corpus,
+    documents and questions that no training record knows are in ``world/``.
 
     Args:
       config: the resolved configuration.

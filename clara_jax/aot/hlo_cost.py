@@ -74,10 +74,11 @@ def flops(program: HloModule) -> float:
     return total
 
 
-def traffic(program: HloModule) -> float:
-    """Return the bytes that a run reads from HBM and writes to it: operands and results of instructions and fusions.
+def traffic(program: HloModule) -> dict[str, float]:
+    """Return the bytes that a run reads from HBM and writes to it, by the operation of the model that they come from.
 
-    Of an operand of which only slices are read the slices count, and of one that is updated in place the update.
+    They are the operands and results of instructions and fusions. Of an operand of which only slices are read the
+    slices count, and of one that is updated in place the update. A fusion has the name of its last operation.
     """
     fused = {
         called
@@ -85,14 +86,16 @@ def traffic(program: HloModule) -> float:
         if i.operation not in ("while", "conditional", "call", "async-start")
         for called in i.called
     }
-    total = 0.0
+    found: dict[str, float] = {}
     for computation, instruction, times in program.executed():
         operation = instruction.operation
         if "AllocateBuffer" in instruction.rest or operation in _FREE or operation.endswith(("-done", "-update")):
             continue
         if computation not in fused:
-            total += times * _moved(program, program.computations[computation], instruction)
-    return total
+            source = _source_of(instruction) or operation
+            moved = times * _moved(program, program.computations[computation], instruction)
+            found[source] = found.get(source, 0.0) + moved
+    return found
 
 
 def collectives(program: HloModule, devices: int) -> list[Collective]:
@@ -116,9 +119,14 @@ def collectives(program: HloModule, devices: int) -> list[Collective]:
             kind, size = "reduce-scatter", size // members
         if members > 1:
             shapes, dtypes = tuple(a.shape for a in arrays), tuple(a.dtype for a in arrays)
-            source = re.search(r'op_name="([^"]*)"', instruction.rest)
-            found.append(Collective(kind, shapes, dtypes, size, members, times, source[1] if source else ""))
+            found.append(Collective(kind, shapes, dtypes, size, members, times, _source_of(instruction)))
     return found
+
+
+def _source_of(instruction: Instruction) -> str:
+    """Return the operation of the model that an instruction comes from, as JAX names it; "" where nothing says it."""
+    source = re.search(r'op_name="([^"]*)"', instruction.rest)
+    return source[1] if source else ""
 
 
 def totals(found: Iterable[Collective]) -> dict[str, float]:

@@ -23,6 +23,7 @@ from clara_jax.aot.lowering import LoweredProgram
 from clara_jax.chips import Chip
 
 GIB = 2**30
+MOST_MOVED = 50  # operations whose traffic a report names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Report:
       peak_flops: of a device, in a second.
       flops: of all matrix products that run. None, like the next two, where the program cannot be counted.
       traffic: bytes from and to HBM.
+      moved: the largest parts of it, by the operation of the model that they come from.
       collectives: bytes that reach the device, by kind.
       bounds: lower bounds in seconds, by resource: "compute", "memory", "interconnect".
       compile_seconds: of compilation.
@@ -71,6 +73,7 @@ class Report:
     peak_flops: float
     flops: float | None
     traffic: float | None
+    moved: Mapping[str, float] | None
     collectives: Mapping[str, float] | None
     bounds: Mapping[str, float]
     compile_seconds: float
@@ -137,13 +140,14 @@ def analyze(
     """Return the report on a compiled program."""
     peak, bandwidth = chip.flops / chip.devices, chip.hbm_bandwidth / chip.devices
     model_flops = program.model_flops / mesh.size
-    flops = traffic = received = None
+    flops = traffic = received = moved = None
     bounds = {}
     if program.bytes_read is not None:
         bounds = {"compute": model_flops / peak, "memory": program.bytes_read / bandwidth}
     elif compiled.text:
         module = HloModule.parse(compiled.text)
-        flops, traffic = hlo_cost.flops(module), hlo_cost.traffic(module)
+        flops, moved = hlo_cost.flops(module), hlo_cost.traffic(module)
+        traffic = sum(moved.values())
         received = hlo_cost.totals(hlo_cost.collectives(module, mesh.size))
         interconnect = sum(received.values()) / (chip.bandwidth_in(shape) / chip.devices)
         bounds = {"compute": flops / peak, "memory": traffic / bandwidth, "interconnect": interconnect}
@@ -157,6 +161,7 @@ def analyze(
         peak_flops=peak,
         flops=flops,
         traffic=traffic,
+        moved=None if moved is None else dict(sorted(moved.items(), key=lambda one: -one[1])[:MOST_MOVED]),
         collectives=received,
         bounds=bounds,
         compile_seconds=round(compiled.seconds, 1),

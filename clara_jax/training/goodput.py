@@ -1,9 +1,10 @@
 """Goodput: how much of a run's time went into steps that count, and what the rest went into.
 
 The time of every process that works on a run, from its start to its end, is split into the categories of `CATEGORIES`
-without remainder. ``goodput.json`` in the run directory has it, and is written again every few seconds, so that of a
-process that was killed no more than those are missing. What it did after the checkpoint that the run goes on from is
-done again: the next process books it as "lost". The time between two processes belongs to none.
+without remainder. ``goodput.json`` in the run directory has it, and is written again every few seconds and with each
+checkpoint, so that of a process that was killed no more than those are missing. What it did after the checkpoint that
+the run goes on from is done again: the next process books it as "lost". The time between two processes belongs to
+none.
 """
 
 from __future__ import annotations
@@ -89,13 +90,18 @@ class Goodput:
         self._process["seconds"][category] += seconds
 
     def saved(self, checkpoint: str) -> None:
-        """Note that what was done until now is in a checkpoint, by its name."""
+        """Note that what was done until now is in a checkpoint, by its name, and write it down.
+
+        Raises:
+          ClaraError: the disk refuses.
+        """
         self._count()
         checkpoints = self._process["checkpoints"]
         checkpoints.pop(checkpoint, None)
         checkpoints[checkpoint] = dict(self._process["seconds"])
         if len(checkpoints) > MOST:
             del checkpoints[next(iter(checkpoints))]
+        self.write()
 
     def write(self) -> None:
         """Write the file.

@@ -254,3 +254,16 @@ def test_a_configuration_is_taken_by_its_name_from_any_folder(tmp_path, monkeypa
         train.parse(train.parser(), ["train", "--config", "smokes:ci"])
     with pytest.raises(ClaraError, match="name a file, or one of demo, mistral"):
         train.parse(train.parser(), ["train", "--config", "mine.py"])
+
+
+def test_what_is_kept_on_a_chip_is_the_configurations_argument():
+    """The same effective batch, in parts that divide it; without the argument as before."""
+    for stage, wanted in (("scp", ("mlp", 1)), ("instruct", ("products", 4)), ("end_to_end", ("full", 1))):
+        plain, chip = (resolve(load(f"mistral7b_{stage}", argument)) for argument in ("", "chip=v5e"))
+        (before,), (after,) = plain.stages, chip.stages
+        assert (plain.model.remat, before.optimizer.accumulate) == ("dots", 1)
+        assert (chip.model.remat, after.optimizer.accumulate) == wanted
+        assert after.optimizer.batch_size == before.optimizer.batch_size
+        assert after.optimizer.batch_size % after.optimizer.accumulate == 0
+    with pytest.raises(ClaraError, match="chip=v9: it must be one of v5e, v6e"):
+        load("phi4_mini_scp", "chip=v9")

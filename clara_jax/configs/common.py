@@ -42,6 +42,13 @@ RELEASED_COMPRESSION = dict(
 RELEASED_END_TO_END = dict(optimizer=dict(betas=RELEASED_BETAS, schedule="constant", warmup=0.0))
 RELEASED_MAX_LENGTH = dict(scp=2048, instruct=2048, end_to_end=1024)
 
+# What the backward pass of a 7B model keeps, and in how many parts a batch is computed, on the smallest slice of chips
+# that was compiled for (docs/results.md, "What a step of Mistral-7B takes on TPUs").
+ON_CHIPS = {
+    "v5e": dict(scp=("mlp", 1), instruct=("products", 4), end_to_end=("full", 1)),
+    "v6e": dict(scp=("mlp", 1), instruct=("products", 4), end_to_end=("full", 1)),
+}
+
 
 class Arguments(Protocol):
     """The values of a configuration's argument, as attributes; each has the type of its default."""
@@ -156,28 +163,31 @@ def paper(stage: str, arg: str | None, base: str) -> ConfigDict:
     - ``start``: the run directory or checkpoint to start from, as instruct and end_to_end do;
     - ``like``: "paper" (default), Table 10; "release": where the released scripts differ from it, as they do
       (docs/training.md#like-the-paper-like-the-release);
+    - ``chip``: "v5e" or "v6e": what is kept for the backward pass, and the parts of a batch, as is best on eight or
+      sixteen of them (`ON_CHIPS`); default: remat dots, in one part;
     - ``schedule``, for end_to_end: "cosine" (the paper's) or "constant" (the released scripts'); default by ``like``.
 
     Like the released code, instruct starts with a fresh adapter of the generator.
     """
-    keys = dict(rate=16, data="data", base="", start="", like="paper")
+    keys = dict(rate=16, data="data", base="", start="", like="paper", chip="")
     if stage == "end_to_end":
         keys["schedule"] = ""
     args = parse_arg(arg, **keys)
     as_released = choose("like", args.like, dict(paper=False, release=True))
+    remat, parts = choose("chip", args.chip, ON_CHIPS)[stage] if args.chip else ("dots", 1)
     train = dict(
         scp="stage1_pretrain*.train.jsonl",
         instruct="stage1_2_instruction.train.jsonl",
         end_to_end="stage2_end_to_end.train.jsonl",
     )
     schedule = args.get("schedule") or ""
+    known = dict(cosine="cosine", constant="constant")
+    scheduled = dict(schedule=choose("schedule", schedule, known)) if schedule else {}
     fields = merged(
         END_TO_END if stage == "end_to_end" else COMPRESSION,
         (RELEASED_END_TO_END if stage == "end_to_end" else RELEASED_COMPRESSION) if as_released else {},
         dict(
-            optimizer=dict(schedule=choose("schedule", schedule, dict(cosine="cosine", constant="constant")))
-            if schedule
-            else {},
+            optimizer=dict(accumulate=parts, **scheduled),
             reset=("lora/generator",) if stage == "instruct" else (),
             # What the paper leaves open: batches of few shapes, so that less of a step is padding (docs/results.md).
             # Packing would do better in scp where there are several rows for each device: that depends on the mesh.
@@ -186,7 +196,7 @@ def paper(stage: str, arg: str | None, base: str) -> ConfigDict:
     )
     return run(
         {stage: fields},
-        model=dict(base=args.base or ("" if args.start else base), precision="bfloat16", remat="dots"),
+        model=dict(base=args.base or ("" if args.start else base), precision="bfloat16", remat=remat),
         clara=dict(doc_max_length=256, compress_rate=args.rate, lora_rank=16, lora_alpha=32.0, lora_dropout=0.1)
         | (dict(max_length=RELEASED_MAX_LENGTH[stage]) if as_released else {}),
         initial_checkpoint=args.start or None,

@@ -151,17 +151,18 @@ def _resources(given: Sequence[str]) -> dict[str, float]:
 
 def _on_ray(arguments: argparse.Namespace) -> None:
     resources = _resources(arguments.resources or ["CPU=1"])
-    from clara_jax.integrations import ray
+    from clara_jax.integrations import ray_tasks
     from clara_jax.retrieval.shards import Shard
 
     Shard(0, arguments.shards)  # there is one at least
     model = {
-        name: ray.absolute(value) if isinstance(value, str) else value for name, value in _model(arguments).items()
+        name: ray_tasks.absolute(value) if isinstance(value, str) else value
+        for name, value in _model(arguments).items()
     }
-    corpus = [ray.absolute(given) for given in arguments.corpus]
+    corpus = [ray_tasks.absolute(given) for given in arguments.corpus]
     if "://" not in arguments.store:
         model["store"] = os.path.abspath(os.path.expanduser(arguments.store))  # it need not be there yet
-    counts, report = ray.compress(
+    counts, report = ray_tasks.compress(
         arguments.ray, arguments.shards, resources, model, corpus, arguments.follow_links, arguments.strict
     )
     print(f"{arguments.store}: compressed {_counts(counts)}", report.table(), sep="\n", flush=True)

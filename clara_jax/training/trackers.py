@@ -64,7 +64,7 @@ class WandB:
     """A run of Weights & Biases; WANDB_MODE=offline keeps it in the run directory, for ``wandb sync``."""
 
     def __init__(self, workdir: Path, project: str, name: str, id: str, parameters: Mapping[str, Any]):
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
         self._run = wandb.init(
             project=project,
@@ -96,9 +96,9 @@ class MLflow:
     """A run of MLflow, where MLFLOW_TRACKING_URI says: a server, ``sqlite:///FILE``, or MLflow's default."""
 
     def __init__(self, workdir: Path, project: str, name: str, id: str, parameters: Mapping[str, Any]):
-        import mlflow
-        from mlflow.entities import Metric, Param, RunTag
-        from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
+        import mlflow  # pyright: ignore[reportMissingImports]
+        from mlflow.entities import Metric, Param, RunTag  # pyright: ignore[reportMissingImports]
+        from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH  # pyright: ignore[reportMissingImports]
 
         self._client, self._metric = mlflow.MlflowClient(), Metric
         there = self._client.get_experiment_by_name(project)
@@ -132,7 +132,7 @@ class Trackio:
     """A run of Trackio: local by default (TRACKIO_DIR), elsewhere by TRACKIO_SERVER_URL or TRACKIO_SPACE_ID."""
 
     def __init__(self, workdir: Path, project: str, name: str, id: str, parameters: Mapping[str, Any]):
-        import trackio
+        import trackio  # pyright: ignore[reportMissingImports]
 
         self._run = trackio.init(
             project, name=name, config=dict(parameters), resume="allow", auto_log_gpu=False, auto_log_cpu=False,

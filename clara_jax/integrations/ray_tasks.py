@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import ray
+import ray  # pyright: ignore[reportMissingImports]
 from tqdm import tqdm
 
 from clara_jax import compile_cache

@@ -72,7 +72,7 @@ def _ask(pipeline: RagPipeline, questions: list[dict[str, Any]], how: str, k: in
         elif way == "worst chunks":
             everything = pipeline.search(entry["question"], len(pipeline.store), "memory")
             memories = pipeline.store.memories([hit.id for hit in everything[-k:]])
-            request = pipeline.clara.request(prompts.question(entry["question"], k), memories, Sampling(24))
+            request = pipeline.clara.request(prompts.question(entry["question"], len(memories)), memories, Sampling(24))
         if request is None:
             answers.append("")
             continue

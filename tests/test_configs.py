@@ -265,5 +265,5 @@ def test_what_is_kept_on_a_chip_is_the_configurations_argument():
         assert (chip.model.remat, after.optimizer.accumulate) == wanted
         assert after.optimizer.batch_size == before.optimizer.batch_size
         assert after.optimizer.batch_size % after.optimizer.accumulate == 0
-    with pytest.raises(ClaraError, match="chip=v9: it must be one of v5e, v6e"):
+    with pytest.raises(ClaraError, match="chip=v9: it must be one of v5e, v6e, v5p"):
         load("phi4_mini_scp", "chip=v9")

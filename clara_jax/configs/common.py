@@ -47,6 +47,7 @@ RELEASED_MAX_LENGTH = dict(scp=2048, instruct=2048, end_to_end=1024)
 ON_CHIPS = {
     "v5e": dict(scp=("mlp", 1), instruct=("products", 4), end_to_end=("full", 1)),
     "v6e": dict(scp=("mlp", 1), instruct=("products", 4), end_to_end=("full", 1)),
+    "v5p": dict(scp=("products", 1), instruct=("products", 4), end_to_end=("full", 1)),
 }
 
 
@@ -163,8 +164,8 @@ def paper(stage: str, arg: str | None, base: str) -> ConfigDict:
     - ``start``: the run directory or checkpoint to start from, as instruct and end_to_end do;
     - ``like``: "paper" (default), Table 10; "release": where the released scripts differ from it, as they do
       (docs/training.md#like-the-paper-like-the-release);
-    - ``chip``: "v5e" or "v6e": what is kept for the backward pass, and the parts of a batch, as is best on eight or
-      sixteen of them (`ON_CHIPS`); default: remat dots, in one part;
+    - ``chip``: "v5e", "v6e" or "v5p": what is kept for the backward pass, and the parts of a batch, as is best on the
+      smallest slice of them (`ON_CHIPS`); default: remat dots, in one part;
     - ``schedule``, for end_to_end: "cosine" (the paper's) or "constant" (the released scripts'); default by ``like``.
 
     Like the released code, instruct starts with a fresh adapter of the generator.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -120,21 +120,7 @@ class Engine:
         Raises:
           ClaraError: see `submit`; nothing has been decoded then.
         """
-        handles: list[RequestHandle] = []
-        try:
-            for number, request in enumerate(requests):
-                try:
-                    handles.append(self.submit(request))
-                except ClaraError as error:
-                    raise ClaraError(f"prompt {number}: {error}") from None
-            while any(handle.result is None for handle in handles):
-                self.step()
-        except BaseException:
-            for handle in handles:
-                handle.cancel()
-            self._drop_cancelled()
-            raise
-        return [handle.result for handle in handles if handle.result is not None]  # all have one
+        return run_to_end(self, requests)
 
     def warm_up(self, ask: Callable[[int], Request]) -> None:
         """Compile the programs for requests of a size: alone or together, with cached or new prefixes, while decoding.
@@ -389,3 +375,43 @@ def next_power(number: int, least: int = 1) -> int:
     while least < number:
         least *= 2
     return least
+
+
+class Stepped(Protocol):
+    """An engine that is stepped: this one, or one whose answers another server writes."""
+
+    def submit(self, request: Request) -> RequestHandle:
+        """Queue a request."""
+        ...
+
+    def step(self) -> bool:
+        """Go on with what is queued; return False where nothing is left."""
+        ...
+
+    def _drop_cancelled(self) -> None: ...
+
+
+def run_to_end(engine: Stepped, requests: Sequence[Request]) -> list[Result]:
+    """Return the results of all requests, in their order; see `Engine.generate`.
+
+    Raises:
+      ClaraError: of the first request that is refused or fails; the others are cancelled.
+    """
+    handles: list[RequestHandle] = []
+    try:
+        for number, request in enumerate(requests):
+            try:
+                handles.append(engine.submit(request))
+            except ClaraError as error:
+                raise ClaraError(f"prompt {number}: {error}") from None
+        while any(handle.result is None for handle in handles):
+            engine.step()
+            for handle in handles:
+                if handle.error is not None:
+                    raise handle.error
+    except BaseException:
+        for handle in handles:
+            handle.cancel()
+        engine._drop_cancelled()
+        raise
+    return [handle.result for handle in handles if handle.result is not None]  # all have one

@@ -28,7 +28,7 @@ from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.distributed import gather
 from clara_jax.errors import ClaraError, ClaraWarning
 from clara_jax.inference.decode import Sampling, prefill
-from clara_jax.inference.engine import bucket, check_request, next_power
+from clara_jax.inference.engine import bucket, check_request, next_power, run_to_end
 from clara_jax.inference.generator_server import GeneratorServer, GeneratorServerError, Piece
 from clara_jax.inference.prefix_cache import PrefixCache
 from clara_jax.inference.requests import Request, RequestHandle, Result
@@ -150,24 +150,7 @@ class RemoteEngine:
         Raises:
           ClaraError: see `submit` and `GeneratorServer.pieces`, of the first request that fails.
         """
-        handles: list[RequestHandle] = []
-        try:
-            for number, request in enumerate(requests):
-                try:
-                    handles.append(self.submit(request))
-                except ClaraError as error:
-                    raise ClaraError(f"prompt {number}: {error}") from None
-            while any(handle.result is None for handle in handles):
-                self.step()
-                for handle in handles:
-                    if handle.error is not None:
-                        raise handle.error
-        except BaseException:
-            for handle in handles:
-                handle.cancel()
-            self._drop_cancelled()
-            raise
-        return [handle.result for handle in handles if handle.result is not None]  # all have one
+        return run_to_end(self, requests)
 
     def check(self, params: Any, request: Request) -> None:
         """Have the first token of an answer written there and here, and warn where their probabilities differ.

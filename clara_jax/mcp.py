@@ -27,6 +27,8 @@ def parser() -> argparse.ArgumentParser:
     option(parser, "--base", "default: where the checkpoint says")
     option(parser, "--weights", "default: what is fastest and fits into memory")
     option(parser, "--precision", "default: by the store, else by the processor", choices=CHOICES)
+    option(parser, "--generator", "default: answers are written here")
+    option(parser, "--generator-model", "default: the only one")
     command.add_compile_option(parser)
     return parser
 
@@ -36,6 +38,7 @@ def main() -> None:
     arguments = parser().parse_args()
     if arguments.store is None:
         raise ClaraError("--store: is missing; name a directory, which is made where there is none")
+    from clara_jax.inference.generator_server import GeneratorServer
     from clara_jax.integrations.mcp_server import make_server
     from clara_jax.rag_pipeline import RagPipeline
 
@@ -47,6 +50,7 @@ def main() -> None:
         precision=arguments.precision,
         weights=arguments.weights,
         rows=1,
+        generator=GeneratorServer.of_options(arguments.generator, arguments.generator_model),
     )
     print(f"{len(pipeline.store):,} chunks; waiting for a client on standard input", file=sys.stderr, flush=True)
     make_server(pipeline).run("stdio")

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import accelerator, memory_bytes, memory_codes, vector_index
+from benchmarks import accelerator, memory_bytes, memory_codes, squad_search, vector_index
 from clara_jax.api import Clara
 from clara_jax.errors import ClaraError
 from clara_jax.input_pipeline.records import Record
@@ -122,3 +122,51 @@ def test_indexes_of_search_vectors_go_on_and_are_measured(monkeypatch, tmp_path,
     monkeypatch.setattr(sys, "argv", [*command, "--vectors", "2000"])
     with pytest.raises(ClaraError, match="holds 3,000 vectors"):
         vector_index.main()
+
+
+def _compact_squad(folder, questions):
+    """Write paragraphs 0 to 5 of training and 6 to 9 held out, and two questions about each."""
+    texts = [{"id": number, "text": f"paragraph {number}"} for number in range(10)]
+    rows = [
+        {"question": f"question {n}.{i}", "gold_answer": f"answer {n}", "gold_id": n, "bm25": [9, 1, n]}
+        for n in range(10)
+        for i in range(2)
+    ]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
+    for side, some in (("train", rows[:12]), ("dev", rows[12:])):
+        lines = (json.dumps({key: row[key] for key in questions}) + "\n" for row in some)
+        (folder / f"questions.{side}.idx.jsonl").write_text("".join(lines))
+
+
+def test_a_part_of_squad_has_whole_paragraphs_and_candidates_of_its_own_side(monkeypatch, tmp_path, capsys):
+    _compact_squad(tmp_path, ("question", "gold_answer", "gold_id", "bm25"))
+    given = [f"--data={tmp_path}", f"--output={tmp_path / 'part'}", "--paragraphs=4", "--questions=5", "--candidates=3"]
+    monkeypatch.setattr(sys, "argv", ["squad_search", *given])
+    squad_search.main()
+    assert "train.jsonl: 8 questions about 4 paragraphs" in capsys.readouterr().out
+    for side, paragraphs, count in (("train", range(4), 8), ("dev", range(6, 10), 5)):
+        records = [json.loads(line) for line in (tmp_path / "part" / f"{side}.jsonl").read_text().splitlines()]
+        assert len(records) == count
+        for record in records:
+            (place,), number = record["pos_index"], record["gold_answer"].split()[1]
+            assert record["docs"][place] == f"paragraph {number}"
+            assert record["question"].startswith(f"question {number}.")
+            assert len(set(record["docs"])) == 3
+            assert {int(text.split()[1]) for text in record["docs"]} <= set(paragraphs)
+            hard = "paragraph 1" if side == "train" else "paragraph 9"  # what BM25 ranks first on that side
+            assert hard in record["docs"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "option", "message"),
+    [
+        (("question", "gold_answer", "gold_id"), "--candidates=3", "questions.train.idx.jsonl:1: no bm25"),
+        (("question", "gold_answer", "gold_id", "bm25"), "--candidates=5", "4 paragraphs, and --candidates 5"),
+    ],
+)
+def test_a_part_of_squad_names_what_is_missing(fields, option, message, monkeypatch, tmp_path):
+    _compact_squad(tmp_path, fields)
+    given = [f"--data={tmp_path}", f"--output={tmp_path / 'part'}", "--paragraphs=4", option]
+    monkeypatch.setattr(sys, "argv", ["squad_search", *given])
+    with pytest.raises(ClaraError, match=message):
+        squad_search.main()

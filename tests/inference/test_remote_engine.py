@@ -7,6 +7,7 @@ import json
 import sys
 import threading
 import warnings
+from types import SimpleNamespace
 
 import httpx
 import ml_dtypes
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from clara_jax import ask as ask_command
+from clara_jax import mcp
 from clara_jax.api import Clara
 from clara_jax.checkpoints import exporting, opening
 from clara_jax.errors import ClaraError, ClaraWarning
@@ -21,6 +23,7 @@ from clara_jax.formats.torch_file import write_pth
 from clara_jax.inference.generator_server import KEY_VARIABLE, GeneratorServer, GeneratorServerError
 from clara_jax.inference.requests import Request
 from clara_jax.input_pipeline import prompts
+from clara_jax.integrations import mcp_server
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.rag_pipeline import RagPipeline
 from tests import generators
@@ -130,6 +133,12 @@ def test_the_pipeline_the_command_and_the_server(place, local, start, tmp_path, 
     with contextlib.redirect_stdout(io.StringIO()) as said:
         ask_command.main()
     assert json.loads(said.getvalue())["answer"] == wanted.text
+    given, made = command[1:], []
+    monkeypatch.setattr(sys, "argv", ["mcp", *map(str, given)])
+    monkeypatch.setattr(mcp_server, "make_server", lambda one: made.append(one) or SimpleNamespace(run=str))
+    mcp.main()
+    assert made[0].engine.server.url == there.engine.server.url
+    assert made[0].answer(QUESTIONS[0], k=2).text == wanted.text
     served = serve(pipeline=there)
     try:
         body = {"messages": [{"role": "user", "content": QUESTIONS[0]}], "k": 2, "max_tokens": 64}

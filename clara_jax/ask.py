@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--how",
         choices=("memory", "words", "both"),
-        help="what finds them (default: memory, of a model that has not learned to rank words)",
+        help="what finds them (default: memory; words, where the model has not learned to rank)",
     )
     add("--where", metavar="CONDITION", help="that chunks must meet, e.g. \"document = 'notes/a.md'\"")
     add("--expand", type=int, default=0, metavar="N", help="give the best N chunks as text, too: for names and numbers")
@@ -239,7 +239,8 @@ def _text(answer: RagAnswer) -> str:
     lines = [f"(no answer: {abstained})" if answer.text is None else answer.text]
     lines += [f"  {hit.line(SHOWN)}" for hit in context.sources]
     times = ", ".join(f"{name} {value:.0f} ms" for name, value in answer.milliseconds.items())
-    lines.append(f"  {times}; {len(answer.tokens)} tokens; {context.compress_ratio:.1f} text tokens per memory read")
+    read = f"{context.compress_ratio:.1f} text tokens for each vector read"
+    lines.append(f"  {times}; {len(answer.tokens)} tokens; {read}")
     return "\n".join(lines)
 
 

@@ -59,6 +59,6 @@ def asked_for() -> Iterator[None]:
         if package not in OF:
             raise
         raise ClaraError(
-            f"{package} is not installed; pip install 'clara_jax[{OF[package]}]', or in a checkout pip install -r "
-            "requirements.txt"
+            f"{package} is not installed; pip install 'clara_jax[{OF[package]}]', or in a checkout pip install "
+            f"'.[{OF[package]}]'"
         ) from None

@@ -14,8 +14,8 @@ EXAMPLES = """examples:
   python -m clara_jax.mcp --store stores/notes                   what a client starts, with the model inside the package
   python -m clara_jax.mcp --checkpoint runs/first --store stores/first
 
-A client's settings name the program and its arguments: "command": "clara", "args": ["mcp", "--store", "notes/store"].
-docs/integrations.md says more."""
+A client's settings name the program and its arguments, the store by its whole path, since a client starts it anywhere:
+"command": "clara", "args": ["mcp", "--store", "/home/me/notes-store"]. docs/integrations.md says more."""
 
 
 def parser() -> argparse.ArgumentParser:

@@ -104,5 +104,8 @@ def test_a_missing_package_is_one_line_that_names_the_extra():
         extras.asked_for(),
     ):
         raise ModuleNotFoundError("No module named 'fastapi'", name="fastapi")
+    # requirements.txt has not every extra, those of trackers for one.
+    with pytest.raises(ClaraError, match=r"in a checkout pip install '\.\[wandb\]'$"), extras.asked_for():
+        raise ModuleNotFoundError("No module named 'wandb'", name="wandb")
     with pytest.raises(ModuleNotFoundError), extras.asked_for():
         raise ModuleNotFoundError("No module named 'something_else'", name="something_else")

@@ -139,6 +139,11 @@ def read_suites(directory: Path) -> list[Suite]:
       ClaraError: there are none.
     """
     path = directory / SUITES
+    if not path.exists():
+        raise ClaraError(
+            f"{path}: does not exist; name a directory of python -m clara_jax.evaluate (reports of evaluate corpus "
+            "cannot be compared)"
+        )
     try:
         suites = parse(path.read_text(encoding="utf-8"))
         return [_suite(fields) for fields in suites]

@@ -40,6 +40,7 @@ FORMAT = 1
 PLAN, SEARCHES, RESULTS = "corpus.json", "searches", "results.json"
 TOGETHER = 32  # questions that are encoded at a time, and written; the most that a kill loses
 _LOOKED_UP = 512  # documents of a look into the store
+_NAMED = 5  # questions that are left out, in the table; all of them are in the file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,8 +121,9 @@ def measure(
       progress: whether a bar is shown.
 
     Returns:
-      {"store", "chunks", "questions", "left_out", "searches": {name: {"recall@k", "mrr", "exact_match", "f1"}}, ...},
-      each metric with its 95% interval, those of the others than the first search with the paired difference to it.
+      {"store", "chunks", "questions", "left_out" (how many), "lacking" (their ids), "searches": {name: {"recall@k",
+      "mrr", "exact_match", "f1"}}, ...}, each metric with its 95% interval, those of the others than the first search
+      with the paired difference to it.
 
     Raises:
       ClaraError: no passage is in the store; the directory holds results of other questions, or of another store; it
@@ -129,6 +131,7 @@ def measure(
     """
     passages = _located(pipeline, questions)
     known = [(question, found) for question, found in zip(questions, passages, strict=True) if found is not None]
+    lacking = [question.id for question, found in zip(questions, passages, strict=True) if found is None]
     if not known:
         raise ClaraError(
             f"{pipeline.store.location}: holds the passages of none of the {len(questions):,} questions; add them with "
@@ -152,7 +155,7 @@ def measure(
         found = {how: [file.results[question.id] for question, _ in known] for how, file in files.items()}
         results = _summary([question for question, _ in known], found, settings, Bootstrap(len(known), resamples, seed))
         about = {"store": pipeline.store.location, "chunks": len(pipeline.store), "questions": len(known)}
-        results = plain({**about, "left_out": len(questions) - len(known), "searches": results})
+        results = plain({**about, "left_out": len(lacking), "lacking": lacking, "searches": results})
         with replaced_when_whole(directory / RESULTS) as temporary:
             temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return results
@@ -292,6 +295,9 @@ def text(results: Mapping[str, Any]) -> str:
         f"{how} {metrics['milliseconds']['p50']:,.0f} (p95 {metrics['milliseconds']['p95']:,.0f})"
         for how, metrics in searches.items()
     )
-    left = f"; {results['left_out']:,} are left out, as the store lacks a passage" if results["left_out"] else ""
+    left = ""
+    if results["left_out"]:
+        named = ", ".join(results["lacking"][:_NAMED]) + (", ..." if results["left_out"] > _NAMED else "")
+        left = f"; {results['left_out']:,} are left out, as the store lacks a passage: {named}"
     about = f"{results['questions']:,} questions to {results['chunks']:,} chunks{left}"
     return "\n".join([about, aligned(head, rows), f"milliseconds of a search, p50: {times}"])

@@ -59,7 +59,11 @@ def explained(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
         case ServerStoppingError():
             return 503, schema.error("the server is stopping", "server_error"), {"retry-after": "30"}
         case TimeoutError():
-            return 504, schema.error("the request took too long", "timeout_error"), {}
+            words = (
+                "the request took longer than the server's --request-seconds; while /health says starting, questions "
+                "wait for the compiler: ask again when it says ok"
+            )
+            return 504, schema.error(words, "timeout_error"), {}
         case ClientGoneError():
             return 499, schema.error("the client has gone", "server_error"), {}
         case HTTPException():

@@ -101,5 +101,5 @@ def test_as_text(comparison):
 
 
 def test_no_directory_of_an_evaluation(tmp_path, directories):
-    with pytest.raises(ClaraError, match="suites.json"):
+    with pytest.raises(ClaraError, match=r"suites\.json: does not exist; .* evaluate corpus cannot be compared"):
         compare(directories[0], tmp_path)

@@ -114,7 +114,10 @@ def test_what_was_stopped_goes_on(pipeline, tmp_path, monkeypatch):
 def test_passages_that_the_store_lacks(pipeline, tmp_path):
     asked = [*questions()[:2], CorpusQuestion("gone", "Where?", (), ("nowhere",))]
     results = measure(pipeline, asked, ["words"], Settings((1,)), tmp_path / "one", resamples=50, progress=False)
-    assert (results["questions"], results["left_out"]) == (2, 1) and "1 are left out" in whole_corpus.text(results)
+    assert (results["questions"], results["left_out"], results["lacking"]) == (2, 1, ["gone"])
+    assert "1 are left out, as the store lacks a passage: gone\n" in whole_corpus.text(results)
+    many = {**results, "left_out": 7, "lacking": [f"q{i}" for i in range(7)]}
+    assert "lacks a passage: q0, q1, q2, q3, q4, ...\n" in whole_corpus.text(many)
     with pytest.raises(ClaraError, match="holds the passages of none of the 1 questions"):
         measure(pipeline, asked[2:], ["words"], Settings((1,)), tmp_path / "two", progress=False)
 

@@ -425,6 +425,7 @@ def test_too_long_a_work_is_ended(served):
     server = served(pipeline=FakePipeline(rows=1, pause=0.2), request_seconds=0.5)
     response = httpx.post(f"{server.url}/v1/chat/completions", json=chat())
     assert response.status_code == 504 and response.json()["error"]["type"] == "timeout_error"
+    assert "--request-seconds" in response.json()["error"]["message"]  # and what else it may be: the server compiles
     *_, last = events(httpx.post(f"{server.url}/v1/chat/completions", json=chat(stream=True)))
     assert last["error"]["type"] == "timeout_error"
     wait_until(lambda: server.worker.inside == 0 and not server.pipeline.engine.running)

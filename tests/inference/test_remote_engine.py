@@ -263,10 +263,7 @@ TOKEN = '"logprobs": {"token_logprobs": [-0.1]}, "finish_reason": null'
         ([": a comment", "data: [DONE]"], "broke off before the answer's end"),
         (["<html>hello</html>"], "not in the format of vLLM or SGLang (no stream of events)"),
         ([f'data: {{"choices": [{{"token_ids": [7], {TOKEN.replace("-0.1", "NaN")}}}]}}'], "the log-probability nan"),
-        (
-            [f'data: {{"choices": [{{"token_ids": [7], {TOKEN.replace("-0.1", "-Infinity")}}}]}}'],
-            "log-probability -inf",
-        ),
+        ([f'data: {{"choices": [{{"token_ids": [7], {TOKEN.replace("0.1", "Infinity")}}}]}}'], "log-probability -inf"),
         ([f'data: {{"choices": [{{"token_ids": [7], {TOKEN.replace("-0.1", "9" * 400)}}}]}}'], "int too large"),
         ([f"data: {'x' * 3000}"], "its reply has no end"),
     ],
@@ -326,9 +323,7 @@ def test_a_redirect_a_query_and_a_list_without_end(start, monkeypatch):
         http.end_headers()
 
     server.say = redirect
-    with pytest.raises(
-        GeneratorServerError, match=r"redirects to http://\[redacted\]@other/v1 \(307\); give the address"
-    ):
+    with pytest.raises(GeneratorServerError, match=r"redirects to http://\[redacted\]@other/v1 \(307\); give the"):
         GeneratorServer(f"{server.url}/v1/?api-version=2&key=hidden-word")
     assert asked == ["/v1/models?api-version=2&key=hidden-word"]
     monkeypatch.setattr(generator_server, "LONGEST_REPLY", 50)

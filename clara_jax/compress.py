@@ -133,6 +133,10 @@ def _shard(arguments: argparse.Namespace) -> Shard | None:
     for option in ("sync", "publish", "delete", "index", "compact"):
         if getattr(arguments, option):
             raise ClaraError(f"--{option}: not together with --shards; give it when all shards are published")
+    if arguments.discard and arguments.ray is None:
+        raise ClaraError(
+            "--discard: not together with --shard: other workers' parts would go, too; give it alone before"
+        )
     from clara_jax.retrieval.shards import Shard
 
     return None if arguments.ray else Shard(arguments.shard, arguments.shards)
@@ -270,13 +274,14 @@ def _add(pipeline: RagPipeline, arguments: argparse.Namespace, shard: Shard | No
     from clara_jax import distributed
     from clara_jax.retrieval.documents import every
     from clara_jax.retrieval.read_report import ReadReport
+    from clara_jax.retrieval.shards import Shard
 
     given = arguments.corpus, arguments.follow_links
-    wanted = shard.holds if shard else every
 
     def read() -> list:
         report, chunks = ReadReport(arguments.strict), 0
         with tqdm(unit=" documents", desc="reading") as bar:
+            wanted = Shard(shard.index, shard.count).holds if shard else every  # of this reading alone
             for document in pipeline.read(*given, report, wanted):
                 chunks += len(document.chunks)
                 bar.set_postfix_str(f"file {report.at:,} of {report.found:,}", refresh=False)
@@ -299,7 +304,7 @@ def _add(pipeline: RagPipeline, arguments: argparse.Namespace, shard: Shard | No
         def done(part: IndexReport) -> None:
             bar.update(part.compressed + part.unchanged)
 
-        documents = pipeline.read(*given, report, wanted)
+        documents = pipeline.read(*given, report, shard.holds if shard else every)
         indexed = pipeline.stage(documents, shard, done) if shard else pipeline.add(documents, done)
     distributed.say(f"{arguments.store}: {f'{shard}: ' if shard else ''}{_counts(indexed)}")
     return report

@@ -42,6 +42,11 @@ def address_of(url: str) -> SplitResult | None:
     return parts if parts.scheme in ("http", "https") and parts.hostname else None
 
 
+def without_user(url: str) -> str:
+    """Return what was given for a URL, and need not be one, without anything that may be a user and a password."""
+    return url.rpartition("@")[2]
+
+
 def redacted(text: str, *secrets: str) -> str:
     """Return a text without these secrets, verbatim or escaped for JSON, HTML or URLs.
 

@@ -34,10 +34,16 @@ def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
     return {**value, _SEAL: _checksum(value)}
 
 
-def unsealed(value: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return a sealed object without its checksum, None where it was changed; an unsealed object is returned as is."""
+def unsealed(value: Mapping[str, Any], needed: bool = False) -> dict[str, Any] | None:
+    """Return a sealed object without its checksum, None where it was changed.
+
+    Args:
+      value: the object.
+      needed: whether an object without a checksum counts as changed, too; else it is returned as is.
+    """
     members = dict(value)
-    return members if members.pop(_SEAL, None) in (None, _checksum(members)) else None
+    seal = members.pop(_SEAL, None)
+    return members if seal == _checksum(members) or (seal is None and not needed) else None
 
 
 def _checksum(members: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ EXAMPLES = """examples:
 
 Keys and addresses are the trackers': WANDB_API_KEY, WANDB_MODE, MLFLOW_TRACKING_URI, TRACKIO_SERVER_URL, TRACKIO_DIR.
 docs/training.md says more."""
+_LONGEST = 86_400.0  # seconds between two looks
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,13 +39,18 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Run the command."""
     arguments = parser().parse_args()
-    if arguments.every <= 0:
-        raise ClaraError(f"--every: {arguments.every:g} must be above 0")
+    if not 0 < arguments.every <= _LONGEST:
+        raise ClaraError(f"--every: {arguments.every:g} must be above 0, and at most {_LONGEST:g}")
     from clara_jax.training.trackers import MetricExport
 
     stop = threading.Event()
-    for kind in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(kind, lambda *_: stop.set())
+
+    def end(number: int, _: object) -> None:
+        stop.set()
+        signal.signal(number, signal.default_int_handler)  # a second one does not wait for the tracker
+
+    for kind in (signal.SIGINT, signal.SIGTERM) if arguments.follow else ():
+        signal.signal(kind, end)
     with MetricExport(Path(arguments.workdir), arguments.to, arguments.project, arguments.name) as export:
         while True:
             last = export.finished  # before the rows are read: nothing comes after them then

@@ -29,11 +29,15 @@ needs() {
   [[ -n $dry_run ]] || command -v "$1" >/dev/null || mistake "there is no $1 here; install $2"
 }
 
-# A command as one line that a shell reads back as it was.
+# A command as one line that any shell reads back as it was: sbatch and ssh give it to others than bash, which do not know
+# the $'...' of printf %q.
 quoted() {
-  local line
-  printf -v line '%q ' "$@"
-  printf '%s' "${line% }"
+  local word line='' quote="'\\''"
+  for word; do
+    [[ $word =~ ^[a-zA-Z0-9_@%+=:,./-]+$ ]] || word="'${word//\'/$quote}'"
+    line+=" $word"
+  done
+  printf '%s' "${line# }"
 }
 
 # Says the command and runs it; with --dry-run it is only said.
@@ -47,7 +51,8 @@ run() {
   fi
 }
 
-# Sets `publish` to the command that publishes what workers of the given one compress: the same program and store.
+# Sets `publish` to the command that publishes what workers of the given one compress: the same program, with all that
+# stands before it, and the same store.
 # shellcheck disable=SC2034 # the scripts read it
 publication() {
   publish=()
@@ -58,10 +63,11 @@ publication() {
       --store=*) store=${1#*=} ;;
       --shard | --shard=* | --shards | --shards=* | --publish) mistake "leave $1 to this script" ;;
     esac
-    [[ $1 != --* ]] || named=1
     [[ -n $named ]] || publish+=("$1")
+    [[ ! $1 =~ (^|[./])compress$ ]] || named=1
     shift
   done
   [[ -n $store ]] || mistake "the command must name a --store"
+  [[ -n $named ]] || mistake "the command must be python -m clara_jax.compress, or clara compress"
   publish+=(--store "$store" --publish)
 }

@@ -80,12 +80,21 @@ if [[ -n $tpu ]]; then
 fi
 [[ -z $spot ]] || selector+=('cloud.google.com/gke-spot: "true"')
 
-# Words as a list of JSON, which is YAML.
+# A text as one of JSON, which is YAML; without quotes, YAML takes 2026 for a number and null for nothing.
+text() {
+  local word=${1//\\/\\\\}
+  word=${word//\"/\\\"}
+  word=${word//$'\n'/\\n}
+  printf '"%s"' "${word//$'\r'/\\r}"
+}
+
+# A command as a list. In those, Kubernetes puts variables into $(NAME), and makes $ of $$.
 words() {
   local word out=''
   for word; do
-    word=${word//\\/\\\\}
-    out+=", \"${word//\"/\\\"}\""
+    # shellcheck disable=SC2016
+    [[ $word != *'$('* && $word != *'$$'* ]] || word=${word//\$/\$\$}
+    out+=", $(text "$word")"
   done
   printf '[%s]' "${out#, }"
 }
@@ -94,22 +103,22 @@ words() {
 manifest() {
   local name=$1 spec=$2 computes=$3 line
   shift 3
-  printf '%s\n' 'apiVersion: batch/v1' 'kind: Job' 'metadata:' "  name: $name" 'spec:'
+  printf '%s\n' 'apiVersion: batch/v1' 'kind: Job' 'metadata:' "  name: $(text "$name")" 'spec:'
   printf '  %s\n' "${spec//;/$'\n'  }"
   printf '%s\n' '  template:' '    spec:' '      restartPolicy: Never'
-  [[ -z $account ]] || printf '%s\n' "      serviceAccountName: $account"
+  [[ -z $account ]] || printf '%s\n' "      serviceAccountName: $(text "$account")"
   if [[ -n $computes ]] && ((${#selector[@]})); then
     printf '%s\n' '      nodeSelector:'
     for line in "${selector[@]}"; do printf '        %s\n' "$line"; done
   fi
-  printf '%s\n' '      containers:' '        - name: clara' "          image: $(words "$image" | tr -d '[]')" "          command: $(words "$@")"
+  printf '%s\n' '      containers:' '        - name: clara' "          image: $(text "$image")" "          command: $(words "$@")"
   if [[ -n $computes && -n $resource ]]; then
     printf '%s\n' '          resources:' '            limits:' "              ${resource%=*}: ${resource#*=}"
   fi
-  [[ -z $secret ]] || printf '%s\n' '          envFrom:' '            - secretRef:' "                name: $secret"
+  [[ -z $secret ]] || printf '%s\n' '          envFrom:' '            - secretRef:' "                name: $(text "$secret")"
   if [[ -n $volume ]]; then
     printf '%s\n' '          volumeMounts:' '            - name: shared' '              mountPath: /shared' '      volumes:' \
-      '        - name: shared' '          persistentVolumeClaim:' "            claimName: $volume"
+      '        - name: shared' '          persistentVolumeClaim:' "            claimName: $(text "$volume")"
   fi
 }
 

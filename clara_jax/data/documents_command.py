@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from clara_jax import command
 from clara_jax.errors import ClaraError
-from clara_jax.files import replaced_when_whole
-from clara_jax.formats.jsonl import data_files, parse_lines
+from clara_jax.formats.jsonl import check_output, data_files, parse_lines, write_json_lines
 from clara_jax.input_pipeline.records import parse_documents
 from clara_jax.text.documents import text_id
 
@@ -25,8 +23,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.limit is not None and arguments.limit < 1:
         raise ClaraError(f"--limit: {arguments.limit} must be at least 1")
     texts: dict[str, None] = {}
-    records = 0
-    for path in data_files(arguments.files, "documents"):
+    records, files = 0, data_files(arguments.files, "documents")
+    check_output(arguments.output, files)
+    for path in files:
         for number, documents in enumerate(parse_lines(path, _documents), 1):
             texts |= dict.fromkeys(documents)
             records += 1
@@ -34,10 +33,9 @@ def run(arguments: argparse.Namespace) -> None:
                 break
     if not texts:
         raise ClaraError(f"{', '.join(arguments.files)}: no record is there; write one JSON object on each line")
-    with replaced_when_whole(arguments.output, "the passages cannot be written") as temporary:
-        with open(temporary, "w", encoding="utf-8") as file:
-            for text in texts:
-                file.write(json.dumps({"id": text_id(text), "text": text}, ensure_ascii=False) + "\n")
+    with write_json_lines(arguments.output) as write:
+        for text in texts:
+            write({"id": text_id(text), "text": text})
     print(f"{arguments.output}: {len(texts):,} passages of {records:,} records")
 
 

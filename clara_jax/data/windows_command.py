@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from clara_jax import command
 from clara_jax.errors import ClaraError
-from clara_jax.files import replaced_when_whole
-from clara_jax.formats.jsonl import data_files
+from clara_jax.formats.jsonl import check_output, data_files, write_json_lines
 from clara_jax.input_pipeline.records import TEXT_STAGES, read_records
 
 
@@ -35,15 +33,16 @@ def run(arguments: argparse.Namespace) -> None:
     from clara_jax.input_pipeline.tokenization import ClaraTokenizer
     from clara_jax.input_pipeline.windows import START, cut_records
 
-    records = read_records(data_files(arguments.files, "passages"), arguments.kind, arguments.limit)
+    files = data_files(arguments.files, "passages")
+    check_output(arguments.output, files)
+    records = read_records(files, arguments.kind, arguments.limit)
     tokenizer = ClaraTokenizer(open_base(arguments.tokenizer).load_tokenizer(), arguments.tokens, memory_tokens=1)
     windows = cut_records(records, tokenizer, START, arguments.seed)
-    with replaced_when_whole(arguments.output, "the records cannot be written") as temporary:
-        with open(temporary, "w", encoding="utf-8") as file:
-            for record in windows:
-                fields: dict[str, object] = {"docs": list(record.documents)}
-                if arguments.kind == "continue":
-                    fields["answer"] = record.answers[0]
-                file.write(json.dumps(fields, ensure_ascii=False) + "\n")
+    with write_json_lines(arguments.output) as write:
+        for record in windows:
+            fields: dict[str, object] = {"docs": list(record.documents)}
+            if arguments.kind == "continue":
+                fields["answer"] = record.answers[0]
+            write(fields)
     left_out = f"; {len(records) - len(windows)} were too short" if len(windows) < len(records) else ""
     print(f"{arguments.output}: {len(windows)} windows of {len(records)} passages{left_out}")

@@ -25,7 +25,7 @@ from clara_jax.analysis.inside_report import analyze
 from clara_jax.errors import ClaraError
 from clara_jax.evaluation.predictions import Prediction, PredictionFile
 from clara_jax.evaluation.systems import MemoryModel, Settings, System
-from clara_jax.files import replaced_when_whole
+from clara_jax.files import file_errors, replaced_when_whole
 from clara_jax.formats.json_file import read_object
 from clara_jax.locks import locked
 from clara_jax.metrics.cases import Case, Suite
@@ -77,7 +77,9 @@ def claimed(directory: Path) -> Iterator[None]:
     except OSError as error:
         raise ClaraError(f"{directory}: cannot be made: {error.strerror}; name another --report") from error
     busy = f"{directory}: another process writes this report; wait for it, or name another --report"
-    with locked(directory / LOCK, busy):
+    with contextlib.ExitStack() as stack:
+        with file_errors(f"{directory}: cannot be written", "; name another --report"):
+            stack.enter_context(locked(directory / LOCK, busy))
         yield
 
 

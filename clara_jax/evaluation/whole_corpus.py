@@ -12,6 +12,7 @@ search, so that work that was stopped is continued:
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import time
@@ -35,12 +36,15 @@ from clara_jax.metrics.answers import exact_match, token_f1
 from clara_jax.metrics.bootstrap import Bootstrap
 from clara_jax.metrics.cases import CorpusQuestion
 from clara_jax.rag_pipeline import RagPipeline
+from clara_jax.retrieval.document_store import DocumentStore
+from clara_jax.text.documents import text_id
 
-FORMAT = 1
+FORMAT = 2  # 1 knew neither the model nor the store's content
 PLAN, SEARCHES, RESULTS = "corpus.json", "searches", "results.json"
 TOGETHER = 32  # questions that are encoded at a time, and written; the most that a kill loses
 _LOOKED_UP = 512  # documents of a look into the store
 _NAMED = 5  # questions that are left out, in the table; all of them are in the file
+_ROWS = 8192  # of the store that are read at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +74,10 @@ class Found:
         if not isinstance(fields, Mapping) or not isinstance(fields.get("case"), str):
             raise TypeError("a result names its question")
         ranks = fields.get("ranks")
-        if not isinstance(ranks, list) or not all(rank is None or type(rank) is int for rank in ranks):
-            raise TypeError("ranks are whole numbers")
+        if not isinstance(ranks, list) or not all(rank is None or (type(rank) is int and rank > 0) for rank in ranks):
+            raise TypeError("ranks are whole numbers from 1")
+        if not isinstance(fields.get("milliseconds"), int | float) or not isinstance(fields.get("answer"), str | None):
+            raise TypeError("a time is a number, an answer a text")
         return cls(**{**fields, "ranks": tuple(ranks)})
 
 
@@ -126,8 +132,8 @@ def measure(
       with the paired difference to it.
 
     Raises:
-      ClaraError: no passage is in the store; the directory holds results of other questions, or of another store; it
-        cannot be written.
+      ClaraError: no passage is in the store; the directory holds results of other questions, of another model, or of
+        another store, or of one that has changed, be it meanwhile; it cannot be written.
     """
     passages = _located(pipeline, questions)
     known = [(question, found) for question, found in zip(questions, passages, strict=True) if found is not None]
@@ -152,6 +158,7 @@ def measure(
                     if some:
                         files[how].append(_search(pipeline, some, queries, how, settings))
                     bar.update(len(some))
+        _write_plan(directory, pipeline, [question for question, _ in known], settings)  # whether the store has changed
         found = {how: [file.results[question.id] for question, _ in known] for how, file in files.items()}
         results = _summary([question for question, _ in known], found, settings, Bootstrap(len(known), resamples, seed))
         about = {"store": pipeline.store.location, "chunks": len(pipeline.store), "questions": len(known)}
@@ -162,10 +169,15 @@ def measure(
 
 
 def _located(pipeline: RagPipeline, questions: Sequence[CorpusQuestion]) -> list[tuple[frozenset[str], ...] | None]:
-    """Return the ids of the chunks of each passage that answers a question; None where one is not in the store."""
+    """Return the ids of the chunks of each passage that answers a question; None where one is not in the store.
+
+    A text is the document whose id is its hash, as ``python -m clara_jax.data documents`` names it, whatever chunks it
+    was cut into; else it is a chunk with the same tokens.
+    """
     store, tokenizer = pipeline.store, pipeline.clara.bundle.tokenizer
-    documents = list(dict.fromkeys(itertools.chain.from_iterable(question.documents for question in questions)))
     texts = list(dict.fromkeys(itertools.chain.from_iterable(question.texts for question in questions)))
+    named = itertools.chain.from_iterable(question.documents for question in questions)
+    documents = list(dict.fromkeys([*named, *map(text_id, texts)]))
     chunks: dict[str, frozenset[str]] = {}
     with store.reading():
         for start in range(0, len(documents), _LOOKED_UP):
@@ -177,6 +189,7 @@ def _located(pipeline: RagPipeline, questions: Sequence[CorpusQuestion]) -> list
                 of_key.setdefault(key, set()).add(chunk)
     keys = [document_key(np.asarray(ids, np.int32)) for ids in tokenizer.encode_documents(texts)] if texts else []
     of_text = {text: frozenset(of_key[key]) for text, key in zip(texts, keys, strict=True) if key in of_key}
+    of_text |= {text: chunks[name] for text in texts if (name := text_id(text)) in chunks}
     located: list[tuple[frozenset[str], ...] | None] = []
     for question in questions:
         found = [chunks.get(document) for document in question.documents]
@@ -188,11 +201,12 @@ def _located(pipeline: RagPipeline, questions: Sequence[CorpusQuestion]) -> list
 def _write_plan(
     directory: Path, pipeline: RagPipeline, questions: Sequence[CorpusQuestion], settings: Settings
 ) -> None:
-    """Write what is asked of which store, or check that it is what an earlier run has asked."""
+    """Write what is asked of which model and store, or check that it is what an earlier run has asked."""
     store = pipeline.store
     plan = {
         "format": FORMAT,
-        "store": {"fingerprint": store.fingerprint, "encoding": store.encoding.name, "chunks": len(store)},
+        "model": pipeline.clara.bundle.fingerprint(),  # models of one compressor share stores, and search otherwise
+        "store": {"fingerprint": store.fingerprint, "encoding": store.encoding.name, "content": _content(store)},
         "settings": dataclasses.asdict(settings),
         "questions": [question.fields() for question in questions],
     }
@@ -206,6 +220,16 @@ def _write_plan(
         return
     with replaced_when_whole(path) as temporary:
         temporary.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+
+
+def _content(store: DocumentStore) -> str:
+    """Return a hash of the ids and keys of all chunks, whatever their order."""
+    total = 0
+    for rows in store.rows(["id", "key"], _ROWS):
+        for name, key in zip(rows["id"].to_pylist(), rows["key"].to_pylist(), strict=True):
+            digest = hashlib.blake2b(key + name.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+            total += int.from_bytes(digest)
+    return f"{total % 2**128:032x}"
 
 
 def _encoded(

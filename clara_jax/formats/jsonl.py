@@ -196,6 +196,17 @@ def write_json_lines(path: str | os.PathLike) -> Iterator[Callable[[dict[str, An
             yield lambda value: _write(file, value)
 
 
+def check_output(path: str, files: Iterable[str]) -> None:
+    """Check that a file that is to be written is none of those that are read.
+
+    Raises:
+      ClaraError: it is one, by whatever name.
+    """
+    there = os.path.exists(path)
+    if any(name == path or (there and os.path.exists(name) and os.path.samefile(name, path)) for name in files):
+        raise ClaraError(f"--output: {path} is one of the files that are read; name another")
+
+
 def open_binary(path: str) -> io.BufferedReader | gzip.GzipFile | zstd.ZstdFile:
     """Open a file for reading, local or remote, decompressed by its name.
 

@@ -17,10 +17,12 @@ import base64
 import contextlib
 import io
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from urllib.parse import parse_qsl
 
 import numpy as np
 from jaxtyping import Float
@@ -29,11 +31,16 @@ from clara_jax.errors import ClaraError
 from clara_jax.formats.json_file import read_object
 from clara_jax.formats.torch_file import write_pth
 from clara_jax.inference.decode import Sampling
-from clara_jax.redaction import address_of, error_message, secrets_of, shown
+from clara_jax.redaction import address_of, error_message, secrets_of, shown, without_user
 from clara_jax.strict_json import parse
+
+if TYPE_CHECKING:
+    import httpx
 
 KEY_VARIABLE = "CLARA_GENERATOR_KEY"  # environment variable with the server's API key
 CONNECT_SECONDS = 10.0
+LONGEST_REPLY = 2**24  # bytes of a line, of a list of models, of an error
+_EVENT = (b"data:", b":", b"event:", b"id:", b"retry:")  # how the lines of server-sent events begin
 _REFUSED = frozenset({400, 413, 422})  # statuses of a request that the server will not answer, though it answers others
 _NO_MODEL = "serve the export of this checkpoint: python -m clara_jax.convert export --format merged"
 
@@ -69,14 +76,15 @@ class GeneratorServer:
         """Connect, and learn what is served.
 
         Args:
-          url: of the server, with or without "/v1". A user and password in it are sent as basic authentication.
+          url: of the server, with or without "/v1". Its query is sent along; a user and password in it are sent as
+            basic authentication.
           model: which of the server's models; it may be left out where there is one.
           key: API key; default the content of the environment variable ``CLARA_GENERATOR_KEY``. No message shows it.
           timeout: seconds without a token after which an answer is given up.
 
         Raises:
           GeneratorServerError: no server, or none that answers; a wrong key.
-          ClaraError: no URL; no such model, or several.
+          ClaraError: no URL, or no timeout; no such model, or several.
         """
         import httpx
 
@@ -85,17 +93,22 @@ class GeneratorServer:
             raise ClaraError(f"{KEY_VARIABLE}: has characters that no key has; set it anew")
         parts = address_of(url)
         self._secrets = [key, *(secrets_of(url) if parts else ())]
-        if parts is None or timeout <= 0:
-            raise ClaraError(f"{self._shown(url)}: is no address of a server; it looks like http://localhost:8000")
+        if parts is None:
+            address = self._shown(without_user(url))
+            raise ClaraError(f"{address}: is no address of a server; it looks like http://localhost:8000")
+        if not timeout > 0:
+            raise ClaraError(f"timeout: {timeout} must be more than 0")
         path = parts.path.rstrip("/").removesuffix("/v1")
         self.url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{path}"
         # As in the whole address: the client takes user and password from it, and puts them into a header.
         self._root, self._timeout = f"{parts.scheme}://{parts.netloc}{path}", timeout
-        self._client = httpx.Client(
-            headers={"authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(timeout, connect=CONNECT_SECONDS, pool=None),
-            limits=httpx.Limits(max_connections=None),
-        )
+        with self._sending():  # the environment may name a proxy that is no address
+            self._client = httpx.Client(
+                headers={"authorization": f"Bearer {key}"} if key else {},
+                params=parse_qsl(parts.query, keep_blank_values=True),
+                timeout=httpx.Timeout(timeout, connect=CONNECT_SECONDS, pool=None),
+                limits=httpx.Limits(max_connections=None),
+            )
         listed = self._models()
         self.model, card = self._chosen(listed, model)
         self.kind: Literal["vllm", "sglang"] = "sglang" if card.get("owned_by") == "sglang" else "vllm"
@@ -241,18 +254,23 @@ class GeneratorServer:
             raise ValueError("token ids that are no numbers")
         if reason not in (None, "stop", "length"):
             raise GeneratorServerError(f"{self.url}: ended the answer: {self._shown(str(why or reason))}")
-        return Piece(tuple(tokens), float(sum(score or 0.0 for score in scores)), reason)
+        log_probability = float(sum(score or 0.0 for score in scores))
+        if not math.isfinite(log_probability):
+            raise ValueError(f"the log-probability {log_probability}")
+        return Piece(tuple(tokens), log_probability, reason)
 
     # --- HTTP ---
 
     def _models(self) -> list[Mapping[str, Any]]:
         with self._sending(), self._client.stream("GET", f"{self._root}/v1/models") as response:
-            response.read()
-            content, status = response.content, response.status_code
-        if status != 200:
-            raise self._refused(status, content)
+            content = self._content(response)
+        if response.status_code != 200:
+            raise self._refused(response, content)
         with self._format():
-            return [card for card in parse(content)["data"] if isinstance(card["id"], str)]
+            cards = [card for card in parse(content)["data"] if isinstance(card["id"], str)]
+            if not all(isinstance(card.get("root"), str | None) for card in cards):
+                raise TypeError("a model's root that is no text")
+            return cards
 
     def _chosen(self, cards: list[Mapping[str, Any]], wanted: str | None) -> tuple[str, Mapping[str, Any]]:
         names = [card["id"] for card in cards]
@@ -273,12 +291,15 @@ class GeneratorServer:
             self._client.stream("POST", f"{self._root}{path}", content=content, headers=headers) as response,
         ):
             if response.status_code != 200:
-                raise self._refused(response.status_code, response.read(), path)
-            for line in response.iter_lines():
-                if not line.startswith("data:"):
+                raise self._refused(response, self._content(response), path)
+            for line in self._lines(response):
+                with self._format():
+                    if line.strip() and not line.startswith(_EVENT):
+                        raise ValueError("no stream of events")
+                if not line.startswith(b"data:"):
                     continue
-                text = line.removeprefix("data:").strip()
-                if text == "[DONE]":
+                text = line.removeprefix(b"data:").strip()
+                if text == b"[DONE]":
                     return
                 with self._format():
                     event = parse(text)
@@ -286,6 +307,31 @@ class GeneratorServer:
                 if failed:
                     raise GeneratorServerError(f"{self.url}: {self._shown(error_message(event))}")
                 yield event
+
+    def _lines(self, response: httpx.Response) -> Iterator[bytes]:
+        """Yield the lines of a body, as they come; JSON may hold U+2028 and others that end a line of text."""
+        begun, length = [], 0
+        for block in response.iter_bytes():
+            for number, part in enumerate(block.split(b"\n")):
+                if number:
+                    yield b"".join(begun)
+                    begun, length = [], 0
+                begun.append(part)
+                length += len(part)
+                self._check_length(length)
+        yield b"".join(begun)
+
+    def _content(self, response: httpx.Response) -> bytes:
+        blocks, length = [], 0
+        for block in response.iter_bytes():
+            blocks.append(block)
+            length += len(block)
+            self._check_length(length)
+        return b"".join(blocks)
+
+    def _check_length(self, length: int) -> None:
+        if length > LONGEST_REPLY:
+            raise GeneratorServerError(f"{self.url}: its reply has no end; is it vLLM or SGLang?")
 
     @contextlib.contextmanager
     def _sending(self) -> Iterator[None]:
@@ -297,7 +343,7 @@ class GeneratorServer:
         except httpx.TimeoutException as error:
             seconds = CONNECT_SECONDS if isinstance(error, httpx.ConnectTimeout) else self._timeout
             failed = f"no answer in {seconds:g} seconds"
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # the last of names that no host can have
             failed = f"cannot be reached: {self._shown(str(error)) or type(error).__name__}; does the server run there?"
         else:
             return
@@ -307,19 +353,23 @@ class GeneratorServer:
     def _format(self) -> Iterator[None]:
         try:
             yield
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
             failed = f"its reply is not in the format of vLLM or SGLang ({self._shown(str(error))})"
         else:
             return
         raise GeneratorServerError(f"{self.url}: {failed}") from None
 
-    def _refused(self, status: int, content: bytes, path: str = "/v1/models") -> ClaraError:
+    def _refused(self, response: httpx.Response, content: bytes, path: str = "/v1/models") -> ClaraError:
+        status = response.status_code
         words: Any = content.decode(errors="replace")
         with contextlib.suppress(ValueError):
             words = error_message(parse(content))
         said = f"{status}: {self._shown(words) or 'no reason'}"
         if status in (401, 403):
             return GeneratorServerError(f"{self.url}: refuses the key ({said}); set {KEY_VARIABLE}")
+        if 300 <= status < 400:
+            place = self._shown(response.headers.get("location", "")) or "another place"
+            return GeneratorServerError(f"{self.url}: redirects to {place} ({status}); give the address of the server")
         if status == 404:
             return GeneratorServerError(f"{self.url}: has no {path} ({said}); is it vLLM or SGLang, with this model?")
         if status not in _REFUSED:

@@ -18,6 +18,7 @@ import tensorstore
 from jaxtyping import Bool, Float, Int, Shaped
 
 from clara_jax.errors import ClaraError
+from clara_jax.files import file_errors
 from clara_jax.locks import locked
 
 ROWS = 256  # documents of a block, which is one file; each can be read alone
@@ -82,11 +83,14 @@ class MemoryStore:
         """Lock the store for `append`, and read the rows that other processes have written; a bucket has no lock.
 
         Raises:
-          ClaraError: another process writes.
+          ClaraError: another process writes; the directory cannot be written.
         """
         busy = f"{self.location}: another process is filling it; wait for it, or name another directory"
         remote = "://" in self.location
-        with contextlib.nullcontext() if remote else locked(os.path.join(self.location, ".lock"), busy):
+        with contextlib.ExitStack() as stack:
+            if not remote:
+                with file_errors(f"{self.location}: cannot be written"):
+                    stack.enter_context(locked(os.path.join(self.location, ".lock"), busy))
             self._read_all()
             yield
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import lance
@@ -34,18 +34,33 @@ def publish(store: DocumentStore) -> IndexReport:
     would say whether somebody is writing one: there, compaction removes them when they are a week old.)
 
     Raises:
-      ClaraError: a shard is not finished, or lost a file, and is named; nothing is staged; the store cannot be written.
+      ClaraError: a shard is not finished, lost a file, or is of another corpus, and is named; nothing is staged; the
+        store cannot be written.
     """
     with store.writing():
         parts = _finished(store)
         if store.commit("published", lambda url: _commit(store, url, parts)):
-            with errors(store.location, "indexed"):
-                lance.dataset(store.table_url).optimize.optimize_indices()
-            # Parts whose search vectors are of another projection, or that have none: all are made anew.
-            version = store.projection_version
-            ann.finish(store, True if version and any(part.projection != version for part in parts) else None)
+            _index(store, parts)
         _forget(store)
     return sum((IndexReport(*part.report) for part in parts), IndexReport())
+
+
+def go_on(store: DocumentStore) -> None:
+    """Bring a publication to its end that was stopped after its commit; where there is none, do nothing.
+
+    What workers write from now on is of the next publication, which would else be taken for the one that was stopped.
+
+    Raises:
+      ClaraError: the store cannot be written.
+    """
+    with store.writing():
+        staged = Files(store)
+        names = [name for name in staged.names() if name.endswith(DONE)]
+        finished = (_parts([staged.read(name)]) for name in names)
+        # A commit takes all files or none: the first shard that has one tells.
+        if _are_published(store, next((parts for parts in finished if any(part.files for part in parts)), [])):
+            _index(store, _parts(map(staged.read, names)))
+            _forget(store)
 
 
 def discard(store: DocumentStore) -> int:
@@ -65,11 +80,25 @@ def discard(store: DocumentStore) -> int:
     return len(parts)
 
 
+def _index(store: DocumentStore, parts: Sequence[Part]) -> None:
+    """Bring the indexes up to date with parts that have been committed."""
+    with errors(store.location, "indexed"):
+        lance.dataset(store.table_url).optimize.optimize_indices()
+    # Parts whose search vectors are of another projection, or that have none: all are made anew.
+    version = store.projection_version
+    ann.finish(store, True if version and any(part.projection != version for part in parts) else None)
+
+
+def _parts(done: Iterable[Mapping[str, Any] | None]) -> list[Part]:
+    """Return the parts of shards by their records; None stands for a shard that is not finished."""
+    return [Part(**part) for one in done if one for part in one["parts"]]
+
+
 def _finished(store: DocumentStore) -> list[Part]:
     """Return the parts of all shards.
 
     Raises:
-      ClaraError: there are none, or not all are finished.
+      ClaraError: there are none, or not all are finished, or they are of several corpora.
     """
     counts, staged = shard_counts(store), Files(store)
     if len(counts) != 1:
@@ -77,7 +106,7 @@ def _finished(store: DocumentStore) -> list[Part]:
         raise ClaraError(f"{store.location}: {found if counts else 'nothing waits there to be published'}")
     (count,) = counts
     done = {shard: staged.read(f"{count}/{shard}/{DONE}") for shard in range(count)}
-    parts = [Part(**part) for one in done.values() if one for part in one["parts"]]
+    parts = _parts(done.values())
     if _are_published(store, parts):
         return parts  # a publication was stopped while it removed the staged files
     lost: dict[int, Any] = {shard: one for shard, one in done.items() if one is None}
@@ -93,6 +122,15 @@ def _finished(store: DocumentStore) -> list[Part]:
     if lost:
         raise ClaraError(
             f"{store.location}: files of shards {_some(lost)} have gone; run these shards again, then publish"
+        )
+    corpora: dict[tuple[int, int], list[int]] = {}
+    for shard, one in done.items():
+        corpora.setdefault(tuple(one.get("seen", (0, 0))), []).append(shard)
+    if len(corpora) > 1:
+        found = " and ".join(f"{seen[0]:,} documents (shards {_some(some)})" for seen, some in corpora.items())
+        raise ClaraError(
+            f"{store.location}: the shards are of several corpora, or of one that has changed: {found}; run all that "
+            "are not of the one that is meant again, then publish"
         )
     return parts
 

@@ -9,9 +9,31 @@ from collections.abc import Sequence
 from clara_jax.errors import ClaraError
 
 
+class Seen:
+    """Which documents a worker was asked about: of one corpus, those of all shards are the same.
+
+    Attributes:
+      documents: their number.
+      total: the sum of the hashes of their ids, below 2^64.
+    """
+
+    def __init__(self) -> None:
+        self.documents = self.total = 0
+
+    def add(self, digest: int) -> None:
+        """Note a document, by the hash of its id."""
+        self.documents += 1
+        self.total = (self.total + digest) % 2**64
+
+
 @dataclasses.dataclass(frozen=True)
 class Shard:
     """The documents whose ids hash to a number: of any two shards, no document is in both, whatever the corpus holds.
+
+    Attributes:
+      index: from 0.
+      count: into how many the corpus is divided.
+      seen: the documents that `holds` was asked about, for one reading of the corpus.
 
     Raises:
       ClaraError: there is no such shard.
@@ -19,6 +41,7 @@ class Shard:
 
     index: int
     count: int
+    seen: Seen = dataclasses.field(default_factory=Seen, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.index < self.count:
@@ -31,8 +54,9 @@ class Shard:
 
     def holds(self, document: str) -> bool:
         """Return whether a document is in the shard, by its id."""
-        digest = hashlib.blake2b(document.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        return int.from_bytes(digest) % self.count == self.index
+        digest = int.from_bytes(hashlib.blake2b(document.encode("utf-8", "surrogatepass"), digest_size=8).digest())
+        self.seen.add(digest)
+        return digest % self.count == self.index
 
 
 @dataclasses.dataclass(frozen=True)

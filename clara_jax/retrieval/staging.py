@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ from clara_jax.strict_json import parse, sealed, unsealed
 from clara_jax.text.documents import Chunk, DocumentMetadata
 
 FOLDER, DONE = ".staged", "done.json"
+_PART = re.compile(r"([0-9]+)-([0-9]+)-[0-9a-f]+\.json")
 
 
 class Staging:
@@ -66,18 +68,20 @@ class Staging:
         """Keep other workers away from the shard, and look at what is there; `end` lets them.
 
         Raises:
-          ClaraError: another process works on the shard (a bucket has no locks: there, the work is done twice).
+          ClaraError: another process works on the shard (a bucket has no locks: there, the work is done twice); the
+            folder cannot be written.
         """
         if not self.store.remote:
             busy = f"{self.store.location}: another process works on {self.shard}"
-            self._locks.enter_context(locked(self._folder.path(".lock"), busy))
+            with errors(self.store.location, "written"):
+                self._locks.enter_context(locked(self._folder.path(".lock"), busy))
         self.store.have_columns(METADATA)
         for name in self._folder.names():
-            start, _, rest = name.partition("-")
-            if start.isdigit():
-                length = int(rest.partition("-")[0])
-                self._lengths[int(start)] = max(length, self._lengths.get(int(start), 0))
-        self._folder.remove(DONE)  # the shard is not finished until it is gone through again
+            if found := _PART.match(name):
+                start, length = map(int, found.groups())
+                self._lengths[start] = max(length, self._lengths.get(start, 0))
+        with self.store.writing():  # nobody publishes meanwhile
+            self._folder.remove(DONE)  # the shard is not finished until it is gone through again
 
     def end(self) -> None:
         """Let other workers begin."""
@@ -148,7 +152,7 @@ class Staging:
         return part.name
 
     def finish(self, names: Sequence[str]) -> None:
-        """Record that the shard is finished, and which parts it consists of.
+        """Record that the shard is finished, which parts it consists of, and of which documents it was chosen.
 
         Raises:
           ClaraError: one of them has gone; the file system or the bucket refuses.
@@ -156,7 +160,9 @@ class Staging:
         parts = [self._folder.read_part(name) for name in names]
         if None in parts:
             raise ClaraError(f"{self.store.location}: a part of {self.shard} has gone meanwhile; run it again")
-        self._folder.write(DONE, sealed({"parts": [dataclasses.asdict(part) for part in parts if part]}))
+        seen = self.shard.seen
+        done = {"parts": [dataclasses.asdict(part) for part in parts if part], "seen": [seen.documents, seen.total]}
+        self._folder.write(DONE, sealed(done))
 
 
 class Files:
@@ -213,13 +219,15 @@ class Files:
             self._session.download_file(name, file)
             with contextlib.suppress(json.JSONDecodeError):
                 value = parse(Path(file).read_bytes())
-                return unsealed(value) if isinstance(value, dict) else None
+                return unsealed(value, needed=True) if isinstance(value, dict) else None
         return None
 
     def read_part(self, name: str) -> Part | None:
         """Return the part that a file holds, None where there is none, or it is damaged."""
         value = self.read(name)
-        return None if value is None else Part(**value)
+        with contextlib.suppress(TypeError):  # one of another version has other fields
+            return None if value is None else Part(**value)
+        return None
 
     def remove(self, name: str) -> None:
         """Remove a file where there is one."""

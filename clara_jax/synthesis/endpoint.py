@@ -29,7 +29,7 @@ from aiolimiter import AsyncLimiter
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential, wait_random
 
 from clara_jax.errors import ClaraError
-from clara_jax.redaction import address_of, basic, error_message, repeats, secrets_of, shown
+from clara_jax.redaction import address_of, basic, error_message, repeats, secrets_of, shown, without_user
 from clara_jax.strict_json import parse
 from clara_jax.synthesis.completion import Completion, CompletionRequest, RefusedError, estimated_tokens, text_of
 
@@ -157,7 +157,7 @@ class Endpoint:
             raise ClaraError("the key has characters that no key has; set it anew")
         address = address_of(url)
         self._secrets = [key, *(secrets_of(url) if address else ())]
-        self._url = self._shown(url.partition("?")[0])
+        self._url = self._shown((url if address else without_user(url)).partition("?")[0])
         if address is None:
             raise ClaraError(f"{self._url}: is no address of a server; it looks like http://localhost:8000/v1")
         for name, value in (

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from clara_jax.errors import ClaraError
 from clara_jax.formats.json_file import read_object
 from clara_jax.training.run_directory import write_json
 
@@ -33,6 +34,7 @@ CATEGORIES = {
 }
 AGAIN = ("steps", "data", "evaluating", "saving")  # what is done again after a kill; compressed documents are kept
 SECONDS = 10.0  # between two writes of the file
+_REMEDY = "delete it; what the time before went into is then not known"
 MOST = 100  # checkpoints of a process whose times are kept; a run goes on from one of the newest
 
 
@@ -60,8 +62,7 @@ class Goodput:
           ClaraError: the file cannot be read or written.
         """
         self._path, self._enabled, self._clock = path, enabled, clock
-        there = read_object(path, "delete it") if enabled and path.exists() else {}
-        self._earlier = settled(there.get("processes", []), checkpoint)
+        self._earlier = settled(_read_processes(path) if enabled and path.exists() else [], checkpoint)
         self._running, self._since = ["starting"], clock() if began is None else began
         self._process: dict[str, Any] = {
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -130,6 +131,39 @@ class Goodput:
         now = self._clock()
         self._process["seconds"][self._running[-1]] += now - self._since
         self._since = now
+
+
+def read_totals(path: Path) -> dict[str, Any]:
+    """Return the totals in a file; see `Goodput.total`.
+
+    Raises:
+      ClaraError: the file cannot be read, or holds something else.
+    """
+    there = read_object(path, _REMEDY)
+    numbers = there.get("wall"), there.get("goodput")
+    if not _is_seconds(there.get("seconds")) or not all(isinstance(number, int | float) for number in numbers):
+        raise ClaraError(f"{path}: is no record of goodput; {_REMEDY}")
+    return there
+
+
+def _read_processes(path: Path) -> list[dict[str, Any]]:
+    processes = read_object(path, _REMEDY).get("processes", [])
+    if not isinstance(processes, list) or not all(map(_is_process, processes)):
+        raise ClaraError(f"{path}: is no record of goodput; {_REMEDY}")
+    return processes
+
+
+def _is_process(one: Any) -> bool:
+    if not isinstance(one, dict) or not isinstance(one.get("checkpoints"), dict):
+        return False
+    needed = {*AGAIN, "lost"}
+    return all(_is_seconds(part) for part in (one.get("seconds"), *one["checkpoints"].values())) and needed <= set(
+        one["seconds"]
+    )
+
+
+def _is_seconds(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(number, int | float) for number in value.values())
 
 
 def settled(processes: list[dict[str, Any]], checkpoint: str | None) -> list[dict[str, Any]]:

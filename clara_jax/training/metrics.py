@@ -17,6 +17,7 @@ import jax
 from tqdm import tqdm
 
 from clara_jax.errors import ClaraError
+from clara_jax.strict_json import parse
 
 if sys.platform != "win32":
     import resource
@@ -178,7 +179,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
       ClaraError: a missing file or a line that is no JSON object.
     """
     try:
-        lines = Path(path).read_text().splitlines()
+        lines = Path(path).read_bytes().splitlines()
     except OSError as error:
         raise ClaraError(f"{path}: cannot read metrics: {error.strerror}") from error
     return [parse_row(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
@@ -191,7 +192,7 @@ def parse_row(line: str | bytes, where: str | Path) -> dict[str, Any]:
       ClaraError: it is no JSON object; ``where`` begins the message.
     """
     try:
-        return {name: _number(value) for name, value in json.loads(line).items()}
+        return {name: _number(value) for name, value in parse(line).items()}
     except (ValueError, AttributeError) as error:
         raise ClaraError(f"{where}: not a JSON object") from error
 

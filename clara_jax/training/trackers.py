@@ -9,8 +9,8 @@ crash does not send them again.
 from __future__ import annotations
 
 import json
-import math
 import os
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from clara_jax.errors import ClaraError
+from clara_jax.files import file_errors
 from clara_jax.formats.json_file import read_object
 from clara_jax.locks import locked
 from clara_jax.redaction import shown
-from clara_jax.training.goodput import GOODPUT
+from clara_jax.training.goodput import GOODPUT, read_totals
 from clara_jax.training.metrics import parse_row
 from clara_jax.training.resume import CONFIG, RUN, flat_fields
 from clara_jax.training.run_directory import write_json
@@ -185,7 +186,8 @@ class MetricExport:
         self._lock = locked(
             workdir / f".{to}.lock", lambda: f"{workdir}: another process sends this run to {to}; wait for it"
         )
-        self._lock.__enter__()
+        with file_errors(f"{workdir}: how far {to} is cannot be noted there"):
+            self._lock.__enter__()
         try:
             self._state = self._read_state()
             here = self._state.setdefault(self._key, {"id": uuid.uuid4().hex[:16], "stages": {}})
@@ -207,7 +209,7 @@ class MetricExport:
         """Send the rows that are new, and return their number.
 
         Raises:
-          ClaraError: a line that is no JSON object; the tracker refuses.
+          ClaraError: a line that is no row of metrics; the tracker refuses.
         """
         count = 0
         batch: list[TrackedRow] = []
@@ -249,13 +251,15 @@ class MetricExport:
             before = sum(one.get("steps", 0) for one in self._stages.values())
             self._stages[stage] = {"begins": before, "trained": -1, "evaluated": -1}
         marks = self._stages[stage]
+        step = row.get("steps" if row.get("finished") else "step")
+        if type(step) is not int:
+            raise ClaraError(f"{self._path}: a row of {shown(stage)} has no whole number of steps, but {step!r}")
         if row.get("finished"):
             if "steps" in marks:
                 return []
-            marks["steps"] = step = int(row["steps"])
+            marks["steps"] = step
         else:
             kind = "evaluated" if any(name.startswith("eval_") for name in row) else "trained"
-            step = int(row["step"])
             if step <= marks[kind]:
                 return []
             marks[kind] = step
@@ -266,7 +270,7 @@ class MetricExport:
         path = self._workdir / GOODPUT
         if GOODPUT in self._stages or not path.exists():
             return []
-        total = read_object(path, "see whether the run is finished")
+        total = read_totals(path)
         self._stages[GOODPUT] = {}
         values = {f"goodput/{name}_seconds": value for name, value in total["seconds"].items()}
         step = sum(one.get("steps", 0) for one in self._stages.values())
@@ -297,13 +301,16 @@ class MetricExport:
         parameters = {name: json.dumps(v) if isinstance(v, list | dict) else v for name, v in parameters.items()}
         path = self._workdir / RUN
         starts = read_object(path, "name another run").get("starts") if path.exists() else None
-        if starts:
+        if isinstance(starts, list) and starts and isinstance(starts[0], dict):
             about = {name: starts[0].get(name) for name in ("versions", "device", "devices", "git", "command")}
             parameters |= {f"run.{name}": json.loads(value) for name, value in flat_fields(about)}
         return parameters
 
     def _read_state(self) -> dict[str, Any]:
-        return read_object(self._state_path, _DAMAGED) if self._state_path.exists() else {}
+        state = read_object(self._state_path, _DAMAGED) if self._state_path.exists() else {}
+        if not all(map(_is_state, state.values())):
+            raise ClaraError(f"{self._state_path}: is damaged; {_DAMAGED}")
+        return state
 
     def _asked(self, call: Callable[..., Any], *arguments: Any) -> Any:
         """Call a tracker's package; its errors are one line.
@@ -322,6 +329,18 @@ class MetricExport:
         raise ClaraError(failed)
 
 
+def _is_state(here: Any) -> bool:
+    """Return whether this is what the state notes of a tracker's run: its id, and how far each stage is."""
+    if not isinstance(here, dict) or not isinstance(here.get("id"), str) or not isinstance(here.get("stages"), dict):
+        return False
+    goodput, stages = here["stages"].get(GOODPUT, {}), [one for name, one in here["stages"].items() if name != GOODPUT]
+    marks = ("begins", "trained", "evaluated")
+    return goodput == {} and all(
+        isinstance(one, dict) and all(type(one.get(name)) is int for name in (*marks, *({"steps"} & one.keys())))
+        for one in stages
+    )
+
+
 def _values(row: Mapping[str, Any], stage: str) -> Iterator[tuple[str, float]]:
     """Yield the numbers of a row by name; of a pair, a held-out value before and after a stage, both."""
     for name, value in row.items():
@@ -329,5 +348,5 @@ def _values(row: Mapping[str, Any], stage: str) -> Iterator[tuple[str, float]]:
             continue
         pair = isinstance(value, list) and len(value) == 2
         for end, number in zip(("_before", "_after"), value, strict=True) if pair else (("", value),):
-            if isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number):
+            if isinstance(number, int | float) and not isinstance(number, bool) and abs(number) <= sys.float_info.max:
                 yield f"{stage}/{name}{end}".replace("@", "_at_"), number

@@ -1,7 +1,11 @@
 """Questions to a whole store: what is found at which rank, resumed, refused; documents of records as a corpus."""
 
+import dataclasses
+import gzip
 import json
+import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -109,6 +113,84 @@ def test_what_was_stopped_goes_on(pipeline, tmp_path, monkeypatch):
         measure(pipeline, questions(), ["words"], Settings((1, 3)), tmp_path / "part", progress=False)
     with pytest.raises(ClaraError, match="questions is not what it was"):
         measure(pipeline, questions()[:3], ["words"], Settings((1, 5)), tmp_path / "part", progress=False)
+
+
+def test_passages_of_several_chunks_and_with_blanks_around_them_are_found(place, pipeline, tmp_path, monkeypatch):
+    """Whole documents of records, as the command makes a corpus of them: their chunks have other tokens."""
+    texts = ["\n\n".join(document(i) for i in range(30, 36)), f"  {document(50)}  \n\n \t\n", document(51)]
+    lines = [{"question": "Where?", "docs": [text], "pos_index": [0]} for text in texts]
+    records, corpus = write(tmp_path / "records.jsonl", lines), tmp_path / "corpus.jsonl"
+    monkeypatch.setattr("sys.argv", ["data", "documents", str(records), "--output", str(corpus)])
+    data_command.main()
+    sizes = pipeline.store.encoding.shape
+    fingerprint = pipeline.clara.bundle.compressor_fingerprint()
+    rag = RagPipeline(pipeline.clara, DocumentStore.open_or_make(tmp_path / "store", fingerprint, "float32", *sizes))
+    rag.add(rag.read([str(corpus)]))
+    found = whole_corpus._located(rag, corpus_questions([str(records)]))
+    assert [len(passages[0]) for passages in found] == [5, 1, 1]
+
+
+def test_another_model_and_another_store_are_refused(place, pipeline, tmp_path, monkeypatch):
+    """A model that was trained further with a frozen compressor shares the store, and ranks otherwise."""
+    asked = questions()[:4], ["words"], Settings((1, 5))
+    measure(pipeline, *asked, tmp_path / "report", resamples=50, progress=False)
+    bundle = pipeline.clara.bundle
+    moved = {name: jax.tree.map(lambda leaf: leaf + 1, leaves) for name, leaves in bundle.params["lora"].items()}
+    lora = {**moved, "compressor": bundle.params["lora"]["compressor"]}
+    other = dataclasses.replace(bundle, params={**bundle.params, "lora": lora})
+    further = RagPipeline(Clara(other, 4), pipeline.store)
+    with pytest.raises(ClaraError, match="model is not what it was; results would be mixed up: name another --report"):
+        measure(further, *asked, tmp_path / "report", progress=False)
+    shutil.copytree(place / "store", tmp_path / "store")
+    changed = RagPipeline(pipeline.clara, DocumentStore.open(tmp_path / "store"))
+    changed.store.tidy(now=True)  # other files with the same chunks
+    measure(changed, *asked, tmp_path / "report", resamples=50, progress=False)
+    changed.add([CorpusDocument("d11", "", document(40), "")])  # as many chunks as before
+    with pytest.raises(ClaraError, match="store is not what it was"):
+        measure(changed, *asked, tmp_path / "report", progress=False)
+    real = whole_corpus._search
+
+    def meanwhile(*arguments):
+        changed.delete(["d11"])
+        return real(*arguments)
+
+    monkeypatch.setattr(whole_corpus, "_search", meanwhile)
+    with pytest.raises(ClaraError, match="store is not what it was"):
+        measure(changed, *asked, tmp_path / "meanwhile", progress=False)
+    assert not (tmp_path / "meanwhile" / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    "changed", [{"ranks": [0]}, {"ranks": [True]}, {"milliseconds": None}, {"answer": 3}, {"x": 1}]
+)
+def test_a_result_that_no_search_writes(changed):
+    whole = {"case": "q", "ranks": [1, None], "milliseconds": 2.5, "answer": None}
+    assert Found.from_json(whole) == Found("q", (1, None), 2.5)
+    with pytest.raises(TypeError):
+        Found.from_json(whole | changed)
+
+
+def test_a_report_that_cannot_be_locked(tmp_path):
+    (tmp_path / "report" / ".lock").mkdir(parents=True)  # where a file would have to be
+    with pytest.raises(ClaraError, match="report: cannot be written: Is a directory; name another --report"):
+        with whole_corpus.claimed(tmp_path / "report"):
+            pass
+
+
+def test_documents_of_records_are_written_as_the_name_says_and_not_over_the_records(tmp_path, monkeypatch):
+    records = write(tmp_path / "records.jsonl", [{"question": "Where?", "docs": [document(1), document(1)]}])
+    output = tmp_path / "made" / "passages.jsonl.gz"
+    monkeypatch.setattr("sys.argv", ["data", "documents", str(records), "--output", str(output)])
+    data_command.main()
+    (line,) = gzip.open(output, "rt").read().splitlines()
+    assert json.loads(line)["text"] == document(1)
+    before = records.read_bytes()
+    (tmp_path / "link.jsonl").symlink_to(records)
+    for name in (records, tmp_path / "link.jsonl"):
+        monkeypatch.setattr("sys.argv", ["data", "documents", str(records), "--output", str(name)])
+        with pytest.raises(ClaraError, match="is one of the files that are read; name another"):
+            data_command.main()
+    assert records.read_bytes() == before
 
 
 def test_passages_that_the_store_lacks(pipeline, tmp_path):

@@ -20,6 +20,7 @@ from clara_jax.api import Clara
 from clara_jax.checkpoints import exporting, opening
 from clara_jax.errors import ClaraError, ClaraWarning
 from clara_jax.formats.torch_file import write_pth
+from clara_jax.inference import generator_server
 from clara_jax.inference.generator_server import KEY_VARIABLE, GeneratorServer, GeneratorServerError
 from clara_jax.inference.requests import Request
 from clara_jax.input_pipeline import prompts
@@ -215,7 +216,7 @@ REFUSALS = {
         ("no model", "has no /v1/completions (404: The model `x` does not exist.)"),
         ("proxy", "503: no healthy upstream"),
         ("long", "refuses the prompt (400: maximum context length is 128"),
-        ("empty", "the connection broke off before the answer's end"),
+        ("empty", "its reply is not in the format of vLLM or SGLang (no stream of events)"),
         ("key", "refuses the key (401: Unauthorized); set CLARA_GENERATOR_KEY"),
         ("another format", "its reply is not in the format of vLLM or SGLang"),
         ("radix cache", "takes no embeddings; start it with --disable-radix-cache"),
@@ -260,9 +261,15 @@ TOKEN = '"logprobs": {"token_logprobs": [-0.1]}, "finish_reason": null'
         ([f'data: {{"choices": [{{"token_ids": ["1"], {TOKEN}}}]}}'], "token ids that are no numbers"),
         (['data: {"choices": [{"token_ids": [], "finish_reason": "abort"}]}'], "ended the answer: abort"),
         ([": a comment", "data: [DONE]"], "broke off before the answer's end"),
+        (["<html>hello</html>"], "not in the format of vLLM or SGLang (no stream of events)"),
+        ([f'data: {{"choices": [{{"token_ids": [7], {TOKEN.replace("-0.1", "NaN")}}}]}}'], "the log-probability nan"),
+        ([f'data: {{"choices": [{{"token_ids": [7], {TOKEN.replace("0.1", "Infinity")}}}]}}'], "log-probability -inf"),
+        ([f'data: {{"choices": [{{"token_ids": [7], {TOKEN.replace("-0.1", "9" * 400)}}}]}}'], "int too large"),
+        ([f"data: {'x' * 3000}"], "its reply has no end"),
     ],
 )
-def test_whatever_a_server_streams_a_failure_is_one_line(local, start, lines, message):
+def test_whatever_a_server_streams_a_failure_is_one_line(local, start, lines, message, monkeypatch):
+    monkeypatch.setattr(generator_server, "LONGEST_REPLY", 2000)
     server = start()
     there = Clara(local.bundle, 4, generator=GeneratorServer(server.url))
     events(server, *lines)
@@ -270,6 +277,64 @@ def test_whatever_a_server_streams_a_failure_is_one_line(local, start, lines, me
         there.answer(QUESTIONS[:1], documents=[DOCUMENTS[:2]], max_new_tokens=16)
     assert message in str(raised.value) and "\n" not in str(raised.value)
     assert there.engine.busy == there.engine.waiting == 0
+
+
+@pytest.mark.parametrize("letter", ["\u2028", "\x85", "é"])
+def test_letters_that_end_a_line_of_text_end_none_here(local, start, letter):
+    """Servers write JSON in UTF-8, in which U+2028 and others stand as they are."""
+    server = start()
+    there = Clara(local.bundle, 4, generator=GeneratorServer(server.url))
+    choice = f'{{"choices": [{{"text": "{letter} {letter}", "token_ids": [%d], {TOKEN.replace("null", "%s")}}}]}}'
+    events(server, f"data: {choice % (7, 'null')}", f"data: {choice % (8, json.dumps('length'))}")
+    (answer,) = there.answer(QUESTIONS[:1], documents=[DOCUMENTS[:2]], max_new_tokens=16)
+    assert answer.tokens == (7, 8) and answer.log_probability == pytest.approx(-0.2)
+
+
+@pytest.mark.parametrize(
+    "url, message",
+    [
+        ("user:hidden-word@host:8000", "host:8000: is no address of a server"),
+        ("http://user:hidden/word@host:8000", "host:8000: is no address of a server"),
+        (f"http://{'a' * 70}", "cannot be reached: .*label too long"),
+        ("http://a..b", "cannot be reached: .*label empty"),
+        ("http://h\0st", "cannot be reached: Invalid non-printable"),
+        ("http://xn--", "cannot be reached: Malformed A-label"),
+    ],
+)
+def test_what_is_no_address_is_one_line_without_secrets(url, message):
+    with pytest.raises(ClaraError, match=message) as raised:
+        GeneratorServer(url)
+    assert "hidden" not in str(raised.value) and "word" not in str(raised.value)
+
+
+def test_a_proxy_that_is_no_address(monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "nothing://proxy")
+    with pytest.raises(GeneratorServerError, match="http://host: cannot be reached: .*proxy"):
+        GeneratorServer("http://host")
+
+
+def test_a_redirect_a_query_and_a_list_without_end(start, monkeypatch):
+    server, asked = start(), []
+
+    def redirect(http, status, body):
+        asked.append(http.path)
+        http.send_response(307)
+        http.send_header("location", "http://user:hidden-word@other/v1")
+        http.end_headers()
+
+    server.say = redirect
+    with pytest.raises(GeneratorServerError, match=r"redirects to http://\[redacted\]@other/v1 \(307\); give the"):
+        GeneratorServer(f"{server.url}/v1/?api-version=2&key=hidden-word")
+    assert asked == ["/v1/models?api-version=2&key=hidden-word"]
+    monkeypatch.setattr(generator_server, "LONGEST_REPLY", 50)
+    with pytest.raises(GeneratorServerError, match="its reply has no end; is it vLLM or SGLang"):
+        GeneratorServer(start().url)
+
+
+@pytest.mark.parametrize("root", [["x"], {"a": 1}, 5])
+def test_a_root_that_is_no_text(start, root):
+    with pytest.raises(GeneratorServerError, match="is not in the format of vLLM or SGLang .a model's root"):
+        GeneratorServer(start(cards=[{"id": "one", "root": root}]).url)
 
 
 def test_no_server_and_a_slow_one(local, start):
@@ -282,6 +347,9 @@ def test_no_server_and_a_slow_one(local, start):
     server.vllm = lambda http, body: threading.Event().wait(2)
     with pytest.raises(GeneratorServerError, match="no answer in 0.3 seconds"):
         there.answer(QUESTIONS[:1], documents=[DOCUMENTS[:2]])
+    for wrong in (0, float("nan")):
+        with pytest.raises(ClaraError, match=f"timeout: {wrong} must be more than 0"):
+            GeneratorServer(server.url, timeout=wrong)
     with pytest.raises(ClaraError, match="weights: mean nothing"):
         Clara(local.bundle, 4, weights="merged", generator=GeneratorServer(server.url))
 

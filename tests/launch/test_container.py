@@ -181,6 +181,8 @@ def test_compose():
     # Of Open WebUI: what holds of a model that calls no functions and sees no pictures.
     capabilities = json.loads(theirs["environment"]["DEFAULT_MODEL_METADATA"])["capabilities"]
     assert not capabilities["builtin_tools"] and not capabilities["vision"]
+    # Without it the image on a GPU would compute on the CPU.
+    assert GPU_COMPOSE["services"]["clara"]["build"]["args"]["ACCELERATOR"].startswith("${ACCELERATOR:?")
     gpu = GPU_COMPOSE["services"]["clara"]["deploy"]["resources"]["reservations"]["devices"][0]
     assert gpu["driver"] == "nvidia" and set(GPU_COMPOSE["services"]) <= set(COMPOSE["services"])
 

@@ -1,5 +1,6 @@
 """The launch scripts are sound shell, explain themselves, refuse mistakes in one line, and print what they would do."""
 
+import re
 import shlex
 import shutil
 import stat
@@ -26,7 +27,15 @@ def dry(script, *arguments, env):
     """The commands that a script would run, as lists of words."""
     result = launch(script, "--dry-run", *arguments, env=env)
     assert result.returncode == 0, result.stderr
-    return [shlex.split(line) for line in result.stdout.splitlines()]
+    commands, begun = [], ""
+    for line in result.stdout.splitlines():
+        try:
+            commands.append(shlex.split(begun + line))
+            begun = ""
+        except ValueError:  # a text with line ends in it is not closed yet
+            begun += f"{line}\n"
+    assert not begun
+    return commands
 
 
 def test_all_scripts_are_there():
@@ -91,6 +100,11 @@ MISTAKES = [
     ("slurm_shards.sh", ("--", *COMPRESS), "--shards is missing"),
     ("slurm_shards.sh", ("--shards", "4"), "say which command to run, behind --"),
     ("slurm_shards.sh", ("--shards", "4", "--", "true"), "the command must name a --store"),
+    (
+        "slurm_shards.sh",
+        ("--shards", "4", "--", "train", "--store", "s"),
+        "the command must be python -m clara_jax.compress",
+    ),
     ("slurm_shards.sh", ("--shards", "4", "--", *COMPRESS, "--shard", "1"), "leave --shard to this script"),
     ("slurm_shards.sh", ("--shards", "4", "--at-once", "x", "--", *COMPRESS), "--at-once is 'x'"),
     ("gke_shards.sh", ("--shards", "4", "--", *COMPRESS), "--image is missing"),
@@ -166,7 +180,7 @@ def test_setup(env):
     (clone,) = dry("tpu_setup.sh", *POD, "--queued", "--clone", "https://host/x y.git", "--ref", "v1", env=env)
     assert clone[3:9] == ["queued-resources", "ssh", "pod", "--worker=all", "--node=all", "--batch-size=all"]
     code = clone[9].removeprefix("--command=")
-    assert r"git clone --quiet https://host/x\ y.git clara_jax" in code and "FETCH_HEAD" in code
+    assert "git clone --quiet 'https://host/x y.git' clara_jax" in code and "FETCH_HEAD" in code
     subprocess.run(["bash", "-n", "-c", code], check=True)
 
 
@@ -229,6 +243,48 @@ def test_slurm_shards(env):
     assert "--dependency=afterok:ARRAY" in publish and not any(word.startswith("--gpus") for word in publish)
     command = shlex.split(publish[-1].removeprefix("--wrap="))
     assert command == ["exec", "python", "-m", "clara_jax.compress", "--store", "s 1", "--publish"]
+
+
+WORDS = ["a\nb", "sé", "it's", "$HOME `x`", "$(HOSTNAME)", "a$$b", "~", "#", "", "a=b", "a\\b", '"', "\t", "*"]
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_any_shell_reads_a_quoted_command_back_as_it_was(shell, locale):
+    """The shell of sbatch --wrap is sh, which knows no $'...'."""
+    code = f'. {LAUNCH}/common.sh; line=$(quoted printf "%s\\0" "$@"); exec {shell} -c "$line"'
+    said = subprocess.run(
+        ["bash", "-c", code, "x", *WORDS], env={"PATH": "/usr/bin:/bin", "LC_ALL": locale}, capture_output=True
+    )
+    assert said.stdout.decode().split("\0")[:-1] == WORDS and not said.stderr
+
+
+def test_what_stands_before_the_program_is_kept_where_it_publishes(env):
+    given = ("uv", "run", "--project", "x", *COMPRESS)
+    publish = dry("slurm_shards.sh", "--shards", "2", "--", *given, env=env)[-1]
+    command = shlex.split(publish[-1].removeprefix("--wrap="))
+    assert command == ["exec", "uv", "run", "--project", "x", *COMPRESS[:3], "--store", "s 1", "--publish"]
+    publish = dry("slurm_shards.sh", "--shards", "2", "--", "clara", "compress", "--store=s", env=env)[-1]
+    assert publish[-1] == "--wrap=exec clara compress --store s --publish"
+
+
+def test_gke_shards_give_texts_as_they_are(env):
+    names = ("--name", "2026", "--volume", "true", "--secret", "0123", "--service-account", "null")
+    result = launch(
+        "gke_shards.sh", "--dry-run", "--shards", "2", "--image", "i", *names, "--", *COMPRESS, *WORDS, env=env
+    )
+    workers, publish = list(yaml.safe_load_all(result.stdout))[:2]
+    pod = workers["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert (workers["metadata"]["name"], publish["metadata"]["name"]) == ("2026", "2026-publish")
+    assert pod["serviceAccountName"] == "null" and container["envFrom"] == [{"secretRef": {"name": "0123"}}]
+    assert pod["volumes"][0]["persistentVolumeClaim"] == {"claimName": "true"}
+    # What Kubernetes makes of a command: of $(NAME) the variable, of $$ a $.
+    expanded = [
+        re.sub(r"\$(\$|\(\w+\))", lambda m: "$" if m[1] == "$" else "host", word) for word in container["command"]
+    ]
+    assert expanded[4:] == [*COMPRESS, *WORDS]
+    assert expanded[2] == 'exec "$@" --shard "$JOB_COMPLETION_INDEX" --shards 2'
 
 
 def test_slurm_shards_waits_for_the_array(tmp_path):

@@ -242,6 +242,72 @@ def test_publishing_that_was_killed_is_done_again_without_doubles(clara, corpus,
     assert rows(many.store) == rows(one.store) and not [name for name in staged.names() if name.endswith("json")]
 
 
+@pytest.mark.parametrize("place", ["before", "within"])
+def test_what_is_staged_after_a_publication_was_killed_is_published(clara, corpus, tmp_path, calls, monkeypatch, place):
+    """It would be taken for what is published already, and forgotten."""
+    one, many = pipeline(clara, tmp_path / "one"), pipeline(clara, tmp_path / "many")
+    for index in range(2):
+        stage(many, corpus, index, 2)
+    remove = Files.remove
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        if place == "before":
+            patched.setattr(publishing, "_forget", _interrupt)
+        else:
+            patched.setattr(
+                Files, "remove", lambda files, name: (_interrupt if "done" in name else remove)(files, name)
+            )
+        publish(many.store)
+    more = [{"id": f"more {i}", "text": document(700 + i)} for i in range(4)]
+    (corpus / "more.jsonl").write_text("".join(json.dumps(line) + "\n" for line in more))
+    fill(one, corpus)
+    for index in range(2):
+        stage(many, corpus, index, 2)
+    assert publish(many.store).compressed == 4
+    assert rows(many.store) == rows(one.store)
+
+
+def test_shards_of_several_corpora_are_not_published(clara, corpus, tmp_path, calls):
+    one, many = pipeline(clara, tmp_path / "one"), pipeline(clara, tmp_path / "many")
+    for index in range(3):
+        stage(many, corpus, index, 3)
+    (corpus / "lines.jsonl").write_text((corpus / "lines.jsonl").read_text().replace('"line 7"', '"other 7"'))
+    stage(many, corpus, 1, 3)
+    message = r"of several corpora, .*: 55 documents \(shards 0, 2\) and 55 documents \(shards 1\); run all that"
+    with pytest.raises(ClaraError, match=message):
+        publish(many.store)
+    for index in (0, 2):
+        stage(many, corpus, index, 3)
+    publish(many.store)
+    fill(one, corpus)
+    assert rows(many.store) == rows(one.store)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "no JSON", '{"parts": []}', '{"checksum": "x", "parts": []}'])
+def test_records_that_hold_something_else_count_as_none(clara, corpus, tmp_path, calls, content):
+    one, many = pipeline(clara, tmp_path / "one"), pipeline(clara, tmp_path / "many")
+    fill(one, corpus)
+    for index in range(2):
+        stage(many, corpus, index, 2)
+    files = Files(many.store)
+    (part,) = [name for name in files.names() if name.startswith("2/0/0-")]
+    files.path(part).write_text(content)
+    files.path("2/0/7-x.json").write_text(content)
+    files.path("2/1/done.json").write_text(content)
+    with pytest.raises(ClaraError, match="1 of 2 shards are not finished: 1; run them"):
+        publish(many.store)
+    for index in range(2):
+        stage(many, corpus, index, 2)
+    publish(many.store)
+    assert rows(many.store) == rows(one.store)
+
+
+def test_a_folder_that_cannot_be_locked(clara, corpus, tmp_path, calls):
+    many = pipeline(clara, tmp_path / "many")
+    (tmp_path / "many" / ".staged" / "2" / "0" / ".lock").mkdir(parents=True)  # where a file would have to be
+    with pytest.raises(ClaraError, match="many: the store cannot be written: .*Is a directory"):
+        stage(many, corpus, 0, 2)
+
+
 def _interrupt(*given):
     raise KeyboardInterrupt
 
@@ -303,6 +369,10 @@ def test_the_command(checkpoint, corpus, tmp_path, monkeypatch, capsys):  # noqa
         ((*given, "--shards", 2), "--corpus and --shards N go together with --shard I, or with --ray ADDRESS"),
         (("--shard", 1, "--shards", 2, "--list"), "--corpus and --shards N go together with --shard I"),
         ((*given, "--shard", 1, "--shards", 2, "--sync"), "--sync: not together with --shards"),
+        (
+            (*given, "--shard", 1, "--shards", 2, "--discard"),
+            "--discard: not together with --shard: other workers' parts",
+        ),
         ((*given, "--resources", "TPU=4"), "--resources: are of the workers of --ray"),
         ((*given, "--ray", "local", "--shards", 2, "--resources", "TPU"), "'TPU' must be a name and a positive number"),
         (("--publish", "--store", tmp_path / "none"), "no store is there"),

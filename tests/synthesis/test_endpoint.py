@@ -526,7 +526,9 @@ def test_keys_of_requests():
     [
         ({"url": "localhost:8000/v1"}, "is no address of a server"),
         ({"url": "ftp://host/v1"}, "is no address of a server"),
-        ({"url": "http://me:secret@host:port/v1"}, r"http://\[redacted\]@host:port/v1: is no address"),
+        ({"url": "http://me:secret@host:port/v1"}, "^host:port/v1: is no address"),
+        ({"url": "me:hidden-word@host/v1"}, "^host/v1: is no address"),
+        ({"url": "http://me:hidden/word@host/v1"}, "^host/v1: is no address"),
         ({"url": "http://[::1/v1"}, "is no address of a server"),
         ({"key": "sk-1\n2"}, "the key has characters that no key has"),
         ({"key": "sk-é"}, "the key has characters that no key has"),

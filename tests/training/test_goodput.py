@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from clara_jax.errors import ClaraError
 from clara_jax.training.goodput import CATEGORIES, GOODPUT, Goodput
 from clara_jax.training.metrics import read_metrics
 from tests.locations import ROOT
@@ -100,6 +101,22 @@ def test_the_file_is_written_while_it_works_and_does_not_grow_without_end(tmp_pa
     goodput.write()
     (process,) = read(tmp_path)["processes"]
     assert len(process["checkpoints"]) == 100 and "00-scp-00000299" in process["checkpoints"]
+
+
+@pytest.mark.parametrize(
+    "processes",
+    [
+        "null",
+        "[1]",
+        "[{}]",
+        '[{"checkpoints": {}, "seconds": {}}]',
+        '[{"checkpoints": {"a": 1}, "seconds": {}}]',
+    ],
+)
+def test_a_file_that_holds_something_else_is_one_line(tmp_path, clock, processes):
+    (tmp_path / GOODPUT).write_text(f'{{"processes": {processes}}}')
+    with pytest.raises(ClaraError, match="goodput.json: is no record of goodput; delete it"):
+        Goodput(tmp_path / GOODPUT, "a", clock=clock)
 
 
 CONFIG = """

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import struct
 import sys
 import threading
@@ -165,6 +166,87 @@ def test_a_line_that_is_not_whole_waits_and_a_damaged_one_is_named(run, fake):
             file.write(b"[3]\n")
         with pytest.raises(ClaraError, match="metrics.jsonl: not a JSON object"):
             export.update()
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ('{"stage": "scp", "step": "nan"}', "a row of scp has no whole number of steps, but nan"),
+        ('{"stage": "scp", "step": null}', "but None"),
+        ('{"stage": "scp", "step": true}', "but True"),
+        ('{"stage": "scp", "finished": true}', "but None"),
+        ("[" * 100_000, "not a JSON object"),
+        ("\0\0\0", "not a JSON object"),
+        (b'{"stage": "\xff"}'.decode("latin-1"), "not a JSON object"),
+    ],
+)
+def test_a_row_that_no_training_writes_is_one_line(run, fake, line, message):
+    (run.path / "metrics.jsonl").write_bytes(f"{line}\n".encode("latin-1"))
+    with pytest.raises(ClaraError, match=message):
+        send(run)
+
+
+def test_a_number_beyond_all_floats_is_left_out(run, fake):
+    (run.path / "metrics.jsonl").write_text(f'{{"stage": "scp", "step": 1, "loss": {"9" * 400}, "tokens": 3}}\n')
+    assert send(run) == 1 and sent(fake) == {("scp/tokens", 1): 3}
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("trackers.json", '{"wandb:clara/first": 5}', "trackers.json: is damaged; delete it, and all rows are sent"),
+        ("trackers.json", '{"wandb:clara/first": {"id": "a"}}', "trackers.json: is damaged"),
+        ("trackers.json", '{"wandb:clara/first": {"id": "a", "stages": {"scp": {}}}}', "trackers.json: is damaged"),
+        ("goodput.json", '{"processes": []}', "goodput.json: is no record of goodput; delete it"),
+    ],
+)
+def test_files_that_hold_something_else_are_one_line(run, fake, name, content, message):
+    run.train("scp", 0, 6)
+    run.finish()
+    (run.path / name).write_text(content)
+    with pytest.raises(ClaraError, match=message):
+        send(run)
+
+
+def test_starts_that_cannot_be_read_are_no_parameters(run, fake):
+    for starts in ([1], {"a": 1}, []):
+        write_json(run.path / "run.json", {"starts": starts})
+        send(run)
+    (only,) = fake.runs.values()
+    assert not any(name.startswith("run.") for name in only["parameters"])
+
+
+def test_a_directory_that_cannot_be_written_is_one_line(run, fake):
+    (run.path / ".wandb.lock").mkdir()  # where a file would have to be
+    with pytest.raises(ClaraError, match="how far wandb is cannot be noted there: Is a directory"):
+        send(run)
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "0"])
+def test_seconds_that_nobody_can_wait(run, monkeypatch, seconds):
+    monkeypatch.setattr(sys, "argv", ["track", str(run.path), "--to", "wandb", "--follow", "--every", seconds])
+    with pytest.raises(ClaraError, match="--every: .* must be above 0, and at most 86400"):
+        track.main()
+
+
+def test_ctrl_c_ends_what_waits_for_a_tracker(run, fake, monkeypatch):
+    """At once where nothing is followed; else the first one ends it when it may, and the second one now."""
+
+    def waiting(*_):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    run.train("scp", 0, 2)
+    monkeypatch.setattr(fake, "log", waiting)
+    for option in ([], ["--follow"]):
+        monkeypatch.setattr(sys, "argv", ["track", str(run.path), "--to", "wandb", *option])
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                track.main()
+        finally:
+            signal.signal(signal.SIGINT, before)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def test_other_runs_and_other_names_are_apart(run, fake, tmp_path):

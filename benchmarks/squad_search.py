@@ -8,7 +8,7 @@ The directory has `corpus.jsonl` and `questions.{train,dev}.idx.jsonl`: paragrap
 `gold_id` and the ids `bm25` of the paragraphs that BM25 ranks first. Paragraphs of training are the first ones that a
 training question is about, so that whole articles are there, with all their questions; of the held-out questions some
 are drawn, and all held-out paragraphs may be their candidates. A record has the paragraph that answers and others of
-its own side, those of BM25 first, then any, in a random order.
+the same side, those of BM25 first, then any, in a random order.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from clara_jax.formats.jsonl import parse_lines
 def records(
     questions: Iterable[dict[str, Any]], texts: dict[int, str], documents: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Return records of `end_to_end` and `retrieval`, each with ``documents`` paragraphs, its own one among them.
+    """Return records of `end_to_end` and `retrieval`, each with as many paragraphs, the one that answers among them.
 
     Args:
       questions: with "question", "gold_answer", "gold_id" and "bm25".

@@ -22,7 +22,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-from urllib.parse import parse_qsl
 
 import numpy as np
 from jaxtyping import Float
@@ -105,7 +104,7 @@ class GeneratorServer:
         with self._sending():  # the environment may name a proxy that is no address
             self._client = httpx.Client(
                 headers={"authorization": f"Bearer {key}"} if key else {},
-                params=parse_qsl(parts.query, keep_blank_values=True),
+                params=parts.query,
                 timeout=httpx.Timeout(timeout, connect=CONNECT_SECONDS, pool=None),
                 limits=httpx.Limits(max_connections=None),
             )

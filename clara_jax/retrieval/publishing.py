@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import lance
@@ -56,10 +56,13 @@ def go_on(store: DocumentStore) -> None:
     with store.writing():
         staged = Files(store)
         names = [name for name in staged.names() if name.endswith(DONE)]
-        finished = (_parts([staged.read(name)]) for name in names)
+
+        def shards() -> Iterator[list[Part]]:
+            return (_parts([one]) for name in names if (one := staged.read(name)) is not None)
+
         # A commit takes all files or none: the first shard that has one tells.
-        if _are_published(store, next((parts for parts in finished if any(part.files for part in parts)), [])):
-            _index(store, _parts(map(staged.read, names)))
+        if _are_published(store, next((parts for parts in shards() if any(part.files for part in parts)), [])):
+            _index(store, list(itertools.chain.from_iterable(shards())))
             _forget(store)
 
 
@@ -89,9 +92,9 @@ def _index(store: DocumentStore, parts: Sequence[Part]) -> None:
     ann.finish(store, True if version and any(part.projection != version for part in parts) else None)
 
 
-def _parts(done: Iterable[Mapping[str, Any] | None]) -> list[Part]:
-    """Return the parts of shards by their records; None stands for a shard that is not finished."""
-    return [Part(**part) for one in done if one for part in one["parts"]]
+def _parts(done: Iterable[Mapping[str, Any]]) -> list[Part]:
+    """Return the parts of finished shards by their records."""
+    return [Part(**part) for one in done for part in one["parts"]]
 
 
 def _finished(store: DocumentStore) -> list[Part]:
@@ -105,20 +108,20 @@ def _finished(store: DocumentStore) -> list[Part]:
         found = f"shards of {' and of '.join(map(str, sorted(counts)))} wait there; forget them with --discard"
         raise ClaraError(f"{store.location}: {found if counts else 'nothing waits there to be published'}")
     (count,) = counts
-    done = {shard: staged.read(f"{count}/{shard}/{DONE}") for shard in range(count)}
+    read = {shard: staged.read(f"{count}/{shard}/{DONE}") for shard in range(count)}
+    done = {shard: one for shard, one in read.items() if one is not None}
     parts = _parts(done.values())
     if _are_published(store, parts):
         return parts  # a publication was stopped while it removed the staged files
-    lost: dict[int, Any] = {shard: one for shard, one in done.items() if one is None}
-    if lost:
+    missing = [shard for shard in read if shard not in done]
+    if missing:
         raise ClaraError(
-            f"{store.location}: {len(lost)} of {count} shards are not finished: {_some(lost)}; run them "
+            f"{store.location}: {len(missing)} of {count} shards are not finished: {_some(missing)}; run them "
             f"(--shard I --shards {count}), then publish"
         )
     there = set(Files(store, "data", table=True).names())
-    for shard, one in done.items():
-        if one and any(file not in there for part in one["parts"] for file in Part(**part).files):
-            lost[shard] = one
+    files = {shard: [file for part in _parts([one]) for file in part.files] for shard, one in done.items()}
+    lost = [shard for shard, some in files.items() if not there.issuperset(some)]
     if lost:
         raise ClaraError(
             f"{store.location}: files of shards {_some(lost)} have gone; run these shards again, then publish"

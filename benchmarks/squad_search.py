@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = command.make_parser("squad_search", __doc__, package="benchmarks")
     parser.add_argument("--data", required=True, metavar="DIR", help="with corpus.jsonl and questions.*.idx.jsonl")
-    parser.add_argument("--output", required=True, metavar="DIR", help="for train.jsonl and dev.jsonl")
+    command.add_option(parser, "--output", "train.jsonl and dev.jsonl in this folder", required=True, metavar="DIR")
     parser.add_argument("--paragraphs", type=int, default=1500, metavar="N", help="of training (1500)")
     parser.add_argument("--questions", type=int, default=300, metavar="N", help="held-out ones (300)")
     command.add_option(parser, "--candidates", "20", default=20)

@@ -191,7 +191,10 @@ class RagPipeline:
         shard: Shard,
         done: Callable[[IndexReport], None] = lambda part: None,
     ) -> IndexReport:
-        """Compress the documents of a shard beside the store; see `clara_jax.retrieval.indexing.stage`."""
+        """Compress a shard's documents beside the store (`indexing.stage`); a stopped publication is ended first."""
+        from clara_jax.retrieval.publishing import go_on  # of pylance, which only workers of a shard need
+
+        distributed.on_main(go_on, self.store)
         return stage(self.store, shard, self.clara.bundle, self._watched(documents), self.clara.batch_size, done)
 
     def _watched(self, documents: Iterable[ChunkedDocument]) -> Iterator[ChunkedDocument]:
@@ -313,8 +316,7 @@ class RagPipeline:
             hits, milliseconds = self._found(searched, max(k, candidates), how, where)
             selected = hits[:k]
             memories = self.store.memories([hit.id for hit in selected])
-        read = max(1, len(selected)) * self.store.encoding.shape[0]
-        ratio = sum(hit.tokens for hit in selected) / read
+        ratio = sum(hit.tokens for hit in selected) / (max(1, len(selected)) * self.store.encoding.shape[0])
         warned = tuple(filter(None, [beyond_training(self.clara.bundle, k)]))
         for message in warned:
             warnings.warn(message, ClaraWarning, stacklevel=2)

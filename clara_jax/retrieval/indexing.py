@@ -199,12 +199,9 @@ def stage(
     Raises:
       ClaraError: another process works on the shard; the store cannot be written. What has been written stays.
     """
-    # Of pylance, which only workers of a shard need.
-    from clara_jax.retrieval.publishing import go_on
-    from clara_jax.retrieval.staging import Staging
+    from clara_jax.retrieval.staging import Staging  # of pylance, which only workers of a shard need
 
     total, pace, start = IndexReport(), _Pace(), 0
-    distributed.on_main(go_on, store)
     staging, names = Staging(store, shard), []
     left = iter(documents)
     distributed.on_main(staging.begin)

@@ -151,7 +151,7 @@ def test_one_process_at_a_time(tmp_path):
 
 
 def test_suites_that_cannot_be_read(tmp_path):
-    with pytest.raises(ClaraError, match="suites.json: cannot be read"):
+    with pytest.raises(ClaraError, match="suites.json: does not exist"):
         read_suites(tmp_path)
     (tmp_path / "suites.json").write_text('[{"name": 1}]')
     with pytest.raises(ClaraError, match="suites.json: cannot be read"):

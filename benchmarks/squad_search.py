@@ -14,7 +14,6 @@ the same side, those of BM25 first, then any, in a random order.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 
 from clara_jax import command
 from clara_jax.errors import ClaraError
-from clara_jax.formats.jsonl import parse_lines
+from clara_jax.formats.jsonl import parse_lines, write_json_lines
 
 
 def records(
@@ -96,8 +95,9 @@ def main() -> None:
         if side == "dev":
             chosen = random.Random(arguments.seed).sample(chosen, min(arguments.questions, len(chosen)))
         made = records(chosen, {number: texts[number] for number in kept}, arguments.candidates, arguments.seed)
-        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in made)
-        (output / f"{side}.jsonl").write_text("".join(lines), encoding="utf-8")
+        with write_json_lines(output / f"{side}.jsonl") as write:
+            for record in made:
+                write(record)
         print(f"{output / side}.jsonl: {len(made)} questions about {len(kept)} paragraphs")
 
 

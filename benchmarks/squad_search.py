@@ -55,13 +55,17 @@ def records(
     return made
 
 
-def _read(path: Path, fields: Sequence[str]) -> list[dict[str, Any]]:
-    """Return a file's objects, which must have these fields."""
+def objects(path: str | Path, fields: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the objects of a JSONL file.
+
+    Raises:
+      ClaraError: a line is no object, or lacks one of the fields.
+    """
 
     def parse(value: Any, where: str) -> dict[str, Any]:
         missing = [field for field in fields if not isinstance(value, dict) or field not in value]
         if missing:
-            raise ClaraError(f"{where}: no {', '.join(missing)}; a file of SQuAD in the compact form is needed")
+            raise ClaraError(f"{where}: no {', '.join(missing)}; --help says which files are needed")
         return value
 
     return list(parse_lines(str(path), parse))
@@ -83,11 +87,11 @@ def main() -> None:
     """Write the records."""
     arguments = parser().parse_args()
     data, output = Path(arguments.data), Path(arguments.output)
-    texts = {row["id"]: row["text"] for row in _read(data / "corpus.jsonl", ("id", "text"))}
+    texts = {row["id"]: row["text"] for row in objects(data / "corpus.jsonl", ("id", "text"))}
     output.mkdir(parents=True, exist_ok=True)
     for side, limit in (("train", arguments.paragraphs), ("dev", None)):
         file = data / f"questions.{side}.idx.jsonl"
-        questions = _read(file, ("question", "gold_answer", "gold_id", "bm25"))
+        questions = objects(file, ("question", "gold_answer", "gold_id", "bm25"))
         kept = set(sorted({row["gold_id"] for row in questions})[:limit])
         chosen = [row for row in questions if row["gold_id"] in kept]
         if len(kept) < arguments.candidates:

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import accelerator, memory_bytes, memory_codes, squad_search, vector_index
+from benchmarks import accelerator, corpus_part, memory_bytes, memory_codes, squad_search, vector_index
 from clara_jax.api import Clara
 from clara_jax.errors import ClaraError
 from clara_jax.input_pipeline.records import Record
@@ -170,3 +170,25 @@ def test_a_part_of_squad_names_what_is_missing(fields, option, message, monkeypa
     monkeypatch.setattr(sys, "argv", ["squad_search", *given])
     with pytest.raises(ClaraError, match=message):
         squad_search.main()
+
+
+def test_a_part_of_a_corpus_has_what_is_asked_for_and_others(monkeypatch, tmp_path, capsys):
+    lines = [json.dumps({"id": f"p{number}", "title": "T", "text": f"passage {number}"}) for number in range(30)]
+    corpus, questions, output = tmp_path / "all.jsonl", tmp_path / "questions.jsonl", tmp_path / "part.jsonl"
+    corpus.write_text("\n".join(lines) + "\n")
+    questions.write_text("".join(json.dumps({"gold_passage": p}) + "\n" for p in ("p20", "p3", "p20", "p7")))
+    given = [f"--data={corpus}", f"--questions={questions}", f"--output={output}", "--limit=3", "--others=5"]
+    monkeypatch.setattr(sys, "argv", ["corpus_part", *given])
+    corpus_part.main()
+    assert "7 passages, 2 of which answer a question" in capsys.readouterr().out
+    written = output.read_text().splitlines()
+    assert set(written) <= set(lines) and len(set(written)) == 7
+    assert [line for line in lines if line in written] == written  # in the order of the corpus
+    assert {"p3", "p20"} <= {json.loads(line)["id"] for line in written}
+    corpus_part.main()
+    assert output.read_text().splitlines() == written
+
+    questions.write_text(json.dumps({"gold_passage": "p31"}) + "\n")
+    with pytest.raises(ClaraError, match="the corpus has no passage 'p31'"):
+        corpus_part.main()
+    assert output.read_text().splitlines() == written

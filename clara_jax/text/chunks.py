@@ -11,7 +11,7 @@ from clara_jax.errors import ClaraError
 from clara_jax.text.counting import CountTokens, TokenCounter
 from clara_jax.text.documents import CHUNK_FIELDS, Chunk, CorpusDocument
 from clara_jax.text.sentences import check_language, paragraph_ends, sentence_ends
-from clara_jax.text.titles import title_line
+from clara_jax.text.titles import is_heading_of, title_line
 
 if TYPE_CHECKING:
     from clara_jax.input_pipeline.tokenization import ClaraTokenizer
@@ -29,7 +29,8 @@ class DocumentChunk(Chunk):
 
     Attributes:
       id: "<document's id>#<number>", numbers from 0.
-      text: the title line, where there is one, and ``document.text[start:end]``.
+      text: the title line, where there is one, and ``document.text[start:end]``; that alone where it begins with a
+        heading that is the title.
       tokens: not written to the corpus.
       page: on which the chunk begins, from 1; None where the document has no pages.
     """
@@ -79,7 +80,8 @@ class Chunker:
       overlap: a chunk repeats the end of the one before it: this many sentences, or as many whole sentences as have
         together at most this many tokens; never more than half a chunk, and nothing of a sentence that was divided.
       overlap_unit: "sentences" or "tokens".
-      title: chunks begin with the document's title on a separate line, where it has one.
+      title: chunks begin with the document's title on a separate line, where it has one and their own text does not
+        begin with it.
       language: an ISO 639-1 code, for finding sentences.
     """
 
@@ -110,12 +112,17 @@ class Chunker:
         prefix = self._prefix(document.title) if self.title else ""
         chunks = []
         for start, end, tokens in _Cut(self, document, prefix).spans():
+            text = document.text[start:end]
+            if prefix and is_heading_of(text.partition("\n")[0], document.title):
+                (tokens,) = self.count([text])  # the title would stand there twice
+            else:
+                text = prefix + text
             chunks.append(
                 DocumentChunk(
                     f"{document.id}#{len(chunks)}",
                     document.id,
                     document.title,
-                    prefix + document.text[start:end],
+                    text,
                     document.source,
                     start,
                     end,

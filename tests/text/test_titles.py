@@ -19,6 +19,19 @@ def test_an_import_leaves_passages_as_they_are(limit, line):
     assert full == (chunk.text if line else f"The old ferry\n{chunk.text}")
 
 
+@pytest.mark.parametrize("heading", ["# The old ferry", "The  old ferry", "## The old ferry ##", "The old ferry\n==="])
+def test_a_text_that_begins_with_its_title_is_not_given_it_again(heading):
+    text = f"{heading}\n\n" + "One two three. Four five six. " * 4
+    first, *rest = Chunker(count_words, 16)(CorpusDocument("d", "The old ferry", text, "d.md"))
+    assert first.text == first.body and first.text.startswith(heading)
+    assert first.tokens == count_words([first.text])[0]
+    assert rest and all(chunk.text == f"The old ferry\n{chunk.body}" for chunk in rest)
+    assert titled("The old ferry", text) == text
+    other = "# The old ferry of 1920\n\nOne."
+    (chunk,) = Chunker(count_words, 40)(CorpusDocument("d", "The old ferry", other, "d.md"))
+    assert chunk.text == f"The old ferry\n{other}" == titled("The old ferry", other)
+
+
 def test_a_passage_is_its_title_and_text():
     (chunk,) = Chunker(count_words, 20)(CorpusDocument("d", "The old ferry", TEXT, "d.txt"))
     assert chunk.text == titled("The old ferry", TEXT) == ImportedDocument("The old ferry", TEXT).full()

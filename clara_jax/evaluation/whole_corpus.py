@@ -144,23 +144,28 @@ def measure(
             "python -m clara_jax.compress, under the ids that the questions name"
         )
     with claimed(directory):
-        _write_plan(directory, pipeline, [question for question, _ in known], settings)
+        asked, plan = [question for question, _ in known], directory / PLAN
+        if plan.exists():
+            _check_plan(plan, _plan(pipeline, asked, settings))
+        else:
+            with replaced_when_whole(plan) as temporary:
+                temporary.write_text(json.dumps(_plan(pipeline, asked, settings), indent=1) + "\n", encoding="utf-8")
         files = {how: ResultFile(directory / SEARCHES / f"{how}.jsonl", Found.from_json, "result") for how in searches}
         left = {how: [one for one in known if one[0].id not in file.results] for how, file in files.items()}
         total, todo = len(known) * len(searches), sum(map(len, left.values()))
         with tqdm(total=total, initial=total - todo, unit=" searches", disable=not progress) as bar:
             for start in range(0, len(known), TOGETHER):
                 part = known[start : start + TOGETHER]
-                asked = {how: [one for one in part if one[0].id not in files[how].results] for how in searches}
-                queries = _encoded(pipeline, [one for how, some in asked.items() if how != "words" for one in some])
-                for how, some in asked.items():
+                missing = {how: [one for one in part if one[0].id not in files[how].results] for how in searches}
+                queries = _encoded(pipeline, [one for how, some in missing.items() if how != "words" for one in some])
+                for how, some in missing.items():
                     bar.set_description(how)
                     if some:
                         files[how].append(_search(pipeline, some, queries, how, settings))
                     bar.update(len(some))
-        _write_plan(directory, pipeline, [question for question, _ in known], settings)  # whether the store has changed
-        found = {how: [file.results[question.id] for question, _ in known] for how, file in files.items()}
-        results = _summary([question for question, _ in known], found, settings, Bootstrap(len(known), resamples, seed))
+        _check_plan(plan, _plan(pipeline, asked, settings))  # whether the store has changed meanwhile
+        found = {how: [file.results[question.id] for question in asked] for how, file in files.items()}
+        results = _summary(asked, found, settings, Bootstrap(len(known), resamples, seed))
         about = {"store": pipeline.store.location, "chunks": len(pipeline.store), "questions": len(known)}
         results = plain({**about, "left_out": len(lacking), "lacking": lacking, "searches": results})
         with replaced_when_whole(directory / RESULTS) as temporary:
@@ -198,10 +203,8 @@ def _located(pipeline: RagPipeline, questions: Sequence[CorpusQuestion]) -> list
     return located
 
 
-def _write_plan(
-    directory: Path, pipeline: RagPipeline, questions: Sequence[CorpusQuestion], settings: Settings
-) -> None:
-    """Write what is asked of which model and store, or check that it is what an earlier run has asked."""
+def _plan(pipeline: RagPipeline, questions: Sequence[CorpusQuestion], settings: Settings) -> dict[str, Any]:
+    """Return what is asked of which model and which store, as JSON has it."""
     store = pipeline.store
     plan = {
         "format": FORMAT,
@@ -210,16 +213,15 @@ def _write_plan(
         "settings": dataclasses.asdict(settings),
         "questions": [question.fields() for question in questions],
     }
-    plan = json.loads(json.dumps(plan))
-    path = directory / PLAN
-    if path.exists():
-        before = read_object(path, "name another --report")
-        for name, value in plan.items():
-            if before.get(name) != value:
-                raise ClaraError(f"{path}: {name} is not what it was; results would be mixed up: name another --report")
-        return
-    with replaced_when_whole(path) as temporary:
-        temporary.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+    return json.loads(json.dumps(plan))
+
+
+def _check_plan(path: Path, plan: Mapping[str, Any]) -> None:
+    """Check that a plan is the one that a file holds."""
+    before = read_object(path, "name another --report")
+    for name, value in plan.items():
+        if before.get(name) != value:
+            raise ClaraError(f"{path}: {name} is not what it was; results would be mixed up: name another --report")
 
 
 def _content(store: DocumentStore) -> str:

@@ -5,6 +5,7 @@ import logging
 import os
 import random
 import threading
+import urllib.request
 
 BUCKET = "bucket"
 
@@ -72,6 +73,8 @@ def s3():
     }
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
+    # All servers of a process have the same buckets.
+    urllib.request.urlopen(urllib.request.Request(f"{url}/moto-api/reset", method="POST")).close()
     faults.client = boto3.client("s3", endpoint_url=url)
     faults.client.create_bucket(Bucket=BUCKET)
     try:

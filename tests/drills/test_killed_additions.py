@@ -64,7 +64,8 @@ def killed_additions(location, bucket, kills):
                 process.wait(rng.uniform(0, 1.5))
             except subprocess.TimeoutExpired:
                 process.kill()
-            told, errors = process.communicate()
+            # Not by communicate: it leaves out what was buffered when "opened" was read.
+            told, errors = process.stdout.read(), process.stderr.read()
         assert process.returncode == -signal.SIGKILL and not errors, errors
         said = int((told.split() or [taken])[-1])
         found = contents(opened(location, bucket))

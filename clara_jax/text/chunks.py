@@ -80,7 +80,7 @@ class Chunker:
       overlap: a chunk repeats the end of the one before it: this many sentences, or as many whole sentences as have
         together at most this many tokens; never more than half a chunk, and nothing of a sentence that was divided.
       overlap_unit: "sentences" or "tokens".
-      title: chunks begin with the document's title on a separate line, where it has one and their own text does not
+      title: chunks begin with the document's title on a separate line, where it has one and their text does not
         begin with it.
       language: an ISO 639-1 code, for finding sentences.
     """

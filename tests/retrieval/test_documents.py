@@ -58,7 +58,8 @@ def test_folders_and_lines(tmp_path):
     ]
     ships = found[1].chunks
     assert [chunk.id for chunk in ships] == ["deep/b.md#0", "deep/b.md#1"] and all(chunk.tokens <= 8 for chunk in ships)
-    assert ships[0].title == "Ships" and ships[0].text.startswith("Ships\n")
+    assert ships[0].title == "Ships" and ships[0].text.startswith("# Ships\n")
+    assert ships[1].text.startswith("Ships\n")
     assert found[3].chunks[1].start == 15 and found[3].chunks[1].source == "y.pdf" and found[3].chunks[1].tokens == 3
 
 

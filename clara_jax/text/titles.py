@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+_MARKS = re.compile(r"^#{1,6}[ \t]+|[ \t]+#+$")  # of a Markdown heading; "C#" has none
+
 
 def title_line(title: str) -> str:
     """Return the line of a title, its line end included; "" for no title."""
@@ -28,4 +32,4 @@ def titled(title: str, text: str) -> str:
 
 def _words(line: str) -> list[str]:
     """Return the words of a line without the marks of a Markdown heading."""
-    return line.strip().strip("#").split()
+    return _MARKS.sub("", line.strip()).split()

@@ -36,3 +36,8 @@ def test_a_passage_is_its_title_and_text():
     (chunk,) = Chunker(count_words, 20)(CorpusDocument("d", "The old ferry", TEXT, "d.txt"))
     assert chunk.text == titled("The old ferry", TEXT) == ImportedDocument("The old ferry", TEXT).full()
     assert titled("", TEXT) == TEXT
+    for title in ("C#", "#1 (album)", "F# minor"):  # no marks of a heading
+        for text in (f"{title}\n{TEXT}", f"# {title}\n{TEXT}", f"## {title} ##\n{TEXT}"):
+            assert titled(title, text) == text
+            (chunk,) = Chunker(count_words, 40)(CorpusDocument("d", title, text, "d.md"))
+            assert chunk.text == text

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
-_MARKS = re.compile(r"^#{1,6}[ \t]+|[ \t]+#+$")  # of a Markdown heading; "C#" has none
-
 
 def title_line(title: str) -> str:
     """Return the line of a title, its line end included; "" for no title."""
@@ -30,6 +26,20 @@ def titled(title: str, text: str) -> str:
     return title_line(title) + text
 
 
+def atx_heading(line: str) -> str | None:
+    """Return the text of a Markdown heading of the kind "# Title" or "## Title ##"; None for another line.
+
+    A mark is apart from the text: the heading "# C#" is "C#" (CommonMark 0.31, section 4.2).
+    """
+    rest = line.lstrip("#")
+    if not 1 <= len(line) - len(rest) <= 6 or rest[:1] not in (" ", "\t"):
+        return None
+    text = rest.strip(" \t")
+    closed = text.rstrip("#")
+    return closed.rstrip(" \t") if closed[-1:] in ("", " ", "\t") else text
+
+
 def _words(line: str) -> list[str]:
     """Return the words of a line without the marks of a Markdown heading."""
-    return _MARKS.sub("", line.strip()).split()
+    heading = atx_heading(line.strip())
+    return (line if heading is None else heading).split()

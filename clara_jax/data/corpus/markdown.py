@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import yaml
 
+from clara_jax.text.titles import atx_heading
+
 LONGEST_FRONT_MATTER = 200  # lines
 LONGEST_YAML = 20_000  # characters that are parsed: the parser is written in Python and slow
 
@@ -62,11 +64,9 @@ def first_heading(text: str) -> str:
             if marks >= 3:
                 fence = bare[:marks]
                 continue
-            level = len(bare) - len(bare.lstrip("#"))
-            if 1 <= level <= 6 and bare[level : level + 1] in (" ", "\t"):
-                title = bare[level:].strip(" \t").rstrip("#").rstrip(" \t")
-                if title:
-                    return title
+            title = atx_heading(bare)
+            if title:
+                return title
             under = bare.rstrip(" \t")
             if under and not under.strip("=") and before.strip() and not before.startswith(_NO_PARAGRAPH):
                 return before

@@ -135,6 +135,8 @@ def test_what_is_no_front_matter():
     "text, title",
     [
         ("Text\n\n## Second ##\n", "Second"),
+        ("# C#\n\nA language.", "C#"),
+        ("# C# #  \n\nA language.", "C#"),
         ("```\n# code\n```\n# Title", "Title"),
         ("~~~\n```\n# code\n~~~\n# Title", "Title"),
         ("Title\n===\n", "Title"),

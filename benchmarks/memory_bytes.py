@@ -146,6 +146,15 @@ def _line(row: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def _apart(sizes: Sequence[int], ratio: float = 1.2) -> list[int]:
+    """Return the sizes whose labels do not overlap on a logarithmic axis: each above the one before by a ratio."""
+    kept: list[int] = []
+    for size in sorted(sizes):
+        if not kept or size >= ratio * kept[-1]:
+            kept.append(size)
+    return kept
+
+
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw F1 and recall against bytes a passage, with the intervals of their paired differences, as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -164,7 +173,8 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
             at *= 1.06 ** [other["bytes"] for other in stored[:place]].count(at)
             axes.errorbar(at, value, spread, fmt="o", markersize=5, capsize=3, label=row["encoding"])
         axes.set_xscale("log", base=2)
-        axes.set_xticks([row["bytes"] for row in stored], [f"{row['bytes'] / 1000:.0f}" for row in stored])
+        ticks = _apart([row["bytes"] for row in stored])
+        axes.set_xticks(ticks, [f"{size / 1000:.0f}" for size in ticks])
         axes.minorticks_off()
         axes.set_xlabel("kB a passage")
         axes.set_ylabel(metric)

@@ -1,7 +1,7 @@
 """Measure whether a teacher that reads the text helps: L_CE + w KL(teacher || student) beside L_CE alone.
 
     python -m benchmarks.distillation --teacher runs/text --data DIR [--start smollm2-clara] [--length 64]
-        [--steps 60] [--weights 0 1] [--output FILE]
+        [--steps 60] [--kl-weights 0 1] [--output FILE]
 
 The student answers questions from memories (a section of `configs/smollm2.py`, questions alone); the teacher is the
 generator of a run with documents=text and answers the same questions with the documents in its prompt. It is frozen.
@@ -278,12 +278,12 @@ def parser() -> argparse.ArgumentParser:
     add("--data", metavar="DIR", help="of the records, as the argument data of configs/smollm2.py")
     add("--start", default="smollm2-clara", metavar="DIR", help="where each training begins (smollm2-clara)")
     add("--length", type=int, default=64, metavar="N", help="tokens of a window, of a section with rate 4 (64)")
-    add("--limit", type=int, default=20_000, metavar="N", help="training records of each file (20000)")
+    command.add_option(parser, "--limit", "of the training records of each file; 20000", default=20_000)
     add("--steps", type=int, default=60, metavar="N", help="of each training (60)")
     add("--learning-rate", type=float, default=5e-4, metavar="X", help="its peak (5e-4)")
     add("--questions", type=int, default=128, metavar="N", help="held-out ones (128)")
-    add("--weights", type=float, nargs="+", default=[0.0, 1.0], metavar="W", help="of the divergence (0 1)")
-    add("--output", metavar="FILE", help="rows as JSON")
+    add("--kl-weights", type=float, nargs="+", default=[0.0, 1.0], metavar="W", help="of the divergence (0 1)")
+    command.add_option(parser, "--output", "rows as JSON")
     command.add_option(parser, "--batch-size", "16", default=16)
     command.add_option(parser, "--seed")
     return parser
@@ -303,7 +303,7 @@ def main() -> None:
     )
     print("| weight | held-out CE | EM | F1 | to the first |\n|---|---|---|---|---|")
     rows = []
-    for row in measure(config, start, teacher, arguments.weights):
+    for row in measure(config, start, teacher, arguments.kl_weights):
         print(_line(row), flush=True)
         rows.append({**row, "values": row["values"].tolist()})
     if arguments.output:

@@ -74,7 +74,7 @@ def divergence(
     Args:
       model: backbone and hyperparameters.
       params: the model's parameters, of whose head both make use.
-      taught: the teacher's last-layer states, without gradient.
+      taught: the teacher's last-layer states, which get no gradient.
       states: the student's.
     """
 
@@ -98,7 +98,7 @@ def taught_loss(model: ClaraModel, params: Any, batch: TaughtBatch, weight: floa
     loss = ce
     if weight:
         shared = min(batch.prompt.labels.shape[1], batch.teacher.labels.shape[1])  # labels end together
-        taught = jax.lax.stop_gradient(_read_text(model, params, batch.teacher))
+        taught = _read_text(model, params, batch.teacher)
         found = divergence(model, params, taught[:, -shared:], states[:, -shared:])
         loss = ce + weight * jnp.sum(found * weights[:, -shared:])
     records = jnp.maximum(jnp.sum(weights), 1)

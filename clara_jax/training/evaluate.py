@@ -114,6 +114,11 @@ class Evaluation:
         self._generate = jax.jit(answer)
 
     @property
+    def batches(self) -> int:
+        """Batches of a call."""
+        return len(self._batches)
+
+    @property
     def compilations(self) -> int:
         """Programs compiled by all calls together."""
         functions = (self._terms, self._gradients, self._select, self._generate)
@@ -125,6 +130,7 @@ class Evaluation:
         frozen: Leaves,
         stop: Callable[[], bool] = lambda: False,
         numbers: Mapping[str, jax.Array] = MappingProxyType({}),
+        measured: Callable[[], None] = lambda: None,
     ) -> dict[str, float] | None:
         """Return means over the examples; to be called under `jax.set_mesh`.
 
@@ -133,6 +139,7 @@ class Evaluation:
           frozen: the others.
           stop: asked before each device call.
           numbers: replace the objective's of their names.
+          measured: called after each batch.
 
         Returns:
           None as soon as ``stop`` returns True. Else, by name: "loss" and the stage's terms; "ce_no_memory" and
@@ -142,14 +149,16 @@ class Evaluation:
           "gradient_cosine" where they are asked for, the last where neither is zero.
         """
         found = _Measurements()
-        for _ in self._measure(trained, frozen, dict(numbers), found):
+        for _ in self._measure(trained, frozen, dict(numbers), found, measured):
             if stop():
                 return None
         self.answers = tuple(found.answers.get(REAL, ()))
         return self._loss(found) | self._quality(found) | self._recall(found) | _means(found.gradients)
 
-    def _measure(self, trained: Leaves, frozen: Leaves, numbers: Terms, found: _Measurements) -> Iterator[None]:
-        """Fill ``found``, yielding before each device call."""
+    def _measure(
+        self, trained: Leaves, frozen: Leaves, numbers: Terms, found: _Measurements, measured: Callable[[], None]
+    ) -> Iterator[None]:
+        """Fill ``found``, yielding before each device call, and call ``measured`` after each batch."""
         for batch in self._batches:
             memories = {}
             for case, make in batch.cases.items():
@@ -177,6 +186,7 @@ class Evaluation:
                 out = _on_device(self._generate, trained, frozen, placed, case_memories)
                 found.answers.setdefault(case, []).extend(self._texts(gather(out), len(batch.golds)))
             found.golds.extend(batch.golds)
+            measured()
 
     def _texts(self, out: Generated, count: int) -> list[str]:
         return [self._tokenizer.decode(out.tokens[row, : out.lengths[row]].tolist()) for row in range(count)]

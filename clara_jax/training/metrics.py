@@ -259,12 +259,14 @@ class Throughput:
 class Progress:
     """The progress of a stage: a bar with loss, tokens per second and time left; lines where there is no terminal.
 
+    That of a shorter work inside one, an evaluation, is ``brief``: a bar that goes again, or lines without the first.
+
     Away from a terminal (a log file, a job system) a line is written for the first step, the last, and at most every
     ``seconds`` in between.
 
     Args:
       total: steps.
-      name: of the stage.
+      name: of the stage or the work.
       start: steps that were done before, by a run that this one goes on from.
       stream: where to write; standard error by default.
       seconds: time between lines without a terminal.
@@ -272,6 +274,7 @@ class Progress:
       clock: seconds, monotonic.
       devices: that share the work.
       peak_flops: of one of them, a second; None where it is not known.
+      brief: write nothing of work that takes less than a second on a terminal, ``seconds`` elsewhere.
     """
 
     def __init__(
@@ -286,16 +289,26 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
         devices: int = 1,
         peak_flops: float | None = None,
+        brief: bool = False,
     ):
         self.total, self.name, self.step, self._first = total, name, start, start + 1
         self._stream = sys.stderr if stream is None else stream
-        self._seconds, self._clock, self._last_line = seconds, clock, -math.inf
+        self._seconds, self._clock, self._last_line = seconds, clock, clock() if brief else -math.inf
         self._tokens, self._steps, self._flops = (Throughput(clock=clock) for _ in range(3))
         self._devices, self._peak_flops = devices, peak_flops
-        self._enabled = enabled
+        self._enabled, self._brief = enabled, brief
         self._bar = None
         if enabled and self._stream.isatty():
-            self._bar = tqdm(total=total, initial=start, desc=name, unit="step", file=self._stream, dynamic_ncols=True)
+            self._bar = tqdm(
+                total=total,
+                initial=start,
+                desc=name,
+                unit="batch" if brief else "step",
+                leave=not brief,
+                delay=1.0 if brief else 0.0,
+                file=self._stream,
+                dynamic_ncols=True,
+            )
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -341,7 +354,7 @@ class Progress:
         if not self._enabled:
             return
         facts = [] if loss is None else [f"loss {loss:.4f}"]
-        if self.tokens_per_second is not None:
+        if self.tokens_per_second:  # an evaluation counts none
             facts.append(f"{self.tokens_per_second:,.0f} tokens/s")
             if self._devices > 1:
                 facts.append(f"{self.tokens_per_second / self._devices:,.0f} a device")
@@ -352,7 +365,8 @@ class Progress:
             self._bar.update()
             return
         now = self._clock()
-        if self.step in (self._first, self.total) or now - self._last_line >= self._seconds:
+        ends = self.step in (self._first, self.total) and not self._brief
+        if ends or now - self._last_line >= self._seconds:
             self._last_line = now
             if self.seconds_left is not None:
                 facts.append(f"{tqdm.format_interval(self.seconds_left)} left")

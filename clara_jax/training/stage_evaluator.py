@@ -17,7 +17,9 @@ from clara_jax.method.parameters import merge
 from clara_jax.method.topk import DEGENERATE
 from clara_jax.metrics.controls import HELD_OUT_CONTROLS
 from clara_jax.model.sharding import put_whole
+from clara_jax.training.config import ReportingConfig
 from clara_jax.training.evaluate import Evaluation
+from clara_jax.training.metrics import Progress
 from clara_jax.training.schedules import scaffold_at
 from clara_jax.training.stage_config import StageConfig
 from clara_jax.training.stage_data import StageBatches, StageData
@@ -34,9 +36,19 @@ class StageEvaluator:
       data: the stage's.
       batches: the stage's, with the rates that they have, and its stored memories.
       steps: the stage's.
+      reporting: how far an evaluation has come is shown as it says.
     """
 
-    def __init__(self, stage: StageConfig, bundle: Bundle, data: StageData, batches: StageBatches, steps: int):
+    def __init__(
+        self,
+        stage: StageConfig,
+        bundle: Bundle,
+        data: StageData,
+        batches: StageBatches,
+        steps: int,
+        reporting: ReportingConfig,
+    ):
+        self._reporting = reporting
         self._stage, self._mesh, self._steps, self._search = stage, bundle.mesh, steps, batches.search
         kinds = [record.kind if record.kind in TEXT_STAGES else "" for record in data.held_out_records]
         found = sorted(set(kinds)) or [""]
@@ -76,11 +88,19 @@ class StageEvaluator:
         if self._stage.objective.scaffold_end is not None:
             scaffold = scaffold_at(self._stage.objective, self._steps, step)
             numbers["scaffold"] = put_whole(np.float32(scaffold), self._mesh)
-        for prefix, evaluation in self._evaluations.items():
-            found = evaluation(trained, frozen, stop, numbers)
-            if found is None:
-                return None
-            values |= {f"{prefix}{name}": value for name, value in found.items()}
+        total = sum(evaluation.batches for evaluation in self._evaluations.values())
+        with Progress(
+            total,
+            f"{self._stage.name} evaluation",
+            enabled=self._reporting.progress,
+            seconds=self._reporting.progress_seconds,
+            brief=True,
+        ) as progress:
+            for prefix, evaluation in self._evaluations.items():
+                found = evaluation(trained, frozen, stop, numbers, progress.update)
+                if found is None:
+                    return None
+                values |= {f"{prefix}{name}": value for name, value in found.items()}
         if self._search is not None:
             values |= self._search.recall(merge(trained, frozen))
         return values

@@ -90,7 +90,7 @@ def train_stage(
     ]
 
     # Evaluator, and checkpointer with the log of the steps.
-    evaluator = StageEvaluator(stage, bundle, data, batches, steps)
+    evaluator = StageEvaluator(stage, bundle, data, batches, steps, config.reporting)
     log = StageLog(config, workdir, start.position, metrics, data.rejected, loader)
     trains = tuple(name for name in stage.subtrees if name != MAP or "map" in bundle.params["tokens"])
     agreement = Agreement(mesh)

@@ -244,9 +244,13 @@ def test_compiles_once_and_stops_when_told(directory, mesh):
             assert evaluation(trained, frozen, lambda limit=limit: asked.append(0) or len(asked) > limit) is None
             assert len(asked) == limit + 1
         asked.clear()
-        assert evaluation(trained, frozen, lambda: bool(asked.append(0))) == first
+        done = []  # the device calls before the end of each batch
+        assert (
+            evaluation(trained, frozen, lambda: bool(asked.append(0)), measured=lambda: done.append(len(asked)))
+            == first
+        )
         # Two batches: three losses, two selections and three times answers each.
-        assert len(asked) == 16 and evaluation.answers == answers
+        assert done == [8, 16] and evaluation.batches == 2 and evaluation.answers == answers
         moved = jax.jit(lambda leaves: jax.tree.map(lambda x: 1.5 * x, leaves))(trained)
         assert evaluation(moved, frozen)["loss"] != first["loss"]
         evaluation.answers = answers  # the evaluation is shared by the tests

@@ -211,6 +211,23 @@ def test_a_resumed_stage_goes_on_counting():
     assert "7/10" in terminal.getvalue()
 
 
+def test_an_evaluation_shows_how_far_it_is_only_if_it_takes_long():
+    clock, stream, terminal = Clock(), io.StringIO(), Terminal()
+    for seconds in (1, 10):
+        with Progress(9, "scp evaluation", stream=stream, seconds=30, clock=clock, brief=True) as progress:
+            for _ in range(9):
+                clock.now += seconds
+                progress.update()
+    assert stream.getvalue().splitlines() == [
+        "scp evaluation 3/9  01:00 left",
+        "scp evaluation 6/9  00:30 left",
+        "scp evaluation 9/9  00:00 left",
+    ]
+    with Progress(9, "scp evaluation", stream=terminal, clock=clock, brief=True) as bar:
+        bar.update()
+    assert "evaluation" not in terminal.getvalue()
+
+
 def test_bar_on_a_terminal_and_silence():
     terminal, quiet = Terminal(), io.StringIO()
     clock = Clock()

@@ -1,5 +1,6 @@
 """Code in the documents: fenced blocks, the commands that a shell makes of them, and the files that these name."""
 
+import itertools
 import re
 import subprocess
 import tempfile
@@ -23,9 +24,10 @@ INLINE = "inline"
 MEASUREMENTS = "docs/results.md"
 MARK = re.compile(r"(?:^|\s)#\s(?:.*\W)?(?:long|needs): \S")
 # Bash reads this before a block. It finds no program: what it would start is written down, after the line it stands on.
+# A record is one write, so that those of both sides of a pipe do not mix: one `printf`, and no line end, which flushes.
 RECORDER = r"""
 PATH=/nonexistent TIMEFORMAT=
-record() { printf '%s\0' "${BASH_LINENO[1]}" "$@" >> "$RECORD"; printf '\n' >> "$RECORD"; }
+record() { printf '%s\0' "$#" "${BASH_LINENO[1]}" "${@//$'\n'/$'\x1e'}" >> "$RECORD"; }
 command_not_found_handle() { record "$@"; }
 function cd { :; }
 function . { :; }
@@ -114,8 +116,8 @@ def started(block: Block) -> list[tuple[int, tuple[str, ...]]]:
             text=True,
         )
         assert not done.stderr and not done.returncode, f"{block}: {done.stderr}"
-        started = [entry.split("\0") for entry in record.read_text().split("\0\n")[:-1]]
-    return [(int(line), tuple(words)) for line, *words in started]
+        fields = iter(record.read_text().replace("\x1e", "\n").split("\0")[:-1])
+    return [(int(next(fields)), tuple(itertools.islice(fields, int(count)))) for count in fields]
 
 
 def marked_lines(text: str) -> set[int]:

@@ -110,7 +110,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--generator-model": dict(metavar="NAME", help="which of its models"),
     "--json": dict(action="store_true", help="print JSON instead of text"),
     "--k": dict(type=int, metavar="N", help="documents or chunks that the answer is given from"),
-    "--limit": dict(type=int, metavar="N", help="take the first N alone"),
+    "--limit": dict(type=int, metavar="N", help="take no more than N"),
     "--max-new-tokens": dict(type=int, metavar="N", help="longest answer, in tokens"),
     "--output": dict(metavar="FILE", help="what is written"),
     "--precision": dict(help="of the computation"),

@@ -20,6 +20,7 @@ from random import Random
 from typing import NamedTuple, TypeVar
 
 from clara_jax.errors import ClaraError
+from clara_jax.input_pipeline.drawn import drawn
 from clara_jax.metrics.answers import cover_match
 from clara_jax.metrics.answers import words as words_of
 from clara_jax.metrics.cases import Case
@@ -250,7 +251,7 @@ def counterfactual_cases(cases: Sequence[Case], seed: int, limit: int | None = N
     Args:
       cases: of one suite.
       seed: of the draws; those of a case do not depend on others of the same pool.
-      limit: cases at most.
+      limit: cases at most, see `clara_jax.input_pipeline.drawn`.
     """
     values = [_value(case) for case in cases]
     pools: dict[tuple[str, str], list[str]] = {}
@@ -258,7 +259,9 @@ def counterfactual_cases(cases: Sequence[Case], seed: int, limit: int | None = N
         if value is not None:
             pools.setdefault(value.kind, []).append(value.text)
     pools = {kind: sorted(set(pool)) for kind, pool in pools.items()}  # whatever the order of the cases
-    changed = (_changed(case, pools[value.kind], seed) for case, value in zip(cases, values, strict=True) if value)
+    order = range(len(cases)) if limit is None else drawn(range(len(cases)), len(cases))
+    asked = ((cases[number], values[number]) for number in order)
+    changed = (_changed(case, pools[value.kind], seed) for case, value in asked if value)
     return tuple(islice((case for case in changed if case is not None), limit))
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Any, TypeVar
 
 from clara_jax.data.passages import parse_passage
 from clara_jax.errors import ClaraError
 from clara_jax.formats.jsonl import parse_lines
+from clara_jax.input_pipeline.drawn import drawn
 from clara_jax.input_pipeline.records import DOCUMENT_FIELDS, Record, parse_documents, parse_record
 from clara_jax.metrics.cases import Case, CorpusQuestion
 from clara_jax.metrics.controls import draws
@@ -30,7 +30,7 @@ def question_cases(path: str, limit: int | None = None) -> tuple[Case, ...]:
 
     Args:
       path: JSONL, see `clara_jax.input_pipeline.records`; an answer may be missing.
-      limit: cases at most; lines after the last one are not looked at.
+      limit: cases at most, see `drawn`.
 
     Raises:
       ClaraError: a file that cannot be read or has no question, a line that is not such a record.
@@ -66,7 +66,7 @@ def paraphrase_cases(path: str, limit: int | None = None) -> tuple[Case, ...]:
 
     Args:
       path: JSONL: records of any stage, or passages of a corpus.
-      limit: cases at most; lines after the last one are not looked at.
+      limit: cases at most, see `drawn`.
 
     Raises:
       ClaraError: a file that cannot be read or has no document, a line that has none.
@@ -79,7 +79,7 @@ def window_cases(path: str, limit: int | None = None, words: int | None = None, 
 
     Args:
       path: as for `paraphrase_cases`.
-      limit: cases at most; lines after the last one are not looked at.
+      limit: cases at most, see `drawn`.
       words: length of a window, whose place is drawn; shorter documents are left out. None: whole documents.
       seed: of the draws.
 
@@ -108,7 +108,7 @@ def corpus_questions(paths: Sequence[str], limit: int | None = None) -> tuple[Co
       paths: JSONL files. A line names the documents that answer its question by their ids, in ``gold_passage`` or
         ``gold_passages`` (one, or a list); or it is a record of ``instruct``, ``end_to_end`` or ``retrieval``, whose
         positive documents these are. Records without a positive document are left out. Answers may be missing.
-      limit: questions of each file at most; lines after the last one are not looked at.
+      limit: questions of each file at most, see `drawn`.
 
     Raises:
       ClaraError: a file that cannot be read or has no such question, a line that is none.
@@ -184,9 +184,9 @@ def _name(given: str, where: str) -> str:
 
 
 def _numbered(cases: Iterable[Q], limit: int | None, path: str, what: str) -> tuple[Q, ...]:
-    """Return the first cases, each with a unique name that does not depend on later ones."""
+    """Return the cases that the limit leaves, each with a unique name that depends on the cases before it alone."""
     found: dict[str, Q] = {}
-    for case in islice(cases, limit):
+    for case in cases:
         name, count = case.id, 1
         while name in found:
             count += 1
@@ -194,4 +194,4 @@ def _numbered(cases: Iterable[Q], limit: int | None, path: str, what: str) -> tu
         found[name] = dataclasses.replace(case, id=name)
     if not found:
         raise ClaraError(f"{path}: the file holds no {what}")
-    return tuple(found.values())
+    return tuple(drawn(list(found.values()), limit))

@@ -144,7 +144,7 @@ def open_suites(
     Args:
       names: see `NAMES`.
       data: the folder with the released layout, and where files are looked for first.
-      limit: the first cases of each suite; None for all.
+      limit: cases of each suite, drawn (`clara_jax.input_pipeline.drawn`); None for all.
       world: the synthetic world the model was trained on, if it was.
       seed: of the needles, the windows, and the substitutes of counterfactual documents.
 

@@ -243,7 +243,9 @@ class EvaluationConfig:
     """Held-out files of the same format as `data.train`, a built data set (its split `eval`), or `synthetic:eval`.
     Records of several kinds are measured apart."""
     limit: Count | None = None
-    """Read no more held-out records than this; as `data.limit`."""
+    """Measure no more held-out records, of each entry that names a kind: drawn from all, always the same ones.
+    Without a limit all are measured, and the first `answers` of them answered, which in a file sorted by article are
+    about one."""
     every: Count | None = None
     """Steps between evaluations; none: before the first step and after the last."""
     batches: Count | None = None

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from clara_jax.formats.jsonl import Rejects, data_files
 from clara_jax.input_pipeline.batches import MemoryReader
 from clara_jax.input_pipeline.buckets import Shapes, shape_ladder, without_texts
 from clara_jax.input_pipeline.distinct import document_numbers, planned_counts
+from clara_jax.input_pipeline.drawn import drawn
 from clara_jax.input_pipeline.encoding import Encoding, Example, encode_records, sizes_of
 from clara_jax.input_pipeline.loader import BatchLoader
 from clara_jax.input_pipeline.mixture import ConcatExamples, Mixture
@@ -43,6 +45,7 @@ from clara_jax.training.stopping import StopSignal
 from clara_jax.training.stored_memories import open_memories
 
 SYNTHETIC = "synthetic:"
+T = TypeVar("T")
 TRAIN, HELD_OUT = "data.train", "evaluation.data"  # the fields that name records
 SPLITS = {TRAIN: "train", HELD_OUT: "eval"}  # of a data set that was built, by the field that names it
 
@@ -100,7 +103,11 @@ def _read(
     limit: int | None,
     rejects: Rejects | None,
 ) -> list[Sequence[Record]]:
-    """Return the records of a field's entries, in as few parts as leave built data sets on disk."""
+    """Return the records of a field's entries, in as few parts as leave built data sets on disk.
+
+    Of a limited number of training records, the first are taken, and the rest is not read; held-out ones are drawn.
+    """
+    take, reading = (drawn, None) if field == HELD_OUT else (_first, limit)
     made = [name for name in names if name.startswith(SYNTHETIC)]
     built = [name for name in names if name not in made and os.path.isdir(os.path.expanduser(name))]
     patterns = [name for name in names if name not in (*made, *built) and entry_kind(name)[0] is None]
@@ -110,20 +117,24 @@ def _read(
         found += synthetic.records(config.synthetic, stage.kind, name.removeprefix(SYNTHETIC))
     if limit is not None:
         for source in sources:
-            found += source.__getitems__(range(len(source))[:limit])
+            found += source.__getitems__(take(range(len(source)), limit))
         sources = []
     if patterns:
-        found += read_records(data_files(patterns, f"config.{stage.name}.{field}"), stage.kind, limit, rejects)
-    found = found[:limit]
+        found += read_records(data_files(patterns, f"config.{stage.name}.{field}"), stage.kind, reading, rejects)
+    found = take(found, limit)
     for kind, pattern in map(entry_kind, names):
         if kind is None:
             continue
         files = data_files([pattern], f"config.{stage.name}.{field}")
         if kind == QUESTIONS:
-            found += single_questions(read_records(files, "scp", limit, rejects))[:limit]
+            found += take(single_questions(read_records(files, "scp", reading, rejects)), limit)
         else:
-            found += read_records(files, kind, limit, rejects)
+            found += take(read_records(files, kind, reading, rejects), limit)
     return [*([found] if found or not sources else []), *sources]
+
+
+def _first(records: Sequence[T], limit: int | None) -> list[T]:
+    return list(records[:limit])
 
 
 def _open(stage: StageConfig, field: str, name: str) -> RecordSource[Record]:

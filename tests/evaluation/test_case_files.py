@@ -13,6 +13,7 @@ from clara_jax.evaluation.case_files import (
     scp_cases,
     window_cases,
 )
+from clara_jax.input_pipeline.drawn import drawn
 
 QUESTION = {"question": "Who?", "docs": ["d0", "d1"], "answer": "Ann"}
 QA = {"data_type": "qa", "question": ["Q1", "Q2"], "answers": ["A1", "A2"], "docs": ["d"]}
@@ -41,7 +42,7 @@ def test_names_are_unique_and_stay(tmp_path):
     (tmp_path / "moved").mkdir()
     moved = write(tmp_path / "moved" / "b.jsonl", *lines)
     assert question_cases(moved) == cases
-    assert all(question_cases(moved, limit) == cases[:limit] for limit in range(1, 8))
+    assert [question_cases(moved, limit) for limit in range(1, 9)] == [tuple(drawn(cases, n)) for n in range(1, 9)]
 
 
 @pytest.mark.parametrize("nothing", [{}, {"answer": None}, {"answer": ""}, {"golden_answers": []}])
@@ -89,7 +90,7 @@ def test_documents_are_told_again(tmp_path):
         ("line 7", ("d",), ("paraphrased",)),
     ]
     assert all((case.kind, case.question) == ("paraphrase", "") for case in cases)
-    assert paraphrase_cases(path, 2) == cases[:2]
+    assert paraphrase_cases(path, 2) == tuple(drawn(cases, 2))
     assert list(read_documents(path)) == ["d", "d0", "d1", "d0", "d1", "d2", "Ulm\nA town.", "a passage", "d"]
 
 
@@ -122,11 +123,12 @@ def test_bad_files_are_named(tmp_path, read, lines, message):
     assert message in str(caught.value) and str(caught.value).startswith(str(tmp_path))
 
 
-def test_lines_behind_the_limit_are_not_looked_at(tmp_path):
-    path = write(tmp_path / "a.jsonl", QUESTION, "{")
-    assert len(question_cases(path, 1)) == 1
-    with pytest.raises(ClaraError):
-        question_cases(path, 2)
+def test_a_limit_is_a_draw_from_the_whole_file(tmp_path):
+    lines = [QUESTION | {"qid": f"{article}-{i}"} for article in range(10) for i in range(30)]
+    cases = question_cases(write(tmp_path / "a.jsonl", *lines), 30)
+    assert len(cases) == 30 and len({case.id.partition("-")[0] for case in cases}) >= 8
+    with pytest.raises(ClaraError, match="a.jsonl:301"):
+        question_cases(write(tmp_path / "a.jsonl", *lines, "{"), 1)
 
 
 def test_windows_are_written_out(tmp_path):
@@ -139,6 +141,6 @@ def test_windows_are_written_out(tmp_path):
     assert len(windows) == 20 and windows == window_cases(path, words=4) != window_cases(path, words=4, seed=1)
     places = {text.find(case.documents[0]) for case, text in zip(windows, texts, strict=True)}
     assert all(len(case.documents[0].split()) == 4 for case in windows) and -1 not in places and len(places) > 1
-    assert window_cases(path, 3, words=4) == windows[:3]
+    assert window_cases(path, 3, words=4) == tuple(drawn(windows, 3))
     with pytest.raises(ClaraError, match="the file holds no documents of 7 words"):
         window_cases(path, words=7)

@@ -52,6 +52,7 @@ from clara_jax.training.stage_data import StageBatches, StageData, StageRecords
 from clara_jax.training.stopping import StopSignal
 
 TEACHER = "teacher"  # the adapter's name beside those of the three roles
+RATE = 4  # of the sections
 LADDER = 4  # shapes of the teacher's prompts
 
 
@@ -156,7 +157,14 @@ def taught_batches(memory: StageBatches, text: StageData, bundle: Bundle, steps:
 
 
 def config_of(arguments: argparse.Namespace) -> RunConfig:
-    """Return the run whose only stage is the section of the curriculum, with questions alone."""
+    """Return the run whose only stage is the section of the curriculum, with questions alone.
+
+    Raises:
+      ClaraError: the curriculum has no section of this length.
+    """
+    lengths = sorted({length for length, rate, _ in smollm2.READ["full"] if rate == RATE})
+    if arguments.length not in lengths:
+        raise ClaraError(f"--length: {arguments.length} must be one of {', '.join(map(str, lengths))}")
     name = f"instruct_{arguments.length}"
     made = smollm2.get_config(
         f"size=full,stages={name},start={arguments.start},seed={arguments.seed}"
@@ -175,6 +183,7 @@ def config_of(arguments: argparse.Namespace) -> RunConfig:
         schedule="cosine_with_minimum",
         warmup=0.1,
     )
+    section.objective.update(scaffold=0.0, scaffold_end=None, scaffold_steps=None)  # trained and measured as it is used
     held_out = tuple(entry for entry in section.evaluation.data if entry.startswith("questions:"))
     section.evaluation.update(data=held_out, limit=arguments.questions, answers=arguments.questions)
     return resolve(made)

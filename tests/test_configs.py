@@ -135,11 +135,12 @@ def test_the_scaffold_of_smollm2_falls_once_and_for_all(size):
         assert dataclasses.replace(other, objective=one.objective) == one
 
 
-@pytest.mark.parametrize("rate", [4, 8, 16])
+@pytest.mark.parametrize("rate", [4, 8, 16, 64])
 def test_the_rate_of_smollm2_is_that_of_its_last_section(rate):
     for size in ("short", "full"):
         run = resolve(load("smollm2", f"size={size},rate={rate},stages=read"))
         assert run.stages[-1].data.compress_rate == rate
+        assert len({stage.name for stage in run.stages}) == len(run.stages)
 
 
 @pytest.mark.parametrize("size", ["tiny", "short", "full"])

@@ -95,6 +95,13 @@ def test_the_student_comes_to_say_what_the_teacher_says(config, start, teacher):
     assert 0 < apart[1] < 0.7 * apart[0]
 
 
+def test_a_section_that_is_none_is_refused():
+    with pytest.raises(ClaraError, match="--length: 48 must be one of 16, 32, 64, 128, 256"):
+        distillation.config_of(distillation.parser().parse_args(["--teacher", "nowhere", "--length", "48"]))
+    config = distillation.config_of(distillation.parser().parse_args(["--teacher", "nowhere", "--length", "16"]))
+    assert config.stages[0].objective.scaffold == 0 and config.stages[0].objective.scaffold_end is None
+
+
 def test_a_teacher_of_another_base_is_refused(config, start, teacher):
     other = dataclasses.replace(teacher, base={**teacher.base, "hash": "another"})
     with pytest.raises(ClaraError, match="its base is another"):

@@ -31,9 +31,9 @@ rate does, from 4 to ``rate``. There is one memory token for all places, so that
 What is equal with ``documents=text``: questions, held-out records, batch sizes, steps, learning rates and their
 schedules, section by section; the generator's adapter and where it starts; how much of a document is read. What is not:
 no passage is written out or continued, for a text in the prompt would only be copied; so the section of passages alone
-is left out, and a batch holds questions in the passages' places; there is no compressor to train; batches are computed
-in more parts, which changes nothing but the memory they take; and where end_to_end chooses ``top_k`` of its candidates,
-the texts are the positive documents, then the first others: a perfect retriever's.
+is left out, and a batch holds questions in the passages' places; there is no compressor to train; batches of scp,
+instruct and end_to_end are computed in more parts, which changes nothing but the memory they take; and where end_to_end
+chooses ``top_k`` of its candidates, the texts are the positive documents, then the first others: a perfect retriever's.
 """
 
 import os
@@ -223,9 +223,10 @@ def _read(args, scaffold, as_text):
     sections = [section for section in READ[args.size] if section[1] <= args.rate]
     if not sections:
         raise ClaraError(f"config argument rate={args.rate}: the curriculum begins at {READ[args.size][0][1]}")
-    if args.size != "full":
-        length, _, steps = sections[-1]
-        sections[-1] = (length, args.rate, steps)
+    length, rate, steps = sections[-1]
+    if rate < args.rate:  # no section has it: the whole curriculum goes on to it, a short one ends with it instead
+        kept = len(sections) if args.size == "full" else -1
+        sections[kept:] = [(length, args.rate, steps)]
     stages = {}
     for number, (length, rate, steps) in enumerate(sections):
         kind = "autoencode" if number == 0 else "instruct"

@@ -211,7 +211,7 @@ class TopKConfig:
     """τ of the softmax over cosine scores."""
     temperature_schedule: Literal["constant", "cosine", "steps"] = "constant"
     """`cosine`: from `temperature` to `temperature_end` over the stage; `steps`: from step `temperature_steps[i]` on
-    it is `temperature_values[i]`, before that `temperature`; see docs/topk.md."""
+    it is `temperature_values[i]`, before that `temperature`; see docs/topk.md. Held-out losses are at `temperature`."""
     temperature_end: Positive | None = None
     """τ at the end of a `cosine`."""
     temperature_steps: Counts = ()
@@ -241,7 +241,7 @@ class EvaluationConfig:
 
     data: Names = ()
     """Held-out files of the same format as `data.train`, a built data set (its split `eval`), or `synthetic:eval`.
-    Records of several kinds are measured apart."""
+    Questions, texts of each kind and records of `scp` are measured apart."""
     limit: Count | None = None
     """Measure no more held-out records, of each entry that names a kind: drawn from all, always the same ones.
     Without a limit all are measured, and the first `answers` of them answered, which in a file sorted by article are

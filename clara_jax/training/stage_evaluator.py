@@ -11,7 +11,7 @@ import numpy as np
 
 from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.input_pipeline.rates import with_fewer
-from clara_jax.input_pipeline.records import TEXT_STAGES
+from clara_jax.input_pipeline.records import TEXT_STAGES, Record
 from clara_jax.method.generator import TOKENS
 from clara_jax.method.parameters import merge
 from clara_jax.method.topk import DEGENERATE
@@ -28,7 +28,7 @@ from clara_jax.training.stage_data import StageBatches, StageData
 class StageEvaluator:
     """The evaluations of a stage's held-out records.
 
-    Records of each kind of text (to write out, or to continue) are measured apart from the others; so is each rate.
+    Records of each kind are measured apart, see `_kind`; so is each rate.
 
     Args:
       stage: the stage's configuration.
@@ -50,7 +50,8 @@ class StageEvaluator:
     ):
         self._reporting = reporting
         self._stage, self._mesh, self._steps, self._search = stage, bundle.mesh, steps, batches.search
-        kinds = [record.kind if record.kind in TEXT_STAGES else "" for record in data.held_out_records]
+        asked = any(record.kind == "question" for record in data.held_out_records)
+        kinds = [_kind(record, asked) for record in data.held_out_records]
         found = sorted(set(kinds)) or [""]
         self._evaluations = {}  # by the prefix of the names of their values
         for kind, at_rate in itertools.product(found, batches.at_rates):
@@ -109,6 +110,13 @@ class StageEvaluator:
     def compilations(self) -> int:
         """Programs that were compiled for it."""
         return sum(evaluation.compilations for evaluation in self._evaluations.values())
+
+
+def _kind(record: Record, asked: bool) -> str:
+    """Return what begins the names of a record's values: the kind of a text, "scp" of its records beside questions."""
+    if record.kind in TEXT_STAGES:
+        return record.kind
+    return "scp" if asked and record.kind != "question" else ""
 
 
 def describe(values: Mapping[str, float]) -> str:

@@ -56,7 +56,7 @@ def config(place):
             optimizer=dict(steps=4) | optimizer,
             objective=dict(scaffold=1.0, scaffold_end=0.0, scaffold_steps=2, ce_over="records", mse_weight=0.0),
             topk=dict(k=1),
-            evaluation=dict(data=(asked, pool), limit=4, answers=2, answer_tokens=3),
+            evaluation=dict(data=(f"scp:{place}/scp.jsonl", asked, pool), limit=4, answers=2, answer_tokens=3),
             saving=dict(every=2),
         ),
     )
@@ -120,7 +120,8 @@ def test_kinds_are_measured_apart(finished):
     (last,) = [row for row in read_metrics(finished / "metrics.jsonl") if row.get("step") == 4 and "eval_ce" in row]
     for name in ("ce", "ce_no_memory", "ce_other_memory", "exact_match"):
         assert np.isfinite(last[f"eval_{name}"]), name
-    assert np.isfinite(last["eval_autoencode_ce"]) and "eval_autoencode_exact_match" not in last
+    for kind in ("autoencode", "scp"):  # the second comes before the questions, and takes no answers from them
+        assert np.isfinite(last[f"eval_{kind}_ce"]) and f"eval_{kind}_exact_match" not in last
     assert abs(last["eval_autoencode_ce"] - last["eval_ce"]) > 1e-3
 
 

@@ -1,9 +1,9 @@
 """Measure what last-layer states of an untrained model say of a document: why a generator does not read them.
 
-    python -m benchmarks.fresh_states [--base smollm2] [--limit 32]
+    python -m benchmarks.fresh_states --data DIR/squad/stage1_pretrain_qa.dev.jsonl [--base smollm2] [--limit 32]
 
-The documents are those of configs/demo.py. A fresh adapter does nothing: a memory is the base's last-layer state at a
-memory token behind the text.
+The documents are drawn from the file's records. A fresh adapter does nothing: a memory is the base's last-layer state
+at a memory token behind the text.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jaxtyping import Float
 from clara_jax import command
 from clara_jax.analysis.geometry import document_states
 from clara_jax.checkpoints import opening
-from clara_jax.configs import demo
+from clara_jax.input_pipeline.drawn import drawn
 from clara_jax.input_pipeline.records import read_records
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.metrics.cosine import cosines
@@ -41,6 +41,7 @@ def common_share(vectors: Float[np.ndarray, "n E"]) -> float:
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = command.make_parser("fresh_states", __doc__, package="benchmarks")
+    parser.add_argument("--data", required=True, metavar="FILE", help="records of scp, each with one document")
     command.add_option(parser, "--base", "smollm2", default="smollm2")
     command.add_option(parser, "--limit", "documents (32)", default=32)
     return parser
@@ -50,23 +51,25 @@ def main() -> None:
     """Run the benchmark."""
     arguments = parser().parse_args()
     bundle = opening.from_base(arguments.base, CLARA, make_mesh(1, 1, devices=jax.devices()[:1]), "float32")
-    records = read_records(f"{demo.DATA}/scp.train.jsonl", "scp")
-    documents = list(dict.fromkeys(record.documents[0] for record in records))[: arguments.limit]
+    records = read_records(arguments.data, "scp")
+    documents = drawn(list(dict.fromkeys(record.documents[0] for record in records)), arguments.limit)
     memories, texts = document_states(bundle, documents, BATCH)
     values = bundle.params["base"]["embed"]["table"]
     table = np.asarray(values.values if isinstance(values, OutputMajor) else values, np.float32)
-    words = (ids[ids < len(table)] for ids in bundle.tokenizer.encode_documents(documents))  # without added tokens
-    embedded = np.stack([table[ids].mean(0) for ids in words])
+    encoded = map(np.asarray, bundle.tokenizer.encode_documents(documents))
+    inputs = [table[ids[ids < len(table)]] for ids in encoded]  # without added tokens
+    size = CLARA.compress_rate
+    runs = [rows[start : start + size].mean(0) for rows in inputs for start in range(0, len(rows) - size + 1, size)]
     channels = np.sort(np.sqrt(np.square(memories).mean((0, 1))))[::-1]
     each = memories.reshape(len(memories), -1)
     between = cosines(each, each)[~np.eye(len(each), dtype=bool)]
     low, high = np.percentile(between, (5, 95))
     lines = (
-        f"RMS of the embedding table {rms(table):.2f}, of the states at memory tokens {rms(memories):.2f}:",
+        f"RMS of input embeddings {rms(np.concatenate(inputs)):.2f}, of states at memory tokens {rms(memories):.2f}:",
         f"{channels[0]:.0f} and {channels[1]:.0f} in the largest channels, {np.median(channels):.2f} in the median one",
         f"cosines of two of {len(each)} documents' memories: {low:.2f} to {high:.2f} in 90% of the pairs",
-        f"common to all documents, of the squared norm: {common_share(texts):.0%} of a text's mean state,",
-        f"{common_share(embedded):.0%} of its mean input embedding",
+        f"common to all, of the squared norm: {common_share(np.concatenate(memories)):.0%} of memories,",
+        f"{common_share(texts):.0%} of texts' mean states, {common_share(np.stack(runs)):.0%} of {size} embeddings' means",
     )
     print("\n".join(lines))
 

@@ -67,9 +67,9 @@ def main() -> None:
     lines = (
         f"RMS of input embeddings {rms(np.concatenate(inputs)):.2f}, of states at memory tokens {rms(memories):.2f}:",
         f"{channels[0]:.0f} and {channels[1]:.0f} in the largest channels, {np.median(channels):.2f} in the median one",
-        f"cosines of two of {len(each)} documents' memories: {low:.2f} to {high:.2f} in 90% of the pairs",
+        f"cosines of two of {len(each)} documents' memories: {low:.2f} to {high:.2f} in 90% of pairs",
         f"common to all, of the squared norm: {common_share(np.concatenate(memories)):.0%} of memories,",
-        f"{common_share(texts):.0%} of texts' mean states, {common_share(np.stack(runs)):.0%} of {size} embeddings' means",
+        f"{common_share(texts):.0%} of texts' mean states, {common_share(np.stack(runs)):.0%} of {size} inputs' means",
     )
     print("\n".join(lines))
 

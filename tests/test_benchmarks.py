@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import accelerator, corpus_part, memory_bytes, memory_codes, squad_search, vector_index
+from benchmarks import accelerator, corpus_part, fresh_states, memory_bytes, memory_codes, squad_search, vector_index
 from clara_jax.api import Clara
 from clara_jax.errors import ClaraError
 from clara_jax.input_pipeline.records import Record
@@ -59,6 +59,14 @@ def test_formats_of_memories_as_a_picture(mesh, tmp_path):
             row |= {metric: 30 - place, f"{metric} difference": [-place, -place - 2, -place + 1]}
     memory_bytes.draw(rows, tmp_path / "bytes.png")
     assert (tmp_path / "bytes.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_common_share_is_one_of_equal_vectors_and_none_of_opposite_ones():
+    x = np.random.default_rng(0).normal(size=(400, 8))
+    assert fresh_states.common_share(np.ones((3, 2))) == pytest.approx(1)
+    assert fresh_states.common_share(np.concatenate([x, -x])) == pytest.approx(0)
+    assert fresh_states.common_share(x + 1) == pytest.approx(0.5, abs=0.05)  # the mean is as long as what differs
+    assert fresh_states.rms(np.array([[3.0, 4.0], [0.0, 5.0]])) == pytest.approx(12.5**0.5)
 
 
 def test_passages_are_compressed_once(mesh, tmp_path, monkeypatch):

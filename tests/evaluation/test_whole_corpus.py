@@ -270,6 +270,7 @@ def test_lines_that_are_no_questions(tmp_path, line, message):
 def test_questions_are_numbered_over_all_files(tmp_path):
     line = {"qid": "a", "question": "Where?", "gold_passages": ["d1", "d2", "d1"], "gold_answers": ["x", "y"]}
     path = str(write(tmp_path / "asked.jsonl", [line, line]))
-    found = corpus_questions([path, path], 1)
-    assert [question.id for question in found] == ["a", "a (2)"]
+    assert [question.id for question in corpus_questions([path, path], 1)] == ["a (2)", "a (2) (2)"]  # one of each file
+    found = corpus_questions([path, path])
+    assert [question.id for question in found] == ["a", "a (2)", "a (3)", "a (2) (2)"]
     assert found[0].documents == ("d1", "d2") and found[0].references == ("x", "y")

@@ -259,8 +259,8 @@ def counterfactual_cases(cases: Sequence[Case], seed: int, limit: int | None = N
         if value is not None:
             pools.setdefault(value.kind, []).append(value.text)
     pools = {kind: sorted(set(pool)) for kind, pool in pools.items()}  # whatever the order of the cases
-    order = range(len(cases)) if limit is None else drawn(range(len(cases)), len(cases))
-    asked = ((cases[number], values[number]) for number in order)
+    pairs = list(zip(cases, values, strict=True))
+    asked = pairs if limit is None else drawn(pairs, len(pairs))  # which are changed is not known before
     changed = (_changed(case, pools[value.kind], seed) for case, value in asked if value)
     return tuple(islice((case for case in changed if case is not None), limit))
 

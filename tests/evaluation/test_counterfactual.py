@@ -46,8 +46,7 @@ def test_another_answer_of_the_same_kind_stands_everywhere():
 
 def test_draws_are_the_cases_own():
     assert changed(BORN) == changed(BORN) == {**changed(BORN[::-1])}
-    whole, some = changed(BORN), changed(BORN, limit=2)
-    assert len(some) == 2 < len(whole) and some.items() <= whole.items()
+    assert list(changed(BORN, limit=2)) == ["ada", "rollo"] and changed(BORN, limit=2)["ada"] == changed(BORN)["ada"]
     pool = [case(str(i), "Where was it?", f"It was in Town{i}.", f"Town{i}") for i in range(30)]
     assert changed(pool) != changed(pool, seed=1)
 

@@ -83,7 +83,7 @@ def main() -> None:
     asked = [f"What is the {' '.join(rng.choice(WORDS, 8))}?" for _ in range(arguments.questions + 1)]
     sampling, k = Sampling(arguments.max_new_tokens), arguments.k
     with tempfile.TemporaryDirectory() as folder:
-        sizes = config.memory_tokens, bundle.model.config.embed_dim
+        sizes = bundle.memory_sizes
         store = DocumentStore.open_or_make(folder, bundle.compressor_fingerprint(), DEFAULT_ENCODING, *sizes)
         pipeline = RagPipeline(clara, store)
         indexer = RagPipeline(compressing, store)
@@ -106,7 +106,7 @@ def main() -> None:
 
         def as_text(number: int) -> None:
             chosen = [texts[(number * k + i) % len(texts)] for i in range(k)]
-            nothing = np.zeros((0, *sizes), np.float32)
+            nothing = np.zeros((0, *sizes[:2]), np.float32)
             clara.generate([prompts.question(asked[number], chosen)], [nothing], sampling)
 
         ways = {"store": from_store, "compress": compressed_first, "text": as_text}

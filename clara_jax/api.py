@@ -44,6 +44,7 @@ from clara_jax.inputs import (
     split_texts,
     unread,
 )
+from clara_jax.memory_count import existing
 from clara_jax.method.stages import STAGES, inherit
 from clara_jax.model.sharding import divisible, make_mesh
 from clara_jax.results import Answer, AnswerStream, Memories, Ranking, candidates_of
@@ -113,6 +114,7 @@ class Clara:
         weights: str | None = None,
         rows: int | None = None,
         rate: int | None = None,
+        memory_count: str | None = None,
         generator: str | GeneratorServer | None = None,
     ) -> Clara:
         """Open a trained model.
@@ -127,13 +129,14 @@ class Clara:
           weights: see `Clara`.
           rows: see `Clara`.
           rate: compress rate, of a model with one memory token for all places; default as it was trained last.
+          memory_count: "fixed" or "proportional", see `clara_jax.method.clara.ClaraConfig`; default as it was trained.
           generator: see `Clara`; or the server's URL.
 
         Raises:
           ClaraError: see `Clara`, `GeneratorServer`, `clara_jax.checkpoints.opening.load`, `Bundle.at_rate`.
         """
         server = GeneratorServer.connect(generator)
-        bundle = opening.load(path, mesh or make_mesh(), base, precision).at_rate(rate)
+        bundle = opening.load(path, mesh or make_mesh(), base, precision).at_rate(rate, memory_count)
         return cls(bundle, batch_size, weights, rows, server)
 
     @property
@@ -149,7 +152,7 @@ class Clara:
     def compress(
         self, documents: Sequence[str], ids: Sequence[str] | None = None, long: LongDocuments = "chunk"
     ) -> Memories:
-        """Compress documents, each into M memory vectors.
+        """Compress documents, each into M memory vectors, or fewer of a shorter one where these are proportional.
 
         Args:
           documents: texts.
@@ -369,7 +372,8 @@ class Clara:
     def _rank(self, questions: list[str], candidates: list[Memories], k: int) -> Ranking:
         queries = self.encode_questions(questions)
         arrays = [memories.array for memories in candidates]
-        return Ranking(*rank_memories(queries, arrays, k, self.batch_size, self.bundle.mesh))
+        count = self.bundle.model.clara.memory_count
+        return Ranking(*rank_memories(queries, arrays, k, self.batch_size, self.bundle.mesh, count))
 
     def _encode(self, role: str, sequences: list[list[int]]) -> np.ndarray:
         """Return the memories [n, M, E] of token sequences under one role's adapter."""
@@ -400,14 +404,17 @@ class Clara:
         Raises:
           ClaraError: a prompt that is longer than ``max_length``.
         """
-        encoded = self.bundle.tokenizer.encode_prompt(prompt)
+        tokenizer = self.bundle.tokenizer
+        exist = existing(memories, tokenizer.memory_count)
+        absent = int(exist.size - np.count_nonzero(exist))
+        encoded = tokenizer.with_max_length(tokenizer.max_length + absent).encode_prompt(prompt)
         if encoded.cut:
             raise ClaraError(
-                f"{len(memories)} memories and the text make {encoded.full_length} tokens, above max_length "
+                f"{len(memories)} memories and the text make {encoded.full_length - absent} tokens, above max_length "
                 f"{self.bundle.model.clara.max_length}; take fewer documents (k), less text beside them (expand), or a "
                 "shorter question"
             )
-        return Request(encoded.ids, encoded.memory_index, memories, sampling, seed)
+        return Request(*encoded.only(exist), memories, sampling, seed)
 
     def generate(
         self, asked: Sequence[prompts.Prompt], memories: Sequence[np.ndarray], sampling: Sampling, seed: int = 0

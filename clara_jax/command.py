@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from clara_jax import compile_cache, extras, tpu_flags
 from clara_jax.errors import ClaraError, ClaraWarning, ReportedByMainError, did_you_mean, warn_line
+from clara_jax.memory_count import MEMORY_COUNTS
 from clara_jax.shipped import DEFAULT
 
 NO_COMPILE_CACHE = "--no-compile-cache"
@@ -98,6 +99,9 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         metavar="DIR", help="a training run, one of its checkpoints, or a released one (a Hub id, too)"
     ),
     "--compress-rate": dict(type=int, metavar="N", help="tokens of a document for each memory vector"),
+    "--memory-count": dict(
+        choices=MEMORY_COUNTS, help="memory vectors of a document: M, or one for each --compress-rate tokens of it"
+    ),
     "--config": dict(
         metavar="NAME[:ARG]",
         help="smoke, smollm2, ..., or a Python file with get_config(arg); its docstring lists arguments",

@@ -76,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
     add("--encoding", choices=ENCODINGS, help=f"of memories in a new store ({DEFAULT_ENCODING})")
     option(parser, "--compress-rate", "where the model was trained for several")
     command.add_renamed_option(parser, "--rate", "--compress-rate", type=int)
+    option(parser, "--memory-count", "default: as the store has it, else as the model was trained")
     option(parser, "--batch-size", "32", default=32)
     option(parser, "--base", "default: where the checkpoint says")
     option(parser, "--precision", "default: by the store, else by the processor", choices=CHOICES)
@@ -234,6 +235,7 @@ def _model(arguments: argparse.Namespace) -> dict[str, Any]:
         precision=arguments.precision,
         batch_size=arguments.batch_size,
         rate=arguments.compress_rate,
+        memory_count=arguments.memory_count,
     )
 
 

@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     note = "also asks checkpoints with one memory token for all places at these, as NAME@N"
     option(parser, "--compress-rate", note, nargs="+", default=[])
     command.add_renamed_option(parser, "--rates", "--compress-rate", nargs="+", type=int)
+    option(parser, "--memory-count", "default: as each checkpoint was trained")
     add("--cram", type=int, default=0, metavar="N", help="ask the first N cases of a suite from crammed memories (0)")
     add("--cram-steps", type=int, default=CRAM_STEPS, metavar="N", help=f"of a document's memories ({CRAM_STEPS})")
     add(
@@ -127,7 +128,16 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     def memory_spec(name: str, path: str, rate: int | None) -> runner.SystemSpec:
         return system_specs.memory_spec(
-            name, path, opener, suites, settings, arguments.condition, cramming, arguments.cram, rate
+            name,
+            path,
+            opener,
+            suites,
+            settings,
+            arguments.condition,
+            cramming,
+            arguments.cram,
+            rate,
+            arguments.memory_count,
         )
 
     systems = [

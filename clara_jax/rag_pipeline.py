@@ -35,12 +35,13 @@ from clara_jax.inference.remote_engine import RemoteEngine
 from clara_jax.inference.requests import Request
 from clara_jax.input_pipeline import prompts
 from clara_jax.inputs import beyond_training, unread
+from clara_jax.memory_count import existing
 from clara_jax.model.sharding import make_mesh
 from clara_jax.results import Hit, RagAnswer, RetrievedContext
 from clara_jax.retrieval import ann
 from clara_jax.retrieval import documents as chunking
 from clara_jax.retrieval.chunk_reader import StoredDocument
-from clara_jax.retrieval.compatibility import rate_of, suited
+from clara_jax.retrieval.compatibility import as_stored, suited
 from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.documents import ChunkedDocument
 from clara_jax.retrieval.encodings import DEFAULT_ENCODING
@@ -102,6 +103,7 @@ class RagPipeline:
         rows: int | None = None,
         budget: int | None = None,
         rate: int | None = None,
+        memory_count: str | None = None,
         generator: str | GeneratorServer | None = None,
     ) -> RagPipeline:
         """Open a model and a store of its memories.
@@ -121,6 +123,7 @@ class RagPipeline:
           rows: see `Clara.load`.
           budget: see `RagPipeline`.
           rate: see `Clara.load`; default the store's, for a new one as it was trained last.
+          memory_count: see `Clara.load`; default likewise.
           generator: see `Clara.load`: documents are searched here, and the answers written there.
 
         Raises:
@@ -130,8 +133,7 @@ class RagPipeline:
         there = DocumentStore.open(store) if DocumentStore.exists(store) else None
 
         def load(precision: str) -> Bundle:
-            bundle = opening.load(checkpoint, mesh, base, precision)
-            return bundle.at_rate(rate or rate_of(there, bundle))
+            return as_stored(opening.load(checkpoint, mesh, base, precision), there, rate, memory_count)
 
         bundle = load(precision) if precision else suited(load, opening.trained_precision(checkpoint), mesh, there)
         clara = Clara(bundle, batch_size, weights, rows, server)
@@ -139,8 +141,7 @@ class RagPipeline:
             # Where there is no store, opening raises the error that names it.
             return cls(clara, DocumentStore.open(store) if there is None else there, budget)
         chosen = encoding or (DEFAULT_ENCODING if there is None else there.encoding.name)
-        sizes = bundle.model.clara.memory_tokens, bundle.model.config.embed_dim
-        made = DocumentStore.open_or_make(store, bundle.compressor_fingerprint(), chosen, *sizes)
+        made = DocumentStore.open_or_make(store, bundle.compressor_fingerprint(), chosen, *bundle.memory_sizes)
         return cls(clara, made, budget)
 
     def __repr__(self) -> str:
@@ -316,13 +317,12 @@ class RagPipeline:
             hits, milliseconds = self._found(searched, max(k, candidates), how, where)
             selected = hits[:k]
             memories = self.store.memories([hit.id for hit in selected])
-        ratio = sum(hit.tokens for hit in selected) / (max(1, len(selected)) * self.store.encoding.shape[0])
+        ratio = sum(hit.tokens for hit in selected) / max(1, existing(memories, self.store.encoding.memory_count).sum())
         warned = tuple(filter(None, [beyond_training(self.clara.bundle, k)]))
         for message in warned:
             warnings.warn(message, ClaraWarning, stacklevel=2)
-        found = RetrievedContext(
-            question, tuple(hits), len(selected), None, ratio, milliseconds, searched, warnings=warned
-        )
+        known = question, tuple(hits), len(selected), None, ratio, milliseconds, searched
+        found = RetrievedContext(*known, warnings=warned)
         best = hits[0].score if hits else None
         if best is None or (abstain_below is not None and best < abstain_below):
             return found

@@ -16,6 +16,7 @@ FLOORS = [
         "extras",
         "files",
         "locks",
+        "memory_count",
         "pages",
         "confined",
         "moved",

@@ -27,6 +27,7 @@ from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.distributed import gather
 from clara_jax.inference.encode import LENGTH_MULTIPLE
 from clara_jax.input_pipeline import prompts
+from clara_jax.memory_count import existing
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.generator import splice
 from clara_jax.model.sharding import BATCH, put_batch
@@ -103,8 +104,9 @@ def attention_shares(
     """
     tokens, config = bundle.model.clara.memory_tokens, bundle.model.config
     asked = [prompts.question(question, len(read)) for question, read in zip(questions, memories, strict=True)]
-    encoded = bundle.tokenizer.encode_prompts(asked)
-    length = -(-max(len(one.ids) for one in encoded) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+    pairs = zip(bundle.tokenizer.encode_prompts(asked), memories, strict=True)
+    encoded = [one.only(existing(read, bundle.tokenizer.memory_count)) for one, read in pairs]
+    length = -(-max(len(ids) for ids, _ in encoded) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
     slots = max(map(len, memories))
     documents = np.full((len(encoded), config.layers, slots), np.nan)
     first, places = np.zeros((len(encoded), config.layers)), np.zeros(len(encoded))
@@ -112,9 +114,10 @@ def attention_shares(
         ids = np.full((batch_size, length), bundle.tokenizer.pad_id, np.int32)
         mask, index = np.zeros(ids.shape, bool), np.full(ids.shape, -1, np.int32)
         vectors = np.zeros((batch_size, slots, tokens, config.embed_dim), memories[0].dtype)
-        for row, (one, read) in enumerate(zip(encoded[start:], memories[start : start + batch_size], strict=False)):
-            size = len(one.ids)
-            ids[row, :size], mask[row, :size], index[row, :size] = one.ids, True, one.memory_index
+        part = memories[start : start + batch_size]
+        for row, ((known, places_of), read) in enumerate(zip(encoded[start:], part, strict=False)):
+            size = len(known)
+            ids[row, :size], mask[row, :size], index[row, :size] = known, True, places_of
             vectors[row, : len(read)] = read
         with jax.set_mesh(bundle.mesh):
             arrays = put_batch((ids, mask, index, vectors), bundle.mesh)

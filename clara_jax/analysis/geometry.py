@@ -17,6 +17,7 @@ from clara_jax.analysis.section import BLUE, ORANGE, draw, embed, legend, percen
 from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.inference.encode import encode_texts
 from clara_jax.input_pipeline.batches import Sequences
+from clara_jax.memory_count import PROPORTIONAL, existing
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.compressor import Encoded, encode
 from clara_jax.metrics.cosine import cosines
@@ -104,7 +105,9 @@ def geometry_section(memories: np.ndarray, texts: np.ndarray, seed: int) -> dict
     """
     memories, texts = memories.astype(np.float64), texts.astype(np.float64)
     count, tokens, _ = memories.shape
-    means, flat = memories.mean(1), memories.reshape(count, -1)
+    # Rows of zeros are no memories (`clara_jax.memory_count`).
+    means = memories.sum(1) / existing(memories, PROPORTIONAL).sum(1, keepdims=True)
+    flat = memories.reshape(count, -1)
     apart, turned = distances(means, texts), cosines(means, texts)
     same, other = on_and_off_diagonal(apart)
     nearest = float(np.mean(apart.argmin(1) == np.arange(count)))

@@ -54,10 +54,11 @@ def analyze(
     sections = _documents_and_questions(clara, cases, queries, documents, seed)
     if cases:
         memories = _memories(clara, cases, read)
-        scores = selection.score(queries, memories)
+        count = clara.bundle.model.clara.memory_count
+        scores = selection.score(queries, memories, count)
         sections |= _attention(clara, ranked, cases, memories, scores, k, seed)
         if ranked:
-            sections |= _selection(queries, memories, k, seed)
+            sections |= _selection(queries, memories, k, seed, count)
     return sections
 
 
@@ -167,14 +168,16 @@ def _attention(
     return {"attention": attention_to_memory.attention_section(shares, control, right, seed)}
 
 
-def _selection(queries: np.ndarray, memories: Sequence[np.ndarray], k: int, seed: int) -> dict[str, dict[str, Any]]:
+def _selection(
+    queries: np.ndarray, memories: Sequence[np.ndarray], k: int, seed: int, memory_count: str
+) -> dict[str, dict[str, Any]]:
     """Return the sections of the selection; questions with k candidates or fewer are left out."""
     enough = [number for number, candidates in enumerate(memories) if len(candidates) > k]
     if not enough:
         return {}
     queries, memories = queries[enough], [memories[i] for i in enough]
-    found = selection.stability(queries, memories, k, seed)
+    found = selection.stability(queries, memories, k, seed, memory_count)
     return {
-        "gaps": selection.gaps_section(selection.gaps(selection.score(queries, memories), k), k),
+        "gaps": selection.gaps_section(selection.gaps(selection.score(queries, memories, memory_count), k), k),
         "selection": selection.stability_section(found, k),
     }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from clara_jax.analysis.section import BLUE, GREY, ORANGE, draw, embed, legend, percent, section
+from clara_jax.memory_count import FIXED
 from clara_jax.method.reranker import cosine_scores
 from clara_jax.metrics.controls import half_away
 from clara_jax.retrieval.encodings import MemoryEncoding
@@ -23,15 +25,16 @@ QUANTILES = (0.1, 0.5, 0.9)
 CLOSE = (0.001, 0.01)
 
 
-def score(queries: np.ndarray, documents: Sequence[np.ndarray]) -> list[np.ndarray]:
+def score(queries: np.ndarray, documents: Sequence[np.ndarray], memory_count: str = FIXED) -> list[np.ndarray]:
     """Return cosine scores of each question's documents, float32 [D] each.
 
     Args:
       queries: [q, M, E].
       documents: [D, M, E] each, D at least 1.
+      memory_count: see `clara_jax.method.reranker.score_vectors`.
     """
     pairs = zip(queries, documents, strict=True)
-    return [np.asarray(cosine_scores(query[None], candidates[None]))[0] for query, candidates in pairs]
+    return [np.asarray(cosine_scores(query[None], found[None], memory_count))[0] for query, found in pairs]
 
 
 def best(scores: np.ndarray, k: int) -> frozenset[int]:
@@ -90,7 +93,9 @@ def gaps_section(found: Mapping[int, np.ndarray], k: int) -> dict[str, Any]:
     return section("Gaps between scores", text, columns, rows, embed(figure))
 
 
-def stability(queries: np.ndarray, documents: Sequence[np.ndarray], k: int, seed: int) -> dict[str, np.ndarray]:
+def stability(
+    queries: np.ndarray, documents: Sequence[np.ndarray], k: int, seed: int, memory_count: str = FIXED
+) -> dict[str, np.ndarray]:
     """Return `overlaps` by the change, float [q] or several draws [draws, q].
 
     Args:
@@ -98,25 +103,27 @@ def stability(queries: np.ndarray, documents: Sequence[np.ndarray], k: int, seed
       documents: [D, M, E] of each question, D above k.
       k: the number of documents that are selected.
       seed: of all random draws.
+      memory_count: see `score`.
     """
-    rng = np.random.default_rng(seed)
-    scores = score(queries, documents)
+    rng, scored = np.random.default_rng(seed), partial(score, memory_count=memory_count)
+    scores = scored(queries, documents)
 
     def drawn(change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         return np.array([overlaps(scores, [change(values) for values in scores], k) for _ in range(DRAWS)])
 
     kept = [np.delete(np.arange(len(x)), rng.choice(np.argsort(-x, kind="stable")[k:])) for x in scores]
     fewer = [np.full(len(values), -np.inf) for values in scores]
-    left = score(queries, [memories[rows] for memories, rows in zip(documents, kept, strict=True)])
+    left = scored(queries, [memories[rows] for memories, rows in zip(documents, kept, strict=True)])
     for reduced, rows, values in zip(fewer, kept, left, strict=True):
         reduced[rows] = values
     found = {
-        f"memories stored as {name}": overlaps(scores, score(queries, stored(documents, name)), k) for name in ENCODINGS
+        f"memories stored as {name}": overlaps(scores, scored(queries, stored(documents, name)), k)
+        for name in ENCODINGS
     }
     found[UNSELECTED] = overlaps(scores, fewer, k)
     found[NOISY] = drawn(lambda values: values + rng.normal(0, NOISE, len(values)))
     if len(queries) > 1:
-        found[OTHER_QUESTION] = overlaps(scores, score(queries[half_away(len(queries))], documents), k)
+        found[OTHER_QUESTION] = overlaps(scores, scored(queries[half_away(len(queries))], documents), k)
     found[RANDOM] = drawn(lambda values: rng.random(len(values)))
     return found
 

@@ -90,6 +90,12 @@ class Bundle:
         return digest.hexdigest()
 
     @property
+    def memory_sizes(self) -> tuple[int, int, str]:
+        """M, E and the memory count: what a store of memories is made for."""
+        clara = self.model.clara
+        return clara.memory_tokens, self.model.config.embed_dim, clara.memory_count
+
+    @property
     def top_k(self) -> int | None:
         """The number of documents of a prompt in the last stage whose history entry has it, or None."""
         return next((entry["top_k"] for entry in reversed(self.history) if "top_k" in entry), None)
@@ -119,27 +125,38 @@ class Bundle:
         model = dataclasses.replace(self.model, clara=clara)
         return dataclasses.replace(self, model=model, tokenizer=self.tokenizer.with_max_length(max_length))
 
-    def with_memories(self, doc_max_length: int, compress_rate: int) -> Bundle:
+    def with_memories(self, doc_max_length: int, compress_rate: int, memory_count: str | None = None) -> Bundle:
         """Return the model for documents of another longest length and another rate.
+
+        Args:
+          doc_max_length: longest document, in tokens.
+          compress_rate: tokens of a document for each memory vector.
+          memory_count: one of `clara_jax.memory_count.MEMORY_COUNTS`; None keeps the model's.
 
         Raises:
           ClaraError: a rate that does not divide the length; another number of memory tokens where these are different
             tokens.
         """
         clara = dataclasses.replace(self.model.clara, doc_max_length=doc_max_length, compress_rate=compress_rate)
+        clara = dataclasses.replace(clara, memory_count=memory_count or clara.memory_count)
         if clara == self.model.clara:
             return self
         model = dataclasses.replace(self.model, clara=clara)
-        tokenizer = self.tokenizer.with_memories(doc_max_length, clara.memory_tokens)
+        tokenizer = self.tokenizer.with_memories(doc_max_length, clara.memory_tokens, clara.memory_count)
         return dataclasses.replace(self, model=model, tokenizer=tokenizer)
 
-    def at_rate(self, rate: int | None) -> Bundle:
-        """Return the model for another compress rate; None keeps the rate.
+    def at_rate(self, rate: int | None, memory_count: str | None = None) -> Bundle:
+        """Return the model for another compress rate.
+
+        Args:
+          rate: tokens of a document for each memory vector; None keeps the rate.
+          memory_count: see `with_memories`.
 
         Raises:
           ClaraError: a rate that does not divide the longest document; another one where the memory tokens differ.
         """
-        return self if rate is None else self.with_memories(self.model.clara.doc_max_length, rate)
+        clara = self.model.clara
+        return self.with_memories(clara.doc_max_length, rate or clara.compress_rate, memory_count)
 
     def with_attention(self, attention: str) -> Bundle:
         """Return the model with another implementation of attention (see `clara_jax.model.attention`)."""

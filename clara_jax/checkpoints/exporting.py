@@ -24,6 +24,7 @@ from clara_jax.formats.base import SMOLLM2
 from clara_jax.formats.hugging_face import write_config, write_tensors
 from clara_jax.formats.safetensors_files import open_tensors
 from clara_jax.input_pipeline.prompts import MARKERS, PROMPT_VERSION
+from clara_jax.memory_count import FIXED
 from clara_jax.method.clara import END, ROLES, STATE
 from clara_jax.method.merging import merge_adapter
 from clara_jax.method.parameters import split
@@ -104,6 +105,11 @@ def export_released(
         raise ClaraError(
             f'memory_places is "{clara.memory_places}": in the released format memory tokens stand at the text\'s end; '
             "export --format peft"
+        )
+    if clara.memory_count != FIXED:
+        raise ClaraError(
+            f'memory_count is "{clara.memory_count}": in the released format every document has M memories; export '
+            "--format peft"
         )
     if bundle.model.quantization != NONE:
         raise ClaraError(

@@ -347,4 +347,5 @@ def _added_tokens(tokenizer: PreTrainedTokenizerFast, clara: ClaraConfig) -> Cla
         different_mem_tokens=clara.different_mem_tokens,
         missing_bos=clara.missing_bos,
         max_length=clara.max_length,
+        memory_count=clara.memory_count,
     )

@@ -170,7 +170,8 @@ def _optimise(model: ClaraModel, cramming: Cramming, params: Any, batch: Batch) 
         states = target_states(model, params, batch.prompt, memories[:, None])
         return language_model_loss(model, params, states, jnp.asarray(batch.prompt.labels), weights)[0]
 
-    scale = jnp.sqrt(jnp.mean(jnp.square(started), axis=(1, 2), keepdims=True))
+    exist = jnp.any(started != 0, axis=2, keepdims=True)
+    scale = jnp.sqrt(jnp.mean(jnp.square(started), axis=(1, 2), keepdims=True, where=exist))
     optimizer = optax.adam(optax.cosine_decay_schedule(cramming.learning_rate, cramming.steps))
 
     def step(carried: tuple[jax.Array, Any], _: None) -> tuple[tuple[jax.Array, Any], None]:

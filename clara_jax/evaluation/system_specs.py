@@ -72,7 +72,7 @@ class CheckpointOpener:
     directory: Path
     _newest: dict[str, Bundle] = dataclasses.field(default_factory=dict)
 
-    def bundle(self, path: str, rate: int | None = None) -> Bundle:
+    def bundle(self, path: str, rate: int | None = None, memory_count: str | None = None) -> Bundle:
         """Open a checkpoint; "fresh:PATH" is its base with untrained adapters.
 
         The newest one is cached: one checkpoint is opened once, and never two are held here.
@@ -80,6 +80,7 @@ class CheckpointOpener:
         Args:
           path: a checkpoint, or "fresh:PATH".
           rate: the compress rate, instead of the one that it was trained with last.
+          memory_count: instead of the one that it was trained with, see `Bundle.with_memories`.
 
         Raises:
           ClaraError: it cannot be opened, or has no such rate.
@@ -88,11 +89,8 @@ class CheckpointOpener:
             self._newest.clear()
             found = opening.load(path.removeprefix(FRESH), self.mesh, self.base, self.precision)
             self._newest[path] = opening.fresh(found, self.seed) if path.startswith(FRESH) else found
-        found = self._newest[path]
-        if rate is None:
-            return found
         try:
-            return found.with_memories(found.model.clara.doc_max_length, rate)
+            return self._newest[path].at_rate(rate, memory_count)
         except ClaraError as error:
             raise ClaraError(f"--compress-rate: {path}: {error}") from None
 
@@ -156,6 +154,7 @@ def memory_spec(
     cramming: Cramming | None = None,
     crammed: int = 0,
     rate: int | None = None,
+    memory_count: str | None = None,
 ) -> SystemSpec:
     """Return the specification of a checkpoint that answers from memories.
 
@@ -169,18 +168,19 @@ def memory_spec(
       cramming: how memories are optimised for the condition `CRAMMED`.
       crammed: cases of each suite that are asked under `CRAMMED`, where ``conditions`` has it; 0 for none.
       rate: see `CheckpointOpener.bundle`; it is then part of the name, "trained@8".
+      memory_count: see `CheckpointOpener.bundle`.
 
     Raises:
       ClaraError: it cannot be opened.
     """
-    about = _about(path, opener.bundle(path, rate))
+    about = _about(path, opener.bundle(path, rate, memory_count))
     every = (*MEMORY_CONDITIONS, dataclasses.replace(CRAMMED, first=crammed)) if crammed else MEMORY_CONDITIONS
     asked = chosen(every, conditions)
     cramming = cramming if any(condition.name == CRAMMED.name for condition in asked) else None
     specs = {} if cramming is None else {CRAMMED.name: dataclasses.asdict(cramming)}
 
     def open_model() -> MemoryModel:
-        clara = opener.clara(opener.bundle(path, rate), 4 * settings.max_new_tokens)
+        clara = opener.clara(opener.bundle(path, rate, memory_count), 4 * settings.max_new_tokens)
         return MemoryModel(clara, memories(clara, suites, opener.directory / "memories"), settings, cramming)
 
     return SystemSpec(name if rate is None else f"{name}@{rate}", about, asked, open_model, specs)
@@ -286,6 +286,7 @@ def _about(path: str, bundle: Bundle) -> dict[str, Any]:
         "stages": [entry.get("stage", "") for entry in bundle.history],
         "compress_rate": bundle.model.clara.compress_rate,
         "doc_max_length": bundle.model.clara.doc_max_length,
+        "memory_count": bundle.model.clara.memory_count,
         "precision": bundle.model.precision,
         "quantization": bundle.model.quantization,
     }

@@ -22,6 +22,7 @@ from clara_jax.inference.decode import Sampling
 from clara_jax.inference.requests import Request, Result
 from clara_jax.input_pipeline import prompts
 from clara_jax.input_pipeline.tokenization import IGNORED
+from clara_jax.memory_count import existing
 from clara_jax.metrics.cases import Case, Suite
 from clara_jax.metrics.controls import (
     CRAMMED,
@@ -248,7 +249,8 @@ class MemoryModel(_Answering):
                 array = change(array, draws(case, self.settings.seed))
             request = self.request(suite, case, len(rows), array)
             window = self.window(case) if case.kind == "autoencode" else None
-            taken, kept = (array.shape[1],) * len(array), array.nbytes
+            counts = existing(array, self.tokenizer.memory_count).sum(axis=1)
+            taken, kept = tuple(counts.tolist()), int(counts.sum()) * array.shape[2] * array.itemsize
             if condition.name == NO_MEMORY:
                 yield _Given(_without_memory(request), (), (), 0, window=window)
             elif condition.name == OTHER_MEMORY:

@@ -11,10 +11,11 @@ import numpy as np
 from jaxtyping import Float, Float32, Int
 
 from clara_jax.distributed import gather
+from clara_jax.memory_count import FIXED
 from clara_jax.method.reranker import EXCLUDED, cosine, cosine_scores
 from clara_jax.model.sharding import BATCH, put_batch
 
-_cosine = jax.jit(cosine_scores)
+_cosine = jax.jit(cosine_scores, static_argnums=2)
 
 
 def rank_memories(
@@ -23,6 +24,7 @@ def rank_memories(
     k: int,
     batch_size: int,
     mesh: jax.sharding.Mesh,
+    memory_count: str = FIXED,
 ) -> tuple[Int[np.ndarray, "q ranks"], Float32[np.ndarray, "q ranks"]]:
     """Rank each question's candidates.
 
@@ -32,6 +34,7 @@ def rank_memories(
       k: the number of candidates to return; fewer where no question has so many.
       batch_size: questions per device call; the mesh divides it.
       mesh: the devices.
+      memory_count: see `clara_jax.method.reranker.score_vectors`.
 
     Returns:
       int [q, k] into the question's candidates, best first, -1 where it has fewer; their float32 [q, k] cosines, -inf
@@ -41,7 +44,7 @@ def rank_memories(
     indices, scores = np.full((len(queries), width), -1), np.full((len(queries), width), -np.inf, np.float32)
     for start in range(0, len(queries), batch_size):
         batch = candidates[start : start + batch_size]
-        block = _scores(queries[start : start + batch_size], batch, batch_size, mesh)
+        block = _scores(queries[start : start + batch_size], batch, batch_size, mesh, memory_count)
         order = np.argsort(-block, axis=1, kind="stable")[:, :width]
         for row, picked in enumerate(order):
             picked = picked[: len(batch[row])]
@@ -80,7 +83,11 @@ def best_rows(
 
 
 def _scores(
-    queries: np.ndarray, candidates: Sequence[np.ndarray], batch_size: int, mesh: jax.sharding.Mesh
+    queries: np.ndarray,
+    candidates: Sequence[np.ndarray],
+    batch_size: int,
+    mesh: jax.sharding.Mesh,
+    memory_count: str,
 ) -> np.ndarray:
     """Return cosine scores [q, D], far below any cosine where a question has no such candidate."""
     width = _round_up(max(len(memories) for memories in candidates), 8)
@@ -90,7 +97,7 @@ def _scores(
     padded = np.zeros((batch_size, *queries.shape[1:]), queries.dtype)
     padded[: len(queries)] = queries
     with jax.set_mesh(mesh):
-        scores = gather(_cosine(*put_batch((padded, documents), mesh)))[: len(queries)]
+        scores = gather(_cosine(*put_batch((padded, documents), mesh), memory_count))[: len(queries)]
     valid = np.arange(width) < np.array([[len(memories)] for memories in candidates])
     return np.where(valid, scores, EXCLUDED)
 

@@ -25,7 +25,7 @@ MemoryReader = Callable[[Sequence[np.ndarray | None]], np.ndarray]
 
 @flax.struct.dataclass
 class Sequences:
-    """Rows of texts to encode, each text followed by the M memory tokens.
+    """Rows of texts to encode, each text followed by its memory tokens, at most M.
 
     A row holds S texts one after another, of which none attends to another, or a single one, padded on the left.
     Leading axes (N) may be several: [B, D] for D rows of each example.
@@ -33,8 +33,8 @@ class Sequences:
     Attributes:
       ids: int32 [N, T], the memory tokens among them.
       segment_ids: int32 [N, T], the number of the text that a token belongs to, from 1; 0 where nothing is attended.
-      memory_positions: int32 [N, S, M], where each text's memory tokens stand; -1 for an absent text in a row of
-        several.
+      memory_positions: int32 [N, S, M], where each text's memory tokens stand; -1 beyond its last, and for an absent
+        text in a row of several.
     """
 
     ids: Array
@@ -215,13 +215,18 @@ def collate(
 
 
 def with_memory(texts: Sequence[np.ndarray | None], width: int, tokenizer: ClaraTokenizer) -> Sequences:
-    """Pad N texts on the left to ``width`` and append the memory tokens; nothing of an absent text is attended."""
+    """Append its memory tokens to each of N texts, at most ``width`` long; nothing of an absent text is attended.
+
+    Padding stands on the left. An absent text has M memory tokens.
+    """
     memory = np.array(tokenizer.memory_ids, np.int32)
-    padded = _left_padded(texts, len(texts), width, tokenizer.pad_id)
-    ids = np.concatenate([padded, np.tile(memory, (len(texts), 1))], axis=1)
-    lengths = np.array([0 if text is None else len(text) + len(memory) for text in texts])
+    counts = np.array([len(memory) if text is None else tokenizer.memories_of(text) for text in texts])
+    whole = [memory if text is None else np.append(text, memory[:m]) for text, m in zip(texts, counts, strict=True)]
+    ids = _left_padded(whole, len(texts), width + len(memory), tokenizer.pad_id)
+    lengths = np.array([0 if text is None else len(text) + m for text, m in zip(texts, counts, strict=True)])
     attended = np.arange(ids.shape[1]) >= ids.shape[1] - lengths[:, None]
-    return Sequences(ids, attended.astype(np.int32), memory_at_end(ids.shape, len(memory)))
+    at = memory_at_end(ids.shape, len(memory)) + (len(memory) - counts[:, None, None])
+    return Sequences(ids, attended.astype(np.int32), np.where(at < ids.shape[1], at, -1).astype(np.int32))
 
 
 def memory_at_end(shape: Sequence[int], memory_tokens: int) -> np.ndarray:

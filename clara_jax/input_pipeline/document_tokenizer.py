@@ -12,10 +12,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self
 
+import numpy as np
+
 from clara_jax.errors import ClaraError
 from clara_jax.formats.hf_tokenizers import AddedToken, PreTrainedTokenizerFast
 from clara_jax.formats.jsonl import checked_utf8
 from clara_jax.input_pipeline.prompts import MARKERS
+from clara_jax.memory_count import FIXED, memories_of
 
 FRAME = 3  # <ENC>, bos and eos around a document
 SLICE = 1024  # texts tokenized at one time
@@ -35,7 +38,8 @@ class DocumentTokenizer:
 
     Attributes:
       doc_max_length: longest document, in tokens; a document's input is cut at ``doc_max_length + 3``.
-      memory_tokens: M, memory tokens of a document.
+      memory_tokens: M, memory tokens of a full document.
+      memory_count: one of `clara_jax.memory_count.MEMORY_COUNTS`.
       vocab_size: number of the base tokenizer's ids, ``len(tokenizer)``; the added ones follow.
       special_ids: id by name: "<MEM0>" ... or the one "<MEM>", then "<AE>", "<ENC>", "<SEP>".
       memory_ids: M ids; all the same where the memory tokens are not different.
@@ -54,6 +58,7 @@ class DocumentTokenizer:
         memory_tokens: int,
         different_mem_tokens: bool = True,
         missing_bos: str = "omit",
+        memory_count: str = FIXED,
     ):
         """Add CLaRa's tokens to a copy of a base model's tokenizer.
 
@@ -63,6 +68,7 @@ class DocumentTokenizer:
           memory_tokens: M, memory tokens of a document; at least 1.
           different_mem_tokens: M different memory tokens, or one token M times.
           missing_bos: see `clara_jax.input_pipeline.tokenization.ClaraTokenizer`.
+          memory_count: one of `clara_jax.memory_count.MEMORY_COUNTS`.
 
         Raises:
           ClaraError: no fast tokenizer, no eos, or an added token is in the vocabulary already.
@@ -73,6 +79,7 @@ class DocumentTokenizer:
             raise ClaraError("the base model's tokenizer is not a fast one; it needs a tokenizer.json")
         self.doc_max_length, self.memory_tokens = doc_max_length, memory_tokens
         self.different_mem_tokens, self.missing_bos = bool(different_mem_tokens), missing_bos
+        self.memory_count = memory_count
         self._base = _copy(tokenizer)
         self._tokenizer = _copy(tokenizer)
         self._add_tokens()
@@ -80,8 +87,23 @@ class DocumentTokenizer:
         self._specials = self._special_pattern()
         self._strange: dict[int, bool] = {}  # by token, see `_is_strange`
 
-    def with_memories(self, doc_max_length: int, memory_tokens: int) -> Self:
+    def memories_of(self, ids: Sequence[int] | np.ndarray) -> int:
+        """Return the number of memories of a text, given as `document_tokens`.
+
+        See `clara_jax.memory_count`. The frame, <ENC>, bos and eos, does not count.
+        """
+        if self.memory_count == FIXED:
+            return self.memory_tokens
+        frame = FRAME - (self.bos_id is None)
+        return memories_of(len(ids) - frame, self.memory_tokens, self.doc_max_length)
+
+    def with_memories(self, doc_max_length: int, memory_tokens: int, memory_count: str | None = None) -> Self:
         """Return the same tokenizer for documents of another longest length and another number of memory tokens.
+
+        Args:
+          doc_max_length: longest document, in tokens.
+          memory_tokens: M.
+          memory_count: one of `clara_jax.memory_count.MEMORY_COUNTS`; None keeps the tokenizer's.
 
         Raises:
           ClaraError: another number of memory tokens where these are different tokens.
@@ -93,6 +115,7 @@ class DocumentTokenizer:
             )
         changed = copy.copy(self)
         changed.doc_max_length, changed.memory_tokens = doc_max_length, memory_tokens
+        changed.memory_count = memory_count or self.memory_count
         changed._memory_names = [self._memory_names[j % len(self._memory_names)] for j in range(memory_tokens)]
         changed.memory_text = "".join(changed._memory_names) + "<SEP>"
         changed.memory_ids = tuple(self.special_ids[name] for name in changed._memory_names)

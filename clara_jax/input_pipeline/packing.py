@@ -135,10 +135,11 @@ def collate_packed(rows: Sequence[Sequence[Example]], count: int, row: RowCapaci
         document, prompt, target = 0, 0, 0  # where the next begins
         for s, example in enumerate(examples):
             (text,) = example.documents
-            after = document + len(text) + length
-            texts.ids[b, document:after] = np.concatenate([text, memory])
+            memories = tokenizer.memories_of(text)
+            after = document + len(text) + memories
+            texts.ids[b, document:after] = np.concatenate([text, memory[:memories]])
             texts.segment_ids[b, document:after] = s + 1
-            texts.memory_positions[b, s] = np.arange(after - length, after)
+            texts.memory_positions[b, s, :memories] = np.arange(after - memories, after)
             document = after
 
             after = prompt + len(example.prompt_ids)

@@ -13,12 +13,16 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Bool
+
 from clara_jax.errors import ClaraError
 from clara_jax.formats.hf_tokenizers import PreTrainedTokenizerFast
 from clara_jax.input_pipeline.chat_templates import ChatTemplate
 from clara_jax.input_pipeline.document_tokenizer import SLICE, DocumentTokenizer
 from clara_jax.input_pipeline.prompts import Marker, Memory, Prompt
 from clara_jax.input_pipeline.turns import read_turns, shared_length
+from clara_jax.memory_count import FIXED
 from clara_jax.strict_json import parse
 
 IGNORED = -100  # label of a position that carries no loss
@@ -51,6 +55,13 @@ class EncodedPrompt:
         """Whether something was cut off on the right."""
         return len(self.ids) < self.full_length
 
+    def only(self, exist: Bool[np.ndarray, "K M"]) -> tuple[list[int], list[int]]:
+        """Return ids and memory index without the places of memories that do not exist, bool [K, M]."""
+        there = exist.reshape(-1)
+        places = zip(self.ids, self.memory_index, strict=True)
+        kept = [(token, index) for token, index in places if index < 0 or there[index]]
+        return [token for token, _ in kept], [index for _, index in kept]
+
 
 class ClaraTokenizer(DocumentTokenizer):
     """A base model's tokenizer with CLaRa's tokens at its end, for documents, questions and prompts.
@@ -69,6 +80,7 @@ class ClaraTokenizer(DocumentTokenizer):
         different_mem_tokens: bool = True,
         missing_bos: str = "omit",
         max_length: int = 1024,
+        memory_count: str = FIXED,
     ):
         """Add CLaRa's tokens to a copy of a base model's tokenizer.
 
@@ -81,6 +93,7 @@ class ClaraTokenizer(DocumentTokenizer):
             them, or, as the released code, the "first_special" token without a role (for an eos the second one), the
             added tokens among them.
           max_length: longest prompt with its target, in tokens.
+          memory_count: one of `clara_jax.memory_count.MEMORY_COUNTS`.
 
         Raises:
           ClaraError: no fast tokenizer, no chat template, no eos, or an added token is in the vocabulary already.
@@ -92,7 +105,7 @@ class ClaraTokenizer(DocumentTokenizer):
         ):
             if value < 1:
                 raise ClaraError(f"{name}: {value!r} must be at least 1")
-        super().__init__(tokenizer, doc_max_length, memory_tokens, different_mem_tokens, missing_bos)
+        super().__init__(tokenizer, doc_max_length, memory_tokens, different_mem_tokens, missing_bos, memory_count)
         self.max_length = max_length
         self._template = ChatTemplate(self._tokenizer)
         self._turns = read_turns(self)
@@ -253,7 +266,7 @@ class ClaraTokenizer(DocumentTokenizer):
             ) from None
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ClaraError(f"{path}: is damaged ({error}); restore it from where it was saved") from None
-        if set(options) != set(OPTIONS):
+        if set(options) - {"memory_count"} != set(OPTIONS):
             raise ClaraError(
                 f"{path}: has the fields {', '.join(sorted(options))}; it must have {', '.join(sorted(OPTIONS))}"
             )
@@ -270,4 +283,6 @@ class ClaraTokenizer(DocumentTokenizer):
         return tokenizer
 
     def _options(self) -> dict[str, int | bool | str]:
-        return {name: getattr(self, name) for name in OPTIONS}
+        options = {name: getattr(self, name) for name in OPTIONS}
+        # A fixed number adds nothing, so that tokenizers from before the option keep their hashes.
+        return options if self.memory_count == FIXED else options | {"memory_count": self.memory_count}

@@ -14,6 +14,7 @@ from jaxtyping import Float, Float32, Int32, Key
 
 from clara_jax.errors import ClaraError
 from clara_jax.input_pipeline.document_tokenizer import FRAME, MISSING_BOS
+from clara_jax.memory_count import FIXED, MEMORY_COUNTS
 from clara_jax.model.attention import IMPLEMENTATIONS
 from clara_jax.model.cache import KVCache
 from clara_jax.model.config import ModelConfig
@@ -47,6 +48,9 @@ class ClaraConfig:
         an affine map of it, one scale, center and shift per channel (see `clara_jax.method.memory_map`).
       memory_places: position of the M memory tokens: at the "end" of the text (the paper, released models), or each at
         the end of one of M even "runs" of the text's tokens.
+      memory_count: memories of a text: the "fixed" M of a full document (the paper, released models), or in
+        "proportional" number, one for each ``compress_rate`` tokens, at most M. Arrays have room for M; rows beyond a
+        text's memories are zero.
       max_length: longest prompt with its answer, in tokens.
       missing_bos: for a tokenizer without bos or eos, "omit" it, or let another token stand for it: the first
         "memory_token"; or, as the released code, the "first_special" token without a role ("additional special tokens",
@@ -61,6 +65,7 @@ class ClaraConfig:
     different_mem_tokens: bool = True
     memory_map: str = "state"
     memory_places: str = "end"
+    memory_count: str = FIXED
     max_length: int = 1024
     missing_bos: str = "omit"
 
@@ -83,7 +88,8 @@ class ClaraConfig:
             raise ClaraError(f"lora_alpha is {alpha!r}; it must be positive")
         if not 0 <= self.lora_dropout < 1:
             raise ClaraError(f"lora_dropout is {self.lora_dropout!r}; it must be at least 0 and below 1")
-        for field, names in (("memory_map", MEMORY_MAPS), ("memory_places", MEMORY_PLACES)):
+        choices = (("memory_map", MEMORY_MAPS), ("memory_places", MEMORY_PLACES), ("memory_count", MEMORY_COUNTS))
+        for field, names in choices:
             if getattr(self, field) not in names:
                 raise ClaraError(f"{field} is {getattr(self, field)!r}; it must be one of {', '.join(names)}")
         if self.missing_bos not in MISSING_BOS:
@@ -91,7 +97,7 @@ class ClaraConfig:
 
     @property
     def memory_tokens(self) -> int:
-        """Vectors that a document is compressed into: M, the paper's l."""
+        """Vectors that a full document is compressed into: M, the paper's l."""
         return self.doc_max_length // self.compress_rate
 
     @property

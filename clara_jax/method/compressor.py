@@ -22,7 +22,7 @@ from clara_jax.model.sharding import Array, reshape_rows
 class Encoded(NamedTuple):
     """Output of the compressor or the query reasoner for N rows of S texts (S = 1 where rows are not packed)."""
 
-    memory: Float[jax.Array, "N S M E"]  # the memories
+    memory: Float[jax.Array, "N S M E"]  # the memories; zero beyond a text's last
     text_mean: Float32[jax.Array, "N S E"]  # the mean state at the tokens of the framed text (<ENC>, bos, text, eos)
     memory_mean: Float32[jax.Array, "N S E"]  # the mean state at the memory tokens
 
@@ -35,7 +35,7 @@ def encode(
     keys: Key[jax.Array, "N S"] | None = None,
     scaffold: ScalarLike = 0.0,
 ) -> Encoded:
-    """Encode texts, each followed by the M memory tokens.
+    """Encode texts, each followed by its memory tokens.
 
     Args:
       model: backbone and hyperparameters.
@@ -52,6 +52,7 @@ def encode(
     if not (isinstance(scaffold, float) and scaffold == 0):
         pooled = pool_runs(x, texts)
     memory = map_memory(params["tokens"]["map"], encoded.memory, pooled, scaffold)
+    memory = jnp.where((texts.memory_positions >= 0)[..., None], memory, 0)
     return encoded._replace(memory=memory.astype(encoded.memory.dtype))
 
 
@@ -73,11 +74,12 @@ def pool_states(states: Float[Array, "N T E"], texts: Sequences) -> Encoded:
     """Gather the last-layer states [N, T, E] at the memory tokens, and average those of text and memory tokens."""
     at = texts.memory_positions
     memory = jnp.take_along_axis(states, reshape_rows(at, -1)[..., None], axis=1)
-    memory = reshape_rows(memory, *at.shape[1:], states.shape[-1])
+    memory = jnp.where((at >= 0)[..., None], reshape_rows(memory, *at.shape[1:], states.shape[-1]), 0)
     member = text_membership(texts)
     total = jnp.einsum("NTS,NTE->NSE", member.astype(jnp.float32), states.astype(jnp.float32), precision="highest")
     text_mean = total / jnp.maximum(jnp.sum(member, axis=1), 1)[..., None]
-    return Encoded(memory, text_mean, jnp.mean(memory.astype(jnp.float32), axis=-2))
+    memory_mean = jnp.sum(memory.astype(jnp.float32), axis=-2) / jnp.maximum(jnp.sum(at >= 0, axis=-1), 1)[..., None]
+    return Encoded(memory, text_mean, memory_mean)
 
 
 def alignment_loss(encoded: Encoded, valid: Bool[Array, "B D"], reduction: str = "mean") -> Float32[jax.Array, "B D"]:

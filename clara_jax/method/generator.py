@@ -16,6 +16,7 @@ from jaxtyping import Float, Float32, Int32, Key
 
 from clara_jax.input_pipeline.batches import PromptBatch
 from clara_jax.input_pipeline.tokenization import IGNORED
+from clara_jax.memory_count import FIXED, existing
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.cross_entropy import language_model_loss
 from clara_jax.model.lora import Dropout
@@ -46,11 +47,24 @@ def answer_terms(
       "ce", the sum of the (weighted) losses; "accuracy", the number of labels that have the largest logit where all
       earlier ones are given.
     """
-    dropout = model.dropout(keys, prompt.segment_ids)
-    states = target_states(model, params, prompt, memories, dropout=dropout)
+    segment_ids = attended(model, prompt, memories)
+    states = target_states(model, params, prompt, memories, segment_ids, model.dropout(keys, segment_ids))
     weights = label_weights(prompt) if ce_over == RECORDS else None
     ce, correct = language_model_loss(model, params, states, prompt.labels, weights)
     return {"ce": ce, "accuracy": correct}
+
+
+def attended(model: ClaraModel, prompt: PromptBatch, memories: Float[Array, "B K M E"] | None) -> Int32[Array, "B T"]:
+    """Return the prompts' segment ids without the places of memories that a document does not have: int32 [B, T].
+
+    A prompt has M places for each document. Where a text has fewer memories, in proportion to its length, nothing
+    attends to the places of the others, and no position counts them, as if the prompt had none.
+    """
+    if memories is None or model.clara.memory_count == FIXED:
+        return prompt.segment_ids
+    exist = reshape_rows(existing(memories, model.clara.memory_count), -1)
+    absent = (prompt.memory_index >= 0) & ~jnp.take_along_axis(exist, jnp.maximum(prompt.memory_index, 0), axis=1)
+    return jnp.where(absent, 0, prompt.segment_ids)
 
 
 def label_weights(prompt: PromptBatch) -> Float32[jax.Array, "B A"]:
@@ -107,13 +121,14 @@ def target_states(
       params: the model's parameters.
       prompt: prompts with their targets.
       memories: [B, K, M, E] or None, as of `splice`.
-      segment_ids: int32 [B, T], in place of the prompts', where some of their tokens are not to be attended.
+      segment_ids: int32 [B, T], in place of the prompts', where some of their tokens are not to be attended; default
+        `attended`.
       dropout: for the adapter's inputs, in training.
 
     Returns:
       [B, A, E].
     """
     x = splice(model, params, prompt.ids, prompt.memory_index, memories)
-    segment_ids = prompt.segment_ids if segment_ids is None else segment_ids
+    segment_ids = attended(model, prompt, memories) if segment_ids is None else segment_ids
     states, _ = model.forward(params, "generator", x, segment_ids, dropout=dropout)
     return jnp.take_along_axis(states, jnp.maximum(prompt.label_positions - 1, 0)[..., None], axis=1)

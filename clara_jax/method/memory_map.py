@@ -6,9 +6,9 @@ alike, and may be trained with a *scaffold* that is removed during training:
 
     m_j = s ⊙ (h_j - c) + b + β (pool_j - b)
 
-pool_j is the mean input embedding of the j-th of M even runs of the text's tokens (token p of n belongs to run
-p M // n); s, c and b [E] are trained. A stage lets β fall from 1 to 0 (`clara_jax.training.stage_config.
-ObjectiveConfig`); in use β is 0. docs/reading.md has what it is for, measured.
+pool_j is the mean input embedding of the j-th of m even runs of the text's tokens (token p of n belongs to run
+p m // n), m its number of memories; s, c and b [E] are trained. A stage lets β fall from 1 to 0
+(`clara_jax.training.stage_config.ObjectiveConfig`); in use β is 0. docs/reading.md has what it is for, measured.
 
 With `ClaraConfig.memory_places` "runs" each memory token follows its run instead of the whole text.
 """
@@ -52,7 +52,7 @@ def map_memory(
 def pool_runs(
     x: Float[Array, "N T E"], texts: Sequences
 ) -> tuple[Float32[jax.Array, "N S M E"], Bool[jax.Array, "N S M 1"]]:
-    """Return the mean input embedding of each of the M even runs of a text's tokens.
+    """Return the mean input embedding of each of the even runs of a text's tokens, one for each of its memories.
 
     Args:
       x: embeddings [N, T, E] of texts and memory tokens.
@@ -70,7 +70,7 @@ def pool_runs(
 
 
 def runs(texts: Sequences) -> tuple[Int32[jax.Array, "N T"], Bool[jax.Array, "N T"]]:
-    """Return the run of each of a text's tokens: of n tokens, token p belongs to run p M // n.
+    """Return the run of each of a text's tokens: of n tokens, token p belongs to run p m // n with m memories.
 
     Returns:
       int32 [N, T], counted through all texts of a row: run j of text s is s M + j; and which tokens are a text's, and
@@ -79,8 +79,9 @@ def runs(texts: Sequences) -> tuple[Int32[jax.Array, "N T"], Bool[jax.Array, "N 
     memory_tokens, member = texts.memory_positions.shape[-1], text_membership(texts)
     sequence = jnp.maximum(texts.segment_ids - 1, 0)
     length = jnp.take_along_axis(jnp.sum(member, axis=1), sequence, axis=1)
+    memories = jnp.take_along_axis(jnp.sum(texts.memory_positions >= 0, axis=2), sequence, axis=1)
     # A text's tokens come first in their sequence: their positions count from 0.
-    within = positions_of(texts.segment_ids) * memory_tokens // jnp.maximum(length, 1)
+    within = positions_of(texts.segment_ids) * memories // jnp.maximum(length, 1)
     return sequence * memory_tokens + within, jnp.any(member, axis=-1)
 
 

@@ -275,7 +275,7 @@ def rank_documents(
         assert isinstance(found, Sequences)
         documents = jax.lax.stop_gradient(encode_documents(model, params, found).memory)
     query = encode(model, params, "query_reasoner", batch.query, _fold(keys, QUERY)).memory[:, 0]
-    return cosine_scores(query, documents), documents, query
+    return cosine_scores(query, documents, model.clara.memory_count), documents, query
 
 
 def normalize(

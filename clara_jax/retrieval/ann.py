@@ -1,7 +1,7 @@
 """Approximate nearest neighbours: search vectors, the first pass over a large store before the exact score.
 
-The score is the inner product of two unit vectors of M·E numbers, <q, m>. With the mean μ of the documents' unit
-vectors and an orthonormal basis P [256, M·E] of the directions in which they differ most (PCA),
+The score is the inner product of two unit vectors of X numbers, <q, m>. With the mean μ of the documents' unit
+vectors and an orthonormal basis P [256, X] of the directions in which they differ most (PCA),
 
     <q, m> = <q, μ> + <q, m - μ> ≈ <q, μ> + <P q, P (m - μ)>,
 
@@ -16,6 +16,8 @@ import dataclasses
 import numpy as np
 
 from clara_jax.errors import ClaraError
+from clara_jax.memory_count import FIXED
+from clara_jax.method.reranker import score_vectors
 from clara_jax.metrics.cosine import unit_vectors
 from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.rows import VECTOR_WIDTH
@@ -28,17 +30,18 @@ WRITTEN = 32 * 1024  # search vectors of a write, which reads the whole column o
 
 @dataclasses.dataclass(frozen=True)
 class Projection:
-    """A PCA of unit vectors: μ float32 [M·E] and P float32 [256, M·E].
+    """A PCA of unit vectors: μ float32 [X] and P float32 [256, X].
 
-    Rows of P beyond the rank of the sample are zero.
+    Rows of P beyond the rank of the sample are zero. X is M·E, or E (`clara_jax.method.reranker.score_vectors`).
     """
 
     mean: np.ndarray
     basis: np.ndarray
+    memory_count: str = FIXED
 
     @classmethod
-    def fit(cls, units: np.ndarray) -> Projection:
-        """Compute the mean and the principal directions of unit vectors, float32 [n, M·E]."""
+    def fit(cls, units: np.ndarray, memory_count: str = FIXED) -> Projection:
+        """Compute the mean and the principal directions of unit vectors, float32 [n, X]."""
         mean = units.mean(axis=0)
         centred = units - mean
         # There are more numbers in a memory than memories in the sample: the small side is decomposed.
@@ -47,21 +50,21 @@ class Projection:
         keep = keep[values[keep] > 1e-6 * max(values.max(), 1e-30)]
         basis = np.zeros((VECTOR_WIDTH, units.shape[1]), np.float32)
         basis[: len(keep)] = (vectors[:, keep] / np.sqrt(values[keep])).T @ centred
-        return cls(mean.astype(np.float32), basis)
+        return cls(mean.astype(np.float32), basis, memory_count)
 
     @classmethod
     def read(cls, store: DocumentStore) -> Projection | None:
         """Read the projection of a store's search vectors, None where it has none."""
         rows = store.projection()
-        return None if rows is None else cls(rows[0], rows[1:])
+        return None if rows is None else cls(rows[0], rows[1:], store.encoding.memory_count)
 
     def vectors(self, memories: np.ndarray) -> np.ndarray:
         """Return v of documents, float32 [n, 256], for memories [n, M, E]."""
-        return (unit(memories) - self.mean) @ self.basis.T
+        return (unit(memories, self.memory_count) - self.mean) @ self.basis.T
 
     def queries(self, memories: np.ndarray) -> np.ndarray:
         """Return P q of questions, float32 [n, 256], for encodings [n, M, E]."""
-        return unit(memories) @ self.basis.T
+        return unit(memories, self.memory_count) @ self.basis.T
 
 
 def build(store: DocumentStore, seed: int = 0) -> None:
@@ -77,10 +80,10 @@ def build(store: DocumentStore, seed: int = 0) -> None:
                 raise ClaraError(f"{store.location}: is empty; put documents in before search vectors are made")
             sample = np.random.default_rng(seed).permutation(len(ids))[:SAMPLE]
             units = [
-                unit(store.memories([ids[i] for i in rows]))
+                unit(store.memories([ids[i] for i in rows]), store.encoding.memory_count)
                 for rows in np.array_split(np.sort(sample), -(-len(sample) // ROWS))
             ]
-        projection = Projection.fit(np.concatenate(units))
+        projection = Projection.fit(np.concatenate(units), store.encoding.memory_count)
         store.set_projection(np.concatenate([projection.mean[None], projection.basis]))
         names, vectors = [], []
         for ids, _, memories in store.all_memories(ROWS):
@@ -108,6 +111,6 @@ def finish(store: DocumentStore, vectors: bool | None = None) -> None:
         store.index_vectors()
 
 
-def unit(memories: np.ndarray) -> np.ndarray:
-    """Flatten memories and scale them to length one, float32 [n, M·E]."""
-    return unit_vectors(memories.reshape(len(memories), -1).astype(np.float32))
+def unit(memories: np.ndarray, memory_count: str = FIXED) -> np.ndarray:
+    """Return the `score_vectors` of memories scaled to length one, float32 [n, X]."""
+    return unit_vectors(score_vectors(memories, memory_count).astype(np.float32))

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from clara_jax.errors import ClaraError
 from clara_jax.retrieval.conditions import COLUMNS, FIELDS, compiled
-from clara_jax.retrieval.encodings import MemoryEncoding
+from clara_jax.retrieval.encodings import ByteRows, MemoryEncoding
 from clara_jax.retrieval.rows import METADATA, among, as_bytes, as_chunk, as_metadata, damaged_memories
 from clara_jax.retrieval.table import StoreError, Table, errors
 from clara_jax.text.documents import CHUNK_FIELDS, Chunk, DocumentMetadata
@@ -252,8 +252,8 @@ class ChunkReader:
         rows = self._rows(condition, [*CHUNK_FIELDS, "key", "facts_checksum"])
         return map(as_chunk, rows.to_pylist())
 
-    def _whole_memories(self, rows: pa.Table) -> tuple[list[str], np.ndarray]:
-        """Return the ids and memories of rows, uint8 [n, size].
+    def _whole_memories(self, rows: pa.Table) -> tuple[list[str], ByteRows]:
+        """Return the ids and memories of rows, as bytes.
 
         Raises:
           ClaraError: one of them is damaged.

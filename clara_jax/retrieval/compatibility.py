@@ -1,4 +1,4 @@
-"""Compatibility of a model with a store's memories: the precision and the compress rate in which it is opened."""
+"""Compatibility of a model with a store: the precision, compress rate and memory count in which it is opened."""
 
 from __future__ import annotations
 
@@ -37,10 +37,24 @@ def suited(load: Callable[[str], Bundle], trained: str, mesh: jax.sharding.Mesh,
     return opened[trained]
 
 
-def rate_of(store: DocumentStore | None, bundle: Bundle) -> int | None:
-    """Return the compress rate of a store's memories; None where there is no store, or the model has only one rate."""
+def as_stored(
+    bundle: Bundle, store: DocumentStore | None, rate: int | None = None, memory_count: str | None = None
+) -> Bundle:
+    """Return the model at a store's compress rate and memory count, as far as no other is asked for.
+
+    Args:
+      bundle: the model.
+      store: None where there is none: what is not asked for stays as it was trained.
+      rate: asked for; a model with different memory tokens has only one.
+      memory_count: asked for.
+
+    Raises:
+      ClaraError: a rate that the model does not have.
+    """
     clara = bundle.model.clara
-    if clara.different_mem_tokens or store is None:
-        return None
-    count = store.encoding.shape[0]
-    return None if clara.doc_max_length % count else clara.doc_max_length // count
+    if store is not None:
+        count = store.encoding.shape[0]
+        if rate is None and not clara.different_mem_tokens and not clara.doc_max_length % count:
+            rate = clara.doc_max_length // count
+        memory_count = memory_count or store.encoding.memory_count
+    return bundle.at_rate(rate, memory_count)

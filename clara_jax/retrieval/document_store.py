@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from clara_jax.deprecation import renamed_attributes
 from clara_jax.errors import ClaraError
+from clara_jax.memory_count import FIXED
 from clara_jax.retrieval.chunk_reader import ChunkReader
 from clara_jax.retrieval.encodings import MemoryEncoding
 from clara_jax.retrieval.lance import FTS, IvfSq, MatchQuery
@@ -54,7 +55,8 @@ class DocumentStore(ChunkReader):
         self.remote = self._locks.remote
         table = Table(location, database, _CHUNKS, self._locks)
         about = self._about(location, table.schema)
-        encoding = MemoryEncoding(about["encoding"], about["memory_tokens"], about["width"])
+        count = about.get("memory_count", FIXED)
+        encoding = MemoryEncoding(about["encoding"], about["memory_tokens"], about["width"], count)
         super().__init__(location, table, encoding, about["fingerprint"])
         self._projection: Table | None = None
 
@@ -82,7 +84,13 @@ class DocumentStore(ChunkReader):
 
     @classmethod
     def open_or_make(
-        cls, location: str | os.PathLike, fingerprint: str, encoding: str, memory_tokens: int, width: int
+        cls,
+        location: str | os.PathLike,
+        fingerprint: str,
+        encoding: str,
+        memory_tokens: int,
+        width: int,
+        memory_count: str = FIXED,
     ) -> DocumentStore:
         """Open a store of this compressor, or make an empty one.
 
@@ -92,7 +100,8 @@ class DocumentStore(ChunkReader):
         location = os.path.expanduser(os.fspath(location))
         about = {"format": FORMAT, "fingerprint": fingerprint, "encoding": encoding}
         about |= {"memory_tokens": memory_tokens, "width": width}
-        size = MemoryEncoding(encoding, memory_tokens, width).size
+        about |= {} if memory_count == FIXED else {"memory_count": memory_count}
+        size = MemoryEncoding(encoding, memory_tokens, width).size if memory_count == FIXED else None
         if not cls.exists(location):
             with errors(location, "made"):
                 # Another writer may make it at the same time; the compressor is checked below.
@@ -225,7 +234,9 @@ class DocumentStore(ChunkReader):
         if table is None:
             return None
         rows = table.read(lambda stored: stored.search().select(["row"]).to_arrow()["row"])
-        return as_bytes(rows).view("<f4")
+        stored = as_bytes(rows)
+        assert isinstance(stored, np.ndarray)  # rows of one size
+        return stored.view("<f4")
 
     @property
     def projection_version(self) -> int:
@@ -253,7 +264,7 @@ class DocumentStore(ChunkReader):
 
     def set_vectors(self, ids: Sequence[str], vectors: np.ndarray) -> None:
         """Set the search vectors of chunks, float32 [n, 256]."""
-        columns = pa.schema([schema(self.encoding.size, {}).field(name) for name in ("id", "vector")])
+        columns = pa.schema([schema(None, {}).field(name) for name in ("id", "vector")])
         rows = pa.table([pa.array(ids, pa.string()), vector_array(vectors, len(ids))], schema=columns)
         merge = lambda table: table.merge_insert("id").when_matched_update_all().execute(rows)  # noqa: E731
         self._table.commit("written", merge)

@@ -1,8 +1,9 @@
 """Exact search: the paper's score of a question with every chunk of a store, on all devices at once.
 
-The score is the cosine of flattened memories. Memories lie on the devices as they are stored (on CPUs in float32, as
-widening them at every search is slow), in blocks of equal shape, the rows of each sharded over the mesh. A device
-scores its rows and keeps the k best; only these travel. A store that does not fit the devices is read for each search.
+The score is the cosine of `clara_jax.method.reranker.score_vectors`. These lie on the devices in the dtype of the
+store (on CPUs in float32, as widening them at every search is slow), in blocks of equal shape, the rows of each sharded
+over the mesh. A device scores its rows and keeps the k best; only these travel. A store that does not fit the devices
+is read for each search.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import jax
 import numpy as np
 
 from clara_jax.inference.ranking import best_rows
+from clara_jax.method.reranker import score_vectors
 from clara_jax.model.sharding import BATCH, batch_shards
 from clara_jax.retrieval.document_store import DocumentStore
 
@@ -50,7 +52,7 @@ def _host_memory() -> int:
 class _Block:
     """Rows on the devices, the ids of those in use, and a mask of those still in the store."""
 
-    rows: jax.Array  # [R, M·E]
+    rows: jax.Array  # [R, X], see `score_vectors`
     norms: jax.Array  # float32 [R]
     ids: list[str]
     alive: np.ndarray  # bool [R]
@@ -69,7 +71,7 @@ class ExactSearch:
         self._store, self._mesh = store, mesh
         on_cpu = all(device.platform == "cpu" for device in mesh.devices.flat)
         self._dtype = np.dtype(np.float32) if on_cpu else store.encoding.dtype
-        numbers = int(np.prod(store.encoding.shape))
+        numbers = self._flat(np.zeros((1, *store.encoding.shape), np.float32)).shape[1]
         row = numbers * self._dtype.itemsize
         self._shards = batch_shards(mesh)
         self._most = max(BLOCK_BYTES // row, 1) // self._shards * self._shards or self._shards
@@ -109,7 +111,7 @@ class ExactSearch:
             blocks = self._streamed()
         count = 1 << (len(queries) - 1).bit_length()
         flat = np.zeros((count, self._tail.shape[1]), np.float32)
-        flat[: len(queries)] = queries.reshape(len(queries), -1)
+        flat[: len(queries)] = self._flat(queries)
         found: list[list[tuple[str, float]]] = [[] for _ in queries]
         for block in blocks:
             usable = block.alive
@@ -152,7 +154,7 @@ class ExactSearch:
             alive = last.alive[: len(last.ids)]
             ids, waiting = [name for name, there in zip(last.ids, alive, strict=True) if there], [self._tail[alive]]
         for names, memories in parts:
-            ids, waiting = ids + names, [*waiting, memories.reshape(len(memories), -1)]
+            ids, waiting = ids + names, [*waiting, self._flat(memories)]
             while len(ids) >= self._most:
                 whole = np.concatenate(waiting)
                 self._blocks.append(self._block(ids[: self._most], whole[: self._most], self._most))
@@ -163,7 +165,10 @@ class ExactSearch:
 
     def _streamed(self) -> Iterator[_Block]:
         for names, _, memories in self._store.all_memories(self._most):
-            yield self._block(names, memories.reshape(len(memories), -1), self._most)
+            yield self._block(names, self._flat(memories), self._most)
+
+    def _flat(self, memories: np.ndarray) -> np.ndarray:
+        return score_vectors(memories, self._store.encoding.memory_count)
 
     def _rows(self, chunks: int) -> int:
         """Return the rows of a block for so many chunks: a power of two for a small store."""

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from clara_jax.deprecation import renamed_attributes
+from clara_jax.retrieval.encodings import ByteRows
 from clara_jax.retrieval.words import indexed
 from clara_jax.text.documents import CHUNK_FIELDS, Chunk, DocumentMetadata
 
@@ -22,16 +23,20 @@ _JSON = pa.json_(pa.utf8())
 METADATA = pa.schema({"path": pa.string(), "type": pa.string(), "modified": pa.string(), "fields": _JSON})
 
 
-def schema(memory_bytes: int, about: Mapping[str, Any]) -> pa.Schema:
+def schema(memory_bytes: int | None, about: Mapping[str, Any]) -> pa.Schema:
     """Return the Arrow schema of chunks.
 
     Args:
-      memory_bytes: the size of an encoded memory.
+      memory_bytes: the size of an encoded memory; None where they differ.
       about: the store's properties, for the table's metadata.
     """
     whole, text = pa.int64(), pa.string()
     types = dict(zip(CHUNK_FIELDS, (text, text, text, text, text, whole, whole, whole), strict=True))
-    types |= {"words": text, "key": pa.binary(KEY_BYTES), "memory": pa.binary(memory_bytes)}
+    types |= {
+        "words": text,
+        "key": pa.binary(KEY_BYTES),
+        "memory": pa.binary(-1 if memory_bytes is None else memory_bytes),
+    }
     types |= {"facts_checksum": pa.uint32(), "memory_checksum": pa.uint32()}
     fields = [pa.field(name, kind, False) for name, kind in types.items()]
     fields.append(pa.field("vector", pa.list_(pa.float32(), VECTOR_WIDTH)))
@@ -41,7 +46,7 @@ def schema(memory_bytes: int, about: Mapping[str, Any]) -> pa.Schema:
 def as_rows(
     chunks: Sequence[Chunk],
     keys: Sequence[bytes],
-    memories: np.ndarray,
+    memories: ByteRows,
     vectors: np.ndarray | None,
     metadata: Mapping[str, DocumentMetadata],
 ) -> pa.Table:
@@ -50,11 +55,11 @@ def as_rows(
     Args:
       chunks: the rows.
       keys: of 16 bytes each.
-      memories: as bytes, uint8 [n, size].
+      memories: as bytes, see `clara_jax.retrieval.encodings.MemoryEncoding.encode`.
       vectors: float32 [n, 256], or None.
       metadata: of documents, by their ids; of those that are not there nothing is known.
     """
-    stored = schema(memories.shape[1], {}).remove_metadata()
+    stored = schema(memories.shape[1] if isinstance(memories, np.ndarray) else None, {}).remove_metadata()
     columns = [pa.array([getattr(chunk, name) for chunk in chunks], stored.field(name).type) for name in CHUNK_FIELDS]
     columns.append(pa.array([indexed(chunk.text) for chunk in chunks], pa.string()))
     columns += [binary(np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), KEY_BYTES)), binary(memories)]
@@ -98,20 +103,27 @@ def memory_checksum(name: str, memory: np.ndarray) -> int:
     return zlib.crc32(memory.data, zlib.crc32(name.encode("utf-8", "surrogatepass")))
 
 
-def damaged_memories(names: Sequence[str], memories: np.ndarray, checksums: Iterable[int]) -> list[str]:
-    """Return the ids of the chunks whose memory, of uint8 [n, size], does not match its checksum."""
+def damaged_memories(names: Sequence[str], memories: ByteRows, checksums: Iterable[int]) -> list[str]:
+    """Return the ids of the chunks whose memory, as bytes, does not match its checksum."""
     found = zip(names, memories, checksums, strict=True)
     return [name for name, memory, checksum in found if memory_checksum(name, memory) != checksum]
 
 
-def binary(rows: np.ndarray) -> pa.Array:
-    """Return the rows of uint8 [n, size] as n binary values."""
+def binary(rows: ByteRows) -> pa.Array:
+    """Return n rows of bytes, uint8 [n, size] or of different lengths, as n binary values."""
+    if not isinstance(rows, np.ndarray):
+        return pa.array([row.tobytes() for row in rows], pa.binary())
     buffers = [None, pa.py_buffer(np.ascontiguousarray(rows))]
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(rows.shape[1]), len(rows), buffers)
 
 
-def as_bytes(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """Return n binary values as uint8 [n, size], without a copy where the column has one part."""
+def as_bytes(column: pa.Array | pa.ChunkedArray) -> ByteRows:
+    """Return n binary values as uint8 [n, size], without a copy where the column has one part.
+
+    Values of different lengths are n arrays.
+    """
+    if column.type == pa.binary():
+        return [np.frombuffer(value, np.uint8) for value in column.to_pylist()]
     parts = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
     size = column.type.byte_width
     rows = [

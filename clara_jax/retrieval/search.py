@@ -91,7 +91,8 @@ class Search:
             return [ScoredId(*hit) for hit in self._exact_search(query[None], k, allowed)[0]]
         vector = projection.queries(query[None])[0]
         ids = self._store.nearest(vector, SURVIVORS * k, where)
-        scores = unit(self._store.memories(ids)) @ unit(query[None])[0]
+        count = self._store.encoding.memory_count
+        scores = unit(self._store.memories(ids), count) @ unit(query[None], count)[0]
         order = sorted(zip(ids, scores.tolist(), strict=True), key=lambda hit: (-hit[1], hit[0]))
         return [ScoredId(*hit) for hit in order[:k]]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -25,6 +26,7 @@ from clara_jax.inference.ranking import best_rows
 from clara_jax.input_pipeline.batches import Batch, MemoryReader
 from clara_jax.input_pipeline.encoding import Example
 from clara_jax.input_pipeline.loader import BatchLoader
+from clara_jax.method.reranker import score_vectors
 from clara_jax.metrics.ranking import DEPTHS
 from clara_jax.model.sharding import batch_shards, divisible, put_batch, put_whole
 from clara_jax.training.stage_config import StageConfig
@@ -220,10 +222,12 @@ class CorpusSearch:
         queries = [example.query for example in questions]
         assert all(query is not None for query in queries)  # of a stage that ranks
         size = divisible(self._stage.optimizer.microbatch, mesh)
-        encoded = np.zeros((len(queries), model.clara.memory_tokens * model.config.embed_dim), np.float32)
+        flat = partial(score_vectors, memory_count=model.clara.memory_count)
+        nothing = np.zeros((len(queries), model.clara.memory_tokens, model.config.embed_dim), np.float32)
+        encoded = flat(nothing)
         texts = [query for query in queries if query is not None]
         for places, rows in encode_texts(model, params, "query_reasoner", texts, bundle.tokenizer, mesh, size):
-            encoded[places] = np.asarray(rows, np.float32).reshape(len(places), -1)
+            encoded[places] = flat(np.asarray(rows, np.float32))
         numbers = np.full((len(queries), 0), -1, np.int64)
         scores = np.zeros((len(queries), 0), np.float32)
         shards = batch_shards(mesh)
@@ -232,7 +236,7 @@ class CorpusSearch:
         for start in range(0, documents, rows):
             part = self._documents[start : min(start + rows, documents)]
             block = np.zeros((rows, encoded.shape[1]), np.float32)
-            block[: len(part)] = self._memories(part).astype(np.float32).reshape(len(part), -1)
+            block[: len(part)] = flat(self._memories(part).astype(np.float32))
             found = _best_of_block(encoded, block, len(part), width, mesh)
             numbers = np.concatenate([numbers, np.where(np.isfinite(found[0]), found[1] + start, -1)], axis=1)
             scores = np.concatenate([scores, found[0]], axis=1)

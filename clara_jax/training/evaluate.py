@@ -26,6 +26,7 @@ from clara_jax.input_pipeline.records import Record
 from clara_jax.input_pipeline.tokenization import ClaraTokenizer
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.estimators.methods import select
+from clara_jax.method.generator import attended
 from clara_jax.method.parameters import merge
 from clara_jax.method.stages import Objective, Stage, Terms, encode_documents, objective_value, rank_documents
 from clara_jax.metrics.answers import exact_match, token_f1
@@ -108,7 +109,8 @@ class Evaluation:
 
         def answer(trained: Leaves, frozen: Leaves, prompt: PromptBatch, memories: jax.Array | None):
             seeds = jnp.zeros(len(prompt.ids), jnp.uint32)  # greedy: never drawn from
-            tokens = jnp.asarray(prompt.ids), prompt.segment_ids != 0, jnp.asarray(prompt.memory_index)
+            mask = attended(model, prompt, memories) != 0
+            tokens = jnp.asarray(prompt.ids), mask, jnp.asarray(prompt.memory_index)
             return generate(model, merge(trained, frozen), *tokens, memories, seeds, sampling, end_ids)
 
         self._generate = jax.jit(answer)

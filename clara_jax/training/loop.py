@@ -125,7 +125,7 @@ def run(config: RunConfig, workdir: Path, stop: StopSignal) -> RunResult | None:
 def bundle_of(config: RunConfig, number: int, start: Start) -> Bundle:
     """Return the model with the sizes of a stage: lengths and rates may change between the stages of a run."""
     clara = config.clara_of(config.stages[number])
-    return start.bundle.with_memories(clara.doc_max_length, clara.compress_rate)
+    return start.bundle.with_memories(clara.doc_max_length, clara.compress_rate, clara.memory_count)
 
 
 def check_shared(workdir: Path) -> None:

@@ -20,6 +20,7 @@ from clara_jax.errors import ClaraError
 from clara_jax.formats.json_file import read_object
 from clara_jax.input_pipeline.records import Record
 from clara_jax.input_pipeline.word_level import word_level_tokenizer
+from clara_jax.method.clara import ClaraConfig
 from clara_jax.method.parameters import flatten, unflatten
 from clara_jax.method.stages import STAGES, stage_kind
 from clara_jax.model.precision import AUTO, resolve
@@ -162,6 +163,8 @@ def check_same_config(config: RunConfig, workdir: Path) -> None:
     # The run may have been begun by a version whose fields had other names.
     written = json_in_groups(read_object(path, "choose another --workdir"))
     began, now = (dict(flat_fields(tree)) for tree in (written, to_json(config)))
+    # A run from before a field of the method has what is the field's default now.
+    began = dict(flat_fields({"clara": dataclasses.asdict(ClaraConfig())})) | began
     for field in [*now, *(field for field in began if field not in now)]:
         section, _, inner = field.partition(".")
         free = inner in RESUMABLE_STAGE_FIELDS if stage_kind(section) in STAGES else field in RESUMABLE_FIELDS

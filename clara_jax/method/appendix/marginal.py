@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Float32, ScalarLike
 from clara_jax.input_pipeline.batches import PromptBatch
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.cross_entropy import target_log_likelihoods
-from clara_jax.method.generator import target_states
+from clara_jax.method.generator import attended, target_states
 from clara_jax.model.sharding import Array
 
 
@@ -65,9 +65,10 @@ def document_log_likelihoods(
     params, memories = jax.lax.stop_gradient((params, memories))
     _, ranks, tokens, _ = memories.shape
     rank = jnp.where(prompt.memory_index < 0, -1, prompt.memory_index // tokens)
+    known = attended(model, prompt, memories)
 
     def given_only(j: jax.Array) -> jax.Array:
-        segment_ids = jnp.where((rank < 0) | (rank == j), prompt.segment_ids, 0)
+        segment_ids = jnp.where((rank < 0) | (rank == j), known, 0)
         states = target_states(model, params, prompt, memories, segment_ids)
         return target_log_likelihoods(model, params, states, prompt.labels)
 

@@ -1,0 +1,186 @@
+"""Compare scores of a question and a document: memories in fixed number, and in proportion to the length.
+
+    python -m benchmarks.memory_scores --data DIR/squad [--checkpoint smollm2-clara] [--limit 300] [--steps 40]
+
+The compressor is frozen and compresses each passage once. For each score a fresh query reasoner, a copy of the
+compressor, is trained by the contrastive loss of the `retrieval` stage, among all training passages, and ranks the
+held-out ones. "late" is the mean over the question's memories of the largest cosine with one of the document's (Khattab
+and Zaharia 2020); the others are cosines of the vectors of `clara_jax.method.reranker.score_vectors`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Float32
+
+from clara_jax import command
+from clara_jax.checkpoints import opening
+from clara_jax.checkpoints.bundle import Bundle
+from clara_jax.inference.encode import encode_texts
+from clara_jax.input_pipeline.batches import Sequences, with_memory
+from clara_jax.input_pipeline.drawn import drawn
+from clara_jax.input_pipeline.records import Record, read_records
+from clara_jax.memory_count import FIXED, PROPORTIONAL, existing
+from clara_jax.method.compressor import encode
+from clara_jax.method.parameters import merge, split
+from clara_jax.method.reranker import contrastive_loss, score_vectors
+from clara_jax.method.stages import STAGES, inherit
+from clara_jax.model.sharding import make_mesh, put_batch
+
+BATCH = 16  # questions of a step
+TEMPERATURE = 0.02
+LEARNING_RATE = 1e-3
+QUESTIONS, MOST = 2, 9  # questions of a held-out passage, and of one of training
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """Scale vectors [..., X] to length one; zeros stay."""
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+def by_vectors(memory_count: str, queries: jax.Array, documents: jax.Array) -> Float32[jax.Array, "Q D"]:
+    """Return the cosines of `score_vectors`."""
+    return unit(score_vectors(queries, memory_count)) @ unit(score_vectors(documents, memory_count)).T
+
+
+def late(queries: jax.Array, documents: jax.Array) -> Float32[jax.Array, "Q D"]:
+    """Return the mean over a question's memories of the largest cosine with one of a document's."""
+    there, behind = existing(queries, PROPORTIONAL), ~existing(documents, PROPORTIONAL)
+    cosine = jnp.einsum("QME,DNE->QMDN", unit(queries), unit(documents)) - 2 * behind
+    return jnp.mean(jnp.max(cosine, axis=-1), axis=1, where=there[..., None])
+
+
+SCORES: dict[tuple[str, str], Callable[[jax.Array, jax.Array], jax.Array]] = {
+    (FIXED, "one after another"): partial(by_vectors, FIXED),
+    (FIXED, "means"): partial(by_vectors, PROPORTIONAL),
+    (FIXED, "late"): late,
+    (PROPORTIONAL, "means"): partial(by_vectors, PROPORTIONAL),
+    (PROPORTIONAL, "late"): late,
+}
+
+
+class Passages:
+    """Passages with their memories under the frozen compressor, and questions about them.
+
+    Attributes:
+      memories: float32 [D, M, E].
+      questions: token ids, and the number of the passage that each is about.
+    """
+
+    def __init__(self, bundle: Bundle, params: Any, records: Sequence[Record], most: int):
+        encode_documents = bundle.tokenizer.encode_documents
+        texts = encode_documents([record.documents[0] for record in records])
+        shape = bundle.model.clara.memory_tokens, bundle.model.config.embed_dim
+        self.memories = np.zeros((len(texts), *shape), np.float32)
+        for places, found in encode_texts(bundle.model, params, "compressor", texts, bundle.tokenizer, bundle.mesh, 8):
+            self.memories[places] = found
+        asked = [(text, i) for i, record in enumerate(records) for text in record.questions[:most]]
+        self.questions = [
+            (np.array(ids, np.int32), about)
+            for ids, (_, about) in zip(encode_documents([text for text, _ in asked]), asked, strict=True)
+        ]
+
+
+def read(path: str, count: int) -> list[Record]:
+    """Draw records of questions about different passages."""
+    found = {record.documents[0]: record for record in read_records(path, "scp") if record.kind == "qa"}
+    return drawn(list(found.values()), count)
+
+
+def train(
+    bundle: Bundle, params: Any, score: Callable[[jax.Array, jax.Array], jax.Array], passages: Passages, steps: int
+) -> tuple[Any, float]:
+    """Return the parameters after so many steps of the contrastive loss, and the mean loss of the last ten."""
+    optimizer = optax.adam(optax.warmup_cosine_decay_schedule(0, LEARNING_RATE, max(1, steps // 10), steps))
+    trained, frozen = split(params, STAGES["retrieval"].trains)
+    state, documents = optimizer.init(trained), jnp.asarray(passages.memories)
+
+    @jax.jit
+    def step(
+        trained: Any, state: Any, frozen: Any, documents: jax.Array, texts: Sequences, about: jax.Array
+    ) -> tuple[Any, Any, jax.Array]:
+        def loss(trained: Any) -> jax.Array:
+            queries = encode(bundle.model, merge(trained, frozen), "query_reasoner", texts).memory[:, 0]
+            scores = score(queries.astype(jnp.float32), documents)
+            positives = about[:, None] == jnp.arange(len(documents))
+            return jnp.mean(contrastive_loss(scores, positives, jnp.ones_like(positives), TEMPERATURE))
+
+        value, gradient = jax.value_and_grad(loss)(trained)
+        updates, state = optimizer.update(gradient, state)
+        return optax.apply_updates(trained, updates), state, value
+
+    rng, losses = np.random.default_rng(0), []
+    width = max(len(ids) for ids, _ in passages.questions)
+    for _ in range(steps):
+        some = [passages.questions[i] for i in rng.choice(len(passages.questions), BATCH, replace=False)]
+        texts = with_memory([ids for ids, _ in some], width, bundle.tokenizer)
+        about = np.array([about for _, about in some])
+        with jax.set_mesh(bundle.mesh):
+            trained, state, value = step(trained, state, frozen, documents, *put_batch((texts, about), bundle.mesh))
+        losses.append(float(value))
+    return merge(trained, frozen), float(np.mean(losses[-10:]))
+
+
+def recall(
+    bundle: Bundle, params: Any, score: Callable[[jax.Array, jax.Array], jax.Array], passages: Passages
+) -> tuple[float, float]:
+    """Return Recall@1 and Recall@5 of the questions' passages among all."""
+    texts = [ids for ids, _ in passages.questions]
+    queries = np.zeros((len(texts), *passages.memories.shape[1:]), np.float32)
+    model, tokenizer = bundle.model, bundle.tokenizer
+    for places, found in encode_texts(model, params, "query_reasoner", texts, tokenizer, bundle.mesh, BATCH):
+        queries[places] = found
+    documents = jnp.asarray(passages.memories)
+    parts = [score(jnp.asarray(queries[i : i + BATCH]), documents) for i in range(0, len(texts), BATCH)]
+    scores = np.concatenate(parts)
+    right = scores[np.arange(len(texts)), [about for _, about in passages.questions]]
+    ranks = np.sum(scores > right[:, None], axis=1)
+    return float(np.mean(ranks < 1)), float(np.mean(ranks < 5))
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = command.make_parser("memory_scores", __doc__, package="benchmarks")
+    parser.add_argument("--data", required=True, metavar="DIR", help="with stage1_pretrain_qa.{train,dev}.jsonl")
+    command.add_option(parser, "--checkpoint", "smollm2-clara", default="smollm2-clara")
+    command.add_option(parser, "--limit", "training passages (300); two thirds as many are held out", default=300)
+    parser.add_argument("--steps", type=int, default=40, metavar="N", help=f"of {BATCH} questions each (40)")
+    parser.add_argument("--score", nargs="+", metavar="NAME", help="of: " + ", ".join(map("/".join, SCORES)) + " (all)")
+    return parser
+
+
+def main() -> None:
+    """Run the benchmark."""
+    arguments = parser().parse_args()
+    opened = opening.load(arguments.checkpoint, make_mesh(1, 1, devices=jax.devices()[:1]))
+    train_records, held_out = (
+        read(f"{arguments.data}/stage1_pretrain_qa.{part}.jsonl", count)
+        for part, count in (("train", arguments.limit), ("dev", 2 * arguments.limit // 3))
+    )
+    print(f"{len(train_records)} training passages, {len(held_out)} held out; Recall@1, Recall@5 before and after")
+    made: dict[str, tuple[Bundle, Any, list[Passages]]] = {}
+    for (count, name), score in SCORES.items():
+        if arguments.score and f"{count}/{name}" not in arguments.score:
+            continue
+        if count not in made:
+            bundle = opened.at_rate(None, count)
+            params = inherit(STAGES["retrieval"], bundle.params, ())
+            asked = (train_records, MOST), (held_out, QUESTIONS)
+            made[count] = bundle, params, [Passages(bundle, params, *some) for some in asked]
+        bundle, params, (seen, unseen) = made[count]
+        before = recall(bundle, params, score, unseen)
+        after, loss = train(bundle, params, score, seen, arguments.steps)
+        values = " ".join(f"{100 * value:.1f}" for value in (*before, *recall(bundle, after, score, unseen)))
+        print(f"{count}, {name}: {values}; loss {loss:.3f}; {len(unseen.questions)} questions", flush=True)
+
+
+if __name__ == "__main__":
+    command.run(main)

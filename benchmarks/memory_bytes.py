@@ -26,6 +26,7 @@ from clara_jax.api import Clara
 from clara_jax.errors import ClaraError
 from clara_jax.files import replaced_when_whole
 from clara_jax.input_pipeline.records import Record, read_records
+from clara_jax.method.reranker import score_vectors
 from clara_jax.metrics.answers import exact_match, token_f1
 from clara_jax.metrics.bootstrap import Bootstrap
 from clara_jax.metrics.ranking import recall_at
@@ -94,22 +95,26 @@ def measure(
     texts = memories.texts
     place = {text: row for row, text in enumerate(texts)}
     questions = [record.questions[0] for record in records]
-    queries = clara.encode_questions(questions).astype(np.float32).reshape(len(questions), -1)
+    count = clara.bundle.model.clara.memory_count
+    queries = score_vectors(clara.encode_questions(questions).astype(np.float32), count)
     mean_bytes = float(np.mean([len(text.encode()) for text in texts]))
     bootstrap, rows, first = Bootstrap(len(records)), [], {}
     for name in ("as computed", *ENCODINGS):
-        encoding = None if name == "as computed" else MemoryEncoding(name, *memories.array.shape[1:])
-        array = memories.array if encoding is None else encoding.decode(encoding.encode(memories.array))
+        array, size = memories.array, None
+        if name != "as computed":
+            encoding = MemoryEncoding(name, *memories.array.shape[1:], memory_count=count)
+            encoded = encoding.encode(memories.array)
+            array, size = encoding.decode(encoded), float(np.mean([len(row) for row in encoded]))
         stored = dataclasses.replace(memories, array=array.astype(memories.array.dtype))
         answers = _answers(clara, questions, [place[r.documents[r.positives[0]]] for r in records], stored, new_tokens)
         values = {
             "F1": np.array([token_f1(a, r.gold_answers) for a, r in zip(answers, records, strict=True)]),
             "EM": np.array([exact_match(a, r.gold_answers) for a, r in zip(answers, records, strict=True)]),
-            f"Recall@{DEPTH}": _recall(queries, records, place, array.astype(np.float32)),
+            f"Recall@{DEPTH}": _recall(queries, records, place, score_vectors(array.astype(np.float32), count)),
         }
         first = first or values
-        row: dict[str, Any] = {"encoding": name, "bytes": None if encoding is None else encoding.size}
-        row["times its text"] = None if encoding is None else encoding.size / mean_bytes
+        row: dict[str, Any] = {"encoding": name, "bytes": size}
+        row["times its text"] = None if size is None else size / mean_bytes
         for metric, found in values.items():
             difference = bootstrap.difference(found, first[metric])
             row[metric] = 100 * float(np.mean(found))
@@ -126,8 +131,7 @@ def _answers(
     return [one.text for one in clara.answer(questions, memories=read, k=None, max_new_tokens=new_tokens)]
 
 
-def _recall(queries: np.ndarray, records: Sequence[Record], place: dict[str, int], array: np.ndarray) -> np.ndarray:
-    flat = array.reshape(len(array), -1)
+def _recall(queries: np.ndarray, records: Sequence[Record], place: dict[str, int], flat: np.ndarray) -> np.ndarray:
     flat = flat / np.maximum(np.linalg.norm(flat, axis=-1, keepdims=True), 1e-8)
     found = []
     for query, record in zip(queries, records, strict=True):
@@ -138,7 +142,7 @@ def _recall(queries: np.ndarray, records: Sequence[Record], place: dict[str, int
 
 
 def _line(row: dict[str, Any]) -> str:
-    size = "" if row["bytes"] is None else f"{row['bytes']:,} | {row['times its text']:.1f}"
+    size = "" if row["bytes"] is None else f"{row['bytes']:,.0f} | {row['times its text']:.1f}"
     cells = [row["encoding"], size or " | "]
     for metric in ("F1", "EM", f"Recall@{DEPTH}"):
         mean, low, high = row[f"{metric} difference"]

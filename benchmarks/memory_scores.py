@@ -121,7 +121,7 @@ def train(
     width = max(len(ids) for ids, _ in passages.questions)
     for _ in range(steps):
         some = [passages.questions[i] for i in rng.choice(len(passages.questions), BATCH, replace=False)]
-        texts = with_memory([ids for ids, _ in some], width, bundle.tokenizer)
+        texts = with_memory([ids for ids, _ in some], width, bundle.tokenizer, bundle.tokenizer.memories_of(width))
         about = np.array([about for _, about in some])
         with jax.set_mesh(bundle.mesh):
             trained, state, value = step(trained, state, frozen, documents, *put_batch((texts, about), bundle.mesh))

@@ -140,10 +140,15 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             arguments.memory_count,
         )
 
+    def text_spec(name: str, path: str, adapter: bool = True) -> runner.SystemSpec:
+        return system_specs.text_spec(
+            name, path, opener, settings, arguments.condition, adapter, arguments.memory_count
+        )
+
     systems = [
         *(memory_spec(*model, rate) for model in models for rate in (None, *dict.fromkeys(arguments.compress_rate))),
-        system_specs.text_spec(system_specs.BASE, models[0][1], opener, settings, arguments.condition, adapter=False),
-        *(system_specs.text_spec(*model, opener, settings, arguments.condition) for model in texts),
+        text_spec(system_specs.BASE, models[0][1], adapter=False),
+        *(text_spec(*model) for model in texts),
         *system_specs.ranker_specs(arguments.retriever, settings),
     ]
     with contextlib.ExitStack() as stack:

@@ -420,7 +420,7 @@ class RagPipeline:
             prompt = prompts.question(question, k)
 
             def ask(number: int, prompt: prompts.Prompt = prompt) -> Request:
-                memories = np.full((k, *self.store.encoding.shape), number, self.clara.bundle.model.dtype)
+                memories = np.full((k, *self.store.encoding.shape), 1 + number, self.clara.bundle.model.dtype)
                 return self.clara.request(prompt, memories, Sampling(max_new_tokens))
 
             self.engine.warm_up(ask)

@@ -21,6 +21,7 @@ from clara_jax.memory_count import PROPORTIONAL, memories_of
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.method.compressor import encode
 from clara_jax.method.stages import STAGES, Objective, counts, objective_value
+from clara_jax.metrics.controls import shuffled
 from clara_jax.model.sharding import put_batch
 from clara_jax.rag_pipeline import RagPipeline
 from clara_jax.retrieval import ann
@@ -61,20 +62,20 @@ def test_the_number_is_tokens_over_rate_rounded_up_from_one_to_m():
     tokenizer = ClaraTokenizer(tiny.tokenizer(), LENGTH, M, different_mem_tokens=False, memory_count=PROPORTIONAL)
     for text, ids in zip(TEXTS, tokenizer.encode_documents(TEXTS), strict=True):
         tokens = len(tiny.tokenizer()(text)["input_ids"])
-        assert tokenizer.memories_of(ids) == min(M, -(-tokens // RATE)), text
+        assert tokenizer.memories_of(len(ids)) == min(M, -(-tokens // RATE)), text
     fewer = tokenizer.with_memories(LENGTH, 2)
     assert fewer.memory_count == PROPORTIONAL
-    assert [fewer.memories_of(ids) for ids in tokenizer.encode_documents(TEXTS)] == [1, 1, 1, 2]
+    assert [fewer.memories_of(len(ids)) for ids in tokenizer.encode_documents(TEXTS)] == [1, 1, 1, 2]
 
 
-def encoded(bundle, texts, **changes):
+def encoded(bundle, texts, room=None, **changes):
     """Memories [n, M, E] of texts, all in one batch."""
     clara = dataclasses.replace(bundle.model.clara, **changes)
     model = dataclasses.replace(bundle.model, clara=clara)
     ids = [np.array(one, np.int32) for one in bundle.tokenizer.encode_documents(texts)]
     width = max(map(len, ids)) + 5
     with jax.set_mesh(bundle.mesh):
-        batch = put_batch(with_memory([*ids, None], width, bundle.tokenizer), bundle.mesh)
+        batch = put_batch(with_memory([*ids, None], width, bundle.tokenizer, room), bundle.mesh)
         return jax.tree.map(lambda x: np.asarray(x)[:-1, 0], encode(model, bundle.params, "compressor", batch))
 
 
@@ -87,7 +88,7 @@ def test_memories_are_those_of_a_model_with_room_for_no_more(bundle, places, mem
     changes = dict(memory_places=places, memory_map=memory_map)
     found = encoded(bundle, TEXTS, **changes)
     for row, ids in enumerate(bundle.tokenizer.encode_documents(TEXTS)):
-        count = bundle.tokenizer.memories_of(ids)
+        count = bundle.tokenizer.memories_of(len(ids))
         # A model whose full document has so many memories.
         exact = bundle.with_memories(LENGTH, LENGTH, "fixed")
         tokenizer = exact.tokenizer.with_memories(LENGTH, count)
@@ -96,6 +97,14 @@ def test_memories_are_those_of_a_model_with_room_for_no_more(bundle, places, mem
         np.testing.assert_allclose(found.memory_mean[row], alone.memory_mean[0], atol=2e-5)
         np.testing.assert_allclose(found.text_mean[row], alone.text_mean[0], atol=2e-5)
         assert not found.memory[row, count:].any() and found.memory[row, :count].any(axis=1).all()
+
+
+def test_rows_need_no_more_room_than_their_memories(bundle):
+    found = encoded(bundle, TEXTS[:2])
+    narrow = encoded(bundle, TEXTS[:2], room=bundle.tokenizer.memories_of(30))
+    assert bundle.tokenizer.memories_of(30) < M
+    for one, other in zip(found, narrow, strict=True):
+        np.testing.assert_allclose(other, one, atol=2e-5)
 
 
 def examples(tokenizer, stage, count=6):
@@ -128,7 +137,7 @@ def test_places_of_memories_that_do_not_exist_change_nothing(bundle, stage):
             clara = Clara(bundle)
             texts = [TEXTS[(example.index + j) % 4] for j in range(3)]
             chosen = clara.rank(["Where was she born?"], clara.compress(texts), k=2).indices[0]
-        there = [tokenizer.memories_of(example.documents[i]) for i in chosen]
+        there = [tokenizer.memories_of(len(example.documents[i])) for i in chosen]
         slot, place = example.memory_index // M, example.memory_index % M
         kept = (example.memory_index < 0) | (place < np.array(there)[np.maximum(slot, 0)])
         assert not kept.all()
@@ -157,7 +166,7 @@ def test_a_question_is_answered_from_the_memories_that_exist(bundle):
     """The prompt has a place for each of them, and the scores are cosines of their means."""
     clara = Clara(bundle, batch_size=2)
     memories = clara.compress(TEXTS)
-    made = [bundle.tokenizer.memories_of(ids) for ids in bundle.tokenizer.encode_documents(memories.texts)]
+    made = [bundle.tokenizer.memories_of(len(ids)) for ids in bundle.tokenizer.encode_documents(memories.texts)]
     assert np.any(memories.array != 0, axis=2).sum(axis=1).tolist() == made
     request = clara.request(prompts.question("Where?", 2), memories.array[[0, 2]])
     index = np.array(request.memory_index)
@@ -228,7 +237,7 @@ def test_a_store_knows_what_its_memories_are(folder, tmp_path):
     made = RagPipeline.open(folder / "run", tmp_path / "s", create=True, memory_count="fixed", encoding="float32")
     assert made.store.encoding.memory_count == "fixed"
     assert RagPipeline.open(folder / "run", tmp_path / "s").clara.bundle.model.clara.memory_count == "fixed"
-    with pytest.raises(ClaraError, match="holds memories of another compressor"):
+    with pytest.raises(ClaraError, match="holds memories in fixed number, not proportional"):
         RagPipeline.open(folder / "run", tmp_path / "s", memory_count="proportional")
     rag = RagPipeline.open(folder / "run", tmp_path / "t", create=True, encoding="int8")
     assert rag.store.encoding.memory_count == DocumentStore.open(tmp_path / "t").encoding.memory_count == PROPORTIONAL
@@ -238,7 +247,7 @@ def test_a_store_knows_what_its_memories_are(folder, tmp_path):
     assert ((stored != 0).any(axis=2) == (made.array != 0).any(axis=2)).all(), "int8 keeps which exist"
     sizes = [len(row.as_py()) for row in rag.store._rows("true", ["memory"])["memory"]]
     counts = (made.array != 0).any(axis=2).sum(axis=1)
-    assert sorted(sizes) == sorted(counts * (64 + 4)), "a row holds its own memories alone"
+    assert sorted(sizes) == sorted(counts * (64 + 4)), "a row holds the memories that exist"
     assert damaged_chunks(rag.store) == []
     queries = rag.clara.encode_questions(["Where was Ada born?"])
     found = ExactSearch(rag.store, rag.clara.bundle.mesh, 2**30)(queries, 3)[0]
@@ -249,6 +258,26 @@ def test_a_store_knows_what_its_memories_are(folder, tmp_path):
     hits = rag.retriever("Where was Ada born?", queries[0], 3, ann=True)
     assert [hit.id for hit in hits] == [name for name, _ in found]
     assert rag.answer("Where was Ada born?", k=2, sampling=Sampling(2)).sources
+
+
+def test_a_model_in_proportion_is_not_trained_on_in_fixed_number_by_accident(folder):
+    config = RunConfig(
+        (StageConfig("instruct", data=dict(train=(f"{folder}/asked.jsonl",)), optimizer=dict(steps=1)),),
+        ModelSection(str(folder / "base"), "float32"),
+        dataclasses.replace(CLARA, memory_count="fixed"),
+        initial_checkpoint=str(folder / "run"),
+        mesh=(1, 1),
+    )
+    with pytest.raises(ClaraError, match="memory_count is 'fixed', but the checkpoint .* with 'proportional'"):
+        run(config, folder / "other", StopSignal())
+
+
+def test_shuffled_memories_are_as_many_in_each_document():
+    memories = np.arange(1, 3 * 4 * 2 + 1, dtype=np.float32).reshape(3, 4, 2)
+    memories[1, 2:] = memories[2, 1:] = 0
+    found = shuffled(memories, np.random.default_rng(1))
+    np.testing.assert_array_equal((found != 0).any(axis=2), (memories != 0).any(axis=2))
+    assert sorted(found.reshape(-1).tolist()) == sorted(memories.reshape(-1).tolist()) and (found != memories).any()
 
 
 @pytest.mark.parametrize("name", ENCODINGS)
@@ -279,3 +308,5 @@ def test_models_that_differ_in_it_are_not_taken_for_each_other(bundle, tmp_path)
         exporting.export_released(other, tmp_path / "released")
     with pytest.raises(ClaraError, match="memory_count is 'many'"):
         dataclasses.replace(CLARA, memory_count="many")
+    with pytest.raises(ClaraError, match="compress_rate is 0"):
+        bundle.at_rate(0)

@@ -17,9 +17,10 @@ from clara_jax.analysis.section import BLUE, ORANGE, draw, embed, legend, percen
 from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.inference.encode import encode_texts
 from clara_jax.input_pipeline.batches import Sequences
-from clara_jax.memory_count import PROPORTIONAL, existing
+from clara_jax.memory_count import FIXED, existing
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.compressor import Encoded, encode
+from clara_jax.method.reranker import score_vectors
 from clara_jax.metrics.cosine import cosines
 
 LEAST = 3  # documents, for which the statistics are defined
@@ -95,28 +96,28 @@ def mixing(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.mean(label[matrix.argmin(1)] != label))
 
 
-def geometry_section(memories: np.ndarray, texts: np.ndarray, seed: int) -> dict[str, Any]:
+def geometry_section(memories: np.ndarray, texts: np.ndarray, seed: int, memory_count: str = FIXED) -> dict[str, Any]:
     """Return the section of a report on the geometry of memories.
 
     Args:
       memories: [n, M, E], n at least `LEAST`.
       texts: mean states of their texts, [n, E].
       seed: of the random control.
+      memory_count: see `clara_jax.memory_count`.
     """
     memories, texts = memories.astype(np.float64), texts.astype(np.float64)
     count, tokens, _ = memories.shape
-    # Rows of zeros are no memories (`clara_jax.memory_count`).
-    means = memories.sum(1) / existing(memories, PROPORTIONAL).sum(1, keepdims=True)
-    flat = memories.reshape(count, -1)
+    there = existing(memories, memory_count)
+    means, scored = memories.sum(1) / there.sum(1, keepdims=True), score_vectors(memories, memory_count)
     apart, turned = distances(means, texts), cosines(means, texts)
     same, other = on_and_off_diagonal(apart)
     nearest = float(np.mean(apart.argmin(1) == np.arange(count)))
     clouds = float(np.linalg.norm(means.mean(0) - texts.mean(0)))
-    between = [cosines(x, x)[np.triu_indices(count, 1)] for x in (flat, texts)]
+    between = [cosines(x, x)[np.triu_indices(count, 1)] for x in (scored, texts)]
     random = np.random.default_rng(seed).standard_normal(memories.shape)
+    sets = [[x[which] for x, which in zip(each, there, strict=True)] for each in (memories, random)]
     ranks, random_ranks = (
-        [np.mean([effective_rank(x) for x in sets]) for sets in (each, each - each.mean(1, keepdims=True))]
-        for each in (memories, random)
+        [np.mean([effective_rank(x - taken_away * x.mean(0)) for x in each]) for taken_away in (0, 1)] for each in sets
     )
     spread = [float(np.sqrt(np.mean(np.sum((x - x.mean(0)) ** 2, 1)))) for x in (means, texts)]
     rows = [

@@ -13,6 +13,7 @@ from clara_jax.analysis import attention_to_memory, geometry, lens, selection
 from clara_jax.api import Clara
 from clara_jax.errors import ClaraError
 from clara_jax.input_pipeline import prompts
+from clara_jax.memory_count import PROPORTIONAL, existing
 from clara_jax.metrics.cases import Case, Suite
 from clara_jax.metrics.controls import gold, other_cases, repeated
 
@@ -115,7 +116,9 @@ def _documents_and_questions(
     vocabulary = frozenset(words) - {""}
 
     def decoded_words(memories: np.ndarray) -> list[list[str]]:
-        return [lens.read_words(tokens, words) for tokens in lens.top_tokens(bundle, memories, size)]
+        there = existing(memories, PROPORTIONAL)
+        pairs = zip(lens.top_tokens(bundle, memories, size), there, strict=True)
+        return [lens.read_words(tokens[which], words) for tokens, which in pairs]
 
     decoded = decoded_words(states)
     known = [number for number, case in enumerate(cases) if gold(case)]
@@ -132,7 +135,7 @@ def _documents_and_questions(
         ),
     }
     if len(documents) >= geometry.LEAST:
-        sections["geometry"] = geometry.geometry_section(states, texts, seed)
+        sections["geometry"] = geometry.geometry_section(states, texts, seed, bundle.model.clara.memory_count)
     return sections
 
 

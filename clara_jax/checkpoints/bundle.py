@@ -156,7 +156,7 @@ class Bundle:
           ClaraError: a rate that does not divide the longest document; another one where the memory tokens differ.
         """
         clara = self.model.clara
-        return self.with_memories(clara.doc_max_length, rate or clara.compress_rate, memory_count)
+        return self.with_memories(clara.doc_max_length, clara.compress_rate if rate is None else rate, memory_count)
 
     def with_attention(self, attention: str) -> Bundle:
         """Return the model with another implementation of attention (see `clara_jax.model.attention`)."""

@@ -34,6 +34,7 @@ from clara_jax.formats.json_file import read_object
 from clara_jax.inference.memory_cache import Parts, complete_store
 from clara_jax.inference.memory_store import MemoryStore
 from clara_jax.input_pipeline.records import RANKING_STAGES
+from clara_jax.memory_count import FIXED
 from clara_jax.metrics.cases import Suite
 from clara_jax.metrics.controls import (
     CONDITIONS,
@@ -168,7 +169,7 @@ def memory_spec(
       cramming: how memories are optimised for the condition `CRAMMED`.
       crammed: cases of each suite that are asked under `CRAMMED`, where ``conditions`` has it; 0 for none.
       rate: see `CheckpointOpener.bundle`; it is then part of the name, "trained@8".
-      memory_count: see `CheckpointOpener.bundle`.
+      memory_count: likewise, "trained@proportional".
 
     Raises:
       ClaraError: it cannot be opened.
@@ -183,7 +184,8 @@ def memory_spec(
         clara = opener.clara(opener.bundle(path, rate, memory_count), 4 * settings.max_new_tokens)
         return MemoryModel(clara, memories(clara, suites, opener.directory / "memories"), settings, cramming)
 
-    return SystemSpec(name if rate is None else f"{name}@{rate}", about, asked, open_model, specs)
+    name = "@".join([name, *(str(asked_for) for asked_for in (rate, memory_count) if asked_for is not None)])
+    return SystemSpec(name, about, asked, open_model, specs)
 
 
 def memories(clara: Clara, suites: Sequence[Suite], folder: Path) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
@@ -225,6 +227,7 @@ def text_spec(
     settings: Settings,
     conditions: Sequence[str] | None,
     adapter: bool = True,
+    memory_count: str | None = None,
 ) -> SystemSpec:
     """Return the specification of a checkpoint that reads its documents as text.
 
@@ -235,13 +238,14 @@ def text_spec(
       settings: those of all systems.
       conditions: their names; None for all.
       adapter: False for the base model, without the checkpoint's adapter.
+      memory_count: see `CheckpointOpener.bundle`; for the condition that cuts texts to as many tokens as memories.
 
     Raises:
       ClaraError: it cannot be opened.
     """
 
     def bundle() -> Bundle:
-        found = opener.bundle(path)
+        found = opener.bundle(path, None, memory_count)
         return found if adapter else without_adapter(found)
 
     def open_model() -> TextModel:
@@ -278,6 +282,7 @@ def ranker_specs(retrievers: Sequence[str], settings: Settings) -> list[SystemSp
 
 
 def _about(path: str, bundle: Bundle) -> dict[str, Any]:
+    count = bundle.model.clara.memory_count
     return {
         "path": path,
         "fingerprint": bundle.fingerprint(),
@@ -286,7 +291,8 @@ def _about(path: str, bundle: Bundle) -> dict[str, Any]:
         "stages": [entry.get("stage", "") for entry in bundle.history],
         "compress_rate": bundle.model.clara.compress_rate,
         "doc_max_length": bundle.model.clara.doc_max_length,
-        "memory_count": bundle.model.clara.memory_count,
         "precision": bundle.model.precision,
         "quantization": bundle.model.quantization,
+        # Not where it is fixed: reports from before it go on.
+        **({} if count == FIXED else {"memory_count": count}),
     }

@@ -341,7 +341,8 @@ class TextModel(_Answering):
         """Return the part of a text that the prompt has, and its number of tokens."""
         kept = ids
         if condition.name == "text_truncated":
-            kept = truncated(ids, self.tokenizer.memory_tokens, self.tokenizer.whole_characters(ids))
+            budget = self.tokenizer.memories_of(self._frame + len(ids))
+            kept = truncated(ids, budget, self.tokenizer.whole_characters(ids))
         elif condition.name == "text_pruned":
             kept = self._kept[text]
         whole = len(kept) == len(ids) and not self.tokenizer.is_cut(text)

@@ -62,7 +62,7 @@ def encode_texts(
         while count < len(places):
             count *= 2
         rows = [np.asarray(texts[i], np.int32) for i in places] + [None] * (min(count, batch_size) - len(places))
-        padded = with_memory(rows, length, tokenizer)
+        padded = with_memory(rows, length, tokenizer, tokenizer.memories_of(length))
         with jax.set_mesh(mesh):
             encoded = program(model, role, params, put_batch(padded, mesh))
         if pending is not None:

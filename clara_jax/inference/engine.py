@@ -326,7 +326,7 @@ class _QueuedRequest:
       cached: tokens of the prefix in the prefix cache: ``prefix`` or 0.
       length: the other tokens, rounded up to a bucket.
       memories: padded number of memories: as many as fit into a prompt of this length, so that their number needs no
-        further programs.
+        further programs; more where these are fewer vectors each, in proportion to the length.
       shape: requests of one shape run through one program.
     """
 

@@ -214,16 +214,24 @@ def collate(
     )
 
 
-def with_memory(texts: Sequence[np.ndarray | None], width: int, tokenizer: ClaraTokenizer) -> Sequences:
-    """Append its memory tokens to each of N texts, at most ``width`` long; nothing of an absent text is attended.
+def with_memory(
+    texts: Sequence[np.ndarray | None], width: int, tokenizer: ClaraTokenizer, room: int | None = None
+) -> Sequences:
+    """Append its memory tokens to each of N texts, padded on the left; nothing of an absent text is attended.
 
-    Padding stands on the left. An absent text has M memory tokens.
+    Args:
+      texts: token ids; None for an absent text.
+      width: of the longest text.
+      tokenizer: gives the memory tokens and the padding.
+      room: memory tokens that a row has room for: as many as a text of ``width`` has, or by default M.
     """
     memory = np.array(tokenizer.memory_ids, np.int32)
-    counts = np.array([len(memory) if text is None else tokenizer.memories_of(text) for text in texts])
-    whole = [memory if text is None else np.append(text, memory[:m]) for text, m in zip(texts, counts, strict=True)]
-    ids = _left_padded(whole, len(texts), width + len(memory), tokenizer.pad_id)
-    lengths = np.array([0 if text is None else len(text) + m for text, m in zip(texts, counts, strict=True)])
+    room = len(memory) if room is None else room
+    counts = np.array([room if text is None else tokenizer.memories_of(len(text)) for text in texts])
+    pairs = list(zip(texts, counts, strict=True))
+    whole = [memory[:count] if text is None else np.append(text, memory[:count]) for text, count in pairs]
+    ids = _left_padded(whole, len(texts), width + room, tokenizer.pad_id)
+    lengths = np.array([0 if text is None else len(text) + count for text, count in pairs])
     attended = np.arange(ids.shape[1]) >= ids.shape[1] - lengths[:, None]
     at = memory_at_end(ids.shape, len(memory)) + (len(memory) - counts[:, None, None])
     return Sequences(ids, attended.astype(np.int32), np.where(at < ids.shape[1], at, -1).astype(np.int32))

@@ -12,8 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self
 
-import numpy as np
-
 from clara_jax.errors import ClaraError
 from clara_jax.formats.hf_tokenizers import AddedToken, PreTrainedTokenizerFast
 from clara_jax.formats.jsonl import checked_utf8
@@ -87,15 +85,15 @@ class DocumentTokenizer:
         self._specials = self._special_pattern()
         self._strange: dict[int, bool] = {}  # by token, see `_is_strange`
 
-    def memories_of(self, ids: Sequence[int] | np.ndarray) -> int:
-        """Return the number of memories of a text, given as `document_tokens`.
+    def memories_of(self, length: int) -> int:
+        """Return the number of memories of a text whose `document_tokens` are so many; see `clara_jax.memory_count`.
 
-        See `clara_jax.memory_count`. The frame, <ENC>, bos and eos, does not count.
+        The frame, <ENC>, bos and eos, does not count.
         """
         if self.memory_count == FIXED:
             return self.memory_tokens
         frame = FRAME - (self.bos_id is None)
-        return memories_of(len(ids) - frame, self.memory_tokens, self.doc_max_length)
+        return memories_of(length - frame, self.memory_tokens, self.doc_max_length)
 
     def with_memories(self, doc_max_length: int, memory_tokens: int, memory_count: str | None = None) -> Self:
         """Return the same tokenizer for documents of another longest length and another number of memory tokens.

@@ -135,7 +135,7 @@ def collate_packed(rows: Sequence[Sequence[Example]], count: int, row: RowCapaci
         document, prompt, target = 0, 0, 0  # where the next begins
         for s, example in enumerate(examples):
             (text,) = example.documents
-            memories = tokenizer.memories_of(text)
+            memories = tokenizer.memories_of(len(text))
             after = document + len(text) + memories
             texts.ids[b, document:after] = np.concatenate([text, memory[:memories]])
             texts.segment_ids[b, document:after] = s + 1

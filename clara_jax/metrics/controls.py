@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from clara_jax.memory_count import PROPORTIONAL, existing
 from clara_jax.metrics.cases import Case, Suite
 
 Document = TypeVar("Document")
@@ -159,9 +160,11 @@ def repeated(documents: Sequence[Document], count: int) -> tuple[Document, ...]:
 
 
 def shuffled(memories: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return memories [K, M, E] with all of their vectors in random order."""
-    vectors = memories.shape[0] * memories.shape[1]
-    return memories.reshape(vectors, -1)[rng.permutation(vectors)].reshape(memories.shape)
+    """Return memories [K, M, E] with all of their vectors in random order; rows of zeros are none, and stay."""
+    vectors = memories.reshape(-1, memories.shape[2]).copy()
+    there = np.flatnonzero(existing(vectors, PROPORTIONAL))
+    vectors[there] = vectors[rng.permutation(there)]
+    return vectors.reshape(memories.shape)
 
 
 def shuffled_within(memories: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -44,7 +44,7 @@ class Projection:
         """Compute the mean and the principal directions of unit vectors, float32 [n, X]."""
         mean = units.mean(axis=0)
         centred = units - mean
-        # There are more numbers in a memory than memories in the sample: the small side is decomposed.
+        # There are often more numbers in a vector than vectors in the sample: the side of these is decomposed.
         values, vectors = np.linalg.eigh(centred @ centred.T)
         keep = np.argsort(values)[::-1][:VECTOR_WIDTH]
         keep = keep[values[keep] > 1e-6 * max(values.max(), 1e-30)]

@@ -208,6 +208,7 @@ class ChunkReader:
             "text_bytes": text,
             "text_bytes_per_chunk": round(text / chunks, 1) if chunks else 0.0,
             "memory_tokens": self.encoding.shape[0],
+            "memory_count": self.encoding.memory_count,
             "width": self.encoding.shape[1],
             "encoding": self.encoding.name,
             "memory_bytes": self.encoding.size,

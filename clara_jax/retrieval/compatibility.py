@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 
 from clara_jax.checkpoints.bundle import Bundle
+from clara_jax.errors import ClaraError
 from clara_jax.model.precision import AUTO, resolve
 from clara_jax.model.sharding import platform
 from clara_jax.retrieval.document_store import DocumentStore
@@ -49,12 +50,18 @@ def as_stored(
       memory_count: asked for.
 
     Raises:
-      ClaraError: a rate that the model does not have.
+      ClaraError: a rate that the model does not have; another memory count than the store's.
     """
     clara = bundle.model.clara
     if store is not None:
         count = store.encoding.shape[0]
         if rate is None and not clara.different_mem_tokens and not clara.doc_max_length % count:
             rate = clara.doc_max_length // count
-        memory_count = memory_count or store.encoding.memory_count
+        stored = store.encoding.memory_count
+        if memory_count not in (None, stored):
+            raise ClaraError(
+                f"{store.location}: holds memories in {stored} number, not {memory_count}; name another directory, or "
+                f"ask for {stored}"
+            )
+        memory_count = stored
     return bundle.at_rate(rate, memory_count)

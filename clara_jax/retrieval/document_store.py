@@ -27,7 +27,7 @@ from clara_jax.retrieval.words import asked
 from clara_jax.text.documents import Chunk, DocumentMetadata
 
 T = TypeVar("T")
-FORMAT = 2
+FORMAT, RAGGED = 2, 3  # the second of stores whose memories have different lengths
 _CHUNKS, _PROJECTION = "chunks", "projection"
 _FEWEST_INDEXED = 10_000  # chunks; of fewer, every search vector is scored
 _FEW = 1000  # chunks that are not in an index yet, and are scanned one by one
@@ -98,7 +98,8 @@ class DocumentStore(ChunkReader):
           ClaraError: it has another compressor or encoding, or the place cannot be written.
         """
         location = os.path.expanduser(os.fspath(location))
-        about = {"format": FORMAT, "fingerprint": fingerprint, "encoding": encoding}
+        form = FORMAT if memory_count == FIXED else RAGGED
+        about = {"format": form, "fingerprint": fingerprint, "encoding": encoding}
         about |= {"memory_tokens": memory_tokens, "width": width}
         about |= {} if memory_count == FIXED else {"memory_count": memory_count}
         size = MemoryEncoding(encoding, memory_tokens, width).size if memory_count == FIXED else None
@@ -137,10 +138,10 @@ class DocumentStore(ChunkReader):
     @staticmethod
     def _about(location: str, stored: pa.Schema) -> Mapping[str, Any]:
         about = json.loads((stored.metadata or {}).get(ABOUT, b"{}"))
-        if about.get("format") != FORMAT:
+        if about.get("format") not in (FORMAT, RAGGED):
             raise ClaraError(
-                f"{location}: is a store of format {about.get('format')}, this program reads {FORMAT}; make it again "
-                "with python -m clara_jax.compress"
+                f"{location}: is a store of format {about.get('format')}, this program reads {FORMAT} and {RAGGED}; "
+                "make it again with python -m clara_jax.compress"
             )
         return about
 
@@ -229,7 +230,7 @@ class DocumentStore(ChunkReader):
     # --- searching ---
 
     def projection(self) -> np.ndarray | None:
-        """Return the rows that `set_projection` stored, float32 [rows, M·E], or None."""
+        """Return the rows that `set_projection` stored, float32 [rows, X], or None."""
         table = self._projection_table()
         if table is None:
             return None
@@ -252,7 +253,7 @@ class DocumentStore(ChunkReader):
         return self._projection
 
     def set_projection(self, rows: np.ndarray) -> None:
-        """Store the projection of search vectors, float32 [rows, M·E], in place of the one before."""
+        """Store the projection of search vectors, float32 [rows, X], in place of the one before."""
         table = pa.table({"row": binary(np.ascontiguousarray(rows, "<f4").view(np.uint8))})
         with self.writing():
             with errors(self.location, "written"):

@@ -37,7 +37,7 @@ DEFAULT_ENCODING = "int8"  # of new stores: half the bytes of a float16, and no 
 class MemoryEncoding:
     """A codec of memories [n, M, E] as bytes, a row of them for each text.
 
-    In "proportional" number a text's row holds its own memories alone (`clara_jax.memory_count`). All rows of a "fixed"
+    In "proportional" number a text's row holds those that it has (`clara_jax.memory_count`). All rows of a "fixed"
     number have `size` bytes, which is the most in either case.
 
     Args:

@@ -70,15 +70,17 @@ class ExactSearch:
     def __init__(self, store: DocumentStore, mesh: jax.sharding.Mesh, budget: int):
         self._store, self._mesh = store, mesh
         on_cpu = all(device.platform == "cpu" for device in mesh.devices.flat)
-        self._dtype = np.dtype(np.float32) if on_cpu else store.encoding.dtype
-        numbers = self._flat(np.zeros((1, *store.encoding.shape), np.float32)).shape[1]
-        row = numbers * self._dtype.itemsize
+        nothing = np.zeros((1, *store.encoding.shape), store.encoding.dtype)
+        stored = self._flat(nothing).dtype  # sums of memories are float32
+        self._dtype = np.dtype(np.float32) if on_cpu else stored
+        numbers = self._flat(nothing).shape[1]
         self._shards = batch_shards(mesh)
-        self._most = max(BLOCK_BYTES // row, 1) // self._shards * self._shards or self._shards
-        self._row_bytes, self._budget = row, budget
+        self._most = self._rows_of(numbers * self._dtype.itemsize)
+        self._read = min(self._most, self._rows_of(nothing.size * self._dtype.itemsize))  # chunks of a read
+        self._row_bytes, self._budget = numbers * self._dtype.itemsize, budget
         self._keys: dict[str, bytes] = {}
         self._blocks: list[_Block] = []
-        self._tail = np.zeros((0, numbers), store.encoding.dtype)  # the last block's rows, as they are stored
+        self._tail = np.zeros((0, numbers), stored)  # the last block's rows, as they are stored
         self._version = -1
 
     @property
@@ -164,11 +166,15 @@ class ExactSearch:
             self._blocks.append(self._block(ids, self._tail, self._rows(len(ids))))
 
     def _streamed(self) -> Iterator[_Block]:
-        for names, _, memories in self._store.all_memories(self._most):
-            yield self._block(names, self._flat(memories), self._most)
+        for names, _, memories in self._store.all_memories(self._read):
+            yield self._block(names, self._flat(memories), self._read)
 
     def _flat(self, memories: np.ndarray) -> np.ndarray:
         return score_vectors(memories, self._store.encoding.memory_count)
+
+    def _rows_of(self, size: int) -> int:
+        """Return the most rows of so many bytes each that a block has, a multiple of the shards."""
+        return max(BLOCK_BYTES // size, 1) // self._shards * self._shards or self._shards
 
     def _rows(self, chunks: int) -> int:
         """Return the rows of a block for so many chunks: a power of two for a small store."""

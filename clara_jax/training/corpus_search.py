@@ -223,15 +223,15 @@ class CorpusSearch:
         assert all(query is not None for query in queries)  # of a stage that ranks
         size = divisible(self._stage.optimizer.microbatch, mesh)
         flat = partial(score_vectors, memory_count=model.clara.memory_count)
-        nothing = np.zeros((len(queries), model.clara.memory_tokens, model.config.embed_dim), np.float32)
-        encoded = flat(nothing)
+        nothing = np.zeros((1, model.clara.memory_tokens, model.config.embed_dim), np.float32)
+        encoded = np.zeros((len(queries), flat(nothing).shape[1]), np.float32)
         texts = [query for query in queries if query is not None]
         for places, rows in encode_texts(model, params, "query_reasoner", texts, bundle.tokenizer, mesh, size):
             encoded[places] = flat(np.asarray(rows, np.float32))
         numbers = np.full((len(queries), 0), -1, np.int64)
         scores = np.zeros((len(queries), 0), np.float32)
         shards = batch_shards(mesh)
-        rows = max(shards, BLOCK_BYTES // encoded[0].nbytes // shards * shards)
+        rows = max(shards, BLOCK_BYTES // nothing.nbytes // shards * shards)
         rows = min(rows, -(-documents // shards) * shards)
         for start in range(0, documents, rows):
             part = self._documents[start : min(start + rows, documents)]

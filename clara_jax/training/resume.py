@@ -20,6 +20,7 @@ from clara_jax.errors import ClaraError
 from clara_jax.formats.json_file import read_object
 from clara_jax.input_pipeline.records import Record
 from clara_jax.input_pipeline.word_level import word_level_tokenizer
+from clara_jax.memory_count import PROPORTIONAL
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.method.parameters import flatten, unflatten
 from clara_jax.method.stages import STAGES, stage_kind
@@ -203,6 +204,8 @@ def load_temperature(checkpoint: Path | None, fresh: jax.Array) -> jax.Array:
 def _check_same_sizes(config: RunConfig, bundle: Bundle) -> None:
     """Refuse a configuration whose sizes differ from the checkpoint's."""
     fields = ["lora_rank", "lora_alpha", "different_mem_tokens", "memory_map", "memory_places", "missing_bos"]
+    # A model of fixed number may learn to do with fewer; the other way it is hardly meant.
+    fields += ["memory_count"] if bundle.model.clara.memory_count == PROPORTIONAL else []
     # With one memory token for all places, a stage may choose lengths and rates.
     fields += ["doc_max_length", "compress_rate"] if config.clara.different_mem_tokens else []
     for field in fields:

@@ -28,6 +28,7 @@ from clara_jax.input_pipeline.batches import Batch, StoredMemories, collate, pla
 from clara_jax.input_pipeline.encoding import Encoding, encode_records
 from clara_jax.input_pipeline.records import Record
 from clara_jax.input_pipeline.tokenization import IGNORED
+from clara_jax.memory_count import existing
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.cross_entropy import language_model_loss, token_log_likelihoods
 from clara_jax.method.generator import label_weights, target_states
@@ -170,8 +171,9 @@ def _optimise(model: ClaraModel, cramming: Cramming, params: Any, batch: Batch) 
         states = target_states(model, params, batch.prompt, memories[:, None])
         return language_model_loss(model, params, states, jnp.asarray(batch.prompt.labels), weights)[0]
 
-    exist = jnp.any(started != 0, axis=2, keepdims=True)
-    scale = jnp.sqrt(jnp.mean(jnp.square(started), axis=(1, 2), keepdims=True, where=exist))
+    count = jnp.sum(existing(started, model.clara.memory_count), axis=1)[:, None, None]
+    total = jnp.sum(jnp.square(started), axis=(1, 2), keepdims=True)
+    scale = jnp.sqrt(total / (jnp.maximum(count, 1) * started.shape[2]))
     optimizer = optax.adam(optax.cosine_decay_schedule(cramming.learning_rate, cramming.steps))
 
     def step(carried: tuple[jax.Array, Any], _: None) -> tuple[tuple[jax.Array, Any], None]:

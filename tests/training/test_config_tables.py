@@ -13,7 +13,7 @@ def test_the_page_is_current():
 
 
 def test_every_field_has_a_row():
-    assert len(descriptions(ClaraConfig)) == 10
+    assert len(descriptions(ClaraConfig)) == 11
     assert "| `lora_rank` | 16 | a whole number |" in table(ClaraConfig)
     for cls in SECTIONS:
         assert table(cls).count("\n") == 2 + len(descriptions(cls)) and "[below](#" not in table(cls).replace("](#", "")

@@ -117,8 +117,8 @@ def test_every_product_is_of_two_bfloat16_with_a_float32_sum(name, architecture,
     for left, right, result in found:
         dtypes = left.dtype.name, right.dtype.name, result.dtype.name
         sizes = {*left.shape, *right.shape}
-        # The documents' axis beside the memories': the choice among them, and cosines.
-        ranks = {documents, MEMORY} <= sizes
+        # The documents' axis beside the memories': the choice among them, and cosines of all one after another.
+        ranks = documents in sizes and bool({MEMORY, MEMORY * model.config.embed_dim} & sizes)
         # Of rows with one text each: the mean of its states, with one weight for each of its tokens.
         mean = left.ndim == right.ndim == 3 and left.shape[0] == right.shape[0] and 1 in sizes
         if RANK in sizes or added in sizes or ranks or mean:

@@ -153,7 +153,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_option(parser, "--checkpoint", "smollm2-clara", default="smollm2-clara")
     command.add_option(parser, "--limit", "training passages (300); two thirds as many are held out", default=300)
     parser.add_argument("--steps", type=int, default=40, metavar="N", help=f"of {BATCH} questions each (40)")
-    parser.add_argument("--score", nargs="+", metavar="NAME", help="of: " + ", ".join(map("/".join, SCORES)) + " (all)")
+    names = ["/".join(key) for key in SCORES]
+    parser.add_argument("--score", nargs="+", choices=names, default=names, metavar="NAME", help=f"of {names} (all)")
     return parser
 
 
@@ -168,7 +169,7 @@ def main() -> None:
     print(f"{len(train_records)} training passages, {len(held_out)} held out; Recall@1, Recall@5 before and after")
     made: dict[str, tuple[Bundle, Any, list[Passages]]] = {}
     for (count, name), score in SCORES.items():
-        if arguments.score and f"{count}/{name}" not in arguments.score:
+        if f"{count}/{name}" not in arguments.score:
             continue
         if count not in made:
             bundle = opened.at_rate(None, count)

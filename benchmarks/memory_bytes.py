@@ -26,7 +26,7 @@ from clara_jax.api import Clara
 from clara_jax.errors import ClaraError
 from clara_jax.files import replaced_when_whole
 from clara_jax.input_pipeline.records import Record, read_records
-from clara_jax.method.reranker import score_vectors
+from clara_jax.method.reranker import relevance_scores
 from clara_jax.metrics.answers import exact_match, token_f1
 from clara_jax.metrics.bootstrap import Bootstrap
 from clara_jax.metrics.ranking import recall_at
@@ -96,7 +96,7 @@ def measure(
     place = {text: row for row, text in enumerate(texts)}
     questions = [record.questions[0] for record in records]
     count = clara.bundle.model.clara.memory_count
-    queries = score_vectors(clara.encode_questions(questions).astype(np.float32), count)
+    queries = clara.encode_questions(questions)
     mean_bytes = float(np.mean([len(text.encode()) for text in texts]))
     bootstrap, rows, first = Bootstrap(len(records)), [], {}
     for name in ("as computed", *ENCODINGS):
@@ -110,7 +110,7 @@ def measure(
         values = {
             "F1": np.array([token_f1(a, r.gold_answers) for a, r in zip(answers, records, strict=True)]),
             "EM": np.array([exact_match(a, r.gold_answers) for a, r in zip(answers, records, strict=True)]),
-            f"Recall@{DEPTH}": _recall(queries, records, place, score_vectors(array.astype(np.float32), count)),
+            f"Recall@{DEPTH}": _recall(queries, records, place, stored.array, count),
         }
         first = first or values
         row: dict[str, Any] = {"encoding": name, "bytes": size}
@@ -131,11 +131,13 @@ def _answers(
     return [one.text for one in clara.answer(questions, memories=read, k=None, max_new_tokens=new_tokens)]
 
 
-def _recall(queries: np.ndarray, records: Sequence[Record], place: dict[str, int], flat: np.ndarray) -> np.ndarray:
-    flat = flat / np.maximum(np.linalg.norm(flat, axis=-1, keepdims=True), 1e-8)
+def _recall(
+    queries: np.ndarray, records: Sequence[Record], place: dict[str, int], memories: np.ndarray, memory_count: str
+) -> np.ndarray:
     found = []
     for query, record in zip(queries, records, strict=True):
-        scores = flat[[place[text] for text in record.documents]] @ query
+        candidates = memories[[place[text] for text in record.documents]]
+        scores = np.asarray(relevance_scores(query[None], candidates[None], memory_count))[0]
         positives = np.isin(np.arange(len(scores)), record.positives)
         found.append(recall_at(scores[None], np.ones((1, len(scores)), bool), positives[None], DEPTH)[0])
     return np.array(found)

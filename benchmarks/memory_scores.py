@@ -4,8 +4,8 @@
 
 The compressor is frozen and compresses each passage once. For each score a fresh query reasoner, a copy of the
 compressor, is trained by the contrastive loss of the `retrieval` stage, among all training passages, and ranks the
-held-out ones. "late" is the mean over the question's memories of the largest cosine with one of the document's (Khattab
-and Zaharia 2020); the others are cosines of the vectors of `clara_jax.method.reranker.score_vectors`.
+held-out ones. All are `clara_jax.method.reranker.late_interaction`, of different vectors: all memories one after
+another as one (the score of a fixed number), their mean, or each by itself ("late", the score of a proportional one).
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from jaxtyping import Float32
 from clara_jax import command
 from clara_jax.checkpoints import opening
 from clara_jax.checkpoints.bundle import Bundle
+from clara_jax.errors import ClaraError
 from clara_jax.inference.encode import encode_texts
 from clara_jax.input_pipeline.batches import Sequences, with_memory
 from clara_jax.input_pipeline.drawn import drawn
 from clara_jax.input_pipeline.records import Record, read_records
-from clara_jax.memory_count import FIXED, PROPORTIONAL, existing
+from clara_jax.memory_count import FIXED, PROPORTIONAL
 from clara_jax.method.compressor import encode
 from clara_jax.method.parameters import merge, split
-from clara_jax.method.reranker import contrastive_loss, score_vectors
+from clara_jax.method.reranker import contrastive_loss, late_interaction, score_vectors
 from clara_jax.method.stages import STAGES, inherit
 from clara_jax.model.sharding import make_mesh, put_batch
 
@@ -41,29 +42,22 @@ LEARNING_RATE = 1e-3
 QUESTIONS, MOST = 2, 9  # questions of a held-out passage, and of one of training
 
 
-def unit(x: jax.Array) -> jax.Array:
-    """Scale vectors [..., X] to length one; zeros stay."""
-    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+def score_by(
+    vectors: Callable[[jax.Array], jax.Array], queries: jax.Array, documents: jax.Array
+) -> Float32[jax.Array, "Q D"]:
+    """Return the scores of all questions and all documents by some vectors [n, S, X] of their memories [n, M, E]."""
+    compared = vectors(documents)
+    return late_interaction(vectors(queries), compared, jnp.linalg.norm(compared, axis=-1))
 
 
-def by_vectors(memory_count: str, queries: jax.Array, documents: jax.Array) -> Float32[jax.Array, "Q D"]:
-    """Return the cosines of `score_vectors`."""
-    return unit(score_vectors(queries, memory_count)) @ unit(score_vectors(documents, memory_count)).T
-
-
-def late(queries: jax.Array, documents: jax.Array) -> Float32[jax.Array, "Q D"]:
-    """Return the mean over a question's memories of the largest cosine with one of a document's."""
-    there, behind = existing(queries, PROPORTIONAL), ~existing(documents, PROPORTIONAL)
-    cosine = jnp.einsum("QME,DNE->QMDN", unit(queries), unit(documents)) - 2 * behind
-    return jnp.mean(jnp.max(cosine, axis=-1), axis=1, where=there[..., None])
-
-
+whole, each = (partial(score_by, partial(score_vectors, memory_count=count)) for count in (FIXED, PROPORTIONAL))
+means = partial(score_by, partial(jnp.sum, axis=1, keepdims=True))  # a sum has the direction of the mean
 SCORES: dict[tuple[str, str], Callable[[jax.Array, jax.Array], jax.Array]] = {
-    (FIXED, "one after another"): partial(by_vectors, FIXED),
-    (FIXED, "means"): partial(by_vectors, PROPORTIONAL),
-    (FIXED, "late"): late,
-    (PROPORTIONAL, "means"): partial(by_vectors, PROPORTIONAL),
-    (PROPORTIONAL, "late"): late,
+    (FIXED, "one after another"): whole,
+    (FIXED, "means"): means,
+    (FIXED, "late"): each,
+    (PROPORTIONAL, "means"): means,
+    (PROPORTIONAL, "late"): each,
 }
 
 
@@ -166,6 +160,8 @@ def main() -> None:
         read(f"{arguments.data}/stage1_pretrain_qa.{part}.jsonl", count)
         for part, count in (("train", arguments.limit), ("dev", 2 * arguments.limit // 3))
     )
+    if sum(len(record.questions[:MOST]) for record in train_records) < BATCH:
+        raise ClaraError(f"--limit: the training passages have fewer than the {BATCH} questions of a step; raise it")
     print(f"{len(train_records)} training passages, {len(held_out)} held out; Recall@1, Recall@5 before and after")
     made: dict[str, tuple[Bundle, Any, list[Passages]]] = {}
     for (count, name), score in SCORES.items():

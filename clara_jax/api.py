@@ -181,7 +181,7 @@ class Clara:
         memories: Memories | Sequence[Memories],
         k: int | Literal["trained"] = "trained",
     ) -> Ranking:
-        """Rank memories by their cosine with the query reasoner's encoding of each question.
+        """Rank memories by their score with the query reasoner's encoding of each question.
 
         Args:
           questions: texts.
@@ -197,7 +197,7 @@ class Clara:
     def encode_questions(self, questions: Sequence[str]) -> np.ndarray:
         """Return the query reasoner's encodings of questions, [q, M, E].
 
-        The cosine between an encoding and a document's memory is the document's score.
+        A document's score is `clara_jax.method.reranker.relevance_scores` of an encoding and its memory.
         """
         if not self.bundle.ranks:
             message = "this checkpoint has no trained query reasoner; questions are read as documents are"

@@ -179,7 +179,7 @@ class Ranking:
 
     Attributes:
       indices: int [q, k] into the question's candidates; -1 where it has fewer than k.
-      scores: float32 [q, k], cosine; -inf where there is no candidate.
+      scores: float32 [q, k], see `clara_jax.method.reranker.relevance_scores`; -inf where there is no candidate.
     """
 
     indices: np.ndarray
@@ -194,7 +194,7 @@ class Hit(Chunk):
     ``source`` are empty, and ``start`` and ``end`` are -1.
 
     Attributes:
-      score: a cosine, BM25, or the sum of reciprocal ranks; None where nothing was ranked.
+      score: of memories, BM25, or the sum of reciprocal ranks; None where nothing was ranked.
       rank: counts from 1.
     """
 

@@ -20,6 +20,7 @@ from clara_jax.input_pipeline.tokenization import ClaraTokenizer
 from clara_jax.memory_count import PROPORTIONAL, memories_of
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.method.compressor import encode
+from clara_jax.method.reranker import relevance_scores
 from clara_jax.method.stages import STAGES, Objective, counts, objective_value
 from clara_jax.metrics.controls import shuffled
 from clara_jax.model.sharding import put_batch
@@ -174,10 +175,9 @@ def test_a_question_is_answered_from_the_memories_that_exist(bundle):
     full = bundle.tokenizer.encode_prompt(prompts.question("Where?", 2))
     assert len(request.ids) == len(full.ids) - 2 * M + made[0] + made[2]
     ranking = clara.rank(["Where was Ada born?"], memories, k=len(memories))
-    means = memories.array.sum(axis=1) / np.array(made)[:, None]
-    query = clara.encode_questions(["Where was Ada born?"])[0].sum(axis=0)
-    cosines = means @ query / np.linalg.norm(means, axis=1) / np.linalg.norm(query)
-    np.testing.assert_allclose(ranking.scores[0], np.sort(cosines)[::-1], atol=1e-5)
+    query = clara.encode_questions(["Where was Ada born?"])
+    scores = np.asarray(relevance_scores(query, memories.array[None], PROPORTIONAL))[0]
+    np.testing.assert_allclose(ranking.scores[0], np.sort(scores)[::-1], atol=1e-5)
     (answer,) = clara.answer(["Where was Ada born?"], memories=memories, k=2, max_new_tokens=3)
     assert [source.text for source in answer.sources] == [memories.texts[i] for i in ranking.indices[0][:2]]
 
@@ -251,7 +251,7 @@ def test_a_store_knows_what_its_memories_are(folder, tmp_path):
     assert damaged_chunks(rag.store) == []
     queries = rag.clara.encode_questions(["Where was Ada born?"])
     found = ExactSearch(rag.store, rag.clara.bundle.mesh, 2**30)(queries, 3)[0]
-    expected = ann.unit(stored, PROPORTIONAL) @ ann.unit(queries, PROPORTIONAL)[0]
+    expected = relevance_scores(queries, stored[None].astype(np.float32), PROPORTIONAL)[0]
     assert [name for name, _ in found] == [f"d{i}#0" for i in np.argsort(-expected)]
     np.testing.assert_allclose([score for _, score in found], np.sort(expected)[::-1], atol=1e-5)
     ann.build(rag.store)

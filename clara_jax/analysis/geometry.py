@@ -20,7 +20,6 @@ from clara_jax.input_pipeline.batches import Sequences
 from clara_jax.memory_count import FIXED, existing
 from clara_jax.method.clara import ClaraModel
 from clara_jax.method.compressor import Encoded, encode
-from clara_jax.method.reranker import score_vectors
 from clara_jax.metrics.cosine import cosines
 
 LEAST = 3  # documents, for which the statistics are defined
@@ -96,7 +95,7 @@ def mixing(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.mean(label[matrix.argmin(1)] != label))
 
 
-def geometry_section(memories: np.ndarray, texts: np.ndarray, seed: int, memory_count: str = FIXED) -> dict[str, Any]:
+def geometry_section(memories: np.ndarray, texts: np.ndarray, seed: int, memory_count: str) -> dict[str, Any]:
     """Return the section of a report on the geometry of memories.
 
     Args:
@@ -108,12 +107,13 @@ def geometry_section(memories: np.ndarray, texts: np.ndarray, seed: int, memory_
     memories, texts = memories.astype(np.float64), texts.astype(np.float64)
     count, tokens, _ = memories.shape
     there = existing(memories, memory_count)
-    means, scored = memories.sum(1) / there.sum(1, keepdims=True), score_vectors(memories, memory_count)
+    means = memories.sum(1) / there.sum(1, keepdims=True)
+    whole = memories.reshape(count, -1) if memory_count == FIXED else means  # memories of no common places
     apart, turned = distances(means, texts), cosines(means, texts)
     same, other = on_and_off_diagonal(apart)
     nearest = float(np.mean(apart.argmin(1) == np.arange(count)))
     clouds = float(np.linalg.norm(means.mean(0) - texts.mean(0)))
-    between = [cosines(x, x)[np.triu_indices(count, 1)] for x in (scored, texts)]
+    between = [cosines(x, x)[np.triu_indices(count, 1)] for x in (whole, texts)]
     random = np.random.default_rng(seed).standard_normal(memories.shape)
     sets = [[x[which] for x, which in zip(each, there, strict=True)] for each in (memories, random)]
     ranks, random_ranks = (

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from clara_jax.analysis.section import BLUE, GREY, ORANGE, draw, embed, legend, percent, section
-from clara_jax.memory_count import FIXED
-from clara_jax.method.reranker import cosine_scores
+from clara_jax.method.reranker import relevance_scores
 from clara_jax.metrics.controls import half_away
 from clara_jax.retrieval.encodings import MemoryEncoding
 
@@ -25,8 +24,8 @@ QUANTILES = (0.1, 0.5, 0.9)
 CLOSE = (0.001, 0.01)
 
 
-def score(queries: np.ndarray, documents: Sequence[np.ndarray], memory_count: str = FIXED) -> list[np.ndarray]:
-    """Return cosine scores of each question's documents, float32 [D] each.
+def score(queries: np.ndarray, documents: Sequence[np.ndarray], memory_count: str) -> list[np.ndarray]:
+    """Return scores of each question's documents, float32 [D] each.
 
     Args:
       queries: [q, M, E].
@@ -34,7 +33,7 @@ def score(queries: np.ndarray, documents: Sequence[np.ndarray], memory_count: st
       memory_count: see `clara_jax.method.reranker.score_vectors`.
     """
     pairs = zip(queries, documents, strict=True)
-    return [np.asarray(cosine_scores(query[None], found[None], memory_count))[0] for query, found in pairs]
+    return [np.asarray(relevance_scores(query[None], found[None], memory_count))[0] for query, found in pairs]
 
 
 def best(scores: np.ndarray, k: int) -> frozenset[int]:
@@ -94,7 +93,7 @@ def gaps_section(found: Mapping[int, np.ndarray], k: int) -> dict[str, Any]:
 
 
 def stability(
-    queries: np.ndarray, documents: Sequence[np.ndarray], k: int, seed: int, memory_count: str = FIXED
+    queries: np.ndarray, documents: Sequence[np.ndarray], k: int, seed: int, memory_count: str
 ) -> dict[str, np.ndarray]:
     """Return `overlaps` by the change, float [q] or several draws [draws, q].
 

@@ -1,4 +1,4 @@
-"""Ranking of memories: their cosine with the query reasoner's encoding of a question."""
+"""Ranking of memories: their score with the query reasoner's encoding of a question."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import Float, Float32, Int
 
 from clara_jax.distributed import gather
-from clara_jax.memory_count import FIXED
-from clara_jax.method.reranker import EXCLUDED, cosine, cosine_scores
+from clara_jax.method.reranker import EXCLUDED, late_interaction, relevance_scores
 from clara_jax.model.sharding import BATCH, put_batch
 
-_cosine = jax.jit(cosine_scores, static_argnums=2)
+_PRODUCTS = 64  # questions' vectors whose products with the rows of a shard are held at a time
+_relevance = jax.jit(relevance_scores, static_argnums=2)
 
 
 def rank_memories(
@@ -24,7 +24,7 @@ def rank_memories(
     k: int,
     batch_size: int,
     mesh: jax.sharding.Mesh,
-    memory_count: str = FIXED,
+    memory_count: str,
 ) -> tuple[Int[np.ndarray, "q ranks"], Float32[np.ndarray, "q ranks"]]:
     """Rank each question's candidates.
 
@@ -37,7 +37,7 @@ def rank_memories(
       memory_count: see `clara_jax.method.reranker.score_vectors`.
 
     Returns:
-      int [q, k] into the question's candidates, best first, -1 where it has fewer; their float32 [q, k] cosines, -inf
+      int [q, k] into the question's candidates, best first, -1 where it has fewer; their float32 [q, k] scores, -inf
       where there is no candidate.
     """
     width = max(1, min(k, max((len(memories) for memories in candidates), default=1)))
@@ -57,21 +57,21 @@ def rank_memories(
 def best_rows(
     queries: jax.Array, rows: jax.Array, norms: jax.Array, usable: jax.Array, k: int, mesh: jax.sharding.Mesh
 ) -> tuple[jax.Array, jax.Array]:
-    """Return scores float32 [Q, shards·k] and places int32 [Q, shards·k] of each shard's best rows.
+    """Return `late_interaction` float32 [Q, shards·k] and places int32 [Q, shards·k] of each shard's best rows.
 
     Args:
-      queries: float32 [Q, X].
-      rows: [R, X], sharded over the batch axes.
-      norms: float32 [R], sharded likewise.
+      queries: float32 [Q, S, X], see `clara_jax.method.reranker.score_vectors`.
+      rows: [R, T, X], sharded over the batch axes.
+      norms: of the rows' vectors, float32 [R, T], sharded likewise.
       usable: bool [R], sharded likewise; rows that are not get the score -inf.
       k: the number of rows of each shard.
       mesh: of the rows.
     """
 
     def best_of_shard(queries, rows, norms, usable):
-        dot = jnp.einsum("QX,RX->QR", queries, rows.astype(jnp.float32), precision="highest")
-        lengths = jnp.linalg.norm(queries, axis=1, keepdims=True) * norms
-        scores = jnp.where(usable, cosine(dot, lengths), -jnp.inf)
+        score = partial(late_interaction, documents=rows.astype(jnp.float32), norms=norms)
+        at_once = max(1, _PRODUCTS // queries.shape[1])
+        scores = jnp.where(usable, jax.lax.map(score, queries, batch_size=at_once), -jnp.inf)
         best, places = jax.lax.top_k(scores, k)
         return best, places + jax.lax.axis_index(BATCH) * len(rows)
 
@@ -82,6 +82,12 @@ def best_rows(
     )
 
 
+def trimmed(vectors: Float32[np.ndarray, "Q S X"]) -> Float32[np.ndarray, "Q used X"]:
+    """Return a question's vectors without places that no question uses, but for a power of two of them: few shapes."""
+    used = np.flatnonzero(vectors.any(axis=(0, 2)))
+    return vectors[:, : 1 << int(used.max(initial=0)).bit_length()]
+
+
 def _scores(
     queries: np.ndarray,
     candidates: Sequence[np.ndarray],
@@ -89,7 +95,7 @@ def _scores(
     mesh: jax.sharding.Mesh,
     memory_count: str,
 ) -> np.ndarray:
-    """Return cosine scores [q, D], far below any cosine where a question has no such candidate."""
+    """Return scores [q, D], far below any where a question has no such candidate."""
     width = _round_up(max(len(memories) for memories in candidates), 8)
     documents = np.zeros((batch_size, width, *queries.shape[1:]), queries.dtype)
     for row, memories in enumerate(candidates):
@@ -97,7 +103,7 @@ def _scores(
     padded = np.zeros((batch_size, *queries.shape[1:]), queries.dtype)
     padded[: len(queries)] = queries
     with jax.set_mesh(mesh):
-        scores = gather(_cosine(*put_batch((padded, documents), mesh), memory_count))[: len(queries)]
+        scores = gather(_relevance(*put_batch((padded, documents), mesh), memory_count))[: len(queries)]
     valid = np.arange(width) < np.array([[len(memories)] for memories in candidates])
     return np.where(valid, scores, EXCLUDED)
 

@@ -4,7 +4,7 @@
    `clara_jax.input_pipeline.batches`: what a batch holds.
 1. `compressor`: a document, or a question, becomes M memory vectors (section 2.2); the loss that aligns a document's
    memories and text (L_MSE).
-2. `reranker`: cosine scores of documents for a question (section 3); the contrastive loss.
+2. `reranker`: scores of documents for a question (section 3); the contrastive loss.
 3. `topk`: the straight-through top-k that lets one loss train ranking and answering (Algorithm 1).
 4. `generator`: memories take the place of text in the prompt; the language-modelling loss (L_CE), whose logits
    `cross_entropy` computes in chunks.

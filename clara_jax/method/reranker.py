@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Bool, Float, Float32, ScalarLike
 
 from clara_jax.memory_count import FIXED
@@ -17,24 +16,27 @@ EXCLUDED = -1e9
 
 
 def score_vectors(memories: Any, memory_count: str) -> Any:
-    """Return the vectors [..., X] of memories [..., M, E] whose cosine is the score of a question and a document.
+    """Return the vectors [..., S, X] of memories [..., M, E] that the score of a question and a document compares.
 
-    With a "fixed" number of memories these are all of them one after another, as in the paper: X = M E. Memories in
-    "proportional" number do not stand at the same places of different texts: their sum, which has the direction of
-    their mean, X = E.
+    With a "fixed" number of memories all of them one after another are one vector, as in the paper: S = 1, X = M E.
+    Memories in "proportional" number do not stand at the same places of different texts and are compared each with
+    each: S = M, X = E.
     """
     if memory_count == FIXED:
-        return memories.reshape(*memories.shape[:-2], -1)
-    return memories.astype(np.float32).sum(axis=-2)
+        *shape, count, width = memories.shape
+        return memories.reshape(*shape, count * width)[..., None, :]
+    return memories
 
 
-def cosine_scores(
-    query: Float[Array, "B M E"], documents: Float[Array, "B D M E"], memory_count: str = FIXED
+def relevance_scores(
+    query: Float[Array, "B M E"], documents: Float[Array, "B D M E"], memory_count: str
 ) -> Float32[jax.Array, "B D"]:
-    """Return s_i = cos(q, M_i) of `score_vectors` (equation of s_i in section 3), in float32.
+    """Return s_i of a question's documents (section 3), in float32.
 
-    Its Jacobians are JAX's derivatives of these lines, none is written by hand: ∂s_i/∂q = M_i / (‖q‖ ‖M_i‖) -
-    s_i q / ‖q‖², and the same with q and M_i exchanged (A.16).
+    With a "fixed" number of memories this is the paper's cosine of memories one after another, s_i = cos(q, M_i). Its
+    Jacobians are JAX's derivatives of these lines, none is written by hand: ∂s_i/∂q = M_i / (‖q‖ ‖M_i‖) -
+    s_i q / ‖q‖², and the same with q and M_i exchanged (A.16). In "proportional" number it is `late_interaction` of
+    single memories.
 
     Args:
       query: [B, M, E].
@@ -45,14 +47,32 @@ def cosine_scores(
       float32 [B, D].
     """
     query, documents = (score_vectors(x, memory_count).astype(jnp.float32) for x in (query, documents))
-    dot = jnp.einsum("BX,BDX->BD", query, documents, precision="highest")
-    norms = _norm(query)[:, None] * _norm(documents)
-    return cosine(dot, norms)
+    return late_interaction(query, documents, _norm(documents))
 
 
-def cosine(products: jax.Array, lengths: jax.Array) -> jax.Array:
-    """Return inner products over the products of both vectors' lengths, of equal shapes; 0 where a vector is 0."""
-    return products / jnp.maximum(lengths, 1e-8)
+def late_interaction(
+    query: Float32[Array, "*#B S X"], documents: Float32[Array, "*#B D T X"], norms: Float32[Array, "*#B D T"]
+) -> Float32[jax.Array, "*#B D"]:
+    """Return the mean over a question's vectors of the largest cosine with one of a document's.
+
+    This is the score of Khattab and Zaharia (2020, section 3.3) over the number of the question's vectors. Where both
+    have one vector it is their cosine.
+
+    Args:
+      query: [..., S, X]; vectors that do not exist are zero.
+      documents: [..., D, T, X]; likewise.
+      norms: of the documents' vectors, [..., D, T].
+
+    Returns:
+      float32 [..., D]; 0 where a question or a document has no vector.
+    """
+    lengths, norms = _norm(query)[..., None, None, :], norms[..., None]
+    # In this order the larger operand, a store, is read as it lies.
+    products = jnp.einsum("...DTX,...SX->...DTS", documents, query, precision="highest")
+    cosines = products / jnp.maximum(norms * lengths, 1e-8)
+    largest = jnp.max(jnp.where(norms > 0, cosines, -2), axis=-2)
+    asked = jnp.any(norms > 0, axis=-2) & (lengths[..., 0, :] > 0)
+    return jnp.sum(jnp.where(asked, largest, 0), axis=-1) / jnp.maximum(jnp.sum(asked, axis=-1), 1)
 
 
 def contrastive_loss(
@@ -75,5 +95,6 @@ def contrastive_loss(
 
 
 def _norm(x: Array) -> jax.Array:
-    # An absent document may be all zero: keep the root's gradient finite there.
-    return jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=-1), 1e-24))
+    # What does not exist is zero: keep the root's gradient finite there.
+    squares = jnp.sum(x * x, axis=-1)
+    return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)

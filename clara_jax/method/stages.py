@@ -28,7 +28,7 @@ from clara_jax.method.estimators.methods import METHODS, select
 from clara_jax.method.generator import CE_OVER, RECORDS, TOKENS, answer_terms, label_weights
 from clara_jax.method.memory_map import calibrated_map, pool_runs
 from clara_jax.method.parameters import MAP, flatten, overlap, unflatten
-from clara_jax.method.reranker import contrastive_loss, cosine_scores
+from clara_jax.method.reranker import contrastive_loss, relevance_scores
 from clara_jax.method.topk import DEGENERATE, degenerate
 from clara_jax.model.sharding import Array, join_rows, microbatches, reshape_rows, split_rows
 
@@ -266,7 +266,7 @@ def compress_distinct(model: ClaraModel, params: Any, batch: Batch, parts: int =
 def rank_documents(
     model: ClaraModel, params: Any, batch: Batch, keys: Key[jax.Array, "B S"] | None
 ) -> tuple[Float32[jax.Array, "B D"], Float[Array, "B D M E"], Float[jax.Array, "B M E"]]:
-    """Return cosine scores [B, D], document memories [B, D, M, E] without gradient, and query memory [B, M, E]."""
+    """Return scores [B, D], document memories [B, D, M, E] without gradient, and query memory [B, M, E]."""
     assert batch.query is not None  # batches of stages that rank have questions
     found = compress_distinct(model, params, batch).documents
     if isinstance(found, StoredMemories):
@@ -275,7 +275,7 @@ def rank_documents(
         assert isinstance(found, Sequences)
         documents = jax.lax.stop_gradient(encode_documents(model, params, found).memory)
     query = encode(model, params, "query_reasoner", batch.query, _fold(keys, QUERY)).memory[:, 0]
-    return cosine_scores(query, documents, model.clara.memory_count), documents, query
+    return relevance_scores(query, documents, model.clara.memory_count), documents, query
 
 
 def normalize(

@@ -1,12 +1,14 @@
 """Approximate nearest neighbours: search vectors, the first pass over a large store before the exact score.
 
-The score is the inner product of two unit vectors of X numbers, <q, m>. With the mean μ of the documents' unit
+A text's unit vector of X numbers has the direction of all its memories one after another, X = M E, or, where their
+number is proportional to its length, of their mean, X = E. The score of the first pass is the inner product of two of
+them, <q, m>; with a fixed number this is the exact score. With the mean μ of the documents' unit
 vectors and an orthonormal basis P [256, X] of the directions in which they differ most (PCA),
 
     <q, m> = <q, μ> + <q, m - μ> ≈ <q, μ> + <P q, P (m - μ)>,
 
 and <q, μ> is the same for all documents: they are ranked by <P q, v> with the search vector v = P (m - μ), which is
-stored with the memory. The exact score of the survivors corrects the error of the basis.
+stored with the memory. The exact score of the survivors corrects the error of the basis and of means.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ import numpy as np
 
 from clara_jax.errors import ClaraError
 from clara_jax.memory_count import FIXED
-from clara_jax.method.reranker import score_vectors
 from clara_jax.metrics.cosine import unit_vectors
 from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.rows import VECTOR_WIDTH
@@ -32,15 +33,15 @@ WRITTEN = 32 * 1024  # search vectors of a write, which reads the whole column o
 class Projection:
     """A PCA of unit vectors: μ float32 [X] and P float32 [256, X].
 
-    Rows of P beyond the rank of the sample are zero. X is M·E, or E (`clara_jax.method.reranker.score_vectors`).
+    Rows of P beyond the rank of the sample are zero.
     """
 
     mean: np.ndarray
     basis: np.ndarray
-    memory_count: str = FIXED
+    memory_count: str
 
     @classmethod
-    def fit(cls, units: np.ndarray, memory_count: str = FIXED) -> Projection:
+    def fit(cls, units: np.ndarray, memory_count: str) -> Projection:
         """Compute the mean and the principal directions of unit vectors, float32 [n, X]."""
         mean = units.mean(axis=0)
         centred = units - mean
@@ -111,6 +112,7 @@ def finish(store: DocumentStore, vectors: bool | None = None) -> None:
         store.index_vectors()
 
 
-def unit(memories: np.ndarray, memory_count: str = FIXED) -> np.ndarray:
-    """Return the `score_vectors` of memories scaled to length one, float32 [n, X]."""
-    return unit_vectors(score_vectors(memories, memory_count).astype(np.float32))
+def unit(memories: np.ndarray, memory_count: str) -> np.ndarray:
+    """Return the unit vectors of texts with memories [n, M, E], float32 [n, X]."""
+    memories = memories.astype(np.float32)
+    return unit_vectors(memories.reshape(len(memories), -1) if memory_count == FIXED else memories.sum(axis=1))

@@ -1,8 +1,8 @@
-"""Exact search: the paper's score of a question with every chunk of a store, on all devices at once.
+"""Exact search: the score of a question with every chunk of a store, on all devices at once.
 
-The score is the cosine of `clara_jax.method.reranker.score_vectors`. These lie on the devices in the dtype of the
-store (on CPUs in float32, as widening them at every search is slow), in blocks of equal shape, the rows of each sharded
-over the mesh. A device scores its rows and keeps the k best; only these travel. A store that does not fit the devices
+The vectors that are compared (`clara_jax.method.reranker.score_vectors`) lie on the devices in the dtype of the store
+(on CPUs in float32, as widening them at every search is slow), in blocks of equal shape, the rows of each sharded over
+the mesh. A device scores its rows and keeps the k best; only these travel. A store that does not fit the devices
 is read for each search.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from clara_jax.inference.ranking import best_rows
+from clara_jax.inference.ranking import best_rows, trimmed
 from clara_jax.method.reranker import score_vectors
 from clara_jax.model.sharding import BATCH, batch_shards
 from clara_jax.retrieval.document_store import DocumentStore
@@ -52,8 +53,8 @@ def _host_memory() -> int:
 class _Block:
     """Rows on the devices, the ids of those in use, and a mask of those still in the store."""
 
-    rows: jax.Array  # [R, X], see `score_vectors`
-    norms: jax.Array  # float32 [R]
+    rows: jax.Array  # [R, S, X], see `score_vectors`
+    norms: jax.Array  # float32 [R, S]
     ids: list[str]
     alive: np.ndarray  # bool [R]
 
@@ -70,17 +71,14 @@ class ExactSearch:
     def __init__(self, store: DocumentStore, mesh: jax.sharding.Mesh, budget: int):
         self._store, self._mesh = store, mesh
         on_cpu = all(device.platform == "cpu" for device in mesh.devices.flat)
-        nothing = np.zeros((1, *store.encoding.shape), store.encoding.dtype)
-        stored = self._flat(nothing).dtype  # sums of memories are float32
-        self._dtype = np.dtype(np.float32) if on_cpu else stored
-        numbers = self._flat(nothing).shape[1]
+        self._dtype = np.dtype(np.float32) if on_cpu else store.encoding.dtype
+        self._row_bytes, self._budget = math.prod(store.encoding.shape) * self._dtype.itemsize, budget
         self._shards = batch_shards(mesh)
-        self._most = self._rows_of(numbers * self._dtype.itemsize)
-        self._read = min(self._most, self._rows_of(nothing.size * self._dtype.itemsize))  # chunks of a read
-        self._row_bytes, self._budget = numbers * self._dtype.itemsize, budget
+        self._most = max(BLOCK_BYTES // self._row_bytes, 1) // self._shards * self._shards or self._shards
         self._keys: dict[str, bytes] = {}
         self._blocks: list[_Block] = []
-        self._tail = np.zeros((0, numbers), stored)  # the last block's rows, as they are stored
+        # The last block's rows, as they are stored.
+        self._tail = self._vectors(np.zeros((0, *store.encoding.shape), store.encoding.dtype))
         self._version = -1
 
     @property
@@ -99,7 +97,7 @@ class ExactSearch:
           allowed: ids of chunks to choose among; None for all.
 
         Returns:
-          for each question, (id, cosine) of up to k chunks.
+          for each question, (id, score) of up to k chunks.
         """
         with self._store.reading():
             return self._ranked(queries, k, allowed)
@@ -112,8 +110,9 @@ class ExactSearch:
             self._blocks, self._keys, self._version = [], {}, -1
             blocks = self._streamed()
         count = 1 << (len(queries) - 1).bit_length()
-        flat = np.zeros((count, self._tail.shape[1]), np.float32)
-        flat[: len(queries)] = self._flat(queries)
+        asked = np.zeros((count, *self._tail.shape[1:]), np.float32)
+        asked[: len(queries)] = self._vectors(queries)
+        asked = trimmed(asked)
         found: list[list[tuple[str, float]]] = [[] for _ in queries]
         for block in blocks:
             usable = block.alive
@@ -122,7 +121,7 @@ class ExactSearch:
                 usable[: len(block.ids)] &= np.fromiter((name in allowed for name in block.ids), bool, len(block.ids))
             width = min(-(-k // _WIDTH) * _WIDTH, len(usable) // self._shards)
             with jax.set_mesh(self._mesh):
-                best = best_rows(flat, block.rows, block.norms, self._place(usable), width, self._mesh)
+                best = best_rows(asked, block.rows, block.norms, self._place(usable), width, self._mesh)
                 scores, places = jax.device_get(best)
             for hits, row_scores, row_places in zip(found, scores, places, strict=False):
                 hits += [(block.ids[p], float(s)) for s, p in zip(row_scores, row_places, strict=True) if s > -np.inf]
@@ -156,7 +155,7 @@ class ExactSearch:
             alive = last.alive[: len(last.ids)]
             ids, waiting = [name for name, there in zip(last.ids, alive, strict=True) if there], [self._tail[alive]]
         for names, memories in parts:
-            ids, waiting = ids + names, [*waiting, self._flat(memories)]
+            ids, waiting = ids + names, [*waiting, self._vectors(memories)]
             while len(ids) >= self._most:
                 whole = np.concatenate(waiting)
                 self._blocks.append(self._block(ids[: self._most], whole[: self._most], self._most))
@@ -166,25 +165,21 @@ class ExactSearch:
             self._blocks.append(self._block(ids, self._tail, self._rows(len(ids))))
 
     def _streamed(self) -> Iterator[_Block]:
-        for names, _, memories in self._store.all_memories(self._read):
-            yield self._block(names, self._flat(memories), self._read)
+        for names, _, memories in self._store.all_memories(self._most):
+            yield self._block(names, self._vectors(memories), self._most)
 
-    def _flat(self, memories: np.ndarray) -> np.ndarray:
+    def _vectors(self, memories: np.ndarray) -> np.ndarray:
         return score_vectors(memories, self._store.encoding.memory_count)
-
-    def _rows_of(self, size: int) -> int:
-        """Return the most rows of so many bytes each that a block has, a multiple of the shards."""
-        return max(BLOCK_BYTES // size, 1) // self._shards * self._shards or self._shards
 
     def _rows(self, chunks: int) -> int:
         """Return the rows of a block for so many chunks: a power of two for a small store."""
         rows = max(LEAST_ROWS, 1 << (chunks - 1).bit_length())
         return min(-(-rows // self._shards) * self._shards, self._most)
 
-    def _block(self, ids: list[str], flat: np.ndarray, rows: int) -> _Block:
-        whole = np.zeros((rows, self._tail.shape[1]), self._dtype)
-        whole[: len(flat)] = flat
-        norms = np.sqrt(np.einsum("nx,nx->n", whole, whole, dtype=np.float32))
+    def _block(self, ids: list[str], vectors: np.ndarray, rows: int) -> _Block:
+        whole = np.zeros((rows, *self._tail.shape[1:]), self._dtype)
+        whole[: len(vectors)] = vectors
+        norms = np.sqrt(np.einsum("nsx,nsx->ns", whole, whole, dtype=np.float32))
         return _Block(self._place(whole), self._place(norms), ids, np.arange(rows) < len(ids))
 
     def _place(self, array: np.ndarray) -> jax.Array:

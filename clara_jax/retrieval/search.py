@@ -9,7 +9,9 @@ import jax
 import numpy as np
 
 from clara_jax.errors import ClaraError
-from clara_jax.retrieval.ann import Projection, unit
+from clara_jax.inference.ranking import rank_memories
+from clara_jax.model.sharding import batch_shards
+from clara_jax.retrieval.ann import Projection
 from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.exact_search import ExactSearch
 
@@ -20,7 +22,7 @@ _RRF = 60  # the constant of reciprocal rank fusion, added to every rank (Cormac
 
 
 class ScoredId(NamedTuple):
-    """A chunk's id and its score: the cosine ("memory"), BM25 ("words"), or the sum of 1 / (60 + rank) ("both")."""
+    """A chunk's id and its score: the model's ("memory"), BM25 ("words"), or the sum of 1 / (60 + rank) ("both")."""
 
     id: str
     score: float
@@ -29,9 +31,9 @@ class ScoredId(NamedTuple):
 class Search:
     """Search of a store.
 
-    The score of a search by memories is the paper's, over all chunks, as long as these fit the budget; a larger store
-    that has search vectors (`clara_jax.retrieval.ann`) is searched by these first, and the survivors get the exact
-    score. A larger store without search vectors is read whole for each search.
+    The score of a search by memories is `clara_jax.method.reranker.relevance_scores`, over all chunks, as long as these
+    fit the budget; a larger store that has search vectors (`clara_jax.retrieval.ann`) is searched by these first, and
+    the survivors get the exact score. A larger store without search vectors is read whole for each search.
 
     Args:
       store: the chunks.
@@ -40,7 +42,7 @@ class Search:
     """
 
     def __init__(self, store: DocumentStore, mesh: jax.sharding.Mesh, budget: int):
-        self._store, self._exact_search = store, ExactSearch(store, mesh, budget)
+        self._store, self._mesh, self._exact_search = store, mesh, ExactSearch(store, mesh, budget)
         self._projection: Projection | None = None
         self._projected = 0  # the version of the store's projection
 
@@ -90,11 +92,11 @@ class Search:
             allowed = None if where is None else set(self._store.where(where))
             return [ScoredId(*hit) for hit in self._exact_search(query[None], k, allowed)[0]]
         vector = projection.queries(query[None])[0]
-        ids = self._store.nearest(vector, SURVIVORS * k, where)
-        count = self._store.encoding.memory_count
-        scores = unit(self._store.memories(ids), count) @ unit(query[None], count)[0]
-        order = sorted(zip(ids, scores.tolist(), strict=True), key=lambda hit: (-hit[1], hit[0]))
-        return [ScoredId(*hit) for hit in order[:k]]
+        ids = sorted(self._store.nearest(vector, SURVIVORS * k, where))  # equal scores are ordered by id
+        asked, memories = (x.astype(np.float32) for x in (query[None], self._store.memories(ids)))
+        size, count = batch_shards(self._mesh), self._store.encoding.memory_count
+        order, scores = rank_memories(asked, [memories], k, size, self._mesh, count)
+        return [ScoredId(ids[i], float(score)) for i, score in zip(order[0], scores[0], strict=True) if i >= 0]
 
     def _words(self, question: str, k: int, where: str | None) -> list[ScoredId]:
         return [ScoredId(*hit) for hit in self._store.words(question, k, where)]

@@ -33,7 +33,7 @@ class RerankRequest(Sent):
 
 
 class Reranked(BaseModel):
-    """The place of a document in the request, its cosine, and the document where it was asked for."""
+    """The place of a document in the request, its score, and the document where it was asked for."""
 
     index: int
     relevance_score: float

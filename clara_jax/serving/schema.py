@@ -151,7 +151,7 @@ class StoreChatRequest(ChatRequest):
 
 @dataclasses.dataclass(frozen=True)
 class Chunk(Hit):
-    """A retrieved chunk; ``score`` is a cosine, BM25, or the sum of reciprocal ranks, by ``how``."""
+    """A retrieved chunk; ``score`` is that of memories, BM25, or the sum of reciprocal ranks, by ``how``."""
 
     score: float
     __pydantic_config__ = ConfigDict(extra="ignore")  # else that of the model it stands in

@@ -22,7 +22,7 @@ from clara_jax.checkpoints.run import load_arrays
 from clara_jax.errors import ClaraError
 from clara_jax.inference.encode import encode_texts
 from clara_jax.inference.memory_store import document_key
-from clara_jax.inference.ranking import best_rows
+from clara_jax.inference.ranking import best_rows, trimmed
 from clara_jax.input_pipeline.batches import Batch, MemoryReader
 from clara_jax.input_pipeline.encoding import Example
 from clara_jax.input_pipeline.loader import BatchLoader
@@ -211,7 +211,7 @@ class CorpusSearch:
     def _search(
         self, params: Any, questions: Sequence[Example], width: int, documents: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the numbers of the best of the first so many documents for each question, and their cosines.
+        """Return the numbers of the best of the first so many documents for each question, and their scores.
 
         Returns:
           int64 [P, width], best first, those of equal scores in their order, -1 where there are no more; float32
@@ -222,12 +222,13 @@ class CorpusSearch:
         queries = [example.query for example in questions]
         assert all(query is not None for query in queries)  # of a stage that ranks
         size = divisible(self._stage.optimizer.microbatch, mesh)
-        flat = partial(score_vectors, memory_count=model.clara.memory_count)
+        vectors = partial(score_vectors, memory_count=model.clara.memory_count)
         nothing = np.zeros((1, model.clara.memory_tokens, model.config.embed_dim), np.float32)
-        encoded = np.zeros((len(queries), flat(nothing).shape[1]), np.float32)
+        encoded = np.zeros((len(queries), *vectors(nothing).shape[1:]), np.float32)
         texts = [query for query in queries if query is not None]
         for places, rows in encode_texts(model, params, "query_reasoner", texts, bundle.tokenizer, mesh, size):
-            encoded[places] = flat(np.asarray(rows, np.float32))
+            encoded[places] = vectors(np.asarray(rows, np.float32))
+        encoded = trimmed(encoded)
         numbers = np.full((len(queries), 0), -1, np.int64)
         scores = np.zeros((len(queries), 0), np.float32)
         shards = batch_shards(mesh)
@@ -235,8 +236,8 @@ class CorpusSearch:
         rows = min(rows, -(-documents // shards) * shards)
         for start in range(0, documents, rows):
             part = self._documents[start : min(start + rows, documents)]
-            block = np.zeros((rows, encoded.shape[1]), np.float32)
-            block[: len(part)] = flat(self._memories(part).astype(np.float32))
+            block = np.zeros((rows, *vectors(nothing).shape[1:]), np.float32)
+            block[: len(part)] = vectors(self._memories(part).astype(np.float32))
             found = _best_of_block(encoded, block, len(part), width, mesh)
             numbers = np.concatenate([numbers, np.where(np.isfinite(found[0]), found[1] + start, -1)], axis=1)
             scores = np.concatenate([scores, found[0]], axis=1)
@@ -249,11 +250,11 @@ def _best_of_block(
     queries: np.ndarray, block: np.ndarray, count: int, width: int, mesh: jax.sharding.Mesh
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the scores and rows [Q, shards · width] of the best of a block's first ``count`` rows; else -inf."""
-    norms = np.sqrt(np.einsum("nx,nx->n", block, block))
+    norms = np.sqrt(np.einsum("nsx,nsx->ns", block, block))
     placed = put_batch((block, norms, np.arange(len(block)) < count), mesh)
     parts = []
     for start in range(0, len(queries), QUESTIONS):
-        some = np.zeros((QUESTIONS, queries.shape[1]), np.float32)
+        some = np.zeros((QUESTIONS, *queries.shape[1:]), np.float32)
         some[: len(queries[start : start + QUESTIONS])] = queries[start : start + QUESTIONS]
         with jax.set_mesh(mesh):
             parts.append(jax.device_get(best_rows(some, *placed, min(width, len(block) // batch_shards(mesh)), mesh)))

@@ -208,7 +208,7 @@ class TopKConfig:
     """`standard`: scores of a question's candidates are brought to mean 0 and standard deviation 1 before they are
     divided by τ."""
     temperature: Positive = 0.02
-    """τ of the softmax over cosine scores."""
+    """τ of the softmax over scores."""
     temperature_schedule: Literal["constant", "cosine", "steps"] = "constant"
     """`cosine`: from `temperature` to `temperature_end` over the stage; `steps`: from step `temperature_steps[i]` on
     it is `temperature_values[i]`, before that `temperature`; see docs/topk.md. Held-out losses are at `temperature`."""

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from clara_jax.analysis import geometry
+from clara_jax.memory_count import FIXED
 from tests.tiny import document
 
 RNG = np.random.default_rng(0)
@@ -58,7 +59,7 @@ def test_states_are_the_memories_and_the_mean_of_the_text(clara):
 def test_the_section(count):
     memories = RNG.normal(size=(count, 4, 8)).astype(np.float32)
     texts = memories.mean(1) + 1e-3
-    found = geometry.geometry_section(memories, texts, 0)
+    found = geometry.geometry_section(memories, texts, 0, FIXED)
     rows = {row[0]: row[1:] for row in found["table"]["rows"]}
     assert rows["share of documents whose nearest text is their own"][:2] == [1, pytest.approx(1 / count, rel=1e-3)]
     same, other, _ = rows["distance of a document's mean memory state from the mean state of its text"]
@@ -67,4 +68,4 @@ def test_the_section(count):
     json.dumps(found, allow_nan=False)
     head, _, picture = found["picture"].partition(",")
     assert head == "data:image/svg+xml;base64" and b"PCA" in base64.b64decode(picture)
-    assert geometry.geometry_section(memories, texts, 0) == found
+    assert geometry.geometry_section(memories, texts, 0, FIXED) == found

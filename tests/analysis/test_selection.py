@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from clara_jax.analysis import selection
+from clara_jax.memory_count import FIXED
 from clara_jax.method.estimators.methods import select
 
 RNG = np.random.default_rng(0)
@@ -22,7 +23,7 @@ def test_scores_and_the_best_are_those_of_the_method(clara):
     questions = ["Where was Ada number 2 born?", "Who is Ada?"]
     memories = clara.compress(documents)
     ranking = clara.rank(questions, memories, k=6)
-    scores = selection.score(clara.encode_questions(questions), [memories.array, memories.array[:4]])
+    scores = selection.score(clara.encode_questions(questions), [memories.array, memories.array[:4]], FIXED)
     assert [len(row) for row in scores] == [6, 4]
     np.testing.assert_allclose(scores[0][ranking.indices[0]], ranking.scores[0], atol=1e-6)
     for k in (1, 3):
@@ -59,7 +60,7 @@ def test_what_changes_a_selection_and_what_does_not():
     queries = np.stack([QUERY, QUERY[:, ::-1], QUERY])
     # The second question asks for the other axis: its order is the reverse.
     documents = [at(0.9, 0.6, 0.3), at(0.9, 0.6, 0.3), at(0.9, 0.8999, 0.3, 0.2)]
-    found = selection.stability(queries, documents, 1, 0)
+    found = selection.stability(queries, documents, 1, 0, FIXED)
     np.testing.assert_array_equal(found["memories stored as int8"][:2], 1)
     np.testing.assert_array_equal(found[selection.UNSELECTED], 1)
     noisy = found[selection.NOISY]
@@ -82,13 +83,13 @@ def test_int8_changes_what_lies_closer_than_it_can_tell():
     exact = RNG.normal(size=(1, 4, 64)).astype(np.float32)
     near = exact * (1 + 1e-3 * RNG.normal(size=(40, 4, 64)))
     (stored,) = selection.stored([near.astype(np.float32)], "int8")
-    before, after = selection.score(exact, [near]), selection.score(exact, [stored])
+    before, after = selection.score(exact, [near], FIXED), selection.score(exact, [stored], FIXED)
     assert 0 < selection.overlaps(before, after, 20)[0] < 1
 
 
 def test_random_overlap_is_k_of_d():
     documents = [RNG.normal(size=(20, 1, 3)).astype(np.float32) for _ in range(30)]
     queries = RNG.normal(size=(30, 1, 3)).astype(np.float32)
-    found = selection.stability(queries, documents, 5, 0)
+    found = selection.stability(queries, documents, 5, 0, FIXED)
     assert found[selection.RANDOM].mean() == pytest.approx(0.25, abs=0.03)
     np.testing.assert_array_equal(found[selection.UNSELECTED], 1)

@@ -7,8 +7,9 @@ import pytest
 
 from clara_jax.errors import ClaraError
 from clara_jax.input_pipeline.batches import Sequences, memory_at_end
+from clara_jax.memory_count import FIXED, PROPORTIONAL
 from clara_jax.method.compressor import alignment_loss, pool_states
-from clara_jax.method.reranker import contrastive_loss, cosine_scores
+from clara_jax.method.reranker import contrastive_loss, relevance_scores
 from clara_jax.method.stages import Objective, recall
 
 RNG = np.random.default_rng(0)
@@ -42,11 +43,36 @@ def test_contrastive_loss_with_several_positives():
     np.testing.assert_allclose(contrastive_loss(scores, positives, valid, 0.1), [*expected, 0], rtol=1e-5)
 
 
-def test_cosine_scores_and_recall():
+def test_cosines_and_recall():
     query, documents = RNG.normal(size=(2, 3, 4)), RNG.normal(size=(2, 5, 3, 4))
     documents[1, 4] = 0  # an absent document: a score, not NaN
     flat_q, flat_d = query.reshape(2, 1, -1), documents.reshape(2, 5, -1)
     norms = np.linalg.norm(flat_q, axis=-1) * np.maximum(np.linalg.norm(flat_d, axis=-1), 1e-9)
-    np.testing.assert_allclose(cosine_scores(query, documents), (flat_q * flat_d).sum(-1) / norms, atol=1e-6)
+    np.testing.assert_allclose(relevance_scores(query, documents, FIXED), (flat_q * flat_d).sum(-1) / norms, atol=1e-6)
     positives = np.array([[1, 1, 0, 0, 0], [0, 0, 0, 0, 1], [0, 0, 0, 0, 0]], bool)
     np.testing.assert_allclose(recall(jnp.array([[0, 2], [4, 1], [0, 1]]), positives), [0.5, 1.0, 0.0])
+
+
+def test_late_interaction():
+    query, documents = RNG.normal(size=(2, 3, 4)), RNG.normal(size=(2, 5, 3, 4))
+    query[0, 2:] = documents[0, 1, 1:] = documents[1, 3, 2:] = 0  # of fewer memories
+    documents[0, 4] = query[1] = 0  # none at all
+
+    def cosine(a, b):
+        return a @ b / np.sqrt((a @ a) * (b @ b))
+
+    expected = np.zeros((2, 5))
+    for row, i in np.ndindex(2, 5):
+        there = [d for d in documents[row, i] if d.any()]
+        best = [max((cosine(q, d) for d in there), default=0) for q in query[row] if q.any()]
+        expected[row, i] = np.mean(best) if best else 0
+    query, documents = query.astype(np.float32), documents.astype(np.float32)
+    np.testing.assert_allclose(relevance_scores(query, documents, PROPORTIONAL), expected, atol=1e-6)
+    gradients = jax.grad(lambda *x: jnp.sum(relevance_scores(*x, PROPORTIONAL)), argnums=(0, 1))(query, documents)
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+    assert not np.any(gradients[1][(documents == 0).all(-1)]), "what does not exist is not drawn to anything"
+    np.testing.assert_allclose(
+        relevance_scores(query[:, :1], documents[:, :, :1], PROPORTIONAL),
+        relevance_scores(query[:, :1], documents[:, :, :1], FIXED),
+        atol=1e-6,
+    )

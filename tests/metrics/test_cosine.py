@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from clara_jax.method.reranker import cosine_scores
+from clara_jax.memory_count import FIXED
+from clara_jax.method.reranker import relevance_scores
 from clara_jax.metrics.cosine import cosines, unit_vectors
 
 
@@ -23,5 +24,5 @@ def test_it_is_the_score_of_the_paper():
     rng = np.random.default_rng(0)
     query, documents = rng.normal(size=(4, 8)), rng.normal(size=(5, 4, 8))
     documents[2] = 0
-    expected = cosine_scores(query[None].astype(np.float32), documents[None].astype(np.float32))[0]
+    expected = relevance_scores(query[None].astype(np.float32), documents[None].astype(np.float32), FIXED)[0]
     np.testing.assert_allclose(cosines(query.reshape(1, -1), documents.reshape(5, -1))[0], expected, atol=1e-6)

@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clara_jax.errors import ClaraError
+from clara_jax.memory_count import FIXED, PROPORTIONAL
+from clara_jax.method.reranker import relevance_scores
 from clara_jax.model.sharding import make_mesh
 from clara_jax.retrieval import ann, exact_search
 from clara_jax.retrieval.chunk_reader import StoredDocument
@@ -35,17 +37,20 @@ def key(chunk, memory):
 
 def put(store, document, count, outdated=(), words="about"):
     rows, memories = chunks(document, count, words), RNG.normal(size=(count, M, E)).astype(np.float32)
+    if store.encoding.memory_count == PROPORTIONAL:
+        memories[np.arange(M) >= RNG.integers(1, M + 1, count)[:, None]] = 0
     store.replace(rows, [key(*pair) for pair in zip(rows, memories, strict=True)], memories, outdated=outdated)
     return memories
 
 
-def make(path, encoding="float32", fingerprint="f" * 64):
-    return DocumentStore.open_or_make(path, fingerprint, encoding, M, E)
+def make(path, encoding="float32", fingerprint="f" * 64, memory_count=FIXED):
+    return DocumentStore.open_or_make(path, fingerprint, encoding, M, E, memory_count)
 
 
 def brute_force(store, query, k, ids=None):
     ids = store.index()[0] if ids is None else ids
-    scores = ann.unit(store.memories(ids)) @ ann.unit(query[None])[0]
+    memories = np.asarray(store.memories(ids), np.float32)
+    scores = np.asarray(relevance_scores(query[None], memories[None], store.encoding.memory_count))[0]
     return sorted(zip(ids, scores.tolist(), strict=True), key=lambda hit: (-hit[1], hit[0]))[:k]
 
 
@@ -162,8 +167,11 @@ def test_another_compressor_or_encoding_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-@pytest.mark.parametrize("encoding", ["float32", "bfloat16", "int8", "int4", "int4-32"])
-def test_exact_search_is_brute_force_and_follows_the_store(tmp_path, monkeypatch, devices, encoding):
+@pytest.mark.parametrize(
+    "encoding, count",
+    [*((name, FIXED) for name in ("float32", "bfloat16", "int8", "int4", "int4-32")), ("int8", PROPORTIONAL)],
+)
+def test_exact_search_is_brute_force_and_follows_the_store(tmp_path, monkeypatch, devices, encoding, count):
     monkeypatch.setattr(exact_search, "BLOCK_BYTES", 16 * M * E * 4)  # several blocks
     monkeypatch.setattr(exact_search, "LEAST_ROWS", 8)
     mesh = (
@@ -171,17 +179,18 @@ def test_exact_search_is_brute_force_and_follows_the_store(tmp_path, monkeypatch
         if devices > 1
         else make_mesh(1, 1, devices=jax.devices()[:1])
     )
-    store = make(tmp_path / "store", encoding)
+    store = make(tmp_path / "store", encoding, memory_count=count)
     search = ExactSearch(store, mesh, 2**30)
     query = RNG.normal(size=(2, M, E)).astype(np.float32)
+    query[1, 1:] = query[1, 1:] if count == FIXED else 0
     assert search(query, 3) == [[], []]
 
     def check():
         for vector, found in zip(query, search(query, 9), strict=True):
             assert_same(found, brute_force(store, vector, 9))
 
-    for document, count in (("a", 3), ("b", 40), ("c", 70)):
-        put(store, document, count)
+    for document, chunks in (("a", 3), ("b", 40), ("c", 70)):
+        put(store, document, chunks)
         check()
     put(store, "b", 7, outdated=["b"])
     check()

@@ -13,6 +13,7 @@ from clara_jax.checkpoints.run import load_arrays
 from clara_jax.errors import ClaraError
 from clara_jax.inference.memory_store import document_key
 from clara_jax.input_pipeline.batches import collate, plan_shapes
+from clara_jax.memory_count import FIXED, PROPORTIONAL
 from clara_jax.method.clara import ClaraConfig
 from clara_jax.method.parameters import flatten
 from clara_jax.method.stages import rank_documents
@@ -30,7 +31,7 @@ from tests.configurations import stage
 EVERY, CANDIDATES, STEPS = 2, 6, 5
 
 
-def config(place, **topk):
+def config(place, memory_count=FIXED, **topk):
     optimizer = dict(batch_size=4, accumulate=2, learning_rate=2e-2, warmup=0.0, steps=STEPS)
     fields = dict(k=2, candidates=CANDIDATES, search_every=EVERY) | topk
     one = stage(
@@ -44,7 +45,7 @@ def config(place, **topk):
     return RunConfig(
         (one,),
         ModelSection(str(place / "base"), "float32"),
-        ClaraConfig(doc_max_length=24, compress_rate=4, lora_rank=4, lora_dropout=0.1),
+        ClaraConfig(doc_max_length=24, compress_rate=4, lora_rank=4, lora_dropout=0.1, memory_count=memory_count),
         mesh=(1, 1),
         reporting=dict(progress=False, tensorboard=False, show=0),
         saving=dict(keep=9),
@@ -62,9 +63,8 @@ def place(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def trained(place, one_device):
-    """A whole run, and its draws: (step, parameters, search, loader) as they were."""
+def train(place, folder, memory_count):
+    """Return the bundle of a whole run, and its draws: (step, parameters, search, loader) as they were."""
     draws, draw = [], CorpusSearch.draw
 
     def noted(self, step, params, loader):
@@ -74,12 +74,23 @@ def trained(place, one_device):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CorpusSearch, "draw", noted)
-        bundle = run(config(place), place / "run", StopSignal()).bundle
+        bundle = run(config(place, memory_count), place / folder, StopSignal()).bundle
     return bundle, draws
 
 
-def test_candidates_are_the_best_of_the_corpus_and_the_positive_ones(trained, mesh):
-    bundle, draws = trained
+@pytest.fixture(scope="module")
+def trained(place, one_device):
+    return train(place, "run", FIXED)
+
+
+@pytest.fixture(scope="module")
+def trained_in_proportion(place, one_device):
+    return train(place, "proportional", PROPORTIONAL)
+
+
+@pytest.mark.parametrize("name", ["trained", "trained_in_proportion"])
+def test_candidates_are_the_best_of_the_corpus_and_the_positive_ones(name, request, mesh):
+    bundle, draws = request.getfixturevalue(name)
     assert [step for step, *_ in draws] == [0, 2, 4]
     moved = 0
     for step, params, drawn, search, loader in draws:

@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     add("--suite", nargs="+", metavar="NAME", help="see below; default world, or compressor and end_to_end with --data")
     add("--data", metavar="DIR", help="the folder of the released evaluation data")
     option(parser, "--limit", "cases of each suite, drawn; default: all")
-    add("--condition", nargs="+", metavar="NAME", help="of the conditions below (all); none: rank alone")
+    add("--condition", nargs="+", metavar="NAME", help="of the conditions below (all); rank: rankers alone")
     command.add_renamed_option(parser, "--ways", "--condition", nargs="+")
     add("--retriever", nargs="+", default=[], metavar="NAME", help="besides bm25: minilm, dense:MODEL")
     option(parser, "--k", "of ranked ones; default: as the first one was trained, or 5")

@@ -82,6 +82,11 @@ def best_rows(
     )
 
 
+def norms_of(rows: Float[np.ndarray, "R T X"]) -> Float32[np.ndarray, "R T"]:
+    """Return the norms of rows' vectors, as `best_rows` takes them."""
+    return np.sqrt(np.einsum("RTX,RTX->RT", rows, rows, dtype=np.float32))
+
+
 def trimmed(vectors: Float32[np.ndarray, "Q S X"]) -> Float32[np.ndarray, "Q used X"]:
     """Return a question's vectors without places that no question uses, but for a power of two of them: few shapes."""
     used = np.flatnonzero(vectors.any(axis=(0, 2)))

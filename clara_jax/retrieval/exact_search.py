@@ -18,7 +18,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from clara_jax.inference.ranking import best_rows, trimmed
+from clara_jax.inference.ranking import best_rows, norms_of, trimmed
 from clara_jax.method.reranker import score_vectors
 from clara_jax.model.sharding import BATCH, batch_shards
 from clara_jax.retrieval.document_store import DocumentStore
@@ -179,8 +179,7 @@ class ExactSearch:
     def _block(self, ids: list[str], vectors: np.ndarray, rows: int) -> _Block:
         whole = np.zeros((rows, *self._tail.shape[1:]), self._dtype)
         whole[: len(vectors)] = vectors
-        norms = np.sqrt(np.einsum("nsx,nsx->ns", whole, whole, dtype=np.float32))
-        return _Block(self._place(whole), self._place(norms), ids, np.arange(rows) < len(ids))
+        return _Block(self._place(whole), self._place(norms_of(whole)), ids, np.arange(rows) < len(ids))
 
     def _place(self, array: np.ndarray) -> jax.Array:
         spec = jax.P(BATCH, *(None,) * (array.ndim - 1))

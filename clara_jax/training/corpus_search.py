@@ -22,7 +22,7 @@ from clara_jax.checkpoints.run import load_arrays
 from clara_jax.errors import ClaraError
 from clara_jax.inference.encode import encode_texts
 from clara_jax.inference.memory_store import document_key
-from clara_jax.inference.ranking import best_rows, trimmed
+from clara_jax.inference.ranking import best_rows, norms_of, trimmed
 from clara_jax.input_pipeline.batches import Batch, MemoryReader
 from clara_jax.input_pipeline.encoding import Example
 from clara_jax.input_pipeline.loader import BatchLoader
@@ -250,8 +250,7 @@ def _best_of_block(
     queries: np.ndarray, block: np.ndarray, count: int, width: int, mesh: jax.sharding.Mesh
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the scores and rows [Q, shards · width] of the best of a block's first ``count`` rows; else -inf."""
-    norms = np.sqrt(np.einsum("nsx,nsx->ns", block, block))
-    placed = put_batch((block, norms, np.arange(len(block)) < count), mesh)
+    placed = put_batch((block, norms_of(block), np.arange(len(block)) < count), mesh)
     parts = []
     for start in range(0, len(queries), QUESTIONS):
         some = np.zeros((QUESTIONS, *queries.shape[1:]), np.float32)

@@ -189,8 +189,8 @@ def test_exact_search_is_brute_force_and_follows_the_store(tmp_path, monkeypatch
         for vector, found in zip(query, search(query, 9), strict=True):
             assert_same(found, brute_force(store, vector, 9))
 
-    for document, chunks in (("a", 3), ("b", 40), ("c", 70)):
-        put(store, document, chunks)
+    for document, number in (("a", 3), ("b", 40), ("c", 70)):
+        put(store, document, number)
         check()
     put(store, "b", 7, outdated=["b"])
     check()

@@ -1,4 +1,4 @@
-"""Which records a measurement is of that is not of all."""
+"""Draws from seeds: the generator of all of them, and which records a measurement is of that is not of all."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ import numpy as np
 T = TypeVar("T")
 
 
+def generator(seed: int, number: int) -> np.random.Generator:
+    """Return the generator of a seed's draw of this number: the same on every machine and in every process."""
+    return np.random.Generator(np.random.Philox(key=np.array([seed, number], np.uint64)))
+
+
 def drawn(records: Sequence[T], limit: int | None) -> list[T]:
     """Return as many records as the limit, drawn from all of them, in the order of the draw; all in theirs without one.
 
@@ -18,5 +23,5 @@ def drawn(records: Sequence[T], limit: int | None) -> list[T]:
     """
     if limit is None:
         return list(records)
-    order = np.random.Generator(np.random.Philox(key=len(records))).permutation(len(records))
+    order = generator(len(records), 0).permutation(len(records))
     return [records[number] for number in order[:limit].tolist()]

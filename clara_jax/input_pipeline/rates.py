@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from clara_jax.input_pipeline.buckets import Shapes, levels, shapes_for
+from clara_jax.input_pipeline.drawn import generator
 from clara_jax.input_pipeline.encoding import Example
 from clara_jax.input_pipeline.tokenization import ClaraTokenizer
 
@@ -50,7 +51,7 @@ def make_rate(sizes: np.ndarray, ladder: Sequence[Shapes], lowest: ClaraTokenize
 def rate_of(step: int, count: int, seed: int) -> int:
     """Return a step's rate, of ``count``: each comes once in every ``count`` steps, in an order drawn from the seed."""
     window, within = divmod(step, count)
-    order = np.random.Generator(np.random.Philox(key=np.array([seed, _RATES + window], np.uint64))).permutation(count)
+    order = generator(seed, _RATES + window).permutation(count)
     return int(order[within])
 
 

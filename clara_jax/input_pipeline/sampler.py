@@ -13,6 +13,7 @@ import numpy as np
 
 from clara_jax.errors import ClaraError
 from clara_jax.input_pipeline.buckets import Shapes, levels
+from clara_jax.input_pipeline.drawn import generator
 from clara_jax.input_pipeline.mixture import Mixture
 
 WINDOW = 64  # batches that are sorted by size together
@@ -83,7 +84,7 @@ class BatchPlan:
         if last - first > 1:
             order = np.lexsort((self._length[stream], self._levels[stream]))
             batches = stream[order].reshape(-1, self.batch_size)
-            return _generator(self.seed, _WINDOWS + window).permutation(batches)
+            return generator(self.seed, _WINDOWS + window).permutation(batches)
         return stream[None]
 
     def _stream(self, start: int, stop: int) -> np.ndarray:
@@ -101,10 +102,6 @@ class BatchPlan:
 
 @lru_cache(maxsize=64)
 def _permutation(length: int, seed: int, number: int) -> np.ndarray:
-    permutation = _generator(seed, number).permutation(length)
+    permutation = generator(seed, number).permutation(length)
     permutation.flags.writeable = False  # the cached array itself is handed out
     return permutation
-
-
-def _generator(seed: int, number: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=np.array([seed, number], np.uint64)))

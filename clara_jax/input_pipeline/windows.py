@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-import numpy as np
-
+from clara_jax.input_pipeline.drawn import generator
 from clara_jax.input_pipeline.records import TEXT_STAGES, Record
 from clara_jax.input_pipeline.tokenization import ClaraTokenizer
 
@@ -33,7 +32,7 @@ def cut_records(records: Sequence[Record], tokenizer: ClaraTokenizer, crop: str,
       crop: one of `CROPS`.
       seed: of the draws.
     """
-    drawn = np.random.Generator(np.random.Philox(key=np.array([seed, 0], np.uint64))).random(len(records))
+    drawn = generator(seed, 0).random(len(records))
     results: list[Record | None] = list(records)
     passages = [i for i, record in enumerate(records) if record.kind in TEXT_STAGES and _is_whole(record)]
     texts = [tokenizer.plain(records[i].documents[0]) for i in passages]

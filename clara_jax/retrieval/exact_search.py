@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -100,15 +100,33 @@ class ExactSearch:
           for each question, (id, score) of up to k chunks.
         """
         with self._store.reading():
-            return self._ranked(queries, k, allowed)
-
-    def _ranked(self, queries: np.ndarray, k: int, allowed: Collection[str] | None) -> list[list[tuple[str, float]]]:
-        if self.fits:
-            self._refresh()
-            blocks: Iterator[_Block] = iter(self._blocks)
-        else:
+            if self.fits:
+                self._refresh()
+                return self._best(queries, k, self._blocks, allowed)
             self._blocks, self._keys, self._version = [], {}, -1
-            blocks = self._streamed()
+            return self._best(queries, k, self._streamed(), allowed)
+
+    def among(self, queries: np.ndarray, k: int, ids: Sequence[str]) -> list[list[tuple[str, float]]]:
+        """Return the k best of the named chunks for each question, as a call returns those of all.
+
+        Their memories are read from the store, and split over the devices.
+
+        Args:
+          queries: encodings of questions, [Q, M, E].
+          k: the number of chunks.
+          ids: of chunks that are in the store.
+        """
+        if not ids:
+            return [[] for _ in queries]
+        with self._store.reading():
+            vectors = self._vectors(self._store.memories(ids))
+            step = _WIDTH * self._shards  # few shapes are compiled
+            rows = -(-len(ids) // step) * step
+            return self._best(queries, k, [self._block(list(ids), vectors, rows)])
+
+    def _best(
+        self, queries: np.ndarray, k: int, blocks: Iterable[_Block], allowed: Collection[str] | None = None
+    ) -> list[list[tuple[str, float]]]:
         count = 1 << (len(queries) - 1).bit_length()
         asked = np.zeros((count, *self._tail.shape[1:]), np.float32)
         asked[: len(queries)] = self._vectors(queries)

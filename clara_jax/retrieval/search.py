@@ -9,8 +9,6 @@ import jax
 import numpy as np
 
 from clara_jax.errors import ClaraError
-from clara_jax.inference.ranking import rank_memories
-from clara_jax.model.sharding import batch_shards
 from clara_jax.retrieval.ann import Projection
 from clara_jax.retrieval.document_store import DocumentStore
 from clara_jax.retrieval.exact_search import ExactSearch
@@ -42,7 +40,7 @@ class Search:
     """
 
     def __init__(self, store: DocumentStore, mesh: jax.sharding.Mesh, budget: int):
-        self._store, self._mesh, self._exact_search = store, mesh, ExactSearch(store, mesh, budget)
+        self._store, self._exact_search = store, ExactSearch(store, mesh, budget)
         self._projection: Projection | None = None
         self._projected = 0  # the version of the store's projection
 
@@ -92,11 +90,8 @@ class Search:
             allowed = None if where is None else set(self._store.where(where))
             return [ScoredId(*hit) for hit in self._exact_search(query[None], k, allowed)[0]]
         vector = projection.queries(query[None])[0]
-        ids = sorted(self._store.nearest(vector, SURVIVORS * k, where))  # equal scores are ordered by id
-        asked, memories = (x.astype(np.float32) for x in (query[None], self._store.memories(ids)))
-        size, count = batch_shards(self._mesh), self._store.encoding.memory_count
-        order, scores = rank_memories(asked, [memories], k, size, self._mesh, count)
-        return [ScoredId(ids[i], float(score)) for i, score in zip(order[0], scores[0], strict=True) if i >= 0]
+        ids = self._store.nearest(vector, SURVIVORS * k, where)
+        return [ScoredId(*hit) for hit in self._exact_search.among(query[None], k, ids)[0]]
 
     def _words(self, question: str, k: int, where: str | None) -> list[ScoredId]:
         return [ScoredId(*hit) for hit in self._store.words(question, k, where)]

@@ -200,6 +200,10 @@ def test_exact_search_is_brute_force_and_follows_the_store(tmp_path, monkeypatch
     check()
     allowed = {"a#1", "d#4", "b#2"}
     assert_same(search(query[:1], 9, allowed)[0], brute_force(store, query[0], 9, sorted(allowed)))
+    some = store.index()[0][::2]
+    for vector, found in zip(query, search.among(query, 9, some), strict=True):
+        assert_same(found, brute_force(store, vector, 9, some))
+    assert search.among(query, 9, []) == [[], []]
     # What does not fit is read from the store.
     small = ExactSearch(store, mesh, 10)
     assert not small.fits and search.fits

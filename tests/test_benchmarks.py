@@ -6,13 +6,23 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import accelerator, corpus_part, fresh_states, memory_bytes, memory_codes, squad_search, vector_index
+from benchmarks import (
+    accelerator,
+    corpus_part,
+    fresh_states,
+    fused_rankings,
+    memory_bytes,
+    memory_codes,
+    squad_search,
+    vector_index,
+)
 from clara_jax.api import Clara
 from clara_jax.errors import ClaraError
 from clara_jax.input_pipeline.records import Record
 from clara_jax.method.stages import STAGES
 from clara_jax.retrieval.encodings import ENCODINGS
 from tests import tiny
+from tests.evaluation import made_up
 from tests.test_rag_pipeline import write_checkpoint
 
 BASE = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 96}
@@ -200,3 +210,41 @@ def test_a_part_of_a_corpus_has_what_is_asked_for_and_others(monkeypatch, tmp_pa
     with pytest.raises(ClaraError, match="the corpus has no passage 'p31'"):
         corpus_part.main()
     assert output.read_text().splitlines() == written
+
+
+@pytest.fixture
+def two_rankers(tmp_path):
+    """A report of two rankers, which know three questions and two of eight, one of them in common, and of no ranker."""
+    systems = {
+        "m/clara": made_up.ranking({0, 1, 2}),
+        "rank/bm25": made_up.ranking({0, 6}),
+        "m/no_memory": made_up.answers({0}),
+    }
+    suite = made_up.suite()
+    return made_up.directory(tmp_path / "report", [suite], {suite.name: systems})
+
+
+def test_a_fusion_has_first_what_both_have_and_next_what_one_has(monkeypatch, two_rankers, capsys):
+    monkeypatch.setattr(sys, "argv", ["fused_rankings", str(two_rankers)])
+    fused_rankings.main()
+    lines = capsys.readouterr().out.splitlines()
+    means = {
+        name.strip(): [cell.split()[0] for cell in cells] for _, name, *cells, _ in (x.split("|") for x in lines[5:])
+    }
+    assert means == {
+        "m/clara": ["37.5", "37.5", "100.0"],
+        "rank/bm25": ["25.0", "25.0", "100.0"],
+        "the fusion": ["12.5", "50.0", "100.0"],
+        "the fusion - m/clara": ["-25.0", "12.5", "0.0"],
+        "the fusion - rank/bm25": ["-12.5", "25.0", "0.0"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [(("m/clara", "rank/minilm"), "no system 'rank/minilm'; it has"), (("m/clara", "m/no_memory"), "no two of these")],
+)
+def test_what_cannot_be_fused_is_named(pair, message, monkeypatch, two_rankers):
+    monkeypatch.setattr(sys, "argv", ["fused_rankings", str(two_rankers), "--fuse", *pair])
+    with pytest.raises(ClaraError, match=message):
+        fused_rankings.main()

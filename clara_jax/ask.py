@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--where", metavar="CONDITION", help="that chunks must meet, e.g. \"document = 'notes/a.md'\"")
     add("--expand", type=int, default=0, metavar="N", help="give the best N chunks as text, too: for names and numbers")
-    add("--abstain-below", type=float, metavar="COSINE", help="answer nothing where the best score is below")
+    add("--abstain-below", type=float, metavar="SCORE", help="answer nothing where the best score is below")
     option(parser, "--max-new-tokens", "64", default=64)
     option(parser, "--temperature", "0", default=0.0)
     option(parser, "--top-p", "1", default=1.0)

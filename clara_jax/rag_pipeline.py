@@ -298,7 +298,7 @@ class RagPipeline:
           how: see `Search`; default `usual_how`.
           where: see `Search`.
           expand: the number of best chunks that are also given as text, for names and numbers that a memory has lost.
-          abstain_below: a cosine; the model abstains where the best chunk's is below it.
+          abstain_below: a score; the model abstains where the best chunk's is below it.
           candidates: the number of hits that are returned, k or more.
           sampling: see `Request`.
           seed: see `Request`.
@@ -308,7 +308,7 @@ class RagPipeline:
         """
         k, how = self.usual_k if k is None else k, how or self.usual_how
         if abstain_below is not None and how != "memory":
-            raise ClaraError('abstain_below: is a cosine, and needs how="memory"')
+            raise ClaraError('abstain_below: is a score of memories, and needs how="memory"')
         if k < 1 or expand < 0:
             raise ClaraError(f"k is {k}, expand is {expand}; they must be at least 1 and 0")
         turns = list(history)[-MOST_TURNS:]
@@ -375,7 +375,7 @@ class RagPipeline:
         return self.clara.bundle.tokenizer.decode(tokens)
 
     def rank(self, question: str, texts: Sequence[str]) -> list[float]:
-        """Return the cosine of each text with a question; the texts are compressed for this call and not kept.
+        """Return the score of each text for a question; the texts are compressed for this call and not kept.
 
         Raises:
           ClaraError: no question; an empty text, or none.

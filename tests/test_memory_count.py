@@ -164,7 +164,7 @@ def test_packed_rows_have_the_loss_of_rows_of_their_own(bundle):
 
 
 def test_a_question_is_answered_from_the_memories_that_exist(bundle):
-    """The prompt has a place for each of them, and the scores are cosines of their means."""
+    """The prompt has a place for each of them, and the scores are those of late interaction."""
     clara = Clara(bundle, batch_size=2)
     memories = clara.compress(TEXTS)
     made = [bundle.tokenizer.memories_of(len(ids)) for ids in bundle.tokenizer.encode_documents(memories.texts)]

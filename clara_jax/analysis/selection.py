@@ -14,10 +14,10 @@ from clara_jax.metrics.controls import half_away
 from clara_jax.retrieval.encodings import MemoryEncoding
 
 ENCODINGS = ("float16", "int8")
-NOISE = 0.01  # standard deviation, in units of a cosine
+NOISE = 0.01  # standard deviation, in units of a score
 DRAWS = 20
 UNSELECTED = "an unselected candidate taken away (check)"
-NOISY = f"normal noise of {NOISE:g} on each cosine ({DRAWS} draws)"
+NOISY = f"normal noise of {NOISE:g} on each score ({DRAWS} draws)"
 OTHER_QUESTION = "another question's memory in its place (control)"
 RANDOM = f"a random choice (control, {DRAWS} draws)"
 QUANTILES = (0.1, 0.5, 0.9)
@@ -79,7 +79,7 @@ def gaps_section(found: Mapping[int, np.ndarray], k: int) -> dict[str, Any]:
     middle = {place: float(np.median(values)) for place, values in found.items()}
     close = float(np.mean(found[k] < CLOSE[0]))
     text = (
-        f"Differences of cosines, medians. The best candidate leads the second by {middle[1]:.4f}, the last selected "
+        f"Differences of scores, medians. The best candidate leads the second by {middle[1]:.4f}, the last selected "
         f"one (rank {k}) the first that is not by {middle[k]:.4f}; any two neighbours lie {middle[0]:.4f} apart. For "
         f"{percent(close)} of the questions the selection hangs on less than {CLOSE[0]:g}."
     )
@@ -134,7 +134,7 @@ def stability_section(found: Mapping[str, np.ndarray], k: int) -> dict[str, Any]
     text = (
         f"Of questions with more than {k} candidates, how often the set of the best {k} becomes another one when one "
         f"thing is changed, and how much of it stays on average. Stored in one byte a number, memories change it for "
-        f"{percent(changes['memories stored as int8'])} of the questions, noise of {NOISE:g} on the cosines for "
+        f"{percent(changes['memories stored as int8'])} of the questions, noise of {NOISE:g} on the scores for "
         f"{percent(changes[NOISY])}; a random choice is another set for {percent(changes[RANDOM])}. "
     )
     text += (

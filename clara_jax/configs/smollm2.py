@@ -16,7 +16,7 @@ Arguments, as ``key=value,...``:
   end_to_end is to be compared with. Default: read, and in ``tiny`` and ``full`` read+instruct+end_to_end;
 - ``rate``: the compress rate at the end (4);
 - ``places``: where memory tokens stand, each after its ``runs`` of the text, or all at its ``end``;
-- ``scaffold``: 1, or 0 for the control without: memories then start as mapped last-layer states;
+- ``scaffold``: 1, or 0 for the control without: memories then start as mapped last-layer states, and are not read;
 - ``documents``: ``memory``, or ``text`` for the control of equal data: the generator's adapter is trained on the same
   questions, with the documents as texts in its prompt, and nothing else is;
 - ``start``: a run or checkpoint to start from instead of the base;

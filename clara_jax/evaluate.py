@@ -151,6 +151,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         *(text_spec(*model) for model in texts),
         *system_specs.ranker_specs(arguments.retriever, settings),
     ]
+    distributed.on_main(system_specs.warn_of_precisions, systems)
     with contextlib.ExitStack() as stack:
         distributed.on_main(stack.enter_context, runner.claimed(directory))
         distributed.on_main(runner.write_plan, directory, systems, suites, settings)

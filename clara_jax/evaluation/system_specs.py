@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from clara_jax.checkpoints import opening
 from clara_jax.checkpoints.bundle import Bundle
 from clara_jax.data.importers.retrievers import open_retriever
 from clara_jax.data.synthetic_world import SyntheticConfig
-from clara_jax.errors import ClaraError
+from clara_jax.errors import ClaraError, ClaraWarning
 from clara_jax.evaluation.baselines import Cramming
 from clara_jax.evaluation.runner import RANK, SystemSpec
 from clara_jax.evaluation.systems import (
@@ -186,6 +187,25 @@ def memory_spec(
 
     name = "@".join([name, *(str(asked_for) for asked_for in (rate, memory_count) if asked_for is not None)])
     return SystemSpec(name, about, asked, open_model, specs)
+
+
+def warn_of_precisions(systems: Sequence[SystemSpec]) -> None:
+    """Warn where models that answer from memories are opened in different precisions.
+
+    A memory's precision is part of its fingerprint, so documents are then compressed once for each, and what differs
+    between the models is not their training alone.
+    """
+    names: dict[str, list[str]] = {}
+    for system in (system for system in systems if system.remembers):
+        names.setdefault(system.about["precision"], []).append(system.name)
+    if len(names) > 1:
+        opened = "; ".join(f"{precision}: {', '.join(of)}" for precision, of in names.items())
+        warnings.warn(
+            f"models of different precisions share no memories and differ by more than their training ({opened}); "
+            "--precision opens all in one",
+            ClaraWarning,
+            stacklevel=2,
+        )
 
 
 def memories(clara: Clara, suites: Sequence[Suite], folder: Path) -> Callable[[Sequence[np.ndarray]], np.ndarray]:

@@ -49,6 +49,12 @@ def interval(statistic: Mapping[str, Any], unit: str) -> str:
     return f"{low} to {high}" if statistic["low"] < 0 else f"{low}–{high}"
 
 
+def with_interval(found: Mapping[str, Any], unit: str) -> str:
+    """Return a statistic as text with the bounds of its interval, where it has one."""
+    bounds = interval(found, unit)
+    return amount(found["mean"], unit) + (f" [{bounds}]" if bounds else "")
+
+
 def change(difference: Mapping[str, Any], unit: str) -> str:
     """Return a difference as text with its plus or minus."""
     value = amount(difference["mean"], unit)
@@ -320,20 +326,15 @@ def _beside_text(report: Report, suite: Mapping[str, Any]) -> Iterator[str]:
                 title = titled(report["metrics"][suite["main"]])
                 what = f"{system['name']}: normalised {title} of {normalised['to']}: "
                 yield what + (
-                    _with_interval(share, "share") if share["mean"] is not None else f"not defined, {UNDEFINED}"
+                    with_interval(share, "share") if share["mean"] is not None else f"not defined, {UNDEFINED}"
                 )
         for followed in system["followed_with"]:
             yield (
                 f"{system['name']}: follows of the changed documents that {followed['to']} follows (%): "
-                + _with_interval(followed["share"], "share")
+                + with_interval(followed["share"], "share")
             )
 
 
 def _summary_cell(report: Report, system: Mapping[str, Any], name: str) -> str:
     found, unit = system["metrics"].get(name), report["metrics"][name]["unit"]
-    return "" if found is None else _with_interval(found, unit)
-
-
-def _with_interval(found: Mapping[str, Any], unit: str) -> str:
-    bounds = interval(found, unit)
-    return amount(found["mean"], unit) + (f" [{bounds}]" if bounds else "")
+    return "" if found is None else with_interval(found, unit)

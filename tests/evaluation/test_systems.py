@@ -1,6 +1,7 @@
 """What each condition gives the generator, and what is noted of what comes out."""
 
 import dataclasses
+import warnings
 
 import jax
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 from clara_jax.api import Clara
 from clara_jax.checkpoints import opening
 from clara_jax.data.importers.retrievers import open_retriever
-from clara_jax.errors import ClaraError
+from clara_jax.errors import ClaraError, ClaraWarning
+from clara_jax.evaluation.runner import SystemSpec
+from clara_jax.evaluation.system_specs import warn_of_precisions
 from clara_jax.evaluation.systems import (
     MemoryModel,
     Ranker,
@@ -272,3 +275,14 @@ def test_a_prompt_that_is_too_long_is_named(clara, text):
 def test_settings_are_checked():
     with pytest.raises(ClaraError, match="k is 0"):
         Settings(k=0)
+
+
+def test_models_of_different_precisions_are_named():
+    def opened(name, precision, condition="clara"):
+        return SystemSpec(name, {"precision": precision}, (CONDITIONS[condition],), lambda: pytest.fail("opened"))
+
+    with pytest.warns(ClaraWarning, match=r"\(mixed: packaged, copy; float32: trained\); --precision opens all in one"):
+        warn_of_precisions([opened("packaged", "mixed"), opened("trained", "float32"), opened("copy", "mixed")])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_precisions([opened("packaged", "mixed"), opened("text", "float32", "text_oracle")])

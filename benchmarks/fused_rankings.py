@@ -10,23 +10,25 @@ table of Recall@1, @3 and @5 in percent with 95 % bootstrap intervals, and what 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-
-import numpy as np
 
 from clara_jax import command
 from clara_jax.errors import ClaraError
 from clara_jax.evaluation.predictions import Prediction
 from clara_jax.evaluation.runner import PLAN, read_predictions, read_suites
+from clara_jax.evaluation.scoring import METRICS, Aggregator
+from clara_jax.evaluation.tables import NOTHING, with_interval
 from clara_jax.formats.json_file import read_object
-from clara_jax.metrics.bootstrap import Bootstrap, Interval
-from clara_jax.metrics.cases import Case
-from clara_jax.metrics.ranking import DEPTHS, recall_at
+from clara_jax.metrics.bootstrap import Bootstrap
+from clara_jax.metrics.cases import Suite
+from clara_jax.metrics.ranking import DEPTHS
 from clara_jax.retrieval.search import ScoredId, fuse
 
-Orders = Mapping[str, tuple[int, ...]]  # by case: candidates, best first
+RECALLS = {f"recall@{k}": f"Recall@{k}" for k in DEPTHS}  # metrics by name, and their titles
+FUSION = "the fusion"
 
 
 def fused(orders: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
@@ -35,38 +37,31 @@ def fused(orders: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     return tuple(int(found.id) for found in fuse(rankings))
 
 
-def recalls(cases: Sequence[Case], orders: Orders) -> dict[int, np.ndarray]:
-    """Return each case's Recall@k by the k of `DEPTHS`."""
-    return {k: np.array([_recall(case, orders[case.id], k) for case in cases]) for k in DEPTHS}
+def table(suite: Suite, orders: Mapping[str, Mapping[str, tuple[int, ...]]]) -> list[str]:
+    """Return the lines of a table of systems and of their fusion, and of the fusion compared with each of them.
 
-
-def _recall(case: Case, order: tuple[int, ...], k: int) -> float:
-    count = len(case.documents)
-    relevant = np.isin(np.arange(count), case.positives)[None]
-    return float(recall_at(-np.argsort(order)[None], np.ones((1, count), bool), relevant, k)[0])
-
-
-def table(cases: Sequence[Case], orders: Mapping[str, Orders]) -> list[str]:
-    """Return the lines of a table of systems, and of the last of them compared with each of the others.
+    Cases count that all systems have ranked; where there is none, the table is empty.
 
     Args:
-      cases: those that all systems have ranked.
-      orders: by system; the last is the fusion of the others.
+      suite: of the cases.
+      orders: by system, then by case: candidates, best first.
     """
-    bootstrap = Bootstrap(len(cases))
-    values = {name: recalls(cases, of) for name, of in orders.items()}
-    *parts, fusion = values
-    lines = [f"| {len(cases)} questions | {' | '.join(f'Recall@{k}' for k in DEPTHS)} |", "|---" * 4 + "|"]
-    for name, of in values.items():
-        lines.append(f"| {name} | {' | '.join(_percent(bootstrap.mean(of[k])) for k in DEPTHS)} |")
-    for part in parts:
-        gains = [bootstrap.difference(values[fusion][k], values[part][k]) for k in DEPTHS]
-        lines.append(f"| the fusion - {part} | {' | '.join(map(_percent, gains))} |")
-    return lines
+    cases = [case for case in suite.cases if all(case.id in of for of in orders.values())]
+    if not cases:
+        return []
+    common = dataclasses.replace(suite, cases=tuple(cases))
+    orders = {**orders, FUSION: {case.id: fused([of[case.id] for of in orders.values()]) for case in cases}}
+    predictions = {name: [Prediction(case.id, order=of[case.id]) for case in cases] for name, of in orders.items()}
+    found = Aggregator(common, predictions, Bootstrap(len(cases)))
+    rows = {name: found.means(name, list(RECALLS)) for name in orders}
+    for name in list(orders)[:-1]:
+        rows[f"{FUSION} - {name}"] = found.differences(FUSION, name, list(RECALLS))
+    lines = [f"| {len(cases)} questions | {' | '.join(RECALLS.values())} |", "|---" * 4 + "|"]
+    return lines + [f"| {name} | {' | '.join(_cell(of, metric) for metric in RECALLS)} |" for name, of in rows.items()]
 
 
-def _percent(interval: Interval) -> str:
-    return f"{100 * interval.mean:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+def _cell(statistics: Mapping[str, Mapping[str, float]], metric: str) -> str:
+    return with_interval(statistics[metric], METRICS[metric].unit) if metric in statistics else NOTHING
 
 
 def orders_of(predictions: Sequence[Prediction]) -> dict[str, tuple[int, ...]]:
@@ -95,12 +90,10 @@ def main() -> None:
         found = read_predictions(directory, suite.name, systems)
         ranked = {name: orders for name, predictions in found.items() if (orders := orders_of(predictions))}
         for pair in [arguments.fuse] if arguments.fuse else combinations(ranked, 2):
-            cases = [case for case in suite.cases if all(case.id in ranked.get(name, {}) for name in pair)]
-            if not cases:
+            lines = table(suite, {name: ranked.get(name, {}) for name in pair})
+            if not lines:
                 continue
-            orders = {name: ranked[name] for name in pair}
-            both = {case.id: fused([of[case.id] for of in orders.values()]) for case in cases}
-            print("\n".join([f"\n{suite.name}\n", *table(cases, orders | {"the fusion": both})]))
+            print("\n".join([f"\n{suite.name}\n", *lines]))
             printed = True
     if not printed:
         raise ClaraError(f"{directory}: no two of these systems have ranked candidates of the same case")

@@ -1,5 +1,6 @@
 """Benchmarks run from end to end on a model of no size, those of accelerators where none is."""
 
+import dataclasses
 import json
 import sys
 
@@ -214,13 +215,25 @@ def test_a_part_of_a_corpus_has_what_is_asked_for_and_others(monkeypatch, tmp_pa
 
 @pytest.fixture
 def two_rankers(tmp_path):
-    """A report of two rankers, which know three questions and two of eight, one of them in common, and of no ranker."""
+    """A report of two rankers, which know three questions and two of eight, one of them in common, and of no ranker.
+
+    Of six candidates the right one is the fourth for the first ranker where it does not know, the last for the other.
+    """
+
+    def six(predictions, wrong):
+        orders = [(1, 0, 2, 3, 4, 5) if found.order[0] == 1 else wrong for found in predictions]
+        return [
+            dataclasses.replace(found, order=order, scores=None)
+            for found, order in zip(predictions, orders, strict=True)
+        ]
+
     systems = {
-        "m/clara": made_up.ranking({0, 1, 2}),
-        "rank/bm25": made_up.ranking({0, 6}),
+        "m/clara": six(made_up.ranking({0, 1, 2}), (0, 2, 3, 1, 4, 5)),
+        "rank/bm25": six(made_up.ranking({0, 6}), (0, 2, 3, 4, 5, 1)),
         "m/no_memory": made_up.answers({0}),
     }
-    suite = made_up.suite()
+    cases = [dataclasses.replace(case, documents=(*case.documents, "4", "5")) for case in made_up.suite().cases]
+    suite = dataclasses.replace(made_up.suite(), cases=tuple(cases))
     return made_up.directory(tmp_path / "report", [suite], {suite.name: systems})
 
 
@@ -233,11 +246,21 @@ def test_a_fusion_has_first_what_both_have_and_next_what_one_has(monkeypatch, tw
     }
     assert means == {
         "m/clara": ["37.5", "37.5", "100.0"],
-        "rank/bm25": ["25.0", "25.0", "100.0"],
+        "rank/bm25": ["25.0", "25.0", "25.0"],
         "the fusion": ["12.5", "50.0", "100.0"],
-        "the fusion - m/clara": ["-25.0", "12.5", "0.0"],
-        "the fusion - rank/bm25": ["-12.5", "25.0", "0.0"],
+        "the fusion - m/clara": ["−25.0", "12.5", "0.0"],
+        "the fusion - rank/bm25": ["−12.5", "25.0", "75.0"],
     }
+
+
+def test_a_depth_beyond_the_candidates_has_no_recall(monkeypatch, tmp_path, capsys):
+    suite = made_up.suite()
+    systems = {"m/clara": made_up.ranking({0, 1, 2}), "rank/bm25": made_up.ranking({0, 6})}
+    directory = made_up.directory(tmp_path / "report", [suite], {suite.name: systems})
+    monkeypatch.setattr(sys, "argv", ["fused_rankings", str(directory)])
+    fused_rankings.main()
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines()[5:]]
+    assert len(rows) == 5 and all(row[4].strip() == "–" and row[2].strip() != "–" for row in rows)
 
 
 @pytest.mark.parametrize(

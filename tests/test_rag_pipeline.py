@@ -156,7 +156,7 @@ def test_the_precision_is_that_of_the_memories_else_that_for_the_processor(check
             assert (store, bundle.model.precision) == (store, asked)
             kernel = bundle.params["base"]["layers"]["mlp"]["up"]["kernel"]["up"]
             assert kernel.dtype == bundle.model.base_dtype
-    with pytest.raises(ClaraError, match="holds memories of another compressor"):
+    with pytest.raises(ClaraError, match="holds memories of another compressor, or of this one in another precision"):
         opened("mixed", "float32")
 
 

@@ -227,9 +227,9 @@ class MemoryStore:
         if found["fingerprint"] != about["fingerprint"]:
             other = str(found["fingerprint"])[:12]
             raise ClaraError(
-                f"{self.location}: holds memories of another compressor (fingerprint {other}, this "
-                f"model has {about['fingerprint'][:12]}); name another directory, or delete this one to compress the "
-                "documents anew"
+                f"{self.location}: holds memories of another compressor, or of this one in another precision "
+                f"(fingerprint {other}, this model has {about['fingerprint'][:12]}); name another directory, or delete "
+                "this one to compress the documents anew"
             )
 
     def _changed(self) -> ClaraError:

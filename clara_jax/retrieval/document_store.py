@@ -131,8 +131,9 @@ class DocumentStore(ChunkReader):
         """
         if fingerprint != self.fingerprint:
             raise ClaraError(
-                f"{self.location}: holds memories of another compressor (fingerprint {self.fingerprint[:12]}, this "
-                f"model has {fingerprint[:12]}); compress the documents with this model into another directory"
+                f"{self.location}: holds memories of another compressor, or of this one in another precision "
+                f"(fingerprint {self.fingerprint[:12]}, this model has {fingerprint[:12]}); compress the documents "
+                "with this model into another directory"
             )
 
     @staticmethod

@@ -43,7 +43,7 @@ def place(tmp_path_factory, mesh):
 
 @pytest.fixture
 def pipeline(place):
-    return RagPipeline(Clara.load(place / "checkpoint", batch_size=4), DocumentStore.open(place / "store"))
+    return RagPipeline.open(place / "checkpoint", place / "store", batch_size=4)
 
 
 def questions():
